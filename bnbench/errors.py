@@ -1,0 +1,50 @@
+"""The exception tree of bnbench. Catch `BnbenchError` for all of it; each message says what, where and how to fix it.
+
+The command line exits with the error's `exit_code`: 1 failure, 2 usage or configuration, 3 partial (what was computed is kept).
+"""
+
+from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError
+
+__all__ = [
+    "BnbenchError",
+    "CandidateError",
+    "CorpusError",
+    "InputError",
+    "MissingExtraError",
+    "PartialRunError",
+    "PromptError",
+    "RecipeError",
+    "RunError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class CorpusError(UsageError):
+    """A data file that cannot be read, lacks a column, or has no usable row."""
+
+
+class PromptError(UsageError):
+    """A tokenizer or chat template that cannot give a correct prompt (two BOS, no end token, an unusable pad)."""
+
+
+class CandidateError(UsageError):
+    """A base, adapter or predictions file that is missing, broken, or does not fit the others."""
+
+
+class RecipeError(UsageError):
+    """A fine-tuning recipe with an unknown key, a wrong type, or settings that contradict each other."""
+
+
+class RunError(BnbenchError):
+    """A run folder that is damaged, or that belongs to another set of arguments."""
+
+
+class TrainingError(BnbenchError):
+    """Training that cannot go on: a checkpoint that does not fit, a loss that is not a number."""
+
+
+class PartialRunError(BnbenchError):
+    """The run stopped before its end; everything computed is saved, and the message has the command that goes on."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, tuners and what a training run needs."""

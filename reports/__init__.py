@@ -1,0 +1,1 @@
+"""Reports: ranking, HTML, Markdown, CSV and JSON made from a run folder."""
