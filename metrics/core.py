@@ -87,6 +87,7 @@ class Texts:
     references: tuple[tuple[str, ...], ...] | None = None
     messages: tuple[str, ...] | None = None
     likelihoods: FloatArray | None = None
+    hit_limit: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, given in (("references", self.references), ("messages", self.messages)):
