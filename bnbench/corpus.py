@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import CorpusError
-from bnbench.metrics import normalize
+from bnbench.metrics.normalization import normalize
 from bnbench.repair import LOST, repair
 from bnbench.tables import read_table
 
@@ -104,6 +104,22 @@ class Corpus:
         """One line: what was dropped by which step, and the sizes that are left."""
         dropped = ", ".join(f"{s.dropped} {s.name}" for s in self.steps if s.dropped) or "none"
         return f"dropped: {dropped}; left: " + ", ".join(f"{len(v)} {k}" for k, v in self.splits.items())
+
+
+    def summary(self) -> dict[str, object]:
+        """Source, steps, sizes and fingerprint, for JSON."""
+        return {
+            "source": self.source,
+            "steps": [asdict(s) for s in self.steps],
+            "splits": {name: len(part) for name, part in self.splits.items()},
+            "fingerprint": self.fingerprint,
+        }
+
+    def table(self) -> str:
+        """The same for people: one line a step, one for the splits."""
+        steps = [f"{s.name:<15}{s.dropped:>7} dropped {s.changed:>7} repaired   {s.why}" for s in self.steps]
+        sizes = " · ".join(f"{len(part)} {name}" for name, part in self.splits.items())
+        return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}"])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bnbench.errors import PartialRunError, RunError, UsageError
 from bnbench.metrics import Metric, Texts, default_metrics, get_metric
 from bnbench.progress import stage
 from bnbench.prompts import Prompt
-from bnbench.runs import SCHEMA_VERSION, Generation, Journal, generation_key, read_meta, write_json, write_scores, write_text
+from bnbench.runs import SCHEMA_VERSION, Generation, Journal, generation_key, read_meta, slug, write_json, write_scores, write_text
 
 log = logging.getLogger("bnbench")
 
@@ -56,6 +56,12 @@ class EvaluationRequest:
     overwrite: bool = False
     command: str = "bnbench evaluate"
     quiet: bool = False
+
+
+def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
+    """runs/<candidates>[-<data>]: the same command finds the same folder again."""
+    names = "-".join(slug(c.name) for c in candidates)
+    return Path("runs") / (names if data is None else f"{names}-{slug(Path(data).stem)}")
 
 
 @dataclass(frozen=True)

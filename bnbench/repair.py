@@ -13,10 +13,11 @@ import regex
 _BYTE_OF = {bytes([b]).decode("cp1252", errors="ignore") or chr(b): b for b in range(0x80, 0x100)}
 _BYTE_OF |= {chr(b): b for b in range(0x80, 0x100)}
 _MOJIBAKE_RUN = regex.compile(f"[{regex.escape(''.join(_BYTE_OF))}]+")
-_MOJIBAKE_SIGN = regex.compile("à[¦§]")  # the first two bytes of every Bengali letter
+# The first two bytes of every Bengali letter, read as cp1252 once or twice.
+_MOJIBAKE_SIGN = regex.compile("à[¦§]|Ã\\u00a0Â[¦§]")
 _TEMPLATE = regex.compile(r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
 _STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # half of a non-breaking space
-_STRAY_END = regex.compile(r"(?<=[\p{Bengali}।.!?])\s*[>@]+\s*$|(?<=\s)[>@]+(?=\s|$)")
+_STRAY_END = regex.compile(r"\s*[>@]+\s*$|^\s*[>@]+(?=\s)")
 _DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")
 _SPACES = regex.compile(r"[ \t\u00a0]+")
 LOST = "\ufffd"
@@ -48,6 +49,6 @@ def repair(text: str) -> str:
     """The text without mojibake, BOM, template remnants, stray marks, doubled vowel signs and runs of spaces."""
     text = undo_mojibake(text.replace("\ufeff", ""))
     text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text))
-    text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text.strip()))
+    text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text))
     lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     return "\n".join(lines).strip()

@@ -1,1 +1,33 @@
-"""Fine-tuning: recipes, tuners and what a training run needs."""
+"""Fine-tuning: recipes, tuners, and one function that trains an adapter or goes on with one.
+
+    from bnbench.finetune import FinetuneRequest, finetune, load_recipe
+
+    finetune(FinetuneRequest(base="FOLDER", recipe="t4", examples=..., fingerprint=..., output=Path("adapters/mine")))
+
+Importing this package imports no torch; `finetune` and `plan` do, when they are called.
+"""
+
+from bnbench.finetune.lora import count_parameters
+from bnbench.finetune.planning import FinetuneRequest, Plan, plan
+from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
+from bnbench.finetune.session import FinetuneResult, finetune
+from bnbench.finetune.tuner import Job, Outcome, Point, Tuner, get_tuner, tuner_names
+
+__all__ = [
+    "FinetuneRequest",
+    "FinetuneResult",
+    "Job",
+    "Outcome",
+    "Plan",
+    "Point",
+    "Recipe",
+    "Tuner",
+    "count_parameters",
+    "finetune",
+    "get_tuner",
+    "list_recipes",
+    "load_recipe",
+    "plan",
+    "recipe_text",
+    "tuner_names",
+]

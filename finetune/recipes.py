@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -32,7 +32,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("cosine", "linear", "constant_with_warmup"),
     "optimizer": ("paged_adamw_8bit", "adamw_8bit", "adamw_torch"),
 }
-_AT_LEAST_ONE = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "save_every", "log_every", "keep_checkpoints")
+_AT_LEAST_ONE = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "save_every", "log_every")
 _RANGES: Mapping[str, tuple[float, float]] = {
     "dropout": (0.0, 0.95),
     "warmup": (0.0, 1.0),
@@ -41,6 +41,26 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "epochs": (1e-3, 1000.0),
     "max_grad_norm": (0.0, 1000.0),
     "seed": (0, 2**32 - 1),
+    "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
+}
+_ALSO_CALLED: Mapping[str, str] = {
+    "lr": "learning_rate",
+    "rank": "r",
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_checkpointing": "checkpointing",
+    "max_length": "max_tokens",
+    "max_seq_length": "max_tokens",
+    "optim": "optimizer",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "save_steps": "save_every",
+    "logging_steps": "log_every",
 }
 _NO_INFLUENCE = frozenset({"name", "description", "card", "save_every", "log_every", "keep_checkpoints"})
 
@@ -49,9 +69,9 @@ _NO_INFLUENCE = frozenset({"name", "description", "card", "save_every", "log_eve
 class Recipe:
     """All settings of one training run. Lengths are in tokens, `save_every` and `log_every` in optimiser steps.
 
-    `tuner` names an entry of the registry (`bnbench.finetune.tuner`). `precision = "auto"` takes the arithmetic that the card
-    is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or all ("full-text").
-    `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples.
+    `tuner` names an entry of the registry (`bnbench.finetune.tuner`). `precision = "auto"` takes the arithmetic that
+    the card is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or all ("full-
+    text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples.
     """
 
     name: str
@@ -113,17 +133,18 @@ def recipe_text(name: str) -> str:
     """The TOML text of a shipped recipe, to be copied and edited. Raises RecipeError for an unknown name."""
     if name not in list_recipes():
         raise RecipeError(
-            f"there is no recipe {name!r}{_nearest(name, list_recipes())} "
+            f"there is no recipe {name!r}{nearest(name, list_recipes())} "
             f"(shipped: {', '.join(list_recipes())}; or give the path of a .toml file)"
         )
-    return (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
+    return str((_shipped() / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """A shipped recipe by name, or a TOML file by path (ending in `.toml`), with `overrides` as `--set key=value` gives them.
+    """A shipped recipe by name, or a TOML file by path (ending in `.toml`), with `overrides` as `--set key=value` gives
+    them.
 
-    Raises RecipeError for a file that is missing or no TOML, an unknown key (with the nearest one), a value of the wrong
-    type or out of its range, and settings that contradict each other.
+    Raises RecipeError for a file that is missing or no TOML, an unknown key (with the nearest one), a value of the
+    wrong type or out of its range, and settings that contradict each other.
     """
     given = str(name_or_path)
     text = _read(Path(given)) if given.endswith(".toml") else recipe_text(given)
@@ -135,12 +156,17 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = 
     return parse_recipe({**settings, **_parse_overrides(overrides or {})}, given)
 
 
+def override(recipe: Recipe, overrides: Mapping[str, str]) -> Recipe:
+    """The recipe with some settings changed, given as `--set key=value` gives them. Raises RecipeError."""
+    return parse_recipe({**recipe.to_dict(), **_parse_overrides(overrides)}, recipe.name)
+
+
 def parse_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     """A Recipe of plain values; `where` names their source in messages. Raises RecipeError as `load_recipe` does."""
     known = {field.name: str(field.type) for field in fields(Recipe)}
     for key in settings:
         if key not in known:
-            raise RecipeError(f"recipe {where}: unknown key {key!r}{_nearest(key, tuple(known))}")
+            raise RecipeError(f"recipe {where}: unknown key {key!r}{nearest(key, tuple(known))}")
     values = {key: _typed(key, value, known[key], where) for key, value in settings.items()}
     try:
         return Recipe(**values)
@@ -159,9 +185,11 @@ def _read(path: Path) -> str:
         raise RecipeError(f"recipe {path}: cannot be read: {error}") from None
 
 
-def _nearest(word: str, known: tuple[str, ...]) -> str:
-    best = process.extractOne(word, known, scorer=fuzz.WRatio)
-    return f"; did you mean {best[0]!r}?" if best else ""
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'epochs'?`, the end of a message about a word that is not among the known ones."""
+    synonym = _ALSO_CALLED.get(word)
+    best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
+    return f"; did you mean {best!r}?"
 
 
 def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -169,7 +197,7 @@ def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parse_override(text: str) -> Any:
-    """A value as TOML spells it (`2`, `true`, `["q_proj"]`); anything else is a bare string, which a shell user means."""
+    """A value as TOML spells it (`2`, `true`, `["q_proj"]`); anything else is a bare string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -185,14 +213,16 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
         return float(value)
     elif type(value).__name__ == kind:
         return value
-    wanted = "a list of strings" if kind.startswith("tuple") else {"int": "a whole number", "float": "a number"}.get(kind)
+    wanted = (
+        "a list of strings" if kind.startswith("tuple") else {"int": "a whole number", "float": "a number"}.get(kind)
+    )
     raise RecipeError(f"recipe {where}: {key} must be {wanted or kind}, not {value!r}")
 
 
 def _check(recipe: Recipe) -> None:
     for key, choices in _CHOICES.items():
         if (value := getattr(recipe, key)) not in choices:
-            raise RecipeError(f"{key} is {value!r}{_nearest(value, choices)} (one of {', '.join(choices)})")
+            raise RecipeError(f"{key} is {value!r}{nearest(value, choices)} (one of {', '.join(choices)})")
     for key in _AT_LEAST_ONE:
         if getattr(recipe, key) < 1:
             raise RecipeError(f"{key} is {getattr(recipe, key)}: it must be at least 1")
@@ -210,6 +240,9 @@ def _check_together(recipe: Recipe) -> None:
     if recipe.tuner == "qlora" and recipe.quantisation == "none":
         raise RecipeError('tuner "qlora" contradicts quantisation "none": set tuner = "lora", or quantisation = "nf4"')
     if recipe.tuner == "lora" and recipe.quantisation != "none":
-        raise RecipeError(f'tuner "lora" contradicts quantisation "{recipe.quantisation}": set tuner = "qlora", or quantisation = "none"')
+        raise RecipeError(
+            f'tuner "lora" contradicts quantisation "{recipe.quantisation}": '
+            'set tuner = "qlora", or quantisation = "none"'
+        )
     if recipe.schedule != "constant_with_warmup" and recipe.warmup >= 1:
         raise RecipeError(f"warmup is {recipe.warmup:g}: the learning rate would rise for the whole run and never fall")

@@ -8,42 +8,77 @@ ranking, a report or a later comparison needs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.errors import InputError
+from bnbench.metrics.significance import Interval, bootstrap
 
 FloatArray = npt.NDArray[np.float64]
+Made = TypeVar("Made")
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval in the units of the score it belongs to; `level` is its coverage, 0.95 by default."""
-
-    low: float
-    high: float
-    level: float = 0.95
+SCORING_VERSION = "0.1"
+"""Part of every signature. It moves when a score can move, not with each release, so that old and new scores stay comparable."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What scoring n replies with one metric gives.
+    """What scoring n replies with one metric gives. `str(result)` is one line: score, interval, signature.
 
-    `table` is the n x k statistics, `per_item` the n scores of the single replies (main value), `scores` every named value of
-    the metric over the whole set, `value` and `interval` the main one (`metric.values[0]`). `str(result)` is one line.
+    `table` is the n x k statistics; everything else is computed from it when first asked for, so that a score whose interval
+    nobody reads costs no bootstrap.
     """
 
-    metric: str
-    value: float
-    interval: Interval
-    scores: Mapping[str, float]
-    per_item: FloatArray = field(repr=False)
+    of: Metric = field(repr=False)
     table: FloatArray = field(repr=False)
-    signature: str = ""
+    resamples: int = 10_000
+    seed: int = 42
+    level: float = 0.95
+    clusters: Sequence[Hashable] | None = field(default=None, repr=False)
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return self.of.name
+
+    @property
+    def signature(self) -> str:
+        """Every choice that moves the score; two scores with different signatures must not be compared."""
+        return self.of.signature(len(self.table))
+
+    @cached_property
+    def scores(self) -> Mapping[str, float]:
+        """Every named value over the whole set, the main one first."""
+        return dict(zip(self.of.values, map(float, self.of.formula(self.table.sum(axis=0))), strict=True))
+
+    @property
+    def value(self) -> float:
+        """The main value, `scores[metric.values[0]]`."""
+        return self.scores[self.of.values[0]]
+
+    @cached_property
+    def per_item(self) -> FloatArray:
+        """The main value of each single reply, shape (n,)."""
+        scores: FloatArray = self.of.formula(self.table)[:, 0]
+        return scores
+
+    @cached_property
+    def intervals(self) -> Mapping[str, Interval]:
+        """The percentile bootstrap interval of every value, by its name."""
+        intervals = bootstrap(
+            self.table, self.of.formula, resamples=self.resamples, seed=self.seed, level=self.level, clusters=self.clusters
+        )
+        return dict(zip(self.of.values, intervals, strict=True))
+
+    @property
+    def interval(self) -> Interval:
+        """The interval of the main value."""
+        return self.intervals[self.of.values[0]]
 
     def __str__(self) -> str:
         return (
@@ -78,26 +113,139 @@ class Metric(ABC):
     def signature(self, n: int) -> str:
         """Every choice that moves the score, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.1`."""
 
+    def score(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        *,
+        messages: Sequence[str] | None = None,
+        likelihoods: npt.ArrayLike | None = None,
+        clusters: Sequence[Hashable] | None = None,
+        resamples: int = 10_000,
+        seed: int = 42,
+    ) -> Result:
+        """Score n predictions, each against its reference(s); `clusters` names the dialogue each belongs to.
+
+        Raises `InputError` on unequal lengths, on no predictions at all, or where something the metric needs is not given.
+        """
+        return self.result(Texts.of(predictions, references, messages, likelihoods), clusters, resamples, seed)
+
+    def result(
+        self,
+        texts: Texts,
+        clusters: Sequence[Hashable] | None = None,
+        resamples: int = 10_000,
+        seed: int = 42,
+    ) -> Result:
+        """Score texts that several metrics share; raises as `score` does."""
+        if not len(texts):
+            raise InputError(f"{self.name}: there is no reply to score")
+        if clusters is not None and len(clusters) != len(texts):
+            raise InputError(f"{len(texts)} replies but {len(clusters)} clusters: name the cluster of each reply")
+        self.check(texts)
+        return Result(self, self.statistics(texts), resamples, seed, clusters=clusters)
+
+    def check(self, texts: Texts) -> None:
+        """Raise `InputError` when something in `needs` is missing."""
+        for need in sorted(self.needs):
+            if getattr(texts, need) is None:
+                raise InputError(f"{self.name} needs {need}, one per reply: pass {need}=...")
+
 
 @dataclass(frozen=True)
 class Texts:
-    """n replies and what they are scored against: `references` one tuple per reply, `messages` what each one answers."""
+    """n replies and what they are scored against.
+
+    `references` is one tuple of strings per reply, `messages` what each reply answers, `likelihoods` an (n, 4) array of
+    nll (nats), tokens, bytes, characters of the reference, `cut` whether generation stopped at the token limit.
+    Whatever metrics derive from the texts (normalised forms, tokens, n-gram counts) is made once and shared through `derived`.
+    """
 
     replies: tuple[str, ...]
     references: tuple[tuple[str, ...], ...] | None = None
     messages: tuple[str, ...] | None = None
     likelihoods: FloatArray | None = None
-    hit_limit: tuple[bool, ...] | None = None
+    cut: tuple[bool, ...] | None = None
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, given in (("references", self.references), ("messages", self.messages)):
+        for name in ("references", "messages", "likelihoods", "cut"):
+            given = getattr(self, name)
             if given is not None and len(given) != len(self.replies):
                 raise InputError(f"{len(self.replies)} replies but {len(given)} {name}: give one per reply, in the same order")
+        _strings("reply", self.replies)
+        _strings("message", self.messages or ())
+        for row, references in enumerate(self.references or ()):
+            if not references:
+                raise InputError(f"row {row}: no reference; give at least one (an empty string is allowed)")
+        _strings("reference", self.reference_texts())
+
+    @classmethod
+    def of(
+        cls,
+        replies: Sequence[str],
+        references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        messages: Sequence[str] | None = None,
+        likelihoods: npt.ArrayLike | None = None,
+        cut: Sequence[bool] | None = None,
+    ) -> Texts:
+        """Texts from any sequences; a single string where a sequence is meant is an `InputError`."""
+        for name, given in (("replies", replies), ("references", references), ("messages", messages)):
+            if isinstance(given, str):
+                raise InputError(f"{name} is one string; give a list of strings, one per reply")
+        return cls(
+            tuple(replies),
+            None if references is None else as_references(references),
+            None if messages is None else tuple(messages),
+            None if likelihoods is None else np.asarray(likelihoods, dtype=np.float64),
+            None if cut is None else tuple(cut),
+        )
 
     def __len__(self) -> int:
         return len(self.replies)
 
+    def reference_texts(self) -> Iterator[str]:
+        """Every reference, those of the first reply first."""
+        return (text for references in self.references or () for text in references)
+
+    def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once for each key."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        made: Made = self._derived[key]
+        return made
+
+    def mapped(self, key: Hashable, function: Callable[[str], Made]) -> dict[str, Made]:
+        """`function` applied once to each distinct reply and reference, as a dictionary from the raw text."""
+        distinct = self.derived("distinct", lambda: list(dict.fromkeys((*self.replies, *self.reference_texts()))))
+        return self.derived(key, lambda: dict(zip(distinct, map(function, distinct), strict=True)))
+
 
 def as_references(references: Sequence[str] | Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     """One reference per reply, or several, as one tuple per reply."""
-    return tuple((r,) if isinstance(r, str) else tuple(r) for r in references)
+    return tuple(_one_row(row, r) for row, r in enumerate(references))
+
+
+def _one_row(row: int, references: object) -> tuple[str, ...]:
+    if isinstance(references, str):
+        return (references,)
+    if not isinstance(references, Iterable):
+        raise InputError(f"row {row}: the reference is {type(references).__name__}, not text")
+    return tuple(references)
+
+
+def _strings(what: str, texts: Iterable[object]) -> None:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{what} {row} is {type(text).__name__}, not text: {text!r}")
+
+
+def signature(name: str, n: int, **choices: object) -> str:
+    """`name|key:value|...|n:300|bnbench:0.1`, the keys in the order given."""
+    return "|".join([name, *(f"{key}:{value}" for key, value in choices.items()), f"n:{n}", f"bnbench:{SCORING_VERSION}"])
+
+
+def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> FloatArray:
+    """Elementwise numerator / denominator, 0 where the denominator is 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64))
+    return np.divide(top, bottom, out=np.zeros(top.shape), where=bottom != 0)

@@ -1,0 +1,212 @@
+"""The command line. A command here parses, calls one function and prints; it holds no logic.
+
+Results go to stdout (`--json` for machines), everything else to stderr. Exit codes: 0 done, 1 failure, 2 usage or
+configuration, 3 partial (the message has the command that goes on), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bnbench import __version__
+from bnbench.errors import BnbenchError, UsageError
+
+app = typer.Typer(
+    name="bnbench",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Evaluate Bengali chat models against their base, say honestly which is better and by how much, and fine-tune them.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Base = Annotated[str | None, typer.Option(help="Base model: a folder or hub id[@revision], with an optional name= in front.")]
+Data = Annotated[str | None, typer.Option(help="CSV, TSV, JSONL, Parquet or a hub id. Without it: the bundled conversations.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", help="FIELD=COLUMN where the file's names differ; fields: topic, title, question, reference."),
+]
+Sizes = Annotated[str, typer.Option("--split-sizes", help="Most rows of train/validation/test.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Rows longer than this after the template are dropped whole, never cut.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
+Seed = Annotated[int, typer.Option(help="Seed of splits, sampling and resampling.")]
+
+
+def main() -> None:
+    """The entry point of the command `bnbench`."""
+    app()
+
+
+def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command whose BnbenchErrors become one message on stderr and the error's exit code."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            logging.getLogger("bnbench").setLevel(logging.WARNING if kwargs.get("quiet") else logging.INFO)
+            try:
+                function(*args, **kwargs)
+            except BnbenchError as error:
+                typer.echo(f"bnbench: {error}", err=True)
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                typer.echo(f"\nbnbench: interrupted; what was computed is kept. Go on with: {_command_line()}", err=True)
+                raise typer.Exit(130) from None
+
+        return app.command(name)(guarded)
+
+    return register
+
+
+def _command_line() -> str:
+    return shlex.join(["bnbench", *sys.argv[1:]])
+
+
+def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
+    pairs = [item.partition("=") for item in items or []]
+    for left, sign, right in pairs:
+        if not (left and sign and right):
+            raise UsageError(f"{flag} {left}{sign}{right}: write it as NAME=VALUE")
+    return {left: right for left, _, right in pairs}
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@command("evaluate")
+def evaluate_command(
+    base: Base = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="Adapter of the base: a folder or hub id[@revision]. May be repeated.")] = None,
+    predictions: Annotated[list[str] | None, typer.Option(help="File of recorded replies. May be repeated.")] = None,
+    data: Data = None,
+    columns: Columns = None,
+    split: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
+    split_sizes: Sizes = "4000/300/300",
+    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME. The same command goes on with it.")] = None,
+    primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
+    greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
+    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.1,
+    max_words: Annotated[int, typer.Option(min=1, help="Longest reply, in Bengali words.")] = 120,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens; overrides --max-words.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch; halved where memory runs out.")] = 8,
+    max_tokens: MaxTokens = 4096,
+    four_bit: Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; by default the first card.")] = None,
+    seed: Seed = 42,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
+    from bnbench.candidates import parse_candidates
+    from bnbench.corpus import SplitSizes
+    from bnbench.decoding import Decoding
+    from bnbench.evaluate import EvaluationRequest, default_folder, evaluate
+
+    candidates = parse_candidates(base, adapter or (), predictions or (), trust_remote_code=trust_remote_code)
+    request = EvaluationRequest(
+        candidates=candidates,
+        out=out or default_folder(candidates, data),
+        data=data,
+        columns=_pairs(columns, "--columns"),
+        sizes=SplitSizes.parse(split_sizes),
+        split=split,
+        limit=limit,
+        decoding=Decoding(
+            greedy=greedy,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            max_words=max_words,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        ),
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        quantise=four_bit,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        primary=primary,
+        overwrite=overwrite,
+        command=_command_line(),
+        quiet=quiet,
+    )
+    _report([evaluate(request)], None, as_json)
+
+
+@command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
+    """Rank a finished run again and write its report. Needs no model."""
+    _report([run], None, as_json)
+
+
+@command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders over the same items.")],
+    out: Annotated[Path, typer.Option(help="Folder of the common report.")] = Path("runs/compare"),
+    as_json: Json = False,
+) -> None:
+    """Rank the candidates of several runs together, in pairs over the same items."""
+    _report(runs, out, as_json)
+
+
+def _report(folders: list[Path], out: Path | None, as_json: bool) -> None:
+    from bnbench.reports import write_report
+    from bnbench.runs import read_run
+
+    report = write_report([read_run(folder) for folder in folders], out or folders[0])
+    typer.echo(json.dumps(report.ranking, ensure_ascii=False, indent=2) if as_json else report.text)
+    if not as_json:
+        typer.echo(f"\n{report.html}")
+
+
+@command("corpus")
+def corpus_command(
+    data: Annotated[str | None, typer.Argument(help="CSV, TSV, JSONL, Parquet or a hub id.")] = None,
+    columns: Columns = None,
+    split_sizes: Sizes = "4000/300/300",
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
+    from bnbench.corpus import SplitSizes, demo_corpus, load_corpus
+
+    sizes = SplitSizes.parse(split_sizes)
+    corpus = load_corpus(data, columns=_pairs(columns, "--columns"), sizes=sizes, seed=seed) if data else demo_corpus()
+    typer.echo(json.dumps(corpus.summary(), ensure_ascii=False, indent=2) if as_json else corpus.table())
+
+
+@command("inspect-prompt")
+def inspect_prompt_command(
+    base: Base = None,
+    data: Data = None,
+    columns: Columns = None,
+    split: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
+    row: Annotated[int, typer.Option(min=0, help="Which row of the split.")] = 0,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
+    from bnbench.prompts import inspect_prompt
+
+    typer.echo(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code))

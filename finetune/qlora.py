@@ -1,0 +1,162 @@
+"""LoRA on a frozen base, in 4 bits (QLoRA) or in full: TRL's SFTTrainer on rows that are already tokens and labels.
+
+TRL's part: the loss in vocabulary tiles without the logits of a whole row, normalised over the supervised tokens of the
+optimiser step. Transformers' part: the loop, mixed precision, checkpoints that resume. Ours: rows, guards, precision,
+seals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from bnbench.finetune.base import load_tokenizer
+from bnbench.finetune.checkpoints import write_json
+from bnbench.finetune.collate import Padded
+from bnbench.finetune.lora import adapt
+from bnbench.finetune.monitor import LongestFirst, Monitor, curve_of, write_curve
+from bnbench.finetune.quiet import quiet
+from bnbench.finetune.tuner import Job, Outcome
+
+
+class AdapterTuner:
+    """The tuner that recipes name "qlora" (4-bit base) or "lora" (base as it is)."""
+
+    def train(self, job: Job) -> Outcome:
+        """Trains, from `job.resume` if there is one; see `bnbench.finetune.tuner.Tuner`."""
+        with quiet():
+            transformers.set_seed(job.recipe.seed)
+            model = adapt(load_base(job), job.recipe)
+            monitor = Monitor(job)
+            trainer = make_trainer(job, model, monitor)
+            try:
+                trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
+            finally:
+                monitor.close()
+            curve = curve_of(trainer.state.log_history)
+            write_curve(job.output / "loss.csv", curve)
+            if trainer.state.global_step == job.steps:
+                save_adapter(job, trainer.model)
+        return Outcome(
+            steps=trainer.state.global_step,
+            curve=curve,
+            seconds=monitor.seconds,
+            peak_memory_bytes=torch.cuda.max_memory_reserved() if job.device == "cuda" else None,
+        )
+
+
+def load_base(job: Job) -> Any:
+    """The frozen base on its device, in the job's precision.
+
+    Its embeddings stay as they are: no float32 copy is made.
+    """
+    dtype = getattr(torch, job.precision.dtype_name)
+    options: dict[str, Any] = {}
+    if job.precision.quantisation == "nf4":
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=job.recipe.double_quantisation,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if job.device == "cuda":
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+        torch.cuda.reset_peak_memory_stats()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        job.base.folder,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=job.trust_remote_code,
+        **options,
+    )
+    model.config.use_cache = False
+    return model
+
+
+def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
+    """The SFTTrainer of a job, with our collator and callbacks."""
+    rows = {"input_ids": [r.ids for r in job.rows], "labels": [r.labels for r in job.rows]}
+    collator = Padded(job.pad_id)
+    trainer = SFTTrainer(
+        model=model,
+        args=training_arguments(job),
+        train_dataset=Dataset.from_dict(rows),
+        data_collator=collator,
+        processing_class=load_tokenizer(job.base, trust_remote_code=job.trust_remote_code),
+        callbacks=[monitor],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+    _in_float32(trainer.model)
+
+    def try_rows(indices: list[int]) -> None:
+        batch = trainer._prepare_inputs(collator([trainer.train_dataset[i] for i in indices]))
+        trainer.accelerator.backward(trainer.compute_loss(trainer.model_wrapped, batch))
+
+    trainer.add_callback(LongestFirst(job, try_rows))
+    return trainer
+
+
+def training_arguments(job: Job) -> Any:
+    """The recipe in TRL's words. Logged every step, so that the curve is whole wherever a run is cut and resumed."""
+    recipe = job.recipe
+    arguments = SFTConfig(
+        output_dir=str(job.checkpoints),
+        max_steps=job.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        optim=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=job.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        fp16=job.precision.dtype_name == "float16",
+        bf16=job.precision.dtype_name == "bfloat16",
+        use_cpu=job.device == "cpu",
+        gradient_checkpointing=recipe.checkpointing != "none",
+        gradient_checkpointing_kwargs={"use_reentrant": recipe.checkpointing == "reentrant"},
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=job.device == "cuda",
+        save_strategy="steps",
+        save_steps=recipe.save_every,
+        save_total_limit=recipe.keep_checkpoints,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        seed=recipe.seed,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process drives one card; more than one is `accelerate launch`, never DataParallel
+    return arguments
+
+
+def save_adapter(job: Job, model: Any) -> None:
+    """Writes the PEFT files, with the base named as the user named it; old ones stay until the new are whole."""
+    model.peft_config["default"].base_model_name_or_path = job.base.name
+    model.peft_config["default"].revision = job.base.revision
+    temporary = job.output / ".adapter"
+    model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+    (temporary / "adapter_model.safetensors").replace(job.output / "adapter_model.safetensors")
+    config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
+    # PEFT writes a set in the order of this process's string hashes.
+    write_json(job.output / "adapter_config.json", {**config, "target_modules": sorted(config["target_modules"])})
+    shutil.rmtree(temporary)
+
+
+def _in_float32(model: Any) -> None:
+    """TRL casts the adapter of a 4-bit base to bfloat16: float16 training cannot unscale it, AdamW rounds it away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

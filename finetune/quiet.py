@@ -1,0 +1,33 @@
+"""Keeps the libraries' own bars, notes and deprecation warnings off the screen: a stage has one bar, and it is ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR, getLogger
+
+from bnbench.extras import require
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers, and FutureWarning from anywhere, while the block runs; errors are heard."""
+    logging = require("transformers", extra="models").logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    # On a resumed epoch accelerate says at every step that it cannot know the epoch's length.
+    accelerate = getLogger("accelerate")
+    level = accelerate.level
+    accelerate.setLevel(ERROR)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # transformers 5.23 renames settings that trl 1.16 and peft 0.21 still use by their old names.
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        accelerate.setLevel(level)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,233 @@
+"""One training from request to adapter: guards first, then the tuner, then the record of what was done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import bnbench
+from bnbench.errors import PartialRunError, TrainingError
+from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint, write_json
+from bnbench.finetune.planning import FinetuneRequest, Plan, plan
+from bnbench.finetune.stopping import Stop, listening
+from bnbench.finetune.tuner import Job, Outcome, Point, get_tuner
+
+SCHEMA_VERSION = 1
+RECORD = "training.json"
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+)
+_log = logging.getLogger("bnbench.finetune")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a session did. `finished` is False only when `stop_after` ended it: the same request goes on from there.
+
+    `steps` of `total_steps` are done in all sessions together, `resumed_from` of them before this one; `seconds` is
+    their training time. `curve` has one point a step. `peak_memory_bytes` is None off a card.
+    """
+
+    output: Path
+    finished: bool
+    steps: int
+    total_steps: int
+    resumed_from: int
+    curve: tuple[Point, ...]
+    seconds: float
+    trainable: int
+    total: int
+    peak_memory_bytes: int | None
+
+
+def finetune(request: FinetuneRequest) -> FinetuneResult:
+    """Trains an adapter, or goes on with one: the same request after a kill resumes, after the end gives the result
+    again.
+
+    `request.output` receives adapter_model.safetensors, adapter_config.json, training.json and loss.csv, and
+    checkpoints/ on the way. Progress is on stderr, notes in the log `bnbench.finetune`.
+
+    Raises:
+        RecipeError, CandidateError, PromptError, MissingExtraError: the request cannot be carried out as it is.
+        TrainingError: rows that must not be trained on, a folder that belongs to another training, a card too small.
+        PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
+    """
+    planned = plan(request)
+    tuner = get_tuner(planned.recipe.tuner)
+    checkpoints = request.output / "checkpoints"
+    if (request.output / RECORD).is_file():
+        return _finished_before(request.output, planned)
+    resume = newest_checkpoint(checkpoints)
+    _check_folder(request.output, checkpoints, planned, resume)
+    write_json(checkpoints / "job.json", planned.identity())
+    _log.info("%s", describe(planned))
+    resumed_from = resume.step if resume else 0
+    with listening(request.stop_after) as stop:
+        job = _job(request, planned, checkpoints, resume, stop)
+        try:
+            outcome = tuner.train(job)
+        except KeyboardInterrupt:
+            raise _stopped(request, checkpoints, signal.SIGINT) from None
+    if outcome.steps == planned.steps:
+        write_json(request.output / RECORD, _record(request, planned, outcome, resumed_from))
+    elif stop.signal is not None:
+        raise _stopped(request, checkpoints, stop.signal)
+    return _result(request.output, planned, outcome, resumed_from)
+
+
+def describe(planned: Plan) -> str:
+    """The plan in one line."""
+    share = 100 * planned.trainable / planned.total
+    return (
+        f"{planned.recipe.name}: {planned.trainable:,} of {planned.total:,} parameters ({share:.2f} %), "
+        f"{len(planned.rows)} rows, longest {planned.longest} tokens, {planned.steps} steps; "
+        f"weights {planned.precision.quantisation}, {planned.precision.reason}"
+    )
+
+
+def _finished_before(output: Path, planned: Plan) -> FinetuneResult:
+    record = _read(output / RECORD)
+    _refuse_other(output, record.get("identity", {}), planned)
+    _log.info("%s already holds this training, finished", output)
+    return _from_record(output, record)
+
+
+def _check_folder(output: Path, checkpoints: Path, planned: Plan, resume: Checkpoint | None) -> None:
+    """Nothing of another training is ever overwritten; what a start without a checkpoint left behind is removed."""
+    if resume is not None:
+        return _refuse_other(output, _read(checkpoints / "job.json"), planned)
+    if (output / "adapter_config.json").exists():
+        raise TrainingError(f"{output} holds an adapter that has no {RECORD}: choose another folder, or remove it")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _refuse_other(output: Path, before: Mapping[str, Any], planned: Plan) -> None:
+    now = planned.identity()
+    if before == now:
+        return
+    changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
+    then = before.get("recipe", {})
+    keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
+    parts = [f"recipe: {', '.join(keys)}"] if keys else []
+    raise TrainingError(
+        f"{output} belongs to another training; different: {'; '.join([*parts, *changed])}. "
+        "Give the same request to go on with it, or choose another folder"
+    )
+
+
+def _job(request: FinetuneRequest, planned: Plan, checkpoints: Path, resume: Checkpoint | None, stop: Stop) -> Job:
+    return Job(
+        recipe=planned.recipe,
+        base=planned.base,
+        rows=planned.rows,
+        pad_id=planned.pad_id,
+        precision=planned.precision,
+        device=planned.device,
+        steps=planned.steps,
+        warmup_steps=planned.warmup_steps,
+        output=request.output,
+        checkpoints=checkpoints,
+        resume=resume,
+        trust_remote_code=request.trust_remote_code,
+        should_stop=stop,
+    )
+
+
+def _stopped(request: FinetuneRequest, checkpoints: Path, number: int) -> PartialRunError:
+    newest = newest_checkpoint(checkpoints)
+    kept = f"step {newest.step} is saved" if newest else "no step was saved yet"
+    again = f"\n  {request.command}" if request.command else ""
+    error = PartialRunError(
+        f"stopped by {signal.Signals(number).name}: {kept} in {checkpoints}. The same command goes on from there{again}"
+    )
+    error.exit_code = 130 if number == signal.SIGINT else error.exit_code
+    return error
+
+
+def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "bnbench": bnbench.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": request.command,
+        "recipe": planned.recipe.to_dict(),
+        "recipe_sha256": planned.recipe.sha256,
+        "base": {"name": planned.base.name, "revision": planned.base.revision, "sha256": planned.base.sha256},
+        "data": {**planned.identity()["data"]},
+        "prompt": dict(planned.prompt),
+        "precision": asdict(planned.precision),
+        "device": planned.device,
+        "seed": planned.recipe.seed,
+        "parameters": {"trainable": planned.trainable, "total": planned.total},
+        "steps": outcome.steps,
+        "resumed_from": resumed_from,
+        "seconds": round(outcome.seconds, 3),
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "packages": {p: v for p in _PACKAGES if (v := _version(p)) is not None},
+        "loss": [[p.step, p.loss, p.learning_rate] for p in outcome.curve],
+        "examples": [row.id for row in planned.rows],
+        "identity": planned.identity(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): choose another folder, or remove this one") from None
+    if not isinstance(value, dict):
+        raise TrainingError(f"{path} is no JSON object: choose another folder, or remove this one")
+    return value
+
+
+def _result(output: Path, planned: Plan, outcome: Outcome, resumed_from: int) -> FinetuneResult:
+    return FinetuneResult(
+        output=output,
+        finished=outcome.steps == planned.steps,
+        steps=outcome.steps,
+        total_steps=planned.steps,
+        resumed_from=resumed_from,
+        curve=outcome.curve,
+        seconds=outcome.seconds,
+        trainable=planned.trainable,
+        total=planned.total,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+    )
+
+
+def _from_record(output: Path, record: Mapping[str, Any]) -> FinetuneResult:
+    return FinetuneResult(
+        output=output,
+        finished=True,
+        steps=record["steps"],
+        total_steps=record["steps"],
+        resumed_from=record["steps"],
+        curve=tuple(Point(*point) for point in record["loss"]),
+        seconds=record["seconds"],
+        trainable=record["parameters"]["trainable"],
+        total=record["parameters"]["total"],
+        peak_memory_bytes=record["peak_memory_bytes"],
+    )

@@ -1,0 +1,133 @@
+"""The candidates of one run or several, each once, over the same items and under the same metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bnbench.errors import RunError
+from bnbench.metrics.core import FloatArray
+from bnbench.runs import Generation, Run
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate of one run, as the ranking and the report need it. `replies` and `tables` are in the order of the items."""
+
+    name: str
+    meta: Mapping[str, Any]
+    replies: tuple[Generation, ...]
+    tables: Mapping[str, FloatArray]
+
+    @property
+    def kind(self) -> str:
+        """Base, adapter or predictions."""
+        return str(self.meta["kind"])
+
+    @property
+    def location(self) -> str:
+        """Folder, hub id or file that the candidate was read from."""
+        return str(self.meta["location"])
+
+    @property
+    def base(self) -> str | None:
+        """Location of the base that an adapter belongs to."""
+        base: str | None = self.meta.get("base")
+        return base
+
+    @property
+    def hit_limit_share(self) -> float | None:
+        """Share of replies that were cut at the token limit; None where that is not known."""
+        share: float | None = self.meta.get("hit_limit_share")
+        return share
+
+
+def collect(runs: Sequence[Run]) -> list[Entry]:
+    """The candidates of all runs, each once; a name that two runs give to different candidates gets its run's name added.
+
+    A candidate of a later run is the same when identity (`key_fields`) and decoding are.
+
+    Raises:
+        RunError: no runs, the runs are not over the same items, or a metric has another signature in one of them.
+    """
+    if not runs:
+        raise RunError("nothing to report: name at least one run folder")
+    signatures: dict[str, tuple[str, Run]] = {}
+    entries: dict[str, Entry] = {}
+    seen: list[tuple[Any, Any]] = []
+    for run in runs:
+        _same_items(run, runs[0])
+        _same_signatures(run, signatures)
+        here = [(meta, (meta["key_fields"], run.meta["decoding"])) for meta in run.meta["candidates"]]
+        for meta in (meta for meta, identity in here if identity not in seen):
+            name = _free_name(meta["name"], run, entries)
+            entries[name] = Entry(name, meta, run.replies[meta["name"]], run.tables[meta["name"]])
+        seen += [identity for _, identity in here]
+    return list(entries.values())
+
+
+def _free_name(name: str, run: Run, taken: Mapping[str, Entry]) -> str:
+    if name not in taken:
+        return name
+    name, number = f"{name} ({run.meta['name']})", 2
+    while (f"{name} {number}" if number > 2 else name) in taken:
+        number += 1
+    return f"{name} {number}" if number > 2 else name
+
+
+def _same_items(run: Run, first: Run) -> None:
+    ours, theirs = ({e["id"]: e for e in r.examples} for r in (run, first))
+    if list(ours) != list(theirs):
+        only = [i for i in ours if i not in theirs] + [i for i in theirs if i not in ours]
+        what = f"item {only[0]} is in one of them only ({len(only)} such)" if only else "their items are in another order"
+        raise RunError(
+            f"{run.path} ({len(ours)} items) and {first.path} ({len(theirs)} items) cannot be compared: {what}; "
+            "evaluate both on the same data, --split and --limit"
+        )
+    changed = next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None)
+    if changed:
+        raise RunError(f"{run.path} and {first.path} cannot be compared: item {changed[0]} has another {changed[1]}")
+
+
+def _same_signatures(run: Run, signatures: dict[str, tuple[str, Run]]) -> None:
+    for metric in run.meta["metrics"]:
+        expected, other = signatures.setdefault(metric["name"], (metric["signature"], run))
+        if metric["signature"] != expected:
+            raise RunError(
+                f"{run.path}: {metric['signature']} cannot be ranked with {expected} of {other.path}; "
+                "run both evaluations again with the same version (their replies are kept)"
+            )
+
+
+def differences_between(runs: Sequence[Run]) -> list[str]:
+    """A note for each thing beside the candidates that a run does not share with the first and a reader must know of."""
+    first = runs[0]
+    notes = []
+    for run in runs[1:]:
+        ours, theirs = _settings(run.meta), _settings(first.meta)
+        different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]
+        if different:
+            notes.append(
+                f"the runs {first.meta['name']} and {run.meta['name']} differ in {', '.join(different)}: "
+                "differences between their candidates may come from there"
+            )
+        if run.meta["primary_metric"] != first.meta["primary_metric"]:
+            notes.append(
+                f"the run {run.meta['name']} declared {run.meta['primary_metric']} as its primary metric; "
+                f"here {first.meta['primary_metric']} ranks, as {first.meta['name']} declared"
+            )
+    return notes
+
+
+def _settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+    # max_new_tokens follows from max_words and the tokenizer, so it differs between models that were decoded alike.
+    decoding = {k: v for k, v in meta["decoding"].items() if k != "max_new_tokens" or not meta["decoding"].get("max_words")}
+    precision, prompt = meta.get("precision") or {}, meta.get("prompt") or {}
+    return {
+        "decoding": decoding,
+        "dtype": precision.get("dtype"),
+        "quantisation": precision.get("quantisation"),
+        "prompt format": prompt.get("kind"),
+        "system prompt": prompt.get("system"),
+    }

@@ -1,0 +1,123 @@
+"""Tiny stand-ins shared by all tests: a random Llama, its tokenizer with Llama-3.1's special tokens, an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SENTENCES = [
+    "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: মানসিক স্বাস্থ্য",
+    "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব বুঝতে পারছি না।",
+    "আপনার কষ্টটা বুঝতে পারছি। আজ রাতে ঘুমানোর আগে একটু হাঁটুন, আর কাছের কাউকে কথাটা বলুন।",
+    "চাকরিটা চলে যাওয়ার পর থেকে বাড়ির সবাই কেমন চুপচাপ হয়ে গেছে।",
+    "পরীক্ষার ফল খারাপ হয়েছে, বাবা-মাকে কীভাবে বলব?",
+    "তুমি একা নও; আমরা পাশে আছি। ধীরে ধীরে সব ঠিক হয়ে যাবে।",
+]
+SPECIAL_TOKENS = [
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
+    "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|im_start|>", "<|im_end|>",
+]  # fmt: skip
+# As the stock one does, it adds the date: a prompt that holds one was not written by us.
+STOCK_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{% if m['role'] == 'system' %}{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\n\n' }}{% endif %}"
+    "{{ m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+WORDS = r" ?[\p{L}\p{M}\x{200c}\x{200d}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
+
+
+def build_tokenizer(
+    special: list[str] = SPECIAL_TOKENS, template: str | None = STOCK_TEMPLATE, adds_bos: bool = True
+) -> Any:
+    """A byte-level tokenizer of 400 entries that loses no UTF-8 text; bos and eos are the first two special tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(SENTENCES, trainer)
+    if adds_bos:
+        raw.post_processor = processors.TemplateProcessing(single=f"{special[0]} $A", special_tokens=[(special[0], 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=special[0], eos_token=special[1])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def build_base(folder: Path, tokenizer: Any, **changes: Any) -> Path:
+    """A random Llama of two layers, seeded, saved with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.4,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": [tokenizer.eos_token_id],
+    }  # fmt: skip
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_adapter(
+    folder: Path, base: Path, name: str | None = None, *, seed: int = 1, trained: bool = True, **changes: Any
+) -> Path:
+    """A LoRA adapter on q and v with random (`trained`) or still zero B matrices; `name` is what it calls its base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    config = LoraConfig(**{**settings, **changes}, init_lora_weights=not trained)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    model.peft_config["default"].base_model_name_or_path = name or str(base)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    return build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_base() -> Callable[..., Path]:
+    return build_base
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., Path]:
+    return build_adapter
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """The folder of a random Llama of about 40,000 parameters with its tokenizer."""
+    return build_base(tmp_path_factory.mktemp("tiny") / "base", tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """The folder of a LoRA adapter of `tiny_base` that changes its logits."""
+    return build_adapter(tmp_path_factory.mktemp("tiny") / "adapter", tiny_base)
