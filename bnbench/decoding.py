@@ -70,7 +70,7 @@ class Decoding:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
     def with_limit(self, fertility: float) -> Decoding:
-        """The same decoding with `max_new_tokens` set from `max_words` and the tokens a word costs, unless it was given."""
+        """The same decoding with `max_new_tokens` set from `max_words` and the tokens a word costs, unless it was."""
         if self.max_new_tokens is not None:
             return self
         return replace(self, max_new_tokens=math.ceil(self.max_words * fertility))

@@ -72,7 +72,7 @@ class Plan:
         return {
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
-            "base": {"sha256": self.base.sha256},
+            "base": self.base.hashes(),
             "prompt": dict(self.prompt),
             "dtype": self.precision.dtype_name,
         }

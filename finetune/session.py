@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from bnbench.finetune.tuner import Job, Outcome, Point, get_tuner
 
 SCHEMA_VERSION = 1
 RECORD = "training.json"
+JOB = "job.json"
 _PACKAGES = (
     "torch",
     "transformers",
@@ -73,9 +73,8 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     checkpoints = request.output / "checkpoints"
     if (request.output / RECORD).is_file():
         return _finished_before(request.output, planned)
-    resume = newest_checkpoint(checkpoints)
-    _check_folder(request.output, checkpoints, planned, resume)
-    write_json(checkpoints / "job.json", planned.identity())
+    resume = _resume_from(request.output, checkpoints, planned)
+    write_json(checkpoints / JOB, planned.identity())
     _log.info("%s", describe(planned))
     resumed_from = resume.step if resume else 0
     with listening(request.stop_after) as stop:
@@ -108,13 +107,18 @@ def _finished_before(output: Path, planned: Plan) -> FinetuneResult:
     return _from_record(output, record)
 
 
-def _check_folder(output: Path, checkpoints: Path, planned: Plan, resume: Checkpoint | None) -> None:
-    """Nothing of another training is ever overwritten; what a start without a checkpoint left behind is removed."""
-    if resume is not None:
-        return _refuse_other(output, _read(checkpoints / "job.json"), planned)
+def _resume_from(output: Path, checkpoints: Path, planned: Plan) -> Checkpoint | None:
+    """The newest whole checkpoint of this very training. Nothing of another one, or of another tool, is touched."""
+    if (checkpoints / JOB).is_file():
+        newest = newest_checkpoint(checkpoints)
+        if newest is not None:
+            _refuse_other(output, _read(checkpoints / JOB), planned)
+            return newest
+    elif checkpoints.exists() and any(checkpoints.iterdir()):
+        raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     if (output / "adapter_config.json").exists():
-        raise TrainingError(f"{output} holds an adapter that has no {RECORD}: choose another folder, or remove it")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        raise TrainingError(f"{output} holds an adapter without {RECORD}: choose another folder, or remove it")
+    return None
 
 
 def _refuse_other(output: Path, before: Mapping[str, Any], planned: Plan) -> None:
@@ -168,7 +172,12 @@ def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_f
         "command": request.command,
         "recipe": planned.recipe.to_dict(),
         "recipe_sha256": planned.recipe.sha256,
-        "base": {"name": planned.base.name, "revision": planned.base.revision, "sha256": planned.base.sha256},
+        "base": {
+            "name": planned.base.name,
+            "revision": planned.base.revision,
+            "commit": planned.base.commit,
+            **planned.base.hashes(),
+        },
         "data": {**planned.identity()["data"]},
         "prompt": dict(planned.prompt),
         "precision": asdict(planned.precision),

@@ -40,10 +40,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a tuner is given. `rows` are checked; It writes the adapter to `output` and saves to `checkpoints`.
+    """All that a tuner is given. `rows` are checked; the adapter goes to `output`.
 
-    `resume` is the newest whole checkpoint, None at the start. `steps` and `warmup_steps` are optimiser steps. `should_stop()` is asked after every step: a tuner that hears True
-    saves a checkpoint and returns.
+    `resume` is the newest whole checkpoint, None at the start. `steps` and `warmup_steps` are optimiser steps.
+    `should_stop()` is asked after every step: a tuner that hears True saves a checkpoint and returns.
     """
 
     recipe: Recipe

@@ -2,10 +2,15 @@
 
 Unicode has several spellings for the same Bengali word, and programs mix them freely. Scored against itself in another
 spelling, a text gets BLEU 8-31 for most of these differences. `bn1` is a list of named rules (`RULES`), each of which a user can
-switch off, and the signature then says so: `norm:bn1-digits`.
+switch off, and the signature then says so: `norm:bn1-digits`. Whitespace always becomes single spaces, line ends are kept.
 
-What bn1 leaves alone on purpose: U+003A in times (৫:৩০), separators in numbers (১,৫০০.৭৫), ordinals (২য়), ৳, e-mail addresses,
-English words, emoji with their joiners, quotation marks, hyphens, and real misspellings.
+What bn1 leaves alone on purpose: the colon of ৫:৩০, the separators of ১,৫০০.৭৫, ordinals (২য়), ৳, e-mail addresses, English words,
+emoji with their joiners, quotation marks, hyphens, and real misspellings.
+
+Full stops. `.` becomes `।` after a Bengali letter (a closing quote or bracket may stand between) unless a letter, a digit or
+another `.` follows, and after a number that ends a line. It stays in abbreviations: `ABBREVIATIONS` (মো. ডা. লি. নং.), single
+consonants (ড. প. ক.), and initials in a row (এ. কে. ফজলুল হক, এম. এ.). A word of that list at the end of a sentence therefore
+keeps its `.`; words that often end sentences (কি, সে, জি, এ, ও) are not in it for that reason.
 """
 
 from __future__ import annotations
@@ -16,126 +21,109 @@ import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Generic, TypeVar
 
 import regex
 
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.errors import InputError, UsageError
 
-_LETTER = "\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1\u09fc"
-_SIGN = "\u0981-\u0983\u09bc\u09be-\u09cd\u09d7\u09e2\u09e3\u09fe"
-_BENGALI = _LETTER + _SIGN
+Made = TypeVar("Made")
 
+_LETTERS = "\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1\u09fc"
+_SIGNS = "\u0981-\u0983\u09bc\u09be-\u09cd\u09d7\u09e2\u09e3\u09fe"
+_BENGALI = _LETTERS + _SIGNS
+_CLOSING = "”’\"')\\]»"
+
+_ROLE = r"(?:user|assistant|system|ipython|model)\b"
 _TEMPLATE = re.compile(
-    r"(?:\b(?:user|assistant|system|ipython)\b\s*)?<\|end_header_id\|>"
-    r"|<\|start_header_id\|>(?:\s*(?:user|assistant|system|ipython)\b)?"
-    r"|<\|im_start\|>(?:\s*(?:user|assistant|system)\b)?"
-    r"|<start_of_turn>(?:\s*(?:user|model)\b)?|<end_of_turn>"
-    r"|<\|[A-Za-z0-9_]{1,40}(?:\|>|\|?$)|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
-    r"|###[ ]?(?:Instruction|Response|Input|System|Human|Assistant)[ ]?:?"
+    rf"(?:\b{_ROLE}[ ]?)?<\|end_header_id\|>"
+    rf"|(?:<\|(?:start_header_id|im_start)\|>|<start_of_turn>)(?:[ ]?{_ROLE})?"
+    r"|<\|[A-Za-z0-9_]{1,40}(?:\|>|\|?$)|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+    r"|###[ ]?(?:Instruction|Response|Input|System|Human|Assistant)\b[ ]?:?"
 )
-_STRAY_CP1252 = re.compile(r"(?<![A-Za-z\u00c0-\u024f])\u00c2(?![A-Za-z\u00c0-\u024f])")
-_INVISIBLE = re.compile(
-    "[\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff\ue000-\uf8ff]"
-)
-_BLANKS = re.compile(r"[^\S\n]+")
-_BLANK_LINES = re.compile(r" ?(?:\n ?)+")
+_STRAY_CP1252 = re.compile("(?<![A-Za-z\u00c0-\u024f])\u00c2(?![A-Za-z\u00c0-\u024f])")
+_INVISIBLE = regex.compile(r"(?V1)[[\p{Cc}\p{Cf}\p{Cs}]--[\t-\r\x1c-\x1f\x85\u200c\u200d\U000E0020-\U000E007F]]")
 _KHANDA_TA = re.compile(f"\u09a4\u09cd(?:\u200d|\u200c?(?![{_BENGALI}\u200c\u200d]))")
 _RA_YA = re.compile("\u09b0(?:[\u200c\u200d]\u09cd|\u09cd[\u200c\u200d])\u09af")
-# In an emoji sequence the joiner stands before a pictograph; anywhere else it only changes how letters look.
-_JOINER = regex.compile(r"\u200c|\u200d(?!\p{Extended_Pictographic})|(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d")
-_PIPE = re.compile(f"(?<=[{_BENGALI}])([”’\"')\\]]?\\s*)\\|(?![A-Za-z0-9_])")
-_FULL_STOP = re.compile(f"([{_LETTER}][{_BENGALI}]*)([”’\"')\\]]?)\\.(?![\\w{_BENGALI}.@/\\\\_-])")
-_NEXT_INITIAL = re.compile(f"\\s*[{_LETTER}][{_SIGN}]*\\.")
-_WORD_BEFORE = re.compile(f"(?<![{_BENGALI}])")
-_COLON = re.compile(
-    f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTER}])|(মো|ডা):(?=\\s))"
+# in an emoji sequence the joiner stands between pictographs; anywhere else it only changes how letters are drawn
+_JOINER = regex.compile(
+    r"\u200c|\u200d(?!\p{Extended_Pictographic})|(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d"
 )
-_DIGIT_RUN = re.compile(r"[A-Za-z0-9০-৯._@/:+#%&=?~-]*[0-9০-৯][A-Za-z0-9০-৯._@/:+#%&=?~-]*(?!\ufe0f?\u20e3)")
-_HAS_LATIN = re.compile("[A-Za-z]")
-_TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
-_TO_BENGALI = {0x30 + d: 0x09E6 + d for d in range(10)}
+_COLON = re.compile(f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTERS}])|(মো|ডা):(?!\\S))")
+_DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=?~-])[A-Za-z0-9০-৯._@/:+#%&=?~-]++(?!\ufe0f?\u20e3)")
+_LATIN = re.compile("[A-Za-z]")
+_PIPE = re.compile("\\|(?![A-Za-z0-9_])")
+_FULL_STOP = re.compile(
+    f"\\.(?:(?<=[{_BENGALI}]\\.)|(?<=[{_BENGALI}][{_CLOSING}]\\.)|(?<=[0-9০-৯]\\.)(?=\\n|$))(?![\\w{_SIGNS}.@/\\\\-])"
+)
+_BENGALI_BEFORE = re.compile(f"[{_BENGALI}](?:[{_CLOSING}]?|.*[০-৯])\\s*$")
+_BENGALI_LETTER = re.compile(f"[{_LETTERS}]")
+_LAST_WORD = re.compile(f"(?<![{_BENGALI}])[{_BENGALI}]+$")
+_SPELT = (
+    "এ|বি|সি|ডি|ই|এফ|জি|এইচ|আই|জে|কে|এল|এম|এন|ও|পি|কিউ|আর|এস|টি|ইউ|ভি|ডব্লিউ|এক্স|ও(?:\u09af\u09bc|\u09df)াই|জেড|[ক-হ]"
+)
+_INITIAL_BEFORE = re.compile(f"(?<![{_BENGALI}])(?:{_SPELT})\\.\\s?$")
+_INITIAL_AFTER = re.compile(f"\\s?(?:{_SPELT})\\.")
+_INITIAL = re.compile(_SPELT)
 
 ABBREVIATIONS = frozenset(
-    "মো মোসা মোছা মোহা মুহা ডা অধ্যা প্রফে প্রফ ইঞ্জি অ্যাড এড লি প্রা কোং রেজি নং মি মিঃ সেমি কিমি গ্রা লিঃ খ্রি খ্রিঃ খ্রী হি বাং ইং "
-    "সং সম্পা পৃ পৃঃ দ্র অনু উপ যুগ্ম জন্ম মৃ তাং বিঃদ্র সা শ্রী ডিগ্রি".split()
+    "মো মোঃ মোসা মোছা মোহা মুহা ডা ডাঃ অধ্যা প্রফে প্রফ ইঞ্জি অ্যাড এড লি লিঃ প্রা কোং রেজি নং মি মিঃ সেমি কিমি গ্রা খ্রি খ্রিঃ খ্রী হি বাং ইং "
+    "সং সম্পা পৃ পৃঃ দ্র তাং সা এম এফ এইচ এল বি ডি পি ডব্লিউ".split()
 )
-"""Words whose full stop never ends a sentence. Single consonants (ড., প., ক.) never do; এ., ও., ই. and the like do unless
-another initial follows (এ. কে. ফজলুল হক). Words that are also common at the end of a sentence (কি, সে, জি) are left out."""
-
-_CONSONANTS = frozenset(map(chr, range(0x0995, 0x09BA)))
+"""Words whose full stop does not end a sentence."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One step of bn1: its name, why it exists, and what it does to a text."""
+    """One step of bn1: its name, why it exists, what it does, and how far it looks.
+
+    `scope` is "text" (before all others), "word" (sees one whitespace-delimited word) or "sentence" (after all others).
+    """
 
     name: str
     reason: str
     apply: Callable[[str], str] = field(repr=False)
-    plain: bool = True
-    """Whether it can change a text of printable ASCII without digits and of Bengali characters: most texts are that."""
+    scope: str = "word"
 
 
 def _template(text: str) -> str:
-    if "<" not in text and "[" not in text and "###" not in text:
-        return text
-    while (stripped := _TEMPLATE.sub(" ", text)) != text:  # what is left can make a new remnant
+    while (stripped := _TEMPLATE.sub(" ", text)) != text:  # what is left can be a remnant again
         text = stripped
     return text
 
 
-def _replacement(text: str) -> str:
-    return text.replace("\ufffd", "")
+def _khanda_ta(word: str) -> str:
+    return _KHANDA_TA.sub("\u09ce", word) if "\u09a4\u09cd" in word else word
 
 
-def _cp1252(text: str) -> str:
-    return _STRAY_CP1252.sub("", text)
+def _joiners(word: str) -> str:
+    return _JOINER.sub("", word) if "\u200c" in word or "\u200d" in word else word
 
 
-def _invisible(text: str) -> str:
-    return _INVISIBLE.sub("", text)
+def _nfc(word: str) -> str:
+    return unicodedata.normalize("NFC", word)
 
 
-def _spaces(text: str) -> str:
-    if "\n" in text or "\u2028" in text or "\r" in text or "\u0085" in text:
-        text = "\n".join(text.splitlines())
-        return _BLANK_LINES.sub("\n", _BLANKS.sub(" ", text)).strip()
-    return " ".join(text.split())
+def _visarga(word: str) -> str:
+    return _COLON.sub(lambda match: f"{match[1] or match[2]}\u0983", word) if ":" in word else word
 
 
-def _khanda_ta(text: str) -> str:
-    return _KHANDA_TA.sub("ৎ", text) if "\u09a4\u09cd" in text else text
+_TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
+_TO_BENGALI = {0x30 + d: 0x09E6 + d for d in range(10)}
 
 
-def _ra_ya(text: str) -> str:
-    return _RA_YA.sub("র্য", text)
-
-
-def _joiners(text: str) -> str:
-    return _JOINER.sub("", text) if "\u200c" in text or "\u200d" in text else text
-
-
-def _nfc(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _bengali_nfc(text: str) -> str:
-    """NFC of a text that has, beside Bengali, only characters that NFC leaves alone; ten times faster than the general one."""
-    if "\u09dc" in text or "\u09dd" in text or "\u09df" in text:
-        text = text.replace("ড়", "ড\u09bc").replace("ঢ়", "ঢ\u09bc").replace("য়", "য\u09bc")
-    if "\u09cd\u09bc" in text or "\u09fe" in text:  # marks in another order: rare enough for the general way
-        return _nfc(text)
-    return text.replace("\u09c7\u09be", "\u09cb").replace("\u09c7\u09d7", "\u09cc")
-
-
-def _vowel_a(text: str) -> str:
-    return text.replace("\u0985\u09be", "আ")
+def _digits(word: str) -> str:
+    return _DIGIT_RUN.sub(lambda run: run[0].translate(_TO_ASCII if _LATIN.search(run[0]) else _TO_BENGALI), word)
 
 
 def _danda(text: str) -> str:
     text = text.replace("\u09f7", "।")
-    return _PIPE.sub(r"\1।", text) if "|" in text else text
+    return _PIPE.sub(_pipe, text) if "|" in text else text
+
+
+def _pipe(match: re.Match[str]) -> str:
+    line = match.string[max(0, match.start() - 40) : match.start()].rpartition("\n")[2].replace("|", "")
+    return "।" if _BENGALI_BEFORE.search(line) else "|"
 
 
 def _full_stop(text: str) -> str:
@@ -143,28 +131,161 @@ def _full_stop(text: str) -> str:
 
 
 def _sentence_end(match: re.Match[str]) -> str:
-    word, closing = match[1], match[2]
-    whole = word if not _glued(match) else ""
-    if whole in ABBREVIATIONS or whole in _CONSONANTS:
-        return match[0]
-    if len(whole) == 1 and _NEXT_INITIAL.match(match.string, match.end()):
-        return match[0]
-    return f"{word}{closing}।"
+    before = match.string[max(0, match.start() - 40) : match.start()]
+    if before[-1].isdigit():
+        return "।" if _BENGALI_LETTER.search(before.rpartition("\n")[2]) else "."  # alone on its line it is a label: ১.
+    word = _LAST_WORD.search(before)
+    return "." if word and _is_abbreviation(word[0], before[: word.start()], match.string[match.end() :][:20]) else "।"
 
 
-def _glued(match: re.Match[str]) -> bool:
-    """Whether digits or Latin letters stand before the word without a space: ৫মি. is still an abbreviation, MPমি is not a word."""
-    return match.start() > 0 and match.string[match.start() - 1].isascii() and match.string[match.start() - 1].isalpha()
+def _is_abbreviation(word: str, before: str, after: str) -> bool:
+    if word in ABBREVIATIONS or len(word) == 1 and "ক" <= word <= "হ":
+        return True
+    if not _INITIAL.fullmatch(word):
+        return False
+    return bool(_INITIAL_BEFORE.search(before) or _INITIAL_AFTER.match(after))
 
 
-def _visarga(text: str) -> str:
-    return _COLON.sub(lambda match: f"{match[1] or match[2]}\u0983", text) if ":" in text else text
+RULES: tuple[Rule, ...] = (
+    Rule("template", "chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text", _template, "text"),
+    Rule("replacement", "U+FFFD is half a character that a token limit cut off", lambda w: w.replace("\ufffd", "")),
+    Rule("cp1252", "a lone Â is what is left of a no-break space read as cp1252", lambda w: _STRAY_CP1252.sub("", w)),
+    Rule("invisible", "BOM, zero-width, bidi and control characters and lone surrogates cannot be seen", lambda w: _INVISIBLE.sub("", w)),
+    Rule("khanda_ta", "before Unicode 4.1 ৎ was written ত + hasanta + ZWJ", _khanda_ta),
+    Rule("ra_ya", "র‍্য is written with the joiner before or after the hasanta, or without", lambda w: _RA_YA.sub("র্য", w)),
+    Rule("joiners", "ZWJ and ZWNJ choose the shape of a conjunct, not its letters", _joiners),
+    Rule("nfc", "য় ড় ঢ় ো ৌ exist as one code point and as two", _nfc),
+    Rule("vowel_a", "অ + া looks like আ and is typed for it", lambda w: w.replace("\u0985\u09be", "\u0986")),
+    Rule("visarga", "a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ", _visarga),
+    Rule("digits", "Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali", _digits),
+    Rule("danda", "৷ (currency numerator four) and | after a Bengali word are typed for danda", _danda, "sentence"),
+    Rule("full_stop", ". ends a sentence as danda does, but not in an abbreviation", _full_stop, "sentence"),
+)
+RULE_NAMES = tuple(rule.name for rule in RULES)
+PROFILES = ("bn1", "none", "nfc", "indicnlp")
+
+# Words of Bengali letters, signs and plain punctuation are nine in ten; of the word rules only these can change them.
+_PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]+")
+_PLAIN_RULES = frozenset({"khanda_ta", "nfc", "vowel_a"})
+# In a text of these (and without অ + া) the sentence rules find what they would find after the word rules.
+_NO_WORD_RULE_FIRST = re.compile("[ -9;-~\n\u0964\u0965\u0980-\u09ff“”‘’–—…]*+")
 
 
-def _digits(text: str) -> str:
-    return _DIGIT_RUN.sub(_one_script, text)
+class Memo(dict[str, Made], Generic[Made]):
+    """`function` of each word met, remembered; emptied when it holds `limit` words, so memory stays bounded."""
+
+    def __init__(self, function: Callable[[str], Made], limit: int = 200_000) -> None:
+        self.function, self.limit = function, limit
+
+    def __missing__(self, word: str) -> Made:
+        if len(self) >= self.limit:
+            self.clear()
+        made = self.function(word)
+        if len(word) <= 100:  # a megabyte of one letter is not worth remembering
+            self[word] = made
+        return made
 
 
-def _one_script(match: re.Match[str]) -> str:
-    run = match[0]
-    return run.translate(_TO_ASCII if _HAS_LATIN.search(run) else _TO_BENGALI)
+@dataclass(frozen=True)
+class Normalizer:
+    """Text to normalised text: `Normalizer()(text)`. `off` names bn1 rules that are not applied.
+
+    Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's normaliser for Bengali, for comparison with
+    older papers: it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants and ৎ as they are).
+    Raises `UsageError` for an unknown profile or rule.
+    """
+
+    profile: str = "bn1"
+    off: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise UsageError(f"no normalisation profile {self.profile!r}; there are {', '.join(PROFILES)}")
+        for name in sorted(self.off):
+            if self.profile != "bn1" or name not in RULE_NAMES:
+                near = difflib.get_close_matches(name, RULE_NAMES, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; {self.profile} has: {', '.join(RULE_NAMES)}"
+                raise UsageError(f"{self.profile} has no rule {name!r} to switch off{hint}")
+
+    @property
+    def signature(self) -> str:
+        """`bn1`, or `bn1-digits-danda` when those rules are off."""
+        return "-".join([self.profile, *(name for name in RULE_NAMES if name in self.off)])
+
+    def __call__(self, text: str) -> str:
+        """The normalised text."""
+        if self.profile != "bn1":
+            return _OTHER_PROFILES[self.profile](text)
+        for rule in self._scoped("text"):
+            text = rule.apply(text)
+        lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
+        text = "\n".join(filter(None, lines))
+        for rule in self._scoped("sentence"):
+            text = rule.apply(text)
+        return text
+
+    def beyond_words(self, text: str) -> str:
+        """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each."""
+        if self.profile != "bn1" or any(map(text.__contains__, "<[#")):
+            return self(text)
+        if "." not in text and "|" not in text and "\u09f7" not in text:
+            return text
+        if _NO_WORD_RULE_FIRST.fullmatch(text) is None or "\u0985\u09be" in text:
+            return self(text)
+        for rule in self._scoped("sentence"):
+            text = rule.apply(text)
+        return text
+
+    @cached_property
+    def words(self) -> Memo[str]:
+        """Whitespace-delimited words after the rules that see no further (bn1; other profiles have done all already)."""
+        rules = [(rule.name in _PLAIN_RULES, rule.apply) for rule in self._scoped("word")]
+        every, plain = [apply for _, apply in rules], [apply for is_plain, apply in rules if is_plain]
+
+        def normalised(word: str) -> str:
+            for apply in plain if _PLAIN.fullmatch(word) else every:
+                word = apply(word)
+            return word
+
+        return Memo(normalised)
+
+    def _scoped(self, scope: str) -> list[Rule]:
+        return [rule for rule in RULES if rule.scope == scope and rule.name not in self.off]
+
+
+def _indicnlp(text: str) -> str:
+    normalised: str = _indicnlp_normalizer().normalize(text)
+    return normalised
+
+
+@lru_cache(maxsize=1)
+def _indicnlp_normalizer():  # type: ignore[no-untyped-def]  # the library has no types
+    from indicnlp.normalize.indic_normalize import IndicNormalizerFactory
+
+    return IndicNormalizerFactory().get_normalizer("bn")
+
+
+_OTHER_PROFILES: dict[str, Callable[[str], str]] = {"none": lambda text: text, "nfc": _nfc, "indicnlp": _indicnlp}
+
+
+@lru_cache(maxsize=64)
+def _normalizer(profile: str, off: frozenset[str]) -> Normalizer:
+    return Normalizer(profile, off)
+
+
+def normalizer(profile: str | Normalizer = "bn1", off: Collection[str] = ()) -> Normalizer:
+    """The normaliser of that profile; one object for equal arguments, so that its memory of words is shared."""
+    return profile if isinstance(profile, Normalizer) else _normalizer(profile, frozenset(off))
+
+
+def normalize(text: str, *, profile: str = "bn1", off: Collection[str] = ()) -> str:
+    """`text` in one spelling, see the module's docstring. Raises `InputError` when `text` is not a string."""
+    if not isinstance(text, str):
+        raise InputError(f"only text can be normalised, not {type(text).__name__}")
+    return normalizer(profile, off)(text)
+
+
+def flags(text: str) -> frozenset[str]:
+    """What bn1 strips from a raw text and a reader should know of: "template" (chat-template remnants), "replacement" (U+FFFD)."""
+    found = {"template"} if _TEMPLATE.search(text) else set()
+    return frozenset(found | ({"replacement"} if "\ufffd" in text else set()))

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bnbench.errors import RunError, UsageError
-from bnbench.metrics import Metric, get_metric
-from bnbench.metrics.core import FloatArray, Interval
+from bnbench.metrics.registry import get_metric
+from bnbench.metrics.core import FloatArray, Interval, Metric
 from bnbench.metrics.significance import PairedResult, bootstrap, holm, paired_tests, rank_ranges
 from bnbench.reports.entries import Entry, collect, differences_between
 from bnbench.runs import Run

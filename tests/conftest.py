@@ -87,7 +87,8 @@ def build_adapter(
     config = LoraConfig(**{**settings, **changes}, init_lora_weights=not trained)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     model.peft_config["default"].base_model_name_or_path = name or str(base)
-    model.save_pretrained(folder)
+    # Otherwise PEFT asks the hub about the base's vocabulary.
+    model.save_pretrained(folder, save_embedding_layers="modules_to_save" in changes)
     return folder
 
 

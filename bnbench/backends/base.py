@@ -1,16 +1,25 @@
-"""What answers a prompt: the protocol that every backend follows, and how one is chosen."""
+"""What answers a prompt: the protocol that every backend follows, and the registry of backends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module, metadata
 from typing import Any, Protocol
 
 from bnbench.candidates import Candidate
 from bnbench.corpus import Example
 from bnbench.decoding import Decoding
+from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
-from bnbench.prompts import Prompt
+from bnbench.prompts import SYSTEM, Prompt
+
+GROUP = "bnbench.backends"
+log = logging.getLogger("bnbench.backends")
+
+# Imported only when used: torch takes seconds.
+_OURS = {"hf": "bnbench.backends.hf:open_session", "recorded": "bnbench.backends.recorded:open_session"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +31,22 @@ class Reply:
     hit_limit: bool | None
 
 
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session may be told.
+
+    `device` None is the first card, else the CPU; `quantise` None takes 4-bit weights where the card is too small;
+    `trust_remote_code` lets code run that comes with a model; `system` is the system prompt.
+    """
+
+    device: str | None = None
+    quantise: bool | None = None
+    trust_remote_code: bool = False
+    system: str = SYSTEM
+
+
 class Session(Protocol):
-    """Candidates that are answered from one load.
+    """Candidates that are answered from one load. Made by a backend: `factory(candidates, options) -> Session`.
 
     Opening a session checks files and reads tokenizers and hashes only; weights are read by `load`, so a run that has
     nothing left to generate never loads a model.
@@ -31,11 +54,14 @@ class Session(Protocol):
 
     counts_tokens: bool
 
+    def bind(self, examples: Sequence[Example]) -> None:
+        """Tells all items of the run, in order, before the first reply: what joins recorded replies to them."""
+
     def load(self) -> None:
         """Loads weights, and checks that each adapter changes the logits. Called once, before the first `generate`."""
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """Everything about the candidate that a reply depends on: ids, revisions, hashes, dtype, template, backend, version."""
+        """All that a reply depends on: ids, revisions, hashes, dtype, template, backend, versions. JSON values only."""
 
     def resolve(self, decoding: Decoding, references: Sequence[str]) -> Decoding:
         """The decoding with its limit in tokens, from the limit in words and the fertility measured on `references`."""
@@ -67,3 +93,28 @@ class Session(Protocol):
 
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of the accelerator (or of the process, on the CPU)."""
+
+
+Factory = Callable[[Sequence[Candidate], SessionOptions], Session]
+
+
+def backend_names() -> tuple[str, ...]:
+    """Ours and those of plug-ins (entry-point group `bnbench.backends`)."""
+    return tuple(sorted({*_OURS, *(point.name for point in metadata.entry_points(group=GROUP))}))
+
+
+def get_backend(name: str) -> Factory:
+    """The factory of a backend; UsageError for an unknown name, or for a plug-in that cannot be imported."""
+    if name in _OURS:
+        module, _, attribute = _OURS[name].partition(":")
+        factory: Factory = getattr(import_module(module), attribute)
+        return factory
+    for point in metadata.entry_points(group=GROUP, name=name):
+        try:
+            loaded: Factory = point.load()
+        except Exception as error:
+            # A plug-in is someone else's program: what it raises must not end us, nor hide another of that name.
+            log.warning("backend %s (%s) is skipped: %s: %s", name, point.value, type(error).__name__, error)
+        else:
+            return loaded
+    raise UsageError(f"there is no usable backend {name!r}; there are {', '.join(backend_names())}")

@@ -1,0 +1,365 @@
+"""Phrase lexicons: reading and checking a TOML file, compiling its patterns, finding them in the words of a sentence.
+
+The pattern language is described at the head of `lexicons/bn.toml`. Everything is matched on whole bn1 tokens, so মন is not found
+inside কেমন; every literal of a pattern is normalised as the text is, so a spelling that bn1 makes equal is found all the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bnbench.metrics.errors import UsageError
+from bnbench.metrics.normalization import normalize
+from bnbench.metrics.tokenization import is_word, tokenize
+
+MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
+_KEYS = {
+    "file": ("name", "version", "scoring", "stamps", "negators", "nonfinite", "endings", "classes", "group", "patterns"),
+    "group": ("mechanism", "level", "polarity", "negation", "when", "excludes", "phrases"),
+}
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "mechanism": MECHANISMS,
+    "level": (1, 2),
+    "polarity": ("support", "against"),
+    "negation": ("turns", "cancels", "keeps"),
+    "scoring": ("mechanisms", "substrings"),
+}
+_WHEN = ("you", "question", "statement")
+_MAX_GAP = 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One phrase of a lexicon: what it shows and under which conditions it counts. `where` is its line in the file."""
+
+    phrase: str
+    mechanism: str
+    level: int
+    polarity: str = "support"
+    negation: str = "turns"
+    when: frozenset[str] = frozenset()
+    excludes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A phrase found in a sentence: the positions of the words it names (gaps left out)."""
+
+    phrase: str
+    words: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Element:
+    """What one place of a pattern takes: any of these words, or any word with one of these endings, but none of `refused`."""
+
+    words: frozenset[str]
+    suffixes: frozenset[str]
+    refused: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Step:
+    element: int
+    gap: int
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """A checked lexicon. `load_lexicon` makes it; `find` is what the metric uses."""
+
+    name: str
+    version: str
+    sha256: str
+    scoring: str
+    entries: Mapping[str, Entry]
+    stamps: frozenset[str]
+    patterns: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]] = field(repr=False)
+    endings: Mapping[str, tuple[str, ...]] = field(repr=False)
+    negators: frozenset[str] = frozenset()
+    nonfinite: tuple[str, ...] = ()
+
+    @property
+    def signature(self) -> str:
+        """`bn.2-1a2b3c4d`: name, version and the first eight digits of the file's sha256."""
+        return f"{self.name}.{self.version}-{self.sha256[:8]}"
+
+    @cached_property
+    def _compiled(self) -> _Patterns:
+        excluded = (phrase for entry in self.entries.values() for phrase in entry.excludes)
+        return _Patterns(self, dict.fromkeys((*self.entries, *self.stamps, *excluded)))
+
+    def find(self, words: Sequence[str]) -> list[Found]:
+        """Every phrase (entry, stamp or exclusion) at every place of one sentence, given as its words."""
+        return self._compiled.find(words)
+
+    @cached_property
+    def second_person(self) -> frozenset[str]:
+        """The words of class `you`; empty where the lexicon has none."""
+        return frozenset(map(_normalised, self.classes.get("you", ())))
+
+    def counts(self) -> dict[str, int]:
+        """Supporting entries per mechanism, and `against`."""
+        kinds = [entry.mechanism if entry.polarity == "support" else "against" for entry in self.entries.values()]
+        return {kind: kinds.count(kind) for kind in (*MECHANISMS, "against")}
+
+
+class _Patterns:
+    """Patterns as steps over numbered elements, indexed by the element they begin with."""
+
+    def __init__(self, lexicon: Lexicon, phrases: Iterable[str]) -> None:
+        self._lexicon = lexicon
+        self._numbers: dict[_Element, int] = {}
+        self._beginning: dict[int, list[tuple[str, tuple[_Step, ...]]]] = defaultdict(list)
+        for phrase in phrases:
+            for steps in self._variants(phrase):
+                self._beginning[steps[0].element].append((phrase, steps))
+        self._words, self._suffixes = defaultdict(list), defaultdict(list)
+        for element, number in self._numbers.items():
+            for word in element.words - element.refused:
+                self._words[word].append(number)
+            for suffix in element.suffixes:
+                self._suffixes[suffix].append((number, element.refused))
+        self._longest = max(map(len, self._suffixes), default=0)
+        self._known: dict[str, frozenset[int]] = {}
+
+    _words: dict[str, list[int]]
+    _suffixes: dict[str, list[tuple[int, frozenset[str]]]]
+
+    def find(self, words: Sequence[str]) -> list[Found]:
+        taken = list(map(self._elements, words))
+        return [
+            Found(phrase, places)
+            for start, elements in enumerate(taken)
+            for element in elements
+            for phrase, steps in self._beginning.get(element, ())
+            if (places := _follow(steps, taken, start)) is not None
+        ]
+
+    def _elements(self, word: str) -> frozenset[int]:
+        if word not in self._known:
+            found = set(self._words.get(word, ()))
+            for length in range(1, min(len(word) - 1, self._longest) + 1):
+                found.update(n for n, refused in self._suffixes.get(word[-length:], ()) if word not in refused)
+            self._known[word] = frozenset(found)
+        return self._known[word]
+
+    def _variants(self, phrase: str) -> Iterator[tuple[_Step, ...]]:
+        """The phrase with and without each of its optional words."""
+        places: list[tuple[_Step | None, ...]] = []
+        gap = 0
+        for part in phrase.split():
+            if part.startswith(".."):
+                gap = _gap(part, phrase)
+                continue
+            step = _Step(self._number(part.replace("?", ""), phrase), gap)
+            places.append((step, None) if "?" in part else (step,))
+            gap = 0
+        if not places or gap or None in places[0]:
+            raise UsageError(f"pattern {phrase!r} must begin and end with a word that is not optional")
+        for chosen in itertools.product(*places):
+            yield tuple(step for step in chosen if step is not None)
+
+    def _number(self, part: str, phrase: str) -> int:
+        element = self._element(part.split("/"), phrase)
+        return self._numbers.setdefault(element, len(self._numbers))
+
+    def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
+        words: set[str] = set()
+        suffixes: set[str] = set()
+        refused: set[str] = set()
+        for text in alternatives:
+            if text.startswith("{") and text.endswith("}"):
+                members = self._element(self._named("classes", text[1:-1], phrase), phrase)
+                words |= members.words
+                suffixes |= members.suffixes
+                refused |= members.refused
+            elif text.startswith("*"):
+                suffixes.add(_normalised(text[1:]))
+            elif text.startswith("-"):
+                refused.add(_literal(text[1:], phrase))
+            elif "+" in text:
+                stem, _, group = text.partition("+")
+                words.update(map(_literal(stem, phrase).__add__, map(_normalised, self._named("endings", group, phrase))))
+            else:
+                words.add(_literal(text, phrase))
+        return _Element(frozenset(words), frozenset(suffixes), frozenset(refused))
+
+    def _named(self, table: str, name: str, phrase: str) -> tuple[str, ...]:
+        known: Mapping[str, tuple[str, ...]] = getattr(self._lexicon, table)
+        if name not in known:
+            raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{_nearest(name, known)}")
+        return known[name]
+
+
+def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: int) -> tuple[int, ...] | None:
+    """The places of the steps after the first, each at the first word that fits within its gap, going back where that fails."""
+    if len(steps) == 1:
+        return (start,)
+    following = steps[1]
+    for place in range(start + 1, min(start + 2 + following.gap, len(taken))):
+        if following.element in taken[place]:
+            rest = _follow(steps[1:], taken, place)
+            if rest is not None:
+                return (start, *rest)
+    return None
+
+
+def _gap(part: str, phrase: str) -> int:
+    digits = part[2:] or "3"
+    if not digits.isascii() or not digits.isdigit() or not 0 < int(digits) <= _MAX_GAP:
+        raise UsageError(f"pattern {phrase!r}: {part!r} is no gap; write .. or ..1 to ..{_MAX_GAP}")
+    return int(digits)
+
+
+@lru_cache(maxsize=100_000)
+def _normalised(text: str) -> str:
+    return normalize(text)
+
+
+def _literal(text: str, phrase: str) -> str:
+    tokens = tokenize(text)
+    if len(tokens) != 1 or not is_word(tokens[0]):
+        raise UsageError(f"pattern {phrase!r}: {text!r} is not one word; write words apart, with a space between them")
+    return tokens[0]
+
+
+def lexicon_names() -> tuple[str, ...]:
+    """The lexicons that come with bnbench."""
+    return tuple(sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml")))
+
+
+def load_lexicon(name_or_path: str | Path) -> Lexicon:
+    """A built-in lexicon by name, or one's own TOML file by path.
+
+    Raises `UsageError` where the file is missing or not TOML, has an unknown key or choice, a pattern that cannot be read, or
+    the same phrase twice; the message names the line or the nearest name.
+    """
+    return _loaded(str(name_or_path))
+
+
+@lru_cache(maxsize=16)
+def _loaded(name: str) -> Lexicon:
+    raw = _read(name)
+    try:
+        text = raw.decode("utf-8")
+        table = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"lexicon {name}: not a TOML file in UTF-8: {error}") from error
+    try:
+        lexicon = _checked(table, text, hashlib.sha256(raw).hexdigest())
+        lexicon.find(())
+    except UsageError as error:
+        raise UsageError(f"lexicon {name}: {error}") from error
+    return lexicon
+
+
+def _read(name: str) -> bytes:
+    if "/" not in name and not name.endswith(".toml"):
+        if name not in lexicon_names():
+            raise UsageError(f"no lexicon {name!r}{_nearest(name, lexicon_names())}; known: {', '.join(lexicon_names())}, or a .toml file")
+        return (_folder() / f"{name}.toml").read_bytes()
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"lexicon {name}: cannot be read: {error.strerror}") from error
+
+
+def _folder() -> Any:
+    return resources.files("bnbench.metrics") / "lexicons"
+
+
+def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
+    _known_keys(table, "file")
+    for key in ("name", "version"):
+        if not isinstance(table.get(key), str):
+            raise UsageError(f"{key!r} is missing; add a line {key} = \"...\"")
+    lexicon = Lexicon(
+        name=table["name"],
+        version=table["version"],
+        sha256=sha256,
+        scoring=_choice(table, "scoring", "mechanisms", "file"),
+        entries=_entries(table.get("group", []), text),
+        stamps=frozenset(_strings(table, "stamps")),
+        patterns=_strings(table, "patterns"),
+        classes={key: _strings(table["classes"], key) for key in table.get("classes", {})},
+        endings={key: _strings(table["endings"], key) for key in table.get("endings", {})},
+        negators=frozenset(map(_normalised, _strings(table, "negators"))),
+        nonfinite=tuple(map(_normalised, _strings(table, "nonfinite"))),
+    )
+    if not (lexicon.patterns if lexicon.scoring == "substrings" else lexicon.entries):
+        raise UsageError("it has no phrase: add [[group]] tables with phrases, or patterns for scoring = \"substrings\"")
+    return lexicon
+
+
+def _entries(groups: Sequence[Mapping[str, Any]], text: str) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for number, group in enumerate(groups, 1):
+        place = f"[[group]] {number}"
+        _known_keys(group, "group", place)
+        when = frozenset(_strings(group, "when"))
+        for unknown in sorted(when - set(_WHEN)):
+            raise UsageError(f"{place}: when has {unknown!r}{_nearest(unknown, _WHEN)}; use {', '.join(_WHEN)}")
+        made = Entry(
+            phrase="",
+            mechanism=_choice(group, "mechanism", None, place),
+            level=_choice(group, "level", None, place),
+            polarity=_choice(group, "polarity", "support", place),
+            negation=_choice(group, "negation", "turns", place),
+            when=when,
+            excludes=_strings(group, "excludes"),
+        )
+        for phrase in _strings(group, "phrases"):
+            if phrase in entries:
+                raise UsageError(f"the phrase {phrase!r} stands twice, in lines {_lines(phrase, text)}: keep one")
+            entries[phrase] = Entry(phrase, *(getattr(made, key) for key in _FIELDS))
+    return entries
+
+
+_FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes")
+
+
+def _lines(phrase: str, text: str) -> str:
+    quoted = (f'"{phrase}"', f"'{phrase}'")
+    numbers = [
+        str(number) for number, line in enumerate(text.splitlines(), 1) for _ in range(sum(map(line.count, quoted)))
+    ]
+    return " and ".join(numbers)
+
+
+def _known_keys(table: Mapping[str, Any], kind: str, place: str = "") -> None:
+    for key in table:
+        if key not in _KEYS[kind]:
+            where = f"{place}: " if place else ""
+            raise UsageError(f"{where}unknown key {key!r}{_nearest(key, _KEYS[kind])}; known: {', '.join(_KEYS[kind])}")
+
+
+def _choice(table: Mapping[str, Any], key: str, default: object, place: str) -> Any:
+    value = table.get(key, default)
+    if value not in _CHOICES[key] or isinstance(value, bool):
+        known = [str(choice) for choice in _CHOICES[key]]
+        raise UsageError(f"{place}: {key} is {value!r}{_nearest(str(value), known)}; use {', '.join(known)}")
+    return value
+
+
+def _strings(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = table.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UsageError(f"{key!r} must be a list of strings")
+    return tuple(value)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,99 @@
+"""What was run, from run.json, as labels and texts: everything that a reader needs to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bnbench.reports.format import ABSENT, percent
+from bnbench.runs import Run
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run: `facts` are (label, text) pairs; `steps` name, dropped, why; `models` one mapping a candidate."""
+
+    name: str
+    command: str
+    facts: tuple[tuple[str, str], ...]
+    steps: tuple[Mapping[str, Any], ...]
+    models: tuple[Mapping[str, str], ...]
+
+
+def run_view(run: Run) -> RunView:
+    """Run.json, readable; what a run did not record is left out."""
+    meta = run.meta
+    facts = {
+        "Corpus": _corpus(meta["corpus"]),
+        "Fingerprint": meta["corpus"].get("fingerprint"),
+        "Prompt": _prompt(meta.get("prompt") or {}),
+        "System prompt": (meta.get("prompt") or {}).get("system"),
+        "Decoding": _decoding(meta["decoding"]),
+        "Precision": _precision(meta.get("precision") or {}),
+        "Device": _device(meta.get("device") or {}),
+        "Peak memory": _gibibytes(meta.get("peak_memory_bytes")),
+        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": meta.get("bnbench"), **(meta.get("packages") or {})}.items() if v),
+        "Run": " to ".join(str(meta[k]) for k in ("created", "finished") if meta.get(k)),
+    }
+    known = tuple((k, str(v)) for k, v in facts.items() if v)
+    models = tuple(_model(c) for c in meta["candidates"])
+    return RunView(meta["name"], meta.get("command") or "", known, tuple(meta["corpus"].get("steps") or ()), models)
+
+
+def _corpus(corpus: Mapping[str, Any]) -> str:
+    source = "" if corpus.get("source") in (None, corpus.get("name")) else f" from {corpus['source']}"
+    limit = f", limited to {corpus['limit']}" if corpus.get("limit") else ""
+    return f"{corpus.get('name')}{source}: split {corpus.get('split')}, {corpus.get('n')} items{limit}"
+
+
+def _prompt(prompt: Mapping[str, Any]) -> str:
+    hashes = {"template": prompt.get("template_sha"), "tokenizer": prompt.get("tokenizer_sha")}
+    known = [str(prompt["kind"])] if prompt.get("kind") else []
+    return ", ".join(known + [f"{k} sha256 {_short(v)}" for k, v in hashes.items() if v])
+
+
+def _decoding(decoding: Mapping[str, Any]) -> str:
+    if decoding.get("greedy"):
+        decoding = {k: v for k, v in decoding.items() if k not in ("temperature", "top_p", "top_k", "seed")}
+    pairs = [f"{k.replace('_', ' ')} {v}" for k, v in decoding.items() if k != "greedy" and v is not None]
+    return ", ".join(["greedy" if decoding.get("greedy") else "sampled", *pairs])
+
+
+def _precision(precision: Mapping[str, Any]) -> str:
+    quantised = precision.get("quantisation")
+    words = [precision.get("dtype"), quantised if quantised and quantised != "none" else None]
+    reason = f" – {precision['reason']}" if precision.get("reason") else ""
+    return ", ".join(str(w) for w in words if w) + reason
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
+    parts = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")]
+    return ", ".join(str(p) for p in parts if p) if device else ""
+
+
+def _model(candidate: Mapping[str, Any]) -> dict[str, str]:
+    revision = f"@{candidate['revision']}" if candidate.get("revision") else ""
+    speed, seconds = candidate.get("tokens_per_second"), candidate.get("seconds")
+    weights = candidate.get("weights_sha256") or candidate["key_fields"].get("weights_sha256")
+    return {
+        "name": candidate["name"],
+        "kind": candidate["kind"],
+        "location": f"{candidate['location']}{revision}",
+        "base": candidate.get("base") or ABSENT,
+        "weights": _short(weights) if weights else ABSENT,
+        "seconds": ABSENT if seconds is None else f"{seconds:,.1f} s",
+        "speed": ABSENT if speed is None else f"{speed:,.0f} tokens/s",
+        "memory": _gibibytes(candidate.get("peak_memory_bytes")) or ABSENT,
+        "hit_limit": percent(candidate.get("hit_limit_share")),
+    }
+
+
+def _gibibytes(size: float | None) -> str | None:
+    return None if size is None else f"{size / 2**30:.2f} GiB"
+
+
+def _short(digest: Any) -> str:
+    return str(digest)[:12]
+

@@ -1,0 +1,145 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bnbench.candidates import parse_candidates
+from bnbench.decoding import Decoding
+from bnbench.errors import PartialRunError, RunError, UsageError
+from bnbench.evaluate import EvaluationRequest, evaluate
+from bnbench.runs import read_run
+
+BATCH = 4
+
+
+def request(base, adapter, out, **changes):
+    candidates = parse_candidates(f"ভিত্তি={base}", [f"অ্যাডাপ্টার={adapter}"], [])
+    settings = {
+        "candidates": candidates,
+        "out": out,
+        "limit": 10,
+        "decoding": Decoding(max_new_tokens=12),
+        "batch_size": BATCH,
+        "quiet": True,
+        "device": "cpu",
+        "quantise": False,
+    }
+    return EvaluationRequest(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_base, tiny_adapter, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return evaluate(request(tiny_base, tiny_adapter, out))
+
+
+def test_a_run_holds_everything_that_a_report_needs(undisturbed):
+    run = read_run(undisturbed)
+    assert run.candidates == ("ভিত্তি", "অ্যাডাপ্টার")
+    assert len(run.examples) == 10
+    for name in run.candidates:
+        assert [g.id for g in run.replies[name]] == [e["id"] for e in run.examples]
+        assert {"chrF++", "BLEU", "ROUGE", "perplexity", "degeneration", "keyword-empathy"} <= set(run.tables[name])
+    for described in run.meta["metrics"]:
+        assert described["signature"].startswith(described["name"] + "|")
+        assert "n:10" in described["signature"]
+    base, adapter = (run.tables[name]["perplexity"] for name in run.candidates)
+    assert (base[:, 1:] == adapter[:, 1:]).all()
+    assert (base[:, 0] != adapter[:, 0]).all()
+    assert len({g.key for g in run.replies["ভিত্তি"] + run.replies["অ্যাডাপ্টার"]}) == 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_cut_anywhere_ends_with_the_same_bytes(undisturbed, tiny_base, tiny_adapter, tmp_path, seed):
+    whole = (undisturbed / "generations.jsonl").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "generations.jsonl").write_bytes(whole[: random.Random(seed).randrange(len(whole))])
+    out = evaluate(request(tiny_base, tiny_adapter, tmp_path / "cut"))
+    assert (out / "generations.jsonl").read_bytes() == whole
+
+
+def test_whole_batches_are_not_generated_again(undisturbed, tiny_base, tiny_adapter, tmp_path, monkeypatch):
+    from bnbench.backends import hf
+
+    answered = []
+    original = hf.ModelSession.generate
+
+    def counting(self, candidate, prompts, items, decoding):
+        answered.extend(items)
+        return original(self, candidate, prompts, items, decoding)
+
+    monkeypatch.setattr(hf.ModelSession, "generate", counting)
+    lines = (undisturbed / "generations.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "generations.jsonl").write_bytes(b"".join(lines[:14]) + lines[14][:20])
+    evaluate(request(tiny_base, tiny_adapter, tmp_path / "run"))
+    # 10 of the base and one batch of the adapter are whole; the torn line's batch and the last one are not.
+    assert len(answered) == 20 - (10 + BATCH)
+
+
+def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, tiny_adapter):
+    before = (undisturbed / "generations.jsonl").read_bytes()
+    with pytest.raises(RunError, match="--overwrite"):
+        evaluate(request(tiny_base, tiny_adapter, undisturbed, decoding=Decoding(greedy=True, max_new_tokens=12)))
+    assert (undisturbed / "generations.jsonl").read_bytes() == before
+
+
+def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):
+    from bnbench.backends import hf
+
+    original = hf.ModelSession.generate
+    calls = []
+
+    def failing(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("the card fell off the bus")
+        return original(self, *args)
+
+    monkeypatch.setattr(hf.ModelSession, "generate", failing)
+    with pytest.raises(PartialRunError, match="fell off the bus(.|\n)*go on with: bnbench evaluate --x") as caught:
+        evaluate(request(tiny_base, tiny_adapter, tmp_path / "run", command="bnbench evaluate --x"))
+    assert caught.value.exit_code == 3
+    assert len((tmp_path / "run" / "generations.jsonl").read_bytes().splitlines()) == 2 * BATCH
+    with pytest.raises(RunError, match="not finished"):
+        read_run(tmp_path / "run")
+
+
+def test_an_adapter_tested_on_its_own_training_rows_is_named(tiny_base, tiny_adapter, tmp_path, undisturbed):
+    import shutil
+
+    ids = [e["id"] for e in read_run(undisturbed).examples]
+    trained = shutil.copytree(tiny_adapter, tmp_path / "trained")
+    (trained / "training.json").write_text(json.dumps({"example_ids": ids[:3]}), encoding="utf-8")
+    run = read_run(evaluate(request(tiny_base, trained, tmp_path / "run")))
+    assert run.meta["notes"] == ["অ্যাডাপ্টার was trained on 3 of the 10 test rows: its scores here say nothing about new messages"]
+
+
+def test_an_unknown_primary_metric_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UsageError, match="chrF"):
+        evaluate(EvaluationRequest(candidates=(), out=tmp_path, primary="chrF+++"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4])
+def test_sigkill_in_the_middle(tiny_base, tiny_adapter, tmp_path, seconds):
+    """The real thing: a process killed with -9 once its first batch is on the disk, then the same command again."""
+    command = [sys.executable, "-m", "bnbench", "evaluate", "--base", str(tiny_base), "--adapter", str(tiny_adapter)]
+    command += ["--limit", "12", "--batch-size", "2", "--max-new-tokens", "24", "--device", "cpu", "--quiet"]
+    calm = subprocess.run([*command, "--out", tmp_path / "calm"], capture_output=True, text=True, check=False)
+    assert calm.returncode == 0, calm.stderr
+    process = subprocess.Popen([*command, "--out", tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "killed" / "generations.jsonl"
+    while not (journal.exists() and journal.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = subprocess.run([*command, "--out", tmp_path / "killed"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    for name in ("generations.jsonl", "ranking.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes()

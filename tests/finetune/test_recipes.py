@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bnbench.errors import RecipeError
+from bnbench.finetune import Recipe, list_recipes, load_recipe, recipe_text
+from bnbench.finetune.recipes import override
+
+
+def test_original_value_by_value() -> None:
+    recipe = load_recipe("original-t4")
+    assert (recipe.r, recipe.alpha, recipe.dropout, recipe.targets) == (8, 16, 0.05, ("q_proj", "v_proj"))
+    assert (recipe.quantisation, recipe.double_quantisation, recipe.precision) == ("nf4", True, "bfloat16")
+    assert (recipe.epochs, recipe.batch_size, recipe.accumulate, recipe.max_tokens) == (1, 1, 4, 4096)
+    assert (recipe.learning_rate, recipe.warmup, recipe.schedule) == (2e-4, 0.03, "cosine")
+    assert (recipe.optimizer, recipe.weight_decay) == ("paged_adamw_8bit", 0.01)
+    assert (recipe.save_every, recipe.log_every, recipe.seed) == (250, 50, 42)
+    assert (recipe.loss, recipe.checkpointing) == ("full-text", "reentrant")
+
+
+def test_t4_mends_only_loss_dtype_and_checkpointing() -> None:
+    original, mended = load_recipe("original-t4").influences(), load_recipe("t4").influences()
+    changed = {k: v for k, v in mended.items() if v != original[k]}
+    assert changed == {"loss": "completion", "precision": "auto", "checkpointing": "non-reentrant"}
+
+
+def test_every_shipped_recipe_loads_and_names_itself() -> None:
+    assert set(list_recipes()) >= {"original-t4", "t4", "demo"}
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        assert recipe.name == name and recipe.description and recipe.card
+
+
+def test_defaults_are_those_of_t4() -> None:
+    recipe = load_recipe("t4")
+    assert Recipe("t4", recipe.description, recipe.card) == recipe
+
+
+def test_copied_recipe_gives_the_same(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.toml"
+    copy.write_text(recipe_text("t4"), encoding="utf-8")
+    assert load_recipe(copy) == load_recipe("t4")
+
+
+def test_file_may_leave_out_keys(tmp_path: Path) -> None:
+    file = tmp_path / "আমার.toml"
+    file.write_text("r = 32\n", encoding="utf-8")
+    assert load_recipe(file) == Recipe("আমার", r=32)
+
+
+def test_overrides_are_parsed_by_type() -> None:
+    recipe = load_recipe(
+        "t4",
+        {
+            "epochs": "2",
+            "learning_rate": "1e-5",
+            "targets": "q_proj, k_proj",
+            "optimizer": "adamw_torch",
+            "double_quantisation": "false",
+        },
+    )
+    assert (recipe.epochs, recipe.learning_rate, recipe.targets) == (2.0, 1e-5, ("q_proj", "k_proj"))
+    assert (recipe.optimizer, recipe.double_quantisation) == ("adamw_torch", False)
+    assert load_recipe("t4", {"targets": '["q_proj"]'}).targets == ("q_proj",)
+    assert override(recipe, {"seed": "7"}) == replace(recipe, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("learing_rate", "1", "unknown key 'learing_rate'; did you mean 'learning_rate'?"),
+        ("lr", "1", "unknown key 'lr'; did you mean 'learning_rate'?"),
+        ("num_train_epochs", "1", "did you mean 'epochs'?"),
+        ("r", "0", "r is 0: it must be at least 1"),
+        ("r", "eight", "r must be a whole number, not 'eight'"),
+        ("seed", "true", "seed must be a whole number, not True"),
+        ("epochs", "nan", "epochs is nan"),
+        ("epochs", '"2"', "epochs must be a number, not '2'"),
+        ("max_tokens", "0", "max_tokens is 0"),
+        ("dropout", "1.5", "between 0 and 0.95"),
+        ("keep_checkpoints", "1", "keep_checkpoints is 1: it must lie between 2"),
+        ("optimizer", "paged_adam_8bit", "did you mean 'paged_adamw_8bit'?"),
+        ("loss", "prompt", "one of completion, full-text"),
+        ("targets", "", "targets is empty"),
+        ("targets", "all-linear,q_proj", "already has them"),
+        ("targets", "[1]", "targets must be a list of strings"),
+        ("quantisation", "none", 'tuner "qlora" contradicts quantisation "none"'),
+        ("tuner", "lora", 'tuner "lora" contradicts quantisation "nf4"'),
+        ("warmup", "1.0", "never fall"),
+    ],
+)
+def test_refusals(key: str, value: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("t4", {key: value})
+    assert message in str(caught.value) and "recipe t4" in str(caught.value)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 't4'"):
+        load_recipe("t5")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("r = = 3", encoding="utf-8")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(broken)
+
+
+def test_hash_follows_what_moves_the_result() -> None:
+    recipe = load_recipe("t4")
+    same = replace(recipe, name="other", description="", save_every=7, log_every=3, keep_checkpoints=5)
+    assert same.sha256 == recipe.sha256
+    assert replace(recipe, learning_rate=1e-4).sha256 != recipe.sha256

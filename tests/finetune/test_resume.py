@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bnbench
+from bnbench.errors import PartialRunError, TrainingError
+from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
+from bnbench.finetune.stopping import Stop
+
+Request = Callable[..., FinetuneRequest]
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import torch
+from bnbench.corpus import Example
+from bnbench.finetune import FinetuneRequest, finetune
+torch.set_num_threads(1)
+given = json.loads(sys.stdin.read())
+examples = tuple(Example(**e) for e in given.pop("examples"))
+finetune(FinetuneRequest(**{**given, "examples": examples, "output": Path(given["output"])}))
+"""
+
+
+def as_json(request: FinetuneRequest) -> str:
+    plain = {k: v for k, v in vars(request).items() if v is not None}
+    return json.dumps({**plain, "output": str(request.output), "examples": [vars(e) for e in request.examples]})
+
+
+def same(a: FinetuneResult, b: FinetuneResult) -> bool:
+    files = ("adapter_model.safetensors", "adapter_config.json", "loss.csv")
+    return a.curve == b.curve and all((a.output / f).read_bytes() == (b.output / f).read_bytes() for f in files)
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Sends this process a signal after a number of steps."""
+
+    def arrange(number: int, step: int) -> None:
+        steps: list[None] = []
+        ask = Stop.__call__
+
+        def asked(self: Stop) -> bool:
+            steps.append(None)
+            if len(steps) == step:
+                os.kill(os.getpid(), number)
+            return ask(self)
+
+        monkeypatch.setattr(Stop, "__call__", asked)
+
+    return arrange
+
+
+def test_killed_run_ends_like_an_undisturbed_one(request_for: Request) -> None:
+    killed = request_for("killed")
+    root = Path(bnbench.__file__).parents[1]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD],
+        stdin=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert child.stdin is not None
+    child.stdin.write(as_json(killed))
+    child.stdin.close()
+    limit = time.monotonic() + 60
+    while not (killed.output / "checkpoints" / "checkpoint-6" / "sealed.json").exists():
+        assert child.poll() is None and time.monotonic() < limit
+        time.sleep(0.005)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not (killed.output / "training.json").exists()
+    resumed, undisturbed = finetune(killed), finetune(request_for("undisturbed"))
+    assert 6 <= resumed.resumed_from < 18 and resumed.finished
+    assert same(resumed, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)])
+def test_signal_saves_the_step_and_the_same_request_goes_on(
+    request_for: Request,
+    interrupting: Callable[[int, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+) -> None:
+    request = request_for("stopped", command="bnbench finetune --recipe demo")
+    interrupting(number, 4)
+    with pytest.raises(PartialRunError, match=r"step 4 is saved.*\n  bnbench finetune --recipe demo") as caught:
+        finetune(request)
+    assert caught.value.exit_code == code
+    monkeypatch.undo()
+    resumed = finetune(request)
+    assert resumed.resumed_from == 4
+    assert same(resumed, finetune(request_for("undisturbed")))
+
+
+def test_time_limit_returns_unfinished_and_goes_on(request_for: Request) -> None:
+    first = finetune(request_for("timed", stop_after=0.0))
+    assert not first.finished and first.steps == 1 and len(first.curve) == 1
+    assert not (first.output / "training.json").exists() and not (first.output / "adapter_config.json").exists()
+    second = finetune(request_for("timed"))
+    assert second.finished and second.resumed_from == 1
+    assert same(second, finetune(request_for("undisturbed")))
+
+
+def test_end_lost_between_last_step_and_record(request_for: Request) -> None:
+    whole = finetune(request_for("whole"))
+    before = (whole.output / "adapter_model.safetensors").read_bytes()
+    for name in ("training.json", "adapter_model.safetensors"):
+        (whole.output / name).unlink()
+    again = finetune(request_for("whole"))
+    assert again.resumed_from == 18 and again.finished and again.curve == whole.curve
+    assert (whole.output / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_torn_checkpoint_is_not_gone_on_from(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_for("torn")
+    done = finetune(request)
+    (request.output / "training.json").unlink()
+    (request.output / "checkpoints" / "checkpoint-18" / "optimizer.pt").write_bytes(b"half")
+    assert finetune(request).resumed_from == 15
+    assert same(done, finetune(request_for("undisturbed")))
+
+
+def test_finished_training_is_given_again(request_for: Request) -> None:
+    first = finetune(request_for())
+    stamp = (first.output / "adapter_model.safetensors").stat().st_mtime_ns
+    again = finetune(request_for(overrides={"log_every": "1"}))
+    assert again.curve == first.curve and again.steps == 18 and again.finished
+    assert (first.output / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_request_is_refused_by_name(
+    request_for: Request, make_base: Any, tiny_tokenizer: Any, tmp_path: Path, finished: bool
+) -> None:
+    request = request_for(rows=8, stop_after=None if finished else 0.0)
+    finetune(request)
+    other = make_base(tmp_path / "other", tiny_tokenizer, intermediate_size=96)
+    with pytest.raises(TrainingError, match=r"different: recipe: learning_rate \(then 0\.002, now 0\.001\)\."):
+        finetune(replace(request, overrides={**request.overrides, "learning_rate": "1e-3"}))
+    with pytest.raises(TrainingError, match=r"different: data\."):
+        finetune(replace(request, examples=request.examples[:-1]))
+    with pytest.raises(TrainingError, match=r"different: base\."):
+        finetune(replace(request, base=str(other)))
+    with pytest.raises(TrainingError, match=r"different: data; prompt\."):
+        finetune(replace(request, system="আপনি একজন শিক্ষক।"))
+
+
+def test_files_of_others_are_left_alone(request_for: Request) -> None:
+    request = request_for("theirs")
+    foreign = request.output / "checkpoints" / "checkpoint-7"
+    foreign.mkdir(parents=True)
+    with pytest.raises(TrainingError, match="did not write"):
+        finetune(request)
+    assert foreign.exists()
+    request = request_for("adapter")
+    request.output.mkdir()
+    (request.output / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"adapter without training\.json"):
+        finetune(request)
