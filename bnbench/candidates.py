@@ -97,7 +97,7 @@ def parse_candidates(
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions:
-        base, adapters = _demo()
+        base, adapters = demo_base(), [demo_adapter()]
     found = [_find_adapter(parse_spec(text)) for text in adapters]
     models: list[Candidate] = []
     if base is not None or found:
@@ -136,9 +136,14 @@ def find_base(spec: Spec, *, trust_remote_code: bool = False) -> ModelFiles:
     return files
 
 
-def _demo() -> tuple[str, list[str]]:
-    folder = resources.files("bnbench.demo")
-    return f"demo-base={folder / 'base'}", [f"demo-adapter={folder / 'adapter'}"]
+def demo_base() -> str:
+    """The bundled base, as `--base` would spell it."""
+    return f"demo-base={resources.files('bnbench.demo') / 'base'}"
+
+
+def demo_adapter() -> str:
+    """The bundled adapter, as `--adapter` would spell it."""
+    return f"demo-adapter={resources.files('bnbench.demo') / 'adapter'}"
 
 
 def _find_adapter(spec: Spec) -> _Adapter:
@@ -202,7 +207,8 @@ def _choose_base(given: Spec | None, adapters: Sequence[_Adapter]) -> Spec:
         if adapter.base and not _is_same(given.location, adapter.base, adapter.files.folder):
             raise CandidateError(
                 f"{adapter.files.label}: it was trained on {adapter.base}, not on {given.location}; leave out --base, "
-                f"or, if both are the same weights, set its base_model_name_or_path to {given.location} in adapter_config.json"
+                f"or, if both are the same weights, put {given.location} as base_model_name_or_path into its "
+                "adapter_config.json"
             )
     return given
 
@@ -221,13 +227,17 @@ def _common_base(adapters: Sequence[_Adapter]) -> Spec:
 
 
 def _is_same(given: str, stated: str, adapter: Path) -> bool:
-    """Whether two spellings mean one base: equal, one folder, a hub id and its snapshot, or a copy of its name."""
+    """Whether two spellings mean one base: equal, one folder, a hub id and its snapshot, a copy by name or content."""
     folders = [p.resolve() for p in (Path(stated), adapter / stated) if p.is_dir()]
     if given == stated or Path(given).resolve() in folders:
         return True
     mine, theirs = (hub_id(Path(text)) or text for text in (given, stated))
-    is_copy = Path(given).is_dir() and not folders
-    return mine == theirs or (is_copy and Path(mine).name == Path(theirs).name)
+    if mine == theirs or not Path(given).is_dir():
+        return mine == theirs
+    if not folders:
+        return Path(mine).name == Path(theirs).name
+    weights = ModelFiles("base", given, "", Path(given)).weights_sha256()
+    return any(ModelFiles("base", stated, "", folder).weights_sha256() == weights for folder in folders)
 
 
 def _models(spec: Spec, files: ModelFiles, adapters: Sequence[_Adapter]) -> list[Candidate]:

@@ -155,6 +155,56 @@ def evaluate_command(
     _report([evaluate(request)], None, as_json)
 
 
+@command("finetune")
+def finetune_command(
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe or a TOML file; t4, or demo for the bundled base.")] = None,
+    base: Base = None,
+    data: Data = None,
+    columns: Columns = None,
+    split: Annotated[str, typer.Option(help="Rows to train on: train, or all.")] = "train",
+    split_sizes: Sizes = "4000/300/300",
+    limit: Annotated[int | None, typer.Option(min=1, help="Train on only the first N rows of the split.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the adapter; by default adapters/RECIPE-BASE. The same command goes on.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, another value for a key of the recipe. May be repeated.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="End the session after e.g. 11h30m, saved, to be gone on with.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
+    copy: Annotated[Path | None, typer.Option(help="Write the recipe to this file, to be changed.")] = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an adapter with a recipe, or go on with one. What it writes, `evaluate --adapter` takes."""
+    from bnbench import finetune as tuning
+
+    if list_:
+        typer.echo(tuning.recipe_table())
+        return
+    name = recipe or ("t4" if base else "demo")
+    if copy is not None:
+        tuning.copy_recipe(name, copy)
+        typer.echo(copy)
+        return
+    request = tuning.finetune_request(
+        name,
+        base,
+        data,
+        out,
+        columns=_pairs(columns, "--columns"),
+        split_sizes=split_sizes,
+        split=split,
+        limit=limit,
+        overrides=_pairs(set_, "--set"),
+        stop_after=stop_after,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        command=_command_line(),
+    )
+    result = tuning.plan(request) if dry_run else tuning.finetune(request)
+    typer.echo(json.dumps(result.summary(), ensure_ascii=False, indent=2) if as_json else str(result))
+
+
 @command("report")
 def report_command(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
     """Rank a finished run again and write its report. Needs no model."""
@@ -207,6 +257,6 @@ def inspect_prompt_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
-    from bnbench.prompts import inspect_prompt
+    from bnbench.inspect import inspect_prompt
 
-    typer.echo(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code))
+    typer.echo(str(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code)))

@@ -54,12 +54,12 @@ class SplitSizes:
     def parse(cls, text: str) -> SplitSizes:
         """Reads `4000/300/300`; raises CorpusError for anything else."""
         try:
-            sizes = cls(*(int(part) for part in text.split("/")))
-        except (ValueError, TypeError):
+            train, validation, test = (int(part) for part in text.split("/"))
+        except ValueError:
             raise CorpusError(f"split sizes {text!r}: write train/validation/test, such as 4000/300/300") from None
-        if min(astuple(sizes)) < 0 or sum(astuple(sizes)) == 0:
+        if min(train, validation, test) < 0 or train + validation + test == 0:
             raise CorpusError(f"split sizes {text!r}: no size may be negative, and one must be above 0")
-        return sizes
+        return cls(train, validation, test)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from bnbench.corpus import Corpus, Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.decoding import Decoding
 from bnbench.environment import describe_environment
 from bnbench.errors import PartialRunError, RunError, UsageError
-from bnbench.metrics import Metric, Texts, default_metrics, get_metric
+from bnbench.metrics.core import Metric, Texts
+from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.progress import stage
 from bnbench.prompts import Prompt
 from bnbench.runs import SCHEMA_VERSION, Generation, Journal, generation_key, read_meta, slug, write_json, write_scores, write_text
@@ -86,6 +87,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     session = open_session(request.candidates, quantise=request.quantise, device=request.device, trust_remote_code=request.trust_remote_code)
     corpus = _corpus(request, session)
     examples = corpus.select(request.split, request.limit)
+    session.bind(examples)
     decoding = session.resolve(request.decoding, [e.reference for e in examples])
     prompts = [session.prompt(example) for example in examples]
     plan = _plan(request, session, prompts, examples, decoding)
@@ -214,23 +216,27 @@ def _score(request: EvaluationRequest, journal: Journal, examples: Sequence[Exam
     with stage("score", len(by_candidate) * len(examples), quiet=request.quiet) as progress:
         for name, replies in by_candidate.items():
             texts = candidate_texts([replies[e.id] for e in examples], examples)
-            used[name] = default_metrics(texts)
+            used[name] = default_metrics(_available(texts))
             tables = {metric.name: metric.statistics(texts) for metric in used[name]}
             write_scores(request.out, name, [e.id for e in examples], tables, {m.name: m.columns for m in used[name]})
             progress.advance(len(examples))
     return used
 
 
+def _available(texts: Texts) -> frozenset[str]:
+    return frozenset({"references", "messages"} | ({"likelihoods"} if texts.likelihoods is not None else set()))
+
+
 def candidate_texts(generations: Sequence[Generation], examples: Sequence[Example]) -> Texts:
     """One candidate's replies with their references, messages and likelihoods, as the metrics want them."""
     numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in generations]
     known = all(n is not None for row in numbers for n in row)
-    return Texts(
-        replies=tuple(g.reply for g in generations),
-        references=tuple((e.reference,) for e in examples),
-        messages=tuple(e.question for e in examples),
-        likelihoods=np.array(numbers, dtype=np.float64) if known else None,
-        hit_limit=tuple(bool(g.hit_limit) for g in generations),
+    return Texts.of(
+        [g.reply for g in generations],
+        [e.reference for e in examples],
+        [f"{e.title} {e.question}".strip() for e in examples],
+        np.array(numbers, dtype=np.float64) if known else None,
+        [bool(g.hit_limit) for g in generations],
     )
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from bnbench.corpus import Example
-from bnbench.errors import PromptError
+from bnbench.corpus import Example, demo_corpus, load_corpus
+from bnbench.errors import PromptError, UsageError
+from bnbench.extras import require
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 MAX_PIECE = 24  # characters of a token that an inspection shows
@@ -155,6 +157,26 @@ class PromptFormat:
         made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))
         return made
 
+    @classmethod
+    def load(cls, folder: Path, *, system: str = SYSTEM, trust_remote_code: bool = False) -> PromptFormat:
+        """The format of the model in a folder, from its tokenizer and generation configuration; reads no weights.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+            PromptError: see `of`; or the tokenizer's files are broken.
+        """
+        transformers = require("transformers", extra="models")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PromptError(
+                f"{folder}: the tokenizer cannot be read ({' '.join(str(error).split())[:200]})"
+            ) from error
+        generation = None
+        if (folder / "generation_config.json").is_file():
+            generation = transformers.GenerationConfig.from_pretrained(folder)
+        return cls.of(tokenizer, generation, system)
+
     @property
     def template_sha(self) -> str:
         """Sha256 of everything but the tokenizer that decides what a prompt looks like."""
@@ -245,6 +267,31 @@ class PromptFormat:
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
         return _special_pattern(self.tokenizer)
+
+
+def inspect_prompt(
+    base: str | None,
+    data: str | None,
+    columns: Mapping[str, str],
+    split: str,
+    row: int,
+    *,
+    trust_remote_code: bool = False,
+) -> Inspection:
+    """What `bnbench inspect-prompt` shows: a row of a split as the base gets it; the bundled ones where none is named.
+
+    Raises:
+        UsageError: the split has no such row; and as the corpus, the candidates and the format do.
+    """
+    from bnbench.candidates import demo_base, find_base, parse_spec
+
+    files = find_base(parse_spec(base or demo_base()), trust_remote_code=trust_remote_code)
+    prompts = PromptFormat.load(files.folder, trust_remote_code=trust_remote_code)
+    corpus = load_corpus(data, columns=columns) if data is not None else demo_corpus()
+    examples = corpus.select(split)
+    if row >= len(examples):
+        raise UsageError(f"--row {row}: the split {split} has {len(examples)} rows, the first of them is 0")
+    return prompts.inspection(examples[row])
 
 
 def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:

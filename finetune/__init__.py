@@ -10,6 +10,7 @@ Importing this package imports no torch; `finetune` and `plan` do, when they are
 from bnbench.finetune.lora import count_parameters
 from bnbench.finetune.planning import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
+from bnbench.finetune.request import copy_recipe, finetune_request, parse_duration, recipe_table
 from bnbench.finetune.session import FinetuneResult, finetune
 from bnbench.finetune.tuner import Job, Outcome, Point, Tuner, get_tuner, tuner_names
 
@@ -22,12 +23,16 @@ __all__ = [
     "Point",
     "Recipe",
     "Tuner",
+    "copy_recipe",
     "count_parameters",
     "finetune",
+    "finetune_request",
     "get_tuner",
     "list_recipes",
     "load_recipe",
+    "parse_duration",
     "plan",
+    "recipe_table",
     "recipe_text",
     "tuner_names",
 ]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnbench.runs import write_json
+
 _SEAL = "sealed.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _log = logging.getLogger("bnbench.finetune")
@@ -24,22 +26,6 @@ class Checkpoint:
     folder: Path
     step: int
     seconds: float
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all: to a temporary file beside it, synced, then renamed."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: to a temporary file beside it, synced, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def seal(folder: Path, seconds: float) -> None:

@@ -16,9 +16,10 @@ import torch
 from transformers import TrainerCallback
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.checkpoints import seal, write_text
+from bnbench.finetune.checkpoints import seal
 from bnbench.finetune.tuner import Job, Point
 from bnbench.progress import stage
+from bnbench.runs import write_text
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -102,6 +103,7 @@ class LongestFirst(TrainerCallback):  # type: ignore[misc]
         order = sorted(range(len(self.job.rows)), key=lambda i: -len(self.job.rows[i].ids))
         longest = order[: self.job.recipe.batch_size]
         devices = [torch.cuda.current_device()] if self.job.device == "cuda" else []
+        model.train()  # checkpointing and dropout are off in a model just loaded, and so are their costs
         try:
             with torch.random.fork_rng(devices=devices):
                 self.step(longest)

@@ -67,6 +67,15 @@ class Plan:
         """Tokens of the longest row."""
         return max(len(row.ids) for row in self.rows)
 
+    def __str__(self) -> str:
+        share = 100 * self.trainable / self.total
+        return (
+            f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
+            f"{len(self.rows)} rows, the longest {self.longest} tokens; {self.steps} steps of "
+            f"{self.recipe.samples_per_step} rows, {self.warmup_steps} of them warm-up\n"
+            f"weights {self.precision.quantisation}, {self.precision.reason}"
+        )
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
         return {

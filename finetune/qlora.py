@@ -19,12 +19,12 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from bnbench.finetune.base import load_tokenizer
-from bnbench.finetune.checkpoints import write_json
 from bnbench.finetune.collate import Padded
 from bnbench.finetune.lora import adapt
 from bnbench.finetune.monitor import LongestFirst, Monitor, curve_of, write_curve
 from bnbench.finetune.quiet import quiet
 from bnbench.finetune.tuner import Job, Outcome
+from bnbench.runs import write_json
 
 
 class AdapterTuner:
@@ -96,6 +96,7 @@ def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
     _in_float32(trainer.model)
+    trainer.model_accepts_loss_kwargs = False
 
     def try_rows(indices: list[int]) -> None:
         batch = trainer._prepare_inputs(collator([trainer.train_dataset[i] for i in indices]))

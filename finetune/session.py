@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,10 +14,11 @@ from typing import Any
 
 import bnbench
 from bnbench.errors import PartialRunError, TrainingError
-from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint, write_json
+from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.planning import FinetuneRequest, Plan, plan
 from bnbench.finetune.stopping import Stop, listening
 from bnbench.finetune.tuner import Job, Outcome, Point, get_tuner
+from bnbench.runs import write_json
 
 SCHEMA_VERSION = 1
 RECORD = "training.json"
@@ -55,6 +56,23 @@ class FinetuneResult:
     total: int
     peak_memory_bytes: int | None
 
+    def summary(self) -> dict[str, Any]:
+        """The result as plain JSON values; the curve's means over its first and last tenth stand for it."""
+        return {
+            **{k: v for k, v in asdict(self).items() if k not in ("curve", "output")},
+            "output": str(self.output),
+            "loss_at_start": _mean_loss(self.curve[: max(1, len(self.curve) // 10)]),
+            "loss_at_end": _mean_loss(self.curve[-max(1, len(self.curve) // 10) :]),
+        }
+
+    def __str__(self) -> str:
+        told = self.summary()
+        loss = f"loss {told['loss_at_start']:.3f} → {told['loss_at_end']:.3f} nats a token"
+        head = f"{self.steps} of {self.total_steps} steps in {self.seconds:.0f} s, {loss}"
+        if not self.finished:
+            return f"{head}; stopped for the time limit, the same command goes on from there"
+        return f"{head}\nadapter: {self.output} ({self.trainable:,} parameters)"
+
 
 def finetune(request: FinetuneRequest) -> FinetuneResult:
     """Trains an adapter, or goes on with one: the same request after a kill resumes, after the end gives the result
@@ -75,7 +93,7 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
         return _finished_before(request.output, planned)
     resume = _resume_from(request.output, checkpoints, planned)
     write_json(checkpoints / JOB, planned.identity())
-    _log.info("%s", describe(planned))
+    _log.info("%s", planned)
     resumed_from = resume.step if resume else 0
     with listening(request.stop_after) as stop:
         job = _job(request, planned, checkpoints, resume, stop)
@@ -88,16 +106,6 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     elif stop.signal is not None:
         raise _stopped(request, checkpoints, stop.signal)
     return _result(request.output, planned, outcome, resumed_from)
-
-
-def describe(planned: Plan) -> str:
-    """The plan in one line."""
-    share = 100 * planned.trainable / planned.total
-    return (
-        f"{planned.recipe.name}: {planned.trainable:,} of {planned.total:,} parameters ({share:.2f} %), "
-        f"{len(planned.rows)} rows, longest {planned.longest} tokens, {planned.steps} steps; "
-        f"weights {planned.precision.quantisation}, {planned.precision.reason}"
-    )
 
 
 def _finished_before(output: Path, planned: Plan) -> FinetuneResult:
@@ -193,6 +201,10 @@ def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_f
         "examples": [row.id for row in planned.rows],
         "identity": planned.identity(),
     }
+
+
+def _mean_loss(points: Sequence[Point]) -> float:
+    return sum(p.loss for p in points) / len(points)
 
 
 def _version(package: str) -> str | None:

@@ -1,1 +1,112 @@
-"""Metrics that are right for Bengali by construction. Importing this package imports no torch."""
+"""Metrics that are right for Bengali by construction. Importing this package imports no torch.
+
+    >>> from bnbench.metrics import ROUGE, evaluate_pairs
+    >>> print(ROUGE().score(["আমি ভালো আছি।"], ["আমি ভালো আছি ।"]))
+    ROUGE 100.00 [100.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:1|bnbench:0.1
+
+Every metric is a table of additive statistics with a formula on its column sums (`core`), which is what makes corpus
+scores, intervals and paired tests (`significance`) the same few lines for all of them. What is not in `__all__` may
+change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnbench.metrics.bertscore import BERTScore
+    from bnbench.metrics.bleu import BLEU
+    from bnbench.metrics.chrf import ChrF, ChrFPlusPlus
+    from bnbench.metrics.core import Metric, Result, Texts
+    from bnbench.metrics.degeneration import Degeneration, Diversity
+    from bnbench.metrics.empathy import KeywordEmpathy
+    from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError
+    from bnbench.metrics.evaluation import evaluate_pairs, statistics
+    from bnbench.metrics.normalization import Normalizer, flags, normalize
+    from bnbench.metrics.original import original_scores
+    from bnbench.metrics.perplexity import Perplexity
+    from bnbench.metrics.registry import default_metrics, get_metric, metric_names
+    from bnbench.metrics.rouge import ROUGE
+    from bnbench.metrics.significance import (
+        Interval,
+        PairedResult,
+        bootstrap,
+        holm,
+        paired_test,
+        paired_tests,
+        rank_ranges,
+    )
+    from bnbench.metrics.tokenization import BengaliTokenizer, split_sentences, tokenize
+
+# Each public name and the module it is in: read on first use, so that importing one metric does not pay for the others.
+_WHERE = {
+    name: module
+    for module, names in {
+        "bertscore": "BERTScore",
+        "bleu": "BLEU",
+        "chrf": "ChrF ChrFPlusPlus",
+        "core": "Metric Result Texts",
+        "degeneration": "Degeneration Diversity",
+        "empathy": "KeywordEmpathy",
+        "errors": "BnbenchError InputError MissingExtraError UsageError",
+        "evaluation": "evaluate_pairs statistics",
+        "normalization": "Normalizer flags normalize",
+        "original": "original_scores",
+        "perplexity": "Perplexity",
+        "registry": "default_metrics get_metric metric_names",
+        "rouge": "ROUGE",
+        "significance": "Interval PairedResult bootstrap holm paired_test paired_tests rank_ranges",
+        "tokenization": "BengaliTokenizer split_sentences tokenize",
+    }.items()
+    for name in names.split()
+}
+
+__all__ = [
+    "BLEU",
+    "ROUGE",
+    "BERTScore",
+    "BengaliTokenizer",
+    "BnbenchError",
+    "ChrF",
+    "ChrFPlusPlus",
+    "Degeneration",
+    "Diversity",
+    "InputError",
+    "Interval",
+    "KeywordEmpathy",
+    "Metric",
+    "MissingExtraError",
+    "Normalizer",
+    "PairedResult",
+    "Perplexity",
+    "Result",
+    "Texts",
+    "UsageError",
+    "bootstrap",
+    "default_metrics",
+    "evaluate_pairs",
+    "flags",
+    "get_metric",
+    "holm",
+    "metric_names",
+    "normalize",
+    "original_scores",
+    "paired_test",
+    "paired_tests",
+    "rank_ranges",
+    "split_sentences",
+    "statistics",
+    "tokenize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"bnbench.metrics.{_WHERE[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

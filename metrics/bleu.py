@@ -16,11 +16,13 @@ ORDER = 4
 
 
 class BLEU(Metric):
-    """BLEU (Papineni et al. 2002): geometric mean of the 1-4-gram precisions times the brevity penalty, exponential smoothing.
+    """BLEU (Papineni et al. 2002): geometric mean of the 1-4-gram precisions times the brevity penalty, exponential
+    smoothing.
 
-    Orders of which no reply has an n-gram are left out (sacrebleu's `effective_order`), so that `per_item` is sentence BLEU and
-    a text scores 100 against itself however short; the corpus score is sacrebleu's default wherever any reply has four tokens.
-    Several references: clipped by the highest count in any, length of the closest. It cannot see meaning, nor inflection.
+    Orders of which no reply has an n-gram are left out (sacrebleu's `effective_order`), so that `per_item` is
+    sentence BLEU and a text scores 100 against itself however short; the corpus score is sacrebleu's default wherever
+    any reply has four tokens. Several references: clipped by the highest count in any, length of the closest. It
+    cannot see meaning, nor inflection.
     """
 
     name: ClassVar[str] = "BLEU"
@@ -56,7 +58,7 @@ class BLEU(Metric):
         logs = np.log(np.where(reached, precision, 1)).sum(axis=-1)
         penalty = np.exp(np.minimum(0, 1 - ratio(ref, hyp)))
         score = penalty * np.exp(ratio(logs, reached.sum(axis=-1)))
-        return np.where(match.any(axis=-1), score, 0.0)[..., None]
+        return np.where(match.any(axis=-1), np.minimum(score, 100.0), 0.0)[..., None]
 
     def signature(self, n: int) -> str:
         """`BLEU|norm:bn1|tok:bn1|smooth:exp|eff:yes|n:...|bnbench:...`."""
@@ -64,7 +66,9 @@ class BLEU(Metric):
 
 
 def _several(hypothesis: str, others: list[str]) -> list[int]:
-    """The statistics against several references, counted plainly: each n-gram clipped by its highest count in any of them."""
+    """The statistics against several references, counted plainly: each n-gram clipped by its highest count in any of
+    them.
+    """
     closest = min((len(r) for r in others), key=lambda length: (abs(length - len(hypothesis)), length))
     matches = []
     for n in range(1, ORDER + 1):

@@ -1,4 +1,6 @@
-"""chrF and chrF++: F-scores of character n-grams, with word n-grams in chrF++. Equal to sacrebleu on the same tokenised text."""
+"""chrF and chrF++: F-scores of character n-grams, with word n-grams in chrF++. Equal to sacrebleu on the same
+tokenised text.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 class ChrF(Metric):
     """chrF (Popović 2015): F2 of the mean precision and recall of character n-grams of orders 1-6, whitespace left out.
 
-    Of several references the one with the highest F counts. As in sacrebleu, orders that one side does not reach are left out
-    of the mean. It cannot see word order beyond six characters, nor meaning: a negated reply scores nearly as high.
+    Of several references the one with the highest F counts. As in sacrebleu, orders that one side does not reach are
+    left out of the mean. It cannot see word order beyond six characters, nor meaning: a negated reply scores nearly
+    as high.
     """
 
     name: ClassVar[str] = "chrF"

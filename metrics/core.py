@@ -1,8 +1,8 @@
 """What a metric is: a table of additive statistics, one row per reply, and a formula on column sums.
 
-Everything else follows from it. A corpus score is `formula(table.sum(0))`; a bootstrap over items is one matrix product
-`weights (R x n) @ table (n x k)`; two candidates that share the weights are compared in pairs; and a cached table is all that a
-ranking, a report or a later comparison needs.
+Everything else follows from it. A corpus score is `formula(table.sum(0))`; a bootstrap over items is one matrix
+product `weights (R x n) @ table (n x k)`; two candidates that share the weights are compared in pairs; and a cached
+table is all that a ranking, a report or a later comparison needs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ FloatArray = npt.NDArray[np.float64]
 Made = TypeVar("Made")
 
 SCORING_VERSION = "0.1"
-"""Part of every signature. It moves when a score can move, not with each release, so that old and new scores stay comparable."""
+"""Part of every signature. It moves when a score can move, not with each release, so that old and new scores stay
+comparable.
+"""
 
 
 @dataclass(frozen=True)
 class Result:
     """What scoring n replies with one metric gives. `str(result)` is one line: score, interval, signature.
 
-    `table` is the n x k statistics; everything else is computed from it when first asked for, so that a score whose interval
-    nobody reads costs no bootstrap.
+    `table` is the n x k statistics; everything else is computed from it when first asked for, so that a score whose
+    interval nobody reads costs no bootstrap.
     """
 
     of: Metric = field(repr=False)
@@ -71,7 +73,12 @@ class Result:
     def intervals(self) -> Mapping[str, Interval]:
         """The percentile bootstrap interval of every value, by its name."""
         intervals = bootstrap(
-            self.table, self.of.formula, resamples=self.resamples, seed=self.seed, level=self.level, clusters=self.clusters
+            self.table,
+            self.of.formula,
+            resamples=self.resamples,
+            seed=self.seed,
+            level=self.level,
+            clusters=self.clusters,
         )
         return dict(zip(self.of.values, intervals, strict=True))
 
@@ -81,16 +88,14 @@ class Result:
         return self.intervals[self.of.values[0]]
 
     def __str__(self) -> str:
-        return (
-            f"{self.metric} {self.value:.2f} [{self.interval.low:.2f}, {self.interval.high:.2f}] {self.signature}"
-        )
+        return f"{self.metric} {self.value:.2f} [{self.interval.low:.2f}, {self.interval.high:.2f}] {self.signature}"
 
 
 class Metric(ABC):
     """One metric. Subclasses give `name`, `columns`, `values`, `description`, `statistics` and `formula`.
 
-    `columns` names the k statistics; `values` names the v scores that the formula makes of their sums, the main one first.
-    Scores are on 0-100, higher better, unless `description` says otherwise and `higher_is_better` is False.
+    `columns` names the k statistics; `values` names the v scores that the formula makes of their sums, the main one
+    first. Scores are on 0-100, higher better, unless `description` says otherwise and `higher_is_better` is False.
     `needs` says what beside the replies must be given: any of "references", "messages", "likelihoods".
     """
 
@@ -126,7 +131,8 @@ class Metric(ABC):
     ) -> Result:
         """Score n predictions, each against its reference(s); `clusters` names the dialogue each belongs to.
 
-        Raises `InputError` on unequal lengths, on no predictions at all, or where something the metric needs is not given.
+        Raises `InputError` on unequal lengths, on no predictions at all, or where something the metric needs is not
+        given.
         """
         return self.result(Texts.of(predictions, references, messages, likelihoods), clusters, resamples, seed)
 
@@ -156,9 +162,10 @@ class Metric(ABC):
 class Texts:
     """n replies and what they are scored against.
 
-    `references` is one tuple of strings per reply, `messages` what each reply answers, `likelihoods` an (n, 4) array of
-    nll (nats), tokens, bytes, characters of the reference, `cut` whether generation stopped at the token limit.
-    Whatever metrics derive from the texts (normalised forms, tokens, n-gram counts) is made once and shared through `derived`.
+    `references` is one tuple of strings per reply, `messages` what each reply answers, `likelihoods` an (n, 4) array
+    of nll (nats), tokens, bytes, characters of the reference, `cut` whether generation stopped at the token limit.
+    Whatever metrics derive from the texts (normalised forms, tokens, n-gram counts) is made once and shared through
+    `derived`.
     """
 
     replies: tuple[str, ...]
@@ -172,7 +179,9 @@ class Texts:
         for name in ("references", "messages", "likelihoods", "cut"):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.replies):
-                raise InputError(f"{len(self.replies)} replies but {len(given)} {name}: give one per reply, in the same order")
+                raise InputError(
+                    f"{len(self.replies)} replies but {len(given)} {name}: give one per reply, in the same order"
+                )
         _strings("reply", self.replies)
         _strings("message", self.messages or ())
         for row, references in enumerate(self.references or ()):
@@ -203,6 +212,16 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.replies)
+
+    def part(self, rows: slice) -> Texts:
+        """The texts of some rows, with nothing derived yet."""
+        return Texts(
+            self.replies[rows],
+            None if self.references is None else self.references[rows],
+            None if self.messages is None else self.messages[rows],
+            None if self.likelihoods is None else self.likelihoods[rows],
+            None if self.cut is None else self.cut[rows],
+        )
 
     def reference_texts(self) -> Iterator[str]:
         """Every reference, those of the first reply first."""
@@ -242,10 +261,15 @@ def _strings(what: str, texts: Iterable[object]) -> None:
 
 def signature(name: str, n: int, **choices: object) -> str:
     """`name|key:value|...|n:300|bnbench:0.1`, the keys in the order given."""
-    return "|".join([name, *(f"{key}:{value}" for key, value in choices.items()), f"n:{n}", f"bnbench:{SCORING_VERSION}"])
+    return "|".join(
+        [name, *(f"{key}:{value}" for key, value in choices.items()), f"n:{n}", f"bnbench:{SCORING_VERSION}"]
+    )
 
 
 def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> FloatArray:
     """Elementwise numerator / denominator, 0 where the denominator is 0."""
-    top, bottom = np.broadcast_arrays(np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64))
-    return np.divide(top, bottom, out=np.zeros(top.shape), where=bottom != 0)
+    top, bottom = np.broadcast_arrays(
+        np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    )
+    quotient: FloatArray = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom != 0)
+    return quotient

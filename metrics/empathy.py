@@ -249,7 +249,7 @@ class _Reply:
         first: dict[str, _Match] = {}
         for match in self.matches:
             if match.polarity == polarity:
-                first.setdefault(match.entry.phrase, match)
+                first.setdefault(match.entry.family or match.entry.phrase, match)
         return first.values()
 
     def _best(self) -> Iterator[_Match]:
@@ -266,7 +266,7 @@ class _Reply:
     def _carried(self) -> float:
         found = len({match.entry.phrase for match in self.matches} | self.stamps)
         carried = FREE_PHRASES + len(self.own) / WORDS_PER_PHRASE
-        return min(1.0, carried / found) ** 2 if found else 1.0
+        return min(1.0, max(0.0, 2 * carried / found - 1)) if found else 1.0
 
 
 def _message_words(message: str) -> list[str]:

@@ -25,7 +25,7 @@ from bnbench.metrics.tokenization import is_word, tokenize
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 _KEYS = {
     "file": ("name", "version", "scoring", "stamps", "negators", "nonfinite", "endings", "classes", "group", "patterns"),
-    "group": ("mechanism", "level", "polarity", "negation", "when", "excludes", "phrases"),
+    "group": ("mechanism", "level", "polarity", "negation", "when", "excludes", "family", "phrases"),
 }
 _CHOICES: dict[str, tuple[object, ...]] = {
     "mechanism": MECHANISMS,
@@ -49,6 +49,8 @@ class Entry:
     negation: str = "turns"
     when: frozenset[str] = frozenset()
     excludes: tuple[str, ...] = ()
+    family: str = ""
+    """Entries of one family are one entry where it is asked how many different ones a reply has."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,11 @@ class _Patterns:
     def __init__(self, lexicon: Lexicon, phrases: Iterable[str]) -> None:
         self._lexicon = lexicon
         self._numbers: dict[_Element, int] = {}
-        self._beginning: dict[int, list[tuple[str, tuple[_Step, ...]]]] = defaultdict(list)
+        self._beginning: dict[int, list[tuple[str, tuple[_Step, ...], frozenset[int]]]] = defaultdict(list)
         for phrase in phrases:
             for steps in self._variants(phrase):
-                self._beginning[steps[0].element].append((phrase, steps))
+                later = frozenset(step.element for step in steps[1:])
+                self._beginning[steps[0].element].append((phrase, steps, later))
         self._words, self._suffixes = defaultdict(list), defaultdict(list)
         for element, number in self._numbers.items():
             for word in element.words - element.refused:
@@ -139,12 +142,13 @@ class _Patterns:
 
     def find(self, words: Sequence[str]) -> list[Found]:
         taken = list(map(self._elements, words))
+        present: frozenset[int] = frozenset().union(*taken)
         return [
             Found(phrase, places)
             for start, elements in enumerate(taken)
             for element in elements
-            for phrase, steps in self._beginning.get(element, ())
-            if (places := _follow(steps, taken, start)) is not None
+            for phrase, steps, later in self._beginning.get(element, ())
+            if later <= present and (places := _follow(steps, taken, start)) is not None
         ]
 
     def _elements(self, word: str) -> frozenset[int]:
@@ -319,6 +323,7 @@ def _entries(groups: Sequence[Mapping[str, Any]], text: str) -> dict[str, Entry]
             negation=_choice(group, "negation", "turns", place),
             when=when,
             excludes=_strings(group, "excludes"),
+            family=group.get("family", ""),
         )
         for phrase in _strings(group, "phrases"):
             if phrase in entries:
@@ -327,15 +332,13 @@ def _entries(groups: Sequence[Mapping[str, Any]], text: str) -> dict[str, Entry]
     return entries
 
 
-_FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes")
+_FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes", "family")
 
 
 def _lines(phrase: str, text: str) -> str:
-    quoted = (f'"{phrase}"', f"'{phrase}'")
-    numbers = [
-        str(number) for number, line in enumerate(text.splitlines(), 1) for _ in range(sum(map(line.count, quoted)))
-    ]
-    return " and ".join(numbers)
+    first = text[: text.index("[[group]]")].count("\n") if "[[group]]" in text else 0
+    numbered = list(enumerate(text.splitlines(), 1))[first:]
+    return " and ".join(str(number) for number, line in numbered for _ in range(line.count(f'"{phrase}"')))
 
 
 def _known_keys(table: Mapping[str, Any], kind: str, place: str = "") -> None:

@@ -1,9 +1,9 @@
 """n-gram matches of many pairs of strings at once, by sorting packed integers instead of counting Python objects.
 
-A string here is a sequence of symbols: the characters of a text, or one character per token (see `overlap`). Every position's
-n-gram of the highest order is packed into one 64-bit key, (pair, symbols, side), and the keys are sorted. n-grams of all
-lower orders are prefixes, so equal ones are neighbours in the same order, and one sort serves all orders. The results are those
-of counting, exactly.
+A string here is a sequence of symbols: the characters of a text, or one character per token (see `overlap`). Every
+position's n-gram of the highest order is packed into one 64-bit key, (pair, symbols, side), and the keys are sorted.
+n-grams of all lower orders are prefixes, so equal ones are neighbours in the same order, and one sort serves all
+orders. The results are those of counting, exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 
-_BATCH = 512  # pairs sorted together: the keys of 512 pairs of replies stay in the processor's cache
+_BATCH = 128  # pairs sorted together: the keys of so many replies stay in the processor's cache
 
 
 def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: int) -> IntArray:
@@ -24,7 +24,9 @@ def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: in
 
     Shape (n, order, 3); a common n-gram counts as often as it occurs in the text that has it less often.
     """
-    lengths = np.array([[len(h), len(r)] for h, r in zip(hypotheses, references, strict=True)], dtype=np.int64).reshape(-1, 2)
+    lengths = np.array([[len(h), len(r)] for h, r in zip(hypotheses, references, strict=True)], dtype=np.int64).reshape(
+        -1, 2
+    )
     counts = np.empty((len(lengths), order, 3), dtype=np.int64)
     counts[:, :, :2] = np.maximum(lengths[:, None, :] - np.arange(order)[None, :, None], 0)
     for start in range(0, len(lengths), _BATCH):
@@ -36,7 +38,9 @@ def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: in
 def _fill_matches(
     hypotheses: Sequence[str], references: Sequence[str], order: int, lengths: IntArray, matches: IntArray
 ) -> None:
-    """Write the matches of one batch; a batch whose keys do not fit in 64 bits is halved, a single pair counted plainly."""
+    """Write the matches of one batch; a batch whose keys do not fit in 64 bits is halved, a single pair counted
+    plainly.
+    """
     symbols, alphabet = _symbols([*hypotheses, *references])
     n, bits = len(hypotheses), alphabet.bit_length()
     if order * bits + n.bit_length() + 1 <= 64:
@@ -63,7 +67,8 @@ def _symbols(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], int]:
     present = np.zeros(int(codes.max()) + 1, dtype=np.uint64)
     present[codes] = 1
     numbers = present.cumsum(dtype=np.uint64)
-    return numbers[codes], int(numbers[-1])
+    symbols: npt.NDArray[np.uint64] = numbers[codes]
+    return symbols, int(numbers[-1])
 
 
 def _packed(symbols: npt.NDArray[np.uint64], lengths: IntArray, order: int, bits: int) -> npt.NDArray[np.uint64]:
@@ -77,7 +82,8 @@ def _packed(symbols: npt.NDArray[np.uint64], lengths: IntArray, order: int, bits
     for shift in range(1, order):
         keys <<= np.uint64(bits)
         keys |= padded[shift : inner + shift]
-    return keys[at]
+    packed: npt.NDArray[np.uint64] = keys[at]
+    return packed
 
 
 def _matches_by_order(keys: npt.NDArray[np.uint64], n: int, order: int, bits: int) -> Iterator[tuple[int, IntArray]]:

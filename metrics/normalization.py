@@ -1,16 +1,19 @@
 """Bengali text made comparable: one spelling for what readers see as one word. For scoring only; keep the raw text.
 
-Unicode has several spellings for the same Bengali word, and programs mix them freely. Scored against itself in another
-spelling, a text gets BLEU 8-31 for most of these differences. `bn1` is a list of named rules (`RULES`), each of which a user can
-switch off, and the signature then says so: `norm:bn1-digits`. Whitespace always becomes single spaces, line ends are kept.
+Unicode has several spellings for the same Bengali word, and programs mix them freely. Scored against itself in
+another spelling, a text gets BLEU 8-31 for most of these differences. `bn1` is a list of named rules (`RULES`), each
+of which a user can switch off, and the signature then says so: `norm:bn1-digits`. Whitespace always becomes single
+spaces, line ends are kept.
 
-What bn1 leaves alone on purpose: the colon of ৫:৩০, the separators of ১,৫০০.৭৫, ordinals (২য়), ৳, e-mail addresses, English words,
-emoji with their joiners, quotation marks, hyphens, and real misspellings.
+What bn1 leaves alone on purpose: the colon of ৫:৩০, the separators of ১,৫০০.৭৫, ordinals (২য়), ৳, e-mail addresses,
+English words, emoji with their joiners, quotation marks, hyphens, and real misspellings.
 
-Full stops. `.` becomes `।` after a Bengali letter (a closing quote or bracket may stand between) unless a letter, a digit or
-another `.` follows, and after a number that ends a line. It stays in abbreviations: `ABBREVIATIONS` (মো. ডা. লি. নং.), single
-consonants (ড. প. ক.), and initials in a row (এ. কে. ফজলুল হক, এম. এ.). A word of that list at the end of a sentence therefore
-keeps its `.`; words that often end sentences (কি, সে, জি, এ, ও) are not in it for that reason.
+Full stops. `.` becomes `।` after a Bengali letter (a closing quote or bracket may stand between) unless a Latin
+letter, a digit or another `.` follows; after a number that ends a line; and between two Bengali words without a
+blank, where the first has two letters or is না and neither is an abbreviation, an initial or the end of a domain name
+(…কমবে.আমি, but প্রথমআলো.কম, কি.মি., বি.বি.সি.). It stays in abbreviations: `ABBREVIATIONS` (মো. ডা. লি. নং.), single
+consonants (ড. প. ক.), and initials in a row (এ. কে. ফজলুল হক, এম. এ.). A word of that list at the end of a sentence
+therefore keeps its `.`; words that often end sentences (এল, কি, সে, জি, এ, ও) are not in it for that reason.
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ _DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=?~-])[A-Za-z0-9০-৯.
 _LATIN = re.compile("[A-Za-z]")
 _PIPE = re.compile("\\|(?![A-Za-z0-9_])")
 _FULL_STOP = re.compile(
-    f"\\.(?:(?<=[{_BENGALI}]\\.)|(?<=[{_BENGALI}][{_CLOSING}]\\.)|(?<=[0-9০-৯]\\.)(?=\\n|$))(?![\\w{_SIGNS}.@/\\\\-])"
+    f"\\.(?:(?<=[{_BENGALI}]\\.)|(?<=[{_BENGALI}][{_CLOSING}]\\.)|(?<=[0-9০-৯]\\.)(?=\\n|$))"
+    f"(?:(?=(?P<glued>[{_LETTERS}][{_BENGALI}]*))|(?![\\w{_SIGNS}.@/\\\\-]))"
 )
 _BENGALI_BEFORE = re.compile(f"[{_BENGALI}](?:[{_CLOSING}]?|.*[০-৯])\\s*$")
 _BENGALI_LETTER = re.compile(f"[{_LETTERS}]")
@@ -66,11 +70,12 @@ _INITIAL_BEFORE = re.compile(f"(?<![{_BENGALI}])(?:{_SPELT})\\.\\s?$")
 _INITIAL_AFTER = re.compile(f"\\s?(?:{_SPELT})\\.")
 _INITIAL = re.compile(_SPELT)
 
-ABBREVIATIONS = frozenset(
-    "মো মোঃ মোসা মোছা মোহা মুহা ডা ডাঃ অধ্যা প্রফে প্রফ ইঞ্জি অ্যাড এড লি লিঃ প্রা কোং রেজি নং মি মিঃ সেমি কিমি গ্রা খ্রি খ্রিঃ খ্রী হি বাং ইং "
-    "সং সম্পা পৃ পৃঃ দ্র তাং সা এম এফ এইচ এল বি ডি পি ডব্লিউ".split()
-)
+_TITLES = "মো মোঃ মোসা মোছা মোহা মুহা ডা ডাঃ মি মিঃ অধ্যা প্রফ প্রফে ইঞ্জি অ্যাড এড"
+_FIRMS_AND_UNITS = "লি লিঃ প্রা কোং রেজি নং সেমি কিমি গ্রা খ্রি খ্রিঃ খ্রী হি বাং ইং তাং সা সং সম্পা পৃ পৃঃ দ্র"
+_LETTERS_OF_NAMES = "এম এফ এইচ বি ডি পি ডব্লিউ"
+ABBREVIATIONS = frozenset(f"{_TITLES} {_FIRMS_AND_UNITS} {_LETTERS_OF_NAMES}".split())
 """Words whose full stop does not end a sentence."""
+_DOMAINS = frozenset(["কম", "নেট", "অর্গ", "ইনফো", "বিডি", "গভ", "এডু"])
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,24 @@ def _sentence_end(match: re.Match[str]) -> str:
     before = match.string[max(0, match.start() - 40) : match.start()]
     if before[-1].isdigit():
         return "।" if _BENGALI_LETTER.search(before.rpartition("\n")[2]) else "."  # alone on its line it is a label: ১.
-    word = _LAST_WORD.search(before)
-    return "." if word and _is_abbreviation(word[0], before[: word.start()], match.string[match.end() :][:20]) else "।"
+    found = _LAST_WORD.search(before)
+    if found is None:  # a closing quote stands between, or a word of forty letters
+        return "." if match["glued"] else "।"
+    word = _nfc(found[0])
+    if match["glued"] and not _ends_without_blank(word, _nfc(match["glued"])):
+        return "."
+    return "." if _is_abbreviation(word, before[: found.start()], match.string[match.end() :][:20]) else "।"
+
+
+def _ends_without_blank(word: str, following: str) -> bool:
+    """Whether the stop between two words without a blank ends a sentence; not in প্রথমআলো.কম, কি.মি. or বি.বি.সি."""
+    if following in _DOMAINS or following in ABBREVIATIONS or _INITIAL.fullmatch(following):
+        return False
+    return word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 and not _INITIAL.fullmatch(word)
 
 
 def _is_abbreviation(word: str, before: str, after: str) -> bool:
-    if word in ABBREVIATIONS or len(word) == 1 and "ক" <= word <= "হ":
+    if word in ABBREVIATIONS or (len(word) == 1 and "ক" <= word <= "হ"):
         return True
     if not _INITIAL.fullmatch(word):
         return False
@@ -147,28 +164,52 @@ def _is_abbreviation(word: str, before: str, after: str) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("template", "chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text", _template, "text"),
+    Rule(
+        "template", "chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text", _template, "text"
+    ),
     Rule("replacement", "U+FFFD is half a character that a token limit cut off", lambda w: w.replace("\ufffd", "")),
     Rule("cp1252", "a lone Â is what is left of a no-break space read as cp1252", lambda w: _STRAY_CP1252.sub("", w)),
-    Rule("invisible", "BOM, zero-width, bidi and control characters and lone surrogates cannot be seen", lambda w: _INVISIBLE.sub("", w)),
+    Rule(
+        "invisible",
+        "BOM, zero-width, bidi and control characters and lone surrogates cannot be seen",
+        lambda w: _INVISIBLE.sub("", w),
+    ),
     Rule("khanda_ta", "before Unicode 4.1 ৎ was written ত + hasanta + ZWJ", _khanda_ta),
-    Rule("ra_ya", "র‍্য is written with the joiner before or after the hasanta, or without", lambda w: _RA_YA.sub("র্য", w)),
+    Rule(
+        "ra_ya", "র‍্য is written with the joiner before or after the hasanta, or without", lambda w: _RA_YA.sub("র্য", w)
+    ),
     Rule("joiners", "ZWJ and ZWNJ choose the shape of a conjunct, not its letters", _joiners),
     Rule("nfc", "য় ড় ঢ় ো ৌ exist as one code point and as two", _nfc),
     Rule("vowel_a", "অ + া looks like আ and is typed for it", lambda w: w.replace("\u0985\u09be", "\u0986")),
     Rule("visarga", "a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ", _visarga),
-    Rule("digits", "Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali", _digits),
+    Rule(
+        "digits",
+        "Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali",
+        _digits,
+    ),
     Rule("danda", "৷ (currency numerator four) and | after a Bengali word are typed for danda", _danda, "sentence"),
     Rule("full_stop", ". ends a sentence as danda does, but not in an abbreviation", _full_stop, "sentence"),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
 PROFILES = ("bn1", "none", "nfc", "indicnlp")
 
-# Words of Bengali letters, signs and plain punctuation are nine in ten; of the word rules only these can change them.
+# Letters and signs in which no word rule finds anything to change: three words in four.
+UNCHANGED_WORD = re.compile(
+    "(?:[\u0981-\u0984\u0986-\u09a3\u09a5-\u09b9\u09bc-\u09c6\u09c8-\u09cc\u09ce\u09e0-\u09e3]"
+    "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?!\u09bc))+"
+)
+# In words of these, which are most others, only three rules do.
 _PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]+")
 _PLAIN_RULES = frozenset({"khanda_ta", "nfc", "vowel_a"})
-# In a text of these (and without অ + া) the sentence rules find what they would find after the word rules.
-_NO_WORD_RULE_FIRST = re.compile("[ -9;-~\n\u0964\u0965\u0980-\u09ff“”‘’–—…]*+")
+# In a text of these (without অ + া, without a colon for visarga, joiners only in words that a blank follows) the sentence rules
+# find what they would find after the word rules.
+_NO_WORD_RULE_FIRST = re.compile(
+    "(?:[ -~\n\u0964\u0965\u0980-\u09ff“”‘’–—…·€\u2600-\u27bf\U0001f000-\U0001faff]++"
+    f"|[\u200c\u200d](?=[{_BENGALI}\u200c\u200d]++\\s))*+"
+)
+
+
+_LONGEST_REMEMBERED = 100  # a megabyte of one letter is not worth remembering
 
 
 class Memo(dict[str, Made], Generic[Made]):
@@ -178,10 +219,10 @@ class Memo(dict[str, Made], Generic[Made]):
         self.function, self.limit = function, limit
 
     def __missing__(self, word: str) -> Made:
-        if len(self) >= self.limit:
-            self.clear()
         made = self.function(word)
-        if len(word) <= 100:  # a megabyte of one letter is not worth remembering
+        if len(word) <= _LONGEST_REMEMBERED:
+            if len(self) >= self.limit:
+                self.clear()
             self[word] = made
         return made
 
@@ -190,9 +231,9 @@ class Memo(dict[str, Made], Generic[Made]):
 class Normalizer:
     """Text to normalised text: `Normalizer()(text)`. `off` names bn1 rules that are not applied.
 
-    Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's normaliser for Bengali, for comparison with
-    older papers: it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants and ৎ as they are).
-    Raises `UsageError` for an unknown profile or rule.
+    Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's normaliser for Bengali, for
+    comparison with older papers: it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants
+    and ৎ as they are). Raises `UsageError` for an unknown profile or rule.
     """
 
     profile: str = "bn1"
@@ -226,11 +267,15 @@ class Normalizer:
 
     def beyond_words(self, text: str) -> str:
         """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each."""
-        if self.profile != "bn1" or any(map(text.__contains__, "<[#")):
+        if self.profile != "bn1" or "<" in text or "[" in text or "#" in text:
             return self(text)
         if "." not in text and "|" not in text and "\u09f7" not in text:
             return text
-        if _NO_WORD_RULE_FIRST.fullmatch(text) is None or "\u0985\u09be" in text:
+        if (
+            _NO_WORD_RULE_FIRST.fullmatch(text) is None
+            or "\u0985\u09be" in text
+            or (":" in text and _COLON.search(text))
+        ):
             return self(text)
         for rule in self._scoped("sentence"):
             text = rule.apply(text)
@@ -238,11 +283,17 @@ class Normalizer:
 
     @cached_property
     def words(self) -> Memo[str]:
-        """Whitespace-delimited words after the rules that see no further (bn1; other profiles have done all already)."""
+        """Whitespace-delimited words after the rules that see no further (bn1; other profiles have done all
+        already).
+        """
+        if self.profile != "bn1":
+            return Memo(str)
         rules = [(rule.name in _PLAIN_RULES, rule.apply) for rule in self._scoped("word")]
         every, plain = [apply for _, apply in rules], [apply for is_plain, apply in rules if is_plain]
 
         def normalised(word: str) -> str:
+            if UNCHANGED_WORD.fullmatch(word):
+                return word
             for apply in plain if _PLAIN.fullmatch(word) else every:
                 word = apply(word)
             return word
@@ -286,6 +337,8 @@ def normalize(text: str, *, profile: str = "bn1", off: Collection[str] = ()) -> 
 
 
 def flags(text: str) -> frozenset[str]:
-    """What bn1 strips from a raw text and a reader should know of: "template" (chat-template remnants), "replacement" (U+FFFD)."""
+    """What bn1 strips from a raw text and a reader should know of: "template" (chat-template remnants), "replacement"
+    (U+FFFD).
+    """
     found = {"template"} if _TEMPLATE.search(text) else set()
     return frozenset(found | ({"replacement"} if "\ufffd" in text else set()))

@@ -1,31 +1,33 @@
 """What the overlap metrics share: texts as strings of one character per token, made once for all metrics.
 
-Equal tokens of a set of texts become equal characters. n-grams of words, longest common subsequences of words and sentences of
-words are then n-grams, subsequences and parts of strings, which is what fast code exists for. The characters lie in three ranges:
-sentence ends, other punctuation, words; a line end stays a line end.
+Equal tokens of a set of texts become equal characters. n-grams of words, longest common subsequences of words and
+sentences of words are then n-grams, subsequences and parts of strings, which is what fast code exists for. The
+characters lie in three ranges: sentence ends, other punctuation, words; a line end stays a line end.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Texts
+from bnbench.metrics.core import FloatArray, Made, Texts
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.ngrams import IntArray, ngram_counts
 from bnbench.metrics.normalization import Memo
 from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word
 
-_FIRST_MARK, _FIRST_WORD = 0x0B, 0x1000
-_SENTENCE_ENDS = re.compile("[\u0001-\u000a]+")
+_FIRST_MARK, _FIRST_WORD = 0x10, 0x1000
+_SENTENCE_ENDS = re.compile("[\u0001-\u000f]+")
 _PUNCTUATION = re.compile("[\u0001-\u0fff]+")
 
 
 class Vocabulary(dict[str, str]):
-    """The character that stands for each token. Raises `InputError` when a set of texts has more than a million tokens."""
+    """The character that stands for each token. Raises `InputError` when a set of texts has more than a million
+    tokens.
+    """
 
     def __init__(self) -> None:
         self._marks, self._words = iter(range(_FIRST_MARK, _FIRST_WORD)), iter(range(_FIRST_WORD, 0x110000))
@@ -69,63 +71,73 @@ class Pairs:
         """Whether every reply has exactly one reference."""
         return len(self.replies) == len(self.first)
 
-    def encoded(self) -> dict[str, str]:
-        """Each distinct text as one character per token, line ends kept."""
-        return self.texts.derived(("encoded", self.preparation), self._encoded)
+    def tokens(self) -> dict[str, str]:
+        """Each distinct text as one character per token."""
+        return self._derived("tokens", lambda: {text: "".join(lines) for text, lines in self._encoded().items()})
 
-    def _encoded(self) -> dict[str, str]:
-        character = Vocabulary().__getitem__
-        if not self.preparation.by_word:
-            return self.texts.mapped(("by text", self.preparation), lambda text: self._encoded_by_text(text, character))
-        pieces = self.preparation.pieces
+    def words(self) -> dict[str, str]:
+        """The same without punctuation."""
+        return self._derived("words", lambda: {text: _PUNCTUATION.sub("", s) for text, s in self.tokens().items()})
+
+    def sentences(self) -> dict[str, list[str]]:
+        """The words of each sentence of each distinct text, sentences without a word left out."""
+        return self._derived("sentences", self._sentences)
+
+    def _derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        return self.texts.derived((key, self.preparation), make)
+
+    def _sentences(self) -> dict[str, list[str]]:
+        if self.preparation.by_word:
+            return {text: [s for line in lines for s in _cut(line)] for text, lines in self._encoded().items()}
+        split, encode = self.preparation.split_sentences, self._encode
+        return self.texts.mapped(
+            ("by sentence", self.preparation),
+            lambda text: [w for s in split(text) if (w := _PUNCTUATION.sub("", encode(s)))],
+        )
+
+    def _encoded(self) -> dict[str, list[str]]:
+        """The lines of each distinct text as one character per token; one line where tokens depend on the whole
+        text.
+        """
+        return self._derived("encoded", self._encoded_by_word if self.preparation.by_word else self._encoded_by_text)
+
+    def _encoded_by_word(self) -> dict[str, list[str]]:
+        character, pieces = self._vocabulary().__getitem__, self.preparation.pieces
         encode = Memo(lambda word: "".join(map(character, pieces[word]))).__getitem__
-        return {text: "\n".join(["".join(map(encode, line)) for line in lines]) for text, lines in self._lines().items()}
+        return {text: ["".join(map(encode, line)) for line in lines] for text, lines in self._lines().items()}
 
-    def _encoded_by_text(self, text: str, character: Callable[[str], str]) -> str:
-        sentences = self.preparation.split_sentences(text)
-        return "\n".join("".join(map(character, self.preparation.tokens(sentence))) for sentence in sentences)
+    def _encoded_by_text(self) -> dict[str, list[str]]:
+        return self.texts.mapped(("by text", self.preparation), lambda text: [self._encode(text)])
+
+    def _encode(self, text: str) -> str:
+        return "".join(map(self._vocabulary().__getitem__, self.preparation.tokens(text)))
+
+    def _vocabulary(self) -> Vocabulary:
+        return self._derived("vocabulary", Vocabulary)
 
     def _lines(self) -> dict[str, list[list[str]]]:
-        """The words of each line of each distinct text, to which only the rules that see no further than a word are left to apply."""
+        """The words of each line of each distinct text, after the rules that look further than a word."""
         beyond = self.preparation.normalizer.beyond_words
         return self.texts.mapped(
             ("lines", self.preparation.normalizer), lambda text: [line.split() for line in beyond(text).splitlines()]
         )
 
-    def tokens(self) -> dict[str, str]:
-        """Each distinct text as one character per token."""
-        found = self.encoded()
-        return self.texts.derived(("tokens", self.preparation), lambda: {t: s.replace("\n", "") for t, s in found.items()})
-
-    def words(self) -> dict[str, str]:
-        """The same without punctuation."""
-        found = self.encoded()
-        return self.texts.derived(("words", self.preparation), lambda: {t: _PUNCTUATION.sub("", s) for t, s in found.items()})
-
-    def sentences(self) -> dict[str, list[str]]:
-        """The words of each sentence of each distinct text, sentences without a word left out."""
-        return self.texts.derived(
-            ("sentences", self.preparation), lambda: {text: _sentences(s) for text, s in self.encoded().items()}
-        )
-
     def word_ngrams(self) -> IntArray:
         """`ngram_counts` of the words up to pairs, shape (pairs, 2, 3)."""
-        return self.texts.derived(("word n-grams", self.preparation), lambda: self._counted(self.words(), 2))
+        return self._derived("word n-grams", lambda: self._counted(self.words(), 2))
 
     def token_ngrams(self) -> IntArray:
         """`ngram_counts` of all tokens up to fours, shape (pairs, 4, 3)."""
-        return self.texts.derived(("token n-grams", self.preparation), lambda: self._counted(self.tokens(), 4))
+        return self._derived("token n-grams", lambda: self._counted(self.tokens(), 4))
 
     def character_ngrams(self, order: int) -> IntArray:
         """`ngram_counts` of the characters of all tokens (so without whitespace), shape (pairs, order, 3)."""
-        return self.texts.derived(
-            ("character n-grams", self.preparation, order), lambda: self._counted(self._characters(), order)
-        )
+        return self._derived(("character n-grams", order), lambda: self._counted(self._characters(), order))
 
     def _characters(self) -> dict[str, str]:
         if not self.preparation.by_word:
             return self.texts.mapped(("joined", self.preparation), lambda text: "".join(self.preparation.tokens(text)))
-        word = self.preparation.normalizer.words.__getitem__ if self.preparation.normalizer.profile == "bn1" else str
+        word = self.preparation.normalizer.words.__getitem__
         return {t: "".join([w for line in lines for w in map(word, line)]) for t, lines in self._lines().items()}
 
     def _counted(self, strings: dict[str, str], order: int) -> IntArray:
@@ -139,5 +151,5 @@ class Pairs:
         return table[[start + int(score[start:end].argmax()) for start, end in zip(self.first, ends, strict=True)]]
 
 
-def _sentences(encoded: str) -> list[str]:
-    return [words for part in _SENTENCE_ENDS.split(encoded) if (words := _PUNCTUATION.sub("", part))]
+def _cut(line: str) -> list[str]:
+    return [words for part in _SENTENCE_ENDS.split(line) if (words := _PUNCTUATION.sub("", part))]

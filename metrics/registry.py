@@ -1,7 +1,8 @@
 """Metrics by name: the built-in ones and those that other packages offer under the entry-point group `bnbench.metrics`.
 
-A plug-in is an entry point whose name is the metric's name and whose object is a `Metric` subclass (or any callable without
-arguments) that gives a `Metric`. A plug-in that cannot be loaded is named in the log and skipped: it never stops a run.
+A plug-in is an entry point whose name is the metric's name and whose object is a `Metric` subclass (or any callable
+without arguments) that gives a `Metric`. A plug-in that cannot be loaded is named in the log and skipped: it never
+stops a run.
 """
 
 from __future__ import annotations

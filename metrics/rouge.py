@@ -1,4 +1,6 @@
-"""ROUGE-1, -2, -L and -Lsum with precision, recall and F. Equal to rouge-score with the same tokeniser, many times faster."""
+"""ROUGE-1, -2, -L and -Lsum with precision, recall and F. Equal to rouge-score with the same tokeniser, many times
+faster.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,19 @@ TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 
 class ROUGE(Metric):
-    """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), and that by sentence (Lsum).
+    """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), and that by sentence
+    (Lsum).
 
-    The mean over replies of each reply's precision, recall and F1; `value` is the F of the first of `types`. Punctuation is
-    left out. Of several references the one with the highest F counts, for each type by itself. No stemming: it cannot see that
-    দুঃখ and দুঃখের are one word, nor synonyms.
+    The mean over replies of each reply's precision, recall and F1; `value` is the F of the first of `types`.
+    Punctuation is left out. Of several references the one with the highest F counts, for each type by itself. No
+    stemming: it cannot see that দুঃখ and দুঃখের are one word, nor synonyms.
     """
 
     name: ClassVar[str] = "ROUGE"
     description: ClassVar[str] = "word overlap F1 (and precision, recall), mean over replies, 0-100, higher is better"
     needs: ClassVar[frozenset[str]] = frozenset({"references"})
 
-    def __init__(
-        self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES
-    ) -> None:
+    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES) -> None:
         for kind in types:
             if kind not in TYPES:
                 raise UsageError(f"no ROUGE type {kind!r}; there are {', '.join(TYPES)}")
@@ -93,7 +94,9 @@ def _summary_hits(pairs: Pairs) -> IntArray:
 
 
 def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
-    """rouge-score's summary-level LCS: words of each reference sentence in its LCS with any candidate sentence, not counted twice."""
+    """rouge-score's summary-level LCS: words of each reference sentence in its LCS with any candidate sentence, not
+    counted twice.
+    """
     if len(references) == len(candidates) == 1:
         return LCSseq.similarity(references[0], candidates[0])
     ours, theirs = "".join(candidates), "".join(references)
@@ -110,8 +113,9 @@ def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
 def _union(references: Sequence[str], candidates: Sequence[str]) -> int:
     """The positions (bits) of all reference sentences in their LCS with any candidate sentence.
 
-    The dynamic program runs on bits (Hyyrö 2004), all reference sentences side by side in one integer with a zero bit between
-    them, so that a carry cannot pass: bit p of `state` is 0 where the table grows from the reference word before p to p.
+    The dynamic program runs on bits (Hyyrö 2004), all reference sentences side by side in one integer with a zero bit
+    between them, so that a carry cannot pass: bit p of `state` is 0 where the table grows from the reference word
+    before p to p.
     """
     segments, where, inside = _laid_out(references)
     union = 0
@@ -146,8 +150,8 @@ def _laid_out(references: Sequence[str]) -> tuple[list[int], dict[str, int], int
 def _walk_back(masks: Sequence[int], stops: Sequence[int], segment: int) -> int:
     """The bits of one LCS of a reference sentence and a candidate: of equally long ones the one that rouge-score finds.
 
-    From the last candidate word back, rouge-score moves towards the beginning of the reference until it meets a match, which it
-    takes, or a place where the table grows; `stops` has both.
+    From the last candidate word back, rouge-score moves towards the beginning of the reference until it meets a
+    match, which it takes, or a place where the table grows; `stops` has both.
     """
     found = 0
     for mask, stop in zip(reversed(masks), reversed(stops), strict=True):

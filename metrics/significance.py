@@ -1,15 +1,16 @@
 """Bootstrap intervals, paired tests and rankings, all as matrix products on tables of additive statistics.
 
-A resample of n items is a row of multinomial weights, so that R resamples of a table are `weights (R x n) @ table (n x k)`.
-The weights come from one seeded generator and depend on n, R and the seed alone: every candidate and every metric is resampled
-alike, which is what makes comparisons paired. They are made in blocks of constant memory.
+A resample of n items is a row of multinomial weights, so that R resamples of a table are `weights (R x n) @ table (n
+x k)`. The weights come from one seeded generator and depend on n, R and the seed alone: every candidate and every
+metric is resampled alike, which is what makes comparisons paired. They are made in blocks of constant memory.
 
-Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` blocks, item i into block i mod `BLOCKS`, and the
-blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000 resamples have,
-and lets a table of a million rows be resampled in the time of one of ten thousand.
+Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` blocks, item i into block i mod `BLOCKS`,
+and the blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000
+resamples have, and lets a table of a million rows be resampled in the time of one of ten thousand.
 
-Sources: Efron & Tibshirani 1993 (percentile bootstrap); Koehn 2004 and Riezler & Maxwell 2005 (paired bootstrap, approximate
-randomisation); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007 (resampling whole clusters).
+Sources: Efron & Tibshirani 1993 (percentile bootstrap); Koehn 2004 and Riezler & Maxwell 2005 (paired bootstrap,
+approximate randomisation); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007
+(resampling whole clusters).
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def bootstrap(
 ) -> list[Interval]:
     """Percentile bootstrap intervals of every value that `formula` makes of the (n, k) table's column sums.
 
-    `clusters` names the dialogue of each row; whole dialogues are then resampled. Raises `InputError` on an empty table.
+    `clusters` names the dialogue of each row; whole dialogues are then resampled. Raises `InputError` on an empty
+    table.
     """
     scores = formula(resampled_sums(table, resamples=resamples, seed=seed, clusters=clusters))
     return _intervals(scores, level)
@@ -81,9 +83,9 @@ def paired_test(
     clusters: Clusters = None,
 ) -> list[PairedResult]:
     """Compare two candidates on the same n items: one `PairedResult` of A - B for each value of `formula`."""
-    return paired_tests(
-        [(table_a, table_b, formula)], resamples=resamples, seed=seed, level=level, clusters=clusters
-    )[0]
+    return paired_tests([(table_a, table_b, formula)], resamples=resamples, seed=seed, level=level, clusters=clusters)[
+        0
+    ]
 
 
 def paired_tests(
@@ -116,7 +118,9 @@ def paired_tests(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: reject where the adjusted p is below alpha, and the family-wise error stays below it."""
+    """Holm's step-down adjustment: reject where the adjusted p is below alpha, and the family-wise error stays below
+    it.
+    """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -130,8 +134,9 @@ def rank_ranges(
 ) -> list[tuple[int, int]]:
     """The (best, worst) rank of each of n candidates that the data allow: 1 + certainly above ... n - certainly below.
 
-    `differences[i, j]` is the interval of i - j, once for each pair. i is certainly above j when the interval excludes 0 on i's
-    side. For ranges that hold all at once with 95 %, make the intervals with level 1 - .05 / (number of pairs).
+    `differences[i, j]` is the interval of i - j, once for each pair. i is certainly above j when the interval
+    excludes 0 on i's side. For ranges that hold all at once with 95 %, make the intervals with level 1 - .05 /
+    (number of pairs).
     """
     above, below = [0] * n, [0] * n
     for (i, j), interval in differences.items():
@@ -158,7 +163,9 @@ def resampled_sums(
 def _blocks(table: FloatArray, clusters: Clusters) -> FloatArray:
     """What is resampled as one: rows, or sums over clusters, or sums over `BLOCKS` blocks of either."""
     if table.ndim != 2 or not len(table):
-        raise InputError(f"a table of shape {table.shape} cannot be resampled: it needs one row per reply, at least one")
+        raise InputError(
+            f"a table of shape {table.shape} cannot be resampled: it needs one row per reply, at least one"
+        )
     if clusters is not None:
         if len(clusters) != len(table):
             raise InputError(f"{len(table)} rows but {len(clusters)} clusters: name the cluster of each row")
@@ -174,7 +181,9 @@ def _summed(table: FloatArray, group: npt.NDArray[np.int64], groups: int) -> Flo
 
 
 def _bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[tuple[slice, FloatArray]]:
-    """Rows of multinomial(n; 1/n ...) counts, some at a time; drawing n items and counting them is the fast way to get them."""
+    """Rows of multinomial(n; 1/n ...) counts, some at a time; drawing n items and counting them is the fast way to
+    get them.
+    """
     generator = np.random.default_rng([seed, 0])
     for rows in _row_slices(n, resamples):
         height = rows.stop - rows.start
@@ -184,7 +193,8 @@ def _bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[tuple[slic
 
 
 def _swapped_sums(blocks: FloatArray, columns: npt.NDArray[np.int64], resamples: int, seed: int) -> FloatArray:
-    """Column sums after each block's rows of A and B were exchanged or not by a fair coin, for each (A, B) in `columns`.
+    """Column sums after each block's rows of A and B were exchanged or not by a fair coin, for each (A, B) in
+    `columns`.
 
     Summed as (A + B) / 2 +- signs @ (A - B) / 2, one product for both sides.
     """
@@ -193,7 +203,9 @@ def _swapped_sums(blocks: FloatArray, columns: npt.NDArray[np.int64], resamples:
     halves = np.hstack([blocks[:, a:b] - blocks[:, b:end] for a, b, end in edges]) / 2
     swing = np.empty((resamples, halves.shape[1]))
     for rows in _row_slices(len(blocks), resamples):
-        bits = np.unpackbits(np.frombuffer(generator.bytes(-(-(rows.stop - rows.start) * len(blocks) // 8)), dtype=np.uint8))
+        bits = np.unpackbits(
+            np.frombuffer(generator.bytes(-(-(rows.stop - rows.start) * len(blocks) // 8)), dtype=np.uint8)
+        )
         signs = bits[: (rows.stop - rows.start) * len(blocks)].reshape(-1, len(blocks)) * 2.0 - 1.0
         np.matmul(signs, halves, out=swing[rows])
     swapped = np.empty((resamples, blocks.shape[1]))
@@ -220,7 +232,7 @@ def _intervals(scores: FloatArray, level: float) -> list[Interval]:
 def _paired_results(
     observed: FloatArray, differences: FloatArray, exchanged: FloatArray, level: float
 ) -> list[PairedResult]:
-    # sums of the same rows in another order differ in the last digits, which must not make a tie look like an exceedance
+    # sums of the same rows in another order differ in the last digits, which must not turn a tie into an exceedance
     tolerance = 1e-9 * np.maximum(1.0, np.abs(observed))
     as_extreme = (np.abs(exchanged) >= np.abs(observed) - tolerance).sum(axis=0)
     p_values = (as_extreme + 1) / (len(exchanged) + 1)

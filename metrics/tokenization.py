@@ -1,23 +1,25 @@
 """Tokens of Bengali text: words with their signs, numbers whole, punctuation apart.
 
-`bn1` is the tokeniser to use. The others are for comparability: `graphemes` (user-perceived characters), `intl` (sacrebleu's, which
-keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits ১,৫০০.৭৫ and leaves “ ” ৳ attached).
+`bn1` is the tokeniser to use. The others are for comparability: `graphemes` (user-perceived characters), `intl`
+(sacrebleu's, which keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits
+১,৫০০.৭৫ and leaves “ ” ৳ attached).
 
-Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three (বুঝতে: ব, ঝত).
+Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three
+(বুঝতে: ব, ঝত).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
 
 import regex
 
 from bnbench.metrics.errors import UsageError
-from bnbench.metrics.normalization import Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import UNCHANGED_WORD, Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -29,10 +31,10 @@ _NUMBER = rf"\p{{Nd}}++(?:[.,:]\p{{Nd}}++)*+[{_CHARS}]*+"
 _WORD = rf"[{_CHARS}]++(?:(?<=[A-Za-z])['’][A-Za-z]++[{_CHARS}]*+)*+"
 _TOKEN = regex.compile(rf"{_MAIL}|{_URL}|{_EMOJI}|{_NUMBER}|{_WORD}|\S")
 # the same grammar for words of Bengali, Latin letters and punctuation without digits, at half the price
-_PLAIN = re.compile("[!-/;-?A-~\u0964\u0965\u0981-\u0983\u0985-\u09b9\u09bc-\u09ce\u09d7\u09dc-\u09df\u09e0-\u09e3“”‘’–—…]+")
-_PLAIN_TOKEN = re.compile(
-    "[A-Za-z\u0981-\u09e3]++(?:(?<=[A-Za-z])['’][A-Za-z]++[A-Za-z\u0981-\u09e3]*+)*+|."
+_PLAIN = re.compile(
+    "[!-/;-?A-~\u0964\u0965\u0981-\u0983\u0985-\u09b9\u09bc-\u09ce\u09d7\u09dc-\u09df\u09e0-\u09e3“”‘’–—…]+"
 )
+_PLAIN_TOKEN = re.compile("[A-Za-z\u0981-\u09e3]++(?:(?<=[A-Za-z])['’][A-Za-z]++[A-Za-z\u0981-\u09e3]*+)*+|.")
 _HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional_Indicator}\u20e3]")
 _GRAPHEME = regex.compile(r"\X")
 
@@ -76,18 +78,19 @@ TOKENIZERS = (*_BY_WORD, *_BY_TEXT)
 
 
 def is_word(token: str) -> bool:
-    """Whether a token has a letter, a digit or an emoji; the others are punctuation and symbols, which ROUGE leaves out."""
-    return _is_word[token]
-
-
-_is_word: Memo[bool] = Memo(lambda token: _HAS_WORD.search(token) is not None)
+    """Whether a token has a letter, a digit or an emoji; the others are punctuation and symbols, which ROUGE leaves
+    out.
+    """
+    return token[:1].isalnum() or _HAS_WORD.search(token) is not None
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How raw texts become tokens: a normaliser and a tokeniser. Hashable, so that metrics with equal ones share the work."""
+    """How raw texts become tokens: a normaliser and a tokeniser. Hashable, so that metrics with equal ones share the
+    work.
+    """
 
-    normalizer: Normalizer = Normalizer()
+    normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"
 
     def __post_init__(self) -> None:
@@ -114,6 +117,8 @@ class Preparation:
     def pieces(self) -> Memo[tuple[str, ...]]:
         """The tokens of each word of `normalizer.beyond_words(text)`; only where `by_word`."""
         split, words = _BY_WORD[self.tokenizer], self.normalizer.words
+        if self.tokenizer == "bn1":
+            return Memo(lambda raw: (raw,) if UNCHANGED_WORD.fullmatch(raw) else split(words[raw]))
         return Memo(lambda raw: split(words[raw]))
 
     def split_sentences(self, text: str) -> list[str]:
@@ -167,7 +172,7 @@ class BengaliTokenizer:
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text; words only, unless `punctuation`."""
         tokens = self._preparation.tokens(text)
-        return tokens if self._punctuation else list(filter(_is_word.__getitem__, tokens))
+        return tokens if self._punctuation else list(filter(is_word, tokens))
 
     def __call__(self, text: str) -> str:
         """The tokens joined by spaces."""

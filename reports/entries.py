@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,28 +14,21 @@ from bnbench.runs import Generation, Run
 
 @dataclass(frozen=True)
 class Entry:
-    """One candidate of one run, as the ranking and the report need it. `replies` and `tables` are in the order of the items."""
+    """One candidate of one run. `replies` and `tables` are in the order of the items.
+
+    `own_base` is the name of the base that an adapter was evaluated on.
+    """
 
     name: str
     meta: Mapping[str, Any]
     replies: tuple[Generation, ...]
     tables: Mapping[str, FloatArray]
+    own_base: str | None = None
 
     @property
     def kind(self) -> str:
         """Base, adapter or predictions."""
         return str(self.meta["kind"])
-
-    @property
-    def location(self) -> str:
-        """Folder, hub id or file that the candidate was read from."""
-        return str(self.meta["location"])
-
-    @property
-    def base(self) -> str | None:
-        """Location of the base that an adapter belongs to."""
-        base: str | None = self.meta.get("base")
-        return base
 
     @property
     def hit_limit_share(self) -> float | None:
@@ -44,7 +38,7 @@ class Entry:
 
 
 def collect(runs: Sequence[Run]) -> list[Entry]:
-    """The candidates of all runs, each once; a name that two runs give to different candidates gets its run's name added.
+    """The candidates of all runs, each once; a name that stands for two different candidates gets its run's name added.
 
     A candidate of a later run is the same when identity (`key_fields`) and decoding are.
 
@@ -55,16 +49,28 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
         raise RunError("nothing to report: name at least one run folder")
     signatures: dict[str, tuple[str, Run]] = {}
     entries: dict[str, Entry] = {}
-    seen: list[tuple[Any, Any]] = []
+    known: dict[str, str] = {}
     for run in runs:
         _same_items(run, runs[0])
         _same_signatures(run, signatures)
-        here = [(meta, (meta["key_fields"], run.meta["decoding"])) for meta in run.meta["candidates"]]
-        for meta in (meta for meta, identity in here if identity not in seen):
-            name = _free_name(meta["name"], run, entries)
-            entries[name] = Entry(name, meta, run.replies[meta["name"]], run.tables[meta["name"]])
-        seen += [identity for _, identity in here]
+        known |= _enter(run, entries, known)
     return list(entries.values())
+
+
+def _enter(run: Run, entries: dict[str, Entry], known: Mapping[str, str]) -> dict[str, str]:
+    """Adds the run's candidates that no earlier run had; returns the name by which each identity of this run stands."""
+    names: dict[str, str] = {}
+    base: str | None = None  # a run has one at most, and it comes first
+    for meta in run.meta["candidates"]:
+        identity = json.dumps([meta["key_fields"], run.meta["decoding"]], sort_keys=True)
+        name = known.get(identity)
+        if name is None:
+            name = _free_name(meta["name"], run, entries)
+            own = base if meta["kind"] == "adapter" else None
+            entries[name] = Entry(name, meta, run.replies[meta["name"]], run.tables[meta["name"]], own)
+        names[identity] = name
+        base = name if meta["kind"] == "base" else base
+    return names
 
 
 def _free_name(name: str, run: Run, taken: Mapping[str, Entry]) -> str:
@@ -80,7 +86,9 @@ def _same_items(run: Run, first: Run) -> None:
     ours, theirs = ({e["id"]: e for e in r.examples} for r in (run, first))
     if list(ours) != list(theirs):
         only = [i for i in ours if i not in theirs] + [i for i in theirs if i not in ours]
-        what = f"item {only[0]} is in one of them only ({len(only)} such)" if only else "their items are in another order"
+        what = (
+            f"item {only[0]} is in one of them only ({len(only)} such)" if only else "their items are in another order"
+        )
         raise RunError(
             f"{run.path} ({len(ours)} items) and {first.path} ({len(theirs)} items) cannot be compared: {what}; "
             "evaluate both on the same data, --split and --limit"
@@ -101,7 +109,7 @@ def _same_signatures(run: Run, signatures: dict[str, tuple[str, Run]]) -> None:
 
 
 def differences_between(runs: Sequence[Run]) -> list[str]:
-    """A note for each thing beside the candidates that a run does not share with the first and a reader must know of."""
+    """A note for each run that does not share more than its candidates with the first: decoding, precision, prompts."""
     first = runs[0]
     notes = []
     for run in runs[1:]:
@@ -122,7 +130,9 @@ def differences_between(runs: Sequence[Run]) -> list[str]:
 
 def _settings(meta: Mapping[str, Any]) -> dict[str, Any]:
     # max_new_tokens follows from max_words and the tokenizer, so it differs between models that were decoded alike.
-    decoding = {k: v for k, v in meta["decoding"].items() if k != "max_new_tokens" or not meta["decoding"].get("max_words")}
+    decoding = {
+        k: v for k, v in meta["decoding"].items() if k != "max_new_tokens" or not meta["decoding"].get("max_words")
+    }
     precision, prompt = meta.get("precision") or {}, meta.get("prompt") or {}
     return {
         "decoding": decoding,

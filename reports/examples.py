@@ -1,4 +1,4 @@
-"""Replies side by side: the largest gains, the largest losses and the median item, chosen by rule, and then all items."""
+"""Replies side by side: the largest gains, the largest losses and the median item, by rule, and then all items."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnbench.metrics.registry import get_metric
 from bnbench.metrics.core import FloatArray
+from bnbench.metrics.registry import get_metric
 from bnbench.reports.entries import Entry
 from bnbench.reports.flags import reply_flags
 from bnbench.reports.ranking import Ranking, Standing
@@ -31,7 +31,7 @@ class ReplyView:
 
 @dataclass(frozen=True)
 class Item:
-    """One message with everything that was answered to it. `gain` is focus minus base, turned so that more is better."""
+    """One message with all that was answered to it. `gain` is focus minus base, turned so that more is better."""
 
     number: int
     id: str
@@ -51,7 +51,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Examples:
-    """`chosen` pairs a heading with an item; `focus` minus `base` is what gains and losses are of (None: one candidate)."""
+    """`chosen` pairs a heading with an item; gains and losses are of `focus` minus `base` (None: one candidate)."""
 
     focus: str | None
     base: str | None
@@ -69,7 +69,8 @@ def examples(ranking: Ranking, entries: Sequence[Entry], messages: Sequence[Mapp
     items = [_item(i, message, views, gains) for i, message in enumerate(messages)]
     order = gains if gains is not None else scores[entries[0].name] * (1 if ranking.higher_is_better else -1)
     chosen = tuple((heading, items[i]) for heading, i in _choice(order, gains is not None))
-    return Examples(focus and focus.candidate, focus and focus.compared_with, chosen, tuple(items[:LISTED]), len(items))
+    name, base = (focus.candidate, focus.compared_with) if focus else (None, None)
+    return Examples(name, base, chosen, tuple(items[:LISTED]), len(items))
 
 
 def per_item(ranking: Ranking, entries: Sequence[Entry]) -> dict[str, FloatArray]:
@@ -91,7 +92,11 @@ def _choice(order: FloatArray, are_gains: bool) -> list[tuple[str, int]]:
     median = ascending[(len(ascending) - 1) // 2]
     top = [i for i in reversed(ascending) if i != median and (order[i] > 0 or not are_gains)][:_EXTREMES]
     bottom = [i for i in ascending if i != median and i not in top and (order[i] < 0 or not are_gains)][:_EXTREMES]
-    names = ("Largest gain", "Median item", "Largest loss") if are_gains else ("Highest score", "Median item", "Lowest score")
+    names = (
+        ("Largest gain", "Median item", "Largest loss")
+        if are_gains
+        else ("Highest score", "Median item", "Lowest score")
+    )
     return [*((names[0], i) for i in top), (names[1], median), *((names[2], i) for i in reversed(bottom))]
 
 

@@ -37,7 +37,9 @@ def ranking_csv(ranking: Ranking) -> str:
 
 def _row(ranking: Ranking, standing: Standing, score: Score) -> list[str]:
     c = standing.versus(score.metric, score.name)
-    compared = (c.other, c.difference, c.low, c.high, c.p, c.p_holm, c.smallest_detectable, outcome(c)) if c else (None,) * 8
+    compared = (
+        (c.other, c.difference, c.low, c.high, c.p, c.p_holm, c.smallest_detectable, outcome(c)) if c else (None,) * 8
+    )
     cells = (
         standing.best_rank, standing.worst_rank, standing.candidate, standing.kind, score.metric, score.name,
         ranking.directions[score.metric], score.value, score.low, score.high, *compared, ranking.n,
@@ -112,4 +114,6 @@ def _table(rows: Iterator[list[str]]) -> str:
 def _escaped(text: str) -> str:
     """Text that stays text in Markdown, whatever a candidate is called."""
     one_line = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return (
+        re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )

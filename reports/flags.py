@@ -9,7 +9,11 @@ _METRIC = "degeneration"
 _WORDS = {
     "empty": "empty",
     "cut": "cut at the limit",
-    "repetition": "repetition",
+    "replacement": "broken characters",
+    "template": "template remnants",
+    "loop": "repetition",
+    "wrong_script": "wrong script",
+    "copy": "copy of the message",
 }
 
 

@@ -28,7 +28,7 @@ def p_value(p: float | None) -> str:
     """Four decimals under 0.001, three under 0.1, two above."""
     if p is None or not math.isfinite(p):
         return ABSENT
-    if p < 0.0001:
+    if p < 0.00005:
         return "<0.0001"
     return f"{p:.{4 if p < 0.001 else 3 if p < 0.1 else 2}f}"
 
@@ -55,7 +55,7 @@ def places(best: int, worst: int) -> str:
 
 
 def name(text: str, limit: int = 60) -> str:
-    """A name on one line: control characters spelt out, right-to-left letters isolated, the middle left out beyond `limit`."""
+    """A name on one line: controls spelt out, right-to-left letters isolated, its middle left out beyond `limit`."""
     visible = "".join(_visible(c) for c in text)
     if len(visible) > limit:
         head = limit * 2 // 3

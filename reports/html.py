@@ -1,4 +1,4 @@
-"""report.html: one self-contained page. No network, no fonts from outside, autoescape on, and scripts other than ours forbidden."""
+"""report.html: one self-contained page. No network, no fonts from outside, autoescape on, no scripts but our own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bnbench.reports.methods import limits, methods_paragraph
 from bnbench.reports.plot import Bar, forest_bars, interval_plot
 from bnbench.reports.provenance import run_view
 from bnbench.reports.ranking import Comparison, Ranking, Score, Standing
-from bnbench.reports.values import Value, shown_values
+from bnbench.reports.values import Value, shown_values, zero_values
 from bnbench.reports.verdict import outcome, verdict, warnings
 from bnbench.runs import Run
 
@@ -54,7 +54,7 @@ def report_html(ranking: Ranking, runs: Sequence[Run]) -> str:
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {"script": Markup(script), "style": Markup(style), "script_hash": f"sha256-{digest}", "version": __version__}  # noqa: S704 - our own files
+    own = {"script": Markup(script), "style": Markup(style), "script_hash": f"sha256-{digest}", "version": __version__}
     page = _environment().get_template("report.html.j2").render(own | _content(ranking, runs))
     return fmt.storable(page)
 
@@ -70,6 +70,7 @@ def _content(ranking: Ranking, runs: Sequence[Run]) -> dict[str, Any]:
         "notes": warnings(ranking),
         "primary": values[0],
         "values": values,
+        "zeros": zero_values(ranking),
         "plot": interval_plot(ranking),
         "groups": _groups(ranking, values),
         "one_base": bases.pop() if len(bases) == 1 else None,
@@ -93,8 +94,8 @@ def _facts(ranking: Ranking, primary: Value) -> list[tuple[str, str, str]]:
     versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
     least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
     if least and ranking.n > 1:
-        ends = [fmt.number(x, primary.decimals) for x in (least[0], least[-1])]
-        facts.append(("Detectable difference", ends[0] if ends[0] == ends[1] else "–".join(ends), primary.label))
+        span = dict.fromkeys(fmt.number(x, primary.decimals) for x in (least[0], least[-1]))
+        facts.append(("Detectable difference", "–".join(span), primary.label))
     return facts
 
 
@@ -129,7 +130,11 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "visible": fmt.name,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bnbench.reports.format import ABSENT, percent
+from bnbench.reports.format import ABSENT
 from bnbench.runs import Run
 
 
@@ -19,6 +19,11 @@ class RunView:
     facts: tuple[tuple[str, str], ...]
     steps: tuple[Mapping[str, Any], ...]
     models: tuple[Mapping[str, str], ...]
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether peak memory is known candidate by candidate."""
+        return any(m["memory"] != ABSENT for m in self.models)
 
 
 def run_view(run: Run) -> RunView:
@@ -33,8 +38,10 @@ def run_view(run: Run) -> RunView:
         "Precision": _precision(meta.get("precision") or {}),
         "Device": _device(meta.get("device") or {}),
         "Peak memory": _gibibytes(meta.get("peak_memory_bytes")),
-        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": meta.get("bnbench"), **(meta.get("packages") or {})}.items() if v),
-        "Run": " to ".join(str(meta[k]) for k in ("created", "finished") if meta.get(k)),
+        "Versions": ", ".join(
+            f"{k} {v}" for k, v in {"bnbench": meta.get("bnbench"), **(meta.get("packages") or {})}.items() if v
+        ),
+        "Run": " to ".join(_time(meta[k]) for k in ("created", "finished") if meta.get(k)),
     }
     known = tuple((k, str(v)) for k, v in facts.items() if v)
     models = tuple(_model(c) for c in meta["candidates"])
@@ -86,8 +93,11 @@ def _model(candidate: Mapping[str, Any]) -> dict[str, str]:
         "seconds": ABSENT if seconds is None else f"{seconds:,.1f} s",
         "speed": ABSENT if speed is None else f"{speed:,.0f} tokens/s",
         "memory": _gibibytes(candidate.get("peak_memory_bytes")) or ABSENT,
-        "hit_limit": percent(candidate.get("hit_limit_share")),
     }
+
+
+def _time(stamp: Any) -> str:
+    return str(stamp).replace("T", " ").replace("+00:00", " UTC")
 
 
 def _gibibytes(size: float | None) -> str | None:
@@ -96,4 +106,3 @@ def _gibibytes(size: float | None) -> str | None:
 
 def _short(digest: Any) -> str:
     return str(digest)[:12]
-

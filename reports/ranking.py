@@ -1,7 +1,7 @@
 """Ranking: from the tables of one run or several to places with honest uncertainty.
 
-One primary metric, declared before the run, ranks; every pair of candidates is compared on it over the same items, with Holm's
-correction. The other metrics are secondary: their differences to the base are shown with unadjusted p-values.
+One primary metric, declared before the run, ranks; every pair of candidates is compared on it over the same items, with
+Holm's correction. The other metrics are secondary: their differences to the base are shown with unadjusted p-values.
 A place is a range: 1 + how many are certainly above, up to N - how many are certainly below.
 """
 
@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bnbench.errors import RunError, UsageError
+import numpy as np
+
+from bnbench.errors import UsageError
+from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.core import FloatArray, Interval, Metric
-from bnbench.metrics.significance import PairedResult, bootstrap, holm, paired_tests, rank_ranges
+from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
 from bnbench.reports.entries import Entry, collect, differences_between
 from bnbench.runs import Run
 
@@ -42,9 +44,9 @@ class Score:
 class Comparison:
     """`candidate` minus `other`, in pairs over the same items: 95 % bootstrap interval, approximate-randomisation p.
 
-    `p_holm` is set where the comparison belongs to the family of the primary metric. `better` says whether the candidate is
-    better or worse; None means that the items cannot tell: the interval holds 0, or p (p_holm where there is one) is 0.05 or more.
-    `smallest_detectable` is the true difference that this many items would show in 80 % of cases.
+    `p_holm` is set where the comparison belongs to the family of the primary metric. `better` says whether the
+    candidate is better or worse; None means that the items cannot tell: the interval holds 0, or p (p_holm where it is
+    set) is not under 0.05. `smallest_detectable` is the true difference that so many items would show in 80 % of cases.
     """
 
     candidate: str
@@ -62,9 +64,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate's place: the range of ranks that the data allow, its scores, its differences to what it is compared with.
+    """One candidate's place: the range of ranks that the data allow, its scores, its differences to `compared_with`.
 
-    `compared_with` is an adapter's own base, the first base for another base, or the first candidate where there is no base.
+    That is an adapter's own base (`is_own_base`), else the first base, or the first candidate where there is no base.
     """
 
     candidate: str
@@ -72,6 +74,7 @@ class Standing:
     best_rank: int
     worst_rank: int
     compared_with: str | None
+    is_own_base: bool
     scores: tuple[Score, ...]
     versus_base: tuple[Comparison, ...]
     hit_limit_share: float | None
@@ -79,6 +82,11 @@ class Standing:
     def score(self, metric: str, name: str) -> Score | None:
         """One value of one metric; None where the candidate lacks it."""
         return next((s for s in self.scores if (s.metric, s.name) == (metric, name)), None)
+
+    def value(self, metric: str, name: str) -> float | None:
+        """The same without its interval."""
+        score = self.score(metric, name)
+        return None if score is None else score.value
 
     def versus(self, metric: str, name: str) -> Comparison | None:
         """The difference of one value to the candidate's base; None for the base, and where one of the two lacks it."""
@@ -89,7 +97,7 @@ class Standing:
 class Ranking:
     """Everything that a report says in numbers. `standings` is sorted by the primary value, best first.
 
-    `values` names every metric's values, the main one first. `base` is what a candidate without a base of its own is compared with.
+    `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
     """
 
     primary: str
@@ -153,12 +161,14 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Ranking:
         signatures={name: described[name]["signature"] for name in metrics},
         descriptions={name: described[name]["description"] for name in metrics},
         directions={name: m.higher_is_better for name, m in metrics.items()},
-        notes=tuple(dict.fromkeys([*(n for run in runs for n in run.meta["notes"]), *differences_between(runs), *absent])),
+        notes=tuple(
+            dict.fromkeys([*(n for run in runs for n in run.meta["notes"]), *differences_between(runs), *absent])
+        ),
     )
 
 
 def _metrics(described: Mapping[str, Mapping[str, Any]], primary: str) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that this installation can compute from the tables, the primary first; a note for each that it cannot."""
+    """The metrics that this installation can compute, the primary first; a note for each that it cannot."""
     found, notes = {}, []
     for name in sorted(described, key=lambda n: n != primary):
         try:
@@ -185,8 +195,8 @@ def _baseline(entries: Sequence[Entry]) -> Entry:
 
 
 def _base_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """What an entry is compared with: its own base where that was evaluated, else the first base (or candidate) of all."""
-    own = next((e for e in entries if e.kind == "base" and entry.kind == "adapter" and e.location == entry.base), None)
+    """What an entry is compared with: its own base where it has one, else the first base (or candidate) of all."""
+    own = next((e for e in entries if e.name == entry.own_base), None)
     base = own or _baseline(entries)
     return None if base is entry else base
 
@@ -198,23 +208,53 @@ def _standings(
     certain = {pair: Interval(c.low, c.high) if c.better is not None else _OPEN for pair, c in pairs.items()}
     ranges = rank_ranges(certain, len(entries), higher_is_better=metrics[0].higher_is_better)
     adjusted = {frozenset((c.candidate, c.other)): c.p_holm for c in pairs.values()}
-    standings = []
-    for entry, (best, worst) in zip(entries, ranges, strict=True):
-        base = _base_of(entry, entries)
-        scores = tuple(s for m in metrics if m.name in entry.tables for s in _scores(entry, m, resamples, seed))
-        versus = _compare(entry, base, metrics, resamples, seed) if base else []
-        if base and versus:
-            versus[0] = _with_holm(versus[0], adjusted[frozenset((entry.name, base.name))], metrics[0])
-        name = base.name if base else None
-        standings.append(Standing(entry.name, entry.kind, best, worst, name, scores, tuple(versus), entry.hit_limit_share))
-    return standings
+    return [
+        _standing(entry, place, _base_of(entry, entries), metrics, adjusted, resamples, seed)
+        for entry, place in zip(entries, ranges, strict=True)
+    ]
 
 
-def _scores(entry: Entry, metric: Metric, resamples: int, seed: int) -> list[Score]:
-    table = entry.tables[metric.name]
-    values = metric.formula(table.sum(axis=0))
-    intervals = bootstrap(table, metric.formula, resamples=resamples, seed=seed, level=LEVEL)
-    return [Score(metric.name, n, float(v), i.low, i.high) for n, v, i in zip(metric.values, values, intervals, strict=True)]
+def _standing(
+    entry: Entry,
+    place: tuple[int, int],
+    base: Entry | None,
+    metrics: Sequence[Metric],
+    adjusted: Mapping[frozenset[str], float | None],
+    resamples: int,
+    seed: int,
+) -> Standing:
+    scores = _scores(entry, metrics, resamples, seed)
+    versus = _compare(entry, base, metrics, resamples, seed) if base else []
+    if base:
+        versus[0] = _with_holm(versus[0], adjusted[frozenset((entry.name, base.name))], metrics[0])
+    return Standing(
+        candidate=entry.name,
+        kind=entry.kind,
+        best_rank=place[0],
+        worst_rank=place[1],
+        compared_with=base.name if base else None,
+        is_own_base=base is not None and base.name == entry.own_base,
+        scores=tuple(scores),
+        versus_base=tuple(versus),
+        hit_limit_share=entry.hit_limit_share,
+    )
+
+
+def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) -> list[Score]:
+    """All values of all metrics that the entry has, from one drawing of resamples."""
+    mine = [m for m in metrics if m.name in entry.tables]
+    tables = [entry.tables[m.name] for m in mine]
+    edges = np.cumsum([table.shape[1] for table in tables])[:-1]
+
+    def formula(sums: FloatArray) -> FloatArray:
+        parts = zip(mine, np.split(sums, edges, axis=-1), strict=True)
+        return np.concatenate([m.formula(part) for m, part in parts], axis=-1)
+
+    table = np.hstack(tables)
+    names = [(m.name, value) for m in mine for value in m.values]
+    intervals = bootstrap(table, formula, resamples=resamples, seed=seed, level=LEVEL)
+    values = formula(table.sum(axis=0))
+    return [Score(*name, float(v), i.low, i.high) for name, v, i in zip(names, values, intervals, strict=True)]
 
 
 def _compare(a: Entry, b: Entry, metrics: Sequence[Metric], resamples: int, seed: int) -> list[Comparison]:
@@ -245,7 +285,9 @@ def _better(low: float, high: float, p: float, higher_is_better: bool) -> bool |
 
 def _with_holm(comparison: Comparison, p_holm: float | None, metric: Metric) -> Comparison:
     p = comparison.p if p_holm is None else p_holm
-    return replace(comparison, p_holm=p_holm, better=_better(comparison.low, comparison.high, p, metric.higher_is_better))
+    return replace(
+        comparison, p_holm=p_holm, better=_better(comparison.low, comparison.high, p, metric.higher_is_better)
+    )
 
 
 def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) -> dict[Pair, Comparison]:
@@ -255,7 +297,10 @@ def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) 
         others = range(i + 1, len(entries))
         tests = [(a.tables[metric.name], entries[j].tables[metric.name], metric.formula) for j in others]
         found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
-        pairs |= {(i, j): _comparison(a, entries[j], metric, metric.values[0], r[0]) for j, r in zip(others, found, strict=True)}
+        pairs |= {
+            (i, j): _comparison(a, entries[j], metric, metric.values[0], r[0])
+            for j, r in zip(others, found, strict=True)
+        }
     adjusted = holm([c.p for c in pairs.values()])
     return {pair: _with_holm(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
 

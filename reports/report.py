@@ -28,7 +28,8 @@ def write_report(runs: Sequence[Run], folder: Path, *, resamples: int = RESAMPLE
     """Ranks the candidates of the runs and writes the four files into `folder`.
 
     Raises:
-        RunError: the runs are not over the same items or not scored alike. UsageError: the primary metric cannot be computed.
+        RunError: the runs are not over the same items or not scored alike.
+        UsageError: the primary metric cannot be computed.
     """
     ranking = rank(runs, resamples=resamples)
     files = {

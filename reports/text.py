@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from bnbench.reports import format as fmt
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.values import Value, shown_values
+from bnbench.reports.values import Value, shown_values, zero_values
 from bnbench.reports.verdict import verdict, warnings
 
 WIDTH = 110
@@ -23,13 +23,14 @@ def terminal(ranking: Ranking) -> str:
         _wrapped([said.headline, *said.details]),
         _ranking(ranking, primary),
         *_secondary(ranking, others),
+        _wrapped([f"0 for every candidate: {'; '.join(zeros)}"] if (zeros := zero_values(ranking)) else []),
         _wrapped([f"Note: {note}" for note in warnings(ranking)], "      "),
     ]
     return "\n\n".join(block for block in blocks if block)
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows as columns two spaces apart; the first `left` columns flush left, numbers flush right, as wide as they look."""
+    """Rows as columns two spaces apart, the first `left` of them flush left, the others right; as wide as they look."""
     from rich.cells import cell_len
 
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -42,7 +43,7 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def _wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
-    return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent) for p in paragraphs)
+    return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
 
 
 def _ranking(ranking: Ranking, primary: Value) -> str:
@@ -96,16 +97,16 @@ def _detailed(ranking: Ranking, standing: Standing, values: Sequence[Value]) -> 
     this, other = fmt.name(standing.candidate, _NAME), fmt.name(base.candidate, _NAME)
     rows = [["", "", *(fmt.name(x.candidate, 18) for x in (standing, base)), "Δ", "95 %", "p", ""]]
     for v in values:
-        pair = [standing.score(v.metric, v.name), base.score(v.metric, v.name)]
-        if any(pair):
-            scores = [fmt.number(x and x.value, v.decimals) for x in pair]
+        pair = [standing.value(v.metric, v.name), base.value(v.metric, v.name)]
+        if pair != [None, None]:
+            scores = [fmt.number(x, v.decimals) for x in pair]
             rows.append([v.label, v.arrow, *scores, *_difference(standing.versus(v.metric, v.name), v)])
     title = f"Secondary metrics, {this} against {other} (p unadjusted; ↑ higher, ↓ lower is better)"
-    return f"{title}\n{aligned(rows, left=2)}"
+    return f"{_wrapped([title])}\n{aligned(rows, left=2)}"
 
 
 def _compact(ranking: Ranking, values: Sequence[Value]) -> Iterator[str]:
-    """Values down, candidates across, as many at a time as the width holds; ▲ ▼ where p is under 0.05 against the base."""
+    """Values down, candidates across, some at a time; ▲ ▼ where the difference to the base is clear."""
     step = 5
     for start in range(0, len(ranking.standings), step):
         standings = ranking.standings[start : start + step]
@@ -116,6 +117,6 @@ def _compact(ranking: Ranking, values: Sequence[Value]) -> Iterator[str]:
 
 
 def _marked(standing: Standing, value: Value) -> str:
-    score, comparison = standing.score(value.metric, value.name), standing.versus(value.metric, value.name)
+    comparison = standing.versus(value.metric, value.name)
     mark = " ▲" if comparison and comparison.better else " ▼" if comparison and comparison.better is False else "  "
-    return fmt.number(score and score.value, value.decimals) + mark
+    return fmt.number(standing.value(value.metric, value.name), value.decimals) + mark

@@ -8,7 +8,25 @@ from bnbench.reports.format import decimals
 from bnbench.reports.ranking import Comparison, Ranking
 
 _DETAILS = ("precision", "recall", "_p", "_r", "rougeLsum", "bits_per_byte")  # in the CSV and JSON, not in tables
-_LABELS = {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeLsum": "ROUGE-Lsum"}
+_LABELS = {
+    "rougeL": "ROUGE-L",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeLsum": "ROUGE-Lsum",
+    "degenerate": "broken replies, %",
+    "empty": "empty, %",
+    "cut": "cut at the limit, %",
+    "replacement": "broken characters, %",
+    "template": "template remnants, %",
+    "loop": "looping, %",
+    "wrong_script": "wrong script, %",
+    "copy": "copy of the message, %",
+    "unfinished": "unfinished, %",
+    "too_short": "too short, %",
+    "too_long": "too long, %",
+    "foreign_letters": "foreign letters, %",
+    "repeated_4grams": "repeated 4-grams, %",
+}
 
 
 def label(metric: str, value: str) -> str:
@@ -42,12 +60,36 @@ class Value:
 
 
 def shown_values(ranking: Ranking) -> list[Value]:
-    """The values that tables show, the primary first: each metric's main value, and those that say something else."""
+    """The values that tables show, the primary first: each metric's main one, and others that are not all 0."""
     found = [
-        Value(metric, name, label(metric, name), ranking.directions[metric], decimals(ranking, metric, name),
-              (metric, name) == (ranking.primary, ranking.primary_value))
-        for metric, names in ranking.values.items()
-        for name in names
-        if name == names[0] or not name.endswith(_DETAILS)
-    ]  # fmt: skip
+        _value(ranking, m, name) for m, names in ranking.values.items() for name in names if _is_shown(ranking, m, name)
+    ]
     return sorted(found, key=lambda v: not v.is_primary)
+
+
+def zero_values(ranking: Ranking) -> list[str]:
+    """Labels of the values that tables leave out because they are 0 for every candidate."""
+    return [
+        label(metric, name)
+        for metric, names in ranking.values.items()
+        for name in names[1:]
+        if not name.endswith(_DETAILS) and _all_zero(ranking, metric, name)
+    ]
+
+
+def _value(ranking: Ranking, metric: str, name: str) -> Value:
+    is_primary = (metric, name) == (ranking.primary, ranking.primary_value)
+    return Value(
+        metric, name, label(metric, name), ranking.directions[metric], decimals(ranking, metric, name), is_primary
+    )
+
+
+def _is_shown(ranking: Ranking, metric: str, name: str) -> bool:
+    if name == ranking.values[metric][0]:
+        return True
+    return not name.endswith(_DETAILS) and not _all_zero(ranking, metric, name)
+
+
+def _all_zero(ranking: Ranking, metric: str, name: str) -> bool:
+    scores = [score for s in ranking.standings if (score := s.score(metric, name))]
+    return all(score.low == score.value == score.high == 0 for score in scores)

@@ -1,4 +1,4 @@
-"""The verdict in plain words: what the primary metric says about each candidate and its base, and what it cannot say."""
+"""The verdict in plain words: what the primary metric says about each candidate, and what it cannot say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Outcome = Literal["better", "worse", "open", "alone"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence that a hurried reader may quote (`claim` and its `evidence`), what belongs under it, and its colour."""
+    """One sentence to quote (`claim` and its `evidence`), the sentences that belong under it, and its colour."""
 
     claim: str
     evidence: str
@@ -46,7 +46,9 @@ def verdict(ranking: Ranking) -> Verdict:
         least = detectable(ranking, versus[0][1])
         return Verdict(claim, evidence, (least,) if least else (), outcome(versus[0][1]))
     details = [_in_full(ranking, s, c) for s, c in versus] if len(versus) <= _IN_FULL else _summary(ranking, versus)
-    return Verdict(_first_place(ranking), "", tuple(details), "better" if ranking.standings[0].worst_rank == 1 else "open")
+    return Verdict(
+        _first_place(ranking), "", tuple(details), "better" if ranking.standings[0].worst_rank == 1 else "open"
+    )
 
 
 def warnings(ranking: Ranking) -> list[str]:
@@ -86,9 +88,12 @@ def _in_full(ranking: Ranking, standing: Standing, c: Comparison) -> str:
 
 def _sentence(ranking: Ranking, standing: Standing, c: Comparison) -> tuple[str, str]:
     """The claim about one candidate, and its evidence."""
-    this, other = fmt.name(c.candidate), _other(ranking, standing, c)
+    this, other = fmt.name(c.candidate), f"{'its base ' if standing.is_own_base else ''}{fmt.name(c.other)}"
     if c.low == c.high == c.difference == 0:
-        return f"{this} and {other} have the same {_unit(ranking)}, whichever of the {_items(ranking.n)} are counted", ""
+        return (
+            f"{this} and {other} have the same {_unit(ranking)}, whichever of the {_items(ranking.n)} are counted",
+            "",
+        )
     p = fmt.p_phrase(c.p if c.p_holm is None else c.p_holm) + (" by Holm" if len(ranking.pairs) > 1 else "")
     evidence = f"95 % {_number(ranking, c.low)} to {_number(ranking, c.high)}, {p}"
     by = f"{_number(ranking, c.difference, sign=True)} {_unit(ranking)}"
@@ -96,11 +101,6 @@ def _sentence(ranking: Ranking, standing: Standing, c: Comparison) -> tuple[str,
         return f"{this} is {outcome(c)} than {other} by {by}", evidence
     which = "One item" if ranking.n == 1 else f"The {_items(ranking.n)}"
     return f"{which} cannot tell {this} from {other}: {by}", evidence
-
-
-def _other(ranking: Ranking, standing: Standing, c: Comparison) -> str:
-    is_own = standing.kind == "adapter" and any(s.kind == "base" and s.candidate == c.other for s in ranking.standings)
-    return f"its base {fmt.name(c.other)}" if is_own else fmt.name(c.other)
 
 
 def _first_place(ranking: Ranking) -> str:
@@ -121,7 +121,11 @@ def _summary(ranking: Ranking, versus: Sequence[tuple[Standing, Comparison]]) ->
     heads = {"better": f"Better than {base}", "worse": f"Worse than {base}", "open": f"Not to be told from {base}"}
     lines = []
     for kind, head in heads.items():
-        of = [f"{fmt.name(c.candidate, 36)} ({_number(ranking, c.difference, sign=True)})" for _, c in versus if outcome(c) == kind]
+        of = [
+            f"{fmt.name(c.candidate, 36)} ({_number(ranking, c.difference, sign=True)})"
+            for _, c in versus
+            if outcome(c) == kind
+        ]
         lines += [f"{head}: {', '.join(of)}."] if of else []
     return lines
 

@@ -49,7 +49,7 @@ class ModelSession:
     counts_tokens = True
 
     def __init__(self, candidates: Sequence[Candidate], options: SessionOptions) -> None:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         first = candidates[0]
         folder = first.base_folder or first.folder
@@ -61,11 +61,10 @@ class ModelSession:
         self._adapters = {c.name: c for c in candidates if c.kind == "adapter"}
         self._slots = {name: f"adapter_{i}" for i, name in enumerate(self._adapters)}
         self._config = AutoConfig.from_pretrained(folder, trust_remote_code=self._trust)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=self._trust)
-        self.format = PromptFormat.of(tokenizer, _generation_config(Path(folder)), options.system)
+        self.format = PromptFormat.load(Path(folder), system=options.system, trust_remote_code=self._trust)
         self._vocabulary = int(self._config.get_text_config().vocab_size)
         check_vocabulary(label, self.format, self._vocabulary)
-        self._pad = pad_id(tokenizer, self._vocabulary, self.format.stop_ids)
+        self._pad = pad_id(self.format.tokenizer, self._vocabulary, self.format.stop_ids)
         self._device = Device.of(options.device or "auto")
         self._torch_device = self._device.type if options.device in (None, "auto") else options.device
         self._precision = self._choose_precision(options.quantise)
@@ -154,9 +153,9 @@ class ModelSession:
     ) -> FloatArray | None:
         """(n, 4): nll, tokens, bytes, characters of each reference given its prompt.
 
-        The nll (nats) is of the reference as it stands, which is what training saw, and of the end token: to stop in the
-        right place is part of a reply. `tokens` counts that end token. Bytes (UTF-8) and characters (code points) are of
-        the bn1-normalised reference without any end, so they are the same for all candidates and all spellings.
+        The nll (nats) is of the reference as it stands, which is what training saw, and of the end token: to stop in
+        the right place is part of a reply. `tokens` counts that end token. Bytes (UTF-8) and characters (code points)
+        are of the bn1-normalised reference without any end, the same for all candidates and all spellings.
         """
         from bnbench.metrics import normalize
 
@@ -344,8 +343,8 @@ def check_vocabulary(label: str, prompts: PromptFormat, rows: int) -> None:
     if beyond:
         first = min(beyond)
         raise CandidateError(
-            f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {beyond[first]!r} ({first}) is "
-            "beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
+            f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {beyond[first]!r} ({first}) "
+            "is beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
         )
 
 
@@ -382,9 +381,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _generation_config(folder: Path) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None

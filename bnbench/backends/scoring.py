@@ -56,7 +56,7 @@ def negative_log_likelihoods(
 def head(model: Any, hidden: Tensor) -> Tensor:
     """Logits from last hidden states, as the model's own forward makes them: with its scaling and soft cap.
 
-    Scaling as in Granite (`logits_scaling`) and Cohere (`logit_scale`), soft cap (`final_logit_softcapping`) as in Gemma 2.
+    `logits_scaling` is Granite's, `logit_scale` Cohere's, `final_logit_softcapping` Gemma 2's.
     """
     config = model.config.get_text_config()
     logits: Tensor = model.get_output_embeddings()(hidden)

@@ -217,9 +217,9 @@ def test_base_and_adapter_exchanged(tiny_base: Path, tiny_adapter: Path, tmp_pat
     bare.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(tiny_adapter / name, bare / name)
-    with pytest.raises(CandidateError, match="give it as --adapter"):
+    with pytest.raises(CandidateError, match=r"give it as --adapter"):
         parse_candidates(str(bare))
-    with pytest.raises(CandidateError, match="no config.json"):
+    with pytest.raises(CandidateError, match=r"no config\.json"):
         parse_candidates(str(tmp_path))
 
 

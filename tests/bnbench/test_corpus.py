@@ -9,7 +9,9 @@ from bnbench.corpus import SplitSizes, demo_corpus, load_corpus
 from bnbench.errors import CorpusError
 
 HEADER = ("Topics", "Question-Title", "Questions", "Answers")
-WORDS = "আমি তুমি আজ কাল বাড়ি নদী মাঠ বৃষ্টি রোদ বই খাতা কলম মা বাবা ভাই বোন বন্ধু গান ছবি চিঠি রাত সকাল দুপুর বিকেল শহর গ্রাম পথ নৌকা".split()
+WORDS = (
+    "আমি তুমি আজ কাল বাড়ি নদী মাঠ বৃষ্টি রোদ বই খাতা কলম মা বাবা ভাই বোন বন্ধু গান ছবি চিঠি রাত সকাল দুপুর বিকেল শহর গ্রাম পথ নৌকা".split()
+)
 
 
 def rows(n, seed=0):

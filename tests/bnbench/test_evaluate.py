@@ -114,9 +114,11 @@ def test_an_adapter_tested_on_its_own_training_rows_is_named(tiny_base, tiny_ada
 
     ids = [e["id"] for e in read_run(undisturbed).examples]
     trained = shutil.copytree(tiny_adapter, tmp_path / "trained")
-    (trained / "training.json").write_text(json.dumps({"example_ids": ids[:3]}), encoding="utf-8")
+    (trained / "training.json").write_text(json.dumps({"examples": ids[:3]}), encoding="utf-8")
     run = read_run(evaluate(request(tiny_base, trained, tmp_path / "run")))
-    assert run.meta["notes"] == ["অ্যাডাপ্টার was trained on 3 of the 10 test rows: its scores here say nothing about new messages"]
+    assert run.meta["notes"] == [
+        "অ্যাডাপ্টার was trained on 3 of the 10 test rows: its scores here say nothing about new messages"
+    ]
 
 
 def test_an_unknown_primary_metric_is_refused_before_anything_is_loaded(tmp_path):
@@ -131,7 +133,9 @@ def test_sigkill_in_the_middle(tiny_base, tiny_adapter, tmp_path, seconds):
     command += ["--limit", "12", "--batch-size", "2", "--max-new-tokens", "24", "--device", "cpu", "--quiet"]
     calm = subprocess.run([*command, "--out", tmp_path / "calm"], capture_output=True, text=True, check=False)
     assert calm.returncode == 0, calm.stderr
-    process = subprocess.Popen([*command, "--out", tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", tmp_path / "killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     journal = tmp_path / "killed" / "generations.jsonl"
     while not (journal.exists() and journal.stat().st_size):
         assert process.poll() is None

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bnbench.corpus import Example
-from bnbench.errors import PromptError
-from bnbench.prompts import PromptFormat, check_bos, pad_id, stop_ids
+from bnbench.errors import PromptError, UsageError
+from bnbench.prompts import PromptFormat, check_bos, inspect_prompt, pad_id, stop_ids
 
 EXAMPLE = Example("e1", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
 LLAMA_TEXT = """<|begin_of_text|><|start_header_id|>system<|end_header_id|>
@@ -212,3 +213,19 @@ def test_inspection_without_reference_is_the_prompt(llama: PromptFormat) -> None
     shown = llama.inspection(replace(EXAMPLE, reference=""))
     assert len(shown.tokens) == shown.prompt_tokens
     assert shown.text == LLAMA_TEXT
+
+
+def test_inspect_prompt_of_a_file(tiny_base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("Questions,Answers\nআমার মন খারাপ আজকে,আপনার কষ্টটা বুঝতে পারছি।\n", encoding="utf-8")
+    shown = inspect_prompt(str(tiny_base), str(data), {}, "all", 0)
+    assert "আমার মন খারাপ আজকে<|eot_id|>" in shown.text
+    assert shown.bos == 1
+    with pytest.raises(UsageError, match="--row 1: the split all has 1 rows"):
+        inspect_prompt(str(tiny_base), str(data), {}, "all", 1)
+
+
+def test_folder_with_a_broken_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(PromptError, match="the tokenizer cannot be read"):
+        PromptFormat.load(tmp_path)

@@ -42,6 +42,8 @@ def test_damage_seen_in_real_rows(damaged, sound):
     assert repair(damaged) == sound
 
 
-@pytest.mark.parametrize("text", ["মেইল করুন a.b@example.com ঠিকানায়", "৫ > ৩ আর ২ < ৪", "র\u200d\u09cdযাব ও ক্‌ষ", "@রিমা কেমন আছ?"])
+@pytest.mark.parametrize(
+    "text", ["মেইল করুন a.b@example.com ঠিকানায়", "৫ > ৩ আর ২ < ৪", "র\u200d\u09cdযাব ও ক্‌ষ", "@রিমা কেমন আছ?"]
+)
 def test_what_is_no_damage_stays(text):
     assert repair(text) == text

@@ -48,7 +48,10 @@ def test_a_lone_surrogate_in_a_reply_survives_the_journal(tmp_path):
 def test_keys_depend_on_every_part_and_not_on_their_order():
     key = generation_key(base="a", seed=1, prompt=[1, 2])
     assert key == generation_key(prompt=[1, 2], seed=1, base="a")
-    assert len({key, generation_key(base="a", seed=2, prompt=[1, 2]), generation_key(base="b", seed=1, prompt=[1, 2])}) == 3
+    assert (
+        len({key, generation_key(base="a", seed=2, prompt=[1, 2]), generation_key(base="b", seed=1, prompt=[1, 2])})
+        == 3
+    )
 
 
 def test_slugs_are_safe_and_never_collide():

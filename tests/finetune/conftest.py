@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bnbench.corpus import Example
-from bnbench.finetune import FinetuneRequest
+from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
 
 MESSAGES = [
     "আমার মন খারাপ, কিছুতেই ঘুম আসে না।",
@@ -32,7 +32,23 @@ def make_examples(count: int) -> tuple[Example, ...]:
     )
 
 
-@pytest.fixture(autouse=True)
+def make_request(
+    folder: Path, output: Path, overrides: dict[str, str] | None = None, rows: int = 22, **changes: Any
+) -> FinetuneRequest:
+    settings: dict[str, Any] = {
+        "base": str(folder),
+        "examples": make_examples(rows),
+        "fingerprint": "f00d",
+        "output": output,
+        "recipe": "demo",
+        "overrides": {**SHORT, **(overrides or {})},
+        "device": "cpu",
+        "command": "bnbench finetune …",
+    }
+    return FinetuneRequest(**{**settings, **changes})
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Sums over several threads differ in the last digit from one process to another, and two cores are shared here."""
     import torch
@@ -42,19 +58,10 @@ def one_thread() -> None:
 
 @pytest.fixture
 def request_for(tiny_base: Path, tmp_path: Path) -> Callable[..., FinetuneRequest]:
-    def make(
-        output: str = "out", overrides: dict[str, str] | None = None, rows: int = 22, **changes: Any
-    ) -> FinetuneRequest:
-        settings: dict[str, Any] = {
-            "base": str(tiny_base),
-            "examples": make_examples(rows),
-            "fingerprint": "f00d",
-            "output": tmp_path / output,
-            "recipe": "demo",
-            "overrides": {**SHORT, **(overrides or {})},
-            "device": "cpu",
-            "command": "bnbench finetune …",
-        }
-        return FinetuneRequest(**{**settings, **changes})
+    return lambda output="out", **changes: make_request(tiny_base, tmp_path / output, **changes)
 
-    return make
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """The 18 steps of the default request, never stopped; its folder is read only."""
+    return finetune(make_request(tiny_base, tmp_path_factory.mktemp("undisturbed") / "out"))

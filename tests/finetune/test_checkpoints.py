@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bnbench.finetune.checkpoints import newest_checkpoint, seal, write_text
+from bnbench.finetune.checkpoints import newest_checkpoint, seal
 from bnbench.finetune.stopping import listening
 
 
@@ -50,13 +50,6 @@ def test_torn_is_skipped_for_the_one_before(tmp_path: Path, damage: str, caplog:
         newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.step == 10
     assert "checkpoint-20 is torn" in caplog.text and not torn.exists()
-
-
-def test_write_text_leaves_no_half_file(tmp_path: Path) -> None:
-    write_text(tmp_path / "ক" / "a.txt", "এক\n")
-    write_text(tmp_path / "ক" / "a.txt", "দুই\n")
-    assert [f.name for f in (tmp_path / "ক").iterdir()] == ["a.txt"]
-    assert (tmp_path / "ক" / "a.txt").read_text(encoding="utf-8") == "দুই\n"
 
 
 def test_signals_ask_for_a_stop_and_handlers_come_back() -> None:

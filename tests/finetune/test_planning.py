@@ -59,6 +59,9 @@ def test_dry_run_numbers(request_for: Request) -> None:
     assert numbers["trainable_parameters"] == planned.trainable < numbers["total_parameters"]
     assert numbers["tokens"] == sum(len(r.ids) for r in planned.rows) > numbers["supervised_tokens"] > 0
     assert numbers["longest_row_tokens"] == max(len(r.ids) for r in planned.rows)
+    assert f"{planned.trainable:,} of {planned.total:,} parameters" in str(planned) and "18 steps of 4 rows" in str(
+        planned
+    )
     assert numbers["precision"] == "float32" and "demo" in numbers["precision_reason"]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return arrange
 
 
-def test_killed_run_ends_like_an_undisturbed_one(request_for: Request) -> None:
+def test_killed_run_ends_like_an_undisturbed_one(request_for: Request, undisturbed: FinetuneResult) -> None:
     killed = request_for("killed")
     root = Path(bnbench.__file__).parents[1]
     child = subprocess.Popen(
@@ -81,7 +82,7 @@ def test_killed_run_ends_like_an_undisturbed_one(request_for: Request) -> None:
         time.sleep(0.005)
     child.kill()
     assert child.wait() == -signal.SIGKILL and not (killed.output / "training.json").exists()
-    resumed, undisturbed = finetune(killed), finetune(request_for("undisturbed"))
+    resumed = finetune(killed)
     assert 6 <= resumed.resumed_from < 18 and resumed.finished
     assert same(resumed, undisturbed)
 
@@ -89,6 +90,7 @@ def test_killed_run_ends_like_an_undisturbed_one(request_for: Request) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)])
 def test_signal_saves_the_step_and_the_same_request_goes_on(
     request_for: Request,
+    undisturbed: FinetuneResult,
     interrupting: Callable[[int, int], None],
     monkeypatch: pytest.MonkeyPatch,
     number: int,
@@ -102,43 +104,47 @@ def test_signal_saves_the_step_and_the_same_request_goes_on(
     monkeypatch.undo()
     resumed = finetune(request)
     assert resumed.resumed_from == 4
-    assert same(resumed, finetune(request_for("undisturbed")))
+    assert same(resumed, undisturbed)
 
 
-def test_time_limit_returns_unfinished_and_goes_on(request_for: Request) -> None:
+def test_time_limit_returns_unfinished_and_goes_on(request_for: Request, undisturbed: FinetuneResult) -> None:
     first = finetune(request_for("timed", stop_after=0.0))
-    assert not first.finished and first.steps == 1 and len(first.curve) == 1
+    assert (
+        not first.finished and "the same command goes on" in str(first) and first.steps == 1 and len(first.curve) == 1
+    )
     assert not (first.output / "training.json").exists() and not (first.output / "adapter_config.json").exists()
     second = finetune(request_for("timed"))
     assert second.finished and second.resumed_from == 1
-    assert same(second, finetune(request_for("undisturbed")))
+    assert same(second, undisturbed)
 
 
-def test_end_lost_between_last_step_and_record(request_for: Request) -> None:
-    whole = finetune(request_for("whole"))
-    before = (whole.output / "adapter_model.safetensors").read_bytes()
+@pytest.fixture
+def copied(request_for: Request, undisturbed: FinetuneResult) -> FinetuneRequest:
+    """A request whose folder already holds the whole training."""
+    request = request_for("copy")
+    shutil.copytree(undisturbed.output, request.output)
+    return request
+
+
+def test_end_lost_between_last_step_and_record(copied: FinetuneRequest, undisturbed: FinetuneResult) -> None:
     for name in ("training.json", "adapter_model.safetensors"):
-        (whole.output / name).unlink()
-    again = finetune(request_for("whole"))
-    assert again.resumed_from == 18 and again.finished and again.curve == whole.curve
-    assert (whole.output / "adapter_model.safetensors").read_bytes() == before
+        (copied.output / name).unlink()
+    again = finetune(copied)
+    assert again.resumed_from == 18 and again.finished and same(again, undisturbed)
 
 
-def test_torn_checkpoint_is_not_gone_on_from(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = request_for("torn")
-    done = finetune(request)
-    (request.output / "training.json").unlink()
-    (request.output / "checkpoints" / "checkpoint-18" / "optimizer.pt").write_bytes(b"half")
-    assert finetune(request).resumed_from == 15
-    assert same(done, finetune(request_for("undisturbed")))
+def test_torn_checkpoint_is_not_gone_on_from(copied: FinetuneRequest, undisturbed: FinetuneResult) -> None:
+    (copied.output / "training.json").unlink()
+    (copied.output / "checkpoints" / "checkpoint-18" / "optimizer.pt").write_bytes(b"half")
+    again = finetune(copied)
+    assert again.resumed_from == 15 and same(again, undisturbed)
 
 
-def test_finished_training_is_given_again(request_for: Request) -> None:
-    first = finetune(request_for())
-    stamp = (first.output / "adapter_model.safetensors").stat().st_mtime_ns
-    again = finetune(request_for(overrides={"log_every": "1"}))
-    assert again.curve == first.curve and again.steps == 18 and again.finished
-    assert (first.output / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+def test_finished_training_is_given_again(copied: FinetuneRequest, undisturbed: FinetuneResult) -> None:
+    stamp = (copied.output / "adapter_model.safetensors").stat().st_mtime_ns
+    again = finetune(replace(copied, overrides={**copied.overrides, "log_every": "1"}))
+    assert again == replace(undisturbed, output=copied.output, resumed_from=18, seconds=again.seconds)
+    assert (copied.output / "adapter_model.safetensors").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("finished", [True, False])

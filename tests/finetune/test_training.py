@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from bnbench.errors import TrainingError
-from bnbench.finetune import FinetuneRequest, Plan, finetune, plan
+from bnbench.finetune import FinetuneRequest, FinetuneResult, Plan, finetune, plan
 from bnbench.finetune.rows import IGNORED
 
 Request = Callable[..., FinetuneRequest]
@@ -48,8 +48,8 @@ def test_loss_is_over_all_supervised_tokens_of_the_step(request_for: Request) ->
 
 def test_accumulating_gives_the_gradients_of_one_batch(request_for: Request) -> None:
     plain = {"dropout": "0", "epochs": "2", "save_every": "100"}
-    one = finetune(request_for("one", {**plain, "batch_size": "4", "accumulate": "1"}))
-    many = finetune(request_for("many", {**plain, "batch_size": "1", "accumulate": "4"}))
+    one = finetune(request_for("one", overrides={**plain, "batch_size": "4", "accumulate": "1"}))
+    many = finetune(request_for("many", overrides={**plain, "batch_size": "1", "accumulate": "4"}))
     assert [p.step for p in one.curve] == list(range(1, 13))
     for a, b in zip(one.curve, many.curve, strict=True):
         assert (a.loss, a.learning_rate) == (pytest.approx(b.loss, rel=1e-4), b.learning_rate)
@@ -60,6 +60,8 @@ def test_accumulating_gives_the_gradients_of_one_batch(request_for: Request) -> 
 def test_what_the_folder_holds(request_for: Request, tiny_base: Path) -> None:
     request = request_for(base="demo", base_folder=tiny_base, revision="v1")
     result = finetune(request)
+    assert "18 of 18 steps" in str(result) and str(request.output) in str(result)
+    assert result.summary()["loss_at_start"] == pytest.approx(result.curve[0].loss)
     assert result.finished and result.steps == result.total_steps == 18 and result.peak_memory_bytes is None
     names = {f.name for f in request.output.iterdir()}
     assert names == {"adapter_model.safetensors", "adapter_config.json", "training.json", "loss.csv", "checkpoints"}
@@ -115,10 +117,11 @@ def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.
 
     def no_room(self: Any, model: Any, inputs: dict[str, torch.Tensor], **_: Any) -> torch.Tensor:
         shapes.append(tuple(inputs["input_ids"].shape))
+        assert model.training and model.is_gradient_checkpointing  # or the trial would need other memory than a step
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(SFTTrainer, "compute_loss", no_room)
-    request = request_for()
+    request = request_for(overrides={"checkpointing": "non-reentrant"})
     planned = plan(request)
     longest = max(planned.rows, key=lambda r: len(r.ids))
     with pytest.raises(
@@ -128,12 +131,13 @@ def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.
     assert shapes == [(2, planned.longest)]
 
 
-def test_trying_the_longest_leaves_no_trace(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trying_the_longest_leaves_no_trace(
+    request_for: Request, undisturbed: FinetuneResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bnbench.finetune.monitor import LongestFirst
 
-    tried = finetune(request_for("tried"))
     monkeypatch.setattr(LongestFirst, "on_train_begin", lambda *_, **__: None)
-    assert finetune(request_for("untried")).curve == tried.curve
+    assert finetune(request_for()).curve == undisturbed.curve
 
 
 def test_loss_that_is_no_number(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A builder of real run folders: Bengali conversations, replies of known quality, real statistics, files as a run writes them."""
+"""A builder of real run folders: Bengali conversations, replies of known quality, real statistics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class Spec:
         return self.location or f"models/{hashlib.sha256(self.name.encode(errors='replace')).hexdigest()[:6]}"
 
 
-PAIR = (Spec(BASE, 0.15, "base", location="bnbench/demo/base"), Spec(ADAPTER, 0.4, location="bnbench/demo/adapter", base="bnbench/demo/base"))
+PAIR = (
+    Spec(BASE, 0.15, "base", location="bnbench/demo/base"),
+    Spec(ADAPTER, 0.4, location="bnbench/demo/adapter", base="bnbench/demo/base"),
+)
 PREDICTIONS = tuple(Spec(s.name, s.quality, "predictions", likelihoods=False) for s in PAIR)
 
 
@@ -51,14 +54,15 @@ def conversations(n: int) -> list[dict[str, str]]:
     with CONVERSATIONS.open(encoding="utf-8", newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["split"] != "test")[:n]
     return [
-        {"id": hashlib.sha256(r["Questions"].encode()).hexdigest()[:12], "topic": r["Topics"], "title": r["Question-Title"],
-         "question": r["Questions"], "reference": r["Answers"]}
+        {"id": hashlib.sha256(r["Questions"].encode()).hexdigest()[:12], "topic": r["Topics"],
+         "title": r["Question-Title"], "question": r["Questions"],
+         "reference": r["Answers"]}
         for r in rows
     ]  # fmt: skip
 
 
 def _reply(examples: Sequence[Mapping[str, str]], i: int, spec: Spec, rng: np.random.Generator) -> tuple[str, bool]:
-    """The reply, and whether it was cut: sentences of the reference or of another's, now and then cut, looping or empty."""
+    """The reply and whether it was cut: sentences of the reference or of others, now and then cut, looping, empty."""
     others = [s for j in (1, 2, 3) for s in _sentences(examples[(i + j) % len(examples)]["reference"])]
     own = _sentences(examples[i]["reference"])
     said = [s if rng.random() < spec.quality else others[rng.integers(len(others))] for s in own]
@@ -96,20 +100,28 @@ def _generations(examples: Sequence[Mapping[str, str]], spec: Spec) -> list[Gene
     return made
 
 
-def _tables(examples: Sequence[Mapping[str, str]], made: Sequence[Generation], spec: Spec, names: Sequence[str]) -> dict[str, Any]:
-    likelihoods = np.array([(g.nll, g.nll_tokens, g.bytes, g.characters) for g in made], dtype=np.float64) if spec.likelihoods else None
+def _tables(
+    examples: Sequence[Mapping[str, str]], made: Sequence[Generation], spec: Spec, names: Sequence[str]
+) -> dict[str, Any]:
+    likelihoods = (
+        np.array([(g.nll, g.nll_tokens, g.bytes, g.characters) for g in made], dtype=np.float64)
+        if spec.likelihoods
+        else None
+    )
     texts = Texts(
         replies=tuple(g.reply for g in made),
         references=tuple((e["reference"],) for e in examples),
         messages=tuple(e["question"] for e in examples),
         likelihoods=likelihoods,
-        hit_limit=tuple(bool(g.hit_limit) for g in made),
+        cut=tuple(bool(g.hit_limit) for g in made) if spec.kind != "predictions" else None,
     )
     metrics = [get_metric(n) for n in names if n not in spec.lacks]
     return {m.name: m.statistics(texts) for m in metrics if spec.likelihoods or "likelihoods" not in m.needs}
 
 
-def write_run(folder: Path, specs: Sequence[Spec] = PAIR, *, n: int = 40, metrics: Sequence[str] = METRICS, **meta: Any) -> Path:
+def write_run(
+    folder: Path, specs: Sequence[Spec] = PAIR, *, n: int = 40, metrics: Sequence[str] = METRICS, **meta: Any
+) -> Path:
     """Writes a finished run; `meta` overrides keys of run.json."""
     examples = conversations(n)
     replies = {spec.name: _generations(examples, spec) for spec in specs}
@@ -121,19 +133,27 @@ def write_run(folder: Path, specs: Sequence[Spec] = PAIR, *, n: int = 40, metric
     described = [get_metric(m) for m in metrics if m in used]
     for name, table in tables.items():
         write_scores(folder, name, [e["id"] for e in examples], table, {m.name: m.columns for m in described})
-    write_json(folder / "run.json", _meta(folder, specs, replies, n) | {"metrics": [_described(m, n) for m in described]} | meta)
+    write_json(
+        folder / "run.json",
+        _meta(folder, specs, replies, n) | {"metrics": [_described(m, n) for m in described]} | meta,
+    )
     return folder
 
 
 def _described(metric: Any, n: int) -> dict[str, Any]:
     return {
-        "name": metric.name, "signature": metric.signature(n), "columns": list(metric.columns), "values": list(metric.values),
-        "higher_is_better": metric.higher_is_better, "description": metric.description,
+        "name": metric.name, "signature": metric.signature(n), "columns": list(metric.columns),
+        "values": list(metric.values), "higher_is_better": metric.higher_is_better,
+        "description": metric.description,
     }  # fmt: skip
 
 
 def _candidate(spec: Spec, made: Sequence[Generation]) -> dict[str, Any]:
-    identity = {"location": spec.where(), "weights_sha256": hashlib.sha256(spec.where().encode()).hexdigest(), "dtype": "float32"}
+    identity = {
+        "location": spec.where(),
+        "weights_sha256": hashlib.sha256(spec.where().encode()).hexdigest(),
+        "dtype": "float32",
+    }
     limited = [g.hit_limit for g in made if g.hit_limit is not None]
     is_model = spec.kind != "predictions"
     return {
@@ -156,7 +176,8 @@ def _meta(folder: Path, specs: Sequence[Spec], replies: Mapping[str, Sequence[Ge
         "device": {"machine": "x86_64", "system": "Linux", "cpus": 2, "accelerator": None},
         "precision": {"dtype": "float32", "quantisation": "none", "reason": "the CPU computes float32 fastest"},
         "corpus": {
-            "name": "conversations.csv", "source": "bnbench demo", "fingerprint": "3f" * 32, "split": "test", "n": n, "limit": None,
+            "name": "conversations.csv", "source": "bnbench demo", "fingerprint": "3f" * 32, "split": "test", "n": n,
+            "limit": None,
             "steps": [
                 {"name": "repair", "why": "encoding damage: BOM, mojibake, stray marks", "changed": 3, "dropped": 0},
                 {"name": "duplicates", "why": "the same question was asked before", "changed": 0, "dropped": 2},

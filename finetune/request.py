@@ -1,0 +1,116 @@
+"""From what a user names (a recipe, a base, a data file) to a request that `finetune` can carry out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+from bnbench.corpus import Corpus, SplitSizes, demo_corpus, load_corpus
+from bnbench.errors import RecipeError
+from bnbench.finetune.base import load_generation_config, load_tokenizer, resolve_base
+from bnbench.finetune.planning import FinetuneRequest
+from bnbench.finetune.recipes import list_recipes, load_recipe, recipe_text
+from bnbench.prompts import PromptFormat
+from bnbench.runs import slug, write_text
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def finetune_request(
+    recipe: str,
+    base: str | None,
+    data: str | None = None,
+    out: Path | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    split_sizes: str = "4000/300/300",
+    split: str = "train",
+    limit: int | None = None,
+    overrides: Mapping[str, str] | None = None,
+    stop_after: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    command: str = "",
+) -> FinetuneRequest:
+    """Reads the corpus as `bnbench evaluate` splits it, so that a test row is never trained on, and names the folder.
+
+    `base` is a folder or hub id with an optional @revision; None is the bundled base. Rows that the recipe's
+    `max_tokens` would cut are dropped whole. `out` is adapters/RECIPE-BASE by default.
+
+    Raises:
+        CorpusError, CandidateError, PromptError, RecipeError: what is wrong with the data, the base or the recipe.
+    """
+    overrides = dict(overrides or {})
+    seconds = parse_duration(stop_after) if stop_after else None
+    location, revision, folder = _base(base)
+    limits = load_recipe(recipe, overrides).max_tokens
+    corpus = _corpus(data, limits, columns or {}, split_sizes, (location, revision, folder), trust_remote_code)
+    return FinetuneRequest(
+        base=location,
+        revision=revision,
+        base_folder=folder,
+        recipe=recipe,
+        examples=corpus.select(split, limit),
+        fingerprint=corpus.fingerprint,
+        output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
+        overrides=overrides,
+        stop_after=seconds,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        command=command,
+    )
+
+
+def parse_duration(text: str) -> float:
+    """`11h30m`, `45m` or `90s` in seconds; RecipeError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise RecipeError(f"{text!r} is no length of time: write it as 11h30m, 45m or 90s")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
+
+
+def recipe_table() -> str:
+    """The shipped recipes, one a line: name, the card it is for, what it is."""
+    recipes = [load_recipe(name) for name in list_recipes()]
+    width = max(len(r.name) for r in recipes)
+    return "\n".join(f"{r.name:<{width}}  {r.description}\n{'':<{width}}  card: {r.card}" for r in recipes)
+
+
+def copy_recipe(name: str, path: Path) -> None:
+    """Writes a shipped recipe to a file of the user's own; RecipeError when there is one already."""
+    text = recipe_text(name)
+    if path.exists():
+        raise RecipeError(f"{path} exists: name another file")
+    write_text(path, text)
+
+
+def _base(base: str | None) -> tuple[str, str | None, Path | None]:
+    """Name, revision and folder. The bundled base is named by its place beside the bundled adapter."""
+    if base is None:
+        return "../base", None, Path(str(resources.files("bnbench.demo") / "base"))
+    if Path(base).exists():
+        # Absolute: the adapter's record of its base must hold wherever `evaluate` is started.
+        return str(Path(base).resolve()), None, None
+    location, _, revision = base.partition("@")
+    return location, revision or None, None
+
+
+def _corpus(
+    data: str | None,
+    max_tokens: int,
+    columns: Mapping[str, str],
+    split_sizes: str,
+    base: tuple[str, str | None, Path | None],
+    trust_remote_code: bool,
+) -> Corpus:
+    location, revision, folder = base
+    files = resolve_base(location, revision, folder=folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    count = PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens
+    if data is None:
+        return demo_corpus(max_tokens, count)
+    sizes = SplitSizes.parse(split_sizes)
+    return load_corpus(data, columns=columns, sizes=sizes, max_tokens=max_tokens, count_tokens=count)

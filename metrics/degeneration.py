@@ -1,0 +1,188 @@
+"""Replies that are broken whatever they say: empty, cut, looping, in the wrong script, copied; and how varied the
+words are.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import regex
+from rapidfuzz.distance import LCSseq
+
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.normalization import Normalizer, flags
+from bnbench.metrics.overlap import Vocabulary
+from bnbench.metrics.tokenization import Preparation, is_word, preparation
+
+COPIED = 0.8
+"""A reply of four or more words copies the message when this share of its words is a subsequence of the message."""
+SHORT, LONG = 1 / 3, 3.0
+"""A reply is too short or too long beside its reference when it has fewer or more times its words."""
+
+# three times the same 2-20 words in a row, six times the same word, ten times the same 1-8 letters (more than laughter)
+_LOOPING_WORDS = re.compile(r"(.)\1{5}|(.{2,20}?)\2{2}", re.DOTALL)
+_LOOPING_LETTERS = re.compile("([A-Za-z\u0980-\u09ff]{1,8}?)\\1{9}")
+_LETTER = regex.compile(r"\p{L}")
+_BENGALI_LETTER = regex.compile(r"[\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1]")
+_ENDED = regex.compile(r"[।॥?!.…:;)\]”’\"'»\p{Extended_Pictographic}\ufe0f\p{Emoji_Modifier}]\s*$")
+
+_FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
+
+
+class Degeneration(Metric):
+    """Shares of broken replies, 0-100, lower is better. `degenerate`, the main value, is the share with any of the
+    flags.
+
+    empty: no word · cut: generation stopped at the token limit (only where that is known; share of the known) ·
+    replacement: U+FFFD, a character cut in half · template: chat-template remnants · loop: words or characters that
+    repeat without end · wrong_script: under half of the letters are Bengali · copy: four fifths of the reply stand in
+    the message (where given). Not among the flags: unfinished (no sentence-final mark at the end), foreign_letters
+    (share of letters that are not Bengali), repeated_4grams (share of 4-grams seen before in the reply, Welleck
+    2019), too_short and too_long (beside the reference).
+    """
+
+    name: ClassVar[str] = "degeneration"
+    description: ClassVar[str] = "share of broken replies by kind, 0-100, lower is better"
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
+        self.preparation: Preparation = preparation(norm, tokenizer)
+        extra = ("unfinished", "too_short", "too_long")
+        counts = ("foreign_letters", "letters", "repeated_4grams", "4grams")
+        self.columns = (
+            "replies",
+            "known_limit",
+            "with_message",
+            "with_reference",
+            "degenerate",
+            *_FLAGS,
+            *extra,
+            *counts,
+        )
+        self.values = ("degenerate", *_FLAGS, *extra, "foreign_letters", "repeated_4grams")
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""
+        return np.array([self._row(texts, row) for row in range(len(texts))], dtype=np.float64).reshape(
+            -1, len(self.columns)
+        )
+
+    def _row(self, texts: Texts, row: int) -> list[float]:
+        raw = texts.replies[row]
+        seen, reply = flags(raw), self.preparation.normalizer(raw)
+        words = _words(texts, self.preparation, raw)
+        message = _words(texts, self.preparation, texts.messages[row]) if texts.messages is not None else []
+        encoded, asked = _encoded(words, message)
+        letters = len(_LETTER.findall(reply))
+        foreign = letters - len(_BENGALI_LETTER.findall(reply))
+        found = {
+            "empty": not words,
+            "cut": bool(texts.cut is not None and texts.cut[row]),
+            "replacement": "replacement" in seen,
+            "template": "template" in seen,
+            "loop": _loops(encoded, reply),
+            "wrong_script": 2 * foreign > letters,
+            "copy": len(words) >= 4 and LCSseq.similarity(encoded, asked) >= COPIED * len(words),
+        }
+        known = [1, texts.cut is not None, texts.messages is not None, texts.references is not None]
+        short, long = self._lengths(texts, row, len(words))
+        repeated, total = repeated_ngrams(encoded, 4)
+        unfinished = bool(words) and not _ENDED.search(reply)
+        return [
+            *known,
+            any(found.values()),
+            *found.values(),
+            unfinished,
+            short,
+            long,
+            foreign,
+            letters,
+            repeated,
+            total,
+        ]
+
+    def _lengths(self, texts: Texts, row: int, words: int) -> tuple[bool, bool]:
+        if texts.references is None:
+            return False, False
+        lengths = [len(_words(texts, self.preparation, reference)) for reference in texts.references[row]]
+        return words < SHORT * min(lengths), words > LONG * max(lengths)
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """(..., 19) to (..., 13): 100 times each count over the replies (letters, 4-grams) of which it could be
+        known.
+        """
+        at = {name: sums[..., column] for column, name in enumerate(self.columns)}
+        out_of = {
+            "cut": "known_limit",
+            "copy": "with_message",
+            "too_short": "with_reference",
+            "too_long": "with_reference",
+        }
+        out_of |= {"foreign_letters": "letters", "repeated_4grams": "4grams"}
+        return np.stack([100 * ratio(at[value], at[out_of.get(value, "replies")]) for value in self.values], axis=-1)
+
+    def signature(self, n: int) -> str:
+        """`degeneration|norm:bn1|tok:bn1|n:...|bnbench:...`."""
+        return signature(self.name, n, **self.preparation.choices)
+
+
+class Diversity(Metric):
+    """distinct-1 and distinct-2 (Li et al. 2016) inside replies: different words (word pairs) per word (pair), 0-100.
+
+    Counted within each reply and summed, so that it is additive; long replies score lower, so compare replies of like
+    length. `length_ratio` is the replies' words per 100 words of the (first) references; 100 is the same length.
+    Higher is more varied, not better in itself.
+    """
+
+    name: ClassVar[str] = "diversity"
+    description: ClassVar[str] = (
+        "distinct words and word pairs within replies, 0-100, higher is more varied; length ratio in percent"
+    )
+
+    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
+        self.preparation: Preparation = preparation(norm, tokenizer)
+        self.columns = ("distinct1", "words", "distinct2", "pairs", "compared_words", "reference_words")
+        self.values = ("distinct1", "distinct2", "length_ratio")
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """n x 6."""
+        rows = []
+        for row, reply in enumerate(texts.replies):
+            own = _words(texts, self.preparation, reply)
+            pairs = set(pairwise(own))
+            first = "" if texts.references is None else texts.references[row][0]
+            reference = len(_words(texts, self.preparation, first))
+            compared = len(own) if texts.references is not None else 0
+            rows.append([len(set(own)), len(own), len(pairs), max(len(own) - 1, 0), compared, reference])
+        return np.array(rows, dtype=np.float64).reshape(-1, len(self.columns))
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """(..., 6) to (..., 3): 100 times the ratio of each two columns."""
+        return 100 * ratio(sums[..., 0::2], sums[..., 1::2])
+
+    def signature(self, n: int) -> str:
+        """`diversity|norm:bn1|tok:bn1|n:...|bnbench:...`."""
+        return signature(self.name, n, **self.preparation.choices)
+
+
+def _words(texts: Texts, prepared: Preparation, text: str) -> list[str]:
+    """The words of a text, cut once for all the metrics here."""
+    return texts.derived(("list of words", prepared, text), lambda: list(filter(is_word, prepared.tokens(text))))
+
+
+def repeated_ngrams(words: str, n: int) -> tuple[int, int]:
+    """(n-grams that stand earlier in the same string, all n-grams)."""
+    total = max(len(words) - n + 1, 0)
+    return total - len({words[i : i + n] for i in range(total)}), total
+
+
+def _encoded(*token_lists: list[str]) -> list[str]:
+    vocabulary = Vocabulary()
+    return ["".join(map(vocabulary.__getitem__, tokens)) for tokens in token_lists]
+
+
+def _loops(encoded: str, reply: str) -> bool:
+    return bool(_LOOPING_WORDS.search(encoded) or _LOOPING_LETTERS.search(reply))

@@ -1,0 +1,84 @@
+"""Several metrics over the same texts, which are normalised, tokenised and counted once; in parts, so that memory
+stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bnbench.metrics.core import FloatArray, Metric, Result, Texts
+from bnbench.metrics.errors import InputError
+from bnbench.metrics.registry import default_metrics, get_metric
+
+PART = 2_000
+"""Replies whose derived texts (tokens, n-grams) are held at once."""
+
+
+def evaluate_pairs(
+    predictions: Sequence[str],
+    references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    metrics: Sequence[str | Metric] | None = None,
+    *,
+    messages: Sequence[str] | None = None,
+    likelihoods: npt.ArrayLike | None = None,
+    cut: Sequence[bool] | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    resamples: int = 10_000,
+    seed: int = 42,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Result]:
+    """Score n predictions with several metrics, by default all that what is given allows; results by the metric's name.
+
+    `metrics` are names or `Metric`s. `progress` is called with the number of replies done since its last call.
+    Raises `InputError` on unequal lengths, no predictions, or something a named metric needs that is not given.
+    """
+    texts = Texts.of(predictions, references, messages, likelihoods, cut)
+    if not len(texts):
+        raise InputError("there is no reply to score")
+    if clusters is not None and len(clusters) != len(texts):
+        raise InputError(f"{len(texts)} replies but {len(clusters)} clusters: name the cluster of each reply")
+    chosen = _chosen(metrics, texts)
+    tables = statistics(texts, chosen, progress)
+    return {
+        metric.name: Result(metric, table, resamples, seed, clusters=clusters)
+        for metric, table in zip(chosen, tables, strict=True)
+    }
+
+
+def statistics(
+    texts: Texts, metrics: Sequence[Metric], progress: Callable[[int], object] | None = None
+) -> list[FloatArray]:
+    """The table of each metric, (n, k) in the order of `metrics`; raises as `evaluate_pairs` does."""
+    for metric in metrics:
+        metric.check(texts)
+    tables: list[list[FloatArray]] = [[] for _ in metrics]
+    for part in parts(texts):
+        for metric, table in zip(metrics, tables, strict=True):
+            table.append(metric.statistics(part))
+        if progress is not None:
+            progress(len(part))
+    return [
+        np.vstack(table) if table else np.empty((0, len(m.columns))) for m, table in zip(metrics, tables, strict=True)
+    ]
+
+
+def parts(texts: Texts, size: int = PART) -> Iterable[Texts]:
+    """The texts, `size` replies at a time."""
+    return (texts.part(slice(start, start + size)) for start in range(0, len(texts), size))
+
+
+def _chosen(metrics: Sequence[str | Metric] | None, texts: Texts) -> list[Metric]:
+    if metrics is None:
+        given = ("references", "messages", "likelihoods")
+        return default_metrics(frozenset(name for name in given if getattr(texts, name) is not None))
+    if isinstance(metrics, str):
+        raise InputError(f"metrics is one string; give a list: [{metrics!r}]")
+    chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
+    names = [metric.name for metric in chosen]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"the metric {name!r} is named twice: results are told apart by name")
+    return chosen

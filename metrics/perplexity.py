@@ -1,0 +1,70 @@
+"""How well a model predicts the reference: bits per character, bits per byte, token perplexity."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.errors import InputError
+from bnbench.metrics.normalization import Normalizer, normalizer
+
+_LARGEST_EXPONENT = 700.0  # exp of it is still a finite number
+
+
+def text_size(text: str, norm: str | Normalizer = "bn1") -> tuple[int, int]:
+    """(UTF-8 bytes, characters) of the normalised text, by which likelihoods are divided."""
+    normal = normalizer(norm)(text)
+    return len(normal.encode("utf-8", "surrogatepass")), len(normal)
+
+
+class Perplexity(Metric):
+    """Bits per character (the headline), bits per byte and token perplexity of the references. Lower is better.
+
+    Token perplexity compares models of one tokenizer only: among four toy models with other tokenizers the worst by
+    token perplexity was the best in bits per character. Sums over all texts, so a long text weighs more; never a mean
+    of perplexities. Where the texts hold references, bytes and characters are those of the normalised first
+    reference, so that one model is not charged for another spelling; otherwise they are taken as given. It says
+    nothing about what the model would write itself.
+    """
+
+    name: ClassVar[str] = "perplexity"
+    description: ClassVar[str] = "bits per character and per byte, token perplexity of the references; lower is better"
+    higher_is_better: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"likelihoods"})
+
+    def __init__(self, norm: str | Normalizer = "bn1") -> None:
+        self.normalizer = normalizer(norm)
+        self.columns = ("nll", "tokens", "bytes", "characters")
+        self.values = ("bits_per_character", "bits_per_byte", "token_perplexity")
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """n x 4: nll in nats, tokens, bytes, characters. Raises `InputError` on a row that is not finite or is
+        negative.
+        """
+        given = texts.likelihoods
+        if given is None or given.ndim != 2 or given.shape[1] != 4:
+            raise InputError("likelihoods must be one row (nll, tokens, bytes, characters) per reply")
+        bad = np.flatnonzero(~np.isfinite(given).all(axis=1) | (given < 0).any(axis=1))
+        if len(bad):
+            raise InputError(
+                f"likelihoods of row {bad[0]} are {given[bad[0]].tolist()}: they must be finite and not negative"
+            )
+        table = given.copy()
+        if texts.references is not None:
+            sizes = texts.mapped(("size", self.normalizer), lambda text: text_size(text, self.normalizer))
+            table[:, 2:] = [sizes[references[0]] for references in texts.references]
+        return table
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """(..., 4) to (..., 3): nll / (ln 2 characters), nll / (ln 2 bytes), exp(nll / tokens)."""
+        nll, tokens, size, characters = (sums[..., column] for column in range(4))
+        perplexity = np.exp(np.minimum(ratio(nll, tokens), _LARGEST_EXPONENT))
+        bits = nll / math.log(2)
+        return np.stack([ratio(bits, characters), ratio(bits, size), perplexity], axis=-1)
+
+    def signature(self, n: int) -> str:
+        """`perplexity|norm:bn1|n:...|bnbench:...`."""
+        return signature(self.name, n, norm=self.normalizer.signature)

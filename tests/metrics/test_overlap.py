@@ -1,0 +1,161 @@
+"""BLEU, ROUGE, chrF, chrF++: equal to the reference implementations on the same tokens, digit for digit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+from bnbench.metrics import BLEU, ROUGE, BengaliTokenizer, ChrF, ChrFPlusPlus, Texts, UsageError
+from bnbench.metrics import ngrams as ngram_module
+from bnbench.metrics.chrf import _parts
+from bnbench.metrics.ngrams import _counted, ngram_counts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+Pairs = tuple[list[str], list[str]]
+GOLDEN = Path(__file__).parents[1] / "golden" / "overlap.json"
+
+
+def pretokenized(texts: list[str], tokenizer: str = "bn1") -> list[str]:
+    return list(map(BengaliTokenizer(tokenizer=tokenizer, punctuation=True), texts))
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text(encoding="utf-8")), ids=lambda case: case["why"])
+def test_hand_checked_numbers(case: dict) -> None:
+    made = {
+        **ROUGE().score([case["reply"]], [case["references"]]).scores,
+        **BLEU().score([case["reply"]], [case["references"]]).scores,
+        **ChrF().score([case["reply"]], [case["references"]]).scores,
+    }
+    assert {name: pytest.approx(made[name], abs=1e-9) for name in case["scores"]} == case["scores"]
+
+
+def test_rouge_equals_rouge_score(pairs: Pairs) -> None:
+    predictions, references = pairs
+    kinds, tokenizer = ["rouge1", "rouge2", "rougeL"], BengaliTokenizer()
+    scorer, table = RougeScorer(kinds, tokenizer=tokenizer), ROUGE(types=kinds).score(predictions, references).table
+    found = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
+    for column, kind in enumerate(kinds):
+        for part, name in ((column, "fmeasure"), (3 + 2 * column, "precision"), (4 + 2 * column, "recall")):
+            assert np.abs(table[:, part] - [getattr(score[kind], name) for score in found]).max() < 1e-12
+
+
+def test_rouge_lsum_equals_rouge_score(pairs: Pairs) -> None:
+    predictions, references = pairs[0][:700], pairs[1][:700]
+    tokenizer = BengaliTokenizer()
+    scorer = RougeScorer(["rougeLsum"], tokenizer=tokenizer)
+    table = ROUGE(types=["rougeLsum"]).score(predictions, references).table
+    by_line = zip(tokenizer.sentences(predictions), tokenizer.sentences(references), strict=True)
+    found = [scorer.score(r, p)["rougeLsum"] for p, r in by_line]
+    assert np.abs(table[:, :3] - [(s.fmeasure, s.precision, s.recall) for s in found]).max() < 1e-12
+
+
+SENTENCE = st.lists(st.sampled_from("ক খ গ ঘ ঙ".split()), max_size=12).map(" ".join)
+TEXT = st.lists(SENTENCE, max_size=5).map("।".join)
+
+
+@given(TEXT, TEXT)
+@settings(max_examples=400, deadline=None)
+def test_rouge_equals_rouge_score_where_words_repeat(prediction: str, reference: str) -> None:
+    tokenizer, kinds = BengaliTokenizer(), ["rougeL", "rouge1", "rouge2", "rougeLsum"]
+    score = RougeScorer(kinds, tokenizer=tokenizer).score(*tokenizer.sentences([reference, prediction]))
+    made = ROUGE(types=kinds).score([prediction], [reference]).scores
+    assert {kind: made[kind] for kind in kinds} == {kind: pytest.approx(100 * score[kind].fmeasure) for kind in kinds}
+
+
+@pytest.mark.parametrize("tokenizer", ["bn1", "intl", "graphemes", "indicnlp"])
+def test_bleu_and_chrf_equal_sacrebleu(pairs: Pairs, tokenizer: str) -> None:
+    many = 2000 if tokenizer == "bn1" else 150
+    predictions, references = pairs[0][:many], pairs[1][:many]
+    ours, theirs = pretokenized(predictions, tokenizer), pretokenized(references, tokenizer)
+    peers = [
+        (BLEU(tokenizer=tokenizer), sacrebleu.BLEU(tokenize="none", force=True)),
+        (ChrF(tokenizer=tokenizer), sacrebleu.CHRF()),
+        (ChrFPlusPlus(tokenizer=tokenizer), sacrebleu.CHRF(word_order=2)),
+    ]
+    for metric, peer in peers:
+        made = metric.score(predictions, references)
+        assert made.value == pytest.approx(peer.corpus_score(ours, [theirs]).score, abs=1e-9)
+        if metric.name == "BLEU":
+            peer = sacrebleu.BLEU(tokenize="none", force=True, effective_order=True)
+        singly = [peer.sentence_score(p, [r]).score for p, r in zip(ours[:400], theirs[:400], strict=True)]
+        assert np.abs(made.per_item[: len(singly)] - singly).max() < 1e-9
+
+
+def test_several_references_equal_the_peers(pairs: Pairs) -> None:
+    predictions, first = pairs[0][:200], pairs[1][:200]
+    second, third = pairs[1][200:400], pairs[0][200:400]
+    several = [list(r) for r in zip(second, first, third, strict=True)]
+    ours, theirs = pretokenized(predictions), [pretokenized(r) for r in (second, first, third)]
+    for metric, peer in (
+        (BLEU(), sacrebleu.BLEU(tokenize="none", force=True)),
+        (ChrF(), sacrebleu.CHRF()),
+        (ChrFPlusPlus(), sacrebleu.CHRF(word_order=2)),
+    ):
+        assert metric.score(predictions, several).value == pytest.approx(
+            peer.corpus_score(ours, theirs).score, abs=1e-9
+        )
+    scorer = RougeScorer(["rouge1", "rougeL"], tokenizer=BengaliTokenizer())
+    made = ROUGE().score(predictions, several).scores
+    for kind in ("rouge1", "rougeL"):
+        means = np.mean([scorer.score_multi(r, p)[kind].fmeasure for p, r in zip(predictions, several, strict=True)])
+        assert made[kind] == pytest.approx(100 * means, abs=1e-9)
+
+
+def test_unequal_numbers_of_references_are_allowed() -> None:
+    made = ROUGE().score(["আমি ভালো", "তুমি কোথায়"], [["সে কে", "আমি ভালো"], ["তুমি কোথায়"]])
+    assert made.per_item.tolist() == [100.0, 100.0]
+
+
+@given(
+    st.lists(st.tuples(st.text("কখ গ\U00010000a", max_size=40), st.text("কখ গ\U00010000a", max_size=40)), max_size=9)
+)
+@settings(max_examples=200, deadline=None)
+def test_sorted_keys_count_as_counting_does(texts: list[tuple[str, str]]) -> None:
+    made = ngram_counts([a for a, _ in texts], [b for _, b in texts], 6)
+    for (a, b), counts in zip(texts, made, strict=True):
+        plain = [[max(len(a) - n + 1, 0), max(len(b) - n + 1, 0), _counted(a, b, n)] for n in range(1, 7)]
+        assert counts.tolist() == plain
+
+
+def test_alphabets_too_large_for_packed_keys_are_counted_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
+    asked: list[int] = []
+    monkeypatch.setattr(ngram_module, "_counted", lambda a, b, n: asked.append(n) or _counted(a, b, n))
+    made = ngram_counts([wide, "কখ"], [wide[:100] + "ক" + wide[100:], "কখ"], 6)
+    assert made[0, :, 2].tolist() == [3000 - max(n - 1, 0) - (n - 1) for n in range(1, 7)]
+    assert made[1, :2, 2].tolist() == [2, 1]
+    assert asked == [1, 2, 3, 4, 5, 6]
+
+
+def test_chrf_parts_ascii_punctuation_as_sacrebleu_does() -> None:
+    assert list(map(_parts, ["(hi)", "(hi", "hi", "-", "হ্যাঁ,"])) == [
+        ("(hi", ")"),
+        ("(", "hi"),
+        ("hi",),
+        ("-",),
+        ("হ্যাঁ", ","),
+    ]
+
+
+def test_signatures_and_unknown_types() -> None:
+    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.1"
+    assert BLEU(norm="none", tokenizer="intl").signature(2).startswith("BLEU|norm:none|tok:intl|")
+    with pytest.raises(UsageError, match="rouge3"):
+        ROUGE(types=["rouge3"])
+
+
+def test_texts_are_prepared_once_for_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnbench.metrics.normalization import Normalizer
+
+    seen: list[str] = []
+    plain = Normalizer.beyond_words
+    monkeypatch.setattr(Normalizer, "beyond_words", lambda self, text: seen.append(text) or plain(self, text))
+    texts = Texts.of(["আমি ভালো।", "তুমি?"], ["আমি ভালো।", "সে এল।"])
+    for metric in (ROUGE(), BLEU(), ChrF(), ChrFPlusPlus()):
+        metric.statistics(texts)
+    assert sorted(seen) == sorted({"আমি ভালো।", "তুমি?", "সে এল।"})

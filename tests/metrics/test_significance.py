@@ -1,0 +1,190 @@
+"""Bootstrap, paired tests, Holm, rank ranges: against closed forms, plain loops and sacrebleu."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import sacrebleu
+from bnbench.metrics import (
+    BLEU,
+    BengaliTokenizer,
+    InputError,
+    Interval,
+    bootstrap,
+    holm,
+    paired_test,
+    paired_tests,
+    rank_ranges,
+)
+from bnbench.metrics import significance as module
+
+FloatArray = np.ndarray
+
+
+def mean(sums: FloatArray) -> FloatArray:
+    return sums[..., :1] / np.maximum(sums[..., 1:2], 1)
+
+
+def table(values: FloatArray) -> FloatArray:
+    return np.column_stack([values, np.ones(len(values))])
+
+
+@pytest.fixture
+def scores() -> FloatArray:
+    return np.random.default_rng(5).normal(50, 10, 400)
+
+
+def test_interval_of_a_mean_is_the_normal_one(scores: FloatArray) -> None:
+    interval = bootstrap(table(scores), mean)[0]
+    reach = 1.96 * scores.std() / 20
+    assert interval.low == pytest.approx(scores.mean() - reach, abs=0.08)
+    assert interval.high == pytest.approx(scores.mean() + reach, abs=0.08)
+    assert interval.level == 0.95
+    wider = bootstrap(table(scores), mean, level=0.99)[0]
+    assert wider.low < interval.low < interval.high < wider.high
+
+
+def test_weights_are_multinomial_and_seeded(scores: FloatArray) -> None:
+    weights = np.vstack([w for _, w in module._bootstrap_weights(400, 2000, 1)])
+    assert weights.shape == (2000, 400)
+    assert (weights.sum(axis=1) == 400).all()
+    assert weights.var() == pytest.approx(1 - 1 / 400, abs=0.01)
+    assert bootstrap(table(scores), mean, seed=1) == bootstrap(table(scores), mean, seed=1)
+    assert bootstrap(table(scores), mean, seed=1) != bootstrap(table(scores), mean, seed=2)
+
+
+def test_coverage_is_what_it_says() -> None:
+    chance = np.random.default_rng(0)
+    found = [bootstrap(table(chance.normal(0, 1, 100)), mean, resamples=600, seed=s)[0] for s in range(300)]
+    assert 0.90 < np.mean([i.low < 0 < i.high for i in found]) < 0.985
+
+
+def test_chunks_do_not_change_the_numbers(scores: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = table(scores), table(scores[::-1] + 1)
+    whole = paired_test(a, b, mean)
+    monkeypatch.setattr(module, "_CELLS", 40_000)
+    sums = module.resampled_sums(a, resamples=500)
+    assert sums.shape == (500, 2)
+    assert paired_test(a, b, mean)[0].interval.low == pytest.approx(whole[0].interval.low, abs=0.15)
+
+
+def test_randomisation_p_equals_the_exact_one() -> None:
+    a, b = np.array([5.0, 7, 8, 6, 9, 4, 7, 9]), np.array([4.0, 5, 8, 3, 7, 4, 6, 5])
+    signs = np.array(list(product([1, -1], repeat=8)))
+    exact = np.mean(np.abs(signs @ (a - b)) >= abs((a - b).sum()) - 1e-9)
+    made = paired_test(table(a), table(b), mean, resamples=40_000)[0]
+    assert made.p_value == pytest.approx(exact, abs=0.004)
+    assert made.difference == pytest.approx((a - b).mean())
+
+
+def test_p_is_uniform_without_a_difference() -> None:
+    chance = np.random.default_rng(3)
+    drawn = chance.normal(0, 1, (200, 2, 60))
+    p = [paired_test(table(a), table(b), mean, resamples=400, seed=s)[0].p_value for s, (a, b) in enumerate(drawn)]
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10
+    assert np.mean(p) == pytest.approx(0.5, abs=0.07)
+
+
+def test_a_candidate_against_itself(scores: FloatArray) -> None:
+    made = paired_test(table(scores), table(scores), mean)[0]
+    assert (made.difference, made.p_value, made.smallest_detectable) == (0.0, 1.0, 0.0)
+    assert made.interval == Interval(0.0, 0.0)
+
+
+def test_p_is_never_zero(scores: FloatArray) -> None:
+    made = paired_test(table(scores + 30), table(scores), mean, resamples=999)[0]
+    assert made.p_value == 1 / 1000
+
+
+def test_smallest_detectable_difference_is_detected_in_four_cases_of_five() -> None:
+    chance = np.random.default_rng(8)
+    base = chance.normal(0, 1, 150)
+    least = paired_test(table(base), table(np.zeros(150)), mean)[0].smallest_detectable
+    found = []
+    for seed in range(150):
+        drawn = chance.normal(least, 1, 150)
+        found.append(paired_test(table(drawn), table(np.zeros(150)), mean, resamples=300, seed=seed)[0].p_value < 0.05)
+    assert 0.68 < np.mean(found) < 0.92
+
+
+def test_clusters_are_resampled_whole() -> None:
+    chance = np.random.default_rng(2)
+    dialogue = np.repeat(np.arange(40), 10)
+    values = chance.normal(0, 1, 40)[dialogue] + chance.normal(0, 0.1, 400)
+    alone, whole = (
+        bootstrap(table(values), mean)[0],
+        bootstrap(table(values), mean, clusters=[f"d{i}" for i in dialogue])[0],
+    )
+    assert whole.high - whole.low == pytest.approx(2 * 1.96 / np.sqrt(40), rel=0.25)
+    assert whole.high - whole.low > 2.5 * (alone.high - alone.low)
+    shuffled = chance.permutation(400)
+    again = bootstrap(table(values[shuffled]), mean, clusters=dialogue[shuffled].tolist())[0]
+    assert again.high - again.low == pytest.approx(whole.high - whole.low, rel=0.1)
+
+
+def test_many_rows_are_summed_into_blocks_first() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 60_000)
+    interval = bootstrap(table(values), mean, resamples=2000)[0]
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(60_000), rel=0.1)
+
+
+def test_several_at_once_are_the_same_as_one_by_one(scores: FloatArray) -> None:
+    def two(sums: FloatArray) -> FloatArray:
+        return np.concatenate([mean(sums), sums[..., :1]], axis=-1)
+
+    first = (table(scores), table(scores[::-1].copy()), mean)
+    second = (np.column_stack([scores**2, np.ones(400), scores]), np.column_stack([scores, np.ones(400), scores]), two)
+    together = paired_tests([first, second])
+    alone = [paired_test(*first), paired_test(*second)]
+    assert [len(found) for found in together] == [1, 2]
+    for ours, theirs in zip(together, alone, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.p_value == b.p_value
+            assert (a.difference, a.interval.low) == pytest.approx((b.difference, b.interval.low), rel=1e-9)
+
+
+def test_agrees_with_sacrebleu(pairs: tuple[list[str], list[str]]) -> None:
+    from sacrebleu.significance import _bootstrap_resample, _paired_ar_test, estimate_ci
+
+    predictions, references = pairs[0][:300], pairs[1][:300]
+    other = [" ".join(p.split()[:-1]) or p for p in predictions]
+    tokenize = BengaliTokenizer(punctuation=True)
+    ours, others, theirs = ([tokenize(t) for t in texts] for texts in (predictions, other, references))
+    peer, metric = sacrebleu.BLEU(tokenize="none", force=True), BLEU()
+    stats = peer._extract_corpus_statistics(ours, [theirs])
+    _, resampled = _bootstrap_resample(stats, peer, n_samples=2000)
+    centre, reach = estimate_ci(np.array([s.score for s in resampled]))
+    a, b = metric.score(predictions, references), metric.score(other, references)
+    assert a.interval.high - a.interval.low == pytest.approx(2 * reach, rel=0.08)
+    assert (a.interval.low + a.interval.high) / 2 == pytest.approx(centre, abs=0.25)
+    base = {"BLEU": (stats, peer._aggregate_and_compute(stats))}
+    _, found = _paired_ar_test(base, "other", others, [theirs], {"BLEU": peer}, n_samples=2000, seed=1)
+    made = paired_test(a.table, b.table, metric.formula)[0]
+    assert made.p_value == pytest.approx(found["BLEU"].p_value, abs=0.03)
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm's own step-down by hand
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_rank_ranges() -> None:
+    apart, tie = Interval(1, 2), Interval(-1, 2)
+    assert rank_ranges({(0, 1): apart, (0, 2): apart, (1, 2): tie}, 3) == [(1, 1), (2, 3), (2, 3)]
+    assert rank_ranges({(0, 1): apart, (0, 2): tie, (1, 2): tie}, 3, higher_is_better=False) == [(2, 3), (1, 2), (1, 3)]
+    assert rank_ranges({(1, 0): Interval(-2, -1)}, 2) == [(1, 1), (2, 2)]
+    assert rank_ranges({}, 1) == [(1, 1)]
+    with pytest.raises(InputError, match="two of 2"):
+        rank_ranges({(0, 2): tie}, 2)
+
+
+def test_impossible_requests(scores: FloatArray) -> None:
+    with pytest.raises(InputError, match="at least one"):
+        bootstrap(np.empty((0, 2)), mean)
+    with pytest.raises(InputError, match="399"):
+        bootstrap(table(scores), mean, clusters=["a"] * 399)
+    with pytest.raises(InputError, match="compared in pairs"):
+        paired_test(table(scores), table(scores[:-1]), mean)

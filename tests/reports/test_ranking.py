@@ -1,0 +1,245 @@
+"""The numbers of a ranking, against computations that share no code with it, and the cases with little to say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bnbench.errors import RunError, UsageError
+from bnbench.reports import Ranking, rank, write_report
+from bnbench.runs import Run, read_run
+from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, PREDICTIONS, Spec
+
+Maker = Callable[..., Path]
+TEN = (PAIR[0], *(Spec(f"adapter-{i}", 0.1 + 0.06 * i, base=PAIR[0].location) for i in range(9)))
+
+
+def ranked(*folders: Path, resamples: int = 1000) -> Ranking:
+    return rank([read_run(folder) for folder in folders], resamples=resamples)
+
+
+def overwrite(folder: Path, table: str, column: str, value: Any) -> None:
+    path = folder / "scores" / f"{table}.parquet"
+    frame = pd.read_parquet(path)
+    frame[column] = value
+    frame.to_parquet(path, index=False)
+
+
+def change_meta(folder: Path, **changes: Any) -> None:
+    path = folder / "run.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(meta | changes, ensure_ascii=False), encoding="utf-8")
+
+
+def chrf(sums: np.ndarray) -> float:
+    """chrF++ from summed statistics: eight orders of (reply, reference, common), F2 of the mean P and mean R."""
+    precisions, recalls = [], []
+    for hyp, ref, match in sums.reshape(8, 3):
+        if hyp and ref:
+            precisions.append(match / hyp)
+            recalls.append(match / ref)
+    p, r = np.mean(precisions), np.mean(recalls)
+    return 100 * 5 * p * r / (4 * p + r)
+
+
+def test_numbers_agree_with_an_independent_computation(make_run: Maker) -> None:
+    folder = make_run()
+    write_report([read_run(folder)], folder)
+    written = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
+    frames = {
+        n: pd.read_parquet(folder / "scores" / f"{n}.parquet").filter(regex=r"^chrF\+\+/") for n in (BASE, ADAPTER)
+    }
+    tables = {name: frame.to_numpy() for name, frame in frames.items()}
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(0, 40, 40) for _ in range(4000)]
+    best = {s["candidate"]: s["scores"][0] for s in written["standings"]}
+    for name, table in tables.items():
+        assert best[name]["value"] == pytest.approx(chrf(table.sum(0)), abs=1e-9)
+        ends = np.quantile([chrf(table[i].sum(0)) for i in drawn], [0.025, 0.975])
+        assert [best[name]["low"], best[name]["high"]] == pytest.approx(ends, abs=0.8)
+    (pair,) = written["pairs"]
+    sign = 1 if pair["candidate"] == ADAPTER else -1
+    observed = chrf(tables[ADAPTER].sum(0)) - chrf(tables[BASE].sum(0))
+    differences = np.array([chrf(tables[ADAPTER][i].sum(0)) - chrf(tables[BASE][i].sum(0)) for i in drawn])
+    assert sign * pair["difference"] == pytest.approx(observed, abs=1e-9)
+    assert sorted(sign * pair[k] for k in ("low", "high")) == pytest.approx(
+        np.quantile(differences, [0.025, 0.975]), abs=0.8
+    )
+    assert pair["smallest_detectable"] == pytest.approx((1.959964 + 0.841621) * differences.std(), rel=0.06)
+    coins = generator.random((4000, 40, 1)) < 0.5
+    exchanged = [
+        chrf(np.where(c, tables[ADAPTER], tables[BASE]).sum(0))
+        - chrf(np.where(c, tables[BASE], tables[ADAPTER]).sum(0))
+        for c in coins
+    ]
+    assert pair["p"] == pytest.approx(np.mean(np.abs(exchanged) >= abs(observed)), abs=0.003)
+
+
+def test_bits_per_character_and_rouge_are_what_their_tables_say(make_run: Maker) -> None:
+    folder = make_run()
+    ranking = ranked(folder)
+    frame = pd.read_parquet(folder / "scores" / f"{ADAPTER}.parquet")
+    adapter = next(s for s in ranking.standings if s.candidate == ADAPTER)
+    bits = frame["perplexity/nll"].sum() / math.log(2) / frame["perplexity/characters"].sum()
+    assert adapter.value("perplexity", "bits_per_character") == pytest.approx(bits)
+    assert adapter.value("ROUGE", "rougeL") == pytest.approx(100 * frame["ROUGE/rougeL"].mean())
+
+
+def test_lower_is_better_is_read_the_right_way(make_run: Maker) -> None:
+    ranking = ranked(make_run())
+    adapter = next(s for s in ranking.standings if s.candidate == ADAPTER)
+    comparison = adapter.versus("perplexity", "bits_per_character")
+    assert comparison is not None
+    assert comparison.difference < 0
+    assert comparison.better is True
+    by_bits = ranked(make_run(name="bits", primary_metric="perplexity"))
+    assert [s.candidate for s in by_bits.standings] == [ADAPTER, BASE]
+    assert [(s.best_rank, s.worst_rank) for s in by_bits.standings] == [(1, 1), (2, 2)]
+
+
+def test_ranges_follow_from_the_pairs_after_holm(make_run: Maker) -> None:
+    ranking = ranked(make_run(TEN))
+    assert len(ranking.pairs) == 45
+    raw = sorted(c.p for c in ranking.pairs)
+    adjusted = sorted(c.p_holm for c in ranking.pairs if c.p_holm is not None)
+    steps = np.minimum(np.maximum.accumulate([p * (45 - i) for i, p in enumerate(raw)]), 1)
+    assert adjusted == pytest.approx(steps)
+    for standing in ranking.standings:
+        mine = [c for c in ranking.pairs if standing.candidate in (c.candidate, c.other) and c.better is not None]
+        above = sum(c.better == (c.other == standing.candidate) for c in mine)
+        assert (standing.best_rank, standing.worst_rank) == (1 + above, 10 - (len(mine) - above))
+        assert all(c.p_holm is not None and c.p_holm < 0.05 for c in mine)
+    values = [ranking.primary_score(s).value for s in ranking.standings]
+    assert values == sorted(values, reverse=True)
+
+
+def test_one_candidate_has_no_differences(make_run: Maker) -> None:
+    ranking = ranked(make_run(PAIR[:1]))
+    (only,) = ranking.standings
+    assert (only.best_rank, only.worst_rank, only.versus_base, only.compared_with) == (1, 1, (), None)
+    assert ranking.pairs == ()
+
+
+def test_predictions_have_no_perplexity_and_are_compared_with_the_first(make_run: Maker) -> None:
+    ranking = ranked(make_run(PREDICTIONS))
+    assert ranking.base == BASE
+    assert "perplexity" not in ranking.values
+    assert [s.hit_limit_share for s in ranking.standings] == [None, None]
+
+
+def test_a_metric_that_one_candidate_lacks_is_not_compared(make_run: Maker) -> None:
+    ranking = ranked(make_run((PAIR[0], Spec(ADAPTER, 0.4, lacks=("BLEU",), likelihoods=False))))
+    adapter = next(s for s in ranking.standings if s.candidate == ADAPTER)
+    assert adapter.score("BLEU", "BLEU") is None
+    assert adapter.versus("BLEU", "BLEU") is None
+    assert adapter.versus("ROUGE", "rougeL") is not None
+    assert next(s for s in ranking.standings if s.candidate == BASE).score("BLEU", "BLEU") is not None
+
+
+def test_one_item_decides_nothing(make_run: Maker) -> None:
+    ranking = ranked(make_run(n=1))
+    (pair,) = ranking.pairs
+    assert pair.p == 1
+    assert pair.better is None
+    assert [(s.best_rank, s.worst_rank) for s in ranking.standings] == [(1, 2), (1, 2)]
+
+
+def test_equal_candidates_share_their_places(make_run: Maker) -> None:
+    ranking = ranked(make_run((Spec("a", 0.3, "base"), Spec("b", 0.3))))
+    (pair,) = ranking.pairs
+    assert (pair.difference, pair.low, pair.high, pair.p, pair.better) == (0, 0, 0, 1, None)
+    assert {(s.best_rank, s.worst_rank) for s in ranking.standings} == {(1, 2)}
+
+
+def test_the_primary_metric_must_be_there_for_all(make_run: Maker) -> None:
+    folder = make_run((PAIR[0], Spec(ADAPTER, 0.4, lacks=("chrF++",))))
+    with pytest.raises(UsageError, match="demo-adapter has no chrF"):
+        ranked(folder)
+
+
+def test_a_metric_that_is_not_installed_here_is_noted_not_fatal(make_run: Maker) -> None:
+    folder = make_run()
+    meta = read_run(folder).meta
+    plug_in = meta["metrics"][1] | {"name": "stranger"}
+    for name in (BASE, ADAPTER):
+        for column in plug_in["columns"]:
+            overwrite(folder, name, f"stranger/{column}", 1.0)
+    change_meta(folder, metrics=[*meta["metrics"], plug_in])
+    ranking = ranked(folder)
+    assert "stranger" not in ranking.values
+    assert any("stranger is left out" in note for note in ranking.notes)
+
+
+def test_runs_are_ranked_together_and_duplicates_once(make_run: Maker) -> None:
+    one = make_run(name="one")
+    two = make_run((PAIR[0], Spec("newcomer", 0.6, base=PAIR[0].location)), name="two")
+    ranking = ranked(one, two)
+    assert sorted(s.candidate for s in ranking.standings) == [ADAPTER, BASE, "newcomer"]
+    newcomer = next(s for s in ranking.standings if s.candidate == "newcomer")
+    assert newcomer.compared_with == BASE
+
+
+def test_one_name_for_two_candidates_gets_the_name_of_its_run(make_run: Maker) -> None:
+    other = Spec(ADAPTER, 0.6, location="elsewhere", base=PAIR[0].location)
+    ranking = ranked(make_run(name="one"), make_run((PAIR[0], other), name="two"))
+    assert sorted(s.candidate for s in ranking.standings) == [ADAPTER, f"{ADAPTER} (two)", BASE]
+
+
+def test_each_adapter_is_compared_with_its_own_base(make_run: Maker) -> None:
+    other = (Spec("other-base", 0.2, "base", location="other"), Spec("other-adapter", 0.5, base="other"))
+    ranking = ranked(make_run(name="one"), make_run(other, name="two"))
+    compared = {s.candidate: s.compared_with for s in ranking.standings}
+    assert compared == {BASE: None, ADAPTER: BASE, "other-base": BASE, "other-adapter": "other-base"}
+
+
+def test_another_decoding_keeps_both_and_is_noted(make_run: Maker) -> None:
+    one, two = make_run(name="one"), make_run(name="two")
+    change_meta(two, decoding=read_run(two).meta["decoding"] | {"temperature": 0.2})
+    ranking = ranked(one, two)
+    assert len(ranking.standings) == 4
+    assert any("one and two differ in decoding" in note for note in ranking.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda run: run.examples[:-1],
+            r"two \(39 items\) and .*one \(40 items\) cannot be compared: item \w+ is in one",
+        ),
+        (lambda run: run.examples[::-1], "their items are in another order"),
+        (
+            lambda run: ({**run.examples[0], "reference": "অন্য উত্তর"}, *run.examples[1:]),
+            r"item \w+ has another reference",
+        ),
+    ],
+)
+def test_other_items_are_refused(make_run: Maker, change: Callable[[Run], Any], says: str) -> None:
+    one, two = (read_run(make_run(name=name)) for name in ("one", "two"))
+    changed = Run(two.path, two.meta, tuple(change(two)), two.replies, two.tables)
+    with pytest.raises(RunError, match=says):
+        rank([one, changed])
+
+
+def test_another_signature_is_refused_and_both_are_named(make_run: Maker) -> None:
+    one, two = make_run(name="one"), make_run(name="two")
+    metrics = read_run(two).meta["metrics"]
+    change_meta(two, metrics=[metrics[0] | {"signature": "chrF++|norm:nfc"}, *metrics[1:]])
+    with pytest.raises(RunError, match=r"chrF\+\+\|norm:nfc cannot be ranked with chrF\+\+\|norm:bn1"):
+        ranked(one, two)
+
+
+def test_no_run_is_an_error() -> None:
+    with pytest.raises(RunError, match="at least one"):
+        rank([])
+
+
+def test_the_builder_gives_every_metric(make_run: Maker) -> None:
+    assert set(ranked(make_run()).values) == set(METRICS)

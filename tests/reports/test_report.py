@@ -1,0 +1,309 @@
+"""The report's files: whole, harmless and readable whatever a run holds, and the same bytes each time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+
+from bnbench.reports import Report, write_report
+from bnbench.reports.examples import _choice
+from bnbench.reports.format import name, number, p_phrase, p_value, storable
+from bnbench.reports.plot import interval_plot
+from bnbench.reports.ranking import rank
+from bnbench.reports.text import aligned
+from bnbench.reports.verdict import verdict
+from bnbench.runs import read_run
+from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
+
+Maker = Callable[..., Path]
+FILES = ("ranking.json", "ranking.csv", "report.md", "report.html")
+EVIL = "<script>document.title='x'</script>\u202e|`*evil*` \"&amp;\n" + "ক" * 300
+EVIL_REPLIES = {
+    0: "<script>alert(1)</script><img src=x onerror=alert(1)></p></div>",
+    1: "ক" * 10_000,
+    2: "مرحبا \u202e উল্টো",
+    3: "এক\n\n\nদুই\t\x00\x1b[31m",
+    4: "অর্ধেক \ud83d",
+    5: "",
+    6: "{{ 7 * 7 }} {% raw %} </textarea><!-- ",
+}
+CASES: dict[str, tuple[tuple[Spec, ...], int]] = {
+    "pair": (PAIR, 40),
+    "alone": (PAIR[:1], 12),
+    "predictions": (PREDICTIONS, 40),
+    "one item": (PAIR, 1),
+    "two items": (PAIR, 2),
+    "no variance": ((Spec("a", 0.3, "base"), Spec("b", 0.3)), 40),
+    "lacking": ((PAIR[0], Spec(ADAPTER, 0.4, lacks=("BLEU", "degeneration"), likelihoods=False)), 40),
+    "nothing said": ((PAIR[0], Spec(ADAPTER, 0.4, replies=dict.fromkeys(range(40), ""))), 40),
+    "three": ((*PAIR, Spec("third", 0.9)), 40),
+    "ten": ((PAIR[0], *(Spec(f"adapter-{i}", 0.1 + 0.06 * i) for i in range(9))), 40),
+    "hostile": ((PAIR[0], Spec(EVIL, 0.4, replies=EVIL_REPLIES)), 40),
+    "arabic": ((PAIR[0], Spec("نموذج", 0.4)), 40),
+}
+
+
+def report(folder: Path, resamples: int = 400) -> Report:
+    return write_report([read_run(folder)], folder, resamples=resamples)
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed by its own tag, and collects tags, text and ids."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "line", "circle"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_gives_a_whole_report_without_nan(make_run: Maker, case: str) -> None:
+    specs, n = CASES[case]
+    folder = make_run(specs, n=n)
+    made = report(folder)
+    texts = {file: (folder / file).read_text(encoding="utf-8") for file in FILES}
+    page = Page(texts["report.html"])
+    assert page.open == []
+    for text in (made.text, texts["ranking.csv"], texts["ranking.json"], texts["report.md"], " ".join(page.text)):
+        assert not re.search(r"(?<![\w])[+-−]?(nan|NaN|inf|Infinity|None|undefined)(?![\w])", text), case
+    json.loads(texts["ranking.json"], parse_constant=lambda constant: pytest.fail(constant))
+    assert max(map(cell_len, made.text.splitlines())) <= 110
+    assert made.html == folder / "report.html"
+
+
+def test_hostile_text_stays_text(make_run: Maker) -> None:
+    folder = make_run((PAIR[0], Spec(EVIL, 0.4, replies=EVIL_REPLIES)))
+    report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert len(page.all("script")) == 1
+    assert page.all("img") == []
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert "&lt;script&gt;alert(1)" in html
+    assert "{{ 7 * 7 }}" in html
+    assert "ক" * 10_000 in html
+    assert not re.search(r"[\x00\x1b\ud800-\udfff]", html)
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in markdown
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
+    assert widths == {10}
+
+
+def test_the_page_needs_no_network_and_forbids_other_scripts(make_run: Maker) -> None:
+    folder = make_run()
+    report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\(", html)
+    page = Page(html)
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    script = html.partition("<script>")[2].partition("</script>")[0]
+    digest = __import__("base64").b64encode(__import__("hashlib").sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_the_page_is_accessible(make_run: Maker) -> None:
+    folder = make_run()
+    report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(th.get("scope") in ("row", "col") for th in page.all("th"))
+    drawings = re.findall(r'<svg[^>]*role="img".*?</svg>', html, re.DOTALL)
+    assert drawings
+    assert all("<title" in svg for svg in drawings)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {a["href"] for a in page.all("a")} <= {f"#{i}" for i in ids}
+    assert {p.get("lang") for p in page.all("p") if p.get("class") == "bn"} == {"bn"}
+
+
+def test_what_was_run_is_on_the_page(make_run: Maker) -> None:
+    note = f"{ADAPTER} was trained on 3 of the 40 test rows"
+    folder = make_run(notes=[note])
+    made = report(folder)
+    text = " ".join(" ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text).split())
+    meta = read_run(folder).meta
+    wanted = [meta["command"], meta["corpus"]["fingerprint"], "float32 – the CPU computes float32 fastest", "0.57 GiB",
+              "encoding damage: BOM", "temperature 0.7", "transformers 5.23.0", "Training-seed variance", note,
+              *(m["signature"] for m in meta["metrics"])]  # fmt: skip
+    for fact in wanted:
+        assert fact in text
+    assert f"Note: {note}" in made.text
+
+
+def test_files_are_the_same_each_time_and_hold_no_times_or_paths(make_run: Maker, tmp_path: Path) -> None:
+    folder = make_run()
+    report(folder)
+    first = {file: (folder / file).read_bytes() for file in FILES}
+    write_report([read_run(folder)], tmp_path / "again", resamples=400)
+    assert first == {file: (tmp_path / "again" / file).read_bytes() for file in FILES}
+    ranking = first["ranking.json"].decode()
+    assert str(tmp_path) not in ranking
+    assert "2026-11" not in ranking
+
+
+def test_the_csv_has_a_row_for_each_candidate_and_value(make_run: Maker) -> None:
+    folder = make_run()
+    made = report(folder)
+    rows = list(csv.DictReader(io.StringIO((folder / "ranking.csv").read_text(encoding="utf-8"))))
+    scores = {
+        (s["candidate"], x["metric"], x["name"]): x["value"] for s in made.ranking["standings"] for x in s["scores"]
+    }
+    assert {(r["candidate"], r["metric"], r["value"]): float(r["score"]) for r in rows} == scores
+    assert len(rows) == len(scores)
+    by_value = {(r["candidate"], r["value"]): r for r in rows}
+    assert by_value[ADAPTER, "chrF++"]["outcome"] == "better"
+    assert float(by_value[ADAPTER, "chrF++"]["p_holm"]) < 0.05
+    assert by_value[BASE, "chrF++"]["difference"] == by_value[BASE, "chrF++"]["compared_with"] == ""
+
+
+@pytest.mark.parametrize(
+    ("specs", "n", "starts"),
+    [
+        (PAIR, 40, r"demo-adapter is better than its base demo-base by \+[\d.]+ chrF\+\+ \(95 % [\d.]+ to [\d.]+, p "),
+        (PAIR[:1], 40, r"demo-base scores \d+\.\d chrF\+\+ on 40 items \(95 % "),
+        ((PAIR[0], Spec(ADAPTER, 0.16, base=PAIR[0].location)), 40, r"The 40 items cannot tell .* from its "),
+        (PAIR, 1, r"One item cannot tell demo-adapter from its base demo-base: "),
+        ((Spec("a", 0.3, "base"), Spec("b", 0.3)), 40, r"b and its base a have the same chrF\+\+"),
+        ((*PAIR, Spec("third", 1.0)), 40, r"third is the best of the 3 candidates on chrF\+\+\."),
+        ((Spec(BASE, 0.9, "base", location="b"), Spec(ADAPTER, 0.1, base="b")), 40, r".* is worse than its .* by −"),
+    ],
+)  # fmt: skip
+def test_the_verdict_in_plain_words(make_run: Maker, specs: tuple[Spec, ...], n: int, starts: str) -> None:
+    said = verdict(rank([read_run(make_run(specs, n=n))], resamples=2000))
+    assert re.match(starts, said.headline), said.headline
+
+
+def test_what_could_not_have_been_found_is_said(make_run: Maker) -> None:
+    ranking = rank([read_run(make_run())], resamples=2000)
+    least = f"{ranking.pairs[0].smallest_detectable:.1f}"
+    assert (
+        f"With 40 items, a true difference under {least} chrF++ would often go undetected." in verdict(ranking).details
+    )
+
+
+def test_examples_are_the_extremes_and_the_median() -> None:
+    gains = np.array([3.0, -5.0, 0.5, 9.0, -1.0, 0.0, 2.0])
+    chosen = _choice(gains, are_gains=True)
+    assert chosen == [
+        ("Largest gain", 3),
+        ("Largest gain", 0),
+        ("Median item", 2),
+        ("Largest loss", 4),
+        ("Largest loss", 1),
+    ]
+    assert _choice(np.array([1.0]), are_gains=True) == [("Median item", 0)]
+    assert _choice(np.array([1.0, 2.0]), are_gains=True) == [("Largest gain", 1), ("Median item", 0)]
+    assert _choice(np.zeros(5), are_gains=True) == [("Median item", 2)]
+
+
+def test_examples_on_the_page_are_those_of_the_rule(make_run: Maker) -> None:
+    folder = make_run()
+    made = report(folder)
+    run = read_run(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<article class="item">.*?item (\d+) of 40', html, re.DOTALL)
+    formula = __import__("bnbench.metrics.registry", fromlist=["get_metric"]).get_metric("chrF++").formula
+    gains = formula(run.tables[ADAPTER]["chrF++"])[:, 0] - formula(run.tables[BASE]["chrF++"])[:, 0]
+    assert [int(i) - 1 for i in shown[:2]] == list(np.argsort(-gains, kind="stable")[:2])
+    assert int(shown[-1]) - 1 == int(np.argmin(gains))
+    assert html.count('<details class="item"') == 40
+    assert made.ranking["n"] == 40
+
+
+def test_flags_are_shown(make_run: Maker) -> None:
+    loop = " ".join(["আমি আপনার পাশে আছি।"] * 9)
+    folder = make_run((PAIR[0], Spec(ADAPTER, 0.4, replies={0: "", 1: loop, 2: "I am sorry to hear that, friend."})))
+    report(folder)
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    flags = re.findall(r'data-number="(\d+)"[^>]*data-flags="([^"]*)"', html)
+    by_item = {int(number): set(found.split("|")) for number, found in flags}
+    assert "empty" in by_item[1]
+    assert "repetition" in by_item[2]
+    assert "wrong script" in by_item[3]
+    assert any("cut at the limit" in found for found in by_item.values())
+
+
+def test_runs_together_in_one_report(make_run: Maker, tmp_path: Path) -> None:
+    folders = [make_run(name="one"), make_run((PAIR[0], Spec("newcomer", 0.8, base=PAIR[0].location)), name="two")]
+    made = write_report([read_run(f) for f in folders], tmp_path / "both", resamples=400)
+    text = " ".join(Page(made.html.read_text(encoding="utf-8")).text)
+    assert all(name in text for name in ("one", "two", BASE, ADAPTER, "newcomer"))
+    assert "Every pair on chrF++" in text
+
+
+def test_plot_marks_lie_inside(make_run: Maker) -> None:
+    for specs, n in CASES.values():
+        plot = interval_plot(rank([read_run(make_run(specs, n=n, name=f"plot-{len(specs)}-{n}"))], resamples=200))
+        for bar in plot.bars:
+            assert bar is not None
+            assert 0 <= bar.low <= bar.point <= bar.high <= 100
+        assert 1 <= len(plot.ticks) <= 8
+        assert all(0 <= tick.at <= 100 for tick in plot.ticks)
+
+
+def test_numbers_as_a_reader_sees_them() -> None:
+    assert number(-1.25, 1) == "−1.2"
+    assert number(0.04, 1, sign=True) == number(-0.04, 1, sign=True) == "0.0"
+    assert number(float("nan")) == number(float("inf")) == number(None) == "–"
+    assert number(123456789.0) == "1.23e+08"
+    assert [p_value(p) for p in (1.0, 0.25, 0.0123, 0.00052, 0.00009999, 0.00001)] == [
+        "1.00", "0.25", "0.012", "0.0005", "0.0001", "<0.0001",
+    ]  # fmt: skip
+    assert p_phrase(0.00001) == "p < 0.0001"
+    assert p_phrase(None) == "p = –"
+
+
+def test_names_are_one_visible_line() -> None:
+    assert name("a\nb\u202e") == "a\\u000ab\\u202e"
+    assert name("র‍্যাব") == "র‍্যাব"
+    assert name("نموذج") == "\u2068نموذج\u2069"
+    assert len(name("x" * 500)) == 60
+    assert storable("ক\ud800\x00\n") == "ক\ufffd\ufffd\n"
+
+
+def test_columns_are_as_wide_as_they_look() -> None:
+    lines = aligned([["মডেল", "1.0"], ["a", "10.0"]]).splitlines()
+    assert cell_len(lines[0]) == cell_len(lines[1])
+
+
+def test_importing_reports_is_light() -> None:
+    heavy = ("torch", "jinja2", "pandas", "transformers")
+    code = f"import sys, bnbench.reports; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
