@@ -25,19 +25,27 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Evaluate Bengali chat models against their base, say honestly which is better and by how much, and fine-tune them.",
+    help="Evaluate Bengali chat models against their base, say which is better and by how much, and fine-tune them.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Base = Annotated[str | None, typer.Option(help="Base model: a folder or hub id[@revision], with an optional name= in front.")]
-Data = Annotated[str | None, typer.Option(help="CSV, TSV, JSONL, Parquet or a hub id. Without it: the bundled conversations.")]
+Base = Annotated[
+    str | None, typer.Option(help="Base model: a folder or hub id[@revision], with an optional name= in front.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="CSV, TSV, JSONL, Parquet or a hub id. Without it: the bundled conversations.")
+]
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--columns", help="FIELD=COLUMN where the file's names differ; fields: topic, title, question, reference."),
+    typer.Option(
+        "--columns", help="FIELD=COLUMN where the file's names differ; fields: topic, title, question, reference."
+    ),
 ]
 Sizes = Annotated[str, typer.Option("--split-sizes", help="Most rows of train/validation/test.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Rows longer than this after the template are dropped whole, never cut.")]
+MaxTokens = Annotated[
+    int, typer.Option(min=1, help="Rows longer than this after the template are dropped whole, never cut.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, sampling and resampling.")]
 
@@ -61,7 +69,9 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 typer.echo(f"bnbench: {error}", err=True)
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
-                typer.echo(f"\nbnbench: interrupted; what was computed is kept. Go on with: {_command_line()}", err=True)
+                typer.echo(
+                    f"\nbnbench: interrupted; what was computed is kept. Go on with: {_command_line()}", err=True
+                )
                 raise typer.Exit(130) from None
 
         return app.command(name)(guarded)
@@ -91,14 +101,18 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @command("evaluate")
 def evaluate_command(
     base: Base = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="Adapter of the base: a folder or hub id[@revision]. May be repeated.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Adapter of the base: a folder or hub id[@revision]. May be repeated.")
+    ] = None,
     predictions: Annotated[list[str] | None, typer.Option(help="File of recorded replies. May be repeated.")] = None,
     data: Data = None,
     columns: Columns = None,
     split: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
     split_sizes: Sizes = "4000/300/300",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME. The same command goes on with it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; by default runs/NAME. The same command goes on with it.")
+    ] = None,
     primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
@@ -106,42 +120,47 @@ def evaluate_command(
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.1,
     max_words: Annotated[int, typer.Option(min=1, help="Longest reply, in Bengali words.")] = 120,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens; overrides --max-words.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest reply, in tokens; overrides --max-words.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch; halved where memory runs out.")] = 8,
     max_tokens: MaxTokens = 4096,
-    four_bit: Annotated[bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")] = None,
+    four_bit: Annotated[
+        bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; by default the first card.")] = None,
     seed: Seed = 42,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")
+    ] = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
     from bnbench.candidates import parse_candidates
-    from bnbench.corpus import SplitSizes
+    from bnbench.corpus import SplitSizes, check_source
     from bnbench.decoding import Decoding
-    from bnbench.evaluate import EvaluationRequest, default_folder, evaluate
+    from bnbench.evaluate import default_folder, evaluate
+    from bnbench.metrics.registry import get_metric
+    from bnbench.work import EvaluationRequest
 
+    # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
+    mapping, sizes = _pairs(columns, "--columns"), SplitSizes.parse(split_sizes)
+    if data is not None:
+        check_source(data)
+    get_metric(primary)
+    decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
     candidates = parse_candidates(base, adapter or (), predictions or (), trust_remote_code=trust_remote_code)
     request = EvaluationRequest(
         candidates=candidates,
         out=out or default_folder(candidates, data),
         data=data,
-        columns=_pairs(columns, "--columns"),
-        sizes=SplitSizes.parse(split_sizes),
+        columns=mapping,
+        sizes=sizes,
         split=split,
         limit=limit,
-        decoding=Decoding(
-            greedy=greedy,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            max_words=max_words,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        ),
+        decoding=decoding,
         batch_size=batch_size,
         max_tokens=max_tokens,
         quantise=four_bit,
@@ -157,18 +176,30 @@ def evaluate_command(
 
 @command("finetune")
 def finetune_command(
-    recipe: Annotated[str | None, typer.Option(help="A shipped recipe or a TOML file; t4, or demo for the bundled base.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A shipped recipe or a TOML file; t4, or demo for the bundled base.")
+    ] = None,
     base: Base = None,
     data: Data = None,
     columns: Columns = None,
     split: Annotated[str, typer.Option(help="Rows to train on: train, or all.")] = "train",
     split_sizes: Sizes = "4000/300/300",
     limit: Annotated[int | None, typer.Option(min=1, help="Train on only the first N rows of the split.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the adapter; by default adapters/RECIPE-BASE. The same command goes on.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, another value for a key of the recipe. May be repeated.")] = None,
-    stop_after: Annotated[str | None, typer.Option(help="End the session after e.g. 11h30m, saved, to be gone on with.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the adapter; by default adapters/RECIPE-BASE. The same command goes on."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, another value for a key of the recipe. May be repeated."),
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option(help="End the session after e.g. 11h30m, saved, to be gone on with.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
     copy: Annotated[Path | None, typer.Option(help="Write the recipe to this file, to be changed.")] = None,
     trust_remote_code: Trust = False,
@@ -259,4 +290,6 @@ def inspect_prompt_command(
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
     from bnbench.inspect import inspect_prompt
 
-    typer.echo(str(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code)))
+    typer.echo(
+        str(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code))
+    )

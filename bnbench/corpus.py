@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 from bnbench.repair import LOST, repair
-from bnbench.tables import read_table
+from bnbench.tables import check_table, read_table
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
@@ -105,7 +105,6 @@ class Corpus:
         dropped = ", ".join(f"{s.dropped} {s.name}" for s in self.steps if s.dropped) or "none"
         return f"dropped: {dropped}; left: " + ", ".join(f"{len(v)} {k}" for k, v in self.splits.items())
 
-
     def summary(self) -> dict[str, object]:
         """Source, steps, sizes and fingerprint, for JSON."""
         return {
@@ -141,7 +140,7 @@ def load_corpus(
     source: str | Path,
     *,
     columns: Mapping[str, str] | None = None,
-    sizes: SplitSizes = SplitSizes(),  # noqa: B008 - frozen
+    sizes: SplitSizes = SplitSizes(),
     seed: int = 42,
     min_words: int = 2,
     max_tokens: int | None = None,
@@ -184,8 +183,18 @@ def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None
     return replace(corpus, source="bnbench demo")
 
 
+def check_source(source: str | Path) -> None:
+    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
+    path = Path(source)
+    if path.suffix or path.exists():
+        check_table(path)
+    elif "/" not in str(source):
+        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
+
+
 def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
     path = Path(source)
+    check_source(source)
     records = read_table(path) if path.suffix or path.exists() else _read_hub(str(source))
     if not records:
         raise CorpusError(f"{source}: the file has no rows")
@@ -211,7 +220,12 @@ def _match_columns(source: str, header: list[str], columns: Mapping[str, str]) -
         wanted = columns.get(field)
         if wanted is not None and wanted not in header:
             raise CorpusError(f"{source}: there is no column {wanted!r}; the columns are {', '.join(header)}")
-        candidates = (usual, usual.rstrip("s"), field, {"reference": "answer", "title": "question title"}.get(field, field))
+        candidates = (
+            usual,
+            usual.rstrip("s"),
+            field,
+            {"reference": "answer", "title": "question title"}.get(field, field),
+        )
         name = wanted or next((plain[_plain(c)] for c in candidates if _plain(c) in plain), None)
         if name is not None:
             found[field] = name
@@ -233,8 +247,6 @@ def _read_hub(source: str) -> list[dict[str, str]]:
     from bnbench.extras import require
 
     name, _, revision = source.partition("@")
-    if "/" not in name:
-        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
     datasets = require("datasets", extra="models")
     try:
         parts = datasets.load_dataset(name, revision=revision or None)
@@ -252,7 +264,9 @@ def _read_hub(source: str) -> list[dict[str, str]]:
 def _clean(rows: list[_Row], min_words: int) -> tuple[list[_Row], list[Step]]:
     repaired = [replace(r, **{f: repair(getattr(r, f)) for f in COLUMNS}) for r in rows]
     changed = sum(a != b for a, b in zip(rows, repaired, strict=True))
-    steps = [Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)]
+    steps = [
+        Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)
+    ]
     tests: list[tuple[str, str, Callable[[_Row], bool]]] = [
         ("lost text", "a letter was lost for good (U+FFFD)", lambda r: LOST in r.question + r.title + r.reference),
         ("empty", "no question or no answer", lambda r: not (r.question and r.reference)),

@@ -14,7 +14,12 @@ def describe_environment() -> dict[str, Any]:
     """The `packages` and `device` parts of run.json. Loads nothing: versions are read from the installed metadata."""
     return {
         "packages": {"python": platform.python_version(), **{p: v for p in _PACKAGES if (v := _version(p))}},
-        "device": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(), "accelerator": _accelerator()},
+        "device": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "accelerator": _accelerator(),
+        },
     }
 
 

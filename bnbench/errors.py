@@ -1,6 +1,7 @@
 """The exception tree of bnbench. Catch `BnbenchError` for all of it; each message says what, where and how to fix it.
 
-The command line exits with the error's `exit_code`: 1 failure, 2 usage or configuration, 3 partial (what was computed is kept).
+The command line exits with the error's `exit_code`: 1 failure, 2 usage or configuration, 3 partial (what was computed
+is kept).
 """
 
 from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError

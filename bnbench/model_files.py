@@ -122,7 +122,7 @@ def hub_id(folder: Path) -> str | None:
 
 def remote_names(location: str, revision: str) -> frozenset[str]:
     """The names of all files of a hub repository; empty when the hub cannot be asked."""
-    hub = require("huggingface_hub", extra="models")
+    hub = _hub()
     if is_offline() or Path(location).is_dir():
         return frozenset()
     try:
@@ -134,12 +134,19 @@ def remote_names(location: str, revision: str) -> frozenset[str]:
 
 def is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` is set, now or when huggingface_hub was imported."""
-    hub = require("huggingface_hub", extra="models")
+    hub = _hub()
     return hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
+def _hub() -> Any:
+    """huggingface_hub with the two submodules that it does not load by itself."""
+    for module in ("constants", "errors"):
+        require(f"huggingface_hub.{module}", extra="models")
+    return require("huggingface_hub", extra="models")
+
+
 def _snapshot(label: str, location: str, revision: str, patterns: Sequence[str]) -> Path:
-    hub = require("huggingface_hub", extra="models")
+    hub = _hub()
     cache = os.environ.get("HF_HUB_CACHE") or hub.constants.HF_HUB_CACHE
     wanted = f"{location}@{revision or 'main'}"
     try:

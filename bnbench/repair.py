@@ -1,7 +1,7 @@
 """Repairs of Bengali text that was damaged on its way into a file. What cannot be known again is left alone.
 
-Only damage that has one certain undoing is undone; the spelling is never touched (that is the scorer's business, `bnbench.metrics`).
-Every rule was seen in rows of public Bengali corpora.
+Only damage that has one certain undoing is undone; the spelling is never touched (that is the scorer's business,
+`bnbench.metrics`). Every rule was seen in rows of public Bengali corpora.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ _BYTE_OF |= {chr(b): b for b in range(0x80, 0x100)}
 _MOJIBAKE_RUN = regex.compile(f"[{regex.escape(''.join(_BYTE_OF))}]+")
 # The first two bytes of every Bengali letter, read as cp1252 once or twice.
 _MOJIBAKE_SIGN = regex.compile("à[¦§]|Ã\\u00a0Â[¦§]")
-_TEMPLATE = regex.compile(r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
+_TEMPLATE = regex.compile(
+    r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+)
 _STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # half of a non-breaking space
 _STRAY_END = regex.compile(r"\s*[>@]+\s*$|^\s*[>@]+(?=\s)")
 _DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")

@@ -1,10 +1,10 @@
 """The run folder: what a run was, every reply, every statistic; enough to rank, report and compare without a model.
 
-    runs/<name>/
-      run.json            what was run: ids and hashes, corpus, decoding, device, metrics (see SCHEMA_VERSION)
-      examples.jsonl      the items, in the order of the corpus
-      generations.jsonl   append-only, one line a reply, flushed and fsynced per batch; a torn last line is dropped on resume
-      scores/*.parquet    one file a candidate, one row a reply: every metric's statistics
+runs/<name>/
+  run.json            what was run: ids and hashes, corpus, decoding, device, metrics (see SCHEMA_VERSION)
+  examples.jsonl      the items, in the order of the corpus
+  generations.jsonl   append-only, one line a reply, synced per batch; a torn last line is dropped on resume
+  scores/*.parquet    one file a candidate, one row a reply: every metric's statistics
 """
 
 from __future__ import annotations
@@ -138,7 +138,13 @@ class Run:
         return tuple(c["name"] for c in self.meta["candidates"])
 
 
-def write_scores(folder: Path, candidate: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Mapping[str, Sequence[str]]) -> None:
+def write_scores(
+    folder: Path,
+    candidate: str,
+    ids: Sequence[str],
+    tables: Mapping[str, FloatArray],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
     """Writes one candidate's statistics as `scores/<candidate>.parquet`; column names are `<metric>/<column>`."""
     import pandas as pd
 
@@ -154,7 +160,7 @@ def read_run(folder: str | Path) -> Run:
     """Reads a run folder.
 
     Raises:
-        RunError: no run there, an unfinished run (with the command that goes on), another schema, a missing or damaged file.
+        RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
     """
     folder = Path(folder)
     meta = read_meta(folder)
@@ -190,7 +196,9 @@ def _json_lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _read_scores(folder: Path, candidate: str, metrics: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> dict[str, FloatArray]:
+def _read_scores(
+    folder: Path, candidate: str, metrics: Sequence[Mapping[str, Any]], ids: Sequence[str]
+) -> dict[str, FloatArray]:
     import pandas as pd
 
     path = folder / "scores" / f"{slug(candidate)}.parquet"

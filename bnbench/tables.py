@@ -14,23 +14,22 @@ from bnbench.errors import CorpusError
 Record = dict[str, str]
 
 
+def check_table(path: Path) -> None:
+    """Raises CorpusError unless there is a file of a known kind at `path`."""
+    if path.suffix.lower() not in _READERS:
+        raise CorpusError(f"{path}: unknown kind of file; use one of {', '.join(_READERS)}")
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such file")
+
+
 def read_table(path: Path) -> list[Record]:
     """All rows of a file as column → text; an empty cell or null is the empty string.
 
     Raises:
-        CorpusError: no such file, an unknown ending, text that is not UTF-8, or a row that cannot be parsed (with its number).
+        CorpusError: no such file, an unknown ending, text that is not UTF-8, a row that cannot be parsed (its number).
     """
-    readers: dict[str, Callable[[Path], list[Record]]] = {
-        ".csv": lambda p: _delimited(p, ","),
-        ".tsv": lambda p: _delimited(p, "\t"),
-        ".jsonl": _jsonl,
-        ".parquet": _parquet,
-    }
-    if path.suffix.lower() not in readers:
-        raise CorpusError(f"{path}: unknown kind of file; use one of {', '.join(readers)}")
-    if not path.is_file():
-        raise CorpusError(f"{path}: no such file")
-    return readers[path.suffix.lower()](path)
+    check_table(path)
+    return _READERS[path.suffix.lower()](path)
 
 
 def read_text(path: Path) -> str:
@@ -40,7 +39,9 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise CorpusError(f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8") from None
+        raise CorpusError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+        ) from None
 
 
 def _delimited(path: Path, delimiter: str) -> list[Record]:
@@ -59,7 +60,8 @@ def _delimited(path: Path, delimiter: str) -> list[Record]:
 def _record(path: Path, line: int, header: list[str], row: list[str]) -> Record:
     if len(row) > len(header):
         raise CorpusError(
-            f"{path}, line {line}: {len(row)} fields under {len(header)} columns; put texts that hold the delimiter in quotes"
+            f"{path}, line {line}: {len(row)} fields under {len(header)} columns; "
+            "put texts that hold the delimiter in quotes"
         )
     return dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
 
@@ -94,3 +96,11 @@ def _parquet(path: Path) -> list[Record]:
 
 def _as_text(row: dict[str, Any]) -> Record:
     return {str(k): "" if v is None else v if isinstance(v, str) else str(v) for k, v in row.items()}
+
+
+_READERS: dict[str, Callable[[Path], list[Record]]] = {
+    ".csv": lambda path: _delimited(path, ","),
+    ".tsv": lambda path: _delimited(path, "\t"),
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}

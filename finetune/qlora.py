@@ -96,7 +96,6 @@ def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
     _in_float32(trainer.model)
-    trainer.model_accepts_loss_kwargs = False
 
     def try_rows(indices: list[int]) -> None:
         batch = trainer._prepare_inputs(collator([trainer.train_dataset[i] for i in indices]))

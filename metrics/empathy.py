@@ -1,25 +1,28 @@
 """Keyword empathy: which of the three mechanisms of EPITOME a reply shows to the message it answers, by a lexicon.
 
-Sharma, Miner, Atkins & Althoff (2020), "A Computational Approach to Understanding Empathy Expressed in Text-Based Mental Health
-Support": emotional reaction (warmth, concern, shared joy), interpretation (saying what the person feels or went through),
-exploration (asking about it). Every reply gets 0-100 for each; the main value is their mean.
+The mechanisms (Sharma, Miner, Atkins & Althoff 2020, "A Computational Approach to Understanding Empathy Expressed in
+Text-Based Mental Health Support"): emotional reaction (warmth, concern, shared joy), interpretation (saying what the
+person feels or went through), exploration (asking about it). A reply gets 0-100 for each; the main value is their mean.
 
 How a reply is scored:
 
 * A mechanism earns the levels (1 weak, 2 strong) of its two strongest *different* supporting entries, out of 4.
-* An entry earns nothing inside quotation marks, in words copied from the message, where its conditions do not hold, or twice.
-* Entries against empathy (dismissing, blaming, mocking) multiply all three by 0.65 (weak) or 0.4 (strong), each once.
-* Stamps must be carried: of u different phrases found, two are free and each further one needs three different words that the
-  reply has of its own (in no phrase, not copied, no pronoun of the second person). Where a / u < 1 of them are carried, the score
-  is multiplied by (a / u) squared. It is a proportion, so long replies gain nothing by it.
+* An entry earns nothing a second time, inside quotation marks, in words copied from the message, or where its
+  conditions do not hold.
+* Entries against empathy (dismissing, blaming, mocking) multiply all three by 0.65 (weak) or 0.4 (strong), each once,
+  and nothing else in their sentence counts.
+* Stamps must be carried. Of the different phrases found, two are free, and each further one needs three different words
+  that are the reply's own (in no phrase, not copied, no pronoun of the second person). With the share s of them carried
+  all three are multiplied by 2s - 1, at least 0: a chain of stamps earns nothing. It is a share, so length is neutral.
 
-It measures words, not care: it is no measure of how a person would feel on reading the reply, and no clinical instrument.
+It measures words and not care. It cannot tell a reply that fits the message from one that would fit another, nor say
+how a person would feel on reading it, and it is no clinical instrument.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,21 +35,23 @@ from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
 COPIED_WORDS = 3
-"""A run of this many words that also stands in the message (or the whole message, where it is shorter) is copied."""
-FULL_MARKS = 4
+"""A run of this many words that also stands in the message (or the whole of a shorter message) is copied."""
+FULL_LEVELS = 4
 AGAINST = {1: 0.65, 2: 0.4}
 FREE_PHRASES = 2
 WORDS_PER_PHRASE = 3
 NEGATION_REACH = 2
+"""How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
 
-_OPENING = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
+_QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
 
 
 @dataclass(frozen=True)
 class Span:
     """A phrase found in a reply. `start` and `end` are characters of `normalize(reply)`; `text` is what stands there.
 
-    `polarity` is "support" or "against" after negation; `counted` is False for the third and further entries of a mechanism.
+    `polarity` is "support" or "against" after negation. `counted` is False where it is found again, or is not one of
+    the two strongest of its mechanism.
     """
 
     start: int
@@ -65,128 +70,139 @@ class EmpathyResult(Result):
 
     @property
     def mechanisms(self) -> FloatArray:
-        """Shape (n, 3), 0-100: emotional reaction, interpretation, exploration. `InputError` for a lexicon without them."""
+        """Shape (n, 3), 0-100: emotional reaction, interpretation, exploration. `InputError` for `original`."""
         if len(self.of.values) == 1:
-            raise InputError(f"{self.signature}: this lexicon has no mechanisms; use lexicon=\"bn\" or one of your own")
+            raise InputError(f'{self.signature}: this lexicon has no mechanisms; use lexicon="bn" or your own')
         return self.of.formula(self.table)[:, 1:]
 
 
 class KeywordEmpathy(Metric):
-    """Keyword empathy by a lexicon: `bn`, `original` (the 14 substrings of the original project), or the path of a TOML file.
+    """Keyword empathy by a lexicon: `bn`, `original` (the original project's 14 substrings), or a TOML file's path.
 
-    `KeywordEmpathy().score(replies, messages=messages)` gives an `EmpathyResult`. Raises `UsageError` for a bad lexicon.
+    `KeywordEmpathy().score(replies, messages=messages)` gives an `EmpathyResult`. `UsageError` for a bad lexicon.
     """
 
     name: ClassVar[str] = "keyword-empathy"
-    description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration by lexicon, 0-100, higher is better"
+    description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
     needs: ClassVar[frozenset[str]] = frozenset({"messages"})
 
     def __init__(self, lexicon: str | Path = "bn") -> None:
-        self.lexicon_name = lexicon
-        self.scoring = load_lexicon(lexicon).scoring if lexicon != "bn" else "mechanisms"
-        mechanisms = MECHANISMS if self.scoring == "mechanisms" else ()
-        self.columns = (*(mechanisms or ("keyword_empathy",)), "replies")
-        self.values = ("keyword_empathy", *mechanisms)
+        self._named = lexicon
+        # Reading `bn` takes 0.2 s, so that waits until it is used; any other is checked here, where it is given.
+        self._mechanisms = MECHANISMS if lexicon == "bn" or self.lexicon.scoring == "mechanisms" else ()
+        self.columns = (*(self._mechanisms or ("keyword_empathy",)), "replies")
+        self.values = ("keyword_empathy", *self._mechanisms)
 
     @property
     def lexicon(self) -> Lexicon:
-        """The lexicon, read when it is first needed."""
-        return load_lexicon(self.lexicon_name)
+        """The lexicon, read once in a process."""
+        return load_lexicon(self._named)
 
     def statistics(self, texts: Texts) -> FloatArray:
-        """n x 4: credit 0-1 for each mechanism, and 1 (for the count of replies); n x 2 for a lexicon without mechanisms."""
+        """n x 4: credit 0-1 for each mechanism, and 1 for the count; n x 2 for a lexicon without mechanisms."""
         self.check(texts)
-        pairs = list(zip(texts.replies, texts.messages or (), strict=True))
-        if self.scoring == "substrings":
-            credits = [[_substrings(self.lexicon, reply)] for reply, _ in pairs]
+        lexicon = self.lexicon
+        if self._mechanisms:
+            pairs = zip(texts.replies, texts.messages or (), strict=True)
+            credits = [_Reading.of(lexicon, reply, message).credits() for reply, message in pairs]
         else:
-            credits = [_Reply.read(self.lexicon, reply, message).credits() for reply, message in pairs]
-        return np.hstack([np.array(credits, dtype=np.float64).reshape(len(pairs), -1), np.ones((len(pairs), 1))])
+            credits = [[_share(lexicon, reply)] for reply in texts.replies]
+        rows = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
+        return np.hstack([rows, np.ones((len(texts), 1))])
 
     def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 4) to (..., 4): the mean of the three mechanisms, then each; with one credit only, (..., 2) to (..., 1)."""
+        """(..., 4) to (..., 4): the mean of the three mechanisms, then each. Without them (..., 2) to (..., 1)."""
         means = 100 * ratio(sums[..., :-1], sums[..., -1:])
-        return means if len(self.values) == 1 else np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1)
+        return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1) if self._mechanisms else means
 
     def result(
-        self, texts: Texts, clusters: Sequence[object] | None = None, resamples: int = 10_000, seed: int = 42
+        self,
+        texts: Texts,
+        clusters: Sequence[Hashable] | None = None,
+        resamples: int = 10_000,
+        seed: int = 42,
     ) -> EmpathyResult:
         """As every metric's, with `mechanisms`."""
         made = super().result(texts, clusters, resamples, seed)
         return EmpathyResult(made.of, made.table, made.resamples, made.seed, made.level, made.clusters)
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
-        """The phrases that were found in the reply and not set aside, in the order in which they stand."""
-        if self.scoring == "substrings":
-            raise InputError("explain needs a lexicon with mechanisms, and this one has only patterns; use lexicon=\"bn\"")
-        return _Reply.read(self.lexicon, reply, message).spans()
+        """The phrases found in the reply and not set aside, in the order in which they stand."""
+        if not self._mechanisms:
+            raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
+        return _Reading.of(self.lexicon, reply, message).spans()
 
     def signature(self, n: int) -> str:
         """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.1`."""
-        if self.scoring == "substrings":
-            return signature(self.name, n, lex=self.lexicon.signature)
-        return signature(self.name, n, lex=self.lexicon.signature, **preparation().choices)
+        choices = preparation().choices if self._mechanisms else {}
+        return signature(self.name, n, lex=self.lexicon.signature, **choices)
 
 
-def _substrings(lexicon: Lexicon, reply: str) -> float:
+def _share(lexicon: Lexicon, reply: str) -> float:
     """The original's rule: twice the share of patterns that occur anywhere in the reply, at most 1."""
     return min(1.0, 2 * sum(pattern in reply for pattern in lexicon.patterns) / len(lexicon.patterns))
 
 
 @dataclass(frozen=True)
+class _Sentence:
+    """Words `start` to `end` of a text."""
+
+    start: int
+    end: int
+    question: bool
+
+
+@dataclass(frozen=True)
 class _Words:
-    """A text as words with what stands around them. All lists have one item a word; `sentences` are (start, end, question)."""
+    """A normalised text as words; of each, where it starts, whether it is quoted, whether a clause ends with it."""
 
     text: str
     words: list[str]
     starts: list[int]
     quoted: list[bool]
     clause_ends: list[bool]
-    sentences: list[tuple[int, int, bool]]
+    sentences: list[_Sentence]
 
     @classmethod
     def of(cls, text: str) -> _Words:
-        text = normalize(text)
-        made = cls(text, [], [], [], [], [])
-        begun, closing, at = 0, "", 0
-        for token in tokenize(text):
-            found = text.index(token, at)
-            if "\n" in text[at:found]:
-                begun = made._end_sentence(begun, question=False)
+        made = cls(normalize(text), [], [], [], [], [])
+        closing, at = "", 0
+        for token in tokenize(made.text):
+            found = made.text.index(token, at)
+            if "\n" in made.text[at:found]:
+                made._end_sentence()
             at = found + len(token)
             if is_word(token):
-                made.words.append(token)
-                made.starts.append(found)
-                made.quoted.append(bool(closing))
-                made.clause_ends.append(False)
+                made._add(token, found, quoted=bool(closing))
                 continue
-            made._end_clause()
-            closing = _quotation(text, found, closing)
+            made.clause_ends[-1:] = [True] if made.words else []
+            closing = _quotation(made.text, found, closing)
             if token in SENTENCE_ENDS:
-                begun = made._end_sentence(begun, question=token == "?")
-        made._end_sentence(begun, question=False)
+                made._end_sentence(question=token == "?")
+        made._end_sentence()
         return made
 
-    def _end_clause(self) -> None:
-        if self.clause_ends:
-            self.clause_ends[-1] = True
+    def _add(self, word: str, start: int, *, quoted: bool) -> None:
+        self.words.append(word)
+        self.starts.append(start)
+        self.quoted.append(quoted)
+        self.clause_ends.append(False)
 
-    def _end_sentence(self, begun: int, *, question: bool) -> int:
+    def _end_sentence(self, *, question: bool = False) -> None:
+        begun = self.sentences[-1].end if self.sentences else 0
         if begun < len(self.words):
-            self._end_clause()
-            self.sentences.append((begun, len(self.words), question))
-        return len(self.words)
+            self.clause_ends[-1] = True
+            self.sentences.append(_Sentence(begun, len(self.words), question))
 
 
 def _quotation(text: str, place: int, closing: str) -> str:
-    """The mark that closes the quotation the text is in after this character, "" outside. An apostrophe inside a word is neither."""
-    mark = text[place]
+    """What closes the quotation that the text is in after this character, "" outside. Apostrophes are passed over."""
+    mark, before, after = text[place], text[place - 1 : place], text[place + 1 : place + 2]
+    if is_word(before) and is_word(after):
+        return closing
     if closing:
-        inside_word = mark == closing and text[place - 1 : place].strip() and text[place + 1 : place + 2].isalpha()
-        return "" if mark == closing and not inside_word else closing
-    before = text[place - 1 : place]
-    begins = mark in _OPENING and (not before or not is_word(before)) and _OPENING[mark] in text[place + 1 :]
-    return _OPENING[mark] if begins else ""
+        return "" if mark == closing else closing
+    return _QUOTATION[mark] if mark in _QUOTATION and _QUOTATION[mark] in text[place + 1 :] else ""
 
 
 @dataclass(frozen=True)
@@ -195,73 +211,79 @@ class _Match:
     words: tuple[int, ...]
     polarity: str
 
+    @property
+    def kind(self) -> str:
+        return self.entry.family or self.entry.phrase
+
 
 @dataclass(frozen=True)
-class _Reply:
-    """A reply after matching: the matches that stand, the different stamps, and the words of its own that carry them."""
+class _Reading:
+    """A reply after matching: the matches that stand, the different stamps, and the different words of its own."""
 
     words: _Words
     matches: list[_Match]
-    stamps: set[str] = field(repr=False)
-    own: set[str] = field(repr=False)
+    stamps: set[str]
+    own: set[str]
 
     @classmethod
-    def read(cls, lexicon: Lexicon, reply: str, message: str) -> _Reply:
+    def of(cls, lexicon: Lexicon, reply: str, message: str) -> _Reading:
         words = _Words.of(reply)
-        copied = _copied(words.words, _message_words(message))
-        made = cls(words, [], set(), set())
-        claimed: set[int] = set()
-        for start, end, question in words.sentences:
-            for kind, found in _standing(lexicon, words, (start, end, question), copied):
-                places = {start + place for place in found.words}
-                if places & claimed:
-                    continue
-                claimed |= places
-                if kind is None:
-                    made.stamps.add(found.phrase)
-                elif (match := _matched(lexicon, words, kind, tuple(sorted(places)))) is not None:
-                    made.matches.append(match)
+        copied = _copied(words.words, list(filter(is_word, tokenize(message))))
+        made, claimed = cls(words, [], set(), set()), set[int]()
+        for sentence in words.sentences:
+            made._read(lexicon, sentence, _standing(lexicon, words, sentence, copied), claimed)
         left = (word for place, word in enumerate(words.words) if place not in claimed and not copied[place])
         made.own.update(word for word in left if word not in lexicon.second_person)
         return made
 
+    def _read(
+        self, lexicon: Lexicon, sentence: _Sentence, standing: list[tuple[Entry | None, Found]], claimed: set[int]
+    ) -> None:
+        """Take what stands in a sentence, each word for one phrase only."""
+        matches: list[_Match] = []
+        for entry, found in standing:
+            places = tuple(sentence.start + place for place in found.words)
+            polarity = _polarity(lexicon, self.words, entry, places[-1]) if entry else None
+            if not claimed.isdisjoint(places) or (entry and not polarity):
+                continue
+            claimed.update(places)
+            if entry and polarity:
+                matches.append(_Match(entry, places, polarity))
+            else:
+                self.stamps.add(found.phrase)
+        against = [match for match in matches if match.polarity == "against"]
+        self.matches.extend(against or matches)
+
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = self._carried() * self._against()
-        best = {match.entry.phrase: match for match in self._best()}.values()
-        return [
-            factor * sum(match.entry.level for match in best if match.entry.mechanism == mechanism) / FULL_MARKS
-            for mechanism in MECHANISMS
-        ]
+        factor = self._carried() * float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
+        levels = dict.fromkeys(MECHANISMS, 0)
+        for match in self._strongest():
+            levels[match.entry.mechanism] += match.entry.level
+        return [factor * level / FULL_LEVELS for level in levels.values()]
 
     def spans(self) -> tuple[Span, ...]:
-        """Every match; a support entry is counted at its first place only, and only the two strongest of a mechanism."""
-        counted = list(map(id, (*self._best(), *self._distinct("against"))))
-        return tuple(self._span(match, id(match) in counted) for match in sorted(self.matches, key=lambda m: m.words))
+        counted = {match.words for match in (*self._strongest(), *self._different("against"))}
+        return tuple(self._span(match, match.words in counted) for match in sorted(self.matches, key=lambda m: m.words))
 
     def _span(self, match: _Match, counted: bool) -> Span:
-        first, last = match.words[0], match.words[-1]
-        start, end = self.words.starts[first], self.words.starts[last] + len(self.words.words[last])
-        entry = match.entry
-        return Span(start, end, self.words.text[start:end], entry.phrase, entry.mechanism, entry.level, match.polarity, counted)
+        start = self.words.starts[match.words[0]]
+        end = self.words.starts[match.words[-1]] + len(self.words.words[match.words[-1]])
+        text, entry = self.words.text[start:end], match.entry
+        return Span(start, end, text, entry.phrase, entry.mechanism, entry.level, match.polarity, counted)
 
-    def _distinct(self, polarity: str) -> Iterable[_Match]:
+    def _different(self, polarity: str) -> Iterable[_Match]:
+        """The first match of each entry, and of each family of entries."""
         first: dict[str, _Match] = {}
         for match in self.matches:
             if match.polarity == polarity:
-                first.setdefault(match.entry.family or match.entry.phrase, match)
+                first.setdefault(match.kind, match)
         return first.values()
 
-    def _best(self) -> Iterator[_Match]:
+    def _strongest(self) -> Iterator[_Match]:
+        different = sorted(self._different("support"), key=lambda match: -match.entry.level)
         for mechanism in MECHANISMS:
-            matches = [match for match in self._distinct("support") if match.entry.mechanism == mechanism]
-            yield from sorted(matches, key=lambda match: -match.entry.level)[:2]
-
-    def _against(self) -> float:
-        factor = 1.0
-        for match in self._distinct("against"):
-            factor *= AGAINST[match.entry.level]
-        return factor
+            yield from [match for match in different if match.entry.mechanism == mechanism][:2]
 
     def _carried(self) -> float:
         found = len({match.entry.phrase for match in self.matches} | self.stamps)
@@ -269,65 +291,57 @@ class _Reply:
         return min(1.0, max(0.0, 2 * carried / found - 1)) if found else 1.0
 
 
-def _message_words(message: str) -> list[str]:
-    return list(filter(is_word, tokenize(message)))
-
-
 def _copied(words: Sequence[str], message: Sequence[str]) -> list[bool]:
     """Which words stand in a run of `COPIED_WORDS` that the message has too."""
     n = min(COPIED_WORDS, len(message))
-    copied = [False] * len(words)
     runs = {tuple(message[i : i + n]) for i in range(len(message) - n + 1)} if n else set()
-    for start in range(len(words) - n + 1):
-        if runs and tuple(words[start : start + n]) in runs:
+    copied = [False] * len(words)
+    for start in range(len(words) - n + 1 if runs else 0):
+        if tuple(words[start : start + n]) in runs:
             copied[start : start + n] = [True] * n
     return copied
 
 
 def _standing(
-    lexicon: Lexicon, words: _Words, sentence: tuple[int, int, bool], copied: Sequence[bool]
+    lexicon: Lexicon, words: _Words, sentence: _Sentence, copied: Sequence[bool]
 ) -> list[tuple[Entry | None, Found]]:
-    """What is found in a sentence and not set aside, the most specific first: more words, then against, stronger, tighter."""
-    start, end, question = sentence
-    inside = words.words[start:end]
-    found = lexicon.find(inside)
-    phrases = {f.phrase for f in found}
+    """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
+    inside = words.words[sentence.start : sentence.end]
+    everything = lexicon.find(inside)
+    phrases = {found.phrase for found in everything}
     you = not lexicon.second_person.isdisjoint(inside)
-    holds = {"you": you, "question": question, "statement": not question}
+    holding = {name for name, holds in (("you", you), ("question", sentence.question)) if holds}
+    holding |= set() if sentence.question else {"statement"}
     kept: list[tuple[Entry | None, Found]] = []
-    for f in found:
-        if all(copied[start + place] or words.quoted[start + place] for place in f.words):
-            continue
-        entry = lexicon.entries.get(f.phrase)
-        if entry is not None and all(map(holds.__getitem__, entry.when)) and phrases.isdisjoint(entry.excludes):
-            kept.append((entry, f))
-        elif f.phrase in lexicon.stamps:
-            kept.append((None, f))
+    for found in everything:
+        entry = lexicon.entries.get(found.phrase)
+        fits = entry.when <= holding and phrases.isdisjoint(entry.excludes) if entry else found.phrase in lexicon.stamps
+        places = [sentence.start + place for place in found.words]
+        if fits and not all(copied[place] or words.quoted[place] for place in places):
+            kept.append((entry, found))
     return sorted(kept, key=_order)
 
 
-def _order(item: tuple[Entry | None, Found]) -> tuple[int, int, int, int, int, str]:
+def _order(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:
+    """More words first, then what speaks against, the stronger, the tighter, the earlier."""
     entry, found = item
-    level = 0 if entry is None else entry.level
     against = entry is not None and entry.polarity == "against"
-    return -len(found.words), -against, -level, found.words[-1] - found.words[0], found.words[0], found.phrase
+    level = entry.level if entry else 0
+    return -len(found.words), not against, -level, found.words[-1] - found.words[0], found.words[0], found.phrase
 
 
-def _matched(lexicon: Lexicon, words: _Words, entry: Entry, places: tuple[int, ...]) -> _Match | None:
-    """The match with the polarity that the words after it leave it, or None where they take it away."""
-    if entry.negation == "keeps" or not _negated(lexicon, words, places[-1]):
-        return _Match(entry, places, entry.polarity)
-    turned = entry.negation == "turns" and entry.polarity == "support"
-    return _Match(entry, places, "against") if turned else None
+def _polarity(lexicon: Lexicon, words: _Words, entry: Entry, last: int) -> str | None:
+    """The polarity that the words after the entry's last one leave it; None where they take it away."""
+    if entry.negation == "keeps" or not _negated(lexicon, words, last):
+        return entry.polarity
+    return "against" if entry.negation == "turns" and entry.polarity == "support" else None
 
 
-def _negated(lexicon: Lexicon, words: _Words, place: int) -> bool:
-    """Whether a negator follows within `NEGATION_REACH` words of the same clause, and does not belong to what comes after it."""
-    for after in range(place + 1, min(place + 1 + NEGATION_REACH, len(words.words))):
-        if words.clause_ends[after - 1]:
+def _negated(lexicon: Lexicon, words: _Words, last: int) -> bool:
+    """Whether a negator follows in the clause and does not belong to what comes after it (না বুঝে)."""
+    for place in range(last + 1, min(last + 1 + NEGATION_REACH, len(words.words))):
+        if words.clause_ends[place - 1]:
             return False
-        if words.words[after] in lexicon.negators:
-            if words.clause_ends[after]:
-                return True
-            return not words.words[after + 1].endswith(lexicon.nonfinite)
+        if words.words[place] in lexicon.negators:
+            return words.clause_ends[place] or not words.words[place + 1].endswith(lexicon.nonfinite)
     return False

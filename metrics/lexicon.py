@@ -1,7 +1,7 @@
 """Phrase lexicons: reading and checking a TOML file, compiling its patterns, finding them in the words of a sentence.
 
-The pattern language is described at the head of `lexicons/bn.toml`. Everything is matched on whole bn1 tokens, so মন is not found
-inside কেমন; every literal of a pattern is normalised as the text is, so a spelling that bn1 makes equal is found all the same.
+The pattern language is described at the head of `lexicons/bn.toml`. Everything is matched on whole bn1 tokens, so মন is
+not found inside কেমন. The words of a pattern are normalised as texts are, so spellings that bn1 makes equal are equal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
-_KEYS = {
-    "file": ("name", "version", "scoring", "stamps", "negators", "nonfinite", "endings", "classes", "group", "patterns"),
-    "group": ("mechanism", "level", "polarity", "negation", "when", "excludes", "family", "phrases"),
-}
+_FILE_KEYS = (
+    *("name", "version", "scoring", "patterns"),
+    *("group", "stamps", "negators", "nonfinite", "endings", "classes"),
+)
+_FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes", "family")
+_GROUP_KEYS = (*_FIELDS, "phrases")
 _CHOICES: dict[str, tuple[object, ...]] = {
     "mechanism": MECHANISMS,
     "level": (1, 2),
@@ -40,7 +43,7 @@ _MAX_GAP = 20
 
 @dataclass(frozen=True)
 class Entry:
-    """One phrase of a lexicon: what it shows and under which conditions it counts. `where` is its line in the file."""
+    """One phrase of a lexicon: what it shows and under which conditions it counts."""
 
     phrase: str
     mechanism: str
@@ -63,7 +66,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Element:
-    """What one place of a pattern takes: any of these words, or any word with one of these endings, but none of `refused`."""
+    """What one place of a pattern takes: these words, and words with these endings, but none that is refused."""
 
     words: frozenset[str]
     suffixes: frozenset[str]
@@ -180,25 +183,24 @@ class _Patterns:
         return self._numbers.setdefault(element, len(self._numbers))
 
     def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
-        words: set[str] = set()
-        suffixes: set[str] = set()
-        refused: set[str] = set()
-        for text in alternatives:
-            if text.startswith("{") and text.endswith("}"):
-                members = self._element(self._named("classes", text[1:-1], phrase), phrase)
-                words |= members.words
-                suffixes |= members.suffixes
-                refused |= members.refused
-            elif text.startswith("*"):
-                suffixes.add(_normalised(text[1:]))
-            elif text.startswith("-"):
-                refused.add(_literal(text[1:], phrase))
-            elif "+" in text:
-                stem, _, group = text.partition("+")
-                words.update(map(_literal(stem, phrase).__add__, map(_normalised, self._named("endings", group, phrase))))
-            else:
-                words.add(_literal(text, phrase))
-        return _Element(frozenset(words), frozenset(suffixes), frozenset(refused))
+        made = [self._alternative(text, phrase) for text in alternatives]
+        return _Element(*(frozenset[str]().union(*part) for part in zip(*made, strict=True)))
+
+    def _alternative(self, text: str, phrase: str) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """The words, endings and refused words of one alternative."""
+        none = frozenset[str]()
+        if text.startswith("{") and text.endswith("}"):
+            members = self._element(self._named("classes", text[1:-1], phrase), phrase)
+            return members.words, members.suffixes, members.refused
+        if text.startswith("*"):
+            return none, frozenset({_normalised(text[1:])}), none
+        if text.startswith("-"):
+            return none, none, frozenset({_literal(text[1:], phrase)})
+        if "+" in text:
+            stem, _, group = text.partition("+")
+            endings = map(_normalised, self._named("endings", group, phrase))
+            return frozenset(map(_literal(stem, phrase).__add__, endings)), none, none
+        return frozenset({_literal(text, phrase)}), none, none
 
     def _named(self, table: str, name: str, phrase: str) -> tuple[str, ...]:
         known: Mapping[str, tuple[str, ...]] = getattr(self._lexicon, table)
@@ -208,7 +210,7 @@ class _Patterns:
 
 
 def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: int) -> tuple[int, ...] | None:
-    """The places of the steps after the first, each at the first word that fits within its gap, going back where that fails."""
+    """The places of all steps, each the first word that fits within its gap; goes back where that leads nowhere."""
     if len(steps) == 1:
         return (start,)
     following = steps[1]
@@ -247,8 +249,8 @@ def lexicon_names() -> tuple[str, ...]:
 def load_lexicon(name_or_path: str | Path) -> Lexicon:
     """A built-in lexicon by name, or one's own TOML file by path.
 
-    Raises `UsageError` where the file is missing or not TOML, has an unknown key or choice, a pattern that cannot be read, or
-    the same phrase twice; the message names the line or the nearest name.
+    Raises `UsageError` where the file is missing or not TOML, or has an unknown key or choice, a pattern that cannot be
+    read, or a phrase twice; the message names the lines or the nearest name.
     """
     return _loaded(str(name_or_path))
 
@@ -272,7 +274,8 @@ def _loaded(name: str) -> Lexicon:
 def _read(name: str) -> bytes:
     if "/" not in name and not name.endswith(".toml"):
         if name not in lexicon_names():
-            raise UsageError(f"no lexicon {name!r}{_nearest(name, lexicon_names())}; known: {', '.join(lexicon_names())}, or a .toml file")
+            known = ", ".join(lexicon_names())
+            raise UsageError(f"no lexicon {name!r}{_nearest(name, lexicon_names())}; known: {known}, or a .toml file")
         return (_folder() / f"{name}.toml").read_bytes()
     try:
         return Path(name).read_bytes()
@@ -280,15 +283,15 @@ def _read(name: str) -> bytes:
         raise UsageError(f"lexicon {name}: cannot be read: {error.strerror}") from error
 
 
-def _folder() -> Any:
+def _folder() -> Traversable:
     return resources.files("bnbench.metrics") / "lexicons"
 
 
 def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
-    _known_keys(table, "file")
+    _known_keys(table, _FILE_KEYS)
     for key in ("name", "version"):
         if not isinstance(table.get(key), str):
-            raise UsageError(f"{key!r} is missing; add a line {key} = \"...\"")
+            raise UsageError(f'{key!r} is missing; add a line {key} = "..."')
     lexicon = Lexicon(
         name=table["name"],
         version=table["version"],
@@ -303,36 +306,30 @@ def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
         nonfinite=tuple(map(_normalised, _strings(table, "nonfinite"))),
     )
     if not (lexicon.patterns if lexicon.scoring == "substrings" else lexicon.entries):
-        raise UsageError("it has no phrase: add [[group]] tables with phrases, or patterns for scoring = \"substrings\"")
+        raise UsageError('it has no phrase: add [[group]] tables with phrases, or patterns with scoring = "substrings"')
     return lexicon
 
 
 def _entries(groups: Sequence[Mapping[str, Any]], text: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for number, group in enumerate(groups, 1):
-        place = f"[[group]] {number}"
-        _known_keys(group, "group", place)
-        when = frozenset(_strings(group, "when"))
-        for unknown in sorted(when - set(_WHEN)):
-            raise UsageError(f"{place}: when has {unknown!r}{_nearest(unknown, _WHEN)}; use {', '.join(_WHEN)}")
-        made = Entry(
-            phrase="",
-            mechanism=_choice(group, "mechanism", None, place),
-            level=_choice(group, "level", None, place),
-            polarity=_choice(group, "polarity", "support", place),
-            negation=_choice(group, "negation", "turns", place),
-            when=when,
-            excludes=_strings(group, "excludes"),
-            family=group.get("family", ""),
-        )
+        fields = _fields(group, f"[[group]] {number}")
         for phrase in _strings(group, "phrases"):
             if phrase in entries:
                 raise UsageError(f"the phrase {phrase!r} stands twice, in lines {_lines(phrase, text)}: keep one")
-            entries[phrase] = Entry(phrase, *(getattr(made, key) for key in _FIELDS))
+            entries[phrase] = Entry(phrase, *fields)
     return entries
 
 
-_FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes", "family")
+def _fields(group: Mapping[str, Any], place: str) -> tuple[Any, ...]:
+    """What the entries of a group have in common, in the order of `Entry`."""
+    _known_keys(group, _GROUP_KEYS, f"{place}: ")
+    when = frozenset(_strings(group, "when"))
+    for unknown in sorted(when.difference(_WHEN)):
+        raise UsageError(f"{place}: when has {unknown!r}{_nearest(unknown, _WHEN)}; use {', '.join(_WHEN)}")
+    defaults = {"polarity": "support", "negation": "turns"}
+    chosen = (_choice(group, key, defaults.get(key), place) for key in _FIELDS[:4])
+    return (*chosen, when, _strings(group, "excludes"), group.get("family", ""))
 
 
 def _lines(phrase: str, text: str) -> str:
@@ -341,11 +338,10 @@ def _lines(phrase: str, text: str) -> str:
     return " and ".join(str(number) for number, line in numbered for _ in range(line.count(f'"{phrase}"')))
 
 
-def _known_keys(table: Mapping[str, Any], kind: str, place: str = "") -> None:
+def _known_keys(table: Mapping[str, Any], known: tuple[str, ...], place: str = "") -> None:
     for key in table:
-        if key not in _KEYS[kind]:
-            where = f"{place}: " if place else ""
-            raise UsageError(f"{where}unknown key {key!r}{_nearest(key, _KEYS[kind])}; known: {', '.join(_KEYS[kind])}")
+        if key not in known:
+            raise UsageError(f"{place}unknown key {key!r}{_nearest(key, known)}; known: {', '.join(known)}")
 
 
 def _choice(table: Mapping[str, Any], key: str, default: object, place: str) -> Any:

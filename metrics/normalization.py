@@ -53,7 +53,7 @@ _JOINER = regex.compile(
     r"\u200c|\u200d(?!\p{Extended_Pictographic})|(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d"
 )
 _COLON = re.compile(f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTERS}])|(মো|ডা):(?!\\S))")
-_DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=?~-])[A-Za-z0-9০-৯._@/:+#%&=?~-]++(?!\ufe0f?\u20e3)")
+_DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=~-])[A-Za-z0-9০-৯._@/:+#%&=~-]++(?!\ufe0f?\u20e3)")
 _LATIN = re.compile("[A-Za-z]")
 _PIPE = re.compile("\\|(?![A-Za-z0-9_])")
 _FULL_STOP = re.compile(
@@ -143,16 +143,17 @@ def _sentence_end(match: re.Match[str]) -> str:
     if found is None:  # a closing quote stands between, or a word of forty letters
         return "." if match["glued"] else "।"
     word = _nfc(found[0])
-    if match["glued"] and not _ends_without_blank(word, _nfc(match["glued"])):
+    after = match.string[match.end() : match.end() + 20]
+    if _is_abbreviation(word, before[: found.start()], after):
         return "."
-    return "." if _is_abbreviation(word, before[: found.start()], match.string[match.end() :][:20]) else "।"
+    return "।" if not match["glued"] or _ends_without_blank(word, _nfc(match["glued"]), after) else "."
 
 
-def _ends_without_blank(word: str, following: str) -> bool:
+def _ends_without_blank(word: str, following: str, after: str) -> bool:
     """Whether the stop between two words without a blank ends a sentence; not in প্রথমআলো.কম, কি.মি. or বি.বি.সি."""
-    if following in _DOMAINS or following in ABBREVIATIONS or _INITIAL.fullmatch(following):
+    if following in _DOMAINS or following in ABBREVIATIONS or _INITIAL_AFTER.match(after) or _INITIAL.fullmatch(word):
         return False
-    return word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 and not _INITIAL.fullmatch(word)
+    return word == "না" or len(_BENGALI_LETTER.findall(word)) > 1
 
 
 def _is_abbreviation(word: str, before: str, after: str) -> bool:

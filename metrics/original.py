@@ -46,14 +46,21 @@ class OriginalScores:
     signature: str = "original|norm:none|bleu:13a|rouge:ascii|keyword:14|semantic:12"
 
 
-def original_scores(replies: Sequence[str], references: Sequence[str], encode: Encode | None = None) -> OriginalScores:
+def original_scores(
+    replies: Sequence[str],
+    references: Sequence[str],
+    encode: Encode | None = None,
+    messages: Sequence[str] | None = None,
+) -> OriginalScores:
     """All figures of the original for n replies and their references.
+
+    With `messages`, what the replies answer, `corrected` also has bnbench's keyword empathy.
 
     `encode` maps n strings to an (n, d) array; the original's was sentence-transformers'
     `paraphrase-multilingual-MiniLM-L12-v2`, which was never trained on Bengali. Raises `InputError` on unequal or no
     texts.
     """
-    texts = Texts.of(replies, references)
+    texts = Texts.of(replies, references, messages)
     if not len(texts):
         raise InputError("there is no reply to score")
     rouge = ascii_rouge(replies, references)
@@ -128,9 +135,7 @@ def _corrected(texts: Texts, empathy: float) -> dict[str, float]:
     from bnbench.metrics.rouge import ROUGE
 
     bleu, rouge = BLEU().result(texts).value, ROUGE().result(texts).scores
-    return {
-        "BLEU": bleu,
-        **{kind: rouge[kind] for kind in ("rouge1", "rouge2", "rougeL")},
-        "keyword-empathy": KeywordEmpathy().result(texts).value,
-        "combined": 0.25 * bleu + 0.15 * rouge["rougeL"] + 0.60 * empathy,
-    }
+    scores = {"BLEU": bleu, **{kind: rouge[kind] for kind in ("rouge1", "rouge2", "rougeL")}}
+    if texts.messages is not None:
+        scores["keyword-empathy"] = KeywordEmpathy().result(texts).value
+    return {**scores, "combined": 0.25 * bleu + 0.15 * rouge["rougeL"] + 0.60 * empathy}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The models of the tests are too small for more than one thread, which only waits for the others on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SENTENCES = [
     "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: মানসিক স্বাস্থ্য",

@@ -229,7 +229,9 @@ class ModelSession:
     def _load_base(self) -> Any:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # the stage `load` has its own
         dtype = getattr(torch, self._precision.dtype_name)
         extra: dict[str, Any] = {}
         if self._precision.quantisation == "nf4":

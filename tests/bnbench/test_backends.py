@@ -23,8 +23,6 @@ from bnbench.errors import CandidateError, MissingExtraError, UsageError
 from bnbench.metrics import normalize
 from bnbench.model_files import file_sha256
 
-torch.set_num_threads(1)  # the models are too small for more
-
 Make = Callable[..., Any]
 QUESTIONS = [
     "আমার মন খারাপ। কী করব?",

@@ -16,7 +16,10 @@ def run(*arguments):
 
 
 def test_help_loads_nothing_heavy():
-    code = "import sys, bnbench.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & %r), file=sys.stderr)"
+    code = (
+        "import sys, bnbench.cli as c\ntry: c.app(['--help'])\n"
+        "except SystemExit: pass\nprint(sorted(set(sys.modules) & %r), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code % HEAVY], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     for command in ("evaluate", "finetune", "report", "compare", "corpus", "inspect-prompt"):
@@ -90,7 +93,21 @@ def test_recipes_are_listed_and_copied(tmp_path):
 
 
 def test_evaluate_prints_the_ranking_and_names_the_report(tiny_base, tiny_adapter, tmp_path):
-    result = run("evaluate", "--base", tiny_base, "--adapter", f"দ্বিতীয়={tiny_adapter}", "--limit", 4, "--max-new-tokens", 8, "--device", "cpu", "--out", tmp_path / "run")
+    result = run(
+        "evaluate",
+        "--base",
+        tiny_base,
+        "--adapter",
+        f"দ্বিতীয়={tiny_adapter}",
+        "--limit",
+        4,
+        "--max-new-tokens",
+        8,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "run" / "report.html") in result.stdout
     assert "দ্বিতীয়" in result.stdout
@@ -106,4 +123,4 @@ def test_recorded_replies_are_ranked_beside_each_other_and_with_other_runs(tmp_p
         assert done.exit_code == 0, done.output
     both = run("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both", "--json")
     assert both.exit_code == 0, both.output
-    assert {s["candidate"] for s in json.loads(both.stdout)["standings"]} == {"a.txt", "b.txt"}
+    assert {s["candidate"] for s in json.loads(both.stdout)["standings"]} == {"a", "b"}

@@ -10,8 +10,9 @@ import pytest
 from bnbench.candidates import parse_candidates
 from bnbench.decoding import Decoding
 from bnbench.errors import PartialRunError, RunError, UsageError
-from bnbench.evaluate import EvaluationRequest, evaluate
+from bnbench.evaluate import evaluate
 from bnbench.runs import read_run
+from bnbench.work import EvaluationRequest
 
 BATCH = 4
 
@@ -101,7 +102,7 @@ def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tin
         return original(self, *args)
 
     monkeypatch.setattr(hf.ModelSession, "generate", failing)
-    with pytest.raises(PartialRunError, match="fell off the bus(.|\n)*go on with: bnbench evaluate --x") as caught:
+    with pytest.raises(PartialRunError, match=r"fell off the bus(.|\n)*go on with: bnbench evaluate --x") as caught:
         evaluate(request(tiny_base, tiny_adapter, tmp_path / "run", command="bnbench evaluate --x"))
     assert caught.value.exit_code == 3
     assert len((tmp_path / "run" / "generations.jsonl").read_bytes().splitlines()) == 2 * BATCH

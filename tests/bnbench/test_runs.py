@@ -80,7 +80,7 @@ def test_replies_and_tables_are_read_in_the_order_of_the_items(tmp_path):
 
 
 def test_what_is_no_finished_run_says_so(tmp_path):
-    with pytest.raises(RunError, match="no run.json"):
+    with pytest.raises(RunError, match=r"no run\.json"):
         read_run(tmp_path)
     with pytest.raises(RunError, match="not finished; go on with: bnbench evaluate --adapter x"):
         read_run(write_run(tmp_path / "a", finished=None, command="bnbench evaluate --adapter x"))

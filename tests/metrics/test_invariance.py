@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from bnbench.metrics import BLEU, ROUGE, ChrF, ChrFPlusPlus, KeywordEmpathy, Metric
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from bnbench.metrics import BLEU, ROUGE, ChrF, ChrFPlusPlus, KeywordEmpathy, Metric
 
 LETTER = "[\u0985-\u09b9\u09bc-\u09ce\u09d7\u09dc-\u09e3]"
 PRECOMPOSED = {"\u09af\u09bc": "\u09df", "\u09a1\u09bc": "\u09dc", "\u09a2\u09bc": "\u09dd"}

@@ -6,10 +6,11 @@ import re
 import unicodedata
 
 import pytest
-from bnbench.metrics import InputError, Normalizer, UsageError, flags, normalize
-from bnbench.metrics.normalization import RULE_NAMES, RULES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from bnbench.metrics import InputError, Normalizer, UsageError, flags, normalize
+from bnbench.metrics.normalization import RULE_NAMES, RULES
 
 YA_NUKTA, RRA, RHA = "\u09af\u09bc", "\u09a1\u09bc", "\u09a2\u09bc"
 BENGALI = st.lists(

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
 from bnbench.metrics import BLEU, ROUGE, BengaliTokenizer, ChrF, ChrFPlusPlus, Texts, UsageError
 from bnbench.metrics import ngrams as ngram_module
 from bnbench.metrics.chrf import _parts
 from bnbench.metrics.ngrams import _counted, ngram_counts
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rouge_score.rouge_scorer import RougeScorer
 
 Pairs = tuple[list[str], list[str]]
 GOLDEN = Path(__file__).parents[1] / "golden" / "overlap.json"
@@ -54,7 +55,7 @@ def test_rouge_lsum_equals_rouge_score(pairs: Pairs) -> None:
     assert np.abs(table[:, :3] - [(s.fmeasure, s.precision, s.recall) for s in found]).max() < 1e-12
 
 
-SENTENCE = st.lists(st.sampled_from("ক খ গ ঘ ঙ".split()), max_size=12).map(" ".join)
+SENTENCE = st.lists(st.sampled_from(["ক", "খ", "গ", "ঘ", "ঙ"]), max_size=12).map(" ".join)
 TEXT = st.lists(SENTENCE, max_size=5).map("।".join)
 
 

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import sacrebleu
+
 from bnbench.metrics import (
     BLEU,
     BengaliTokenizer,

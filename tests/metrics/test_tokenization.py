@@ -6,10 +6,11 @@ import unicodedata
 from itertools import accumulate
 
 import pytest
-from bnbench.metrics import BengaliTokenizer, UsageError, normalize, split_sentences, tokenize
-from bnbench.metrics.tokenization import TOKENIZERS, Preparation, is_word
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bnbench.metrics import BengaliTokenizer, UsageError, normalize, split_sentences, tokenize
+from bnbench.metrics.tokenization import TOKENIZERS, Preparation, is_word
 
 YA = "\u09af\u09bc"
 SIGNS = [chr(c) for c in range(0x0980, 0x0A00) if unicodedata.category(chr(c)) in ("Mn", "Mc")]
@@ -74,7 +75,7 @@ def test_tokens_do_not_depend_on_where_they_are_met(text: str) -> None:
     assert prepared.tokens(text) == Preparation().tokens(normalize(text))
     assert [t for s in prepared.split_sentences(text) for t in prepared.tokens(s)] == prepared.tokens(text)
     assert all(
-        len(t) == 1 or (t[0].isalnum() or not t[0].isascii()) and (t[-1].isalnum() or not t[-1].isascii())
+        len(t) == 1 or ((t[0].isalnum() or not t[0].isascii()) and (t[-1].isalnum() or not t[-1].isascii()))
         for t in prepared.tokens(text)
     )
 

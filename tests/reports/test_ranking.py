@@ -177,6 +177,21 @@ def test_a_metric_that_is_not_installed_here_is_noted_not_fatal(make_run: Maker)
     assert any("stranger is left out" in note for note in ranking.notes)
 
 
+def test_statistics_of_another_version_are_refused_where_they_rank(make_run: Maker) -> None:
+    folder = make_run(metrics=("chrF++", "BLEU"))
+    primary, *others = read_run(folder).meta["metrics"]
+    for name in (BASE, ADAPTER):
+        overwrite(folder, name, "chrF++/char7_hyp", 1.0)
+    change_meta(folder, metrics=[primary | {"columns": [*primary["columns"], "char7_hyp"]}, *others])
+    with pytest.raises(UsageError, match=r"the run holds the statistics .*char7_hyp, this version of chrF\+\+ has"):
+        ranked(folder)
+
+
+def test_two_declared_primaries_are_noted(make_run: Maker) -> None:
+    one, two = make_run(name="one"), make_run((Spec("c", 0.3),), name="two", primary_metric="BLEU")
+    assert any("two declared BLEU" in note for note in ranked(one, two).notes)
+
+
 def test_runs_are_ranked_together_and_duplicates_once(make_run: Maker) -> None:
     one = make_run(name="one")
     two = make_run((PAIR[0], Spec("newcomer", 0.6, base=PAIR[0].location)), name="two")

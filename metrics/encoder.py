@@ -1,0 +1,215 @@
+"""Sentences to vectors: the encoder that ships with bnbench, and any sentence-transformers model by its id.
+
+The shipped encoder is static, in the format of model2vec: one vector per word or word part, and a sentence is their
+mean, made a unit vector. It was distilled from multilingual-e5-small by `scripts/make_encoder.py`; its model card is
+`encoders/bn-static/README.md`. Texts go through the bn1 normaliser and tokeniser first, so the spellings of one
+sentence have one vector. Nothing here imports torch unless a sentence-transformers model is asked for.
+
+    >>> from bnbench.metrics.encoder import load_encoder
+    >>> a, b = load_encoder().encode(["আমার মন খারাপ।", "আমার মনটা ভালো নেই।"])
+    >>> float(a @ b) > 0.5
+    True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bnbench.metrics.errors import InputError, MissingExtraError, UsageError
+from bnbench.metrics.normalization import Memo, normalize
+from bnbench.metrics.tokenization import preparation
+
+Vectors = npt.NDArray[np.float32]
+
+SHIPPED = Path(__file__).parent / "encoders" / "bn-static"
+"""The folder of the default encoder."""
+_BATCH = 512  # sentences whose gathered vectors stay in the processor's cache
+_MARK = "bn1"  # config.json's "text" of the folders that StaticEncoder may read
+
+
+class Encoder(Protocol):
+    """What the semantic metrics ask of an encoder."""
+
+    @property
+    def id(self) -> str:
+        """Name and version of the weights, for signatures: two encoders with one id give the same vectors."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """n texts to n x d unit rows of float32; a text without anything to encode gives a row of zeros."""
+
+
+class StaticEncoder:
+    """A static encoder of bn1 tokens from a folder that `scripts/make_encoder.py` wrote; numpy only.
+
+    The folder is a model2vec one (`StaticModel.from_pretrained` reads it too, and gives the same vectors for bn1
+    tokens joined by spaces), but here the work is done once for each distinct word. `id` is the folder's name and 8
+    hex digits of the sha256 over its weights and vocabulary; `dim` the length of a vector.
+
+    Raises `UsageError` when the folder lacks a file or holds another kind of model.
+    """
+
+    def __init__(self, folder: str | Path = SHIPPED) -> None:
+        self.folder = Path(folder)
+        config, weights, tokenizer = (self._file(n) for n in ("config.json", "model.safetensors", "tokenizer.json"))
+        if json.loads(config).get("text") != _MARK:
+            raise UsageError(f"{self.folder} holds no encoder of bn1 tokens (made by scripts/make_encoder.py)")
+        self.id = f"{self.folder.name}@{hashlib.sha256(weights + tokenizer).hexdigest()[:8]}"
+        self._vectors, self._vocabulary = _vectors(weights), json.loads(tokenizer)["model"]["vocab"]
+        self.dim = int(self._vectors.shape[1])
+        self._longest = max(map(len, self._vocabulary))
+        prepared = preparation()
+        self._prepare, self._tokens = prepared.normalizer.beyond_words, prepared.pieces
+        self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """n texts to n x d unit rows of float32.
+
+        A text without a known word or word part (an empty one) gives a row of zeros. A row does not depend on the
+        other texts. Raises `InputError` for anything but a sequence of strings.
+        """
+        _check(texts)
+        found: Vectors = np.zeros((len(texts), self.dim), np.float32)
+        for start in range(0, len(texts), _BATCH):
+            self._encode_into(found[start : start + _BATCH], texts[start : start + _BATCH])
+        return found
+
+    def pieces(self, text: str) -> list[str]:
+        """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
+        names = {row: name for name, row in self._vocabulary.items()}
+        return [names[row] for row in self._text_rows(text)]
+
+    def _encode_into(self, found: Vectors, texts: Sequence[str]) -> None:
+        rows = list(map(self._text_rows, texts))
+        lengths = np.fromiter(map(len, rows), np.intp, len(rows))
+        filled = lengths > 0
+        if not filled.any():
+            return
+        starts = (np.cumsum(lengths) - lengths)[filled]
+        flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
+        sums = np.add.reduceat(self._vectors[flat], starts, axis=0)
+        norms = np.sqrt(np.einsum("ij,ij->i", sums, sums))[:, None]
+        found[filled] = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+
+    def _text_rows(self, text: str) -> list[int]:
+        return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
+
+    def _rows_of(self, raw: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(self._parts, self._tokens[raw])))
+
+    def _parts(self, token: str) -> Iterator[int]:
+        """The longest known beginning, then the longest known continuations; nothing for a token not wholly covered
+        (WordPiece).
+        """
+        rows, start = [], 0
+        while start < len(token):
+            mark = "##" if start else ""
+            for end in range(min(len(token), start + self._longest), start, -1):
+                row = self._vocabulary.get(mark + token[start:end])
+                if row is not None:
+                    break
+            else:
+                return iter(())
+            rows.append(row)
+            start = end
+        return iter(rows)
+
+    def _file(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise UsageError(f"the encoder folder {self.folder} has no readable {name}: {error}") from error
+
+
+class TransformerEncoder:
+    """Any sentence-transformers model, by hub id or folder; needs `pip install "bnbench[models]"`.
+
+    Texts are normalised (bn1) first. Models of the e5 family are given the prefix `query: ` that they were trained
+    with, all others none. `id` is name@commit, or name@8 hex digits of the weights' sha256 for a local folder, and the
+    prefix. Only safetensors weights are read, and no code of the model's is run.
+
+    Raises `MissingExtraError` without sentence-transformers, `UsageError` when the model is not there.
+    """
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f'the encoder {name!r} needs sentence-transformers: pip install "bnbench[models]"'
+            ) from error
+        try:
+            self._model: Any = SentenceTransformer(
+                name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the encoder {name!r} could not be loaded: {error}. Give the folder or the hub id of a "
+                "sentence-transformers model with safetensors weights, or none for the encoder that ships with bnbench"
+            ) from error
+        self._prefix = "query: " if "e5-" in Path(name).name.lower() else ""
+        self.id = f"{Path(name).name if Path(name).is_dir() else name}@{self._version(name)}"
+        self.id += "+query" if self._prefix else ""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """n texts to n x d unit rows of float32, zeros for an empty text; raises as `StaticEncoder.encode` does."""
+        _check(texts)
+        normal = [normalize(text) for text in texts]
+        found: Vectors = self._model.encode(
+            [self._prefix + text for text in normal], normalize_embeddings=True, show_progress_bar=False
+        ).astype(np.float32)
+        found[[not text for text in normal]] = 0
+        return found
+
+    def _version(self, name: str) -> str:
+        if Path(name).is_dir():
+            digest = hashlib.sha256()
+            for file in sorted(Path(name).rglob("*.safetensors")):
+                digest.update(file.read_bytes())
+            return digest.hexdigest()[:8]
+        config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
+        return str(getattr(config, "_commit_hash", None) or "unknown")[:8]
+
+
+def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
+    """The shipped encoder for None; else a folder made by `scripts/make_encoder.py`, or a sentence-transformers model.
+
+    Encoders are loaded once and shared. An encoder that is not there is an error, never another one: raises
+    `UsageError`, or `MissingExtraError` when sentence-transformers is needed and not installed.
+    """
+    return _load(None if id_or_path is None else str(id_or_path))
+
+
+@lru_cache(maxsize=4)
+def _load(name: str | None) -> Encoder:
+    if name is None:
+        return StaticEncoder()
+    config = Path(name) / "config.json"
+    if config.is_file() and json.loads(config.read_text("utf-8")).get("text") == _MARK:
+        return StaticEncoder(name)
+    return TransformerEncoder(name)
+
+
+def _vectors(weights: bytes) -> Vectors:
+    """The table of vectors, float32: int8 rows times their scales."""
+    from safetensors.numpy import load
+
+    tensors = load(weights)
+    scaled: Vectors = tensors["embeddings"].astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
+    return scaled
+
+
+def _check(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise InputError("encode takes a list of texts, not one string: encode([text])")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"only text can be encoded, but text {number} is {type(text).__name__}")

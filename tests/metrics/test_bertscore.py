@@ -1,0 +1,86 @@
+"""BERTScore's fences, with a random encoder of two layers made here."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bnbench.metrics import BERTScore, MissingExtraError, UsageError
+
+REPLIES = ["আমি ভালো আছি।", "তোমার কষ্টটা বুঝি", "বৃষ্টি পড়ছে বাইরে"]
+REFERENCES = ["আমি ভালো আছি।", "তোমার কষ্টটা আমি বুঝতে পারছি", "রোদ উঠেছে আজ"]
+
+
+def _encoder(folder: Path, lowercase: bool) -> str:
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    characters = sorted({c for text in (*REPLIES, *REFERENCES, "কিশোরীর দুঃখ") for c in text if c != " "})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=lowercase, strip_accents=lowercase)
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _encoder(tmp_path_factory.mktemp("cased"), lowercase=False)
+
+
+@pytest.fixture(scope="module")
+def metric(encoder: str) -> BERTScore:
+    return BERTScore(model=encoder, layer=2, device="cpu")
+
+
+def test_scores_with_the_floor_of_this_run(metric: BERTScore) -> None:
+    made = metric.score(REPLIES, REFERENCES)
+    assert made.per_item[0] == pytest.approx(100, abs=1e-3)
+    assert made.scores["floor"] < made.value <= 100.001
+    above = 100 * (made.value - made.scores["floor"]) / (100 - made.scores["floor"])
+    assert made.scores["above_floor"] == pytest.approx(above)
+    assert "layer:2" in made.signature and "floor:next-pair" in made.signature
+
+
+def test_empty_and_very_long_texts(metric: BERTScore) -> None:
+    made = metric.score(["", "।", "ভালো " * 500], ["ভালো", "", "ভালো"])
+    assert made.per_item[:2].tolist() == [0.0, 0.0]
+    assert np.isfinite(list(made.scores.values())).all()
+    alone = metric.score(["ভালো"], ["ভালো"]).scores
+    assert (alone["floor"], alone["above_floor"]) == (0.0, 0.0)
+
+
+def test_the_best_of_several_references(metric: BERTScore) -> None:
+    assert metric.score(["আমি ভালো আছি।"], [["রোদ উঠেছে আজ", "আমি ভালো আছি।"]]).value == pytest.approx(100, abs=1e-3)
+
+
+def test_an_uncased_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="vowel signs"):
+        BERTScore(model=_encoder(tmp_path, lowercase=True), layer=2).score(["ক"], ["ক"])
+
+
+def test_an_unusable_encoder_is_named(encoder: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="layer 9"):
+        BERTScore(model=encoder, layer=9).score(["ক"], ["ক"])
+    with pytest.raises(UsageError, match="nothing-here"):
+        BERTScore(model=str(tmp_path / "nothing-here"), layer=1).score(["ক"], ["ক"])
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "bert_score":
+            raise ImportError(name)
+        return plain(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        BERTScore().score(["ক"], ["ক"])

@@ -1,0 +1,59 @@
+"""The original project's figures, reproduced from its formulas with the numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bnbench.metrics import InputError, original_scores
+from bnbench.metrics.original import PATTERNS, ascii_rouge, bleu_13a, combined, keyword_scores, semantic_scores
+
+REPLY = "আমি বুঝতে পারছি, খুব কষ্ট হচ্ছে। ঠিক আছে, ok 5"
+
+
+def test_keyword_score() -> None:
+    assert len(PATTERNS) == 14
+    assert keyword_scores([REPLY, "কিছু না", " ".join(PATTERNS)]).tolist() == pytest.approx([200 * 3 / 14, 0, 100])
+
+
+def test_semantic_score_takes_any_encoder() -> None:
+    def encode(texts: object) -> list[list[float]]:
+        return [[2.0, 0] if "কষ্ট" in text or "আশা" in text else [0, 3.0] for text in texts]  # type: ignore[attr-defined]
+
+    made = semantic_scores(["কষ্ট", "আনন্দ"], encode)
+    assert made.tolist() == pytest.approx([200 * 2 / 12, 100])
+    with pytest.raises(InputError, match="one row per text"):
+        semantic_scores(["কষ্ট"], lambda texts: np.zeros((2, 3)))
+    assert semantic_scores(["কষ্ট"], lambda texts: np.zeros((13, 3))).tolist() == [0.0]
+
+
+def test_the_published_combination_mixes_scales() -> None:
+    assert combined(0.81, 0.0, 19.33) == pytest.approx(0.32, abs=0.002)
+    assert combined(0.0081, 0.0, 19.33) == pytest.approx(0.118, abs=0.001)
+
+
+def test_ascii_rouge_is_blind_to_bengali() -> None:
+    assert ascii_rouge(["আমি ভালো আছি।"], ["আমি ভালো আছি।"])["rougeL"] == 0.0
+    assert ascii_rouge(["আমি ভালো ok 5"], ["বৃষ্টি ok 5"])["rouge1"] == 1.0
+
+
+def test_all_figures_and_what_they_should_have_been() -> None:
+    made = original_scores([REPLY, "তুমি একা নন"], [REPLY, "তুমি একা নন"], messages=["মন খারাপ", "একা লাগে"])
+    assert "keyword-empathy" in made.corrected
+    assert "keyword-empathy" not in original_scores([REPLY], [REPLY]).corrected
+    assert made.rougeL == 0.5
+    assert made.keyword == pytest.approx((200 * 3 / 14 + 200 / 14) / 2)
+    assert made.semantic is None
+    assert made.combined == pytest.approx(0.25 * made.bleu + 0.15 * 0.5 + 0.6 * made.keyword / 100)
+    assert {made.corrected[name] for name in ("BLEU", "rouge1", "rouge2", "rougeL")} == {100.0}
+    assert made.corrected["combined"] == pytest.approx(0.25 * 100 + 0.15 * 100 + 0.6 * made.keyword)
+    assert "norm:none" in made.signature
+    glued = bleu_13a(["আমি ভালো আছি। তুমি"], ["আমি ভালো আছি । তুমি"])
+    assert glued < 50
+
+
+def test_wrong_input() -> None:
+    with pytest.raises(InputError, match="no reply"):
+        original_scores([], [])
+    with pytest.raises(InputError, match="2 references"):
+        original_scores(["a"], ["a", "b"])

@@ -1,0 +1,57 @@
+"""Bits per character and byte, token perplexity: closed forms, and what must not move them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bnbench.metrics import InputError, Perplexity
+from bnbench.metrics.perplexity import text_size
+
+
+def test_closed_form() -> None:
+    likelihoods = [[math.log(2) * 30, 5, 20, 10], [math.log(2) * 10, 5, 20, 10]]
+    made = Perplexity().score(["", ""], likelihoods=likelihoods)
+    assert made.scores == {
+        "bits_per_character": pytest.approx(2),
+        "bits_per_byte": pytest.approx(1),
+        "token_perplexity": pytest.approx(16),
+    }
+    assert made.value == made.scores["bits_per_character"]
+    assert made.per_item.tolist() == pytest.approx([3, 1])
+    assert not Perplexity.higher_is_better
+
+
+def test_a_sum_over_texts_not_a_mean_of_perplexities() -> None:
+    made = Perplexity().score(["", ""], likelihoods=[[10, 10, 30, 10], [90, 10, 30, 10]])
+    assert made.scores["token_perplexity"] == pytest.approx(math.exp(5))
+
+
+def test_bytes_and_characters_are_those_of_the_normalised_reference() -> None:
+    one, two = "\u09df", "\u09af\u09bc"
+    assert text_size(one) == text_size(two) == text_size(f" {one}\u200c \n") == (6, 2)
+    given = [[math.log(2) * 4, 1, 999, 999]]
+    values = [Perplexity().score(["x"], [r], likelihoods=given).scores["bits_per_character"] for r in (one, two)]
+    assert values == [pytest.approx(2), pytest.approx(2)]
+
+
+def test_defined_on_nothing_and_on_the_absurd() -> None:
+    assert Perplexity().formula(np.zeros(4)).tolist() == [0, 0, 1]
+    assert np.isfinite(Perplexity().formula(np.array([1e9, 1, 1, 1]))).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_rows_that_are_no_likelihoods_are_named(bad: float) -> None:
+    with pytest.raises(InputError, match="row 1"):
+        Perplexity().score(["a", "b"], likelihoods=[[1, 1, 1, 1], [bad, 1, 1, 1]])
+
+
+def test_wrong_shapes() -> None:
+    with pytest.raises(InputError, match="likelihoods"):
+        Perplexity().score(["a"])
+    with pytest.raises(InputError, match="one row"):
+        Perplexity().score(["a"], likelihoods=[[1, 2, 3]])
+    with pytest.raises(InputError, match="2 likelihoods"):
+        Perplexity().score(["a"], likelihoods=[[1, 1, 1, 1], [1, 1, 1, 1]])
