@@ -219,10 +219,11 @@ def candidate_texts(generations: Sequence[Generation], examples: Sequence[Exampl
     """One candidate's replies with their references, messages and likelihoods, as the metrics want them."""
     numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in generations]
     known = all(n is not None for row in numbers for n in row)
+    limits = [g.hit_limit for g in generations]
     return Texts.of(
         [g.reply for g in generations],
         [e.reference for e in examples],
         [f"{e.title} {e.question}".strip() for e in examples],
         np.array(numbers, dtype=np.float64) if known else None,
-        [bool(g.hit_limit) for g in generations],
+        None if None in limits else [bool(limit) for limit in limits],
     )

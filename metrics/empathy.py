@@ -21,6 +21,7 @@ how a person would feel on reading it, and it is no clinical instrument.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ NEGATION_REACH = 2
 """How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
+_CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|য়|ই|ও)?(?![\u0980-\u09fe])")
+"""What Bengali hangs on a quoted word: ‘না’টা, ‘ভয়’এর."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +199,13 @@ class _Words:
 
 
 def _quotation(text: str, place: int, closing: str) -> str:
-    """What closes the quotation that the text is in after this character, "" outside. Apostrophes are passed over."""
-    mark, before, after = text[place], text[place - 1 : place], text[place + 1 : place + 2]
-    if is_word(before) and is_word(after):
-        return closing
+    """What closes the quotation that the text is in after this character, "" outside; ক’দিন has an apostrophe."""
+    mark = text[place]
+    in_word = is_word(text[place - 1 : place]) and is_word(text[place + 1 : place + 2])
     if closing:
-        return "" if mark == closing else closing
-    return _QUOTATION[mark] if mark in _QUOTATION and _QUOTATION[mark] in text[place + 1 :] else ""
+        apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, place + 1)
+        return "" if mark == closing and not apostrophe else closing
+    return _QUOTATION[mark] if mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[place + 1 :] else ""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ _WORD = rf"[{_CHARS}]++(?:(?<=[A-Za-z])['’][A-Za-z]++[{_CHARS}]*+)*+"
 _TOKEN = regex.compile(rf"{_MAIL}|{_URL}|{_EMOJI}|{_NUMBER}|{_WORD}|\S")
 # the same grammar for words of Bengali, Latin letters and punctuation without digits, at half the price
 _PLAIN = re.compile(
-    "[!-/;-?A-~\u0964\u0965\u0981-\u0983\u0985-\u09b9\u09bc-\u09ce\u09d7\u09dc-\u09df\u09e0-\u09e3“”‘’–—…]+"
+    "[!-/;-?A-~\u0964\u0965\u0981-\u0983\u0985-\u098c\u098f\u0990\u0993-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9"
+    "\u09bc-\u09c4\u09c7\u09c8\u09cb-\u09ce\u09d7\u09dc\u09dd\u09df-\u09e3“”‘’–—…]+"
 )
 _PLAIN_TOKEN = re.compile("[A-Za-z\u0981-\u09e3]++(?:(?<=[A-Za-z])['’][A-Za-z]++[A-Za-z\u0981-\u09e3]*+)*+|.")
 _HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional_Indicator}\u20e3]")

@@ -129,6 +129,7 @@ def test_quoted_words_are_not_the_reply_s_own() -> None:
     assert score(said.format("", "")) > 0
     for opening, closing in ("‘’", "“”", '""', "''"):
         assert score(said.format(opening, closing)) == 0
+    assert score("তৃতীয় 'না'টা শুনে খুব খারাপ লাগল।") > 0
     assert score("দু’ভাঁড় চা খেয়ে এলেন, আহা, ক’দিনে কী-ই বা ভোলা যায়।") > 0
 
 

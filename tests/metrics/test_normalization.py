@@ -155,7 +155,7 @@ def test_flags() -> None:
 
 
 @given(BENGALI)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @example("অাই. কে.")
 @example("বাক্\u200cস. ")
 @example("ভালো\u200b.")
@@ -167,7 +167,7 @@ def test_is_idempotent_and_canonical(text: str) -> None:
 
 
 @given(BENGALI)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=3000, deadline=None)
 def test_shortcuts_give_what_all_rules_give(text: str) -> None:
     plain = text
     for rule in RULES:
