@@ -6,7 +6,7 @@ each with an optional `name=` in front. Without any, the bundled demo.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -304,8 +304,3 @@ def _predictions(spec: Spec) -> Candidate:
         raise CandidateError(f"predictions {spec.location}: there is no such file")
     name = spec.name if spec.name != path.name else path.stem
     return Candidate(name, "predictions", spec.location, folder=str(path.parent), weights_sha256=file_sha256(path))
-
-
-def bases(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates that are answered from a loaded model: base and adapters."""
-    return [c for c in candidates if c.kind != "predictions"]

@@ -200,8 +200,12 @@ def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
         raise CorpusError(f"{source}: the file has no rows")
     names = _match_columns(str(source), list(records[0]), columns)
     side = next((n for n in records[0] if n.lower() == "split"), None)
-    take: Callable[[Mapping[str, str], str], str] = lambda r, field: r.get(names[field], "") if field in names else ""  # noqa: E731
-    return [_Row(*(take(r, f) for f in COLUMNS), side=_side(r.get(side, "")) if side else "") for r in records]
+
+    def row(record: Mapping[str, str]) -> _Row:
+        topic, title, question, reference = (record.get(names[f], "") if f in names else "" for f in COLUMNS)
+        return _Row(topic, title, question, reference, _side(record.get(side, "")) if side else "")
+
+    return [row(record) for record in records]
 
 
 def _side(text: str) -> str:

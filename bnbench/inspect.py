@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from bnbench.candidates import parse_candidates
+from bnbench.candidates import demo_base, find_base, parse_spec
 from bnbench.corpus import demo_corpus, load_corpus
 from bnbench.errors import CorpusError
-from bnbench.extras import require
 from bnbench.prompts import Inspection, PromptFormat
 
 
@@ -26,14 +24,10 @@ def inspect_prompt(
     Raises:
         CandidateError, CorpusError, PromptError: what is wrong with the base, the data or the template.
     """
-    folder = Path(parse_candidates(base, trust_remote_code=trust_remote_code)[0].folder)
-    transformers = require("transformers", extra="models")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    generation = None
-    if (folder / "generation_config.json").is_file():
-        generation = transformers.GenerationConfig.from_pretrained(folder)
+    files = find_base(parse_spec(base or demo_base()), trust_remote_code=trust_remote_code)
+    prompts = PromptFormat.load(files.folder, trust_remote_code=trust_remote_code)
     corpus = load_corpus(data, columns=columns) if data else demo_corpus()
     examples = corpus.select(split)
     if row >= len(examples):
         raise CorpusError(f"{corpus.source}: row {row} of {split} does not exist; there are {len(examples)}, from 0")
-    return PromptFormat.of(tokenizer, generation).inspection(examples[row])
+    return prompts.inspection(examples[row])

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bnbench.corpus import Example, demo_corpus, load_corpus
-from bnbench.errors import PromptError, UsageError
+from bnbench.corpus import Example
+from bnbench.errors import PromptError
 from bnbench.extras import require
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
@@ -267,31 +267,6 @@ class PromptFormat:
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
         return _special_pattern(self.tokenizer)
-
-
-def inspect_prompt(
-    base: str | None,
-    data: str | None,
-    columns: Mapping[str, str],
-    split: str,
-    row: int,
-    *,
-    trust_remote_code: bool = False,
-) -> Inspection:
-    """What `bnbench inspect-prompt` shows: a row of a split as the base gets it; the bundled ones where none is named.
-
-    Raises:
-        UsageError: the split has no such row; and as the corpus, the candidates and the format do.
-    """
-    from bnbench.candidates import demo_base, find_base, parse_spec
-
-    files = find_base(parse_spec(base or demo_base()), trust_remote_code=trust_remote_code)
-    prompts = PromptFormat.load(files.folder, trust_remote_code=trust_remote_code)
-    corpus = load_corpus(data, columns=columns) if data is not None else demo_corpus()
-    examples = corpus.select(split)
-    if row >= len(examples):
-        raise UsageError(f"--row {row}: the split {split} has {len(examples)} rows, the first of them is 0")
-    return prompts.inspection(examples[row])
 
 
 def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ NEGATION_REACH = 2
 """How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
-_CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|য়|ই|ও)?(?![\u0980-\u09fe])")
+_CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|\u09af\u09bc|ই|ও)?(?![\u0980-\u09fe])")
 """What Bengali hangs on a quoted word: ‘না’টা, ‘ভয়’এর."""
 
 

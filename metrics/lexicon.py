@@ -6,16 +6,12 @@ not found inside কেমন. The words of a pattern are normalised as texts ar
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +35,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 }
 _WHEN = ("you", "question", "statement")
 _MAX_GAP = 20
+_FOLDER = Path(__file__).parent / "lexicons"
 
 
 @dataclass(frozen=True)
@@ -243,7 +240,7 @@ def _literal(text: str, phrase: str) -> str:
 
 def lexicon_names() -> tuple[str, ...]:
     """The lexicons that come with bnbench."""
-    return tuple(sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml")))
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
 def load_lexicon(name_or_path: str | Path) -> Lexicon:
@@ -257,6 +254,8 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
 
 @lru_cache(maxsize=16)
 def _loaded(name: str) -> Lexicon:
+    import tomllib  # here, because importing the metric reads no lexicon
+
     raw = _read(name)
     try:
         text = raw.decode("utf-8")
@@ -276,15 +275,11 @@ def _read(name: str) -> bytes:
         if name not in lexicon_names():
             known = ", ".join(lexicon_names())
             raise UsageError(f"no lexicon {name!r}{_nearest(name, lexicon_names())}; known: {known}, or a .toml file")
-        return (_folder() / f"{name}.toml").read_bytes()
+        return (_FOLDER / f"{name}.toml").read_bytes()
     try:
         return Path(name).read_bytes()
     except OSError as error:
         raise UsageError(f"lexicon {name}: cannot be read: {error.strerror}") from error
-
-
-def _folder() -> Traversable:
-    return resources.files("bnbench.metrics") / "lexicons"
 
 
 def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
@@ -360,5 +355,7 @@ def _strings(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    import difflib  # for a message only
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

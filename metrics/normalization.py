@@ -46,7 +46,7 @@ _TEMPLATE = re.compile(
 )
 _STRAY_CP1252 = re.compile("(?<![A-Za-z\u00c0-\u024f])\u00c2(?![A-Za-z\u00c0-\u024f])")
 _INVISIBLE = regex.compile(r"(?V1)[[\p{Cc}\p{Cf}\p{Cs}]--[\t-\r\x1c-\x1f\x85\u200c\u200d\U000E0020-\U000E007F]]")
-_KHANDA_TA = re.compile(f"\u09a4\u09cd(?:\u200d|\u200c?(?![{_BENGALI}\u200c\u200d]))")
+_KHANDA_TA = re.compile(f"\u09a4\u09cd\u200c*+(?:\u200d|(?![{_BENGALI}]))")
 _RA_YA = re.compile("\u09b0(?:[\u200c\u200d]\u09cd|\u09cd[\u200c\u200d])\u09af")
 # in an emoji sequence the joiner stands between pictographs; anywhere else it only changes how letters are drawn
 _JOINER = regex.compile(
@@ -55,12 +55,12 @@ _JOINER = regex.compile(
 _COLON = re.compile(f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTERS}])|(মো|ডা):(?!\\S))")
 _DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=~-])[A-Za-z0-9০-৯._@/:+#%&=~-]++(?!\ufe0f?\u20e3)")
 _LATIN = re.compile("[A-Za-z]")
-_PIPE = re.compile("\\|(?![A-Za-z0-9_])")
+_PIPE = re.compile("\\|(?![A-Za-z_])")
 _FULL_STOP = re.compile(
-    f"\\.(?:(?<=[{_BENGALI}]\\.)|(?<=[{_BENGALI}][{_CLOSING}]\\.)|(?<=[0-9০-৯]\\.)(?=\\n|$))"
+    f"\\.(?:(?<=[{_BENGALI}]\\.)|(?<=[{_BENGALI}][{_CLOSING}]\\.)|(?<=[0-9০-৯]\\.)(?= *(?:\\n|$)))"
     f"(?:(?=(?P<glued>[{_LETTERS}][{_BENGALI}]*))|(?![\\w{_SIGNS}.@/\\\\-]))"
 )
-_BENGALI_BEFORE = re.compile(f"[{_BENGALI}](?:[{_CLOSING}]?|.*[০-৯])\\s*$")
+_BENGALI_BEFORE = re.compile(f"[{_BENGALI}](?:[{_CLOSING}]?|.*[0-9০-৯])\\s*$")
 _BENGALI_LETTER = re.compile(f"[{_LETTERS}]")
 _LAST_WORD = re.compile(f"(?<![{_BENGALI}])[{_BENGALI}]+$")
 _SPELT = (
@@ -203,8 +203,8 @@ UNCHANGED_WORD = re.compile(
 # In words of these, which are most others, only three rules do.
 _PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]+")
 _PLAIN_RULES = frozenset({"khanda_ta", "nfc", "vowel_a"})
-# In a text of these (without অ + া, without a colon for visarga, joiners only in words that a blank follows) the sentence rules
-# find what they would find after the word rules.
+# In a text of these (without অ + া, without a colon for visarga, joiners only in words that a blank follows) the sentence
+# rules find what they would find after the word rules.
 _NO_WORD_RULE_FIRST = re.compile(
     "(?:[ -~\n\u0964\u0965\u0980-\u09ff“”‘’–—…·€\u2600-\u27bf\U0001f000-\U0001faff]++"
     f"|[\u200c\u200d](?=[{_BENGALI}\u200c\u200d]++\\s))*+"

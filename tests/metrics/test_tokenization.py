@@ -59,7 +59,7 @@ def test_the_other_tokenisers() -> None:
 def test_no_sign_is_split_from_its_letter_and_nothing_is_lost(text: str) -> None:
     normal = normalize(text)
     for line in normal.split():
-        tokens = tokenize(line)
+        tokens = Preparation().pieces[line]
         assert "".join(tokens) == line
         starts = set(accumulate(map(len, tokens)))
         for at in range(1, len(line)):
