@@ -170,7 +170,7 @@ class _Words:
     def of(cls, text: str) -> _Words:
         made = cls(normalize(text), [], [], [], [], [])
         closing, at = "", 0
-        for token in tokenize(made.text):
+        for token in tokenize(made.text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = made.text.index(token, at)
             if "\n" in made.text[at:found]:
                 made._end_sentence()

@@ -41,7 +41,7 @@ _ROLE = r"(?:user|assistant|system|ipython|model)\b"
 _TEMPLATE = re.compile(
     rf"(?:\b{_ROLE}[ ]?)?<\|end_header_id\|>"
     rf"|(?:<\|(?:start_header_id|im_start)\|>|<start_of_turn>)(?:[ ]?{_ROLE})?"
-    r"|<\|[A-Za-z0-9_]{1,40}(?:\|>|\|?$)|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+    r"|<\|[A-Za-z0-9০-৯_]{1,40}(?:\|>|\|?$)|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
     r"|###[ ]?(?:Instruction|Response|Input|System|Human|Assistant)\b[ ]?:?"
 )
 _STRAY_CP1252 = re.compile("(?<![A-Za-z\u00c0-\u024f])\u00c2(?![A-Za-z\u00c0-\u024f])")
@@ -95,6 +95,10 @@ def _template(text: str) -> str:
     while (stripped := _TEMPLATE.sub(" ", text)) != text:  # what is left can be a remnant again
         text = stripped
     return text
+
+
+def _may_hold_template(text: str) -> bool:
+    return "<" in text or "[" in text or "#" in text
 
 
 def _khanda_ta(word: str) -> str:
@@ -259,6 +263,12 @@ class Normalizer:
         """The normalised text."""
         if self.profile != "bn1":
             return _OTHER_PROFILES[self.profile](text)
+        normal = self._once(text)
+        while normal != text and _may_hold_template(normal):  # without its zero-width characters it may be a template remnant now
+            text, normal = normal, self._once(normal)
+        return normal
+
+    def _once(self, text: str) -> str:
         for rule in self._scoped("text"):
             text = rule.apply(text)
         lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
@@ -269,7 +279,7 @@ class Normalizer:
 
     def beyond_words(self, text: str) -> str:
         """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each."""
-        if self.profile != "bn1" or "<" in text or "[" in text or "#" in text:
+        if self.profile != "bn1" or _may_hold_template(text):
             return self(text)
         if "." not in text and "|" not in text and "\u09f7" not in text:
             return text

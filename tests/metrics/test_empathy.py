@@ -55,7 +55,7 @@ def test_result_has_what_the_issue_asks_for() -> None:
 def test_messages_are_needed_and_no_text_breaks_it() -> None:
     with pytest.raises(InputError, match="messages"):
         KeywordEmpathy().score([WARM])
-    odd = ["", " ", "।।।", "?", "“", "🙂", "ok ok ok", "না না না", "\n\n", "ক’দিনে"]
+    odd = ["", " ", "\u09bc’ড্\u200d\u2028ক", "|.?", "।।।", "?", "“", "🙂", "ok ok ok", "না না না", "\n\n", "ক’দিনে"]
     table = KeywordEmpathy().score(odd, messages=odd).table
     assert np.isfinite(table).all()
     assert KeywordEmpathy().formula(np.zeros(4)).tolist() == [0, 0, 0, 0]

@@ -55,7 +55,7 @@ def test_the_other_tokenisers() -> None:
 
 
 @given(MIXED)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_no_sign_is_split_from_its_letter_and_nothing_is_lost(text: str) -> None:
     normal = normalize(text)
     for line in normal.split():
@@ -69,7 +69,7 @@ def test_no_sign_is_split_from_its_letter_and_nothing_is_lost(text: str) -> None
 
 
 @given(MIXED)
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_tokens_do_not_depend_on_where_they_are_met(text: str) -> None:
     prepared = Preparation()
     assert prepared.tokens(text) == Preparation().tokens(normalize(text))

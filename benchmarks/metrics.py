@@ -1,0 +1,256 @@
+"""The metrics beside their peers: the same Bengali pairs, one process each, seconds per 1,000 pairs, ratio, and equality of scores.
+
+    python benchmarks/metrics.py [--pairs 2000] [--json]
+
+Every program scores the same pairs of 10-120 words, made from the bundled conversations with a fixed seed, with the same
+normalisation and tokenisation (ours, also handed to the peers). A process imports its packages, scores once to be warm where
+that is cheap, and reports the best of some runs in CPU seconds, so that a busy machine disturbs little; `cold` is our first run.
+A peer that is not installed is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+KINDS = ["rouge1", "rouge2", "rougeL"]
+Scores = dict[str, list[float]]
+Job = Callable[[], Scores]
+
+
+def make_pairs(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """(predictions, references) of 10-120 words; a prediction keeps about half of its reference, in two pieces."""
+    with (ROOT / "bnbench" / "demo" / "conversations.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    pool = [word for row in rows for column in ("Questions", "Answers") for word in row[column].split()]
+    chance, predictions, references = random.Random(seed), [], []
+    for _ in range(n):
+        start, length = chance.randrange(len(pool) - 120), chance.randint(10, 120)
+        words = pool[start : start + length]
+        changed = [word if chance.random() < 0.6 else chance.choice(pool) for word in words]
+        cut = chance.randrange(len(changed))
+        references.append(" ".join(words))
+        predictions.append(" ".join(changed[cut:] + changed[: chance.randrange(len(changed) + 1)]))
+    return predictions, references
+
+
+def ours(predictions: list[str], references: list[str], lexical: bool) -> Job:
+    """Normalisation included. The whole set is ROUGE-1/2/L/Lsum, BLEU, chrF and chrF++."""
+    from bnbench.metrics import BLEU, ROUGE, ChrF, ChrFPlusPlus, Texts, statistics
+
+    metrics = [ROUGE(), BLEU(), ChrF(), ChrFPlusPlus()] if lexical else [ROUGE(types=KINDS)]
+
+    def run() -> Scores:
+        tables = statistics(Texts.of(predictions, references), metrics)
+        scores: Scores = {}
+        for metric, table in zip(metrics, tables, strict=True):
+            singly = metric.formula(table)
+            scores |= {name: singly[:, i].tolist() for i, name in enumerate(metric.values) if "_" not in name}
+            if metric.name != "ROUGE":
+                scores[f"corpus {metric.name}"] = metric.formula(table.sum(axis=0)).tolist()
+        return scores
+
+    return run
+
+
+def rouge_score(predictions: list[str], references: list[str], lsum: bool) -> Job:
+    """google-research's rouge-score with our tokeniser; for Lsum one sentence a line, as it wants."""
+    from bnbench.metrics import BengaliTokenizer
+    from rouge_score.rouge_scorer import RougeScorer
+
+    tokenizer = BengaliTokenizer()
+
+    def run() -> Scores:
+        kinds = [*KINDS, "rougeLsum"] if lsum else KINDS
+        scorer = RougeScorer(kinds, tokenizer=tokenizer)
+        lined = (
+            (tokenizer.sentences(predictions), tokenizer.sentences(references)) if lsum else (predictions, references)
+        )
+        found = [scorer.score(r, p) for p, r in zip(*lined, strict=True)]
+        return {kind: [100 * score[kind].fmeasure for score in found] for kind in kinds}
+
+    return run
+
+
+def rouge_score_rs(predictions: list[str], references: list[str]) -> Job:
+    """The Rust port, which takes no tokeniser: it splits on blanks what we normalised and tokenised for it."""
+    import rouge_score_rs
+    from bnbench.metrics import BengaliTokenizer
+
+    tokenizer = BengaliTokenizer()
+
+    def run() -> Scores:
+        scorer = rouge_score_rs.RougeScorer(KINDS, tokenizer=tokenizer)
+        found = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
+        return {kind: [100 * score[kind].fmeasure for score in found] for kind in KINDS}
+
+    return run
+
+
+def sacre(predictions: list[str], references: list[str]) -> Job:
+    """sacrebleu's corpus BLEU, chrF and chrF++ on our tokens."""
+    import sacrebleu
+    from bnbench.metrics import BengaliTokenizer
+
+    tokenizer = BengaliTokenizer(punctuation=True)
+
+    def run() -> Scores:
+        made, against = list(map(tokenizer, predictions)), [list(map(tokenizer, references))]
+        peers = {"BLEU": sacrebleu.BLEU(tokenize="none", force=True), "chrF": sacrebleu.CHRF()}
+        peers["chrF++"] = sacrebleu.CHRF(word_order=2)
+        return {f"corpus {name}": [peer.corpus_score(made, against).score] for name, peer in peers.items()}
+
+    return run
+
+
+def torchmetrics(predictions: list[str], references: list[str]) -> Job:
+    """torchmetrics' ROUGE with our tokeniser (its own finds no Bengali at all)."""
+    from bnbench.metrics import BengaliTokenizer
+    from torchmetrics.functional.text import rouge_score
+
+    tokenizer = BengaliTokenizer()
+
+    def run() -> Scores:
+        scores: Scores = {kind: [] for kind in KINDS}
+        for prediction, reference in zip(predictions, references, strict=True):
+            made = rouge_score(
+                prediction,
+                reference,
+                tokenizer=tokenizer.tokenize,
+                normalizer=lambda text: text,
+                rouge_keys=tuple(KINDS),
+            )
+            for kind in KINDS:
+                scores[kind].append(100 * float(made[f"{kind}_fmeasure"]))
+        return scores
+
+    return run
+
+
+def significance(predictions: list[str], references: list[str]) -> Job:
+    """10,000 paired resamples and as many sign flips of ROUGE, BLEU, chrF and chrF++ at once."""
+    from bnbench.metrics import BLEU, ROUGE, ChrF, ChrFPlusPlus, Texts, paired_tests, statistics
+
+    metrics = [ROUGE(), BLEU(), ChrF(), ChrFPlusPlus()]
+    a = statistics(Texts.of(predictions, references), metrics)
+    b = statistics(Texts.of([" ".join(p.split()[:-2]) for p in predictions], references), metrics)
+
+    def run() -> Scores:
+        found = paired_tests([(x, y, metric.formula) for x, y, metric in zip(a, b, metrics, strict=True)])
+        return {"p": [value.p_value for values in found for value in values]}
+
+    return run
+
+
+PROGRAMS: dict[str, tuple[str, Callable[[list[str], list[str]], Job], int]] = {
+    "ours, ROUGE-1/2/L": ("bnbench", lambda p, r: ours(p, r, lexical=False), 5),
+    "rouge-score, ROUGE-1/2/L": ("rouge_score", lambda p, r: rouge_score(p, r, lsum=False), 2),
+    "rouge-score-rs, ROUGE-1/2/L": ("rouge_score_rs", rouge_score_rs, 5),
+    "torchmetrics, ROUGE-1/2/L": ("torchmetrics", torchmetrics, 1),
+    "ours, all lexical": ("bnbench", lambda p, r: ours(p, r, lexical=True), 5),
+    "rouge-score, with Lsum": ("rouge_score", lambda p, r: rouge_score(p, r, lsum=True), 1),
+    "sacrebleu, BLEU chrF chrF++": ("sacrebleu", sacre, 1),
+    "ours, 10,000 paired resamples": ("bnbench", significance, 2),
+}
+
+
+def measure(program: str, n: int) -> dict[str, Any]:
+    """Run one program in this process: CPU seconds of the first and of the best run, wall seconds of the best, scores."""
+    _, prepare, times = PROGRAMS[program]
+    job = prepare(*make_pairs(n))
+    cpu, wall = [], []
+    for _ in range(times):
+        start, clock = time.process_time(), time.perf_counter()
+        scores = job()
+        cpu.append(time.process_time() - start)
+        wall.append(time.perf_counter() - clock)
+    return {"cold": cpu[0], "cpu": min(cpu), "wall": min(wall), "scores": scores}
+
+
+def in_its_own_process(program: str, n: int) -> dict[str, Any] | None:
+    """`measure` in a new interpreter; None where the package is not installed."""
+    if importlib.util.find_spec(PROGRAMS[program][0]) is None:
+        return None
+    command = [sys.executable, str(Path(__file__).resolve()), "--only", program, "--pairs", str(n)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{program} failed:\n{done.stderr}")
+    made: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return made
+
+
+def furthest(a: Scores, b: Scores) -> float:
+    """The greatest difference between two programs' scores of the same name."""
+    shared = [name for name in a if name in b and len(a[name]) == len(b[name])]
+    return max((float(np.abs(np.array(a[name]) - b[name]).max()) for name in shared), default=float("nan"))
+
+
+def report(found: dict[str, dict[str, Any] | None], n: int) -> list[str]:
+    """The table as lines of Markdown."""
+    per_thousand = 1000 / n
+    lines = [
+        f"{n} pairs of 10-120 words",
+        "",
+        "| program | s per 1,000 pairs (CPU) | first run | against ours | largest difference |",
+        "|---|---|---|---|---|",
+    ]
+    for program, made in found.items():
+        if made is None:
+            lines.append(f"| {program} | not installed | | | |")
+            continue
+        own = found["ours, all lexical" if "Lsum" in program or "sacrebleu" in program else "ours, ROUGE-1/2/L"]
+        if program == "ours, 10,000 paired resamples":
+            lines.append(f"| {program} | {made['wall']:.2f} s in all (wall), {made['cpu']:.2f} s CPU | | | |")
+        elif program.startswith("ours") or own is None:
+            lines.append(f"| {program} | {made['cpu'] * per_thousand:.4f} | {made['cold'] * per_thousand:.4f} | 1 | |")
+        else:
+            against = f"{made['cpu'] / own['cpu']:.1f}x (first runs {made['cold'] / own['cold']:.1f}x)"
+            difference = f"{furthest(made['scores'], own['scores']):.1e}"
+            lines.append(
+                f"| {program} | {made['cpu'] * per_thousand:.4f} | {made['cold'] * per_thousand:.4f} | {against} | {difference} |"
+            )
+    peers = [found["rouge-score, with Lsum"], found["sacrebleu, BLEU chrF chrF++"], found["ours, all lexical"]]
+    if all(peers):
+        rouge, bleu, own = (made["cpu"] for made in peers if made)
+        lines.append(
+            f"| rouge-score + sacrebleu | {(rouge + bleu) * per_thousand:.4f} | | {(rouge + bleu) / own:.1f}x | |"
+        )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--json", action="store_true", help="print the measurements for a machine")
+    parser.add_argument("--only", choices=PROGRAMS, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.only:
+        print(json.dumps(measure(asked.only, asked.pairs)))
+        return
+    found = {program: in_its_own_process(program, asked.pairs) for program in PROGRAMS}
+    if asked.json:
+        print(
+            json.dumps(
+                {name: made and {k: v for k, v in made.items() if k != "scores"} for name, made in found.items()}
+            )
+        )
+    else:
+        print("\n".join(report(found, asked.pairs)))
+
+
+if __name__ == "__main__":
+    main()
