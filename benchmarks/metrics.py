@@ -1,11 +1,13 @@
-"""The metrics beside their peers: the same Bengali pairs, one process each, seconds per 1,000 pairs, ratio, and equality of scores.
+"""The metrics beside their peers: the same Bengali pairs, one process each, seconds per 1,000 pairs, ratio, and
+equality of scores.
 
     python benchmarks/metrics.py [--pairs 2000] [--json]
+    python benchmarks/metrics.py --stream 1000000
 
-Every program scores the same pairs of 10-120 words, made from the bundled conversations with a fixed seed, with the same
-normalisation and tokenisation (ours, also handed to the peers). A process imports its packages, scores once to be warm where
-that is cheap, and reports the best of some runs in CPU seconds, so that a busy machine disturbs little; `cold` is our first run.
-A peer that is not installed is named and left out.
+Every program scores the same pairs of 10-120 words, made from the bundled conversations with a fixed seed, with the
+same normalisation and tokenisation (ours, also handed to the peers). A process imports its packages, scores once to
+be warm where that is cheap, and reports the best of some runs in CPU seconds, so that a busy machine disturbs little;
+`cold` is our first run. A peer that is not installed is named and left out.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import csv
 import importlib.util
 import json
 import random
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +72,9 @@ def ours(predictions: list[str], references: list[str], lexical: bool) -> Job:
 
 def rouge_score(predictions: list[str], references: list[str], lsum: bool) -> Job:
     """google-research's rouge-score with our tokeniser; for Lsum one sentence a line, as it wants."""
-    from bnbench.metrics import BengaliTokenizer
     from rouge_score.rouge_scorer import RougeScorer
+
+    from bnbench.metrics import BengaliTokenizer
 
     tokenizer = BengaliTokenizer()
 
@@ -87,8 +91,9 @@ def rouge_score(predictions: list[str], references: list[str], lsum: bool) -> Jo
 
 
 def rouge_score_rs(predictions: list[str], references: list[str]) -> Job:
-    """The Rust port, which takes no tokeniser: it splits on blanks what we normalised and tokenised for it."""
+    """The Rust port of rouge-score, with our tokeniser."""
     import rouge_score_rs
+
     from bnbench.metrics import BengaliTokenizer
 
     tokenizer = BengaliTokenizer()
@@ -104,6 +109,7 @@ def rouge_score_rs(predictions: list[str], references: list[str]) -> Job:
 def sacre(predictions: list[str], references: list[str]) -> Job:
     """sacrebleu's corpus BLEU, chrF and chrF++ on our tokens."""
     import sacrebleu
+
     from bnbench.metrics import BengaliTokenizer
 
     tokenizer = BengaliTokenizer(punctuation=True)
@@ -119,8 +125,9 @@ def sacre(predictions: list[str], references: list[str]) -> Job:
 
 def torchmetrics(predictions: list[str], references: list[str]) -> Job:
     """torchmetrics' ROUGE with our tokeniser (its own finds no Bengali at all)."""
-    from bnbench.metrics import BengaliTokenizer
     from torchmetrics.functional.text import rouge_score
+
+    from bnbench.metrics import BengaliTokenizer
 
     tokenizer = BengaliTokenizer()
 
@@ -156,6 +163,7 @@ def significance(predictions: list[str], references: list[str]) -> Job:
     return run
 
 
+RESAMPLING = "ours, 10,000 paired resamples"
 PROGRAMS: dict[str, tuple[str, Callable[[list[str], list[str]], Job], int]] = {
     "ours, ROUGE-1/2/L": ("bnbench", lambda p, r: ours(p, r, lexical=False), 5),
     "rouge-score, ROUGE-1/2/L": ("rouge_score", lambda p, r: rouge_score(p, r, lsum=False), 2),
@@ -164,12 +172,14 @@ PROGRAMS: dict[str, tuple[str, Callable[[list[str], list[str]], Job], int]] = {
     "ours, all lexical": ("bnbench", lambda p, r: ours(p, r, lexical=True), 5),
     "rouge-score, with Lsum": ("rouge_score", lambda p, r: rouge_score(p, r, lsum=True), 1),
     "sacrebleu, BLEU chrF chrF++": ("sacrebleu", sacre, 1),
-    "ours, 10,000 paired resamples": ("bnbench", significance, 2),
+    RESAMPLING: ("bnbench", significance, 2),
 }
 
 
 def measure(program: str, n: int) -> dict[str, Any]:
-    """Run one program in this process: CPU seconds of the first and of the best run, wall seconds of the best, scores."""
+    """Run one program in this process: CPU seconds of the first and of the best run, wall seconds of the best,
+    scores.
+    """
     _, prepare, times = PROGRAMS[program]
     job = prepare(*make_pairs(n))
     cpu, wall = [], []
@@ -199,37 +209,55 @@ def furthest(a: Scores, b: Scores) -> float:
     return max((float(np.abs(np.array(a[name]) - b[name]).max()) for name in shared), default=float("nan"))
 
 
+def row(program: str, made: dict[str, Any], own: dict[str, Any], n: int) -> str:
+    """One line of the table; `own` is the measurement of ours that does the same work."""
+    best, cold = made["cpu"] * 1000 / n, made["cold"] * 1000 / n
+    if program.startswith("ours"):
+        return f"| {program} | {best:.4f} | {cold:.4f} | 1 | |"
+    against = f"{made['cpu'] / own['cpu']:.1f}x (first runs {made['cold'] / own['cold']:.1f}x)"
+    return f"| {program} | {best:.4f} | {cold:.4f} | {against} | {furthest(made['scores'], own['scores']):.1e} |"
+
+
 def report(found: dict[str, dict[str, Any] | None], n: int) -> list[str]:
     """The table as lines of Markdown."""
-    per_thousand = 1000 / n
-    lines = [
-        f"{n} pairs of 10-120 words",
-        "",
-        "| program | s per 1,000 pairs (CPU) | first run | against ours | largest difference |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [f"{n} pairs of 10-120 words, seconds of CPU per 1,000 pairs", ""]
+    lines += ["| program | best run | first run | against ours | largest difference |", "|---|---|---|---|---|"]
     for program, made in found.items():
-        if made is None:
-            lines.append(f"| {program} | not installed | | | |")
-            continue
         own = found["ours, all lexical" if "Lsum" in program or "sacrebleu" in program else "ours, ROUGE-1/2/L"]
-        if program == "ours, 10,000 paired resamples":
-            lines.append(f"| {program} | {made['wall']:.2f} s in all (wall), {made['cpu']:.2f} s CPU | | | |")
-        elif program.startswith("ours") or own is None:
-            lines.append(f"| {program} | {made['cpu'] * per_thousand:.4f} | {made['cold'] * per_thousand:.4f} | 1 | |")
+        if made is None or own is None:
+            lines.append(f"| {program} | not installed | | | |")
+        elif program == RESAMPLING:
+            lines.append(f"| {program} | {made['cpu']:.2f} s in all, {made['wall']:.2f} s on the clock | | | |")
         else:
-            against = f"{made['cpu'] / own['cpu']:.1f}x (first runs {made['cold'] / own['cold']:.1f}x)"
-            difference = f"{furthest(made['scores'], own['scores']):.1e}"
-            lines.append(
-                f"| {program} | {made['cpu'] * per_thousand:.4f} | {made['cold'] * per_thousand:.4f} | {against} | {difference} |"
-            )
+            lines.append(row(program, made, own, n))
     peers = [found["rouge-score, with Lsum"], found["sacrebleu, BLEU chrF chrF++"], found["ours, all lexical"]]
     if all(peers):
-        rouge, bleu, own = (made["cpu"] for made in peers if made)
-        lines.append(
-            f"| rouge-score + sacrebleu | {(rouge + bleu) * per_thousand:.4f} | | {(rouge + bleu) / own:.1f}x | |"
-        )
+        rouge, bleu, own_cpu = (made["cpu"] for made in peers if made)
+        together = f"{(rouge + bleu) * 1000 / n:.4f} | | {(rouge + bleu) / own_cpu:.1f}x"
+        lines.append(f"| rouge-score + sacrebleu | {together} | |")
     return lines
+
+
+def stream(n: int, workers: int = 2) -> str:
+    """Score n pairs as a stream; the peak memory of this process and of the largest worker."""
+    from bnbench.metrics import Texts, evaluate_stream
+
+    predictions, references = make_pairs(4000)
+    chance = random.Random(1)
+
+    def parts() -> Iterator[Texts]:
+        for start in range(0, n, 2000):
+            rows = chance.choices(range(4000), k=min(2000, n - start))
+            yield Texts.of([predictions[i] for i in rows], [references[i] for i in chance.sample(rows, len(rows))])
+
+    clock = time.perf_counter()
+    results = evaluate_stream(parts(), ["chrF++", "chrF", "BLEU", "ROUGE"], workers=workers)
+    seconds = time.perf_counter() - clock
+    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    lines = [str(result) for result in results.values()]
+    lines.append(f"{n} pairs in {seconds:.0f} s with {workers} workers, {n / seconds:.0f} pairs/s")
+    lines.append(f"peak memory: {peaks[0]:.0f} MiB here, {peaks[1]:.0f} MiB in the largest worker")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -237,7 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--json", action="store_true", help="print the measurements for a machine")
     parser.add_argument("--only", choices=PROGRAMS, help=argparse.SUPPRESS)
+    parser.add_argument("--stream", type=int, metavar="N", help="score N pairs as a stream on two processes instead")
     asked = parser.parse_args(arguments)
+    if asked.stream:
+        print(stream(asked.stream))
+        return
     if asked.only:
         print(json.dumps(measure(asked.only, asked.pairs)))
         return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bnbench.metrics.degeneration import Degeneration, Diversity
     from bnbench.metrics.empathy import KeywordEmpathy
     from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError
-    from bnbench.metrics.evaluation import evaluate_pairs, statistics
+    from bnbench.metrics.evaluation import evaluate_pairs, evaluate_stream, statistics
     from bnbench.metrics.normalization import Normalizer, flags, normalize
     from bnbench.metrics.original import original_scores
     from bnbench.metrics.perplexity import Perplexity
@@ -50,7 +50,7 @@ _WHERE = {
         "degeneration": "Degeneration Diversity",
         "empathy": "KeywordEmpathy",
         "errors": "BnbenchError InputError MissingExtraError UsageError",
-        "evaluation": "evaluate_pairs statistics",
+        "evaluation": "evaluate_pairs evaluate_stream statistics",
         "normalization": "Normalizer flags normalize",
         "original": "original_scores",
         "perplexity": "Perplexity",
@@ -86,6 +86,7 @@ __all__ = [
     "bootstrap",
     "default_metrics",
     "evaluate_pairs",
+    "evaluate_stream",
     "flags",
     "get_metric",
     "holm",

@@ -42,6 +42,13 @@ class Result:
     seed: int = 42
     level: float = 0.95
     clusters: Sequence[Hashable] | None = field(default=None, repr=False)
+    items: int | None = None
+    """How many replies were scored where `table` holds sums over blocks of them (`evaluate_stream`)."""
+
+    @property
+    def n(self) -> int:
+        """How many replies were scored."""
+        return len(self.table) if self.items is None else self.items
 
     @property
     def metric(self) -> str:
@@ -51,7 +58,7 @@ class Result:
     @property
     def signature(self) -> str:
         """Every choice that moves the score; two scores with different signatures must not be compared."""
-        return self.of.signature(len(self.table))
+        return self.of.signature(self.n)
 
     @cached_property
     def scores(self) -> Mapping[str, float]:
@@ -65,7 +72,9 @@ class Result:
 
     @cached_property
     def per_item(self) -> FloatArray:
-        """The main value of each single reply, shape (n,)."""
+        """The main value of each single reply, shape (n,); `InputError` where only sums were kept."""
+        if self.n != len(self.table):
+            raise InputError(f"the scores of single replies were not kept: {self.n} replies were scored as a stream")
         scores: FloatArray = self.of.formula(self.table)[:, 0]
         return scores
 

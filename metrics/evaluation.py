@@ -4,7 +4,10 @@ stays bounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +15,7 @@ import numpy.typing as npt
 from bnbench.metrics.core import FloatArray, Metric, Result, Texts
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.registry import default_metrics, get_metric
+from bnbench.metrics.significance import BLOCKS
 
 PART = 2_000
 """Replies whose derived texts (tokens, n-grams) are held at once."""
@@ -48,6 +52,53 @@ def evaluate_pairs(
     }
 
 
+def evaluate_stream(
+    stream: Iterable[Texts],
+    metrics: Sequence[str | Metric],
+    *,
+    workers: int = 1,
+    resamples: int = 10_000,
+    seed: int = 42,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Result]:
+    """Score more texts than fit in memory: `stream` gives them some at a time, in order.
+
+    The results equal those of `evaluate_pairs` on all texts at once, intervals included (which above 10,000 replies
+    are those of blocks there too); only `per_item` is not kept then. With `workers` > 1 that many processes work
+    beside this one, started by spawning, so a script needs the usual `if __name__ == "__main__":`. Memory does not
+    grow with the number of texts. Raises as `evaluate_pairs` does.
+    """
+    chosen = _named(metrics)
+    sums = [np.zeros((BLOCKS, len(metric.columns))) for metric in chosen]
+    n = 0
+    pieces = (piece for texts in stream for piece in parts(texts))
+    for tables in _tables(pieces, chosen, workers):
+        rows = np.arange(n, n + len(tables[0])) % BLOCKS
+        for total, table in zip(sums, tables, strict=True):
+            total[rows] += table
+        n += len(rows)
+        if progress is not None:
+            progress(len(rows))
+    if not n:
+        raise InputError("there is no reply to score")
+    return {m.name: Result(m, total[:n], resamples, seed, items=n) for m, total in zip(chosen, sums, strict=True)}
+
+
+def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Iterator[list[FloatArray]]:
+    """The tables of each piece, in order; a few pieces a worker are under way at once, whatever their number."""
+    if workers < 2:
+        yield from (statistics(piece, metrics) for piece in pieces)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: deque[Future[list[FloatArray]]] = deque()
+        for piece in pieces:
+            waiting.append(pool.submit(statistics, piece, metrics))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def statistics(
     texts: Texts, metrics: Sequence[Metric], progress: Callable[[int], object] | None = None
 ) -> list[FloatArray]:
@@ -74,6 +125,10 @@ def _chosen(metrics: Sequence[str | Metric] | None, texts: Texts) -> list[Metric
     if metrics is None:
         given = ("references", "messages", "likelihoods")
         return default_metrics(frozenset(name for name in given if getattr(texts, name) is not None))
+    return _named(metrics)
+
+
+def _named(metrics: Sequence[str | Metric]) -> list[Metric]:
     if isinstance(metrics, str):
         raise InputError(f"metrics is one string; give a list: [{metrics!r}]")
     chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]

@@ -207,8 +207,8 @@ UNCHANGED_WORD = re.compile(
 # In words of these, which are most others, only three rules do.
 _PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]+")
 _PLAIN_RULES = frozenset({"khanda_ta", "nfc", "vowel_a"})
-# In a text of these (without অ + া, without a colon for visarga, joiners only in words that a blank follows) the sentence
-# rules find what they would find after the word rules.
+# In a text of these (without অ + া or a colon for visarga, with joiners only in words that a blank follows) the
+# sentence rules find what they would find after the word rules.
 _NO_WORD_RULE_FIRST = re.compile(
     "(?:[ -~\n\u0964\u0965\u0980-\u09ff“”‘’–—…·€\u2600-\u27bf\U0001f000-\U0001faff]++"
     f"|[\u200c\u200d](?=[{_BENGALI}\u200c\u200d]++\\s))*+"
@@ -245,6 +245,9 @@ class Normalizer:
     profile: str = "bn1"
     off: frozenset[str] = frozenset()
 
+    def __reduce__(self) -> tuple[Callable[..., Normalizer], tuple[str, frozenset[str]]]:
+        return _normalizer, (self.profile, self.off)  # without its memory of words
+
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise UsageError(f"no normalisation profile {self.profile!r}; there are {', '.join(PROFILES)}")
@@ -264,7 +267,9 @@ class Normalizer:
         if self.profile != "bn1":
             return _OTHER_PROFILES[self.profile](text)
         normal = self._once(text)
-        while normal != text and _may_hold_template(normal):  # without its zero-width characters it may be a template remnant now
+        while normal != text and _may_hold_template(
+            normal
+        ):  # without its zero-width characters it may be a template remnant now
             text, normal = normal, self._once(normal)
         return normal
 

@@ -94,6 +94,9 @@ class Preparation:
     normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"
 
+    def __reduce__(self) -> tuple[Callable[..., Preparation], tuple[Normalizer, str]]:
+        return _preparation, (self.normalizer, self.tokenizer)  # without its memory of words
+
     def __post_init__(self) -> None:
         if self.tokenizer not in TOKENIZERS:
             raise UsageError(f"no tokeniser {self.tokenizer!r}; there are {', '.join(TOKENIZERS)}")

@@ -1,4 +1,6 @@
-"""What a user imports and gets: one line per result, shared work, clear errors, and defined scores for every odd text."""
+"""What a user imports and gets: one line per result, shared work, clear errors, and defined scores for every odd
+text.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from bnbench.metrics import (
     Perplexity,
     Texts,
     evaluate_pairs,
+    evaluate_stream,
     get_metric,
     metric_names,
     statistics,
@@ -66,6 +69,35 @@ def test_parts_equal_the_whole(pairs: tuple[list[str], list[str]], monkeypatch: 
     whole = statistics(texts, metrics)
     monkeypatch.setattr(evaluation.parts, "__defaults__", (7,))
     assert all(np.array_equal(a, b) for a, b in zip(whole, statistics(texts, metrics), strict=True))
+
+
+@pytest.mark.parametrize("n", [60, 25_000])
+def test_a_stream_equals_the_whole(n: int, pairs: tuple[list[str], list[str]]) -> None:
+    predictions, references = (pairs[0][:60] * n)[:n], (pairs[1][1:61] * n)[:n]
+    short = [" ".join(text.split()[:4]) for text in predictions], [" ".join(text.split()[:4]) for text in references]
+    whole = evaluate_pairs(*short, ["BLEU", "ROUGE"], resamples=200)
+    stream = (Texts.of(short[0][i : i + 7_000], short[1][i : i + 7_000]) for i in range(0, n, 7_000))
+    streamed = evaluate_stream(stream, ["BLEU", "ROUGE"], resamples=200)
+    for name, result in streamed.items():
+        assert result.signature == whole[name].signature
+        assert result.scores == pytest.approx(dict(whole[name].scores), abs=1e-9)
+        assert result.intervals == whole[name].intervals
+    if n > 10_000:
+        with pytest.raises(InputError, match="not kept"):
+            _ = streamed["BLEU"].per_item
+    else:
+        assert np.array_equal(streamed["BLEU"].per_item, whole["BLEU"].per_item)
+
+
+def test_a_stream_on_two_processes(pairs: tuple[list[str], list[str]]) -> None:
+    done: list[int] = []
+    stream = (Texts.of(pairs[0][i : i + 50], pairs[1][i : i + 50]) for i in range(0, 400, 50))
+    streamed = evaluate_stream(stream, ["BLEU"], workers=2, progress=done.append)
+    whole = evaluate_pairs(pairs[0][:400], pairs[1][:400], ["BLEU"])
+    assert np.array_equal(streamed["BLEU"].table, whole["BLEU"].table)
+    assert done == [50] * 8
+    with pytest.raises(InputError, match="no reply"):
+        evaluate_stream([], ["BLEU"])
 
 
 def test_default_metrics_follow_what_is_given() -> None:

@@ -23,6 +23,10 @@ def nukta_as_one(text: str) -> str:
     return text
 
 
+def joiner_in_ra_ya(text: str, joined: str) -> str:
+    return re.sub("\u09b0[\u200c\u200d]?\u09cd\u09af", joined, text)
+
+
 def nukta_as_two(text: str) -> str:
     for two, one in PRECOMPOSED.items():
         text = text.replace(one, two)
@@ -37,8 +41,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "danda as pipe": lambda text: re.sub(f"(?<={LETTER})।", "|", text),
     "danda as U+09F7": lambda text: text.replace("।", "৷"),
     "ZWNJ after hasanta": lambda text: text.replace("\u09cd", "\u09cd\u200c"),
-    "ra-ya with ZWJ before hasanta": lambda text: re.sub("\u09b0[\u200c\u200d]?\u09cd\u09af", "\u09b0\u200d\u09cd\u09af", text),
-    "ra-ya with ZWJ after hasanta": lambda text: re.sub("\u09b0[\u200c\u200d]?\u09cd\u09af", "\u09b0\u09cd\u200d\u09af", text),
+    "ra-ya with ZWJ before hasanta": lambda text: joiner_in_ra_ya(text, "\u09b0\u200d\u09cd\u09af"),
+    "ra-ya with ZWJ after hasanta": lambda text: joiner_in_ra_ya(text, "\u09b0\u09cd\u200d\u09af"),
     "ASCII digits": lambda text: text.translate(TO_ASCII),
     "old khanda ta": lambda text: text.replace("\u09ce", "\u09a4\u09cd\u200d"),
     "o split": lambda text: text.replace("\u09cb", "\u09c7\u09be"),
