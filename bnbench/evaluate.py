@@ -21,6 +21,7 @@ from bnbench.candidates import Candidate
 from bnbench.corpus import Corpus, Example, demo_corpus, load_corpus
 from bnbench.errors import PartialRunError, RunError, UsageError
 from bnbench.metrics.core import Metric, Texts
+from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.progress import stage
 from bnbench.record import finished, started
@@ -208,7 +209,7 @@ def _score(work: Work) -> dict[str, Metric]:
             texts = candidate_texts([replies[candidate.name, i] for i in ids], work.examples)
             known = {"references", "messages"} | ({"likelihoods"} if texts.likelihoods is not None else set())
             metrics = default_metrics(frozenset(known))
-            tables = {m.name: m.statistics(texts) for m in metrics}
+            tables = {m.name: t for m, t in zip(metrics, statistics(texts, metrics), strict=True)}
             write_scores(work.request.out, candidate.name, ids, tables, {m.name: m.columns for m in metrics})
             used |= {m.name: m for m in metrics}
             progress.advance(len(ids))

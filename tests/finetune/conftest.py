@@ -22,7 +22,15 @@ REPLIES = [
     "তুমি একা নও।",
     "ধীরে ধীরে সব ঠিক হয়ে যাবে; আমরা পাশে আছি।",
 ]
-SHORT = {"epochs": "3", "batch_size": "2", "accumulate": "2", "save_every": "3", "log_every": "2", "r": "4"}
+SHORT = {
+    "epochs": "3",
+    "batch_size": "2",
+    "accumulate": "2",
+    "save_every": "3",
+    "log_every": "2",
+    "r": "4",
+    "learning_rate": "2e-3",
+}
 
 
 def make_examples(count: int) -> tuple[Example, ...]:

@@ -1,0 +1,170 @@
+"""How well scores agree with labels: AUC, Kendall's tau-b with tie calibration, and Krippendorff's alpha.
+
+AUC and tau are counts over pairs of rows. Summed over the pairs between two clusters (messages), each count is a
+quadratic form in the number of times that each cluster is drawn, so a bootstrap over whole clusters is a few small
+matrix products and never sees the pairs again.
+
+Sources: Hanley & McNeil 1982 (AUC as a count over pairs); Kendall 1945 (tau-b); Deutsch, Foster & Freitag 2023, "Ties
+Matter" (tie calibration: a metric that never ties is compared with labels that mostly do, so two scores closer than a
+threshold count as tied, and the threshold is the one that serves the metric best); Field & Welsh 2007 (resampling whole
+clusters); Krippendorff 2011 (alpha).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from bnbench.metrics.core import FloatArray, ratio
+from bnbench.metrics.errors import InputError
+from bnbench.metrics.significance import Interval
+
+MOST_ROWS = 4_000
+"""Rows of a labelled set: every pair of them is looked at, eight million here."""
+MOST_GROUPS = 500
+"""Clusters that are resampled; above it cluster i goes into group i mod 500, at 1/sqrt(1000) = 3 % of an interval's
+width.
+"""
+_BLOCK = 256  # rows that are compared with all others at once
+
+Groups = npt.NDArray[np.int64]
+Compared = Callable[[Groups, Groups], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A measure as m quadratic forms in the weights of c groups: `forms` (m, c, c), and what is made of their values.
+
+    `tie_threshold` is the difference up to which two scores count as tied; None for AUC.
+    """
+
+    forms: FloatArray = field(repr=False)
+    of: Callable[[FloatArray], FloatArray] = field(repr=False)
+    tie_threshold: float | None = None
+
+    @property
+    def value(self) -> float:
+        """The measure with every group taken once."""
+        return float(self.of(self.forms.sum(axis=(1, 2))))
+
+    def resampled(self, weights: FloatArray) -> FloatArray:
+        """The measure under each row of `weights` (resamples, c), shape (resamples,)."""
+        counts = [((weights @ form) * weights).sum(axis=1) for form in self.forms]
+        return self.of(np.stack(counts, axis=-1))
+
+
+def group_numbers(clusters: Sequence[Hashable]) -> Groups:
+    """Each row's group from 0: its cluster, in order of appearance, modulo `MOST_GROUPS`."""
+    numbers = {name: number % MOST_GROUPS for number, name in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[name] for name in clusters], dtype=np.int64)
+
+
+def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups) -> Agreement:
+    """The chance that a positive row scores above another one, half a chance where they tie; 0.5 without such pairs."""
+
+    def pairs(a: Groups, b: Groups) -> FloatArray:
+        return np.asarray(positive[a] & ~positive[b], dtype=np.float64)
+
+    def wins(a: Groups, b: Groups) -> FloatArray:
+        return pairs(a, b) * (np.sign(scores[a] - scores[b]) + 1) / 2
+
+    return Agreement(np.stack([_by_group(groups, wins), _by_group(groups, pairs)]), _auc)
+
+
+def _auc(counts: FloatArray) -> FloatArray:
+    share: FloatArray = np.where(counts[..., 1] > 0, ratio(counts[..., 0], counts[..., 1]), 0.5)
+    return share
+
+
+def kendall(scores: FloatArray, labels: FloatArray, groups: Groups, threshold: float | None = None) -> Agreement:
+    """tau-b, where scores that differ by at most `threshold` are tied (None: see `tie_threshold`); 0 where all tie."""
+    tied = tie_threshold(scores, labels) if threshold is None else threshold
+
+    def order(a: Groups, b: Groups) -> FloatArray:
+        gaps = scores[a] - scores[b]
+        return np.sign(gaps) * (np.abs(gaps) > tied)
+
+    def truth(a: Groups, b: Groups) -> FloatArray:
+        return np.sign(labels[a] - labels[b])
+
+    compared: tuple[Compared, ...] = (
+        lambda a, b: order(a, b) * truth(a, b),
+        lambda a, b: np.abs(order(a, b)),
+        lambda a, b: np.abs(truth(a, b)),
+    )
+    return Agreement(np.stack([_by_group(groups, each) for each in compared]), _tau, tied)
+
+
+def _tau(counts: FloatArray) -> FloatArray:
+    return ratio(counts[..., 0], np.sqrt(counts[..., 1] * counts[..., 2]))
+
+
+def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
+    """The difference up to which scores are to count as tied so that tau-b is largest; the smallest such, 0 or more."""
+    first, second = np.triu_indices(len(scores), 1)
+    gaps = scores[first] - scores[second]
+    agreeing = np.append(0.0, np.sign(gaps) * np.sign(labels[first] - labels[second]))
+    sizes = np.append(0.0, np.abs(gaps))  # a pair that ties whatever the threshold, so that 0 is among them
+    order = np.argsort(sizes, kind="stable")
+    sizes, left = sizes[order], agreeing.sum() - np.cumsum(agreeing[order])
+    untied = np.arange(len(sizes) - 1, -1, -1)
+    last = np.append(sizes[1:] > sizes[:-1], True)  # pairs of one size tie together
+    return float(sizes[last][np.argmax(ratio(left, np.sqrt(untied))[last])])
+
+
+def _by_group(groups: Groups, compared: Compared) -> FloatArray:
+    """What `compared` gives for all pairs of rows, summed over the rows of each pair of groups, shape (c, c)."""
+    rows = np.arange(len(groups))
+    member = np.zeros((len(groups), int(groups.max()) + 1))
+    member[rows, groups] = 1
+    sums = np.zeros((member.shape[1],) * 2)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        sums += member[block].T @ (compared(block[:, None], rows[None, :]) @ member)
+    return sums
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure minus another, its bootstrap interval, and the two-sided bootstrap p that they do not differ."""
+
+    value: float
+    interval: Interval
+    p_value: float
+
+
+def interval(resampled: FloatArray, level: float = 0.95) -> Interval:
+    """The percentile interval of resampled values."""
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high), level)
+
+
+def difference(a: Agreement, b: Agreement, weights: FloatArray) -> Difference:
+    """a - b on the same resamples: `weights` (resamples, c). p = 2 (1 + resamples on the rarer side of 0) / (R + 1)."""
+    drawn = a.resampled(weights) - b.resampled(weights)
+    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    return Difference(a.value - b.value, interval(drawn), min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
+
+
+def krippendorff_alpha(units: Sequence[Sequence[int | None]]) -> float:
+    """Krippendorff's ordinal alpha of `units`, each the levels given to one item (None: not given).
+
+    1 is agreement, 0 what chance would give. Raises `InputError` where fewer than two levels occur in items labelled
+    twice: alpha is not defined there.
+    """
+    given = [[level for level in unit if level is not None] for unit in units]
+    given = [unit for unit in given if len(unit) > 1]
+    levels = sorted({level for unit in given for level in unit})
+    if len(levels) < 2:
+        raise InputError("alpha needs at least two levels among the items that were labelled more than once")
+    counts = np.array([[unit.count(level) for level in levels] for unit in given], dtype=np.float64)
+    each, totals = counts.sum(axis=1), counts.sum(axis=0)
+    pairs = np.einsum("uc,uk->uck", counts, counts) - np.einsum("uc,ck->uck", counts, np.eye(len(levels)))
+    observed = (pairs / (each - 1)[:, None, None]).sum(axis=0)
+    below = np.cumsum(totals) - totals / 2  # the middle rank of each level; distances between them are ordinal
+    distance = (below[:, None] - below[None, :]) ** 2
+    expected = np.outer(totals, totals) / (totals.sum() - 1)
+    return float(1 - (observed * distance).sum() / (expected * distance).sum())

@@ -1,0 +1,175 @@
+"""Labelled replies for validating metrics: the Bengali set that ships with bnbench, and any file of the same form.
+
+A file is CSV (or TSV) in UTF-8 with one row per reply and the columns of `COLUMNS`; `SECOND`, the labels of a second
+labelling, and others may follow. `id` names the message, so rows that answer one message share it. `kind` says what the
+reply was written to be; the kind "empathic" is what a metric should put above all others. Labels are 0 (none), 1 (weak)
+or 2 (strong), one column for each mechanism of EPITOME.
+
+    >>> from bnbench.metrics.labelled import labelled_set
+    >>> held_out = labelled_set("held-out")
+    >>> len(held_out), len(set(held_out.ids))
+    (240, 40)
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.lexicon import MECHANISMS
+
+COLUMNS = ("id", "half", "topic", "message", "reply", "kind", *MECHANISMS)
+SECOND = tuple(f"{name}_second" for name in MECHANISMS)
+HALVES = ("development", "held-out")
+LEVELS = (0, 1, 2)
+EMPATHIC = "empathic"
+"""The kind that counts as empathic; every other kind is "the rest"."""
+_SHIPPED = "empathy_bn.csv"
+
+Levels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledReply:
+    """One row: `id` of the message, what was answered to it, and a level for each mechanism.
+
+    `second` has the levels of a second labelling, or is None.
+    """
+
+    id: str
+    half: str
+    topic: str
+    message: str
+    reply: str
+    kind: str
+    levels: tuple[int, int, int]
+    second: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file."""
+
+    rows: tuple[LabelledReply, ...]
+    source: str
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The message's id of every reply: the clusters of a bootstrap."""
+        return tuple(row.id for row in self.rows)
+
+    @property
+    def replies(self) -> tuple[str, ...]:
+        """The text of every reply."""
+        return tuple(row.reply for row in self.rows)
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """What each reply answers."""
+        return tuple(row.message for row in self.rows)
+
+    @property
+    def empathic(self) -> npt.NDArray[np.bool_]:
+        """Whether each reply is of the kind "empathic", shape (n,)."""
+        return np.array([row.kind == EMPATHIC for row in self.rows], dtype=np.bool_)
+
+    @property
+    def levels(self) -> Levels:
+        """Shape (n, 3), 0-2: emotional reaction, interpretation, exploration."""
+        return np.array([row.levels for row in self.rows], dtype=np.int64).reshape(-1, len(MECHANISMS))
+
+    def part(self, half: str | None) -> LabelledSet:
+        """The rows of one half, or all. Raises `UsageError` for another name, `InputError` when it has no rows."""
+        if half is None:
+            return self
+        if half not in HALVES:
+            raise UsageError(f"there is no half {half!r}; use one of {', '.join(HALVES)}")
+        rows = tuple(row for row in self.rows if row.half == half)
+        if not rows:
+            raise InputError(f"{self.source}: no row has half {half!r}")
+        return LabelledSet(rows, f"{self.source} ({half})", self.sha256)
+
+
+def labelled_set(half: str | None = None) -> LabelledSet:
+    """The shipped set, 80 messages with six replies each, or one half of it: "development" or "held-out".
+
+    Calibrate on the development half; report the held-out one. What it is, and is not good for: `README.md` beside it.
+    """
+    return _shipped().part(half)
+
+
+def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
+    """A labelled file of your own. Raises `UsageError` or `InputError` with the row and column that are wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    return parse_labelled(path.read_bytes(), path.name).part(half)
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> LabelledSet:
+    return parse_labelled(files(__name__).joinpath(_SHIPPED).read_bytes(), _SHIPPED)
+
+
+def parse_labelled(data: bytes, source: str) -> LabelledSet:
+    """The rows of a file's bytes; TSV where `source` ends in .tsv. Raises as `read_labelled` does."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
+    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if source.endswith(".tsv") else ",")
+    missing = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
+    if missing:
+        raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(COLUMNS)}")
+    rows = tuple(_row(f"{source}, line {lines.line_num}", record) for record in lines)
+    _check_rows(rows, source)
+    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest())
+
+
+def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
+    if None in record:
+        raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
+    empty = [name for name in ("id", "message", "reply", "kind") if not (record[name] or "").strip()]
+    if empty:
+        raise InputError(f"{place}: {empty[0]} is empty")
+    half = record["half"] or ""
+    if half not in HALVES:
+        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}")
+    text = {name: record[name] or "" for name in ("id", "topic", "message", "reply", "kind")}
+    second = _levels(place, record, SECOND) if any(record.get(name) for name in SECOND) else None
+    return LabelledReply(half=half, levels=_levels(place, record, MECHANISMS), second=second, **text)
+
+
+def _levels(place: str, record: Mapping[str | None, str | None], names: Sequence[str]) -> tuple[int, int, int]:
+    known = {str(level): level for level in LEVELS}
+    for name in names:
+        if (record.get(name) or "").strip() not in known:
+            raise InputError(f"{place}: {name} is {record.get(name)!r}; a level is 0 (none), 1 (weak) or 2 (strong)")
+    a, b, c = (known[(record[name] or "").strip()] for name in names)
+    return a, b, c
+
+
+def _check_rows(rows: Sequence[LabelledReply], source: str) -> None:
+    if not rows:
+        raise InputError(f"{source}: there is no row")
+    first: dict[str, LabelledReply] = {}
+    for row in rows:
+        known = first.setdefault(row.id, row)
+        if (known.message, known.half) != (row.message, row.half):
+            what = "messages" if known.message != row.message else "halves"
+            raise InputError(f"{source}: id {row.id!r} has two different {what}; an id names one message, in one half")
