@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from bnbench.errors import CandidateError
-from bnbench.model_files import CODE, SMALL, WEIGHTS, ModelFiles, file_sha256, hub_id, locate, remote_names
+from bnbench.model_files import BUNDLED, CODE, SMALL, WEIGHTS, ModelFiles, file_sha256, hub_id, locate, remote_names
 
 Kind = Literal["base", "adapter", "predictions"]
 
@@ -138,12 +137,12 @@ def find_base(spec: Spec, *, trust_remote_code: bool = False) -> ModelFiles:
 
 def demo_base() -> str:
     """The bundled base, as `--base` would spell it."""
-    return f"demo-base={resources.files('bnbench.demo') / 'base'}"
+    return f"demo-base={BUNDLED}base"
 
 
 def demo_adapter() -> str:
     """The bundled adapter, as `--adapter` would spell it."""
-    return f"demo-adapter={resources.files('bnbench.demo') / 'adapter'}"
+    return f"demo-adapter={BUNDLED}adapter"
 
 
 def _find_adapter(spec: Spec) -> _Adapter:

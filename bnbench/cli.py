@@ -55,8 +55,11 @@ def main() -> None:
     app()
 
 
-def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a command whose BnbenchErrors become one message on stderr and the error's exit code."""
+def command(name: str, *, resumes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command whose BnbenchErrors become one message on stderr and the error's exit code.
+
+    One that `resumes` keeps what it has computed when it is interrupted.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -69,9 +72,8 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 typer.echo(f"bnbench: {error}", err=True)
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
-                typer.echo(
-                    f"\nbnbench: interrupted; what was computed is kept. Go on with: {_command_line()}", err=True
-                )
+                kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
+                typer.echo(f"\nbnbench: interrupted{kept}", err=True)
                 raise typer.Exit(130) from None
 
         return app.command(name)(guarded)
@@ -98,7 +100,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-@command("evaluate")
+@command("evaluate", resumes=True)
 def evaluate_command(
     base: Base = None,
     adapter: Annotated[
@@ -174,7 +176,7 @@ def evaluate_command(
     _report([evaluate(request)], None, as_json)
 
 
-@command("finetune")
+@command("finetune", resumes=True)
 def finetune_command(
     recipe: Annotated[
         str | None, typer.Option(help="A shipped recipe or a TOML file; t4, or demo for the bundled base.")
@@ -260,6 +262,45 @@ def _report(folders: list[Path], out: Path | None, as_json: bool) -> None:
     typer.echo(json.dumps(report.ranking, ensure_ascii=False, indent=2) if as_json else report.text)
     if not as_json:
         typer.echo(f"\n{report.html}")
+
+
+@command("score")
+def score_command(
+    predictions: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet; any other file: one reply a line.")],
+    references: Annotated[
+        list[Path] | None, typer.Option(help="File of references. May be repeated: several references of each reply.")
+    ] = None,
+    messages: Annotated[Path | None, typer.Option(help="File of what the replies answer.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="May be repeated. Without it: all that the files allow, chrF++ first.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=COLUMN where the files' names differ; fields: reply, reference, message, title, id."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="original: the original project's figures, and what they should have been.")
+    ] = "bnbench",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core for long files.")] = None,
+    seed: Seed = 42,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a file of replies. Files are joined by a column id where there is one, else line by line."""
+    from bnbench.scoring import score
+
+    scores = score(
+        predictions,
+        references or (),
+        profile=profile,
+        metrics=metric,
+        messages=messages,
+        columns=_pairs(columns, "--columns"),
+        workers=workers,
+        seed=seed,
+        quiet=quiet,
+    )
+    typer.echo(json.dumps(scores.summary(), ensure_ascii=False, indent=2) if as_json else str(scores))
 
 
 @command("corpus")

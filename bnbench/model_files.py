@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from bnbench.extras import require
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
 WEIGHTS = ("*.safetensors",)
 CODE = ("*.py",)
+BUNDLED = "bnbench-demo/"
+"""`bnbench-demo/base` and `bnbench-demo/adapter` name the bundled models, wherever the package is installed."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -93,13 +96,17 @@ def file_sha256(path: Path) -> str:
 
 
 def locate(label: str, location: str, revision: str = "", patterns: Sequence[str] = SMALL) -> ModelFiles:
-    """Finds a folder, or a hub id in the cache or on the hub, from where files that match `patterns` are fetched.
+    """Finds a folder, a bundled model, or a hub id in the cache or on the hub; fetches the files that match `patterns`.
 
     `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are honoured.
 
     Raises:
         CandidateError: no such folder, or a hub id that cannot be had, with what to do about it.
     """
+    if location.startswith(BUNDLED):
+        return ModelFiles(
+            label, location, "", Path(str(resources.files("bnbench.demo"))) / location.removeprefix(BUNDLED)
+        )
     folder = Path(location).expanduser()
     if folder.is_dir():
         if revision:

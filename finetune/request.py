@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 from bnbench.corpus import Corpus, SplitSizes, demo_corpus, load_corpus
@@ -12,6 +11,7 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.base import load_generation_config, load_tokenizer, resolve_base
 from bnbench.finetune.planning import FinetuneRequest
 from bnbench.finetune.recipes import list_recipes, load_recipe, recipe_text
+from bnbench.model_files import BUNDLED
 from bnbench.prompts import PromptFormat
 from bnbench.runs import slug, write_text
 
@@ -44,13 +44,12 @@ def finetune_request(
     """
     overrides = dict(overrides or {})
     seconds = parse_duration(stop_after) if stop_after else None
-    location, revision, folder = _base(base)
+    location, revision = _base(base)
     limits = load_recipe(recipe, overrides).max_tokens
-    corpus = _corpus(data, limits, columns or {}, split_sizes, (location, revision, folder), trust_remote_code)
+    corpus = _corpus(data, limits, columns or {}, split_sizes, (location, revision), trust_remote_code)
     return FinetuneRequest(
         base=location,
         revision=revision,
-        base_folder=folder,
         recipe=recipe,
         examples=corpus.select(split, limit),
         fingerprint=corpus.fingerprint,
@@ -87,15 +86,15 @@ def copy_recipe(name: str, path: Path) -> None:
     write_text(path, text)
 
 
-def _base(base: str | None) -> tuple[str, str | None, Path | None]:
-    """Name, revision and folder. The bundled base is named by its place beside the bundled adapter."""
+def _base(base: str | None) -> tuple[str, str | None]:
+    """Name and revision, as the adapter's configuration will state them."""
     if base is None:
-        return "../base", None, Path(str(resources.files("bnbench.demo") / "base"))
+        return f"{BUNDLED}base", None
     if Path(base).exists():
         # Absolute: the adapter's record of its base must hold wherever `evaluate` is started.
-        return str(Path(base).resolve()), None, None
+        return str(Path(base).resolve()), None
     location, _, revision = base.partition("@")
-    return location, revision or None, None
+    return location, revision or None
 
 
 def _corpus(
@@ -103,11 +102,10 @@ def _corpus(
     max_tokens: int,
     columns: Mapping[str, str],
     split_sizes: str,
-    base: tuple[str, str | None, Path | None],
+    base: tuple[str, str | None],
     trust_remote_code: bool,
 ) -> Corpus:
-    location, revision, folder = base
-    files = resolve_base(location, revision, folder=folder, trust_remote_code=trust_remote_code)
+    files = resolve_base(*base, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
     count = PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens
     if data is None:

@@ -4,16 +4,18 @@ stays bounded.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.core import FloatArray, Metric, Result, Texts
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.errors import BnbenchError, InputError
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import BLOCKS
 
@@ -66,7 +68,7 @@ def evaluate_stream(
     The results equal those of `evaluate_pairs` on all texts at once, intervals included (which above 10,000 replies
     are those of blocks there too); only `per_item` is not kept then. With `workers` > 1 that many processes work
     beside this one, started by spawning, so a script needs the usual `if __name__ == "__main__":`. Memory does not
-    grow with the number of texts. Raises as `evaluate_pairs` does.
+    grow with the number of texts. Raises as `evaluate_pairs` does, and `BnbenchError` where a process is killed.
     """
     chosen = _named(metrics)
     sums = [np.zeros((BLOCKS, len(metric.columns))) for metric in chosen]
@@ -89,14 +91,23 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
     if workers < 2:
         yield from (statistics(piece, metrics) for piece in pieces)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_the_parent) as pool:
         waiting: deque[Future[list[FloatArray]]] = deque()
-        for piece in pieces:
-            waiting.append(pool.submit(statistics, piece, metrics))
-            if len(waiting) > 2 * workers:
+        try:
+            for piece in pieces:
+                waiting.append(pool.submit(statistics, piece, metrics))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise BnbenchError("a process that scored was killed, most likely for want of memory: use fewer") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def statistics(

@@ -8,7 +8,7 @@ characters lie in three ranges: sentence ends, other punctuation, words; a line 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,11 @@ class Vocabulary(dict[str, str]):
             raise InputError("these texts have more than a million different words: score them in smaller parts")
         character = self[token] = chr(number)
         return character
+
+    def of_words(self, tokens: Collection[str]) -> Iterator[tuple[str, str]]:
+        """Each of these tokens, which are words, with its character."""
+        self.update(zip([token for token in tokens if token not in self], map(chr, self._words)))
+        return zip(tokens, map(self.__getitem__, tokens))
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,12 @@ class Pairs:
         return self._derived("encoded", self._encoded_by_word if self.preparation.by_word else self._encoded_by_text)
 
     def _encoded_by_word(self) -> dict[str, list[str]]:
-        character, pieces = self._vocabulary().__getitem__, self.preparation.pieces
-        encode = Memo(lambda word: "".join(map(character, pieces[word]))).__getitem__
-        return {text: ["".join(map(encode, line)) for line in lines] for text, lines in self._lines().items()}
+        vocabulary, pieces, texts = self._vocabulary(), self.preparation.pieces, self._lines()
+        memo = Memo(lambda word: "".join(map(vocabulary.__getitem__, pieces[word])))
+        words = set[str]().union(*(line for lines in texts.values() for line in lines))
+        memo.update(vocabulary.of_words(self.preparation.single_tokens(words)))
+        encode = memo.__getitem__
+        return {text: ["".join(map(encode, line)) for line in lines] for text, lines in texts.items()}
 
     def _encoded_by_text(self) -> dict[str, list[str]]:
         return self.texts.mapped(("by text", self.preparation), lambda text: [self._encode(text)])

@@ -11,7 +11,7 @@ Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -19,7 +19,7 @@ from itertools import chain
 import regex
 
 from bnbench.metrics.errors import UsageError
-from bnbench.metrics.normalization import UNCHANGED_WORD, Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import UNCHANGED_LINE, UNCHANGED_WORD, Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -124,6 +124,10 @@ class Preparation:
         if self.tokenizer == "bn1":
             return Memo(lambda raw: (raw,) if UNCHANGED_WORD.fullmatch(raw) else split(words[raw]))
         return Memo(lambda raw: split(words[raw]))
+
+    def single_tokens(self, words: Iterable[str]) -> list[str]:
+        """Those of some words of `normalizer.beyond_words(text)` that are known at sight to be one token, themselves."""
+        return UNCHANGED_LINE.findall("\n".join(words)) if self.tokenizer == "bn1" else []
 
     def split_sentences(self, text: str) -> list[str]:
         """The normalised text cut at line ends and after । ॥ ? ! with the quotes or brackets that close there."""

@@ -1,1 +1,30 @@
-"""x"""
+"""Metric validation: does a metric of empathy do what one should, and is it better than scores that know nothing?
+
+`audit` takes any `Metric` and any labelled set (`bnbench.metrics.labelled`) and checks four things.
+
+* Spelling: another spelling of a reply must not change its score (`spelling`).
+* Change: what is done to empathic replies should make their score worse, or leave it (`perturbations`). A change for
+  the worse is found where the mean over messages lies below 0 with its whole 95 % interval; for the message given back
+  and for stuffed keywords the score has to fall in 95 % of the messages as well. In the other register it may move by a
+  tenth of its standard deviation on average.
+* Labels: AUC of the empathic replies against the rest, and Kendall's tau-b with tie calibration against the label of
+  each mechanism, by the metric's score of that mechanism where it has one (`agreement`).
+* Sentinels: the metric must be better than the best of four scores that know nothing (`sentinels`), with p < .05 in a
+  paired bootstrap over messages. Where it is not, it is not trustworthy there.
+
+A metric that needs references gets, for each reply, the best-labelled empathic reply among the other replies to the
+same message. One that needs likelihoods cannot be audited. An audit speaks of the replies and labels that it was given.
+
+    >>> from bnbench.metrics import KeywordEmpathy
+    >>> report = audit(KeywordEmpathy())
+    >>> report.trustworthy
+    True
+"""
+
+from __future__ import annotations
+
+from bnbench.metrics.audit.agreement import krippendorff_alpha
+from bnbench.metrics.audit.auditing import audit, audits
+from bnbench.metrics.audit.report import AuditReport, Check, Estimate, Standing, standings_table
+
+__all__ = ["AuditReport", "Check", "Estimate", "Standing", "audit", "audits", "krippendorff_alpha", "standings_table"]

@@ -50,10 +50,24 @@ class Agreement:
         """The measure with every group taken once."""
         return float(self.of(self.forms.sum(axis=(1, 2))))
 
-    def resampled(self, weights: FloatArray) -> FloatArray:
-        """The measure under each row of `weights` (resamples, c), shape (resamples,)."""
+    def measured(self, weights: FloatArray) -> Measured:
+        """The measure, and what it is under each row of `weights` (resamples, c)."""
         counts = [((weights @ form) * weights).sum(axis=1) for form in self.forms]
-        return self.of(np.stack(counts, axis=-1))
+        return Measured(self.value, self.of(np.stack(counts, axis=-1)), self.tie_threshold)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure and its bootstrap: `resampled`, shape (resamples,), in the same order for all that is compared."""
+
+    value: float
+    resampled: FloatArray = field(repr=False)
+    tie_threshold: float | None = None
+
+    @property
+    def interval(self) -> Interval:
+        """The percentile interval, 95 %."""
+        return _interval(self.resampled)
 
 
 def group_numbers(clusters: Sequence[Hashable]) -> Groups:
@@ -69,7 +83,8 @@ def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups) -> 
         return np.asarray(positive[a] & ~positive[b], dtype=np.float64)
 
     def wins(a: Groups, b: Groups) -> FloatArray:
-        return pairs(a, b) * (np.sign(scores[a] - scores[b]) + 1) / 2
+        won: FloatArray = pairs(a, b) * (np.sign(scores[a] - scores[b]) + 1) / 2
+        return won
 
     return Agreement(np.stack([_by_group(groups, wins), _by_group(groups, pairs)]), _auc)
 
@@ -136,17 +151,16 @@ class Difference:
     p_value: float
 
 
-def interval(resampled: FloatArray, level: float = 0.95) -> Interval:
-    """The percentile interval of resampled values."""
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level)
+def _interval(resampled: FloatArray) -> Interval:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(low), float(high))
 
 
-def difference(a: Agreement, b: Agreement, weights: FloatArray) -> Difference:
-    """a - b on the same resamples: `weights` (resamples, c). p = 2 (1 + resamples on the rarer side of 0) / (R + 1)."""
-    drawn = a.resampled(weights) - b.resampled(weights)
+def difference(a: Measured, b: Measured) -> Difference:
+    """a - b on the same R resamples. p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1."""
+    drawn = a.resampled - b.resampled
     rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    return Difference(a.value - b.value, interval(drawn), min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
+    return Difference(a.value - b.value, _interval(drawn), min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
 
 
 def krippendorff_alpha(units: Sequence[Sequence[int | None]]) -> float:

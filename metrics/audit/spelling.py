@@ -48,13 +48,13 @@ def _danda_typed(text: str) -> str:
 
 
 SPELLINGS: Mapping[str, Spelling] = {
-    "nukta letters as one code point or two": _swapped(_NUKTA),
-    "danda with a blank before it": lambda text: re.sub("(?<=\\S)।", " ।", text),
-    "danda typed as . or |": _danda_typed,
+    "nukta as one sign or two": _swapped(_NUKTA),
+    "danda after a blank": lambda text: re.sub("(?<=\\S)।", " ।", text),
+    "danda as . or |": _danda_typed,
     "ZWNJ after hasanta": lambda text: re.sub("\u09cd(?![\u200c\u200d])", "\u09cd\u200c", text),
-    "ra-ya with ZWJ before or after hasanta": _swapped({_NEW_RA_YA: _OLD_RA_YA}),
-    "Bengali or ASCII digits": _swapped(_DIGITS),
-    "khanda ta as ta, hasanta, ZWJ": _swapped({"\u09ce": "\u09a4\u09cd\u200d"}),
-    "o and au as one sign or two": _swapped(_VOWELS),
+    "ra-ya in two encodings": _swapped({_NEW_RA_YA: _OLD_RA_YA}),
+    "digits Bengali or ASCII": _swapped(_DIGITS),
+    "khanda ta as ta and ZWJ": _swapped({"\u09ce": "\u09a4\u09cd\u200d"}),
+    "o, au as one sign or two": _swapped(_VOWELS),
 }
 """By name; a text in which there is nothing to spell otherwise comes back as it is."""
