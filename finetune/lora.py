@@ -7,8 +7,8 @@ from typing import Any
 
 from bnbench.errors import RecipeError
 from bnbench.extras import require
-from bnbench.finetune.quiet import quiet
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
+from bnbench.quiet import quiet
 
 
 def lora_config(recipe: Recipe) -> Any:

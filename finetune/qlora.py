@@ -22,8 +22,8 @@ from bnbench.finetune.base import load_tokenizer
 from bnbench.finetune.collate import Padded
 from bnbench.finetune.lora import adapt
 from bnbench.finetune.monitor import LongestFirst, Monitor, curve_of, write_curve
-from bnbench.finetune.quiet import quiet
 from bnbench.finetune.tuner import Job, Outcome
+from bnbench.quiet import quiet
 from bnbench.runs import write_json
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Generic, TypeVar
@@ -207,7 +207,9 @@ _UNCHANGED = (
 UNCHANGED_WORD = re.compile(f"{_UNCHANGED}+")
 UNCHANGED_LINE = re.compile(f"^{_UNCHANGED}++$", re.MULTILINE)
 # In words of these, which are most others, only three rules do.
-_PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]+")
+_PLAIN_CHARACTERS = "[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]"
+_PLAIN = re.compile(f"{_PLAIN_CHARACTERS}+")
+_PLAIN_LINE = re.compile(f"^{_PLAIN_CHARACTERS}++$", re.MULTILINE)
 _PLAIN_RULES = frozenset({"khanda_ta", "nfc", "vowel_a"})
 # In a text of these (without অ + া or a colon for visarga, with joiners only in words that a blank follows) the
 # sentence rules find what they would find after the word rules.
@@ -233,6 +235,16 @@ class Memo(dict[str, Made], Generic[Made]):
                 self.clear()
             self[word] = made
         return made
+
+    def unknown(self, words: Iterable[str]) -> list[str]:
+        """Those of the words that are worth remembering and not remembered yet."""
+        return [word for word in words if word not in self and len(word) <= _LONGEST_REMEMBERED][: self.limit]
+
+    def learn(self, words: Sequence[str], made: Iterable[Made]) -> None:
+        """Remember what was made of these `unknown` words."""
+        if len(self) + len(words) > self.limit:
+            self.clear()
+        self.update(zip(words, made, strict=True))
 
 
 @dataclass(frozen=True)
@@ -318,6 +330,17 @@ class Normalizer:
             return word
 
         return Memo(normalised)
+
+    def learn(self, words: Iterable[str]) -> None:
+        """Have many words in `words`, for less than asking for each; whitespace may not stand in them."""
+        if self.profile != "bn1":
+            return
+        plain = _PLAIN_LINE.findall("\n".join(self.words.unknown(words)))
+        text = "\n".join(plain)
+        for rule in self._scoped("word"):
+            if rule.name in _PLAIN_RULES:
+                text = rule.apply(text)
+        self.words.learn(plain, text.split("\n") if plain else ())
 
     def _scoped(self, scope: str) -> list[Rule]:
         return [rule for rule in RULES if rule.scope == scope and rule.name not in self.off]

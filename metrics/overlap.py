@@ -8,7 +8,7 @@ characters lie in three ranges: sentence ends, other punctuation, words; a line 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from bnbench.metrics.core import FloatArray, Made, Texts
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.ngrams import IntArray, ngram_counts
-from bnbench.metrics.normalization import Memo
 from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word
 
 _FIRST_MARK, _FIRST_WORD = 0x10, 0x1000
@@ -40,10 +39,10 @@ class Vocabulary(dict[str, str]):
         character = self[token] = chr(number)
         return character
 
-    def of_words(self, tokens: Collection[str]) -> Iterator[tuple[str, str]]:
-        """Each of these tokens, which are words, with its character."""
-        self.update(zip([token for token in tokens if token not in self], map(chr, self._words)))
-        return zip(tokens, map(self.__getitem__, tokens))
+    def of_words(self, tokens: Sequence[str]) -> dict[str, str]:
+        """These tokens, all of them words, with their characters."""
+        self.update(zip([token for token in tokens if token not in self], map(chr, self._words), strict=False))
+        return dict(zip(tokens, map(self.__getitem__, tokens), strict=True))
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,12 @@ class Pairs:
         return self._derived("encoded", self._encoded_by_word if self.preparation.by_word else self._encoded_by_text)
 
     def _encoded_by_word(self) -> dict[str, list[str]]:
-        vocabulary, pieces, texts = self._vocabulary(), self.preparation.pieces, self._lines()
-        memo = Memo(lambda word: "".join(map(vocabulary.__getitem__, pieces[word])))
+        texts, vocabulary, pieces = self._lines(), self._vocabulary(), self.preparation.pieces
         words = set[str]().union(*(line for lines in texts.values() for line in lines))
-        memo.update(vocabulary.of_words(self.preparation.single_tokens(words)))
-        encode = memo.__getitem__
+        made = vocabulary.of_words(self.preparation.learn(words))
+        character = vocabulary.__getitem__
+        made.update({word: "".join(map(character, pieces[word])) for word in words if word not in made})
+        encode = made.__getitem__
         return {text: ["".join(map(encode, line)) for line in lines] for text, lines in texts.items()}
 
     def _encoded_by_text(self) -> dict[str, list[str]]:

@@ -27,9 +27,11 @@ from bnbench.metrics.core import FloatArray
 from bnbench.model_files import ModelFiles, file_sha256
 from bnbench.precision import Device, Precision, choose_precision
 from bnbench.prompts import Prompt, PromptFormat, pad_id
+from bnbench.quiet import quiet
 
 VERSION = 1  # raised when the same arguments would give other replies or likelihoods
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
+ONE_THREAD_BELOW = 20_000_000  # parameters
 CPU_OUT_OF_MEMORY = "can't allocate memory"
 
 log = logging.getLogger("bnbench.backends")
@@ -78,12 +80,14 @@ class ModelSession:
         """Reads the weights once, and proves that every adapter changes the logits; raises CandidateError otherwise."""
         if self._model is not None:
             return
-        self._model = self._load_base()
+        self._limit_threads()
         try:
-            for name, adapter in self._adapters.items():
-                self._add_adapter(self._slots[name], adapter)
-            self._model.eval()
-            self._check_logits()
+            with quiet():
+                self._model = self._load_base()
+                for name, adapter in self._adapters.items():
+                    self._add_adapter(self._slots[name], adapter)
+                self._model.eval()
+                self._check_logits()
         except CandidateError:
             self._model = None
             raise
@@ -220,18 +224,28 @@ class ModelSession:
             self.load()
         return self._model.get_base_model() if self._adapters else self._model
 
+    @cached_property
+    def _parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self._files.shapes().values())
+
+    def _limit_threads(self) -> None:
+        """One thread for a model whose matrices are multiplied sooner than a second thread wakes up.
+
+        The bundled base answers no slower with one on an idle machine, and many times faster on a busy one.
+        """
+        import torch
+
+        if self._device.type == "cpu" and self._parameters < ONE_THREAD_BELOW:
+            torch.set_num_threads(1)
+
     def _choose_precision(self, quantise: bool | None) -> Precision:
-        parameters = sum(math.prod(shape) for shape in self._files.shapes().values())
         stored = getattr(self._config, "quantization_config", None)
-        chosen = choose_precision(self._device, parameters, False if stored else quantise)
+        chosen = choose_precision(self._device, self._parameters, False if stored else quantise)
         return replace(chosen, reason=f"{chosen.reason}; the weights are stored quantised") if stored else chosen
 
     def _load_base(self) -> Any:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # the stage `load` has its own
         dtype = getattr(torch, self._precision.dtype_name)
         extra: dict[str, Any] = {}
         if self._precision.quantisation == "nf4":

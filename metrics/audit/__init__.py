@@ -25,6 +25,17 @@ from __future__ import annotations
 
 from bnbench.metrics.audit.agreement import krippendorff_alpha
 from bnbench.metrics.audit.auditing import audit, audits
+from bnbench.metrics.audit.original import OriginalSemantic
 from bnbench.metrics.audit.report import AuditReport, Check, Estimate, Standing, standings_table
 
-__all__ = ["AuditReport", "Check", "Estimate", "Standing", "audit", "audits", "krippendorff_alpha", "standings_table"]
+__all__ = [
+    "AuditReport",
+    "Check",
+    "Estimate",
+    "OriginalSemantic",
+    "Standing",
+    "audit",
+    "audits",
+    "krippendorff_alpha",
+    "standings_table",
+]
