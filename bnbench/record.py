@@ -89,7 +89,9 @@ def _corpus(work: Work) -> dict[str, Any]:
 
 
 def _candidate(work: Work, candidate: Candidate) -> dict[str, Any]:
-    return asdict(candidate) | {"key_fields": dict(work.session.identity(candidate))}
+    # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
+    told = {k: v for k, v in asdict(candidate).items() if k not in ("folder", "base_folder")}
+    return told | {"key_fields": dict(work.session.identity(candidate))}
 
 
 def _speed(timing: tuple[float, int] | None) -> dict[str, float | None]:

@@ -95,32 +95,31 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 class LongestFirst(TrainerCallback):  # type: ignore[misc]
     """One forward and backward on the longest rows before the first step, so that a card too small says so at once."""
 
-    def __init__(self, job: Job, step: Callable[[list[int]], None]) -> None:
+    def __init__(self, job: Job, step: Callable[[], None]) -> None:
         self.job, self.step = job, step
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Leaves no trace: gradients are zeroed and the random state is restored."""
-        order = sorted(range(len(self.job.rows)), key=lambda i: -len(self.job.rows[i].ids))
-        longest = order[: self.job.recipe.batch_size]
         devices = [torch.cuda.current_device()] if self.job.device == "cuda" else []
         model.train()  # checkpointing and dropout are off in a model just loaded, and so are their costs
         try:
             with torch.random.fork_rng(devices=devices):
-                self.step(longest)
+                self.step()
         except torch.OutOfMemoryError:
-            raise self._too_small(longest[0], len(longest)) from None
+            raise self._too_small() from None
         finally:
             model.zero_grad()
 
-    def _too_small(self, index: int, count: int) -> TrainingError:
-        row = self.job.rows[index]
-        advice = (
-            "lower batch_size (and raise accumulate as much)"
-            if count > 1
-            else "lower max_tokens and drop the longest rows"
-        )
+    def _too_small(self) -> TrainingError:
+        recipe, row = self.job.recipe, max(self.job.rows, key=lambda r: len(r.ids))
+        if recipe.packing and recipe.tokens_per_row > len(row.ids):
+            size, advice = f"a row of {recipe.tokens_per_row} tokens", "lower tokens_per_row"
+        elif recipe.packing or recipe.batch_size == 1:
+            size, advice = "one sample", "lower max_tokens and drop the longest rows"
+        else:
+            size, advice = f"{recipe.batch_size} at once", "lower batch_size (and raise accumulate as much)"
         return TrainingError(
-            f"out of memory on the longest rows, tried first: {count} at once, the longest with {len(row.ids)} tokens "
+            f"out of memory on the longest rows, tried first: {size}, the longest sample with {len(row.ids)} tokens "
             f'(id {row.id}). In the recipe, {advice}, or set checkpointing = "non-reentrant" (now: '
-            f'{self.job.recipe.checkpointing}) or quantisation = "nf4" (now: {self.job.recipe.quantisation})'
+            f'{recipe.checkpointing}) or quantisation = "nf4" (now: {recipe.quantisation})'
         )

@@ -1,8 +1,7 @@
-"""LoRA on a frozen base, in 4 bits (QLoRA) or in full: TRL's SFTTrainer on rows that are already tokens and labels.
+"""LoRA on a frozen base, in 4 bits (QLoRA) or in full, on rows that are already tokens and labels.
 
-TRL's part: the loss in vocabulary tiles without the logits of a whole row, normalised over the supervised tokens of the
-optimiser step. Transformers' part: the loop, mixed precision, checkpoints that resume. Ours: rows, guards, precision,
-seals.
+Transformers' part: the loop, the optimiser, fp16's scaler, checkpoints that resume. PEFT's: the adapter and its files.
+Ours: rows, packing, the step (`bnbench.finetune.step`), guards, precision, seals.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
 
-from bnbench.finetune.base import load_tokenizer
-from bnbench.finetune.collate import Padded
+from bnbench.finetune.attention import NAME
+from bnbench.finetune.collate import Packed, Padded
 from bnbench.finetune.lora import adapt
 from bnbench.finetune.monitor import LongestFirst, Monitor, curve_of, write_curve
+from bnbench.finetune.step import StepTrainer, prepare
 from bnbench.finetune.tuner import Job, Outcome
 from bnbench.quiet import quiet
 from bnbench.runs import write_json
@@ -73,7 +72,7 @@ def load_base(job: Job) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         job.base.folder,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=NAME,
         use_safetensors=True,
         trust_remote_code=job.trust_remote_code,
         **options,
@@ -83,32 +82,33 @@ def load_base(job: Job) -> Any:
 
 
 def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
-    """The SFTTrainer of a job, with our collator and callbacks."""
-    rows = {"input_ids": [r.ids for r in job.rows], "labels": [r.labels for r in job.rows]}
-    collator = Padded(job.pad_id)
-    trainer = SFTTrainer(
+    """The trainer of a job, with our collator and callbacks."""
+    collator = Packed(job.recipe.tokens_per_row) if job.recipe.packing else Padded(job.pad_id)
+    if job.recipe.checkpointing == "reentrant":
+        model.enable_input_require_grads()
+    trainer = StepTrainer(
         model=model,
         args=training_arguments(job),
-        train_dataset=Dataset.from_dict(rows),
+        train_dataset=job.rows,
         data_collator=collator,
-        processing_class=load_tokenizer(job.base, trust_remote_code=job.trust_remote_code),
         callbacks=[monitor],
     )
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-    _in_float32(trainer.model)
+    # Liger's kernels want the model's own forward; ours comes over it.
+    prepare(model, job.device)
 
-    def try_rows(indices: list[int]) -> None:
-        batch = trainer._prepare_inputs(collator([trainer.train_dataset[i] for i in indices]))
-        trainer.accelerator.backward(trainer.compute_loss(trainer.model_wrapped, batch))
+    def try_largest() -> None:
+        largest = collator.largest(job.rows, job.recipe.batch_size)
+        trainer.training_step(trainer.model_wrapped, [largest], largest.supervised)
 
-    trainer.add_callback(LongestFirst(job, try_rows))
+    trainer.add_callback(LongestFirst(job, try_largest))
     return trainer
 
 
 def training_arguments(job: Job) -> Any:
-    """The recipe in TRL's words. Logged every step, so that the curve is whole wherever a run is cut and resumed."""
+    """The recipe in transformers' words. Logged every step, so that the curve is whole wherever a run is cut and resumed."""
     recipe = job.recipe
-    arguments = SFTConfig(
+    arguments = transformers.TrainingArguments(
         output_dir=str(job.checkpoints),
         max_steps=job.steps,
         per_device_train_batch_size=recipe.batch_size,
@@ -120,14 +120,13 @@ def training_arguments(job: Job) -> Any:
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         fp16=job.precision.dtype_name == "float16",
-        bf16=job.precision.dtype_name == "bfloat16",
         use_cpu=job.device == "cpu",
         gradient_checkpointing=recipe.checkpointing != "none",
         gradient_checkpointing_kwargs={"use_reentrant": recipe.checkpointing == "reentrant"},
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        dataloader_pin_memory=job.device == "cuda",
+        dataloader_pin_memory=False,  # a pass is small, and is moved when its turn comes
+        use_liger_kernel=job.device == "cuda" and find_spec("liger_kernel") is not None,
+        liger_kernel_config={"fused_linear_cross_entropy": False},
         save_strategy="steps",
         save_steps=recipe.save_every,
         save_total_limit=recipe.keep_checkpoints,
@@ -153,10 +152,3 @@ def save_adapter(job: Job, model: Any) -> None:
     # PEFT writes a set in the order of this process's string hashes.
     write_json(job.output / "adapter_config.json", {**config, "target_modules": sorted(config["target_modules"])})
     shutil.rmtree(temporary)
-
-
-def _in_float32(model: Any) -> None:
-    """TRL casts the adapter of a 4-bit base to bfloat16: float16 training cannot unscale it, AdamW rounds it away."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()

@@ -32,7 +32,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("cosine", "linear", "constant_with_warmup"),
     "optimizer": ("paged_adamw_8bit", "adamw_8bit", "adamw_torch"),
 }
-_AT_LEAST_ONE = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "save_every", "log_every")
+_AT_LEAST_ONE = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
 _RANGES: Mapping[str, tuple[float, float]] = {
     "dropout": (0.0, 0.95),
     "warmup": (0.0, 1.0),
@@ -71,7 +71,9 @@ class Recipe:
 
     `tuner` names an entry of the registry (`bnbench.finetune.tuner`). `precision = "auto"` takes the arithmetic that
     the card is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or all ("full-
-    text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples.
+    text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples; `packing` puts
+    the samples of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and time
+    but not the step.
     """
 
     name: str
@@ -89,8 +91,10 @@ class Recipe:
     checkpointing: str = "non-reentrant"
     max_tokens: int = 4096
     epochs: float = 1.0
-    batch_size: int = 1
-    accumulate: int = 4
+    packing: bool = True
+    tokens_per_row: int = 4096
+    batch_size: int = 4
+    accumulate: int = 1
     optimizer: str = "paged_adamw_8bit"
     learning_rate: float = 2e-4
     schedule: str = "cosine"

@@ -53,6 +53,7 @@ _JOINER = regex.compile(
     r"\u200c|\u200d(?!\p{Extended_Pictographic})|(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d"
 )
 _COLON = re.compile(f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTERS}])|(মো|ডা):(?!\\S))")
+_MAY_BE_VISARGA = re.compile("[\u09c1\u09bf\u09a4\u09a8\u09a7\u09cb\u09be]:")  # how the words in _COLON end
 _DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=~-])[A-Za-z0-9০-৯._@/:+#%&=~-]++(?!\ufe0f?\u20e3)")
 _LATIN = re.compile("[A-Za-z]")
 _PIPE = re.compile("\\|(?![A-Za-z_])")
@@ -99,6 +100,10 @@ def _template(text: str) -> str:
 
 def _may_hold_template(text: str) -> bool:
     return "<" in text or "[" in text or "#" in text
+
+
+def _holds_template(text: str) -> bool:
+    return ("<" in text or "[" in text or "###" in text) and _TEMPLATE.search(text) is not None
 
 
 def _khanda_ta(word: str) -> str:
@@ -298,14 +303,16 @@ class Normalizer:
 
     def beyond_words(self, text: str) -> str:
         """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each."""
-        if self.profile != "bn1" or _may_hold_template(text):
+        if self.profile != "bn1":
             return self(text)
-        if "." not in text and "|" not in text and "\u09f7" not in text:
+        bracketed = _may_hold_template(text)
+        if not bracketed and "." not in text and "|" not in text and "\u09f7" not in text:
             return text
         if (
             _NO_WORD_RULE_FIRST.fullmatch(text) is None
             or "\u0985\u09be" in text
-            or (":" in text and _COLON.search(text))
+            or (_MAY_BE_VISARGA.search(text) and _COLON.search(text))
+            or (bracketed and _holds_template(text))
         ):
             return self(text)
         for rule in self._scoped("sentence"):
@@ -343,7 +350,12 @@ class Normalizer:
         self.words.learn(plain, text.split("\n") if plain else ())
 
     def _scoped(self, scope: str) -> list[Rule]:
-        return [rule for rule in RULES if rule.scope == scope and rule.name not in self.off]
+        return self._rules[scope]
+
+    @cached_property
+    def _rules(self) -> dict[str, list[Rule]]:
+        on = [rule for rule in RULES if rule.name not in self.off]
+        return {scope: [rule for rule in on if rule.scope == scope] for scope in ("text", "word", "sentence")}
 
 
 def _indicnlp(text: str) -> str:

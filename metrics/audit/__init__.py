@@ -1,12 +1,13 @@
 """Metric validation: does a metric of empathy do what one should, and is it better than scores that know nothing?
 
-`audit` takes any `Metric` and any labelled set (`bnbench.metrics.labelled`) and checks four things.
+`audit` takes any `Metric` and any labelled set (`bnbench.metrics.labelled`) and checks five things.
 
 * Spelling: another spelling of a reply must not change its score (`spelling`).
 * Change: what is done to empathic replies should make their score worse, or leave it (`perturbations`). A change for
   the worse is found where the mean over messages lies below 0 with its whole 95 % interval; for the message given back
   and for stuffed keywords the score has to fall in 95 % of the messages as well. In the other register it may move by a
   tenth of its standard deviation on average.
+* Kind: the same of the replies of each other kind, against the mean of the empathic replies to the same message.
 * Labels: AUC of the empathic replies against the rest, and Kendall's tau-b with tie calibration against the label of
   each mechanism, by the metric's score of that mechanism where it has one (`agreement`).
 * Sentinels: the metric must be better than the best of four scores that know nothing (`sentinels`), with p < .05 in a

@@ -159,7 +159,7 @@ def _interval(resampled: FloatArray) -> Interval:
 def difference(a: Measured, b: Measured) -> Difference:
     """a - b on the same R resamples. p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1."""
     drawn = a.resampled - b.resampled
-    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    rarer = int(min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)))
     return Difference(a.value - b.value, _interval(drawn), min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
 
 

@@ -15,10 +15,12 @@ from bnbench.metrics.audit.checks import (
     Labelled,
     Scores,
     agreements,
-    direction_check,
+    change_check,
     estimates,
     in_its_better_direction,
+    kind_changes,
     measure_of,
+    perturbed_change,
     sentinel_check,
     spelling_check,
 )
@@ -130,8 +132,9 @@ def _text_checks(scores: Scores, changed: Mapping[str, Changed], setting: _Setti
     main = scores[MAIN]
     for name in SPELLINGS:
         yield spelling_check(name, main, changed[name])
-    for each in PERTURBATIONS:
-        yield direction_check(each, main, changed[each.name], setting.data.ids, setting.resamples, setting.seed)
+    changes = [perturbed_change(each, main, changed[each.name], setting.data) for each in PERTURBATIONS]
+    for change in (*changes, *kind_changes(main, setting.data)):
+        yield change_check(change, main, setting.resamples, setting.seed)
 
 
 def _label_checks(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnbench.metrics.audit.agreement import Agreement, Groups, Measured, auc, difference, kendall
-from bnbench.metrics.audit.perturbations import SAME, Perturbation
+from bnbench.metrics.audit.perturbations import IN_MOST, SAME, WORSE, Perturbation
 from bnbench.metrics.audit.report import AUC, FAILS, NOT_APPLICABLE, PASSES, Check, Estimate
 from bnbench.metrics.core import FloatArray, ratio
-from bnbench.metrics.labelled import LabelledSet
+from bnbench.metrics.labelled import EMPATHIC, LabelledSet
 from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.significance import bootstrap
 
@@ -23,6 +23,8 @@ SAME_WITHIN = 0.1
 EQUAL_WITHIN = 1e-6
 """Of the scores' range: what is no change."""
 
+HOLLOW_KINDS = frozenset({"stuffed", "copy"})
+"""Kinds that have to score below the empathic replies in nearly every message, as their perturbations do."""
 MAIN = ""
 """The name of a metric's main scores among its scores."""
 
@@ -49,29 +51,75 @@ def spelling_check(name: str, scores: FloatArray, changed: Changed) -> Check:
     return Check("spelling", name, SAME, len(moves), shown if len(moves) else "", verdict, True, numbers)
 
 
-def direction_check(
-    perturbation: Perturbation, scores: FloatArray, changed: Changed, groups: Sequence[str], resamples: int, seed: int
-) -> Check:
-    """What the perturbation does to the mean score of a message's replies, over messages."""
-    moves = _by_message(changed.scores - scores[changed.rows], [groups[row] for row in changed.rows])
-    gate, expected = perturbation.in_most > 0, perturbation.expected
+@dataclass(frozen=True)
+class Change:
+    """What becomes of scores: `moves`, one for each changed reply, and the message that each belongs to.
+
+    `expected` and `in_most` are as in `Perturbation`; with `in_most` the check is a gate.
+    """
+
+    group: str
+    name: str
+    expected: str
+    in_most: float
+    moves: FloatArray
+    messages: Sequence[str]
+
+
+def perturbed_change(perturbation: Perturbation, scores: FloatArray, changed: Changed, data: LabelledSet) -> Change:
+    """What a perturbation does to the scores of empathic replies."""
+    moves = changed.scores - scores[changed.rows]
+    messages = [data.rows[row].id for row in changed.rows]
+    return Change("change", perturbation.name, perturbation.expected, perturbation.in_most, moves, messages)
+
+
+def kind_changes(scores: FloatArray, data: LabelledSet) -> list[Change]:
+    """For each kind but empathic, how far its replies score from the mean of the same message's empathic ones."""
+    empathic = {
+        message: np.mean([scores[place] for place in places]) for message, places in _places(data, EMPATHIC).items()
+    }
+    found = []
+    for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
+        pairs = [
+            (message, scores[place] - empathic[message])
+            for message, places in _places(data, kind).items()
+            if message in empathic
+            for place in places
+        ]
+        in_most = IN_MOST if kind in HOLLOW_KINDS else 0.0
+        moves = np.array([move for _, move in pairs], dtype=np.float64)
+        found.append(Change("kind", kind, WORSE, in_most, moves, [message for message, _ in pairs]))
+    return found
+
+
+def _places(data: LabelledSet, kind: str) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place, row in enumerate(data.rows):
+        if row.kind == kind:
+            found.setdefault(row.id, []).append(place)
+    return found
+
+
+def change_check(change: Change, scores: FloatArray, resamples: int, seed: int) -> Check:
+    """The mean move of a message's replies, over messages, against what is expected."""
+    moves, gate = _by_message(change.moves, change.messages), change.in_most > 0
     if len(moves) < FEWEST:
         shown = f"fewer than {FEWEST} messages"
-        return Check("change", perturbation.name, expected, len(moves), shown, NOT_APPLICABLE, gate, {})
+        return Check(change.group, change.name, change.expected, len(moves), shown, NOT_APPLICABLE, gate, {})
     table = np.stack([moves, np.ones(len(moves))], axis=1)
     [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
     worse = float(np.mean(moves < -_tolerance(scores)))
     better = float(np.mean(moves > _tolerance(scores)))
-    mean, size = float(moves.mean()), float(np.abs(moves).mean())
-    if expected == SAME:
-        good = size <= SAME_WITHIN * scores.std()
-        shown = f"{size:.2f} on average, limit {SAME_WITHIN * scores.std():.2f}"
+    mean, size, limit = float(moves.mean()), float(np.abs(moves).mean()), SAME_WITHIN * float(scores.std())
+    if change.expected == SAME:
+        good, shown = size <= limit, f"{size:.2f} on average, limit {limit:.2f}"
     else:
-        good = spread.high < 0 and worse >= perturbation.in_most
+        good = spread.high < 0 and worse >= change.in_most
         shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
     numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
     numbers |= {"worse": worse, "better": better}
-    return Check("change", perturbation.name, expected, len(moves), shown, PASSES if good else FAILS, gate, numbers)
+    verdict = PASSES if good else FAILS
+    return Check(change.group, change.name, change.expected, len(moves), shown, verdict, gate, numbers)
 
 
 def measure_of(mechanism: str) -> str:
@@ -101,7 +149,7 @@ def sentinel_check(
     best = max(sentinels, key=lambda name: sentinels[name][measure].value)
     ours, theirs = metric[measure], sentinels[best][measure]
     lead = difference(ours, theirs)
-    shown = f"{ours.value:.2f} vs {theirs.value:.2f} ({best}), p = {lead.p_value:.3f}"
+    shown = f"{ours.value:.3f} vs {theirs.value:.3f} ({best}), p = {lead.p_value:.3f}"
     verdict = PASSES if lead.value > 0 and lead.p_value < ALPHA else FAILS
     numbers = {
         "value": ours.value,

@@ -16,6 +16,8 @@ from bnbench.metrics.audit.register import other_register
 from bnbench.metrics.labelled import EMPATHIC, LabelledReply, LabelledSet
 
 WORSE, SAME = "worse", "same"
+IN_MOST = 0.95
+"""The share of messages in which a copy and stuffed keywords have to score below the message's empathic replies."""
 
 GENERIC = {
     "আপনি": (
@@ -61,7 +63,8 @@ STAMPS = {
         "এখন কেমন লাগছে?",
     ),
 }
-STAMPS_IN_A_CHAIN = 7
+STAMPS_IN_A_CHAIN = range(3, 9)
+"""Short chains are harder to tell from a reply than long ones."""
 
 _FAMILIAR = re.compile("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)")
 _WORD = re.compile('[^\\s।॥?!,;:“”‘’"()…—–|.]+')
@@ -107,15 +110,15 @@ def shuffled(text: str, chance: random.Random) -> str | None:
 
 
 def _stuffed(context: Context) -> str:
-    return " ".join(context.chance.sample(STAMPS[context.register], STAMPS_IN_A_CHAIN))
+    return " ".join(context.chance.sample(STAMPS[context.register], context.chance.choice(STAMPS_IN_A_CHAIN)))
 
 
 PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("negation put in", WORSE, lambda c: with_negation(c.row.reply)),
     Perturbation("negation taken out", WORSE, lambda c: without_negation(c.row.reply)),
     Perturbation("words shuffled", WORSE, lambda c: shuffled(c.row.reply, c.chance)),
-    Perturbation("the message given back", WORSE, lambda c: c.row.message, 0.95),
-    Perturbation("keywords stuffed", WORSE, _stuffed, 0.95),
+    Perturbation("the message given back", WORSE, lambda c: c.row.message, IN_MOST),
+    Perturbation("keywords stuffed", WORSE, _stuffed, IN_MOST),
     Perturbation("a generic reply", WORSE, lambda c: c.chance.choice(GENERIC[c.register])),
     Perturbation("another message's reply", WORSE, lambda c: c.chance.choice(c.elsewhere) if c.elsewhere else None),
     Perturbation("register swapped", SAME, lambda c: other_register(c.row.reply)),

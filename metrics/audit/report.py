@@ -11,7 +11,7 @@ from typing import Any
 WIDTH = 110
 _LONGEST_NAME = 30
 _NOTES = (
-    "* a gate: where one fails, the audit fails; other checks show limits. p: bootstrap, two-sided, of the difference.",
+    "* a gate: where one fails, the audit fails; the other checks show limits. p: paired bootstrap, two-sided.",
     "Sentinels are taken in their better direction. An audit speaks of these replies and labels only.",
 )
 
@@ -94,7 +94,7 @@ class AuditReport:
         if not self.trustworthy:
             sentinel = next(check.numbers["sentinel"] for check in self.checks if check.name == AUC)
             return f"not trustworthy here: not better than {sentinel}"
-        failed = [check.name for check in self.checks if check.verdict == FAILS]
+        failed = [f"{check.group} {check.name}" for check in self.checks if check.verdict == FAILS]
         return f"trustworthy here; fails: {', '.join(failed)}" if failed else "trustworthy here"
 
     def as_dict(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_what_the_folder_holds(request_for: Request, tiny_base: Path) -> None:
     assert record["examples"] == [e.id for e in request.examples]
     assert record["data"]["fingerprint"] == "f00d" and record["recipe"]["r"] == 4 and record["seed"] == 42
     assert record["parameters"]["trainable"] == sum(v.numel() for v in weights(request.output).values())
-    assert {"torch", "trl", "peft"} <= set(record["packages"]) and record["command"] == request.command
+    assert {"torch", "transformers", "peft"} <= set(record["packages"]) and record["command"] == request.command
     with (request.output / "loss.csv").open(encoding="utf-8", newline="") as file:
         rows = [(int(r["step"]), float(r["loss"]), float(r["learning_rate"])) for r in csv.DictReader(file)]
     assert rows == [(p.step, p.loss, p.learning_rate) for p in result.curve] == [tuple(p) for p in record["loss"]]
@@ -111,21 +111,21 @@ def test_full_text_loss_counts_the_prompt(request_for: Request) -> None:
 
 
 def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl import SFTTrainer
+    from bnbench.finetune.step import StepTrainer
 
     shapes: list[tuple[int, ...]] = []
 
-    def no_room(self: Any, model: Any, inputs: dict[str, torch.Tensor], **_: Any) -> torch.Tensor:
-        shapes.append(tuple(inputs["input_ids"].shape))
+    def no_room(self: Any, model: Any, inputs: Any, **_: Any) -> torch.Tensor:
+        shapes.append(tuple(inputs.ids.shape))
         assert model.training and model.is_gradient_checkpointing  # or the trial would need other memory than a step
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(SFTTrainer, "compute_loss", no_room)
+    monkeypatch.setattr(StepTrainer, "compute_loss", no_room)
     request = request_for(overrides={"checkpointing": "non-reentrant"})
     planned = plan(request)
     longest = max(planned.rows, key=lambda r: len(r.ids))
     with pytest.raises(
-        TrainingError, match=rf"longest rows, tried first: 2 at once.*{planned.longest} tokens \(id {longest.id}\)"
+        TrainingError, match=rf"longest rows, tried first: 2 at once, .*{planned.longest} tokens \(id {longest.id}\)"
     ):
         finetune(request)
     assert shapes == [(2, planned.longest)]
@@ -141,10 +141,10 @@ def test_trying_the_longest_leaves_no_trace(
 
 
 def test_loss_that_is_no_number(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl import SFTTrainer
+    from bnbench.finetune.step import StepTrainer
 
-    compute = SFTTrainer.compute_loss
-    monkeypatch.setattr(SFTTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan"))
+    compute = StepTrainer.compute_loss
+    monkeypatch.setattr(StepTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 1: lower learning_rate"):
         finetune(request_for())
 

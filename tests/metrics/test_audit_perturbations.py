@@ -40,9 +40,7 @@ def test_there_are_eight_and_they_are_the_same_text() -> None:
     assert len(SPELLINGS) == 8
     for reply in labelled_set().replies:
         for name, spelling in SPELLINGS.items():
-            # a sentence may end in what is also an abbreviation, whose full stop nobody can tell from a danda
-            if name != "danda as . or |":
-                assert tokenize(spelling(reply)) == tokenize(reply), (name, reply)
+            assert tokenize(spelling(reply)) == tokenize(reply), (name, reply)
 
 
 def test_a_text_without_what_is_spelt_comes_back() -> None:
@@ -222,7 +220,7 @@ def test_replaced_replies() -> None:
             assert author[other[place]] != row.id
             assert generic[place] in GENERIC[register]
             stamps = [stamp for stamp in STAMPS[register] if stamp in stuffed[place]]
-            assert len(stamps) == STAMPS_IN_A_CHAIN and len(stuffed[place]) == len(" ".join(stamps))
+            assert len(stamps) in STAMPS_IN_A_CHAIN and len(stuffed[place]) == len(" ".join(stamps))
 
 
 def test_the_two_registers_of_what_is_put_in_say_the_same() -> None:

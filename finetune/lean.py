@@ -1,0 +1,91 @@
+"""A linear layer and its LoRA as one autograd node, with the frozen weight unpacked from 4 bits only while it is used.
+
+PEFT's modules hold the parameters and write the files; only their `forward` is replaced. Per layer that launches about
+a third of the kernels, keeps the input once for all adapters of it, and keeps no product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+Weight = Callable[[], torch.Tensor]
+
+
+def make_lean(model: Any) -> None:
+    """Replaces the forward of every LoRA layer and every other 4-bit layer of a PEFT model."""
+    from peft.tuners.lora import LoraLayer
+
+    inside = set()
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear):
+            inside.add(module.get_base_layer())
+            module.forward = partial(_adapted, module, _weight(module.get_base_layer()))
+    for module in model.modules():
+        if hasattr(getattr(module, "weight", None), "quant_state") and module not in inside:
+            module.forward = partial(_frozen, module, _weight(module))
+
+
+def _weight(linear: Any) -> Weight:
+    """The (out, in) weight in the dtype of the arithmetic; of a 4-bit layer unpacked afresh at every call."""
+    if not hasattr(linear.weight, "quant_state"):
+        return lambda: linear.weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return lambda: dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+
+
+def _frozen(linear: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
+    return _Linear.apply(x, None, None, weight, linear.bias, 0.0, 0.0)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def _adapted(layer: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
+    name = layer.active_adapters[0]
+    dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    bias = layer.get_base_layer().bias
+    return _Linear.apply(x, a, b, weight, bias, layer.scaling[name], dropout)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + bias + scale · dropout(x) Aᵀ Bᵀ; A (r, in) and B (out, r) in float32, the product in x's dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, a: Any, b: Any, weight: Weight, bias: Any, scale: float, dropout: float
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        y = F.linear(flat, weight(), bias)
+        mask = low = None
+        if a is not None:
+            dropped, mask = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
+            low = dropped @ a.to(x.dtype).t()
+            y.addmm_(low, b.to(x.dtype).t(), alpha=scale)
+        ctx.save_for_backward(flat if a is not None else None, mask, low, a, b)
+        ctx.weight, ctx.scale, ctx.kept, ctx.shape = weight, scale, 1 - dropout, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
+        flat, mask, low, a, b = ctx.saved_tensors
+        g = upstream[0].reshape(-1, upstream[0].shape[-1])
+        dx = g @ ctx.weight() if ctx.needs_input_grad[0] else None
+        da = db = None
+        if a is not None:
+            dropped = flat if mask is None else flat * mask / ctx.kept
+            gb = (g @ b.to(g.dtype)).mul_(ctx.scale)
+            da, db = (gb.t() @ dropped).to(a.dtype), (g.t() @ low).to(b.dtype).mul_(ctx.scale)
+            if dx is not None:
+                _add_input_gradient(dx, gb, a, mask, ctx.kept)
+        return (dx.view(ctx.shape) if dx is not None else None), da, db, None, None, None, None
+
+
+def _add_input_gradient(dx: torch.Tensor, gb: torch.Tensor, a: torch.Tensor, mask: Any, kept: float) -> None:
+    if mask is None:
+        dx.addmm_(gb, a.to(dx.dtype))
+    else:
+        dx.add_((gb @ a.to(dx.dtype)).mul_(mask), alpha=1 / kept)

@@ -1,0 +1,46 @@
+"""The cross-entropy of supervised positions alone, a chunk of the vocabulary's logits at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CHUNK_BYTES = 2**28
+"""Of one chunk's float32 logits: 523 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """How many positions' logits are alive at once."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+    """Sum in nats over (n, width) hidden states of -log p(target), float32; the head is frozen."""
+    loss: torch.Tensor = _SummedLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SummedLoss(torch.autograd.Function):
+    """The gradient is taken while a chunk's logits are there, so that they are never computed twice nor kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        size = chunk_positions(head.out_features)
+        for h, t, g in zip(hidden.split(size), targets.split(size), gradient.split(size), strict=True):
+            logits = head(h).float()
+            logits -= logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, t[:, None])
+            sums = logits.exp_().sum(-1, keepdim=True)
+            total += (sums.log() - chosen).sum()
+            logits /= sums
+            logits.scatter_add_(-1, t[:, None], torch.full_like(chosen, -1.0))
+            torch.mm(logits.to(h.dtype), head.weight, out=g)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.saved_tensors[0] * upstream[0].to(ctx.saved_tensors[0].dtype), None, None

@@ -1,0 +1,91 @@
+"""The training step: a model whose forward is the loss of one pass, and a Trainer that runs a step's passes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from bnbench.finetune.collate import Pass
+from bnbench.finetune.lean import make_lean
+from bnbench.finetune.loss import summed_loss
+
+_log = logging.getLogger("bnbench.finetune")
+
+
+def prepare(model: Any, device: str) -> None:
+    """Turns a PEFT model on `device` into one that is called as `model(one_pass=…)` and gives {"loss": nats, summed}.
+
+    Frozen input embeddings that are no output head stay in the CPU's memory: they are only looked up.
+    """
+    base = model.get_base_model()
+    place = next(p.device for p in model.parameters() if p.requires_grad)
+    plain = _is_plain(base)
+    if not plain:
+        _log.warning("%s does more to its logits than its head: they are made whole, not in chunks", type(base).__name__)
+    make_lean(model)
+    embedding = base.get_input_embeddings()
+    if device == "cuda" and embedding.weight is not base.get_output_embeddings().weight:
+        embedding.to("cpu")
+        embedding.forward = partial(_look_up, embedding, place)
+    base.forward = partial(_loss, base, type(base).forward if not plain else None, place)
+
+
+def _look_up(embedding: Any, place: torch.device, ids: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = type(embedding).forward(embedding, ids)
+    return found.pin_memory().to(place, non_blocking=True)
+
+
+def _loss(base: Any, whole: Any, place: torch.device, *, one_pass: Pass, **_: Any) -> dict[str, torch.Tensor]:
+    """Weights and activations already have their dtype: autocast, which fp16's scaler brings along, has no part."""
+    ids = one_pass.ids.to(base.get_input_embeddings().weight.device)
+    moved = one_pass.on(place)
+    settings = {"input_ids": ids, "position_ids": moved.positions, "lengths": moved.lengths, "use_cache": False}
+    with torch.autocast(place.type, enabled=False):
+        if whole is not None:
+            logits = whole(base, **settings).logits
+            chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, moved.index).float()
+            return {"loss": torch.nn.functional.cross_entropy(chosen, moved.targets, reduction="sum")}
+        hidden = base.base_model(**settings).last_hidden_state
+        supervised = hidden.reshape(-1, hidden.shape[-1]).index_select(0, moved.index)
+        return {"loss": summed_loss(supervised, base.get_output_embeddings(), moved.targets)}
+
+
+@torch.no_grad()
+def _is_plain(base: Any) -> bool:
+    """Whether the logits are the head's of the last hidden state: no soft cap, no scale, as some models have."""
+    ids = torch.arange(4, device=base.get_input_embeddings().weight.device)[None]
+    expected = base(input_ids=ids, use_cache=False).logits
+    found = base.get_output_embeddings()(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    return torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
+
+
+class StepTrainer(Trainer):  # type: ignore[misc]
+    """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens."""
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
+        """The batches of one optimiser step, and how many supervised tokens they have together."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        return batches, sum(p.supervised for batch in batches for p in batch)
+
+    def training_step(self, model: Any, inputs: list[Pass], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of each pass of a batch; gives their share of the step's mean loss."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for one_pass in inputs:
+            loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def compute_loss(self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Nats of a pass over the supervised tokens of the whole step."""
+        return model(one_pass=inputs)["loss"] / num_items_in_batch
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers would estimate it from padded ids."""
+        return 0
