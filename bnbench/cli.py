@@ -1,7 +1,8 @@
 """The command line. A command here parses, calls one function and prints; it holds no logic.
 
 Results go to stdout (`--json` for machines), everything else to stderr. Exit codes: 0 done, 1 failure, 2 usage or
-configuration, 3 partial (the message has the command that goes on), 130 interrupted.
+configuration, 3 partial (the message has the command that goes on), 4 a gate failed, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -301,6 +302,29 @@ def score_command(
         quiet=quiet,
     )
     typer.echo(json.dumps(scores.summary(), ensure_ascii=False, indent=2) if as_json else str(scores))
+
+
+@command("audit")
+def audit_command(
+    metrics: Annotated[
+        list[str] | None, typer.Argument(help="Metrics to validate; keyword-empathy by default.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled replies, in the columns of the bundled set.")] = None,
+    half: Annotated[str | None, typer.Option(help="development or held-out; both by default.")] = None,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Try to break a metric: spellings, perturbed replies, labels, and sentinels that must not win. Exit code 4: it broke."""
+    from bnbench.metrics.audit import audits, standings_table
+
+    reports = audits(metrics or ["keyword-empathy"], data, half, seed=seed)
+    if as_json:
+        typer.echo(json.dumps([r.as_dict() for r in reports], ensure_ascii=False, indent=2))
+    else:
+        tables = [str(r) for r in reports] + ([standings_table(reports)] if len(reports) > 1 else [])
+        typer.echo("\n\n".join(tables))
+    if not all(r.passed for r in reports):
+        raise typer.Exit(4)
 
 
 @command("corpus")

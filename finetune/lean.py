@@ -20,10 +20,10 @@ def make_lean(model: Any) -> None:
     """Replaces the forward of every LoRA layer and every other 4-bit layer of a PEFT model."""
     from peft.tuners.lora import LoraLayer
 
-    inside = set()
+    inside: set[Any] = set()
     for module in model.modules():
         if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear):
-            inside.add(module.get_base_layer())
+            inside |= {module, module.get_base_layer()}
             module.forward = partial(_adapted, module, _weight(module.get_base_layer()))
     for module in model.modules():
         if hasattr(getattr(module, "weight", None), "quant_state") and module not in inside:
