@@ -1,8 +1,7 @@
 """The command line. A command here parses, calls one function and prints; it holds no logic.
 
 Results go to stdout (`--json` for machines), everything else to stderr. Exit codes: 0 done, 1 failure, 2 usage or
-configuration, 3 partial (the message has the command that goes on), 4 a gate failed, 130
-interrupted.
+configuration, 3 partial (the message has the command that goes on), 4 a gate failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -314,7 +313,7 @@ def audit_command(
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
-    """Try to break a metric: spellings, perturbed replies, labels, and sentinels that must not win. Exit code 4: it broke."""
+    """Try to break a metric: spellings, changed replies, labels, sentinels that must not win. Exit code 4: it broke."""
     from bnbench.metrics.audit import audits, standings_table
 
     reports = audits(metrics or ["keyword-empathy"], data, half, seed=seed)

@@ -22,6 +22,7 @@ from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.progress import stage
 
 PROFILES = ("bnbench", "original")
+_PART_CHARACTERS = 4_000_000  # of the texts that are scored at once
 _PARALLEL_FROM = 4 * PART  # replies; with fewer, starting processes costs more than they save
 
 Paths = Sequence[str | Path]
@@ -235,9 +236,19 @@ def _metrics(names: Sequence[str | Metric] | None, files: _Files) -> list[Metric
 
 
 def _parts(rows: Iterator[Row]) -> Iterator[Texts]:
-    while part := list(islice(rows, PART)):
+    while part := list(_some(rows)):
         replies, references, messages = zip(*part, strict=True)
         yield Texts.of(replies, *(None if column[0] is None else column for column in (references, messages)))
+
+
+def _some(rows: Iterator[Row]) -> Iterator[Row]:
+    """The next rows: `PART`, or fewer where texts are long."""
+    characters = 0
+    for row in islice(rows, PART):
+        yield row
+        characters += len(row[0]) + sum(map(len, row[1] or ()))
+        if characters > _PART_CHARACTERS:
+            return
 
 
 def _cores() -> int:

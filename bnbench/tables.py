@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 """Column → value as the file has it: text, and in JSONL and Parquet also numbers, lists and None."""
 
 _LONGEST_FIELD = 2**26  # characters; a quote that is never closed would otherwise take in the rest of the file
-_BATCH = 1_000  # rows of a Parquet file held at once
+_BATCH = 250  # rows of a Parquet file held at once
 _BUFFER = 1 << 20  # bytes of each of its columns
 
 
@@ -31,9 +32,11 @@ def check_table(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raises CorpusError unless there is a file at `path`."""
+    """Raises CorpusError unless there is a file at `path` that may be read."""
     if not path.is_file():
         raise CorpusError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise CorpusError(f"{path}: no permission to read it")
 
 
 def read_table(path: Path) -> list[Record]:

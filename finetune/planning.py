@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,6 +117,8 @@ def plan(request: FinetuneRequest) -> Plan:
     MissingExtraError.
     """
     recipe = _recipe(request)
+    if sys.platform == "linux":  # read once, when torch first allocates on a card; other platforms warn of it
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     _check_installed(recipe)
     trust = request.trust_remote_code
     base = resolve_base(request.base, request.revision, folder=request.base_folder, trust_remote_code=trust)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +21,7 @@ from bnbench.finetune.attention import NAME
 from bnbench.finetune.collate import Packed, Padded
 from bnbench.finetune.lora import adapt
 from bnbench.finetune.monitor import LongestFirst, Monitor, curve_of, write_curve
+from bnbench.finetune.recompute import Recomputation
 from bnbench.finetune.step import StepTrainer, prepare
 from bnbench.finetune.tuner import Job, Outcome
 from bnbench.quiet import quiet
@@ -96,12 +98,10 @@ def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
     # Liger's kernels want the model's own forward; ours comes over it.
     prepare(model, job.device)
-
-    def try_largest() -> None:
-        largest = collator.largest(job.rows, job.recipe.batch_size)
-        trainer.training_step(trainer.model_wrapped, [largest], largest.supervised)
-
-    trainer.add_callback(LongestFirst(job, try_largest))
+    if job.device == "cuda" and job.recipe.checkpointing == "non-reentrant":
+        trainer.recomputation = Recomputation(model, job.recipe.memory_gib * 2**30)
+    largest = collator.largest(job.rows, job.recipe.batch_size)
+    trainer.add_callback(LongestFirst(job, partial(trainer.try_largest, largest)))
     return trainer
 
 

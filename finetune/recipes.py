@@ -40,6 +40,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-9, 1.0),
     "epochs": (1e-3, 1000.0),
     "max_grad_norm": (0.0, 1000.0),
+    "memory_gib": (0.0, 10_000.0),
     "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
 }
@@ -73,7 +74,8 @@ class Recipe:
     the card is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or all ("full-
     text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples; `packing` puts
     the samples of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and time
-    but not the step.
+    but not the step. `memory_gib` is a peak to stay under: layers whose activations fit below it are not computed
+    twice (0: none but where a row is shorter than the longest); it never makes room, it uses what there is.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Recipe:
     precision: str = "auto"
     loss: str = "completion"
     checkpointing: str = "non-reentrant"
+    memory_gib: float = 0.0
     max_tokens: int = 4096
     epochs: float = 1.0
     packing: bool = True

@@ -13,6 +13,7 @@ from transformers import Trainer
 from bnbench.finetune.collate import Pass
 from bnbench.finetune.lean import make_lean
 from bnbench.finetune.loss import summed_loss
+from bnbench.finetune.recompute import Recomputation
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -31,6 +32,7 @@ def prepare(model: Any, device: str) -> None:
     embedding = base.get_input_embeddings()
     if device == "cuda" and embedding.weight is not base.get_output_embeddings().weight:
         embedding.to("cpu")
+        embedding._apply = lambda *_, **__: embedding  # whatever moves the model leaves it there
         embedding.forward = partial(_look_up, embedding, place)
     base.forward = partial(_loss, base, type(base).forward if not plain else None, place)
 
@@ -65,7 +67,23 @@ def _is_plain(base: Any) -> bool:
 
 
 class StepTrainer(Trainer):  # type: ignore[misc]
-    """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens."""
+    """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens.
+
+    `recomputation` chooses the layers that are checkpointed, where the recipe checkpoints and there is a card.
+    """
+
+    recomputation: Recomputation | None = None
+
+    def try_largest(self, largest: Pass) -> None:
+        """One forward and backward of the pass that needs most, and what it tells about the memory of the others."""
+
+        def step() -> None:
+            self.training_step(self.model_wrapped, [largest], largest.supervised)
+
+        if self.recomputation is None:
+            step()
+        else:
+            self.recomputation.measure(largest, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """The batches of one optimiser step, and how many supervised tokens they have together."""
@@ -77,6 +95,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         model.train()
         total = torch.zeros((), device=self.args.device)
         for one_pass in inputs:
+            if self.recomputation is not None:
+                self.recomputation.set_for(one_pass)
             loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
             total += loss.detach()

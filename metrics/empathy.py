@@ -39,8 +39,12 @@ COPIED_WORDS = 3
 """A run of this many words that also stands in the message (or the whole of a shorter message) is copied."""
 FULL_LEVELS = 4
 AGAINST = {1: 0.65, 2: 0.4}
-FREE_PHRASES = 2
+FREE_PHRASES = 1.5
 WORDS_PER_PHRASE = 3
+STOCK_ALONE = 0.5
+"""What a stock phrase earns of its level in a reply that takes nothing up from the message."""
+COPIED_SHARE = 0.7
+"""A sentence is copied when this share of its words stands in the message, in whatever order and person."""
 NEGATION_REACH = 2
 """How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
 
@@ -154,6 +158,10 @@ class _Sentence:
     end: int
     question: bool
 
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
 
 @dataclass(frozen=True)
 class _Words:
@@ -209,60 +217,147 @@ def _quotation(text: str, place: int, closing: str) -> str:
 
 
 @dataclass(frozen=True)
+class _Message:
+    """What a message says: every run of `COPIED_WORDS` keys, the stems of all its words, those of its own content."""
+
+    run: int
+    runs: set[tuple[str, ...]]
+    stems: set[str]
+    content: set[str]
+
+    @classmethod
+    def of(cls, lexicon: Lexicon, message: str) -> _Message:
+        words = list(filter(is_word, tokenize(message)))
+        keys, run = [_key(lexicon, word) for word in words], min(COPIED_WORDS, len(words))
+        runs = {tuple(keys[start : start + run]) for start in range(len(keys) - run + 1)} if run else set()
+        content = (word for word in words if not lexicon.is_common(word))
+        return cls(run, runs, _stems(lexicon, words), _stems(lexicon, content))
+
+    def copied(self, lexicon: Lexicon, words: _Words) -> list[bool]:
+        """Which words of a reply stand in a run that the message has too, or in a sentence that is mostly such words.
+
+        Endings and persons are left out of the comparison: আমার ডেকটা বানালাম and আপনার ডেকটা বানালেন are the same.
+        """
+        copied = [False] * len(words.words)
+        keys = [_key(lexicon, word) for word in words.words]
+        for start in range(len(keys) - self.run + 1 if self.run else 0):
+            if tuple(keys[start : start + self.run]) in self.runs:
+                copied[start : start + self.run] = [True] * self.run
+        for sentence in words.sentences:
+            inside = [word for word in words.words[sentence.start : sentence.end] if word not in lexicon.persons]
+            known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in inside)
+            run = sum(copied[sentence.start : sentence.end])
+            if (len(inside) > COPIED_WORDS and known >= COPIED_SHARE * len(inside)) or 2 * run > sentence.length:
+                copied[sentence.start : sentence.end] = [True] * sentence.length
+        return copied
+
+
+def _key(lexicon: Lexicon, word: str) -> str:
+    """A word without ending and person."""
+    return "" if word in lexicon.persons else min(lexicon.stems(word), key=len)
+
+
+def _stems(lexicon: Lexicon, words: Iterable[str]) -> set[str]:
+    return set[str]().union(*(lexicon.stems(word) for word in words))
+
+
+@dataclass(frozen=True)
 class _Match:
     entry: Entry
     words: tuple[int, ...]
     polarity: str
+    level: float
+    """The entry's level, raised where the sentence is anchored."""
 
     @property
     def kind(self) -> str:
         return self.entry.family or self.entry.phrase
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Reading:
-    """A reply after matching: the matches that stand, the different stamps, and the different words of its own."""
+    """A reply after matching: what stands, the different stock phrases, the content of its own, the anchored of it."""
 
+    lexicon: Lexicon
     words: _Words
+    message: _Message
+    copied: list[bool]
     matches: list[_Match]
-    stamps: set[str]
+    stock: set[str]
     own: set[str]
+    anchored: set[str]
 
     @classmethod
     def of(cls, lexicon: Lexicon, reply: str, message: str) -> _Reading:
-        words = _Words.of(reply)
-        copied = _copied(words.words, list(filter(is_word, tokenize(message))))
-        made, claimed = cls(words, [], set(), set()), set[int]()
+        words, said = _Words.of(reply), _Message.of(lexicon, message)
+        made = cls(lexicon, words, said, said.copied(lexicon, words), [], set(), set(), set())
+        claimed = set[int]()
         for sentence in words.sentences:
-            made._read(lexicon, sentence, _standing(lexicon, words, sentence, copied), claimed)
-        left = (word for place, word in enumerate(words.words) if place not in claimed and not copied[place])
-        made.own.update(word for word in left if word not in lexicon.second_person)
+            made._read(sentence, claimed)
         return made
 
-    def _read(
-        self, lexicon: Lexicon, sentence: _Sentence, standing: list[tuple[Entry | None, Found]], claimed: set[int]
-    ) -> None:
-        """Take what stands in a sentence, each word for one phrase only."""
+    def _read(self, sentence: _Sentence, claimed: set[int]) -> None:
+        """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
         matches: list[_Match] = []
-        for entry, found in standing:
+        places_of_stock = set[int]()
+        content = self._content(sentence)
+        anchors = {word for word in content if self._is_anchored(word)}
+        for entry, found in self._standing(sentence, anchored=bool(anchors)):
             places = tuple(sentence.start + place for place in found.words)
-            polarity = _polarity(lexicon, self.words, entry, places[-1]) if entry else None
+            polarity = _polarity(self.lexicon, self.words, entry, places[-1]) if entry else None
             if not claimed.isdisjoint(places) or (entry and not polarity):
                 continue
             claimed.update(places)
+            if entry is None or entry.stock:
+                self.stock.add(found.phrase)
+                places_of_stock.update(places)
             if entry and polarity:
-                matches.append(_Match(entry, places, polarity))
-            else:
-                self.stamps.add(found.phrase)
+                matches.append(_Match(entry, places, polarity, _level(entry, anchored=bool(anchors))))
         against = [match for match in matches if match.polarity == "against"]
         self.matches.extend(against or matches)
+        left = {word for word, places in content.items() if not places <= places_of_stock}
+        self.own.update(_key(self.lexicon, word) for word in left)
+        self.anchored.update(_key(self.lexicon, word) for word in left & anchors)
+
+    def _content(self, sentence: _Sentence) -> dict[str, set[int]]:
+        """The words of a sentence that are neither common nor copied, with their places."""
+        content: dict[str, set[int]] = {}
+        for place in range(sentence.start, sentence.end):
+            word = self.words.words[place]
+            if not self.copied[place] and word not in self.lexicon.persons and not self.lexicon.is_common(word):
+                content.setdefault(word, set()).add(place)
+        return content
+
+    def _is_anchored(self, word: str) -> bool:
+        return not self.message.content.isdisjoint(self.lexicon.stems(word))
+
+    def _standing(self, sentence: _Sentence, *, anchored: bool) -> list[tuple[Entry | None, Found]]:
+        """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
+        inside = self.words.words[sentence.start : sentence.end]
+        everything = self.lexicon.find(inside)
+        phrases = {found.phrase for found in everything}
+        conditions = {
+            "you": not self.lexicon.second_person.isdisjoint(inside),
+            "question": sentence.question,
+            "statement": not sentence.question,
+            "anchored": anchored,
+        }
+        holding = {name for name, holds in conditions.items() if holds}
+        kept: list[tuple[Entry | None, Found]] = []
+        for found in everything:
+            entry, phrase = self.lexicon.entries.get(found.phrase), found.phrase
+            fits = entry.when <= holding and phrases.isdisjoint(entry.excludes) if entry else phrase in self.lexicon.stamps
+            places = [sentence.start + place for place in found.words]
+            if fits and not all(self.copied[place] or self.words.quoted[place] for place in places):
+                kept.append((entry, found))
+        return sorted(kept, key=_order)
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
         factor = self._carried() * float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
-        levels = dict.fromkeys(MECHANISMS, 0)
+        levels = dict.fromkeys(MECHANISMS, 0.0)
         for match in self._strongest():
-            levels[match.entry.mechanism] += match.entry.level
+            levels[match.entry.mechanism] += self._earned(match)
         return [factor * level / FULL_LEVELS for level in levels.values()]
 
     def spans(self) -> tuple[Span, ...]:
@@ -276,53 +371,33 @@ class _Reading:
         return Span(start, end, text, entry.phrase, entry.mechanism, entry.level, match.polarity, counted)
 
     def _different(self, polarity: str) -> Iterable[_Match]:
-        """The first match of each entry, and of each family of entries."""
-        first: dict[str, _Match] = {}
+        """The strongest match of each entry and of each family of entries, the first of equals."""
+        best: dict[str, _Match] = {}
         for match in self.matches:
-            if match.polarity == polarity:
-                first.setdefault(match.kind, match)
-        return first.values()
+            if match.polarity == polarity and (match.kind not in best or match.level > best[match.kind].level):
+                best[match.kind] = match
+        return best.values()
+
+    def _earned(self, match: _Match) -> float:
+        return match.level * STOCK_ALONE if match.entry.stock and not self.anchored else match.level
 
     def _strongest(self) -> Iterator[_Match]:
-        different = sorted(self._different("support"), key=lambda match: -match.entry.level)
+        different = sorted(self._different("support"), key=lambda match: -self._earned(match))
         for mechanism in MECHANISMS:
             yield from [match for match in different if match.entry.mechanism == mechanism][:2]
 
     def _carried(self) -> float:
-        found = len({match.entry.phrase for match in self.matches} | self.stamps)
-        carried = FREE_PHRASES + len(self.own) / WORDS_PER_PHRASE
-        return min(1.0, max(0.0, 2 * carried / found - 1)) if found else 1.0
+        """The share that is left of everything when stock phrases are more than the reply's own content carries."""
+        if not self.stock:
+            return 1.0
+        carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
+        return min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
 
 
-def _copied(words: Sequence[str], message: Sequence[str]) -> list[bool]:
-    """Which words stand in a run of `COPIED_WORDS` that the message has too."""
-    n = min(COPIED_WORDS, len(message))
-    runs = {tuple(message[i : i + n]) for i in range(len(message) - n + 1)} if n else set()
-    copied = [False] * len(words)
-    for start in range(len(words) - n + 1 if runs else 0):
-        if tuple(words[start : start + n]) in runs:
-            copied[start : start + n] = [True] * n
-    return copied
-
-
-def _standing(
-    lexicon: Lexicon, words: _Words, sentence: _Sentence, copied: Sequence[bool]
-) -> list[tuple[Entry | None, Found]]:
-    """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
-    inside = words.words[sentence.start : sentence.end]
-    everything = lexicon.find(inside)
-    phrases = {found.phrase for found in everything}
-    you = not lexicon.second_person.isdisjoint(inside)
-    holding = {name for name, holds in (("you", you), ("question", sentence.question)) if holds}
-    holding |= set() if sentence.question else {"statement"}
-    kept: list[tuple[Entry | None, Found]] = []
-    for found in everything:
-        entry = lexicon.entries.get(found.phrase)
-        fits = entry.when <= holding and phrases.isdisjoint(entry.excludes) if entry else found.phrase in lexicon.stamps
-        places = [sentence.start + place for place in found.words]
-        if fits and not all(copied[place] or words.quoted[place] for place in places):
-            kept.append((entry, found))
-    return sorted(kept, key=_order)
+def _level(entry: Entry, *, anchored: bool) -> float:
+    """Weak becomes strong where it is said of something in this message."""
+    raised = anchored and not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
+    return 2 if raised else entry.level
 
 
 def _order(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:

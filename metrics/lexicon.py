@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,10 @@ from bnbench.metrics.tokenization import is_word, tokenize
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 _FILE_KEYS = (
     *("name", "version", "scoring", "patterns"),
-    *("group", "stamps", "negators", "nonfinite", "endings", "classes"),
+    *("group", "stamps", "common", "negators", "nonfinite", "endings", "classes"),
 )
 _FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes", "family")
-_GROUP_KEYS = (*_FIELDS, "phrases")
+_GROUP_KEYS = (*_FIELDS, "stock", "phrases")
 _CHOICES: dict[str, tuple[object, ...]] = {
     "mechanism": MECHANISMS,
     "level": (1, 2),
@@ -33,7 +34,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "negation": ("turns", "cancels", "keeps"),
     "scoring": ("mechanisms", "substrings"),
 }
-_WHEN = ("you", "question", "statement")
+_WHEN = ("you", "question", "statement", "anchored")
+_SHORTEST_STEM = 2
+"""Consonants and independent vowels that must be left of a word for what was cut off to be an ending."""
 _MAX_GAP = 20
 _FOLDER = Path(__file__).parent / "lexicons"
 
@@ -51,6 +54,8 @@ class Entry:
     excludes: tuple[str, ...] = ()
     family: str = ""
     """Entries of one family are one entry where it is asked how many different ones a reply has."""
+    stock: bool = False
+    """Whether the phrase is said to everybody."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Lexicon:
     endings: Mapping[str, tuple[str, ...]] = field(repr=False)
     negators: frozenset[str] = frozenset()
     nonfinite: tuple[str, ...] = ()
+    common: frozenset[str] = frozenset()
 
     @property
     def signature(self) -> str:
@@ -110,6 +116,36 @@ class Lexicon:
     def second_person(self) -> frozenset[str]:
         """The words of class `you`; empty where the lexicon has none."""
         return frozenset(map(_normalised, self.classes.get("you", ())))
+
+    @cached_property
+    def persons(self) -> frozenset[str]:
+        """The words of classes `you` and `me`."""
+        return self.second_person | frozenset(map(_normalised, self.classes.get("me", ())))
+
+    def stems(self, word: str) -> frozenset[str]:
+        """The normalised word, and what is left of it without each ending of [endings] that it may have."""
+        if word not in self._stems:
+            cuts = range(1, min(len(word) - 1, self._longest_ending) + 1)
+            kept = (word[:-cut] for cut in cuts if word[-cut:] in self._every_ending)
+            letters = ((stem, sum(map(_is_letter, stem))) for stem in kept)
+            self._stems[word] = frozenset({word, *(stem for stem, count in letters if count >= _SHORTEST_STEM)})
+        return self._stems[word]
+
+    def is_common(self, word: str) -> bool:
+        """Whether a normalised word is one of `common` or a form of one: it says nothing of whom it is said to."""
+        return not self.common.isdisjoint(self.stems(word))
+
+    @cached_property
+    def _every_ending(self) -> frozenset[str]:
+        return frozenset(_normalised(ending) for group in self.endings.values() for ending in group if ending)
+
+    @cached_property
+    def _longest_ending(self) -> int:
+        return max(map(len, self._every_ending), default=0)
+
+    @cached_property
+    def _stems(self) -> dict[str, frozenset[str]]:
+        return {}
 
     def counts(self) -> dict[str, int]:
         """Supporting entries per mechanism, and `against`."""
@@ -226,6 +262,10 @@ def _gap(part: str, phrase: str) -> int:
     return int(digits)
 
 
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character) in ("Lo", "Ll", "Lu", "Nd")
+
+
 @lru_cache(maxsize=100_000)
 def _normalised(text: str) -> str:
     return normalize(text)
@@ -299,6 +339,7 @@ def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
         endings={key: _strings(table["endings"], key) for key in table.get("endings", {})},
         negators=frozenset(map(_normalised, _strings(table, "negators"))),
         nonfinite=tuple(map(_normalised, _strings(table, "nonfinite"))),
+        common=frozenset(map(_normalised, _strings(table, "common"))),
     )
     if not (lexicon.patterns if lexicon.scoring == "substrings" else lexicon.entries):
         raise UsageError('it has no phrase: add [[group]] tables with phrases, or patterns with scoring = "substrings"')
@@ -324,7 +365,7 @@ def _fields(group: Mapping[str, Any], place: str) -> tuple[Any, ...]:
         raise UsageError(f"{place}: when has {unknown!r}{_nearest(unknown, _WHEN)}; use {', '.join(_WHEN)}")
     defaults = {"polarity": "support", "negation": "turns"}
     chosen = (_choice(group, key, defaults.get(key), place) for key in _FIELDS[:4])
-    return (*chosen, when, _strings(group, "excludes"), group.get("family", ""))
+    return (*chosen, when, _strings(group, "excludes"), group.get("family", ""), _flag(group, "stock", place))
 
 
 def _lines(phrase: str, text: str) -> str:
@@ -344,6 +385,13 @@ def _choice(table: Mapping[str, Any], key: str, default: object, place: str) -> 
     if value not in _CHOICES[key] or isinstance(value, bool):
         known = [str(choice) for choice in _CHOICES[key]]
         raise UsageError(f"{place}: {key} is {value!r}{_nearest(str(value), known)}; use {', '.join(known)}")
+    return value
+
+
+def _flag(group: Mapping[str, Any], key: str, place: str) -> bool:
+    value = group.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{place}: {key} is {value!r}; use true or false")
     return value
 
 

@@ -22,7 +22,7 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code % HEAVY], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    for command in ("evaluate", "finetune", "report", "compare", "corpus", "inspect-prompt"):
+    for command in ("evaluate", "finetune", "report", "compare", "score", "corpus", "inspect-prompt"):
         assert command in done.stdout
 
 
@@ -45,6 +45,10 @@ def test_version():
         (["finetune", "--set", "learning_rte=1"], "learning_rate"),
         (["finetune", "--stop-after", "soon"], "11h30m"),
         (["corpus", "none.csv"], "no such file"),
+        (["score", "none.csv"], "none.csv: no such file"),
+        (["score", "none.csv", "--columns", "reply"], "NAME=VALUE"),
+        (["score", "none.csv", "--profile", "orignal"], "original"),
+        (["score", "none.csv", "--workers", "0"], "workers"),
         (["inspect-prompt", "--row", "9999"], "row 9999"),
     ],
 )
@@ -72,6 +76,65 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path):
     result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert "bnbench evaluate --limit 3" in result.stderr
+
+
+def test_score_is_not_gone_on_with(monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnbench.scoring.score", interrupted)
+    result = run("score", tmp_path / "a.txt")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "bnbench: interrupted"
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A file of replies, one of references in another order, and one of messages."""
+    replies = ["মন খারাপ হওয়াটা স্বাভাবিক, আমি শুনছি।", "আপনি একা নন।", ""]
+    rows = [{"id": i, "reply": reply} for i, reply in enumerate(replies)]
+    back = [{"id": 2 - i, "reference": reply} for i, reply in enumerate(reversed(replies))]
+    files = {"p.jsonl": rows, "r.jsonl": back, "m.jsonl": [{"id": i, "question": "মন খারাপ লাগছে"} for i in range(3)]}
+    for name, lines in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    return [tmp_path / name for name in files]
+
+
+def test_score_prints_one_line_a_metric(scored):
+    replies, references, messages = scored
+    result = run("score", replies, "--references", references, "--messages", messages)
+    assert result.exit_code == 0, result.output
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    assert names == ["chrF++", "BLEU", "ROUGE", "keyword-empathy", "degeneration"]
+    # A resample of nothing but the empty reply scores 0.
+    assert result.stdout.startswith("chrF++ 100.00 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
+    assert "score: 3/3" in result.stderr
+
+
+def test_score_of_some_metrics_as_json(scored):
+    replies, references, _ = scored
+    result = run("score", replies, "--references", references, "--metric", "rouge", "--metric", "BLEU", "--json", "-q")
+    made = json.loads(result.stdout)
+    assert made["n"] == 3
+    assert list(made["metrics"]) == ["ROUGE", "BLEU"]
+    assert made["metrics"]["ROUGE"]["value"] == made["metrics"]["ROUGE"]["scores"]["rougeL"] == pytest.approx(200 / 3)
+    assert made["metrics"]["ROUGE"]["signature"] == "ROUGE|norm:bn1|tok:bn1|stem:no|n:3|bnbench:0.1"
+    assert result.stderr == ""
+    missing = run("score", replies, "--metric", "BLEU")
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "BLEU needs references" in missing.stderr
+
+
+def test_score_with_the_original_s_formulas(scored):
+    replies, references, messages = scored
+    result = run("score", replies, "--references", references, "--messages", messages, "--profile", "original")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()[1:-1]}
+    assert rows["rougeL"] == ["0.0000", "66.67"]
+    assert rows["keyword-empathy"][0] == f"{200 / 14 * 3 / 3:.4f}"
+    as_json = json.loads(run("score", replies, "--references", references, "--profile", "original", "--json").stdout)
+    assert as_json["rougeL"] == 0
+    assert as_json["corrected"]["BLEU"] == pytest.approx(100)
 
 
 def test_corpus_shows_every_step_and_the_fingerprint():

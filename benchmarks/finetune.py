@@ -1,0 +1,219 @@
+"""Fine-tuning against the original's recipe and Unsloth: Llama-3.1-8B's shape with random weights, on one card.
+
+    python benchmarks/finetune.py [--repeats 3] [--unsloth FOLDER_OF_ITS_PACKAGES --tokenizer FOLDER] [--variants ...]
+
+Each measurement is a process of its own, the variants take turns, and the table gives medians and ratios of this very
+run. The data are those of `qlora_baseline.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
+effective batch 4. Memory is what PyTorch reserved at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "original": ("original", []),
+    "unsloth": ("unsloth", []),
+    "t4": ("t4", []),
+    "original at 4096": ("original", ["--length", "4096", "--steps", "7"]),
+    "unsloth at 4096": ("unsloth", ["--length", "4096", "--steps", "7"]),
+    "t4 at 4096": ("t4", ["--length", "4096", "--steps", "7"]),
+    "t4-r16-all-linear": ("t4-r16-all-linear", []),
+    "t4-r16-all-linear at 4096": ("t4-r16-all-linear", ["--length", "4096", "--steps", "7"]),
+    "t4 in 13 GiB": ("t4", ["--set", "memory_gib=13"]),
+    "t4 in float16": ("t4", ["--set", "precision=float16", "--set", "memory_gib=13", "--cap", "14.5"]),
+}
+DEFAULT = ["original", "unsloth", "t4", "t4 at 4096", "t4-r16-all-linear at 4096"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    seconds: float
+    allocated: float
+    reserved: float
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="VARIANT")
+    parser.add_argument("--unsloth", help="folder with Unsloth's packages; without it the variant is left out")
+    parser.add_argument("--tokenizer", help="folder with Llama-3.1's tokenizer.json, which Unsloth asks for")
+    parser.add_argument("--one", metavar="RECIPE", help="measure one recipe in this process and print JSON")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--cap", type=float, help="GiB of the card's memory that may be used")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--profile", type=Path, help="write where the last step's time goes")
+    return parser.parse_args()
+
+
+def make_job(args: argparse.Namespace, ends: list[float]):  # noqa: ANN201
+    """The job that `bnbench finetune` would make of the baseline's rows."""
+    import torch
+    from qlora_baseline import CHECKPOINT, rows
+
+    from bnbench.finetune.base import Base
+    from bnbench.finetune.planning import _precision
+    from bnbench.finetune.recipes import load_recipe
+    from bnbench.finetune.rows import Row
+    from bnbench.finetune.tuner import Job
+    from bnbench.precision import Device
+
+    recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))
+    data = [tuple(r.tolist()) for r in rows(args.steps * recipe.samples_per_step, args.length)]
+    output = Path(f"/tmp/bnbench-benchmark-{os.getpid()}")
+
+    def at_step_end() -> bool:
+        torch.cuda.synchronize()
+        ends.append(time.time())
+        return False
+
+    return Job(
+        recipe=recipe,
+        base=Base("llama-8b", None, "", CHECKPOINT, "", ""),
+        rows=tuple(Row(str(i), ids, ids) for i, ids in enumerate(data)),
+        pad_id=128004,
+        precision=_precision(recipe, Device.of("cuda"), 8_030_261_248),
+        device="cuda",
+        steps=args.steps,
+        warmup_steps=1,
+        output=output,
+        checkpoints=output / "checkpoints",
+        resume=None,
+        trust_remote_code=False,
+        should_stop=at_step_end,
+    )
+
+
+def measure(args: argparse.Namespace) -> None:
+    sys.path.insert(0, str(HERE.parent))
+    import torch
+    from qlora_baseline import make_checkpoint
+
+    make_checkpoint(None)
+    if args.cap:
+        torch.cuda.set_per_process_memory_fraction(
+            args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory
+        )
+    from bnbench.finetune.qlora import AdapterTuner
+
+    ends: list[float] = []
+    job = make_job(args, ends)
+    start = time.time()
+    if args.profile:
+        outcome = profiled(job, args.profile)
+    else:
+        outcome = AdapterTuner().train(job)
+    print(
+        json.dumps(
+            {
+                "variant": args.one,
+                "card": torch.cuda.get_device_name(0),
+                "length": args.length,
+                "dtype": job.precision.dtype_name,
+                "samples": len(job.rows),
+                "tokens": sum(len(r.ids) for r in job.rows),
+                "wall_s": round(time.time() - start, 1),
+                "median_step_s": round(statistics.median(b - a for a, b in zip(ends[4:], ends[5:], strict=False)), 3),
+                "losses": [round(p.loss, 3) for p in outcome.curve[:: max(1, len(outcome.curve) // 8)]],
+                "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+                "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+            }
+        )
+    )
+
+
+def profiled(job, path: Path):  # noqa: ANN001, ANN201
+    """Runs the job with the profiler on one of its last steps."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from bnbench.finetune.qlora import AdapterTuner
+    from bnbench.finetune.step import StepTrainer
+
+    plain, count = StepTrainer.training_step, 0
+
+    def step(self, *a, **k):  # noqa: ANN001, ANN202
+        nonlocal count
+        count += 1
+        if count != 12:
+            return plain(self, *a, **k)
+        torch.cuda.synchronize()
+        begin = time.time()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+            result = plain(self, *a, **k)
+            launched = time.time() - begin
+            torch.cuda.synchronize()
+        device = [e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(e.time_range.elapsed_us() for e in device) / 1e6
+        text = f"kernels {len(device)}, busy {busy:.3f} s, launched in {launched:.3f} s (profiled)\n"
+        average = found.key_averages()
+        text += average.table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=70)
+        text += average.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=70)
+        path.write_text(text, encoding="utf-8")
+        return result
+
+    StepTrainer.training_step = step
+    return AdapterTuner().train(job)
+
+
+def run(name: str, args: argparse.Namespace) -> dict:
+    recipe, options = VARIANTS[name]
+    environment = dict(os.environ)
+    if recipe in ("original", "unsloth"):
+        command = [sys.executable, str(HERE / "qlora_baseline.py"), recipe, *options]
+        command += ["--tokenizer", args.tokenizer] if args.tokenizer else []
+        if recipe == "unsloth":
+            environment["PYTHONPATH"] = args.unsloth + os.pathsep + environment.get("PYTHONPATH", "")
+    else:
+        command = [sys.executable, __file__, "--one", recipe, *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
+        return {}
+    print(f"{name}: {lines[-1]}", file=sys.stderr, flush=True)
+    return json.loads(lines[-1])
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    medians = {n: statistics.median(r["median_step_s"] for r in found) for n, found in results.items() if found}
+    lines = ["| variant | runs | s a step, median (range) | × original | × unsloth | reserved GiB |", "|---|---|---|---|---|---|"]
+    for name, found in results.items():
+        if not found:
+            lines.append(f"| {name} | 0 | failed | | | |")
+            continue
+        seconds = [r["median_step_s"] for r in found]
+        at = " at 4096" if name.endswith("at 4096") else ""
+        ratios = [f"{medians[p] / medians[name]:.2f}" if (p := peer + at) in medians else "" for peer in ("original", "unsloth")]
+        spread = f"{medians[name]:.3f} ({min(seconds):.3f}–{max(seconds):.3f})"
+        lines.append(f"| {name} | {len(found)} | {spread} | {' | '.join(ratios)} | {max(r['peak_reserved_gib'] for r in found)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = parse()
+    if args.one:
+        measure(args)
+        return
+    names = [n for n in args.variants if args.unsloth or not n.startswith("unsloth")]
+    results: dict[str, list[dict]] = {n: [] for n in names}
+    for _ in range(args.repeats):
+        for name in names:
+            results[name] += [r] if (r := run(name, args)) else []
+    cards = {r["card"] for found in results.values() for r in found}
+    print(f"{', '.join(cards)}; effective batch 4\n\n{table(results)}")
+
+
+if __name__ == "__main__":
+    main()
