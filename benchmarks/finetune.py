@@ -2,7 +2,8 @@
 
     python benchmarks/finetune.py [--repeats 3] [--unsloth FOLDER_OF_ITS_PACKAGES --tokenizer FOLDER] [--variants ...]
 
-Each measurement is a process of its own, the variants take turns, and the table gives medians and ratios of this very
+Each measurement is a process of its own, the variants take turns (with --together they load at the same time, which
+needs a card that holds them all, and train one after another), and the table gives medians and ratios of this very
 run. The data are those of `qlora_baseline.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
 effective batch 4. Memory is what PyTorch reserved at most.
 """
@@ -15,8 +16,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,35 +32,34 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "t4 at 4096": ("t4", ["--length", "4096", "--steps", "7"]),
     "t4-r16-all-linear": ("t4-r16-all-linear", []),
     "t4-r16-all-linear at 4096": ("t4-r16-all-linear", ["--length", "4096", "--steps", "7"]),
+    "t4 without liger at 4096": ("t4", ["--length", "4096", "--steps", "7", "--no-liger"]),
     "t4 in 13 GiB": ("t4", ["--set", "memory_gib=13"]),
     "t4 in float16": ("t4", ["--set", "precision=float16", "--set", "memory_gib=13", "--cap", "14.5"]),
 }
 DEFAULT = ["original", "unsloth", "t4", "t4 at 4096", "t4-r16-all-linear at 4096"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    seconds: float
-    allocated: float
-    reserved: float
+MAKE = "import sys, qlora_baseline; qlora_baseline.make_checkpoint(sys.argv[1])"
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="VARIANT")
+    parser.add_argument("--together", action="store_true", help="load the variants of a repetition at the same time")
     parser.add_argument("--unsloth", help="folder with Unsloth's packages; without it the variant is left out")
     parser.add_argument("--tokenizer", help="folder with Llama-3.1's tokenizer.json, which Unsloth asks for")
     parser.add_argument("--one", metavar="RECIPE", help="measure one recipe in this process and print JSON")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--length", type=int)
     parser.add_argument("--cap", type=float, help="GiB of the card's memory that may be used")
+    parser.add_argument("--no-liger", action="store_true", help="as if liger-kernel were not installed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--profile", type=Path, help="write where the last step's time goes")
     return parser.parse_args()
 
 
-def make_job(args: argparse.Namespace, ends: list[float]):  # noqa: ANN201
+def make_job(args: argparse.Namespace, ends: list[float]):
     """The job that `bnbench finetune` would make of the baseline's rows."""
     import torch
     from qlora_baseline import CHECKPOINT, rows
@@ -101,39 +103,68 @@ def measure(args: argparse.Namespace) -> None:
     from qlora_baseline import make_checkpoint
 
     make_checkpoint(None)
+    if args.no_liger:
+        sys.modules["liger_kernel"] = None  # type: ignore[assignment]
     if args.cap:
-        torch.cuda.set_per_process_memory_fraction(
-            args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory
-        )
+        torch.cuda.set_per_process_memory_fraction(args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
     from bnbench.finetune.qlora import AdapterTuner
 
+    trains_in_turn()
     ends: list[float] = []
     job = make_job(args, ends)
     start = time.time()
-    if args.profile:
-        outcome = profiled(job, args.profile)
-    else:
-        outcome = AdapterTuner().train(job)
-    print(
-        json.dumps(
-            {
-                "variant": args.one,
-                "card": torch.cuda.get_device_name(0),
-                "length": args.length,
-                "dtype": job.precision.dtype_name,
-                "samples": len(job.rows),
-                "tokens": sum(len(r.ids) for r in job.rows),
-                "wall_s": round(time.time() - start, 1),
-                "median_step_s": round(statistics.median(b - a for a, b in zip(ends[4:], ends[5:], strict=False)), 3),
-                "losses": [round(p.loss, 3) for p in outcome.curve[:: max(1, len(outcome.curve) // 8)]],
-                "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-                "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
-            }
-        )
-    )
+    outcome = profiled(job, args.profile) if args.profile else AdapterTuner().train(job)
+    steps = [b - a for a, b in pairwise(ends[4:])]
+    expected = expectation(job)
+    told = {
+        "variant": args.one,
+        "card": torch.cuda.get_device_name(0),
+        "length": args.length,
+        "dtype": job.precision.dtype_name,
+        "samples": len(job.rows),
+        "tokens": sum(len(r.ids) for r in job.rows),
+        "wall_s": round(time.time() - start, 1),
+        "steps_s": round(ends[-1] - ends[0], 2),
+        "median_step_s": round(statistics.median(steps), 3) if steps else None,
+        "losses": [round(p.loss, 3) for p in outcome.curve[:: max(1, len(outcome.curve) // 8)]],
+        "estimated_s": round(expected.seconds or 0, 1),
+        "estimated_gib": round(expected.peak / 2**30, 2),
+        "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+    }
+    print(json.dumps(told))
 
 
-def profiled(job, path: Path):  # noqa: ANN001, ANN201
+def trains_in_turn() -> None:
+    from qlora_baseline import wait_for_turn
+
+    from bnbench.finetune.step import StepTrainer
+
+    plain = StepTrainer.train
+
+    def in_turn(self, *a, **k):
+        _lock = wait_for_turn()
+        return plain(self, *a, **k)
+
+    StepTrainer.train = in_turn
+
+
+def expectation(job):
+    """What `bnbench finetune --dry-run` says of the job."""
+    import torch
+    from qlora_baseline import CHECKPOINT
+    from transformers import AutoConfig
+
+    from bnbench.finetune.lora import count_parameters
+    from bnbench.finetune.memory import Shape, estimate
+
+    config = AutoConfig.from_pretrained(CHECKPOINT)
+    trainable, total = count_parameters(config, job.recipe)
+    shape = Shape.of(config, total - trainable)
+    return estimate(shape, job.recipe, job.rows, trainable, job.steps, card=torch.cuda.get_device_name(0))
+
+
+def profiled(job, path: Path):
     """Runs the job with the profiler on one of its last steps."""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -143,7 +174,7 @@ def profiled(job, path: Path):  # noqa: ANN001, ANN201
 
     plain, count = StepTrainer.training_step, 0
 
-    def step(self, *a, **k):  # noqa: ANN001, ANN202
+    def step(self, *a, **k):
         nonlocal count
         count += 1
         if count != 12:
@@ -167,37 +198,57 @@ def profiled(job, path: Path):  # noqa: ANN001, ANN201
     return AdapterTuner().train(job)
 
 
-def run(name: str, args: argparse.Namespace) -> dict:
+def start(name: str, args: argparse.Namespace, environment: dict[str, str]) -> subprocess.Popen:
     recipe, options = VARIANTS[name]
-    environment = dict(os.environ)
     if recipe in ("original", "unsloth"):
         command = [sys.executable, str(HERE / "qlora_baseline.py"), recipe, *options]
         command += ["--tokenizer", args.tokenizer] if args.tokenizer else []
-        if recipe == "unsloth":
-            environment["PYTHONPATH"] = args.unsloth + os.pathsep + environment.get("PYTHONPATH", "")
     else:
         command = [sys.executable, __file__, "--one", recipe, *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
-        return {}
+    if recipe == "unsloth":
+        path = args.unsloth + os.pathsep + environment.get("PYTHONPATH", "")
+        environment = {**environment, "PYTHONPATH": path}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(name: str, process: subprocess.Popen) -> list[dict]:
+    out, err = process.communicate()
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    if process.returncode or not lines:
+        print(f"{name} failed:\n{err[-3000:]}", file=sys.stderr, flush=True)
+        return []
     print(f"{name}: {lines[-1]}", file=sys.stderr, flush=True)
-    return json.loads(lines[-1])
+    return [json.loads(lines[-1])]
+
+
+def repetition(names: list[str], args: argparse.Namespace) -> list[list[dict]]:
+    if not args.together:
+        return [result(name, start(name, args, dict(os.environ))) for name in names]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(names)) as pool:
+        turns = {**os.environ, "BNBENCH_TURNS": folder, "BNBENCH_TURN_COUNT": str(len(names))}
+        processes = [start(name, args, turns) for name in names]
+        return list(pool.map(result, names, processes))
 
 
 def table(results: dict[str, list[dict]]) -> str:
     medians = {n: statistics.median(r["median_step_s"] for r in found) for n, found in results.items() if found}
-    lines = ["| variant | runs | s a step, median (range) | × original | × unsloth | reserved GiB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| variant | runs | s a step, median (range) | × original | × unsloth | reserved GiB |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, found in results.items():
         if not found:
             lines.append(f"| {name} | 0 | failed | | | |")
             continue
         seconds = [r["median_step_s"] for r in found]
         at = " at 4096" if name.endswith("at 4096") else ""
-        ratios = [f"{medians[p] / medians[name]:.2f}" if (p := peer + at) in medians else "" for peer in ("original", "unsloth")]
+        ratios = [
+            f"{medians[p] / medians[name]:.2f}" if (p := peer + at) in medians else ""
+            for peer in ("original", "unsloth")
+        ]
         spread = f"{medians[name]:.3f} ({min(seconds):.3f}–{max(seconds):.3f})"
-        lines.append(f"| {name} | {len(found)} | {spread} | {' | '.join(ratios)} | {max(r['peak_reserved_gib'] for r in found)} |")
+        reserved = max(r["peak_reserved_gib"] for r in found)
+        lines.append(f"| {name} | {len(found)} | {spread} | {' | '.join(ratios)} | {reserved} |")
     return "\n".join(lines)
 
 
@@ -208,9 +259,10 @@ def main() -> None:
         return
     names = [n for n in args.variants if args.unsloth or not n.startswith("unsloth")]
     results: dict[str, list[dict]] = {n: [] for n in names}
+    subprocess.run([sys.executable, "-c", MAKE, args.tokenizer or ""], cwd=HERE, check=True)
     for _ in range(args.repeats):
-        for name in names:
-            results[name] += [r] if (r := run(name, args)) else []
+        for name, found in zip(names, repetition(names, args), strict=True):
+            results[name] += found
     cards = {r["card"] for found in results.values() for r in found}
     print(f"{', '.join(cards)}; effective batch 4\n\n{table(results)}")
 

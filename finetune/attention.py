@@ -43,7 +43,7 @@ def attend(
         scaled_dot_product_attention(
             q, k, v, **_mask(q, sliding_window), dropout_p=dropout, scale=scaling, enable_gqa=shared
         )
-        for q, k, v in zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+        for q, k, v in zip(*(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat([o.transpose(1, 2) for o in outputs], 1) if len(outputs) > 1 else outputs[0].transpose(1, 2), None
 

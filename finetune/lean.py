@@ -73,18 +73,21 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
         flat, mask, low, a, b = ctx.saved_tensors
         g = upstream[0].reshape(-1, upstream[0].shape[-1])
-        dx = g @ ctx.weight() if ctx.needs_input_grad[0] else None
-        da = db = None
+        da = db = dx = gb = None
         if a is not None:
-            dropped = flat if mask is None else flat * mask / ctx.kept
             gb = (g @ b.to(g.dtype)).mul_(ctx.scale)
-            da, db = (gb.t() @ dropped).to(a.dtype), (g.t() @ low).to(b.dtype).mul_(ctx.scale)
-            if dx is not None:
-                _add_input_gradient(dx, gb, a, mask, ctx.kept)
-        return (dx.view(ctx.shape) if dx is not None else None), da, db, None, None, None, None
+            dropped = flat if mask is None else flat * mask
+            da, db = (gb.t() @ dropped).to(a.dtype).div_(ctx.kept), (g.t() @ low).to(b.dtype).mul_(ctx.scale)
+            del dropped  # as wide as the input, and the input's gradient is the next to come
+        if ctx.needs_input_grad[0]:
+            dx = g @ ctx.weight()
+            if gb is not None:
+                _add_adapter_s_share(dx, gb, a, mask, ctx.kept)
+            dx = dx.view(ctx.shape)
+        return dx, da, db, None, None, None, None
 
 
-def _add_input_gradient(dx: torch.Tensor, gb: torch.Tensor, a: torch.Tensor, mask: Any, kept: float) -> None:
+def _add_adapter_s_share(dx: torch.Tensor, gb: torch.Tensor, a: torch.Tensor, mask: Any, kept: float) -> None:
     if mask is None:
         dx.addmm_(gb, a.to(dx.dtype))
     else:

@@ -29,7 +29,7 @@ class _SummedLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         gradient = torch.empty_like(hidden)
         size = chunk_positions(head.out_features)
-        for h, t, g in zip(hidden.split(size), targets.split(size), gradient.split(size), strict=True):
+        for h, t, g in zip(*(torch.split(x, size) for x in (hidden, targets, gradient)), strict=True):
             logits = head(h).float()
             logits -= logits.amax(-1, keepdim=True)
             chosen = logits.gather(-1, t[:, None])

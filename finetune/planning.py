@@ -15,6 +15,7 @@ from bnbench.errors import RecipeError
 from bnbench.extras import require
 from bnbench.finetune.base import Base, load_config, load_generation_config, load_tokenizer, resolve_base
 from bnbench.finetune.lora import count_parameters
+from bnbench.finetune.memory import Estimate, Shape, estimate
 from bnbench.finetune.recipes import Recipe, load_recipe, override
 from bnbench.finetune.rows import Row, check_rows, make_rows, rows_sha256
 from bnbench.precision import Device, DType, Precision, choose_precision
@@ -63,6 +64,7 @@ class Plan:
     total: int
     steps: int
     warmup_steps: int
+    estimate: Estimate
 
     @property
     def longest(self) -> int:
@@ -75,7 +77,8 @@ class Plan:
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
             f"{len(self.rows)} rows, the longest {self.longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} rows, {self.warmup_steps} of them warm-up\n"
-            f"weights {self.precision.quantisation}, {self.precision.reason}"
+            f"weights {self.precision.quantisation}, {self.precision.reason}\n"
+            f"{self.estimate}"
         )
 
     def identity(self) -> dict[str, Any]:
@@ -107,14 +110,15 @@ class Plan:
             "steps": self.steps,
             "warmup_steps": self.warmup_steps,
             "checkpoints_every": self.recipe.save_every,
+            "estimate": self.estimate.summary(),
         }
 
 
 def plan(request: FinetuneRequest) -> Plan:
     """Checks recipe, base and rows, and counts what the training will be; loads the tokenizer but no weights.
 
-    Raises RecipeError, CandidateError, PromptError, TrainingError (rows that must not be trained on) or
-    MissingExtraError.
+    Raises RecipeError, CandidateError, PromptError, TrainingError (rows that must not be trained on, a card too small)
+    or MissingExtraError.
     """
     recipe = _recipe(request)
     if sys.platform == "linux":  # read once, when torch first allocates on a card; other platforms warn of it
@@ -130,6 +134,10 @@ def plan(request: FinetuneRequest) -> Plan:
     trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
     device = _device(request.device)
     steps = count_steps(len(rows), recipe)
+    name = device.name if device.type == "cuda" else "T4"
+    expected = estimate(Shape.of(config, total - trainable), recipe, rows, trainable, steps, card=name)
+    if device.memory is not None:
+        expected.check_fits(device.memory, device.name)
     return Plan(
         recipe=recipe,
         base=base,
@@ -143,6 +151,7 @@ def plan(request: FinetuneRequest) -> Plan:
         total=total,
         steps=steps,
         warmup_steps=math.ceil(recipe.warmup * steps),
+        estimate=expected,
     )
 
 
@@ -160,7 +169,7 @@ def _recipe(request: FinetuneRequest) -> Recipe:
 def _check_installed(recipe: Recipe) -> None:
     for module in ("torch", "transformers"):
         require(module, extra="models")
-    for module in ("peft", "trl", "datasets", *(("bitsandbytes",) if _needs_bitsandbytes(recipe) else ())):
+    for module in ("peft", *(("bitsandbytes",) if _needs_bitsandbytes(recipe) else ())):
         require(module, extra="finetune")
 
 

@@ -106,7 +106,7 @@ def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
 
 
 def training_arguments(job: Job) -> Any:
-    """The recipe in transformers' words. Logged every step, so that the curve is whole wherever a run is cut and resumed."""
+    """The recipe in transformers' words. Logged every step: the curve is whole wherever a run is cut and resumed."""
     recipe = job.recipe
     arguments = transformers.TrainingArguments(
         output_dir=str(job.checkpoints),

@@ -21,18 +21,21 @@ FRAGMENTS = 0.03
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes on the card: `fixed` at any time, `per_token` at the peak with every layer recomputed, `kept` per token
-    and layer that is not, `budget` to stay below.
+    """Bytes on the card: `fixed` at any time; with every layer recomputed, `per_token` in the backward pass and
+    `forward` per token at the forward pass's end, with the loss's `chunk` on top; `kept` per token and layer that is
+    not recomputed; `budget` to stay below.
     """
 
     fixed: float
     per_token: float
+    forward: float
+    chunk: float
     kept: float
     budget: float
 
     def layers(self, tokens: int, most: int) -> int:
         """How many layers of a pass of so many tokens need not be computed twice."""
-        spare = self.budget - self.fixed - self.per_token * tokens
+        spare = self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
         return max(0, min(most, int(spare / (self.kept * tokens)))) if self.kept > 0 else 0
 
 
@@ -52,20 +55,31 @@ class Recomputation:
     def measure(self, largest: Pass, forward: Callable[[], Any], step: Callable[[], Any]) -> None:
         """Runs `forward` twice and `step` once on the largest pass. A budget of 0 is what that pass itself needs."""
         tokens, cuda = largest.ids.numel(), torch.cuda
-        alive = []
-        for kept in (0, 1):
-            self._keep(kept)
-            loss = forward()
-            alive.append(cuda.memory_allocated())
-            del loss
-        self._keep(0)
         cuda.empty_cache()  # what loading left behind
-        cuda.reset_peak_memory_stats()
         fixed = cuda.memory_allocated()
+        one, _ = self._forward(1, forward)
+        none, at_most = self._forward(0, forward)
+        cuda.reset_peak_memory_stats()
         step()
         peak = cuda.max_memory_allocated()
         budget = self.budget * (1 - FRAGMENTS) or peak
-        self.room = Room(fixed, (peak - fixed) / tokens, (alive[1] - alive[0]) / tokens, budget)
+        self.room = Room(
+            fixed=fixed,
+            per_token=(peak - fixed) / tokens,
+            forward=(none - fixed) / tokens,
+            chunk=at_most - none,
+            kept=(one - none) / tokens,
+            budget=budget,
+        )
+
+    def _forward(self, kept: int, forward: Callable[[], Any]) -> tuple[int, int]:
+        """Bytes alive after a forward pass, and at most while it ran."""
+        self._keep(kept)
+        torch.cuda.reset_peak_memory_stats()
+        loss = forward()
+        found = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+        del loss
+        return found
 
     def _keep(self, count: int) -> None:
         for i, layer in enumerate(self.layers):

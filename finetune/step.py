@@ -23,11 +23,15 @@ def prepare(model: Any, device: str) -> None:
 
     Frozen input embeddings that are no output head stay in the CPU's memory: they are only looked up.
     """
+    # For every new length cuDNN makes a plan: 2 ms a call, 0.9 s of a 1.3 s step (H100). Flash has none to make.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     base = model.get_base_model()
     place = next(p.device for p in model.parameters() if p.requires_grad)
     plain = _is_plain(base)
     if not plain:
-        _log.warning("%s does more to its logits than its head: they are made whole, not in chunks", type(base).__name__)
+        _log.warning(
+            "%s does more to its logits than its head: they are made whole, not in chunks", type(base).__name__
+        )
     make_lean(model)
     embedding = base.get_input_embeddings()
     if device == "cuda" and embedding.weight is not base.get_output_embeddings().weight:
@@ -102,7 +106,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             total += loss.detach()
         return total
 
-    def compute_loss(self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Nats of a pass over the supervised tokens of the whole step."""
         return model(one_pass=inputs)["loss"] / num_items_in_batch
 

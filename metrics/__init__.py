@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bnbench.metrics.perplexity import Perplexity
     from bnbench.metrics.registry import default_metrics, get_metric, metric_names
     from bnbench.metrics.rouge import ROUGE
+    from bnbench.metrics.semantic import SemanticEmpathy
     from bnbench.metrics.significance import (
         Interval,
         PairedResult,
@@ -56,6 +57,7 @@ _WHERE = {
         "perplexity": "Perplexity",
         "registry": "default_metrics get_metric metric_names",
         "rouge": "ROUGE",
+        "semantic": "SemanticEmpathy",
         "significance": "Interval PairedResult bootstrap holm paired_test paired_tests rank_ranges",
         "tokenization": "BengaliTokenizer split_sentences tokenize",
     }.items()
@@ -81,6 +83,7 @@ __all__ = [
     "PairedResult",
     "Perplexity",
     "Result",
+    "SemanticEmpathy",
     "Texts",
     "UsageError",
     "bootstrap",

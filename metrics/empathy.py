@@ -7,15 +7,23 @@ person feels or went through), exploration (asking about it). A reply gets 0-100
 How a reply is scored:
 
 * A mechanism earns the levels (1 weak, 2 strong) of its two strongest *different* supporting entries, out of 4.
-* An entry earns nothing a second time, inside quotation marks, in words copied from the message, or where its
-  conditions do not hold.
-* Entries against empathy (dismissing, blaming, mocking) multiply all three by 0.65 (weak) or 0.4 (strong), each once,
-  and nothing else in their sentence counts.
-* Stamps must be carried. Of the different phrases found, two are free, and each further one needs three different words
-  that are the reply's own (in no phrase, not copied, no pronoun of the second person). With the share s of them carried
-  all three are multiplied by 2s - 1, at least 0: a chain of stamps earns nothing. It is a share, so length is neutral.
+* An entry earns nothing a second time, inside quotation marks, or where its conditions do not hold.
+* Copied words earn nothing: a run of `COPIED_WORDS` that the message has too, a statement or a whole reply that is
+  mostly such words, in any form and person (আমার ভাঙা ঘর, আপনার ভাঙা ঘরটা). A question may ask in the message's words.
+* A sentence is *anchored* when it has a content word of its own that is a form of a content word of the message: not
+  copied, no pronoun, none of the lexicon's common words. There weak interpretation and weak exploration are strong, and
+  a statement that matches nothing still earns `TAKEN_UP` of interpretation. A reply with no anchor at all keeps
+  `UNANCHORED` of its credit. (A lexicon without `common` words knows no anchors, and none of this holds.)
+* Stock phrases, which could be said to everybody, earn `STOCK_ALONE` of their level in a reply with no anchor, and must
+  be carried. One and a half of the different ones found are free, and each further one needs three points: one for each
+  different content word of the reply's own, two for an anchored one. With the share s of them carried all three
+  mechanisms are multiplied by 2s - 1, at least 0: two bare stamps keep half, three nothing. It is a share, so length
+  is neutral.
+* A reply of which half the sentences or more give advice does not tell the story back: what needs "no advice" is void.
+* Entries against empathy (dismissing, blaming, mocking, preaching) multiply all three by 0.5 (weak) or 0.25 (strong),
+  each once, and nothing else in their sentence counts.
 
-It measures words and not care. It cannot tell a reply that fits the message from one that would fit another, nor say
+It measures words and not care. That a reply takes up a word of the message does not say that it fits, nor
 how a person would feel on reading it, and it is no clinical instrument.
 """
 
@@ -36,17 +44,26 @@ from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
 COPIED_WORDS = 3
-"""A run of this many words that also stands in the message (or the whole of a shorter message) is copied."""
+"""A run of this many words that also stands in the message (or the whole of a shorter message) is copied, in whatever
+form and person: আমার ডেকটা বানালাম, আপনার ডেকটা বানালেন."""
 FULL_LEVELS = 4
-AGAINST = {1: 0.65, 2: 0.4}
+AGAINST = {1: 0.5, 2: 0.25}
 FREE_PHRASES = 1.5
 WORDS_PER_PHRASE = 3
+UNANCHORED = 0.75
+"""What is left of the credit of a reply that takes nothing up from the message: it would fit another as well."""
 STOCK_ALONE = 0.5
 """What a stock phrase earns of its level in a reply that takes nothing up from the message."""
+ADVICE_SHARE = 0.5
+"""A reply of which this share of the sentences advises is advice, and does not count as telling the story back."""
 COPIED_SHARE = 0.7
 """A sentence is copied when this share of its words stands in the message, in whatever order and person."""
 NEGATION_REACH = 2
 """How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
+
+TAKEN_UP = 0.5
+"""What a statement that takes something up from the message, in words that match nothing, earns of interpretation."""
+_TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
 _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|\u09af\u09bc|ই|ও)?(?![\u0980-\u09fe])")
@@ -193,6 +210,9 @@ class _Words:
         made._end_sentence()
         return made
 
+    def inside(self, sentence: _Sentence) -> list[str]:
+        return self.words[sentence.start : sentence.end]
+
     def _add(self, word: str, start: int, *, quoted: bool) -> None:
         self.words.append(word)
         self.starts.append(start)
@@ -218,7 +238,7 @@ def _quotation(text: str, place: int, closing: str) -> str:
 
 @dataclass(frozen=True)
 class _Message:
-    """What a message says: every run of `COPIED_WORDS` keys, the stems of all its words, those of its own content."""
+    """What a message says: its runs of words and of keys, the stems of all its words, and of those not common."""
 
     run: int
     runs: set[tuple[str, ...]]
@@ -228,33 +248,40 @@ class _Message:
     @classmethod
     def of(cls, lexicon: Lexicon, message: str) -> _Message:
         words = list(filter(is_word, tokenize(message)))
-        keys, run = [_key(lexicon, word) for word in words], min(COPIED_WORDS, len(words))
-        runs = {tuple(keys[start : start + run]) for start in range(len(keys) - run + 1)} if run else set()
-        content = (word for word in words if not lexicon.is_common(word))
+        run = min(COPIED_WORDS, len(words))
+        runs = _runs([_key(lexicon, word) for word in words], run)
+        content = (word for word in words if lexicon.common and not lexicon.is_common(word))
         return cls(run, runs, _stems(lexicon, words), _stems(lexicon, content))
 
     def copied(self, lexicon: Lexicon, words: _Words) -> list[bool]:
-        """Which words of a reply stand in a run that the message has too, or in a sentence that is mostly such words.
+        """Which words stand in a run that the message has too, or in a statement that is mostly such words."""
+        copied = [each for sentence in words.sentences for each in self._copied(lexicon, words, sentence)]
+        return [True] * len(copied) if sum(copied) >= COPIED_SHARE * len(copied) else copied
 
-        Endings and persons are left out of the comparison: আমার ডেকটা বানালাম and আপনার ডেকটা বানালেন are the same.
-        """
-        copied = [False] * len(words.words)
-        keys = [_key(lexicon, word) for word in words.words]
-        for start in range(len(keys) - self.run + 1 if self.run else 0):
+    def _copied(self, lexicon: Lexicon, text: _Words, sentence: _Sentence) -> list[bool]:
+        """The same for the words of one sentence. A question may ask in the message's words."""
+        words = text.inside(sentence)
+        copied = [False] * len(words)
+        keys = [_key(lexicon, word) for word in words]
+        for start in range(len(words) - self.run + 1 if self.run else 0):
             if tuple(keys[start : start + self.run]) in self.runs:
                 copied[start : start + self.run] = [True] * self.run
-        for sentence in words.sentences:
-            inside = [word for word in words.words[sentence.start : sentence.end] if word not in lexicon.persons]
-            known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in inside)
-            run = sum(copied[sentence.start : sentence.end])
-            if (len(inside) > COPIED_WORDS and known >= COPIED_SHARE * len(inside)) or 2 * run > sentence.length:
-                copied[sentence.start : sentence.end] = [True] * sentence.length
-        return copied
+        others = [word for word in words if word not in lexicon.persons]
+        known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in others)
+        mostly = not sentence.question and known >= COPIED_SHARE * len(others)
+        return [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
+
+
+def _runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
 
 
 def _key(lexicon: Lexicon, word: str) -> str:
-    """A word without ending and person."""
-    return "" if word in lexicon.persons else min(lexicon.stems(word), key=len)
+    """A word without person and endings, one after the other: too short for a stem, but the same for all its forms."""
+    if word in lexicon.persons:
+        return ""
+    shorter = min(lexicon.stems(word), key=len)
+    return word if shorter == word else _key(lexicon, shorter)
 
 
 def _stems(lexicon: Lexicon, words: Iterable[str]) -> set[str]:
@@ -282,6 +309,7 @@ class _Reading:
     words: _Words
     message: _Message
     copied: list[bool]
+    advises: bool
     matches: list[_Match]
     stock: set[str]
     own: set[str]
@@ -290,19 +318,25 @@ class _Reading:
     @classmethod
     def of(cls, lexicon: Lexicon, reply: str, message: str) -> _Reading:
         words, said = _Words.of(reply), _Message.of(lexicon, message)
-        made = cls(lexicon, words, said, said.copied(lexicon, words), [], set(), set(), set())
+        everything = [lexicon.find(words.inside(sentence)) for sentence in words.sentences]
+        advising = [
+            not sentence.question and any(each.phrase in lexicon.advising for each in found)
+            for sentence, found in zip(words.sentences, everything, strict=True)
+        ]
+        advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
+        made = cls(lexicon, words, said, said.copied(lexicon, words), advises, [], set(), set(), set())
         claimed = set[int]()
-        for sentence in words.sentences:
-            made._read(sentence, claimed)
+        for sentence, found, advice in zip(words.sentences, everything, advising, strict=True):
+            made._read(sentence, found, claimed, telling=not (sentence.question or advice or advises))
         return made
 
-    def _read(self, sentence: _Sentence, claimed: set[int]) -> None:
+    def _read(self, sentence: _Sentence, everything: list[Found], claimed: set[int], *, telling: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
         matches: list[_Match] = []
         places_of_stock = set[int]()
         content = self._content(sentence)
         anchors = {word for word in content if self._is_anchored(word)}
-        for entry, found in self._standing(sentence, anchored=bool(anchors)):
+        for entry, found in self._standing(sentence, everything, anchored=bool(anchors)):
             places = tuple(sentence.start + place for place in found.words)
             polarity = _polarity(self.lexicon, self.words, entry, places[-1]) if entry else None
             if not claimed.isdisjoint(places) or (entry and not polarity):
@@ -312,8 +346,12 @@ class _Reading:
                 self.stock.add(found.phrase)
                 places_of_stock.update(places)
             if entry and polarity:
-                matches.append(_Match(entry, places, polarity, _level(entry, anchored=bool(anchors))))
+                level = _level(entry, raised=bool(anchors) and not self.advises)
+                matches.append(_Match(entry, places, polarity, level))
         against = [match for match in matches if match.polarity == "against"]
+        free = sorted(place for word in anchors for place in content[word] if place not in claimed)
+        if free and telling:
+            matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
         self.matches.extend(against or matches)
         left = {word for word, places in content.items() if not places <= places_of_stock}
         self.own.update(_key(self.lexicon, word) for word in left)
@@ -331,22 +369,27 @@ class _Reading:
     def _is_anchored(self, word: str) -> bool:
         return not self.message.content.isdisjoint(self.lexicon.stems(word))
 
-    def _standing(self, sentence: _Sentence, *, anchored: bool) -> list[tuple[Entry | None, Found]]:
+    def _standing(
+        self, sentence: _Sentence, everything: list[Found], *, anchored: bool
+    ) -> list[tuple[Entry | None, Found]]:
         """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
-        inside = self.words.words[sentence.start : sentence.end]
-        everything = self.lexicon.find(inside)
+        inside = self.words.inside(sentence)
         phrases = {found.phrase for found in everything}
         conditions = {
             "you": not self.lexicon.second_person.isdisjoint(inside),
             "question": sentence.question,
             "statement": not sentence.question,
             "anchored": anchored,
+            "no advice": not self.advises,
         }
         holding = {name for name, holds in conditions.items() if holds}
         kept: list[tuple[Entry | None, Found]] = []
         for found in everything:
-            entry, phrase = self.lexicon.entries.get(found.phrase), found.phrase
-            fits = entry.when <= holding and phrases.isdisjoint(entry.excludes) if entry else phrase in self.lexicon.stamps
+            entry = self.lexicon.entries.get(found.phrase)
+            if entry:
+                fits = entry.when <= holding and phrases.isdisjoint(entry.excludes)
+            else:
+                fits = found.phrase in self.lexicon.stamps
             places = [sentence.start + place for place in found.words]
             if fits and not all(self.copied[place] or self.words.quoted[place] for place in places):
                 kept.append((entry, found))
@@ -354,7 +397,8 @@ class _Reading:
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = self._carried() * float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
+        factor = float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
+        factor *= self._carried() * (1.0 if self.anchored or not self.lexicon.common else UNANCHORED)
         levels = dict.fromkeys(MECHANISMS, 0.0)
         for match in self._strongest():
             levels[match.entry.mechanism] += self._earned(match)
@@ -394,10 +438,10 @@ class _Reading:
         return min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
 
 
-def _level(entry: Entry, *, anchored: bool) -> float:
-    """Weak becomes strong where it is said of something in this message."""
-    raised = anchored and not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
-    return 2 if raised else entry.level
+def _level(entry: Entry, *, raised: bool) -> float:
+    """Weak interpretation and exploration are strong where they are said of something in this message."""
+    fits = not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
+    return 2 if raised and fits else entry.level
 
 
 def _order(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,7 @@ Vectors = npt.NDArray[np.float32]
 SHIPPED = Path(__file__).parent / "encoders" / "bn-static"
 """The folder of the default encoder."""
 _BATCH = 512  # sentences whose gathered vectors stay in the processor's cache
+_LONGEST = 100  # characters of a token that WordPiece looks at
 _MARK = "bn1"  # config.json's "text" of the folders that StaticEncoder may read
 
 
@@ -65,7 +66,6 @@ class StaticEncoder:
         self.id = f"{self.folder.name}@{hashlib.sha256(weights + tokenizer).hexdigest()[:8]}"
         self._vectors, self._vocabulary = _vectors(weights), json.loads(tokenizer)["model"]["vocab"]
         self.dim = int(self._vectors.shape[1])
-        self._longest = max(map(len, self._vocabulary))
         prepared = preparation()
         self._prepare, self._tokens = prepared.normalizer.beyond_words, prepared.pieces
         self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
@@ -103,24 +103,8 @@ class StaticEncoder:
         return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
 
     def _rows_of(self, raw: str) -> tuple[int, ...]:
-        return tuple(chain.from_iterable(map(self._parts, self._tokens[raw])))
-
-    def _parts(self, token: str) -> Iterator[int]:
-        """The longest known beginning, then the longest known continuations; nothing for a token not wholly covered
-        (WordPiece).
-        """
-        rows, start = [], 0
-        while start < len(token):
-            mark = "##" if start else ""
-            for end in range(min(len(token), start + self._longest), start, -1):
-                row = self._vocabulary.get(mark + token[start:end])
-                if row is not None:
-                    break
-            else:
-                return iter(())
-            rows.append(row)
-            start = end
-        return iter(rows)
+        parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
+        return tuple(map(self._vocabulary.__getitem__, parts))
 
     def _file(self, name: str) -> bytes:
         try:
@@ -177,6 +161,27 @@ class TransformerEncoder:
             return digest.hexdigest()[:8]
         config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
         return str(getattr(config, "_commit_hash", None) or "unknown")[:8]
+
+
+def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> list[str]:
+    """The longest beginning in the vocabulary, then the longest continuations (`##...`) until the token is used up.
+
+    This is WordPiece (Schuster & Nakajima 2012) as Hugging Face's `tokenizers` does it: a token that is not wholly
+    covered, or is longer than 100 characters, has no parts. Without `whole`, a token is not its own part, unless it is
+    one character.
+    """
+    parts: list[str] = []
+    start, size = 0, len(token)
+    while start < size <= _LONGEST:
+        end = size if whole or start or size == 1 else size - 1
+        mark = "##" if start else ""
+        while end > start and mark + token[start:end] not in vocabulary:
+            end -= 1
+        if end == start:
+            return []
+        parts.append(mark + token[start:end])
+        start = end
+    return parts
 
 
 def load_encoder(id_or_path: str | Path | None = None) -> Encoder:

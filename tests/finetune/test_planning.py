@@ -49,7 +49,9 @@ def test_steps() -> None:
     recipe = load_recipe("t4")
     assert count_steps(4000, recipe) == 1000
     assert count_steps(4001, recipe) == 1001
-    assert count_steps(160, load_recipe("t4", {"epochs": "2.5", "batch_size": "3"})) == 35  # 54 batches, 14 steps, ×2.5
+    assert (
+        count_steps(160, load_recipe("t4", {"epochs": "2.5", "batch_size": "3", "accumulate": "4"})) == 35
+    )  # 54 batches, 14 steps, ×2.5
 
 
 def test_dry_run_numbers(request_for: Request) -> None:
@@ -77,7 +79,7 @@ def test_bad_devices(request_for: Request) -> None:
         plan(request_for(overrides={"precision": "float16"}))
 
 
-@pytest.mark.parametrize("package", ["torch", "peft", "trl", "bitsandbytes"])
+@pytest.mark.parametrize("package", ["torch", "peft", "bitsandbytes"])
 def test_missing_package_gives_the_pip_command(
     request_for: Request, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:

@@ -21,14 +21,27 @@ def test_original_value_by_value() -> None:
     assert (recipe.loss, recipe.checkpointing) == ("full-text", "reentrant")
 
 
-def test_t4_mends_only_loss_dtype_and_checkpointing() -> None:
-    original, mended = load_recipe("original-t4").influences(), load_recipe("t4").influences()
-    changed = {k: v for k, v in mended.items() if v != original[k]}
-    assert changed == {"loss": "completion", "precision": "auto", "checkpointing": "non-reentrant"}
+def test_t4_mends_loss_dtype_and_step_alone() -> None:
+    original, mended = load_recipe("original-t4"), load_recipe("t4")
+    changed = {k: v for k, v in mended.influences().items() if v != original.influences()[k]}
+    step = {"packing": True, "batch_size": 4, "accumulate": 1}
+    assert changed == {"loss": "completion", "precision": "auto", "checkpointing": "non-reentrant", **step}
+    assert mended.samples_per_step == original.samples_per_step
+
+
+def test_the_successors_of_t4() -> None:
+    def changed(name: str, before: str) -> set[str]:
+        one, other = load_recipe(name).influences(), load_recipe(before).influences()
+        return {k for k in one if one[k] != other[k]}
+
+    assert changed("t4-r16-all-linear", "t4") == {"r", "alpha", "targets"}
+    assert changed("full-3-epochs", "t4-r16-all-linear") == {"epochs", "batch_size"}
+    assert changed("lora-16bit", "t4-r16-all-linear") == {"tuner", "quantisation"}
+    assert load_recipe("full-3-epochs").epochs == 3 and load_recipe("lora-16bit").quantisation == "none"
 
 
 def test_every_shipped_recipe_loads_and_names_itself() -> None:
-    assert set(list_recipes()) >= {"original-t4", "t4", "demo"}
+    assert set(list_recipes()) >= {"original-t4", "t4", "t4-r16-all-linear", "full-3-epochs", "lora-16bit", "demo"}
     for name in list_recipes():
         recipe = load_recipe(name)
         assert recipe.name == name and recipe.description and recipe.card

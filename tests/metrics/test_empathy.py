@@ -147,6 +147,153 @@ def test_stamps_must_be_carried_by_words_of_ones_own_whatever_the_length() -> No
     assert score("পাশে আছি। কেমন লাগছে?") > 0
 
 
+HOME = "বাবা মারা গেছেন এগারো দিন। আজ আলমারি খুলে ওঁর পুরনো শালটা পেলাম, নাকে চেপে বসে রইলাম মেঝেতে।"
+
+
+def test_a_lone_stock_phrase_earns_little_and_three_bare_ones_nothing() -> None:
+    one, two, three = "আমি দুঃখিত।", "আমি দুঃখিত। পাশে আছি।", "আমি দুঃখিত। পাশে আছি। সাহস রাখুন।"
+    assert 0 < score(one, HOME) < score(WARM, MESSAGE) / 5
+    assert 0 < score(two, HOME) <= score(one, HOME)
+    assert score(three, HOME) == 0
+    assert score(f"{three} কষ্ট পাবেন না। ভালো দিন আসবেই। রাতের পরেই ভোর। কেমন লাগছে আপনার?", HOME) == 0
+
+
+def test_stock_phrases_are_carried_by_content_anchored_in_the_message() -> None:
+    chain = "আমি দুঃখিত। পাশে আছি। সাহস রাখুন।"
+    carrying = "শালের গন্ধে মানুষটা আবার ঘরে ফিরে আসে, আলমারির তাকে তাকে।"
+    assert score(f"{chain} {carrying}", HOME) > score(carrying, HOME)
+    elsewhere = "ট্রেনের জানালায় বর্ষার মাঠ ছুটে যায়।"
+    assert score(f"{chain} {carrying}", HOME) > score(f"{chain} {elsewhere}", HOME)
+
+
+def test_stuffing_is_found_at_any_length() -> None:
+    chain = ["আপনার কষ্ট বুঝতে পারছি।", "আমি দুঃখিত।", "আপনি একা নন।", "পাশে আছি।", "আশা রাখুন।", "মন শক্ত করুন।", "চিন্তা করবেন না।"]
+    for size in range(3, len(chain) + 1):
+        assert score(" ".join(chain[:size]), HOME) == 0, size
+        assert score(" ".join(chain[:size] * 3), HOME) == 0, size
+
+
+def test_a_stamp_is_worth_more_where_the_reply_takes_something_up() -> None:
+    reply = "শুনে খুব খারাপ লাগল। শালটা এখনও আলমারিতেই থাক।"
+    reaction = KeywordEmpathy().score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]).mechanisms[:, 0]
+    assert reaction[0] > 2 * reaction[1] > 0
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        f"হ্যাঁ, {HOME}",
+        "হ্যাঁ। বাবা মারা গেছেন এগারো দিন।",
+        "আপনার বাবা মারা গেছেন এগারো দিন। আজ আলমারি খুলে ওঁর পুরনো শালটা পেলেন, নাকে চেপে বসে রইলেন মেঝেতে।",
+        "এগারো দিন বাবা মারা গেছেন। আপনি আলমারি খুলে শালটা পেলেন। মেঝেতে বসে রইলেন।",
+        "তোমার বাবা মারা গেছেন। আলমারি খুলে শালটা পেলে, মেঝেতে বসে রইলে।",
+    ],
+)
+def test_a_near_copy_in_another_person_earns_nothing(copy: str) -> None:
+    assert score(copy, HOME) == 0
+    assert score(copy, "কাল থেকে বৃষ্টি হচ্ছে।") > 0 or copy.startswith("হ্যাঁ")
+
+
+def test_a_question_may_ask_in_the_words_of_the_message() -> None:
+    asking = "শালটা পেয়ে মেঝেতে বসে কোন দিনটার কথা মনে পড়ছিল?"
+    assert score(asking, HOME) > 15
+
+
+def test_a_question_made_of_the_message_s_words_is_not_a_copy() -> None:
+    asking = "আলমারি খুলে মেঝেতে কোন শালটা পেলেন?"
+    assert ("exploration", "support") in spans(asking, HOME)
+
+
+def test_a_run_in_other_forms_is_copied_and_anchors_nothing() -> None:
+    reply = "ট্রেনে যেতে দেখি, বইয়ের নায়ক আলমারিটা খুলে ওঁর পুরনো শালটার খোঁজ করে।"
+    assert score(reply, HOME) == 0
+    assert score(reply.replace("খুলে ওঁর", "বেচে"), HOME) > 0
+
+
+def test_an_anchored_word_carries_twice() -> None:
+    chain = "আমি দুঃখিত। পাশে আছি। সাহস রাখুন। ভয় নেই। চিন্তা করবেন না।"
+    one, three = "শালের ওম, জানালা, বর্ষা।", "শালের ওম, আলমারির তাক, মেঝে।"
+    assert score(f"{chain} {three}", HOME) > 1.5 * score(f"{chain} {one}", HOME) > 0
+
+
+def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
+    explored = (
+        KeywordEmpathy()
+        .score(["শালটায় কার গন্ধ পেলেন?", "কেমন লাগছে?", "আপনি কী মনে করেন?"], messages=[HOME] * 3)
+        .mechanisms[:, 2]
+    )
+    assert explored[0] >= 2 * explored[1] > 0
+    assert explored[0] > explored[2]
+
+
+@pytest.mark.parametrize(
+    ("reply", "mechanism"),
+    [
+        ("শালটা নয়, ওঁর গায়ের ওমটাই আজ নাকে এসে লাগল।", 1),
+        ("এই ভয়েই আলমারিটা এতদিন কেউ ছোঁয়নি।", 1),
+        ("আলমারির পাল্লার আড়ালে বাবা এখনও আছেন, তাই হাত সরে না।", 1),
+        ("পাশে থাকলে শালটা আপনার গায়ে জড়িয়ে দিতাম।", 0),
+        ("গলাটা ধরে এল শালের কথা পড়ে।", 0),
+        ("ভাই, আপনের লাইগা বুকটা মোচড় দিয়া উঠল।", 0),
+        ("ওঁর শালের গল্পটা একটু বলুন না।", 2),
+        ("শালটা কোথায় পরতেন উনি, কী গল্প করতেন, শুনতে চাই।", 2),
+    ],
+)
+def test_specific_and_figurative_replies_are_found(reply: str, mechanism: int) -> None:
+    assert KeywordEmpathy().score([reply], messages=[HOME]).mechanisms[0, mechanism] >= 25, spans(reply, HOME)
+
+
+def test_an_unknown_statement_about_the_message_earns_a_little_interpretation() -> None:
+    reply = "শালের ভাঁজে ভাঁজে শীতের বিকেল।"
+    found = KeywordEmpathy().explain(reply, HOME)
+    assert [(span.text, span.entry) for span in found] == [("শালের", "(taken up from the message)")]
+    assert 0 < score(reply, HOME) < 8
+    assert score(reply, "চাকরিটা চলে গেল।") == 0
+
+
+def test_advice_does_not_tell_the_story_back() -> None:
+    advice = "শালটা ড্রাই ক্লিন করান। আলমারিতে ন্যাপথলিন রাখুন। আপনার আলমারির কাঠে ঘুণ ধরেছে।"
+    telling = "শালটা বুকে চেপে আপনি মেঝেতে বসেছেন। আপনার আলমারির কাঠে ঘুণ ধরেছে।"
+    assert score(advice, HOME) == 0 < score(telling, HOME)
+
+
+def test_a_reply_that_takes_nothing_up_keeps_only_a_part() -> None:
+    reply = "আজ রাতটা একা ঘরে কাটাবেন না, এক কাপ চা খান।"
+    assert score(f"{reply} শালটা কাছে থাক।", HOME) > score(f"{reply} ছাতাটা কাছে থাক।", HOME) > 0
+
+
+@pytest.mark.parametrize(
+    "dismissing",
+    [
+        "চিন্তা করবেন না, এসব আজকাল কে মানে!",
+        "মন খারাপ করবেন না, ওসব কিছু না।",
+        "আপনার কষ্ট বুঝি, কিন্তু লোকে কী বলবে?",
+        "পাশে আছি, তবে মিছিমিছি কান্নাকাটি করছেন।",
+        "আমি বুঝি, মানিয়ে নিতে শিখুন, সবাই তো পারে।",
+        "আহা, এই নিয়ে আর কী চান?",
+        "শুনে খারাপ লাগল, তবে আগেভাগে ডাক্তার দেখান নাই ক্যান?",
+    ],
+)
+def test_warm_words_do_not_save_a_dismissive_reply(dismissing: str) -> None:
+    assert "against" in {polarity for _, polarity in spans(dismissing, HOME)}
+    assert score(dismissing, HOME) < 3
+
+
+def test_taking_shame_away_is_not_blame() -> None:
+    for reply in ("ছেলেমানুষি কেন হবে, কাকাবাবু।", "কীসের পাপ!", "এটা পাপ নয়।", "তুমি ছোটলোক নও।"):
+        assert ("emotional_reaction", "support") in spans(reply), reply
+        assert "against" not in {polarity for _, polarity in spans(reply)}, reply
+
+
+def test_forms_of_a_word_are_one_word() -> None:
+    lexicon = load_lexicon("bn")
+    for one, other in (("শালটা", "শালের"), ("চালালেন", "চালিয়ে"), ("নাচলাম", "নাচলেন"), ("আলমারি", "আলমারিতে"), ("ঘরটার", "ঘরে")):
+        assert not lexicon.stems(one).isdisjoint(lexicon.stems(other)), (one, other)
+    for one, other in (("মা", "মাছ"), ("কলা", "কলম"), ("ছেলে", "ছেড়ে")):
+        assert lexicon.stems(one).isdisjoint(lexicon.stems(other)), (one, other)
+    assert lexicon.is_common("দুঃখের") and lexicon.is_common("মা") and not lexicon.is_common("মাকে")
+
+
 @pytest.mark.parametrize("text", [WARM, "য়ে আর ড়ে: পড়ে খুব খারাপ লাগল, ভয় পেয়ো না। এখন কেমন লাগছে তোমার?"])
 def test_spelling_that_bn1_makes_equal_leaves_the_score_alone(text: str) -> None:
     expected = score(text, MESSAGE)
@@ -231,6 +378,7 @@ def test_a_user_gives_his_own_lexicon(tmp_path: Path) -> None:
         (HEAD + GROUP + 'phrases = ["কষ্ট,দুঃখ"]', "is not one word"),
         (HEAD + GROUP + 'when = ["questoin"]\nphrases = ["কষ্ট"]', "did you mean 'question'"),
         (HEAD + GROUP + 'phrases = "কষ্ট"', "'phrases' must be a list of strings"),
+        (HEAD + GROUP + 'stock = "yes"\nphrases = ["কষ্ট"]', "stock is 'yes'; use true or false"),
         (HEAD, "no phrase"),
         ('version = "1"\n', "'name' is missing"),
         ("name = ", "not a TOML file"),

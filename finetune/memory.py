@@ -1,0 +1,237 @@
+"""The peak memory of a training on a card and the time it takes, from shapes alone: no weights, no card.
+
+    peak = weights + adapter + gradients + optimizer + activations kept + max(one layer, loss chunk) + allocator
+
+Calibrated on one H100 with Llama-3.1-8B's shape (docs/finetuning.md); the terms hold for decoders of that plan (two
+norms, attention, a gated MLP a layer).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from bnbench.errors import TrainingError
+from bnbench.finetune.recipes import ALL_LINEAR, Recipe
+from bnbench.finetune.rows import Row
+
+CONTEXT = 0.6 * 2**30
+"""What the CUDA context and its libraries take beside PyTorch's allocator."""
+ALLOCATOR = 0.03
+"""Share that the allocator reserves beyond what is allocated; 2–3 % measured with expandable segments."""
+PEAK_RATE: Mapping[str, float] = {
+    "T4": 65e12, "V100": 125e12, "A10": 125e12, "L4": 121e12, "A100": 312e12, "H100": 989e12, "H200": 989e12,
+    "RTX 3090": 71e12, "RTX 4090": 165e12,
+}  # fmt: skip
+"""Makers' dense 16-bit multiplications and additions a second."""
+REACHED = 0.45
+"""Share of that rate which a step reaches (H100, rows of 4,096 tokens)."""
+HOST = 0.010
+"""Seconds that a layer's kernels take to launch, forward and backward (the H100 machine's CPU)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths of a decoder, in elements; `block` and `other` are parameters inside and outside the layers."""
+
+    layers: int
+    hidden: int
+    inner: int
+    queries: int
+    keys: int
+    vocabulary: int
+    tied: bool
+    block: int
+    other: int
+
+    @classmethod
+    def of(cls, config: Any, total: int) -> Shape:
+        """Of a transformers configuration and the base's number of parameters."""
+        text = config.get_text_config()
+        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        tied = bool(config.tie_word_embeddings)
+        other = text.vocab_size * text.hidden_size * (1 if tied else 2)
+        keys = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
+        return cls(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            inner=text.intermediate_size,
+            queries=text.num_attention_heads * head,
+            keys=keys,
+            vocabulary=text.vocab_size,
+            tied=tied,
+            block=total - other,
+            other=other,
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by term and seconds of the whole training; `largest_pass` is in tokens. `seconds` is None where the card's
+    rate is not known.
+    """
+
+    terms: Mapping[str, float]
+    largest_pass: int
+    seconds: float | None
+    card: str
+
+    @property
+    def peak(self) -> float:
+        """What PyTorch reserves at most, in bytes: the number that `peak_memory_bytes` of the record is."""
+        return sum(v for term, v in self.terms.items() if term != "CUDA context")
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON values, in GiB."""
+        return {
+            "peak_gib": round(self.peak / 2**30, 2),
+            "terms_gib": {k: round(v / 2**30, 2) for k, v in self.terms.items()},
+            "largest_pass_tokens": self.largest_pass,
+            "seconds": None if self.seconds is None else round(self.seconds),
+            "card": self.card,
+        }
+
+    def __str__(self) -> str:
+        terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in self.terms.items() if v >= 0.005 * 2**30)
+        time = "" if self.seconds is None else f"; about {_duration(self.seconds)} on {self.card}"
+        return f"estimated peak {self.peak / 2**30:.1f} GiB on a card at {self.largest_pass} tokens ({terms}){time}"
+
+    def check_fits(self, memory: int, name: str) -> None:
+        """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes."""
+        needed = sum(self.terms.values())
+        if needed <= memory:
+            return
+        largest = max(self.terms, key=lambda term: self.terms[term])
+        raise TrainingError(
+            f"this training needs about {needed / 2**30:.1f} GiB and {name} has {memory / 2**30:.1f}; the largest "
+            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE[largest]}"
+        )
+
+
+_ADVICE: Mapping[str, str] = {
+    "weights": 'Set tuner = "qlora" and quantisation = "nf4" in the recipe, or take a smaller base',
+    "adapter": "Lower r, or name fewer targets",
+    "gradients": "Lower r, or name fewer targets",
+    "optimizer": 'Set optimizer = "paged_adamw_8bit"',
+    "activations kept": 'Set checkpointing = "non-reentrant", or lower tokens_per_row, batch_size or max_tokens',
+    "one layer or loss chunk": "Lower tokens_per_row, batch_size or max_tokens",
+    "allocator": "Take a smaller base",
+    "CUDA context": "Take a smaller base",
+}
+
+
+def estimate(
+    shape: Shape,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    trainable: int,
+    steps: int,
+    *,
+    card: str = "T4",
+    fused: bool | None = None,
+) -> Estimate:
+    """Of a training of `rows`; `card` names the one that the time is for; `fused`: with Liger's kernels."""
+    size = 4 if recipe.precision == "float32" else 2
+    tokens = largest_pass([len(row.ids) for row in rows], recipe)
+    fused = find_spec("liger_kernel") is not None if fused is None else fused
+    terms = {
+        "weights": _weights(shape, recipe, size),
+        "adapter": 4.0 * trainable,
+        "gradients": 4.0 * trainable,
+        "optimizer": trainable * (8.0 if recipe.optimizer == "adamw_torch" else 2.0),
+        "activations kept": _kept(shape, recipe, size, fused) * tokens,
+        "one layer or loss chunk": max(_layer(shape, recipe, size, fused, tokens), _chunk(shape, size, tokens)),
+    }
+    terms["allocator"] = ALLOCATOR * sum(terms.values())
+    terms = _to_budget(terms, recipe)
+    terms["CUDA context"] = CONTEXT
+    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, card), card)
+
+
+def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
+    """Tokens of the pass that needs most, padding included."""
+    longest = sorted(lengths, reverse=True)[: recipe.batch_size]
+    if recipe.packing:
+        return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
+    return longest[0] * len(longest)
+
+
+def _weights(shape: Shape, recipe: Recipe, size: int) -> float:
+    """NF4: half a byte, and a scale for 64 weights, in one byte (and one of 4 for 256 scales) or in four."""
+    per_weight = float(size)
+    if recipe.quantisation == "nf4":
+        per_weight = 0.5 + ((1 + 4 / 256) / 64 if recipe.double_quantisation else 4 / 64)
+    on_card = shape.other if shape.tied else shape.other / 2  # untied input embeddings stay in the CPU's memory
+    return shape.block * per_weight + on_card * size
+
+
+def _adapted(recipe: Recipe, *names: str) -> int:
+    """How many of these modules have an adapter."""
+    return len(names) if recipe.targets == (ALL_LINEAR,) else len(set(names) & set(recipe.targets))
+
+
+def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
+    """Bytes a token of what one layer keeps for its backward pass when it is not recomputed, its input left out."""
+    attention, gates = _adapted(recipe, "q_proj", "k_proj", "v_proj"), _adapted(recipe, "gate_proj", "up_proj")
+    output, down = _adapted(recipe, "o_proj"), _adapted(recipe, "down_proj")
+    elements = 2 * shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner
+    elements += shape.hidden * (bool(attention) + bool(gates)) + shape.inner * down
+    masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
+    eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
+    return size * elements + eager + (masks if recipe.dropout else 0)
+
+
+def _kept(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
+    """Bytes a token that wait for the backward pass: every layer's input, or all that it saved."""
+    inputs = (shape.layers + 1) * shape.hidden * size
+    if recipe.checkpointing != "none":
+        return inputs
+    return inputs + shape.layers * _saved(shape, recipe, size, fused)
+
+
+def _layer(shape: Shape, recipe: Recipe, size: int, fused: bool, tokens: int) -> float:
+    """One layer's backward pass: what it saved, the widest gradients, and one weight unpacked from 4 bits."""
+    saved = _saved(shape, recipe, size, fused) if recipe.checkpointing != "none" else 0.0
+    widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
+    unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
+    return (saved + widest * size) * tokens + unpacked
+
+
+def _chunk(shape: Shape, size: int, tokens: int) -> float:
+    """Logits in float32 and in the model's dtype, and three copies of the hidden states."""
+    from bnbench.finetune.loss import chunk_positions
+
+    return (
+        min(tokens, chunk_positions(shape.vocabulary)) * shape.vocabulary * (4 + size)
+        + 3.0 * tokens * shape.hidden * size
+    )
+
+
+def _to_budget(terms: dict[str, float], recipe: Recipe) -> dict[str, float]:
+    """With memory_gib set, layers keep what they can below it."""
+    spare = recipe.memory_gib * 2**30 - sum(terms.values())
+    if recipe.checkpointing == "non-reentrant" and spare > 0:
+        terms = {**terms, "activations kept": terms["activations kept"] + spare}
+    return terms
+
+
+def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, card: str) -> float | None:
+    """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
+    rate = next((PEAK_RATE[name] for name in sorted(PEAK_RATE, key=len, reverse=True) if name in card), None)
+    if rate is None:
+        return None
+    passes = 2 + (recipe.checkpointing != "none")
+    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * steps
+    share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
+    head = 4.0 * shape.vocabulary * shape.hidden * share
+    per_step = 1 if recipe.packing else recipe.accumulate
+    arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
+    return max(arithmetic, steps * per_step * shape.layers * HOST)
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

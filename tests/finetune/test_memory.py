@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bnbench.errors import TrainingError
+from bnbench.finetune import FinetuneRequest, load_recipe, plan
+from bnbench.finetune.collate import Packed, Padded
+from bnbench.finetune.memory import Estimate, Shape, estimate, largest_pass
+from bnbench.finetune.recipes import Recipe
+from bnbench.finetune.recompute import Room
+from bnbench.finetune.rows import Row
+
+ROWS = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((4096, 600, 300, 900, 48))]
+LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 8_030_261_248 - 2 * 128256 * 4096, 2 * 128256 * 4096)
+TRAINABLE = {"t4": 3_407_872, "t4-r16-all-linear": 41_943_040, "lora-16bit": 41_943_040}
+
+
+def peak(recipe: Recipe, **changes: Any) -> Estimate:
+    return estimate(LLAMA_8B, replace(recipe, **changes), ROWS, TRAINABLE[recipe.name], 10, fused=True)
+
+
+def test_shape_of_a_configuration() -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    assert Shape.of(config, 8_030_261_248) == LLAMA_8B
+
+
+def test_more_of_anything_needs_more() -> None:
+    recipe = load_recipe("t4")
+    base = peak(recipe).peak
+    dearer: list[dict[str, Any]] = [
+        {"tokens_per_row": 8192, "batch_size": 8},
+        {"checkpointing": "none"},
+        {"optimizer": "adamw_torch"},
+        {"double_quantisation": False},
+        {"targets": ("all-linear",)},
+        {"packing": False},
+        {"precision": "float32"},
+        {"memory_gib": 13.0},
+    ]
+    for changes in dearer:
+        assert peak(recipe, **changes).peak > base, changes
+    assert peak(recipe, max_tokens=8192).peak == base  # what the rows are counts, not what they may be
+    assert peak(recipe, memory_gib=1.0).peak == base  # a budget makes no room
+    assert peak(recipe, memory_gib=13.0).peak == pytest.approx(13 * 2**30)
+    assert estimate(LLAMA_8B, recipe, ROWS, TRAINABLE["t4"], 10, fused=False).peak > base
+    assert peak(load_recipe("lora-16bit")).terms["weights"] > 3 * peak(recipe).terms["weights"]
+
+
+def test_terms_add_up_and_steps_cost_time() -> None:
+    one = peak(load_recipe("t4"))
+    assert one.peak + one.terms["CUDA context"] == pytest.approx(sum(one.terms.values()))
+    assert one.summary()["peak_gib"] == pytest.approx(sum(one.summary()["terms_gib"].values()) - 0.6, abs=0.05)
+    assert one.terms["weights"] == pytest.approx(4.65e9, rel=0.01)
+    long, unknown = (estimate(LLAMA_8B, load_recipe("t4"), ROWS, 1, n, card=c) for n, c in ((20, "T4"), (10, "Radeon")))
+    assert one.seconds is not None and long.seconds == pytest.approx(2 * one.seconds) and unknown.seconds is None
+
+
+def test_largest_pass_is_the_collator_s() -> None:
+    for overrides in ({}, {"tokens_per_row": "512"}, {"tokens_per_row": "9000"}, {"packing": "false"}):
+        recipe = load_recipe("t4", overrides)
+        collator = Packed(recipe.tokens_per_row) if recipe.packing else Padded(0)
+        tried = collator.largest(ROWS, recipe.batch_size).ids.numel()
+        assert tried == largest_pass([len(r.ids) for r in ROWS], recipe)
+        assert tried >= max(p.ids.numel() for p in collator(ROWS[:4]))
+
+
+def test_too_small_a_card_is_refused_by_the_largest_term() -> None:
+    lora = peak(load_recipe("lora-16bit"))
+    lora.check_fits(24 * 2**30, "an L4")
+    with pytest.raises(
+        TrainingError, match=r"needs about 1\d\.\d GiB and a T4 has 14\.6; the largest part: weights, 14"
+    ):
+        lora.check_fits(int(14.6 * 2**30), "a T4")
+    peak(load_recipe("t4")).check_fits(8 * 2**30, "a laptop's card")
+    with pytest.raises(TrainingError, match=r"the largest part: activations kept.*non-reentrant"):
+        peak(load_recipe("t4"), checkpointing="none").check_fits(8 * 2**30, "a laptop's card")
+
+
+def test_the_dry_run_tells(request_for: Callable[..., FinetuneRequest]) -> None:
+    planned = plan(request_for())
+    told = planned.summary()["estimate"]
+    assert told["largest_pass_tokens"] == 2 * planned.longest and told["peak_gib"] < 0.1
+    assert "estimated peak 0.0 GiB on a card" in str(planned)
+
+
+def test_layers_that_need_not_be_computed_twice() -> None:
+    room = Room(fixed=4e9, per_token=5e5, forward=3e5, chunk=4e8, kept=1e5, budget=6e9)
+    assert room.layers(4000, 32) == 0 and room.layers(4200, 32) == 0
+    assert room.layers(2000, 32) == 5  # 2e9 - 1e9 for the pass, 2e8 a layer
+    assert room.layers(200, 32) == 32
+    assert replace(room, chunk=1.9e9).layers(200, 32) == 2
