@@ -20,8 +20,9 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,26 +239,64 @@ def report(found: dict[str, dict[str, Any] | None], n: int) -> list[str]:
     return lines
 
 
-def stream(n: int, workers: int = 2) -> str:
-    """Score n pairs as a stream; the peak memory of this process and of the largest worker."""
-    from bnbench.metrics import Texts, evaluate_stream
+def stream(n: int) -> str:
+    """`bnbench score` on n pairs, replies as JSONL and references as Parquet: time, and peak memory of all processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        replies, references = write_pairs(n, Path(folder))
+        command = [sys.executable, "-m", "bnbench", "score", str(replies), "--references", str(references)]
+        clock, peak, most = time.perf_counter(), 0, 0
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as scoring:
+            while scoring.poll() is None:
+                processes = descendants(scoring.pid)
+                peak, most = max(peak, sum(map(resident, processes))), max(most, len(processes))
+                time.sleep(0.1)
+            printed = scoring.stdout.read() if scoring.stdout else ""
+        seconds = time.perf_counter() - clock
+    if scoring.returncode:
+        sys.exit(f"bnbench score failed with exit code {scoring.returncode}")
+    lines = [printed, f"{n} pairs in {seconds:.0f} s, {n / seconds:.0f} pairs/s"]
+    return "\n".join([*lines, f"peak memory: {peak / 2**20:.0f} MiB in {most} processes together"])
+
+
+def write_pairs(n: int, folder: Path) -> tuple[Path, Path]:
+    """n pairs of 10-120 words with ids, written some at a time."""
+    import pyarrow
+    import pyarrow.parquet
 
     predictions, references = make_pairs(4000)
-    chance = random.Random(1)
+    chance, paths = random.Random(1), (folder / "replies.jsonl", folder / "references.parquet")
+    schema = pyarrow.schema([("id", pyarrow.string()), ("reference", pyarrow.string())])
+    with (
+        paths[0].open("w", encoding="utf-8") as lines,
+        pyarrow.parquet.ParquetWriter(paths[1], schema) as table,
+    ):
+        for start in range(0, n, 50_000):
+            ids = [str(i) for i in range(start, min(start + 50_000, n))]
+            rows = chance.choices(range(4000), k=len(ids))
+            found = [f"{i} {references[row]}" for i, row in zip(ids, rows, strict=True)]
+            table.write_batch(pyarrow.record_batch([ids, found], schema=schema))
+            for i, row in zip(ids, rows, strict=True):
+                lines.write(json.dumps({"id": i, "reply": predictions[row]}, ensure_ascii=False) + "\n")
+    return paths
 
-    def parts() -> Iterator[Texts]:
-        for start in range(0, n, 2000):
-            rows = chance.choices(range(4000), k=min(2000, n - start))
-            yield Texts.of([predictions[i] for i in rows], [references[i] for i in chance.sample(rows, len(rows))])
 
-    clock = time.perf_counter()
-    results = evaluate_stream(parts(), ["chrF++", "chrF", "BLEU", "ROUGE"], workers=workers)
-    seconds = time.perf_counter() - clock
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    lines = [str(result) for result in results.values()]
-    lines.append(f"{n} pairs in {seconds:.0f} s with {workers} workers, {n / seconds:.0f} pairs/s")
-    lines.append(f"peak memory: {peaks[0]:.0f} MiB here, {peaks[1]:.0f} MiB in the largest worker")
-    return "\n".join(lines)
+def descendants(process: int) -> list[int]:
+    """A process and those it started (Linux)."""
+    try:
+        tasks = [task / "children" for task in Path(f"/proc/{process}/task").iterdir()]
+        started = [int(child) for children in tasks for child in children.read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+    return [process, *(one for child in started for one in descendants(child))]
+
+
+def resident(process: int) -> int:
+    """Bytes in memory; 0 when the process has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * resource.getpagesize()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -265,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--json", action="store_true", help="print the measurements for a machine")
     parser.add_argument("--only", choices=PROGRAMS, help=argparse.SUPPRESS)
-    parser.add_argument("--stream", type=int, metavar="N", help="score N pairs as a stream on two processes instead")
+    parser.add_argument("--stream", type=int, metavar="N", help="time `bnbench score` on N pairs instead")
     asked = parser.parse_args(arguments)
     if asked.stream:
         print(stream(asked.stream))

@@ -279,7 +279,7 @@ def score_command(
         typer.Option(help="FIELD=COLUMN where the files' names differ; fields: reply, reference, message, title, id."),
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="original: the original project's figures, and what they should have been.")
+        str, typer.Option(help="bnbench, or original: the original project's figures, and what they should have been.")
     ] = "bnbench",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core for long files.")] = None,
     seed: Seed = 42,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnbench.metrics.bertscore import BERTScore
     from bnbench.metrics.bleu import BLEU
     from bnbench.metrics.chrf import ChrF, ChrFPlusPlus
+    from bnbench.metrics.combined import Combined, combine, combine_results
     from bnbench.metrics.core import Metric, Result, Texts
     from bnbench.metrics.degeneration import Degeneration, Diversity
     from bnbench.metrics.empathy import KeywordEmpathy
@@ -47,6 +48,7 @@ _WHERE = {
         "bertscore": "BERTScore",
         "bleu": "BLEU",
         "chrf": "ChrF ChrFPlusPlus",
+        "combined": "Combined combine combine_results",
         "core": "Metric Result Texts",
         "degeneration": "Degeneration Diversity",
         "empathy": "KeywordEmpathy",
@@ -72,6 +74,7 @@ __all__ = [
     "BnbenchError",
     "ChrF",
     "ChrFPlusPlus",
+    "Combined",
     "Degeneration",
     "Diversity",
     "InputError",
@@ -87,6 +90,8 @@ __all__ = [
     "Texts",
     "UsageError",
     "bootstrap",
+    "combine",
+    "combine_results",
     "default_metrics",
     "evaluate_pairs",
     "evaluate_stream",

@@ -1,7 +1,8 @@
 """The root of bnbench's exception tree, and the errors that the metrics raise.
 
-It stands here and not in `bnbench.errors` because `bnbench.metrics` may import nothing else of the project; `bnbench.errors`
-gives it again together with its other branches. Catch `BnbenchError` to catch everything that bnbench raises on purpose.
+It stands here and not in `bnbench.errors` because `bnbench.metrics` may import nothing else of the project;
+`bnbench.errors` gives it again together with its other branches. Catch `BnbenchError` to catch everything that bnbench
+raises on purpose.
 """
 
 

@@ -101,7 +101,10 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise BnbenchError("a process that scored was killed, most likely for want of memory: use fewer workers") from error
+            raise BnbenchError(
+                "a process that scored died: it was killed, most likely for want of memory (use fewer workers), or it "
+                "could not import the module of a metric"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -30,7 +30,7 @@ _BUILT_IN = {
     "diversity": "degeneration:Diversity",
     "BERTScore": "bertscore:BERTScore",
 }
-_DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "perplexity", "degeneration")
+_DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
 
 _log = logging.getLogger(__name__)
 

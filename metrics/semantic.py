@@ -4,14 +4,15 @@ The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as i
 
 * It is cut into sentences; a sentence that stands twice counts once. One whose words stand in the message (whatever the
   person: আমি বানালাম, আপনি বানালেন) is copied and left out. A reply with nothing of its own scores 0.
-* `anchors/bn.toml` has sentences of each mechanism and sentences that contrast with it (advice, dismissal, generic talk,
-  stamps, facts). From the anchors' vectors alone come linear contrasts ("heads"), by ridge regression: each mechanism
-  against all that is not empathic, each contrasting class against the mechanisms, and all mechanisms against the rest.
+* `anchors/bn.toml` has sentences of each mechanism and sentences that contrast with it (advice, dismissal, generic
+  talk, stamps, facts). From the anchors' vectors alone come linear contrasts ("heads"), by ridge regression: each
+  mechanism against all that is not empathic, each contrasting class against the mechanisms, and all mechanisms
+  against the rest.
 * Seven features of a reply are made of them (`FEATURES`): means over its own sentences, the best sentence for the
   mechanism itself, and how near the reply is to its message. None is a length, a count, or a mark of punctuation.
-* A proportional-odds model for each mechanism turns the features into the expected level (0-2), times 50. Its coefficients
-  were fitted on the development half of the labelled set by `scripts/calibrate_semantic.py`; stamps were taken as level
-  0 there, because what is said to everybody is not said to this person.
+* A proportional-odds model for each mechanism turns the features into the expected level (0-2), times 50. It was fitted
+  on the development half of the labelled set by `scripts/calibrate_semantic.py`, which took stamps, and empathic
+  replies to another message, for level 0: they are not said to this person.
 
 The shipped encoder is a mean of word vectors: it cannot see word order, and hardly sees a negation. No score here says
 whether a reply is right, safe, or would be felt as kind. Read `docs/empathy.md` before using one.
@@ -25,10 +26,12 @@ import tomllib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
 from bnbench.metrics.empathy import EmpathyResult
@@ -37,12 +40,14 @@ from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.tokenization import is_word, preparation
 
+Flags = npt.NDArray[np.bool_]
+
 CONTRASTS = ("advice", "dismissive", "generic", "stamps", "off_topic")
 """The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them."""
 HEADS = (*MECHANISMS, *CONTRASTS, "empathic")
 FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "related")
 """What a mechanism's model sees. `mechanism` is the highest value of its own head among the reply's own sentences,
-`related` the cosine of those sentences' mean with the message, the others are means of heads."""
+`related` the mean, over them, of the cosine with the nearest sentence of the message; the others are means of heads."""
 COPIED_SHARE = 0.7
 """A sentence is copied when this share of its words begins as a word of the message does."""
 HEAD_RIDGE = 3.0
@@ -80,7 +85,7 @@ def load_anchors(path: Path = ANCHORS) -> Anchors:
     name, version = content.pop("name", path.stem), content.pop("version", "0")
     wanted = {*MECHANISMS, *(f"not_{name}" for name in MECHANISMS), *CONTRASTS}
     if wrong := wanted.symmetric_difference(content) or {each for each in wanted if not content[each]}:
-        raise UsageError(f"{path}: the classes {', '.join(sorted(wanted))} are needed; check {', '.join(sorted(wrong))}")
+        raise UsageError(f"{path}: {', '.join(sorted(wanted))} are needed; check {', '.join(sorted(wrong))}")
     classes = {each: tuple(sentences) for each, sentences in content.items()}
     return Anchors(f"{name}.{version}-{hashlib.sha256(data).hexdigest()[:8]}", classes)
 
@@ -103,7 +108,8 @@ class Calibration:
         """Expected levels 0-2, shape (n, 3), from features (n, 3, 7)."""
         logits = ((features - self.mean) / self.scale * self.weights).sum(axis=-1)
         odds: FloatArray = 1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))
-        return odds.sum(axis=-1)
+        levels: FloatArray = odds.sum(axis=-1)
+        return levels
 
     @property
     def id(self) -> str:
@@ -152,14 +158,16 @@ class Reader:
     def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
         """Features (n, 3, 7), and for each reply 1 when it has a sentence of its own, else 0 (its features are 0)."""
         own = [self._own(*pair) for pair in zip(texts.replies, texts.messages or (), strict=True)]
-        sentences = {text: place for place, text in enumerate(dict.fromkeys(text for each in own for text in each))}
+        sentences = {text: place for place, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
         vectors, heads = self._read(list(sentences))
-        messages = {text: place for place, text in enumerate(dict.fromkeys(texts.messages or ()))}
-        asked = self.encoder.encode(list(messages)).astype(np.float64)
+        messages = {message: self._split(message) for message in dict.fromkeys(texts.messages or ())}
+        asked = {text: place for place, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
+        said = self.encoder.encode(list(asked)).astype(np.float64)
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
         for row, (texts_of, message) in enumerate(zip(own, texts.messages or (), strict=True)):
             if places := [sentences[text] for text in texts_of]:
-                made[row] = _features(vectors[places], heads[places], asked[messages[message]])
+                about = said[[asked[text] for text in messages[message]]]
+                made[row] = _features(vectors[places], heads[places], about)
         return made, np.array([bool(each) for each in own], dtype=np.float64)
 
     def sentences(self, reply: str, message: str) -> list[tuple[str, bool]]:
@@ -203,14 +211,14 @@ def _mostly(known: Sequence[bool]) -> bool:
 
 
 def _features(vectors: FloatArray, heads: FloatArray, message: FloatArray) -> FloatArray:
-    """(3, 7) from a reply's s sentences (s, d), their heads (s, 9) and the message's vector (d,)."""
-    mean, centre = heads.mean(axis=0), vectors.mean(axis=0)
+    """(3, 7) from a reply's s sentences (s, d), their heads (s, 9), and the m sentences of its message (m, d)."""
+    mean = heads.mean(axis=0)
     shared = [mean[HEADS.index(name)] for name in FEATURES[1:-1]]
-    related = float(ratio(centre @ message, np.linalg.norm(centre)))
+    related = float((vectors @ message.T).max(axis=1).mean()) if len(message) else 0.0
     return np.array([[heads[:, place].max(), *shared, related] for place in range(len(MECHANISMS))])
 
 
-def _fit_heads(vectors: FloatArray, labels: np.ndarray[Any, Any]) -> FloatArray:
+def _fit_heads(vectors: FloatArray, labels: npt.NDArray[np.str_]) -> FloatArray:
     """(d + 1, 9): a column for each of `HEADS`, the last row its constant."""
     empathic = np.isin(labels, MECHANISMS)
     contrasting = np.isin(labels, CONTRASTS)
@@ -220,7 +228,7 @@ def _fit_heads(vectors: FloatArray, labels: np.ndarray[Any, Any]) -> FloatArray:
     return np.stack(columns, axis=1)
 
 
-def _contrast(vectors: FloatArray, these: FloatArray, others: FloatArray) -> FloatArray:
+def _contrast(vectors: FloatArray, these: Flags, others: Flags) -> FloatArray:
     """Ridge regression of +1 (these) against -1 (others), both sides of equal weight; the constant is not penalised."""
     weight = these / these.sum() + others / others.sum()
     weight *= (these.sum() + others.sum()) / 2
@@ -258,9 +266,9 @@ class SemanticEmpathy(Metric):
         made, encoder, anchors = load_calibration(self._calibration), self.reader.encoder.id, self.reader.anchors.id
         if (made.encoder, made.anchors) != (encoder, anchors):
             raise UsageError(
-                f"the calibration {self._calibration} is for encoder {made.encoder} and anchors {made.anchors}, not for "
-                f"{encoder} and {anchors}. Make one: python scripts/calibrate_semantic.py --encoder ID --out FILE, then "
-                "SemanticEmpathy(encoder=ID, calibration=FILE)"
+                f"the calibration {self._calibration} is for encoder {made.encoder} and anchors {made.anchors}, not "
+                f"for {encoder} and {anchors}. Make one: python scripts/calibrate_semantic.py --encoder ID --out FILE; "
+                "then SemanticEmpathy(encoder=ID, calibration=FILE)"
             )
         return made
 
@@ -296,6 +304,4 @@ class SemanticEmpathy(Metric):
     def signature(self, n: int) -> str:
         """`semantic-empathy|enc:bn-static@1a2b3c4d|anchors:bn.1-1a2b3c4d|cal:1a2b3c4d|norm:bn1|tok:bn1|n:300|...`."""
         read, choices = self.reader, preparation().choices
-        return signature(
-            self.name, n, enc=read.encoder.id, anchors=read.anchors.id, cal=self.calibration.id, **choices
-        )
+        return signature(self.name, n, enc=read.encoder.id, anchors=read.anchors.id, cal=self.calibration.id, **choices)

@@ -38,7 +38,7 @@ def section_of(name):
 @pytest.mark.parametrize("name", metric_names())
 def test_every_metric_has_its_section(name):
     metric, section = get_metric(name), section_of(name)
-    signature = re.sub(r"(?<=lex:bn\.2-)[0-9a-f]{8}", "xxxxxxxx", metric.signature(300))
+    signature = re.sub(r"(?<=[@:-])[0-9a-f]{8}(?=\|)", "xxxxxxxx", metric.signature(300))
     assert f"`{signature}`" in section
     for part in ("**Formula.**", "**Scale.**", "**Cannot see.**", "**Signature.**"):
         assert part in section
@@ -101,6 +101,18 @@ def test_significance_and_the_original_are_told_by_their_names():
     assert f"`{made.signature}`" in SECTIONS["The original's figures"]
     told = {name for row in rows("The original's figures") for name in re.findall("`(.+?)`", row[0])}
     assert told == set(made.__dataclass_fields__) - {"corrected", "signature"}
+
+
+def test_the_commands_have_the_options_that_they_are_shown_with():
+    from typer.main import get_command
+
+    from bnbench.cli import app
+
+    command = get_command(app).commands["score"]
+    known = {option for parameter in command.params for option in parameter.opts}
+    lines = [line for line in SECTIONS["Scoring files"].splitlines() if line.startswith("$ bnbench score")]
+    assert len(lines) == 4
+    assert {word for line in lines for word in line.split() if word.startswith("--")} <= known
 
 
 def run(code):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bnbench import scoring
 from bnbench.corpus import demo_corpus
-from bnbench.errors import CorpusError, InputError, UsageError
-from bnbench.metrics import evaluate_pairs, original_scores
+from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
+from bnbench.metrics import Metric, evaluate_pairs, evaluate_stream, original_scores
 from bnbench.scoring import OriginalFigures, score, score_files
 from bnbench.tables import iter_lines, iter_table, read_table
 
@@ -119,6 +121,54 @@ def test_two_processes_give_the_same(tmp_path, whole, capfd):
     scores = score_files(replies, [references], messages=write(tmp_path / "m.txt", MESSAGES), workers=2)
     assert same(scores, whole)
     assert f"score: {len(REPLIES)}/{len(REPLIES)}" in capfd.readouterr().err
+
+
+class Fatal(Metric):
+    """Ends the process that unpickles it."""
+
+    name, columns, values, description = "fatal", ("n",), ("fatal",), ""
+
+    def statistics(self, texts):
+        return np.ones((len(texts), 1))
+
+    def formula(self, sums):
+        return sums
+
+    def signature(self, n):
+        return "fatal"
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies_is_one_clear_line(tmp_path):
+    replies = write(tmp_path / "p.txt", REPLIES)
+    assert score_files(replies, metrics=[Fatal()], quiet=True).results["fatal"].value == len(REPLIES)
+    with pytest.raises(BnbenchError, match="a process that scored died"):
+        score_files(replies, metrics=[Fatal()], workers=2, quiet=True)
+
+
+def test_long_texts_are_scored_fewer_at_a_time(tmp_path, whole, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(scoring, "_PART_CHARACTERS", 500)
+    monkeypatch.setattr(
+        scoring,
+        "evaluate_stream",
+        lambda parts, *a, **k: sizes.extend(map(len, parts := list(parts))) or evaluate_stream(parts, *a, **k),
+    )
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    scores = score_files(replies, [references], metrics=["ROUGE"], quiet=True)
+    assert same(scores, {"ROUGE": whole["ROUGE"]})
+    assert sum(sizes) == len(REPLIES)
+    assert max(sizes) < 10
+
+
+def test_a_single_name_where_a_list_is_meant(tmp_path):
+    replies = write(tmp_path / "p.txt", REPLIES)
+    with pytest.raises(InputError, match="references is one path; give a list"):
+        score_files(replies, replies)
+    with pytest.raises(InputError, match="metrics is one string; give a list"):
+        score_files(replies, [replies], metrics="BLEU")
 
 
 def test_names_of_columns(tmp_path, whole):

@@ -189,3 +189,27 @@ def test_rows_keep_to_the_budget_and_lose_nothing() -> None:
     assert Packed(100).largest(ROWS, 4).lengths == (230,)
     assert Padded(0).largest(ROWS, 2).ids.shape == (2, 230)
     assert passes[1].positions[0].tolist() == [*range(97), 0, 1, 2]
+
+
+def test_untied_input_embeddings_stay_on_the_cpu_wherever_the_model_goes(
+    tiny_base: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = make_model(tiny_base, recipe), make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # without a card there is none
+    prepare(other, "cuda")
+    one = pack(ROWS)
+    assert other(one_pass=one)["loss"].item() == model(one_pass=one)["loss"].item()
+    other.to("meta")
+    base = other.get_base_model()
+    assert base.get_input_embeddings().weight.device.type == "cpu" and base.lm_head.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adapters_of_16_bit_bases_are_float32(tiny_base: Path, recipe: Recipe, dtype: str) -> None:
+    model = make_model(tiny_base, recipe, dtype=getattr(torch, dtype))
+    prepare(model, "cpu")
+    found = gradients(model, Packed(256)(ROWS))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found.values())
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {getattr(torch, dtype)}

@@ -200,7 +200,7 @@ def test_a_question_may_ask_in_the_words_of_the_message() -> None:
 
 
 def test_a_question_made_of_the_message_s_words_is_not_a_copy() -> None:
-    asking = "আলমারি খুলে মেঝেতে কোন শালটা পেলেন?"
+    asking = "মেঝেতে বসে শালটা চেপে আলমারিতে কী পেলেন?"
     assert ("exploration", "support") in spans(asking, HOME)
 
 
@@ -212,8 +212,8 @@ def test_a_run_in_other_forms_is_copied_and_anchors_nothing() -> None:
 
 def test_an_anchored_word_carries_twice() -> None:
     chain = "আমি দুঃখিত। পাশে আছি। সাহস রাখুন। ভয় নেই। চিন্তা করবেন না।"
-    one, three = "শালের ওম, জানালা, বর্ষা।", "শালের ওম, আলমারির তাক, মেঝে।"
-    assert score(f"{chain} {three}", HOME) > 1.5 * score(f"{chain} {one}", HOME) > 0
+    one, three = "শালের ওম, জানালা, বর্ষা, শীত, বিকেল।", "শালের ওম, আলমারি, মেঝে, শীত, বিকেল।"
+    assert score(f"{chain} {three}", HOME) > 1.3 * score(f"{chain} {one}", HOME) > 0
 
 
 def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
