@@ -8,7 +8,8 @@ run. The data are those of `qlora_baseline.py`: 64 samples of 48–4,096 tokens 
 effective batch 4. Memory is what PyTorch reserved at most.
 
 On one H100 80GB (2026-11-24, one call, --together): original 3.02 s a step and 14.6 GiB, Unsloth 1.14 s and 6.1 GiB, t4
-0.48 and 0.53 s and 6.6 GiB: 6.0 and 2.3 times as fast.
+0.48 and 0.53 s and 6.6 GiB: 6.0 and 2.3 times as fast. Another call: t4 0.49 and 0.53 s; with rows of 4,096 tokens t4
+6.64 GiB, t4-r16-all-linear 7.19 GiB.
 """
 
 from __future__ import annotations
