@@ -33,7 +33,9 @@ def label(metric: str, value: str) -> str:
     """`ROUGE-L`, `bits per character`; the metric's name for a value called after it."""
     if value.casefold() in (metric.casefold(), metric.casefold().replace("-", "_"), "score", "value"):
         return metric.replace("-", " ")
-    return _LABELS.get(value, value.replace("_", " "))
+    named = _LABELS.get(value, value.replace("_", " "))
+    # Two scorers measure the same three mechanisms: each says by which means.
+    return f"{named} ({metric.removesuffix('-empathy')})" if metric.endswith("-empathy") else named
 
 
 @dataclass(frozen=True)

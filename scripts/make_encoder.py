@@ -50,7 +50,7 @@ SOURCES = {
     "bnlp_sent_ABSA_cricket_train.tsv": "CC BY 4.0, banglanlp/bnlp-resources",
     "bnlp_sent_ABSA_restaurant_train.tsv": "CC BY 4.0, banglanlp/bnlp-resources",
 }
-SUFFIXES = "টা টি র ের কে তে গুলো ও ই রা দের য় টাকে টার গুলি".split()
+SUFFIXES = ["টা", "টি", "র", "ের", "কে", "তে", "গুলো", "ও", "ই", "রা", "দের", "য়", "টাকে", "টার", "গুলি"]
 UNKNOWN = "[UNK]"
 
 Array = npt.NDArray[np.float32]
@@ -247,9 +247,7 @@ def loss_of(student: Student, batch: Sequence[Example], mean_cosine: float) -> t
     n = len(error)
     similarity = (error.sum() - error.diag().sum()) / (n * (n - 1))
     return (
-        distance[sentence].mean()
-        + recipe.word_loss * distance[~sentence].mean()
-        + recipe.similarity_loss * similarity
+        distance[sentence].mean() + recipe.word_loss * distance[~sentence].mean() + recipe.similarity_loss * similarity
     )
 
 
@@ -290,6 +288,7 @@ def save(student: Student, data: Path, out: Path) -> None:
         {"embeddings": np.rint(table / scales[:, None]).astype(np.int8), "weights": scales.astype(np.float32)},
         out / "model.safetensors",
     )
+    (out / "model.safetensors").chmod(0o644)
     tokenizer(student.rows).save(str(out / "tokenizer.json"), pretty=False)
     config = {
         "model_type": "model2vec",
@@ -328,14 +327,16 @@ class Agreement:
     spearman: float
 
 
-def agreement(folder: Path, encoder: Encoder, teacher: Teacher, n: int = 1000, seed: int = 42) -> list[Agreement]:
-    """On held-out sentences: n random pairs and n near ones (one of a sentence's ten nearest to the teacher) a source,
-    then all together.
+def agreement(
+    held: Mapping[str, Sequence[str]], encoder: Encoder, teacher: Teacher, n: int = 1000, seed: int = 42
+) -> list[Agreement]:
+    """On held-out sentences, by source: n random pairs and n near ones (a sentence and one of the ten that the teacher
+    finds nearest), then those of all sources together.
     """
     rng = np.random.default_rng(seed)
     cosines: dict[str, list[tuple[Array, Array]]] = {"random": [], "near": []}
     rows = []
-    for source, texts in held_out(folder).items():
+    for source, texts in held.items():
         ours, theirs = (m @ m.T for m in (encoder.encode(texts), teacher(texts)))
         first, nearest = rng.integers(len(texts), size=n), np.argsort(-theirs, axis=1)[:, 1:11]
         second = {
@@ -345,9 +346,9 @@ def agreement(folder: Path, encoder: Encoder, teacher: Teacher, n: int = 1000, s
         for kind, other in second.items():
             cosines[kind].append((ours[first, other], theirs[first, other]))
             rows.append(Agreement(source, kind, n, spearman(*cosines[kind][-1])))
-    for kind, parts in (*cosines.items(), ("random and near", sum(cosines.values(), []))):
+    for kind, parts in (*cosines.items(), ("random and near", [pair for pairs in cosines.values() for pair in pairs])):
         a, b = (np.concatenate(side) for side in zip(*parts, strict=True))
-        rows.append(Agreement("both", kind, len(a), spearman(a, b)))
+        rows.append(Agreement("all", kind, len(a), spearman(a, b)))
     return rows
 
 
@@ -367,7 +368,7 @@ def main() -> None:
     encoder = StaticEncoder(arguments.out)
     size = sum(file.stat().st_size for file in arguments.out.iterdir())
     print(f"{encoder.id}: {encoder.dim} dimensions, {size / 1e6:.2f} MB")
-    for row in agreement(arguments.data, encoder, teacher):
+    for row in agreement(held_out(arguments.data), encoder, teacher):
         print(f"{row.source:8} {row.pairs:16} {row.n:5} pairs  Spearman {row.spearman:.3f}")
 
 

@@ -246,6 +246,7 @@ class ModelSession:
     def _load_base(self) -> Any:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
         dtype = getattr(torch, self._precision.dtype_name)
         extra: dict[str, Any] = {}
         if self._precision.quantisation == "nf4":

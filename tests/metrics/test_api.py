@@ -103,7 +103,15 @@ def test_a_stream_on_two_processes(pairs: tuple[list[str], list[str]]) -> None:
 def test_default_metrics_follow_what_is_given() -> None:
     assert list(evaluate_pairs(["ভালো"])) == ["degeneration"]
     everything = evaluate_pairs(["ভালো"], ["ভালো"], messages=["কেমন?"], likelihoods=[[1, 1, 1, 1]], cut=[False])
-    assert list(everything) == ["chrF++", "BLEU", "ROUGE", "keyword-empathy", "perplexity", "degeneration"]
+    assert list(everything) == [
+        "chrF++",
+        "BLEU",
+        "ROUGE",
+        "keyword-empathy",
+        "semantic-empathy",
+        "perplexity",
+        "degeneration",
+    ]
 
 
 def test_intervals_of_dialogues() -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bnbench.metrics.core import Texts
 from bnbench.metrics.empathy import KeywordEmpathy, Span
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.lexicon import MECHANISMS, lexicon_names, load_lexicon
@@ -394,15 +392,6 @@ def test_an_unknown_lexicon_names_the_nearest(tmp_path: Path) -> None:
         KeywordEmpathy("orignal")
     with pytest.raises(UsageError, match="cannot be read"):
         KeywordEmpathy(tmp_path / "absent.toml")
-
-
-def test_a_thousand_replies_take_less_than_a_second_of_cpu() -> None:
-    replies = [f"{WARM} {COLD} {index}" for index in range(1000)]
-    texts = Texts.of(replies, messages=[MESSAGE] * 1000)
-    KeywordEmpathy().score(["কষ্ট"], messages=[""])
-    start = time.process_time()
-    KeywordEmpathy().statistics(texts)
-    assert time.process_time() - start < 1
 
 
 def test_importing_reads_no_lexicon_and_nothing_heavy() -> None:

