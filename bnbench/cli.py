@@ -47,6 +47,17 @@ MaxTokens = Annotated[
     int, typer.Option(min=1, help="Rows longer than this after the template are dropped whole, never cut.")
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
+Adapters = Annotated[
+    list[str] | None, typer.Option(help="Adapter of the base: a folder or hub id[@revision]. May be repeated.")
+]
+RunFolder = Annotated[
+    Path | None, typer.Option(help="Run folder; by default runs/NAME. The same command goes on with it.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens; overrides --max-words.")]
+FourBit = Annotated[
+    bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, sampling and resampling.")]
 
 
@@ -103,18 +114,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @command("evaluate", resumes=True)
 def evaluate_command(
     base: Base = None,
-    adapter: Annotated[
-        list[str] | None, typer.Option(help="Adapter of the base: a folder or hub id[@revision]. May be repeated.")
-    ] = None,
+    adapter: Adapters = None,
     predictions: Annotated[list[str] | None, typer.Option(help="File of recorded replies. May be repeated.")] = None,
     data: Data = None,
     columns: Columns = None,
     split: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
     split_sizes: Sizes = "4000/300/300",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; by default runs/NAME. The same command goes on with it.")
-    ] = None,
+    out: RunFolder = None,
     primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
@@ -122,19 +129,13 @@ def evaluate_command(
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.1,
     max_words: Annotated[int, typer.Option(min=1, help="Longest reply, in Bengali words.")] = 120,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest reply, in tokens; overrides --max-words.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch; halved where memory runs out.")] = 8,
     max_tokens: MaxTokens = 4096,
-    four_bit: Annotated[
-        bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")
-    ] = None,
+    four_bit: FourBit = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; by default the first card.")] = None,
     seed: Seed = 42,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")
-    ] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -155,24 +156,10 @@ def evaluate_command(
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
     candidates = parse_candidates(base, adapter or (), predictions or (), trust_remote_code=trust_remote_code)
     request = EvaluationRequest(
-        candidates=candidates,
-        out=out or default_folder(candidates, data),
-        data=data,
-        columns=mapping,
-        sizes=sizes,
-        split=split,
-        limit=limit,
-        decoding=decoding,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        quantise=four_bit,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        primary=primary,
-        overwrite=overwrite,
-        command=_command_line(),
-        quiet=quiet,
-    )
+        candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
+        batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
+        trust_remote_code=trust_remote_code, primary=primary, overwrite=overwrite, command=_command_line(), quiet=quiet,
+    )  # fmt: skip
     _report([evaluate(request)], None, as_json)
 
 
