@@ -82,6 +82,15 @@ def command(name: str, *, resumes: bool = False) -> Callable[[Callable[..., None
             except BnbenchError as error:
                 typer.echo(f"bnbench: {error}", err=True)
                 raise typer.Exit(error.exit_code) from None
+            except (
+                FileExistsError,
+                FileNotFoundError,
+                NotADirectoryError,
+                IsADirectoryError,
+                PermissionError,
+            ) as error:
+                typer.echo(f"bnbench: {error.filename}: {error.strerror}; choose another path", err=True)
+                raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
                 typer.echo(f"\nbnbench: interrupted{kept}", err=True)
@@ -238,6 +247,8 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Rank the candidates of several runs together, in pairs over the same items."""
+    if out.resolve() in [run.resolve() for run in runs]:
+        raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
     _report(runs, out, as_json)
 
 

@@ -55,7 +55,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         BnbenchError: its branches, before anything is loaded where that is possible.
         PartialRunError: failed midway; the replies so far are kept and the message has the command to go on.
     """
-    get_metric(request.primary)
+    _check_primary(request)
     if request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
     work = _prepare(request)
@@ -71,6 +71,21 @@ def evaluate(request: EvaluationRequest) -> Path:
         raise UsageError(f"{request.primary} cannot be computed for these candidates; choose --primary from {names}")
     write_json(path, meta | finished(work, timings, list(metrics.values())))
     return request.out
+
+
+def _check_primary(request: EvaluationRequest) -> None:
+    """The primary metric is one that every run computes, and the one that was declared when the run began."""
+    known = [m.name for m in default_metrics(frozenset({"references", "messages", "likelihoods"}))]
+    if get_metric(request.primary).name not in known or request.primary not in known:
+        raise UsageError(f"--primary {request.primary}: a run ranks by one of {', '.join(known)}")
+    if request.overwrite or not (request.out / "run.json").is_file():
+        return
+    declared = read_meta(request.out)["primary_metric"]
+    if declared != request.primary:
+        raise RunError(
+            f"{request.out}: {declared} was declared as the primary metric when this run began, and {request.primary} "
+            "cannot take its place afterwards; name another --out, or start anew with --overwrite"
+        )
 
 
 def _prepare(request: EvaluationRequest) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from bnbench.model_files import BUNDLED
 from bnbench.prompts import PromptFormat
 from bnbench.runs import slug, write_text
 
+_log = logging.getLogger("bnbench.finetune")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
@@ -42,11 +44,15 @@ def finetune_request(
     Raises:
         CorpusError, CandidateError, PromptError, RecipeError: what is wrong with the data, the base or the recipe.
     """
+    if split not in ("train", "all"):
+        raise RecipeError(f"--split {split}: train on train, or on all; the other rows are for testing")
     overrides = dict(overrides or {})
     seconds = parse_duration(stop_after) if stop_after else None
     location, revision = _base(base)
     limits = load_recipe(recipe, overrides).max_tokens
     corpus = _corpus(data, limits, columns or {}, split_sizes, (location, revision), trust_remote_code)
+    if not corpus.is_split:
+        _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
     return FinetuneRequest(
         base=location,
         revision=revision,

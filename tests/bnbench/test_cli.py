@@ -42,6 +42,10 @@ def test_version():
         (["evaluate", "--split", "dev"], "there is no split 'dev'"),
         (["evaluate", "--temperature", "-1"], "temperature"),
         (["evaluate", "--bsae", "x"], "No such option"),
+        (["evaluate", "--primary", "chrf"], "chrF++"),
+        (["evaluate", "--out", "file/run"], "choose another path"),
+        (["compare", "runs/a", "runs/b", "--out", "runs/a"], "one of the runs"),
+        (["finetune", "--split", "test"], "train on train"),
         (["finetune", "--recipe", "t5"], "t4"),
         (["finetune", "--set", "learning_rte=1"], "learning_rate"),
         (["finetune", "--stop-after", "soon"], "11h30m"),
@@ -55,6 +59,7 @@ def test_version():
 )
 def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*arguments)
     assert result.exit_code == 2, result.output

@@ -89,6 +89,11 @@ def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, t
     assert (undisturbed / "generations.jsonl").read_bytes() == before
 
 
+def test_the_primary_metric_cannot_be_changed_afterwards(undisturbed, tiny_base, tiny_adapter):
+    with pytest.raises(RunError, match=r"chrF\+\+ was declared as the primary metric"):
+        evaluate(request(tiny_base, tiny_adapter, undisturbed, primary="BLEU"))
+
+
 def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):
     from bnbench.backends import hf
 
