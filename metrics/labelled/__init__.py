@@ -1,9 +1,12 @@
 """Labelled replies for validating metrics: the Bengali set that ships with bnbench, and any file of the same form.
 
-A file is CSV (or TSV) in UTF-8 with one row per reply and the columns of `COLUMNS`; `SECOND`, the labels of a second
-labelling, and others may follow. `id` names the message, so rows that answer one message share it. `kind` says what the
-reply was written to be; the kind "empathic" is what a metric should put above all others. Labels are 0 (none), 1 (weak)
-or 2 (strong), one column for each mechanism of EPITOME.
+A file is CSV (or TSV) in UTF-8 with one row per reply and the columns `message`, `reply` and one for each mechanism of
+EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may have more:
+
+* `id` names the message, so rows that answer one message share it; without it the message's text does.
+* `kind` says what the reply was written to be; the kind "empathic" is what a metric should put above all others.
+  Without it a reply is empathic when one of its mechanisms is labelled 2.
+* `half` ("development" or "held-out"), `topic`, and `SECOND`, the labels of a second labelling.
 
     >>> from bnbench.metrics.labelled import labelled_set
     >>> held_out = labelled_set("held-out")
@@ -28,12 +31,13 @@ import numpy.typing as npt
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.lexicon import MECHANISMS
 
-COLUMNS = ("id", "half", "topic", "message", "reply", "kind", *MECHANISMS)
+REQUIRED = ("message", "reply", *MECHANISMS)
 SECOND = tuple(f"{name}_second" for name in MECHANISMS)
 HALVES = ("development", "held-out")
 LEVELS = (0, 1, 2)
 EMPATHIC = "empathic"
 """The kind that counts as empathic; every other kind is "the rest"."""
+OTHER = "other"
 _SHIPPED = "empathy_bn.csv"
 
 Levels = npt.NDArray[np.int64]
@@ -43,7 +47,7 @@ Levels = npt.NDArray[np.int64]
 class LabelledReply:
     """One row: `id` of the message, what was answered to it, and a level for each mechanism.
 
-    `second` has the levels of a second labelling, or is None.
+    `half` and `topic` are empty where the file has none; `second` has the levels of a second labelling, or is None.
     """
 
     id: str
@@ -133,9 +137,9 @@ def parse_labelled(data: bytes, source: str) -> LabelledSet:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if source.endswith(".tsv") else ",")
-    missing = [name for name in COLUMNS if name not in (lines.fieldnames or ())]
+    missing = [name for name in REQUIRED if name not in (lines.fieldnames or ())]
     if missing:
-        raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(COLUMNS)}")
+        raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
     rows = tuple(_row(f"{source}, line {lines.line_num}", record) for record in lines)
     _check_rows(rows, source)
     return LabelledSet(rows, source, hashlib.sha256(data).hexdigest())
@@ -144,15 +148,23 @@ def parse_labelled(data: bytes, source: str) -> LabelledSet:
 def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
     if None in record:
         raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
-    empty = [name for name in ("id", "message", "reply", "kind") if not (record[name] or "").strip()]
+    empty = [name for name in ("id", "message", "reply", "kind") if not (record.get(name, "absent") or "").strip()]
     if empty:
         raise InputError(f"{place}: {empty[0]} is empty")
-    half = record["half"] or ""
-    if half not in HALVES:
-        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}")
-    text = {name: record[name] or "" for name in ("id", "topic", "message", "reply", "kind")}
-    second = _levels(place, record, SECOND) if any(record.get(name) for name in SECOND) else None
-    return LabelledReply(half=half, levels=_levels(place, record, MECHANISMS), second=second, **text)
+    half = record.get("half") or ""
+    if half not in ("", *HALVES):
+        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
+    levels = _levels(place, record, MECHANISMS)
+    return LabelledReply(
+        id=record.get("id") or record["message"] or "",
+        half=half,
+        topic=record.get("topic") or "",
+        message=record["message"] or "",
+        reply=record["reply"] or "",
+        kind=record.get("kind") or (EMPATHIC if max(levels) == max(LEVELS) else OTHER),
+        levels=levels,
+        second=_levels(place, record, SECOND) if any(record.get(name) for name in SECOND) else None,
+    )
 
 
 def _levels(place: str, record: Mapping[str | None, str | None], names: Sequence[str]) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from bnbench.metrics import UsageError, tokenize
 from bnbench.metrics.audit import krippendorff_alpha
 from bnbench.metrics.audit.agreement import auc
 from bnbench.metrics.errors import InputError
-from bnbench.metrics.labelled import COLUMNS, HALVES, LabelledSet, labelled_set, read_labelled
+from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.tokenization import is_word
 
@@ -96,7 +96,7 @@ def test_the_texts_are_clean() -> None:
 def test_the_card_says_who_made_it() -> None:
     for words_of_it in ("CC0 1.0", "No person", "Not for"):
         assert words_of_it in CARD
-    assert all(f"`{name}`" in CARD for name in COLUMNS)
+    assert all(f"`{name}`" in CARD for name in ("id", "half", "kind", "topic", *REQUIRED))
 
 
 ROW = {
@@ -130,10 +130,21 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert read_labelled(write(tmp_path / "second.csv", seconds)).rows[0].second == (2, 2, 2)
 
 
+def test_a_file_needs_only_messages_replies_and_labels(tmp_path: Path) -> None:
+    bare = dict.fromkeys(("id", "half", "topic", "kind"))
+    strong = {**bare, "reply": "মনটা ভেঙে গেছে না?", "exploration": "2"}
+    data = read_labelled(write(tmp_path / "bare.csv", bare, strong, {**bare, "message": "ভর্তি হলাম!"}))
+    assert data.ids == ("চাকরিটা গেল।", "চাকরিটা গেল।", "ভর্তি হলাম!")
+    assert [row.kind for row in data.rows] == ["other", "empathic", "other"]
+    with pytest.raises(InputError, match="no row has half 'held-out'"):
+        data.part("held-out")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([{"kind": None}], "bad.csv: no column kind; a labelled file has id, half"),
+        ([{"reply": None}], "bad.csv: no column reply; a labelled file has message, reply, emotional_reaction"),
+        ([{"kind": " "}], "bad.csv, line 2: kind is empty"),
         ([{}, {"exploration": "3"}], "bad.csv, line 3: exploration is '3'; a level is 0"),
         ([{"interpretation": ""}], "bad.csv, line 2: interpretation is ''"),
         ([{"reply": " "}], "bad.csv, line 2: reply is empty"),
@@ -154,12 +165,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_labelled(tmp_path / "none.csv")
     latin = tmp_path / "latin.csv"
-    latin.write_bytes(",".join(COLUMNS).encode() + b"\nna\xefve")
+    latin.write_bytes(",".join(REQUIRED).encode() + b"\nna\xefve")
     with pytest.raises(InputError, match=re.escape("latin.csv, line 2: not UTF-8")):
         read_labelled(latin)
     with pytest.raises(InputError, match="there is no row"):
         empty = tmp_path / "empty.csv"
-        empty.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        empty.write_text(",".join(REQUIRED) + "\n", encoding="utf-8")
         read_labelled(empty)
     with pytest.raises(InputError, match="no row has half 'development'"):
         read_labelled(write(tmp_path / "half.csv", {}), "development")
