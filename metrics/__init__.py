@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bnbench.metrics.bertscore import BERTScore
     from bnbench.metrics.bleu import BLEU
     from bnbench.metrics.chrf import ChrF, ChrFPlusPlus
-    from bnbench.metrics.combined import Combined, combine, combine_results
+    from bnbench.metrics.combined import Combined, CombinedScore, combine, combined_result
     from bnbench.metrics.core import Metric, Result, Texts
     from bnbench.metrics.degeneration import Degeneration, Diversity
     from bnbench.metrics.empathy import KeywordEmpathy
@@ -48,7 +48,7 @@ _WHERE = {
         "bertscore": "BERTScore",
         "bleu": "BLEU",
         "chrf": "ChrF ChrFPlusPlus",
-        "combined": "Combined combine combine_results",
+        "combined": "Combined CombinedScore combine combined_result",
         "core": "Metric Result Texts",
         "degeneration": "Degeneration Diversity",
         "empathy": "KeywordEmpathy",
@@ -75,6 +75,7 @@ __all__ = [
     "ChrF",
     "ChrFPlusPlus",
     "Combined",
+    "CombinedScore",
     "Degeneration",
     "Diversity",
     "InputError",
@@ -91,7 +92,7 @@ __all__ = [
     "UsageError",
     "bootstrap",
     "combine",
-    "combine_results",
+    "combined_result",
     "default_metrics",
     "evaluate_pairs",
     "evaluate_stream",

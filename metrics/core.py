@@ -22,13 +22,16 @@ from bnbench.metrics.significance import Interval, bootstrap
 FloatArray = npt.NDArray[np.float64]
 Made = TypeVar("Made")
 
+MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
+"""Of empathy, after EPITOME: the values by which empathy metrics name what they say of each."""
+
 SCORING_VERSION = "0.1"
 """Part of every signature. It moves when a score can move, not with each release, so that old and new scores stay
 comparable.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What scoring n replies with one metric gives. `str(result)` is one line: score, interval, signature.
 
@@ -78,6 +81,18 @@ class Result:
         scores: FloatArray = self.of.formula(self.table)[:, 0]
         return scores
 
+    @property
+    def mechanisms(self) -> FloatArray:
+        """Each reply's score of the three mechanisms of empathy, (n, 3), 0-100: emotional reaction, interpretation,
+        exploration. `InputError` where the metric has none.
+        """
+        places = [place for place, name in enumerate(self.of.values) if name in MECHANISMS]
+        if len(places) < len(MECHANISMS):
+            raise InputError(
+                f'{self.signature}: it has no mechanisms, as KeywordEmpathy("bn") and SemanticEmpathy have'
+            )
+        return self.of.formula(self.table)[:, places]
+
     @cached_property
     def intervals(self) -> Mapping[str, Interval]:
         """The percentile bootstrap interval of every value, by its name."""
@@ -97,7 +112,12 @@ class Result:
         return self.intervals[self.of.values[0]]
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.value:.2f} [{self.interval.low:.2f}, {self.interval.high:.2f}] {self.signature}"
+        ends = f" [{self.interval.low:.2f}, {self.interval.high:.2f}]" if self.n > 1 else ""  # one item has no interval
+        return f"{self.metric} {self.value:.2f}{ends} {self.signature}"
+
+    def __repr__(self) -> str:
+        """Every value, without the bootstrap that `str` costs."""
+        return f"<Result {self.metric}: {', '.join(f'{k} {v:.2f}' for k, v in self.scores.items())}; n {self.n}>"
 
 
 class Metric(ABC):

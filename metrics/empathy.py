@@ -7,7 +7,8 @@ person feels or went through), exploration (asking about it). A reply gets 0-100
 How a reply is scored:
 
 * A mechanism earns the levels (1 weak, 2 strong) of its two strongest *different* supporting entries, out of 4.
-* An entry earns nothing a second time, inside quotation marks, or where its conditions do not hold.
+* An entry earns nothing a second time, inside quotation marks, or where its conditions do not hold; words strung
+  together by commas (`LISTED` short parts in a row) earn nothing.
 * Copied words earn nothing: a run of `COPIED_WORDS` that the message has too, a statement or a whole reply that is
   mostly such words, in any form and person (আমার ভাঙা ঘর, আপনার ভাঙা ঘরটা). A question may ask in the message's words.
 * A sentence is *anchored* when it has a content word of its own that is a form of a content word of the message: not
@@ -30,16 +31,16 @@ how a person would feel on reading it, and it is no clinical instrument.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts, ratio, signature
+from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts, ratio, signature
 from bnbench.metrics.errors import InputError
-from bnbench.metrics.lexicon import MECHANISMS, Entry, Found, Lexicon, load_lexicon
+from bnbench.metrics.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
@@ -58,6 +59,10 @@ ADVICE_SHARE = 0.5
 """A reply of which this share of the sentences advises is advice, and does not count as telling the story back."""
 COPIED_SHARE = 0.7
 """A sentence is copied when this share of its words stands in the message, in whatever order and person."""
+LISTED = 6
+LISTED_WORDS = 3
+"""So many parts in a row, each of at most so many words between commas, are a list and say nothing to anybody. Nobody
+comforts so: in the development half and in two other authors' sets, the longest row of an empathic reply has 3."""
 NEGATION_REACH = 2
 """How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
 
@@ -88,22 +93,11 @@ class Span:
     counted: bool
 
 
-@dataclass(frozen=True)
-class EmpathyResult(Result):
-    """A result whose `mechanisms` are the three scores of every reply."""
-
-    @property
-    def mechanisms(self) -> FloatArray:
-        """Shape (n, 3), 0-100: emotional reaction, interpretation, exploration. `InputError` for `original`."""
-        if len(self.of.values) == 1:
-            raise InputError(f'{self.signature}: this lexicon has no mechanisms; use lexicon="bn" or your own')
-        return self.of.formula(self.table)[:, 1:]
-
-
 class KeywordEmpathy(Metric):
     """Keyword empathy by a lexicon: `bn`, `original` (the original project's 14 substrings), or a TOML file's path.
 
-    `KeywordEmpathy().score(replies, messages=messages)` gives an `EmpathyResult`. `UsageError` for a bad lexicon.
+    `KeywordEmpathy().score(replies, messages=messages)` gives a `Result` with `mechanisms`; `UsageError` for a bad
+    lexicon.
     """
 
     name: ClassVar[str] = "keyword-empathy"
@@ -138,17 +132,6 @@ class KeywordEmpathy(Metric):
         """(..., 4) to (..., 4): the mean of the three mechanisms, then each. Without them (..., 2) to (..., 1)."""
         means = 100 * ratio(sums[..., :-1], sums[..., -1:])
         return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1) if self._mechanisms else means
-
-    def result(
-        self,
-        texts: Texts,
-        clusters: Sequence[Hashable] | None = None,
-        resamples: int = 10_000,
-        seed: int = 42,
-    ) -> EmpathyResult:
-        """As every metric's, with `mechanisms`."""
-        made = super().result(texts, clusters, resamples, seed)
-        return EmpathyResult(made.of, made.table, made.resamples, made.seed, made.level, made.clusters)
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""
@@ -212,6 +195,19 @@ class _Words:
 
     def inside(self, sentence: _Sentence) -> list[str]:
         return self.words[sentence.start : sentence.end]
+
+    def listed(self) -> list[bool]:
+        """Which words stand in a row of `LISTED` short parts of one sentence."""
+        listed = [False] * len(self.words)
+        for sentence in self.sentences:
+            begun = row = sentence.start  # of the part, and of the row of short parts
+            short = 0
+            for end in (place + 1 for place in range(sentence.start, sentence.end) if self.clause_ends[place]):
+                short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
+                if short >= LISTED:
+                    listed[row:end] = [True] * (end - row)
+                begun = end
+        return listed
 
     def _add(self, word: str, start: int, *, quoted: bool) -> None:
         self.words.append(word)
@@ -308,7 +304,8 @@ class _Reading:
     lexicon: Lexicon
     words: _Words
     message: _Message
-    copied: list[bool]
+    void: list[bool]
+    """Which words are copied or listed."""
     advises: bool
     matches: list[_Match]
     stock: set[str]
@@ -324,7 +321,8 @@ class _Reading:
             for sentence, found in zip(words.sentences, everything, strict=True)
         ]
         advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
-        made = cls(lexicon, words, said, said.copied(lexicon, words), advises, [], set(), set(), set())
+        void = [a or b for a, b in zip(said.copied(lexicon, words), words.listed(), strict=True)]
+        made = cls(lexicon, words, said, void, advises, [], set(), set(), set())
         claimed = set[int]()
         for sentence, found, advice in zip(words.sentences, everything, advising, strict=True):
             made._read(sentence, found, claimed, telling=not (sentence.question or advice or advises))
@@ -358,11 +356,11 @@ class _Reading:
         self.anchored.update(_key(self.lexicon, word) for word in left & anchors)
 
     def _content(self, sentence: _Sentence) -> dict[str, set[int]]:
-        """The words of a sentence that are neither common nor copied, with their places."""
+        """The words of a sentence that are neither common nor void, with their places."""
         content: dict[str, set[int]] = {}
         for place in range(sentence.start, sentence.end):
             word = self.words.words[place]
-            if not self.copied[place] and word not in self.lexicon.persons and not self.lexicon.is_common(word):
+            if not self.void[place] and word not in self.lexicon.persons and not self.lexicon.is_common(word):
                 content.setdefault(word, set()).add(place)
         return content
 
@@ -391,7 +389,7 @@ class _Reading:
             else:
                 fits = found.phrase in self.lexicon.stamps
             places = [sentence.start + place for place in found.words]
-            if fits and not all(self.copied[place] or self.words.quoted[place] for place in places):
+            if fits and not all(self.void[place] or self.words.quoted[place] for place in places):
                 kept.append((entry, found))
         return sorted(kept, key=_order)
 

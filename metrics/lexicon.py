@@ -16,11 +16,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from bnbench.metrics.core import MECHANISMS as MECHANISMS
 from bnbench.metrics.errors import UsageError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 
-MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 _FILE_KEYS = (
     *("name", "version", "scoring", "patterns"),
     *("group", "stamps", "common", "address", "advising", "negators", "nonfinite", "endings", "classes"),

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -33,11 +33,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.empathy import EmpathyResult
+from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts, ratio, signature
 from bnbench.metrics.encoder import Encoder, load_encoder
 from bnbench.metrics.errors import InputError, UsageError
-from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.tokenization import is_word, preparation
 
 Flags = npt.NDArray[np.bool_]
@@ -241,8 +239,8 @@ def _contrast(vectors: FloatArray, these: Flags, others: Flags) -> FloatArray:
 class SemanticEmpathy(Metric):
     """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes and a calibration made for it.
 
-    `SemanticEmpathy().score(replies, messages=messages)` gives an `EmpathyResult`. The first use raises `UsageError`
-    when the encoder is missing or the calibration was made for another encoder or other anchors.
+    `SemanticEmpathy().score(replies, messages=messages)` gives a `Result` with `mechanisms`. The first use raises
+    `UsageError` when the encoder is missing or the calibration was made for another encoder or other anchors.
     """
 
     name: ClassVar[str] = "semantic-empathy"
@@ -283,17 +281,6 @@ class SemanticEmpathy(Metric):
         """(..., 4) to (..., 4): the mean of the three mechanisms, then each."""
         means = 100 * ratio(sums[..., :-1], sums[..., -1:])
         return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1)
-
-    def result(
-        self,
-        texts: Texts,
-        clusters: Sequence[Hashable] | None = None,
-        resamples: int = 10_000,
-        seed: int = 42,
-    ) -> EmpathyResult:
-        """As every metric's, with `mechanisms`."""
-        made = super().result(texts, clusters, resamples, seed)
-        return EmpathyResult(made.of, made.table, made.resamples, made.seed, made.level, made.clusters)
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""

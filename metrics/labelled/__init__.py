@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bnbench.metrics.core import MECHANISMS
 from bnbench.metrics.errors import InputError, UsageError
-from bnbench.metrics.lexicon import MECHANISMS
 
 REQUIRED = ("message", "reply", *MECHANISMS)
 SECOND = tuple(f"{name}_second" for name in MECHANISMS)

@@ -401,3 +401,26 @@ def test_importing_reads_no_lexicon_and_nothing_heavy() -> None:
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_string_of_keywords_says_nothing() -> None:
+    message = "অফিসে সবাই আমাকে এড়িয়ে চলে।"
+    listed = "অফিসে সহমর্মিতা, চোখের জল, গভীর কষ্ট, পাশে আছি, মনের কথা, কেমন লাগছে, কাঁধে হাত।"
+    told = "অফিসে সবাই এড়িয়ে চললে কষ্ট হওয়ারই কথা, রাগ হয়, ভয় হয়, একা লাগে।"
+    scorer = KeywordEmpathy()
+    assert scorer.explain(listed, message) == ()
+    first, second = scorer.score([listed, told], messages=[message] * 2).per_item
+    assert first == 0 < second
+
+
+@pytest.mark.parametrize(
+    ("reply", "mechanism"),
+    [
+        ("আপনার জন্য খুব মন খারাপ হচ্ছে।", "emotional_reaction"),
+        ("বুকটা ভারী হয়ে এল কথাটা শুনে।", "emotional_reaction"),
+        ("তোমার বুকটা ভারী হয়ে আছে।", "interpretation"),
+    ],
+)
+def test_whose_heart_it_is(reply: str, mechanism: str) -> None:
+    found = KeywordEmpathy().explain(reply, "বাবা মারা গেছেন।")
+    assert {span.mechanism for span in found if span.level == 2} == {mechanism}

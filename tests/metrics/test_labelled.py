@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnbench.metrics import UsageError, tokenize
+from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokenize
 from bnbench.metrics.audit import krippendorff_alpha
 from bnbench.metrics.audit.agreement import auc
 from bnbench.metrics.errors import InputError
-from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled
+from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, parse_labelled, read_labelled
 from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.tokenization import is_word
 
@@ -176,3 +176,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_labelled(write(tmp_path / "half.csv", {}), "development")
     with pytest.raises(UsageError, match="there is no half 'test'"):
         labelled_set("test")
+
+
+@pytest.mark.parametrize("metric", [KeywordEmpathy(), SemanticEmpathy()], ids=lambda m: m.name)
+def test_other_writers_empathic_replies_are_known_too(metric: KeywordEmpathy | SemanticEmpathy) -> None:
+    others = parse_labelled(files("bnbench.metrics.labelled").joinpath("others_bn.csv").read_bytes(), "others_bn.csv")
+    assert len(others) == 480 and len(set(others.ids)) == 80
+    scores = metric.score(list(others.replies), messages=list(others.messages)).per_item
+    assert given_away(others, list(scores)) > 0.9
