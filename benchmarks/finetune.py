@@ -86,7 +86,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
 
     return Job(
         recipe=recipe,
-        base=Base("llama-8b", None, "", CHECKPOINT, "", ""),
+        base=Base("llama-8b", None, "", CHECKPOINT),
         rows=tuple(Row(str(i), ids, ids) for i, ids in enumerate(data)),
         pad_id=128004,
         precision=_precision(recipe, Device.of("cuda"), 8_030_261_248),

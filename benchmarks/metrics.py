@@ -36,14 +36,18 @@ Scores = dict[str, list[float]]
 Job = Callable[[], Scores]
 
 
-def make_pairs(n: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """(predictions, references) of 10-120 words; a prediction keeps about half of its reference, in two pieces."""
+def bundled_texts() -> list[str]:
+    """The questions and answers of the bundled conversations."""
     with (ROOT / "bnbench" / "demo" / "conversations.csv").open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    pool = [word for row in rows for column in ("Questions", "Answers") for word in row[column].split()]
+        return [row[column] for row in csv.DictReader(lines) for column in ("Questions", "Answers")]
+
+
+def make_pairs(n: int, seed: int = 0, least: int = 10, most: int = 120) -> tuple[list[str], list[str]]:
+    """(predictions, references) of `least`-`most` words; a prediction keeps about half of its reference, in pieces."""
+    pool = [word for text in bundled_texts() for word in text.split()]
     chance, predictions, references = random.Random(seed), [], []
     for _ in range(n):
-        start, length = chance.randrange(len(pool) - 120), chance.randint(10, 120)
+        start, length = chance.randrange(len(pool) - most), chance.randint(least, most)
         words = pool[start : start + length]
         changed = [word if chance.random() < 0.6 else chance.choice(pool) for word in words]
         cut = chance.randrange(len(changed))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bnbench.errors import CandidateError
+from bnbench.errors import BnbenchError, CandidateError, CorpusError
 from bnbench.model_files import BUNDLED, CODE, SMALL, WEIGHTS, ModelFiles, file_sha256, hub_id, locate, remote_names
+from bnbench.tables import check_file
 
 Kind = Literal["base", "adapter", "predictions"]
 
@@ -111,6 +112,23 @@ def parse_candidates(
                 f"two candidates are called {name!r}: put a name in front of one, such as --adapter mine=…"
             )
     return candidates
+
+
+def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:
+    """A line for each of these that is not there; looks no further, and fetches no weights."""
+    faults = []
+    for text in models:
+        try:
+            spec = parse_spec(text)
+            locate(f"model {spec.given}", spec.location, spec.revision)
+        except BnbenchError as error:
+            faults.append(str(error))
+    for text in predictions:
+        try:
+            check_file(Path(parse_spec(text, revisions=False).location))
+        except BnbenchError as error:
+            faults.append(f"predictions {error}")
+    return faults
 
 
 def find_base(spec: Spec, *, trust_remote_code: bool = False) -> ModelFiles:
@@ -299,7 +317,9 @@ def _misfit(name: str, mine: tuple[int, ...], base: tuple[int, ...] | None) -> s
 
 def _predictions(spec: Spec) -> Candidate:
     path = Path(spec.location)
-    if not path.is_file():
-        raise CandidateError(f"predictions {spec.location}: there is no such file")
+    try:
+        check_file(path)
+    except CorpusError as error:
+        raise CandidateError(f"predictions {error}") from None
     name = spec.name if spec.name != path.name else path.stem
     return Candidate(name, "predictions", spec.location, folder=str(path.parent), weights_sha256=file_sha256(path))

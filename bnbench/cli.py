@@ -7,6 +7,7 @@ configuration, 3 partial (the message has the command that goes on), 4 a gate fa
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
 import shlex
@@ -19,6 +20,7 @@ import typer
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
+from bnbench.quiet import quiet_beside_the_first
 
 app = typer.Typer(
     name="bnbench",
@@ -39,7 +41,8 @@ Data = Annotated[
 Columns = Annotated[
     list[str] | None,
     typer.Option(
-        "--columns", help="FIELD=COLUMN where the file's names differ; fields: topic, title, question, reference."
+        "--columns",
+        help="FIELD=COLUMN where the file's names differ; may be repeated; fields: topic, title, question, reference.",
     ),
 ]
 Sizes = Annotated[str, typer.Option("--split-sizes", help="Most rows of train/validation/test.")]
@@ -58,11 +61,19 @@ FourBit = Annotated[
     bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")]
+Combine = Annotated[
+    str | None, typer.Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their weighted mean too, with weights declared now.")
+]
+Audit = Annotated[Path | None, typer.Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, sampling and resampling.")]
 
 
 def main() -> None:
     """The entry point of the command `bnbench`."""
+    quiet_beside_the_first()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console without Bengali, or a file name that is not UTF-8
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -91,6 +102,12 @@ def command(name: str, *, resumes: bool = False) -> Callable[[Callable[..., None
             ) as error:
                 typer.echo(f"bnbench: {error.filename}: {error.strerror}; choose another path", err=True)
                 raise typer.Exit(2) from None
+            except BrokenPipeError:
+                raise  # whoever read our output has had enough: click ends quietly
+            except OSError as error:  # such as a disk that is full
+                where = f"{error.filename}: " if error.filename else ""
+                typer.echo(f"bnbench: {where}{error.strerror or error}; what was written before is kept", err=True)
+                raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
                 typer.echo(f"\nbnbench: interrupted{kept}", err=True)
@@ -132,6 +149,7 @@ def evaluate_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
     out: RunFolder = None,
     primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
+    combine: Combine = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
@@ -151,23 +169,24 @@ def evaluate_command(
 ) -> None:
     """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
     from bnbench.candidates import parse_candidates
-    from bnbench.corpus import SplitSizes, check_source
+    from bnbench.corpus import SplitSizes
     from bnbench.decoding import Decoding
-    from bnbench.evaluate import default_folder, evaluate
-    from bnbench.metrics.registry import get_metric
+    from bnbench.evaluate import check_inputs, check_measures, default_folder, evaluate
+    from bnbench.metrics.combined import parse_weights
     from bnbench.work import EvaluationRequest
 
     # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
     mapping, sizes = _pairs(columns, "--columns"), SplitSizes.parse(split_sizes)
-    if data is not None:
-        check_source(data)
-    get_metric(primary)
+    check_inputs(data, mapping, split, [*([base] if base else []), *(adapter or [])], predictions or [])
+    weights = {} if combine is None else parse_weights(combine)
+    check_measures(primary, weights)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
     candidates = parse_candidates(base, adapter or (), predictions or (), trust_remote_code=trust_remote_code)
     request = EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
-        trust_remote_code=trust_remote_code, primary=primary, overwrite=overwrite, command=_command_line(), quiet=quiet,
+        trust_remote_code=trust_remote_code, primary=primary, combine=weights, overwrite=overwrite,
+        command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
 
@@ -208,7 +227,7 @@ def finetune_command(
     from bnbench import finetune as tuning
 
     if list_:
-        typer.echo(tuning.recipe_table())
+        typer.echo(json.dumps(tuning.recipe_list(), indent=2) if as_json else tuning.recipe_table())
         return
     name = recipe or ("t4" if base else "demo")
     if copy is not None:
@@ -229,34 +248,97 @@ def finetune_command(
         device=device,
         trust_remote_code=trust_remote_code,
         command=_command_line(),
+        weights=not dry_run,
     )
-    result = tuning.plan(request) if dry_run else tuning.finetune(request)
+    result = tuning.plan(request, weights=False) if dry_run else tuning.finetune(request)
     typer.echo(json.dumps(result.summary(), ensure_ascii=False, indent=2) if as_json else str(result))
 
 
+@command("preferences")
+def preferences_command(
+    ratings: Annotated[
+        Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet of rated replies; without it the bundled ones.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV to write, for finetune --recipe dpo --data.")] = Path("pairs.csv"),
+    margin: Annotated[float, typer.Option(help="How much lower the rejected reply is rated, at least.")] = 0.5,
+    rating: Annotated[
+        list[str] | None, typer.Option(help="A column of ratings; their mean counts. May be repeated.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="FIELD=COLUMN where the file's names differ; fields: message, reply, title, topic."),
+    ] = None,
+    half: Annotated[
+        str | None, typer.Option(help="Of the bundled replies: development (default), held-out, or both.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make preference pairs of rated replies: the best reply to a message against each clearly worse one."""
+    from bnbench.finetune.preferences import preferences
+
+    made = preferences(
+        ratings, out, margin=margin, columns=_pairs(columns, "--columns"), rating_columns=rating or (), half=half
+    )
+    typer.echo(json.dumps(made.summary(), ensure_ascii=False, indent=2) if as_json else f"{made}\n{out}")
+
+
+@command("publish")
+def publish_command(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder of its evaluation, for the model card.")] = None,
+    repo: Annotated[str | None, typer.Option(help="owner/name on the hub; made where it is not there.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, push nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The folder; by default published/NAME.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    base_id: Annotated[str | None, typer.Option(help="Hub id of the base, where the adapter names a folder.")] = None,
+    dataset_id: Annotated[
+        str | None, typer.Option(help="owner/name[@revision][#task] of the evaluation's data on the hub.")
+    ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="Licence, as the hub names it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter's model card with recipe and evaluation, and push both with the token in HF_TOKEN."""
+    from bnbench.finetune import publish
+
+    published = publish(
+        adapter, run=run, repo=repo, out=out, base_id=base_id, dataset_id=dataset_id, license=license_,
+        private=private, dry_run=dry_run,
+    )  # fmt: skip
+    typer.echo(json.dumps(published.summary(), ensure_ascii=False) if as_json else str(published))
+
+
 @command("report")
-def report_command(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: Json = False) -> None:
+def report_command(
+    run: Annotated[Path, typer.Argument(help="A run folder.")], audit: Audit = None, as_json: Json = False
+) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json)
+    _report([run], None, as_json, audit)
 
 
 @command("compare")
 def compare_command(
     runs: Annotated[list[Path], typer.Argument(help="Run folders over the same items.")],
     out: Annotated[Path, typer.Option(help="Folder of the common report.")] = Path("runs/compare"),
+    audit: Audit = None,
     as_json: Json = False,
 ) -> None:
     """Rank the candidates of several runs together, in pairs over the same items."""
-    if out.resolve() in [run.resolve() for run in runs]:
+    folders = [run.resolve() for run in runs]
+    if len(folders) < 2:
+        raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
+    twice = next((run for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1), None)
+    if twice:
+        raise UsageError(f"{twice}: named twice; a run cannot be compared with itself")
+    if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json)
+    _report(runs, out, as_json, audit)
 
 
-def _report(folders: list[Path], out: Path | None, as_json: bool) -> None:
+def _report(folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None) -> None:
     from bnbench.reports import write_report
     from bnbench.runs import read_run
 
-    report = write_report([read_run(folder) for folder in folders], out or folders[0])
+    report = write_report([read_run(folder) for folder in folders], out or folders[0], audits=audits)
     typer.echo(json.dumps(report.ranking, ensure_ascii=False, indent=2) if as_json else report.text)
     if not as_json:
         typer.echo(f"\n{report.html}")
@@ -272,9 +354,12 @@ def score_command(
     metric: Annotated[
         list[str] | None, typer.Option(help="May be repeated. Without it: all that the files allow, chrF++ first.")
     ] = None,
+    combine: Combine = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(help="FIELD=COLUMN where the files' names differ; fields: reply, reference, message, title, id."),
+        typer.Option(
+            help="FIELD=COLUMN where names differ; may be repeated; fields: reply, reference, message, title, id."
+        ),
     ] = None,
     profile: Annotated[
         str, typer.Option(help="bnbench, or original: the original project's figures, and what they should have been.")
@@ -285,6 +370,7 @@ def score_command(
     quiet: Quiet = False,
 ) -> None:
     """Score a file of replies. Files are joined by a column id where there is one, else line by line."""
+    from bnbench.metrics.combined import parse_weights
     from bnbench.scoring import score
 
     scores = score(
@@ -292,6 +378,7 @@ def score_command(
         references or (),
         profile=profile,
         metrics=metric,
+        combine=None if combine is None else parse_weights(combine),
         messages=messages,
         columns=_pairs(columns, "--columns"),
         workers=workers,
@@ -304,22 +391,23 @@ def score_command(
 @command("audit")
 def audit_command(
     metrics: Annotated[
-        list[str] | None, typer.Argument(help="Metrics to validate; keyword-empathy by default.")
+        list[str] | None, typer.Argument(help="Metrics to validate; keyword-empathy and semantic-empathy by default.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled replies, in the columns of the bundled set.")] = None,
-    half: Annotated[str | None, typer.Option(help="development or held-out; both by default.")] = None,
+    half: Annotated[
+        str | None, typer.Option(help="development or held-out; by default both, of the bundled set held-out.")
+    ] = None,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
     """Try to break a metric: spellings, changed replies, labels, sentinels that must not win. Exit code 4: it broke."""
-    from bnbench.metrics.audit import audits, standings_table
+    from bnbench.metrics.audit import audits, audits_text
 
-    reports = audits(metrics or ["keyword-empathy"], data, half, seed=seed)
+    reports = audits(metrics or ["keyword-empathy", "semantic-empathy"], data, half, seed=seed)
     if as_json:
         typer.echo(json.dumps([r.as_dict() for r in reports], ensure_ascii=False, indent=2))
     else:
-        tables = [str(r) for r in reports] + ([standings_table(reports)] if len(reports) > 1 else [])
-        typer.echo("\n\n".join(tables))
+        typer.echo(audits_text(reports))
     if not all(r.passed for r in reports):
         raise typer.Exit(4)
 

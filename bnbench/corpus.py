@@ -8,6 +8,7 @@ never move a row from one side to another.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 from bnbench.repair import LOST, repair
-from bnbench.tables import check_table, read_table
+from bnbench.tables import Nested, as_text, check_table, read_table
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
@@ -86,8 +87,7 @@ class Corpus:
 
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
-        if split not in (*SPLITS, "all"):
-            raise CorpusError(f"there is no split {split!r}: choose one of {', '.join(SPLITS)} or all")
+        check_split(split)
         chosen = self.splits.get(split)
         if chosen is None:
             chosen = tuple(e for part in self.splits.values() for e in part)
@@ -99,6 +99,14 @@ class Corpus:
     def is_split(self) -> bool:
         """False for a file with too few rows to split, which is evaluated whole."""
         return "all" not in self.splits
+
+    @property
+    def unsplit(self) -> str:
+        """Why a file that is not split is not, what follows from it, and what to do."""
+        return (
+            f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
+            "to hold rows out, give more, or a column 'split' that says train, validation or test"
+        )
 
     def describe(self) -> str:
         """One line: what was dropped by which step, and the sizes that are left."""
@@ -118,7 +126,8 @@ class Corpus:
         """The same for people: one line a step, one for the splits."""
         steps = [f"{s.name:<15}{s.dropped:>7} dropped {s.changed:>7} repaired   {s.why}" for s in self.steps]
         sizes = " · ".join(f"{len(part)} {name}" for name, part in self.splits.items())
-        return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}"])
+        whole = [] if self.is_split else [f"not split: {self.unsplit}"]
+        return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}", *whole])
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ def load_corpus(
         CorpusError: no such file, not UTF-8, a missing column, or no row left.
     """
     rows, steps = _clean(_read(source, columns or {}), min_words)
-    examples = [(Example(_id(row), row.topic, row.title, row.question, row.reference), row.side) for row in rows]
+    examples = [(make_example(row.topic, row.title, row.question, row.reference), row.side) for row in rows]
     if max_tokens is not None and count_tokens is not None:
         lengths = count_tokens([e for e, _ in examples])
         kept = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
@@ -170,10 +179,31 @@ def load_corpus(
         examples = kept
     if not examples:
         raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    splits = _split(examples, sizes, seed)
-    splits, leaked = _without_near_duplicates(splits)
-    steps.append(leaked)
-    return Corpus(str(source), splits, tuple(steps), _fingerprint(splits))
+    return divide(str(source), examples, steps, sizes, seed)
+
+
+def divide(
+    source: str, examples: list[tuple[Example, str]], steps: Sequence[Step], sizes: SplitSizes, seed: int = 42
+) -> Corpus:
+    """The corpus of clean examples: split by message, or as the side that stands with an example says.
+
+    Raises CorpusError where one has a side and another has none, or one that is no split.
+    """
+    sides = [side for _, side in examples]
+    unknown = [side for side in sides if side not in SPLITS] if any(sides) else []
+    if unknown:
+        raise CorpusError(
+            f"{source}: the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows; it must say "
+            f"{', '.join(SPLITS)} in each, or have another name"
+        )
+    splits, leaked = _without_near_duplicates(_split(examples, sizes, seed))
+    return Corpus(source, splits, (*steps, leaked), _fingerprint(splits))
+
+
+def make_example(topic: str, title: str, question: str, reference: str) -> Example:
+    """The example of these texts, with its id."""
+    row = _Row(topic, title, question, reference, "")
+    return Example(hashlib.sha256(row.key().encode()).hexdigest()[:16], topic, title, question, reference)
 
 
 def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
@@ -181,6 +211,23 @@ def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None
     with resources.as_file(resources.files("bnbench.demo") / "conversations.csv") as path:
         corpus = load_corpus(path, max_tokens=max_tokens, count_tokens=count_tokens)
     return replace(corpus, source="bnbench demo")
+
+
+def check_split(split: str) -> None:
+    """Raises CorpusError, with the nearest name, for what is no split."""
+    if split not in (names := (*SPLITS, "all")):
+        near = difflib.get_close_matches(split, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {', '.join(SPLITS)} or all"
+        raise CorpusError(f"there is no split {split!r}{hint}")
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raises CorpusError, with the nearest name, for a mapping of something that is no field."""
+    for field in columns:
+        if field not in COLUMNS:
+            near = difflib.get_close_matches(field, COLUMNS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f": the fields are {', '.join(COLUMNS)}"
+            raise CorpusError(f"unknown field {field!r} in the column mapping{hint}")
 
 
 def check_source(source: str | Path) -> None:
@@ -193,31 +240,38 @@ def check_source(source: str | Path) -> None:
 
 
 def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
+    records = read_records(source)
+    names = match_columns(str(source), list(records[0]), columns)
+
+    def row(record: Mapping[str, str]) -> _Row:
+        topic, title, question, reference = (record.get(names[f], "") if f in names else "" for f in COLUMNS)
+        nested = next((t for t in (topic, title, question, reference) if isinstance(t, Nested)), None)
+        if nested is not None:
+            raise CorpusError(f"{source}: a list or object where text is needed: {nested:.60}; give each text a column")
+        return _Row(topic, title, question, reference, side_of(record))
+
+    return [row(record) for record in records]
+
+
+def read_records(source: str | Path) -> list[dict[str, str]]:
+    """The rows of a file or of a hub data set, at least one, as column → text. Raises CorpusError."""
     path = Path(source)
     check_source(source)
     records = read_table(path) if path.suffix or path.exists() else _read_hub(str(source))
     if not records:
         raise CorpusError(f"{source}: the file has no rows")
-    names = _match_columns(str(source), list(records[0]), columns)
-    side = next((n for n in records[0] if n.lower() == "split"), None)
-
-    def row(record: Mapping[str, str]) -> _Row:
-        topic, title, question, reference = (record.get(names[f], "") if f in names else "" for f in COLUMNS)
-        return _Row(topic, title, question, reference, _side(record.get(side, "")) if side else "")
-
-    return [row(record) for record in records]
+    return records
 
 
-def _side(text: str) -> str:
-    name = text.strip().lower()
+def side_of(record: Mapping[str, str]) -> str:
+    """What a row's column `split` says; empty where there is none."""
+    name = next((text.strip().lower() for column, text in record.items() if column.lower() == "split"), "")
     return _SPLIT_NAMES.get(name, name)
 
 
-def _match_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+def match_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Our field → the file's column, by the mapping given, else by name without regard to case and punctuation."""
-    unknown = [f for f in columns if f not in COLUMNS]
-    if unknown:
-        raise CorpusError(f"unknown field {unknown[0]!r} in the column mapping: the fields are {', '.join(COLUMNS)}")
+    check_columns(columns)
     plain = {_plain(name): name for name in header}
     found: dict[str, str] = {}
     for field, usual in COLUMNS.items():
@@ -235,9 +289,10 @@ def _match_columns(source: str, header: list[str], columns: Mapping[str, str]) -
             found[field] = name
     for field in ("question", "reference"):
         if field not in found:
+            pairs = "; a file of preference pairs is for the recipe dpo" if {"chosen", "rejected"} <= set(plain) else ""
             raise CorpusError(
                 f"{source}: there is no column {COLUMNS[field]!r}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME"
+                f"Name the right one with --columns {field}=NAME{pairs}"
             )
     return found
 
@@ -259,7 +314,7 @@ def _read_hub(source: str) -> list[dict[str, str]]:
         raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
     single = len(parts) == 1
     return [
-        {k: "" if v is None else str(v) for k, v in row.items()} | ({} if single else {"split": str(side)})
+        {k: as_text(v) for k, v in row.items()} | ({} if single else {"split": str(side)})
         for side, rows in parts.items()
         for row in rows
     ]
@@ -287,10 +342,6 @@ def _clean(rows: list[_Row], min_words: int) -> tuple[list[_Row], list[Step]]:
         unique[key] = min(unique.get(key, row), row, key=astuple)
     steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(repaired) - len(unique)))
     return list(unique.values()), steps
-
-
-def _id(row: _Row) -> str:
-    return hashlib.sha256(row.key().encode()).hexdigest()[:16]
 
 
 def _draw(seed: int, *texts: str) -> float:

@@ -10,27 +10,28 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bnbench.backends import Session, open_session
-from bnbench.candidates import Candidate
-from bnbench.corpus import Corpus, Example, demo_corpus, load_corpus
-from bnbench.errors import PartialRunError, RunError, UsageError
+from bnbench.candidates import Candidate, missing
+from bnbench.corpus import Corpus, Example, check_columns, check_source, check_split, demo_corpus, load_corpus
+from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
+from bnbench.metrics.combined import NAME as COMBINED
+from bnbench.metrics.combined import CombinedScore, weighted
 from bnbench.metrics.core import Metric, Texts
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.progress import stage
-from bnbench.record import finished, started
+from bnbench.record import earlier, finished, started, with_batch
 from bnbench.runs import Generation, generation_key, read_meta, slug, write_json, write_scores, write_text
 from bnbench.work import EvaluationRequest, Work
 
 log = logging.getLogger("bnbench")
-
-Timings = dict[str, tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -55,37 +56,73 @@ def evaluate(request: EvaluationRequest) -> Path:
         BnbenchError: its branches, before anything is loaded where that is possible.
         PartialRunError: failed midway; the replies so far are kept and the message has the command to go on.
     """
-    _check_primary(request)
+    check_measures(request.primary, request.combine)
+    _check_declared(request)
     if request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
     work = _prepare(request)
     plan = _plan(work)
     start = _resume(work, plan)
-    meta = started(work)
+    meta = started(work, earlier(request.out) if start else {})
     path = request.out / "run.json"
     write_json(path, meta)
-    timings = _generate(work, plan[start:])
+    meta = _generate(work, plan[start:], meta, path)
     metrics = _score(work)
+    if request.combine:
+        metrics[COMBINED] = CombinedScore(request.combine)
     if request.primary not in metrics:
         names = ", ".join(metrics)
         raise UsageError(f"{request.primary} cannot be computed for these candidates; choose --primary from {names}")
-    write_json(path, meta | finished(work, timings, list(metrics.values())))
+    write_json(path, meta | finished(work, meta, list(metrics.values())))
     return request.out
 
 
-def _check_primary(request: EvaluationRequest) -> None:
-    """The primary metric is one that every run computes, and the one that was declared when the run began."""
-    known = [m.name for m in default_metrics(frozenset({"references", "messages", "likelihoods"}))]
-    if get_metric(request.primary).name not in known or request.primary not in known:
-        raise UsageError(f"--primary {request.primary}: a run ranks by one of {', '.join(known)}")
+def check_inputs(
+    data: str | None, columns: Mapping[str, str], split: str, models: Sequence[str], predictions: Sequence[str]
+) -> None:
+    """What can be known at once: split, fields and data; where the data are missing, what else is. CorpusError."""
+    check_split(split)
+    check_columns(columns)
+    try:
+        if data is not None:
+            check_source(data)
+    except CorpusError as error:
+        raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
+
+
+def check_measures(primary: str, combine: Mapping[str, float]) -> None:
+    """The primary metric, and the parts of the combined score, are ones that every run computes; else UsageError."""
+    run = default_metrics(frozenset({"references", "messages", "likelihoods"}))
+    known = [m.name for m in run]
+    for part in CombinedScore(combine).parts if combine else ():
+        if part.name not in known:
+            fit = ", ".join(m.name for m in run if m.higher_is_better)
+            raise UsageError(f"--combine {part.name}: a run does not compute it; choose from {fit}")
+    if primary == COMBINED:
+        if not combine:
+            raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
+    elif get_metric(primary).name not in known or primary not in known:
+        raise UsageError(f"--primary {primary}: a run ranks by one of {', '.join(known)}")
+
+
+def _check_declared(request: EvaluationRequest) -> None:
+    """What was declared when the run began is what is asked for now; RunError where it is not."""
     if request.overwrite or not (request.out / "run.json").is_file():
         return
-    declared = read_meta(request.out)["primary_metric"]
+    meta = read_meta(request.out)
+    declared, weights = meta["primary_metric"], meta.get("combined") or {}
     if declared != request.primary:
-        raise RunError(
-            f"{request.out}: {declared} was declared as the primary metric when this run began, and {request.primary} "
-            "cannot take its place afterwards; name another --out, or start anew with --overwrite"
+        what = f"{declared} was declared as the primary metric when this run began, and {request.primary}"
+    elif weights != request.combine:
+        before, now = (
+            f"the combined score {weighted(w)}" if w else "no combined score" for w in (weights, request.combine)
         )
+        what = f"{before} was declared when this run began, and {now}"
+    else:
+        return
+    raise RunError(
+        f"{request.out}: {what} cannot take its place afterwards; name another --out, or start anew with --overwrite"
+    )
 
 
 def _prepare(request: EvaluationRequest) -> Work:
@@ -115,7 +152,7 @@ def _corpus(request: EvaluationRequest, session: Session) -> Corpus:
     )
     log.info("%s: %s", request.data, corpus.describe())
     if not corpus.is_split:
-        log.warning("%s: too few rows to split, so all of them are evaluated", request.data)
+        log.warning("%s: not split: %s", request.data, corpus.unsplit)
     return corpus
 
 
@@ -149,8 +186,8 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     if work.request.overwrite:
         journal.path.unlink(missing_ok=True)
     done = journal.read()
-    keys = [key for batch in plan for key in batch.keys]
-    if [g.key for g in done] != keys[: len(done)]:
+    keys = [(batch.candidate.name, key) for batch in plan for key in batch.keys]
+    if [(g.candidate, g.key) for g in done] != keys[: len(done)]:
         raise RunError(f"{out} holds another run{_command_of(out)}; name another --out, or start anew with --overwrite")
     whole = start = 0
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
@@ -172,29 +209,31 @@ def _command_of(out: Path) -> str:
         return ""
 
 
-def _generate(work: Work, plan: Sequence[Batch]) -> Timings:
-    """Works the plan off; returns seconds and tokens by candidate, of this session."""
-    timings: Timings = {}
-    total = sum(len(batch.items) for batch in plan)
-    if not total:
-        return timings
-    with stage("load", 1, quiet=work.request.quiet) as loading:
-        work.session.load()
-        loading.advance(1)
+def _generate(work: Work, plan: Sequence[Batch], meta: dict[str, Any], record: Path) -> dict[str, Any]:
+    """Works the plan off; returns `meta` with the time that each candidate took, which `record` has after each batch.
+
+    Where only recorded replies are left nothing is loaded or shown: copying them takes no time.
+    """
+    quiet = work.request.quiet
+    if any(batch.candidate.kind != "predictions" for batch in plan):
+        with stage("load", 1, quiet=quiet) as loading:
+            work.session.load()
+            loading.advance(1)
+    else:
+        quiet = True
     try:
-        with stage("generate", total, quiet=work.request.quiet) as progress:
+        with stage("generate", sum(len(batch.items) for batch in plan), quiet=quiet) as progress:
             for batch in plan:
                 start = time.monotonic()
                 generations = _answer(work, batch)
                 work.journal.append(generations)
-                tokens = sum(g.tokens or 0 for g in generations)
-                before = timings.get(batch.candidate.name, (0.0, 0))
-                timings[batch.candidate.name] = (before[0] + time.monotonic() - start, before[1] + tokens)
-                progress.advance(len(generations), tokens)
+                meta = with_batch(work, meta, batch.candidate, time.monotonic() - start)
+                write_json(record, meta)
+                progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
         kept = f"What was computed is kept in {work.request.out}; go on with: {work.request.command}"
         raise PartialRunError(f"{type(error).__name__}: {error}\n{kept}") from error
-    return timings
+    return meta
 
 
 def _answer(work: Work, batch: Batch) -> list[Generation]:

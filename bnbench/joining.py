@@ -75,7 +75,7 @@ class TextFile:
         if column is None:
             raise CorpusError(
                 f"{path}: no column holds a {field}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME"
+                f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
             )
         titled = field == "message" and ("title" in columns or field not in columns)
         before = _column(path, header, "title", columns) if titled else None
@@ -107,15 +107,17 @@ class TextFile:
         if self.ids is None:
             return ""
         found = row.get(self.ids)
-        if found is None or found == "":
+        if found is None or found == "" or found != found:
             raise CorpusError(f"{place(self.path, number)}: the row has no {self.ids!r}")
-        return str(found)
+        # A column of whole numbers becomes one of floats where a table once had a gap in it.
+        return str(int(found) if isinstance(found, float) and found.is_integer() else found)
 
     def _texts(self, number: int, row: Mapping[str, Any]) -> Texts:
         name = str(self.column)
-        if name not in row or (row[name] is None and self.field == "reference"):
-            raise CorpusError(f"{place(self.path, number)}: the row has no {name!r}")
-        value = row[name]
+        value = row.get(name)
+        if value is None and self.field != "message":
+            hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
+            raise CorpusError(f"{place(self.path, number)}: the row has no {name!r}{hint}")
         if isinstance(value, list) and self.field == "reference":
             if not value:
                 raise CorpusError(f"{place(self.path, number)}: {name!r} is an empty list; give at least one reference")

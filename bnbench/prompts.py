@@ -269,6 +269,12 @@ class PromptFormat:
         return _special_pattern(self.tokenizer)
 
 
+def template_of(kind: str) -> str:
+    """The template of a kind that is written out here, with {system} and {user}; empty for a model's own."""
+    written = {"llama-3.1": _LLAMA, "plain": _PLAIN}.get(kind, "")
+    return written.replace(_SYSTEM, "{system}").replace(_USER, "{user}")
+
+
 def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """Every id that ends a reply, sorted: the `generation_config`'s, the tokenizer's, known end-of-turn tokens."""
     given = getattr(generation_config, "eos_token_id", None)

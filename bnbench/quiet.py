@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import ERROR, getLogger
+from logging import ERROR, WARNING, disable, getLogger
+from pathlib import Path
 
 from bnbench.extras import require
+
+
+def quiet_beside_the_first() -> None:
+    """Of processes that a launcher started together (RANK is their number) the first speaks; all tell errors."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+        disable(WARNING)
+        warnings.simplefilter("ignore")
 
 
 @contextmanager

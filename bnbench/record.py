@@ -12,22 +12,34 @@ from typing import Any
 from bnbench import __version__
 from bnbench.candidates import Candidate
 from bnbench.environment import describe_environment
+from bnbench.errors import RunError
+from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import Metric
-from bnbench.runs import SCHEMA_VERSION, Generation
+from bnbench.runs import SCHEMA_VERSION, Generation, read_meta
+from bnbench.training import training_summary
 from bnbench.work import Work
 
 log = logging.getLogger("bnbench")
 
 
-def started(work: Work) -> dict[str, Any]:
-    """The record as it stands before the first reply; `finished` is null."""
+def earlier(out: Path) -> dict[str, Any]:
+    """What the sessions before this one recorded in the run folder; empty where it cannot be read."""
+    try:
+        return read_meta(out)
+    except RunError:
+        return {}
+
+
+def started(work: Work, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it stands when a session begins; `finished` is null, times and memory go on from `before`."""
     request = work.request
+    seconds = {c["name"]: c.get("seconds") for c in before.get("candidates", ())}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": request.out.name,
         "bnbench": __version__,
         "command": request.command,
-        "created": _now(),
+        "created": before.get("created") or _now(),
         "finished": None,
         **describe_environment(),
         "precision": dict(work.session.precision()),
@@ -35,28 +47,39 @@ def started(work: Work) -> dict[str, Any]:
         "prompt": dict(work.session.prompt_format()),
         "decoding": asdict(work.decoding),
         "batch_size": request.batch_size,
-        "candidates": [_candidate(work, c) for c in request.candidates],
+        "peak_memory_bytes": before.get("peak_memory_bytes"),
+        "candidates": [_candidate(work, c) | {"seconds": seconds.get(c.name)} for c in request.candidates],
         "primary_metric": request.primary,
+        "combined": dict(request.combine),
         "metrics": [],
         "seed": work.decoding.seed,
         "notes": _contamination(work),
     }
 
 
-def finished(work: Work, timings: Mapping[str, tuple[float, int]], metrics: Sequence[Metric]) -> dict[str, Any]:
-    """What is only known at the end. `timings` has seconds and tokens by candidate, of the last session."""
+def with_batch(work: Work, meta: Mapping[str, Any], candidate: Candidate, seconds: float) -> dict[str, Any]:
+    """The record after one more batch of a candidate: its time, summed over all sessions, and the most memory."""
+    if candidate.kind == "predictions":
+        return dict(meta)
+    peaks = [p for p in (meta["peak_memory_bytes"], work.session.peak_memory_bytes()) if p is not None]
+    spent = [
+        c | ({"seconds": round((c["seconds"] or 0.0) + seconds, 3)} if c["name"] == candidate.name else {})
+        for c in meta["candidates"]
+    ]
+    return {**meta, "candidates": spent, "peak_memory_bytes": max(peaks, default=None)}
+
+
+def finished(work: Work, meta: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """What is only known at the end, beside what `meta` has."""
     generations = work.journal.read()
     n = len(work.examples)
     return {
         "finished": _now(),
         # Again: only now is the accelerator known.
         **describe_environment(),
-        "peak_memory_bytes": work.session.peak_memory_bytes(),
         "candidates": [
-            _candidate(work, c)
-            | _speed(timings.get(c.name))
-            | {"hit_limit_share": _hit_limit([g for g in generations if g.candidate == c.name])}
-            for c in work.request.candidates
+            c | _of_replies(c["seconds"], [g for g in generations if g.candidate == c["name"]])
+            for c in meta["candidates"]
         ],
         "metrics": [
             {
@@ -67,6 +90,7 @@ def finished(work: Work, timings: Mapping[str, tuple[float, int]], metrics: Sequ
                 "higher_is_better": m.higher_is_better,
                 "description": m.description,
             }
+            | ({"weights": m.weights} if isinstance(m, CombinedScore) else {})
             for m in metrics
         ],
     }
@@ -91,20 +115,17 @@ def _corpus(work: Work) -> dict[str, Any]:
 def _candidate(work: Work, candidate: Candidate) -> dict[str, Any]:
     # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
     told = {k: v for k, v in asdict(candidate).items() if k not in ("folder", "base_folder")}
-    return told | {"key_fields": dict(work.session.identity(candidate))}
+    trained = training_summary(Path(candidate.folder)) if candidate.kind == "adapter" else None
+    return told | {"key_fields": dict(work.session.identity(candidate)), **({"training": trained} if trained else {})}
 
 
-def _speed(timing: tuple[float, int] | None) -> dict[str, float | None]:
-    if timing is None:
-        return {"seconds": None, "tokens_per_second": None}
-    seconds, tokens = timing
-    return {"seconds": round(seconds, 2), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1)}
-
-
-def _hit_limit(generations: Sequence[Generation]) -> float | None:
-    """The share of replies that were cut at the limit; None where that is not known."""
+def _of_replies(seconds: float | None, generations: Sequence[Generation]) -> dict[str, float | None]:
+    """Tokens a second, and the share of replies that were cut at the limit; None where that is not known."""
     known = [g.hit_limit for g in generations if g.hit_limit is not None]
-    return sum(known) / len(known) if known else None
+    return {
+        "tokens_per_second": round(sum(g.tokens or 0 for g in generations) / seconds, 1) if seconds else None,
+        "hit_limit_share": sum(known) / len(known) if known else None,
+    }
 
 
 def _contamination(work: Work) -> list[str]:

@@ -22,6 +22,7 @@ _STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # 
 _STRAY_END = regex.compile(r"\s*[>@]+\s*$|^\s*[>@]+(?=\s)")
 _DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")
 _SPACES = regex.compile(r"[ \t\u00a0]+")
+_HALF_A_CHARACTER = regex.compile(r"\p{Cs}")  # a lone surrogate, from JSON that was cut inside an emoji
 LOST = "\ufffd"
 
 
@@ -49,7 +50,7 @@ def _decoded(run: regex.Match[str]) -> str:
 
 def repair(text: str) -> str:
     """The text without mojibake, BOM, template remnants, stray marks, doubled vowel signs and runs of spaces."""
-    text = undo_mojibake(text.replace("\ufeff", ""))
+    text = undo_mojibake(_HALF_A_CHARACTER.sub(LOST, text.replace("\ufeff", "")))
     text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text))
     text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text))
     lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))

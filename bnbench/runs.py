@@ -206,8 +206,13 @@ def _read_scores(
         raise RunError(f"{path}: missing; run the evaluation again, its replies are kept")
     frame = pd.read_parquet(path).set_index("id").loc[list(ids)]
     have = {column.split("/")[0] for column in frame.columns}
+    # A combined score has no statistics of its own: its columns are those of its parts, by their names in the file.
+    parts = {m["name"]: list(m.get("weights", [m["name"]])) for m in metrics}
+    columns = {
+        m["name"]: m["columns"] if "weights" in m else [f"{m['name']}/{c}" for c in m["columns"]] for m in metrics
+    }
     return {
-        m["name"]: np.ascontiguousarray(frame[[f"{m['name']}/{c}" for c in m["columns"]]].to_numpy(dtype=np.float64))
-        for m in metrics
-        if m["name"] in have
+        name: np.ascontiguousarray(frame[columns[name]].to_numpy(dtype=np.float64))
+        for name, needed in parts.items()
+        if have.issuperset(needed)
     }

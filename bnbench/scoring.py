@@ -15,6 +15,8 @@ from typing import Any
 
 from bnbench.errors import InputError, UsageError
 from bnbench.joining import TextFile, joined
+from bnbench.metrics.combined import NAME as COMBINED
+from bnbench.metrics.combined import CombinedScore, combined_result
 from bnbench.metrics.core import Metric, Result, Texts
 from bnbench.metrics.evaluation import PART, evaluate_stream
 from bnbench.metrics.original import OriginalScores, original_scores
@@ -36,13 +38,18 @@ class Scores:
 
     n: int
     results: Mapping[str, Result]
+    hint: str = ""
+    """What files that were not given would add."""
 
     def summary(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
         return {"n": self.n, "metrics": {name: _plain(result) for name, result in self.results.items()}}
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.results.values()))
+        several = "95 % bootstrap intervals" if self.n > 1 else "one gives no interval"
+        head = f"{self.n:,} {'reply' if self.n == 1 else 'replies'}, {several}; 0–100, ↑ higher is better, ↓ lower"
+        lines = [f"{'↑' if r.of.higher_is_better else '↓'} {r}" for r in self.results.values()]
+        return "\n".join([head, *lines, *([self.hint] if self.hint else [])])
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ def _cell(value: float | None, digits: int) -> str:
 
 
 def _plain(result: Result) -> dict[str, Any]:
-    intervals = {name: [interval.low, interval.high] for name, interval in result.intervals.items()}
+    several = result.n > 1  # one reply has no interval
+    intervals = {name: [ends.low, ends.high] if several else None for name, ends in result.intervals.items()}
     return {
         "value": result.value,
         "interval": intervals[result.of.values[0]],
@@ -86,6 +94,7 @@ def score(
     *,
     profile: str = "bnbench",
     metrics: Sequence[str] | None = None,
+    combine: Mapping[str, float] | None = None,
     messages: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     workers: int | None = None,
@@ -100,14 +109,15 @@ def score(
             predictions,
             references,
             metrics=metrics,
+            combine=combine,
             messages=messages,
             columns=columns,
             workers=workers,
             seed=seed,
             quiet=quiet,
         )
-    if metrics:
-        raise UsageError("the profile 'original' has its own figures: leave the metrics out")
+    if metrics or combine:
+        raise UsageError("the profile 'original' has its own figures: leave the metrics and the combined score out")
     return original_files(predictions, references, messages=messages, columns=columns)
 
 
@@ -116,6 +126,7 @@ def score_files(
     references: Paths = (),
     *,
     metrics: Sequence[str | Metric] | None = None,
+    combine: Mapping[str, float] | None = None,
     messages: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     workers: int | None = 1,
@@ -129,6 +140,7 @@ def score_files(
         predictions: CSV, TSV, JSONL or Parquet, or plain lines (any other ending), one reply each.
         references: files with the references; several files, and lists in JSONL and Parquet, are several references.
         metrics: names or `Metric`s; by default all that the files allow, chrF++ first.
+        combine: weights of a combined score by metric; its parts are scored too, and it is shown beside them.
         messages: a file with what the replies answer.
         columns: field (see `joining.COLUMNS`) → the files' name for it, where it is another.
         workers: processes beside this one, which a script needs `if __name__ == "__main__":` for; 1 is none, None as
@@ -141,7 +153,7 @@ def score_files(
         InputError: a metric needs something that no file gives.
     """
     files = _Files.of(predictions, references, messages, columns)
-    chosen = _metrics(metrics, files)
+    chosen = _metrics(metrics, files, tuple(CombinedScore(combine).weights) if combine else ())
     with files.stream() as rows, stage("score", files.n, quiet=quiet) as progress:
         results = evaluate_stream(
             _parts(rows),
@@ -151,7 +163,8 @@ def score_files(
             seed=seed,
             progress=progress.advance,
         )
-    return Scores(files.n, results)
+    results |= {COMBINED: combined_result(results, combine)} if combine else {}
+    return Scores(files.n, results, _hint(results, files) if metrics is None else "")
 
 
 def original_files(
@@ -219,20 +232,34 @@ class _Files:
         return reply, references, beside[-1][0] if self.messages else None
 
 
-def _metrics(names: Sequence[str | Metric] | None, files: _Files) -> list[Metric]:
-    """The metrics asked for, or all that the files allow; InputError for what a metric needs and no file gives."""
+def _metrics(names: Sequence[str | Metric] | None, files: _Files, parts: Sequence[str] = ()) -> list[Metric]:
+    """Those asked for, or all that the files allow, and `parts`; InputError for what one needs and no file gives."""
     given = {"references": bool(files.references), "messages": files.messages is not None}
-    if names is None:
-        return default_metrics(frozenset(need for need, there in given.items() if there))
     if isinstance(names, str):
         raise InputError(f"metrics is one string; give a list: [{names!r}]")
-    chosen = [get_metric(name) if isinstance(name, str) else name for name in names]
+    chosen = (
+        default_metrics(frozenset(need for need, there in given.items() if there))
+        if names is None
+        else [get_metric(name) if isinstance(name, str) else name for name in names]
+    )
+    chosen += [get_metric(name) for name in parts if name not in [metric.name for metric in chosen]]
     for metric in chosen:
         for need in sorted(metric.needs):
             if not given.get(need):
                 how = "give a file of them" if need in given else "no file gives them, `bnbench evaluate` does"
                 raise InputError(f"{metric.name} needs {need}: {how}")
     return chosen
+
+
+def _hint(results: Mapping[str, Result], files: _Files) -> str:
+    """`with --messages FILE also: keyword-empathy, semantic-empathy`; empty where nothing is missing."""
+    given = {"references": bool(files.references), "messages": files.messages is not None}
+    have = {need for need, there in given.items() if there}
+    lines = []
+    for need in given.keys() - have:
+        added = [m.name for m in default_metrics(frozenset({*have, need})) if m.name not in results]
+        lines += [f"with --{need} FILE also: {', '.join(added)}"] if added else []
+    return "\n".join(sorted(lines))
 
 
 def _parts(rows: Iterator[Row]) -> Iterator[Texts]:

@@ -1,6 +1,6 @@
 """Reading tables of text: CSV, TSV, JSONL and Parquet, and plain lines. Always UTF-8, one row after the other.
 
-Memory does not grow with the file, however it is read, except for `read_table` and `read_text`, which return all of it.
+Memory does not grow with the file, however it is read, except for `read_table`, which returns all of it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,20 +22,35 @@ Row = dict[str, Any]
 
 _LONGEST_FIELD = 2**26  # characters; a quote that is never closed would otherwise take in the rest of the file
 _BATCH = 250  # rows of a Parquet file held at once
+_ONE_A_LINE = "each line must hold one whole object, {…}, without a list around them"
 _BUFFER = 1 << 20  # bytes of each of its columns
+_UNREAD = dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst"), "unpack it first, to one of")
+_UNREAD |= dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8; read are")
+_UNREAD |= dict.fromkeys((".json", ".ndjson"), "write one object a line and name it .jsonl; read are")
+_NOT_TEXT = {
+    b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"\x1f\x8b": "compressed (gzip); unpack it first",
+    b"PK\x03\x04": "a zip archive or an Excel workbook, not text; save it as CSV in UTF-8",
+    b"PAR1": "a Parquet file; name it .parquet",
+}
 
 
 def check_table(path: Path) -> None:
     """Raises CorpusError unless there is a file of a known kind at `path`."""
-    if path.suffix.lower() not in KINDS:
-        raise CorpusError(f"{path}: unknown kind of file; use one of {', '.join(KINDS)}")
     check_file(path)
+    if path.suffix.lower() not in KINDS:
+        hint = _UNREAD.get(path.suffix.lower(), "use one of")
+        raise CorpusError(f"{path}: unknown kind of file; {hint} {', '.join(KINDS)}")
 
 
 def check_file(path: Path) -> None:
     """Raises CorpusError unless there is a file at `path` that may be read."""
-    if not path.is_file():
-        raise CorpusError(f"{path}: no such file")
+    try:
+        if not path.is_file():
+            raise CorpusError(f"{path}: {'a folder; name a file in it' if path.is_dir() else 'no such file'}")
+    except OSError as error:  # such as a name that is too long, or a folder above it that may not be entered
+        raise CorpusError(f"{path}: {error.strerror}") from None
     if not os.access(path, os.R_OK):
         raise CorpusError(f"{path}: no permission to read it")
 
@@ -45,7 +61,7 @@ def read_table(path: Path) -> list[Record]:
     Raises:
         CorpusError: no such file, an unknown ending, text that is not UTF-8, a row that cannot be parsed (its number).
     """
-    records = [{key: _as_text(value) for key, value in row.items()} for _, row in iter_table(path)]
+    records = [{key: as_text(value) for key, value in row.items()} for _, row in iter_table(path)]
     # Keys may be missing from single rows of JSONL: the columns are those of all rows, in order of appearance.
     columns = dict.fromkeys(key for record in records for key in record)
     return [{c: record.get(c, "") for c in columns} for record in records]
@@ -73,14 +89,6 @@ def place(path: Path, number: int) -> str:
     return f"{path}, {'row' if path.suffix.lower() == '.parquet' else 'line'} {number}"
 
 
-def read_text(path: Path) -> str:
-    """A whole UTF-8 file, without its BOM; CorpusError with the line of the first byte that is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-
-
 @contextmanager
 def _opened(path: Path, newline: str) -> Iterator[TextIO]:
     with path.open(encoding="utf-8-sig", newline=newline) as lines:
@@ -93,25 +101,42 @@ def _opened(path: Path, newline: str) -> Iterator[TextIO]:
 def _not_utf8(path: Path) -> CorpusError:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            kind = next((why for magic, why in _NOT_TEXT.items() if number == 1 and line.startswith(magic)), None)
+            if kind or b"\x00" in line:
+                return CorpusError(f"{path}: the file is {kind or 'UTF-16 or no text at all; save it as UTF-8'}")
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                byte = f"0x{line[error.start]:02x}"
-                return CorpusError(f"{path}, line {number}: not UTF-8 (byte {byte}); save the file as UTF-8")
+                byte, following = line[error.start : error.start + 1], line[error.start + 1 : error.start + 2]
+                # Where a continuation byte follows it is UTF-8 that was cut rather than another encoding.
+                sign = byte.decode("cp1252", errors="ignore") if following < b"\x80" else ""
+                as_sign = f", {sign} in Windows-1252" if sign else ""
+                return CorpusError(
+                    f"{path}, line {number}: not UTF-8 (byte 0x{byte.hex()}{as_sign}); save the file as UTF-8"
+                )
     return CorpusError(f"{path}: not UTF-8")
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_LONGEST_FIELD)
     with _opened(path, "") as lines:
-        rows = csv.reader((line.replace("\x00", "") for line in lines), delimiter=delimiter)
+        first = next(lines, "")
+        if delimiter == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
+            delimiter = next((sign for sign in ";\t" if sign in first), ",")
+        # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
+        unread = (line.replace("\x00", "") for line in chain([first], lines))
+        rows = csv.reader(unread, delimiter=delimiter, strict=True)
         try:
-            header = next(rows, None)
+            header = next(filter(None, rows), None)
             if header is None:
                 raise CorpusError(f"{path}: the file is empty")
+            twice = [name for name in header if name and header.count(name) > 1]
+            if twice:
+                raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
             yield from ((rows.line_num, _record(path, rows.line_num, header, row)) for row in rows if row)
         except csv.Error as error:
-            raise CorpusError(f"{path}, line {rows.line_num}: {error}") from None
+            hint = "; close each quote, and double those inside quoted text"
+            raise CorpusError(f"{path}, line {rows.line_num}: {error}{hint}") from None
 
 
 def _record(path: Path, line: int, header: list[str], row: list[str]) -> Row:
@@ -130,11 +155,11 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-                raise CorpusError(f"{path}, line {number}: not JSON ({why})") from None
+            except (ValueError, RecursionError) as error:
+                why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+                raise CorpusError(f"{path}, line {number}: not JSON ({why}); {_ONE_A_LINE}") from None
             if not isinstance(row, dict):
-                raise CorpusError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}")
+                raise CorpusError(f"{path}, line {number}: a JSON {type(row).__name__}; {_ONE_A_LINE}")
             yield number, row
 
 
@@ -152,8 +177,15 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
 
 
-def _as_text(value: object) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
+class Nested(str):
+    """A list or an object where text was expected: who uses its column must refuse it."""
+
+
+def as_text(value: object) -> str:
+    """A value as text: "" for null and NaN, `Nested` for lists and objects."""
+    if value is None or value != value:
+        return ""
+    return value if isinstance(value, str) else (Nested if isinstance(value, (list, dict)) else str)(value)
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[tuple[int, Row]]]] = {

@@ -18,7 +18,10 @@ PRIMARY = "chrF++"
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on."""
+    """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on.
+
+    `combine` has the weights of a combined score by metric, summing to 1 (`parse_weights`); empty: there is none.
+    """
 
     candidates: tuple[Candidate, ...]
     out: Path
@@ -34,6 +37,7 @@ class EvaluationRequest:
     device: str | None = None
     trust_remote_code: bool = False
     primary: str = PRIMARY
+    combine: Mapping[str, float] = field(default_factory=dict)
     overwrite: bool = False
     command: str = "bnbench evaluate"
     quiet: bool = False

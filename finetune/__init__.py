@@ -9,8 +9,10 @@ Importing this package imports no torch; `finetune` and `plan` do, when they are
 
 from bnbench.finetune.lora import count_parameters
 from bnbench.finetune.planning import FinetuneRequest, Plan, plan
+from bnbench.finetune.preferences import Pair, load_pairs
+from bnbench.finetune.publishing import Published, publish
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.finetune.request import copy_recipe, finetune_request, parse_duration, recipe_table
+from bnbench.finetune.request import copy_recipe, finetune_request, parse_duration, recipe_list, recipe_table
 from bnbench.finetune.session import FinetuneResult, finetune
 from bnbench.finetune.tuner import Job, Outcome, Point, Tuner, get_tuner, tuner_names
 
@@ -19,8 +21,10 @@ __all__ = [
     "FinetuneResult",
     "Job",
     "Outcome",
+    "Pair",
     "Plan",
     "Point",
+    "Published",
     "Recipe",
     "Tuner",
     "copy_recipe",
@@ -29,9 +33,12 @@ __all__ = [
     "finetune_request",
     "get_tuner",
     "list_recipes",
+    "load_pairs",
     "load_recipe",
     "parse_duration",
     "plan",
+    "publish",
+    "recipe_list",
     "recipe_table",
     "recipe_text",
     "tuner_names",

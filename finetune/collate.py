@@ -86,6 +86,19 @@ class Packed:
         return pack(filled)
 
 
+def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -> list[list[Row]]:
+    """One process's rows of a step, again in as many batches, of `size` at most; the first ones may be empty.
+
+    Dealt longest first, there and back, so that all processes have about as much to do.
+    """
+    if count == 1:
+        return [list(batch) for batch in batches]
+    rows = _longest([row for batch in batches for row in batch])
+    mine = [row for i, row in enumerate(rows) if i % (2 * count) in (index, 2 * count - 1 - index)]
+    parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+    return [[] for _ in range(len(batches) - len(parts))] + parts
+
+
 def pack(rows: Sequence[Row]) -> Pass:
     """The rows one after another, each with positions from 0."""
     lengths = tuple(len(row.ids) for row in rows)

@@ -6,13 +6,7 @@ from typing import Any
 
 import torch
 
-CHUNK_BYTES = 2**28
-"""Of one chunk's float32 logits: 523 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
-
-
-def chunk_positions(vocabulary: int) -> int:
-    """How many positions' logits are alive at once."""
-    return max(16, CHUNK_BYTES // (4 * vocabulary))
+from bnbench.finetune.memory import chunk_positions
 
 
 def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:

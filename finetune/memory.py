@@ -5,7 +5,7 @@
 The terms hold for decoders of Llama's plan (two norms, attention, a gated MLP a layer). Measured on one H100 with
 Llama-3.1-8B's shape, GiB reserved, estimate in brackets: t4 at rows of 4,096 tokens 6.41 (6.40), without Liger's
 kernels 6.96 (6.85), on the benchmark's mixed lengths 6.63 (6.40); t4-r16-all-linear at 4,096 6.90 (7.17); t4 in float16
-with memory_gib = 13: 13.09 (13.00). No T4 was at hand: its time is arithmetic.
+with memory_gib = 13: 13.09 (13.00). No T4 was at hand: its time is arithmetic. What dpo takes was not measured either.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ PEAK_RATE: Mapping[str, float] = {
     "RTX 3090": 71e12, "RTX 4090": 165e12,
 }  # fmt: skip
 """Makers' dense 16-bit multiplications and additions a second."""
+EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
+"""The same in float32 and, below compute capability 8, in bfloat16, which these cards only emulate."""
 REACHED = 0.35
 """Share of that rate which a step reaches (H100, rows of 4,096 tokens: 2.1 s for four of them)."""
+CHUNK_BYTES = 2**28
+"""Of one chunk's float32 logits: 523 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
 HOST = 0.014
 """Seconds that a layer's kernels take to launch, forward and backward (the H100 machine's CPU: 0.5 s a step)."""
 
@@ -70,6 +74,12 @@ class Shape:
         )
 
 
+LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096)
+"""Llama-3.1-8B, what the shipped recipes are made for."""
+SAMPLES, MEAN_TOKENS = 4000, 660
+"""The original project's training set."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Bytes by term and seconds of the whole training; `largest_pass` is in tokens. `seconds` is None where the card's
@@ -98,8 +108,9 @@ class Estimate:
 
     def __str__(self) -> str:
         terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in self.terms.items() if v >= 0.005 * 2**30)
-        time = "" if self.seconds is None else f"; about {_duration(self.seconds)} on {self.card}"
-        return f"estimated peak {self.peak / 2**30:.1f} GiB on a card at {self.largest_pass} tokens ({terms}){time}"
+        time = "" if self.seconds is None else f"; about {duration(self.seconds)} on {self.card}"
+        peak = f"{self.peak / 2**30:.1f} GiB at {self.largest_pass} tokens"
+        return f"estimated peak on {self.card}: {peak} ({terms}){time}"
 
     def check_fits(self, memory: int, name: str) -> None:
         """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes."""
@@ -139,6 +150,7 @@ def estimate(
     size = 4 if recipe.precision == "float32" else 2
     tokens = largest_pass([len(row.ids) for row in rows], recipe)
     fused = find_spec("liger_kernel") is not None if fused is None else fused
+    fused = fused and not recipe.pairs  # TRL's trainer takes the layers as they are
     terms = {
         "weights": _weights(shape, recipe, size),
         "adapter": 4.0 * trainable,
@@ -153,9 +165,46 @@ def estimate(
     return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, card), card)
 
 
+def card_of(recipe: Recipe) -> str | None:
+    """The first card of `PEAK_RATE` that the recipe's `card` names; None where it needs none."""
+    named = [(recipe.card.index(name), -len(name), name) for name in PEAK_RATE if name in recipe.card]
+    return min(named)[2] if named else None
+
+
+def outlook(recipe: Recipe) -> Estimate | None:
+    """What a recipe asks of its card for Llama-3.1-8B and the original's samples; None for one that needs no card.
+
+    4,000 samples of 660 tokens in the mean, some as long as `max_tokens`, every token supervised.
+    """
+    card, longest = card_of(recipe), min(recipe.batch_size * recipe.rows_per_sample, SAMPLES)
+    if card is None:
+        return None
+    rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))
+    long, usual = (Row("", (0,) * n, (0,) * n) for n in (recipe.max_tokens, rest))
+    rows = [long] * longest + [usual] * (SAMPLES - longest)
+    steps = math.ceil(recipe.epochs * math.ceil(SAMPLES / recipe.samples_per_step))
+    return estimate(LLAMA_8B, recipe, rows, _trainable(LLAMA_8B, recipe), steps, card=card)
+
+
+def _trainable(shape: Shape, recipe: Recipe) -> int:
+    """LoRA's parameters: of each adapted layer, `r` times its inputs and outputs."""
+    hidden, inner = shape.hidden, shape.inner
+    sizes = {
+        "q_proj": hidden + shape.queries, "k_proj": hidden + shape.keys, "v_proj": hidden + shape.keys,
+        "o_proj": shape.queries + hidden, "gate_proj": hidden + inner, "up_proj": hidden + inner,
+        "down_proj": inner + hidden,
+    }  # fmt: skip
+    return shape.layers * recipe.r * sum(size for name, size in sizes.items() if _adapted(recipe, name))
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """How many positions' logits the loss keeps alive at once."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
 def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
     """Tokens of the pass that needs most, padding included."""
-    longest = sorted(lengths, reverse=True)[: recipe.batch_size]
+    longest = sorted(lengths, reverse=True)[: recipe.batch_size * recipe.rows_per_sample]
     if recipe.packing:
         return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
     return longest[0] * len(longest)
@@ -166,7 +215,8 @@ def _weights(shape: Shape, recipe: Recipe, size: int) -> float:
     per_weight = float(size)
     if recipe.quantisation == "nf4":
         per_weight = 0.5 + ((1 + 4 / 256) / 64 if recipe.double_quantisation else 4 / 64)
-    on_card = shape.other if shape.tied else shape.other / 2  # untied input embeddings stay in the CPU's memory
+    # Untied input embeddings stay in the CPU's memory, but under TRL's trainer.
+    on_card = shape.other if shape.tied or recipe.pairs else shape.other / 2
     return shape.block * per_weight + on_card * size
 
 
@@ -182,6 +232,8 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
     elements = 2 * shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner
     elements += shape.hidden * (bool(attention) + bool(gates)) + shape.inner * down
     masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
+    if recipe.pairs:  # PEFT's own forward: every adapted module has a copy of its input
+        elements += shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
     eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
     return size * elements + eager + (masks if recipe.dropout else 0)
 
@@ -204,8 +256,6 @@ def _layer(shape: Shape, recipe: Recipe, size: int, fused: bool, tokens: int) ->
 
 def _chunk(shape: Shape, size: int, tokens: int) -> float:
     """Logits in float32 and in the model's dtype, and three copies of the hidden states."""
-    from bnbench.finetune.loss import chunk_positions
-
     return (
         min(tokens, chunk_positions(shape.vocabulary)) * shape.vocabulary * (4 + size)
         + 3.0 * tokens * shape.hidden * size
@@ -222,18 +272,23 @@ def _to_budget(terms: dict[str, float], recipe: Recipe) -> dict[str, float]:
 
 def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, card: str) -> float | None:
     """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
-    rate = next((PEAK_RATE[name] for name in sorted(PEAK_RATE, key=len, reverse=True) if name in card), None)
-    if rate is None:
+    known = next((name for name in sorted(PEAK_RATE, key=len, reverse=True) if name in card), None)
+    if known is None:
         return None
-    passes = 2 + (recipe.checkpointing != "none")
-    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * steps
+    rate = PEAK_RATE[known]
+    if recipe.precision in ("bfloat16", "float32"):
+        rate = EMULATED_RATE.get(known, rate)
+    reference = 1 if recipe.pairs else 0  # a forward pass of the base for the same rows
+    passes = 2 + (recipe.checkpointing != "none") + reference
+    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * recipe.rows_per_sample * steps
     share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
-    head = 4.0 * shape.vocabulary * shape.hidden * share
+    head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
-    return max(arithmetic, steps * per_step * shape.layers * HOST)
+    return max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`45 min` or `3.2 h`, rounded up to minutes below two hours."""
     minutes = math.ceil(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from bnbench.errors import TrainingError
+from bnbench.finetune import processes
 from bnbench.finetune.checkpoints import seal
 from bnbench.finetune.tuner import Job, Point
 from bnbench.progress import stage
@@ -54,19 +55,25 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         return time.monotonic() - self.start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the display on the steps that are left."""
-        self._stage = self._display.enter_context(stage("train (steps)", state.max_steps - state.global_step))
+        """Starts the display on the steps that are left, and each process's own random numbers."""
+        if processes.count() > 1:
+            torch.manual_seed(self.job.recipe.seed + processes.index())
+        left = state.max_steps - state.global_step
+        self._stage = self._display.enter_context(stage("train (steps)", left, quiet=processes.index() > 0))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
         """One optimiser step's loss."""
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise TrainingError(
-                f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate in the recipe, or set "
-                f'precision = "float32" (now: {self.job.precision.dtype_name})'
+            processes.refuse(
+                TrainingError(
+                    f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate in the recipe, or "
+                    f'set precision = "float32" (now: {self.job.precision.dtype_name})'
+                )
             )
-        if state.global_step % self.job.recipe.log_every == 0 or state.global_step == state.max_steps:
+        at_last = state.global_step == state.max_steps
+        if processes.index() == 0 and (at_last or state.global_step % self.job.recipe.log_every == 0):
             self._report(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -76,7 +83,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The trainer has written a checkpoint."""
+        """The trainer has written a checkpoint, to which each process adds a file."""
+        processes.wait()
+        if processes.index() > 0:
+            return
         seal(self.job.checkpoints / f"checkpoint-{state.global_step}", self.seconds)
         write_curve(self.job.output / "loss.csv", curve_of(state.log_history))
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-9, 1.0),
     "epochs": (1e-3, 1000.0),
     "max_grad_norm": (0.0, 1000.0),
+    "beta": (0.0, 100.0),
     "memory_gib": (0.0, 10_000.0),
     "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
@@ -62,6 +64,7 @@ _ALSO_CALLED: Mapping[str, str] = {
     "warmup_ratio": "warmup",
     "save_steps": "save_every",
     "logging_steps": "log_every",
+    "dpo_beta": "beta",
 }
 _NO_INFLUENCE = frozenset({"name", "description", "card", "save_every", "log_every", "keep_checkpoints"})
 
@@ -75,7 +78,8 @@ class Recipe:
     text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples; `packing` puts
     the samples of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and time
     but not the step. `memory_gib` is a peak to stay under: layers whose activations fit below it are not computed
-    twice (0: none but where a row is shorter than the longest); it never makes room, it uses what there is.
+    twice (0: none but where a row is shorter than the longest); it never makes room, it uses what there is. `beta` is
+    the tuner dpo's alone, whose samples are pairs: the larger, the closer the adapter stays to the base.
     """
 
     name: str
@@ -90,6 +94,7 @@ class Recipe:
     double_quantisation: bool = True
     precision: str = "auto"
     loss: str = "completion"
+    beta: float = 0.0
     checkpointing: str = "non-reentrant"
     memory_gib: float = 0.0
     max_tokens: int = 4096
@@ -114,8 +119,32 @@ class Recipe:
 
     @property
     def samples_per_step(self) -> int:
-        """How many samples one optimiser step sees on one card."""
+        """How many samples one optimiser step sees, on all cards together."""
         return self.batch_size * self.accumulate
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a sample is a pair of a chosen and a rejected reply, as for the tuner dpo."""
+        return self.tuner == "dpo"
+
+    @property
+    def rows_per_sample(self) -> int:
+        """2 where samples are pairs, else 1."""
+        return 2 if self.pairs else 1
+
+    def shared(self, processes: int) -> Recipe:
+        """The recipe as one of several processes sees it: its share of a step, in batches no larger.
+
+        Raises RecipeError where a step cannot be shared evenly.
+        """
+        share, rest = divmod(self.samples_per_step, processes)
+        if rest:
+            raise RecipeError(
+                f"a step of {self.samples_per_step} rows (batch_size × accumulate) cannot be shared by {processes} "
+                f"processes: start a number of them that divides it, or change batch_size"
+            )
+        size = min(self.batch_size, share)
+        return replace(self, batch_size=size, accumulate=math.ceil(share / size))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -251,5 +280,36 @@ def _check_together(recipe: Recipe) -> None:
             f'tuner "lora" contradicts quantisation "{recipe.quantisation}": '
             'set tuner = "qlora", or quantisation = "none"'
         )
+    _check_preference(recipe)
+    if recipe.tuner == "unsloth":
+        _check_unsloth(recipe)
     if recipe.schedule != "constant_with_warmup" and recipe.warmup >= 1:
         raise RecipeError(f"warmup is {recipe.warmup:g}: the learning rate would rise for the whole run and never fall")
+
+
+def _check_unsloth(recipe: Recipe) -> None:
+    """What Unsloth does in one way only."""
+    wanted: dict[str, tuple[Any, ...]] = {
+        "packing": (False,),
+        "double_quantisation": (True,),
+        "memory_gib": (0.0,),
+        "checkpointing": ("non-reentrant", "none"),
+        "precision": ("auto", "float16", "bfloat16"),
+    }
+    wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
+    if wrong:
+        raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
+
+
+def _check_preference(recipe: Recipe) -> None:
+    """What dpo needs and what has no meaning there; `beta` has none elsewhere."""
+    if not recipe.pairs:
+        if recipe.beta:
+            raise RecipeError(f'beta is {recipe.beta:g}, and only the tuner "dpo" has one (this is "{recipe.tuner}")')
+        return
+    wanted = {"packing": False, "loss": "completion", "dropout": 0.0, "memory_gib": 0.0}
+    wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
+    if not recipe.beta:
+        wrong.append("beta above 0, such as 0.1")
+    if wrong:
+        raise RecipeError(f'the tuner "dpo" needs {", ".join(wrong)}')

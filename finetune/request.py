@@ -6,12 +6,15 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from bnbench.corpus import Corpus, SplitSizes, demo_corpus, load_corpus
+from bnbench.corpus import Corpus, SplitSizes, TokenCounter, demo_corpus, load_corpus
 from bnbench.errors import RecipeError
 from bnbench.finetune.base import load_generation_config, load_tokenizer, resolve_base
+from bnbench.finetune.memory import SAMPLES, duration, outlook
 from bnbench.finetune.planning import FinetuneRequest
-from bnbench.finetune.recipes import list_recipes, load_recipe, recipe_text
+from bnbench.finetune.preferences import load_pairs
+from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
 from bnbench.model_files import BUNDLED
 from bnbench.prompts import PromptFormat
 from bnbench.runs import slug, write_text
@@ -35,11 +38,13 @@ def finetune_request(
     device: str = "auto",
     trust_remote_code: bool = False,
     command: str = "",
+    weights: bool = True,
 ) -> FinetuneRequest:
     """Reads the corpus as `bnbench evaluate` splits it, so that a test row is never trained on, and names the folder.
 
     `base` is a folder or hub id with an optional @revision; None is the bundled base. Rows that the recipe's
-    `max_tokens` would cut are dropped whole. `out` is adapters/RECIPE-BASE by default.
+    `max_tokens` would cut are dropped whole. `out` is adapters/RECIPE-BASE by default. Without `weights` those of the
+    base need not be there: a dry run reads none.
 
     Raises:
         CorpusError, CandidateError, PromptError, RecipeError: what is wrong with the data, the base or the recipe.
@@ -49,16 +54,20 @@ def finetune_request(
     overrides = dict(overrides or {})
     seconds = parse_duration(stop_after) if stop_after else None
     location, revision = _base(base)
-    limits = load_recipe(recipe, overrides).max_tokens
-    corpus = _corpus(data, limits, columns or {}, split_sizes, (location, revision), trust_remote_code)
-    if not corpus.is_split:
-        _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
+    loaded = load_recipe(recipe, overrides)
+    count = _counter((location, revision), trust_remote_code, weights)
+    read = {
+        "columns": columns or {},
+        "sizes": SplitSizes.parse(split_sizes),
+        "max_tokens": loaded.max_tokens,
+        "count_tokens": count,
+    }
+    chosen = _pairs(data, read, split, limit) if loaded.pairs else _examples(data, read, split, limit)
     return FinetuneRequest(
         base=location,
         revision=revision,
         recipe=recipe,
-        examples=corpus.select(split, limit),
-        fingerprint=corpus.fingerprint,
+        **chosen,
         output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
         overrides=overrides,
         stop_after=seconds,
@@ -78,10 +87,27 @@ def parse_duration(text: str) -> float:
 
 
 def recipe_table() -> str:
-    """The shipped recipes, one a line: name, the card it is for, what it is."""
+    """The shipped recipes: name, what it is, the card it is for, and what it asks of that card."""
     recipes = [load_recipe(name) for name in list_recipes()]
     width = max(len(r.name) for r in recipes)
-    return "\n".join(f"{r.name:<{width}}  {r.description}\n{'':<{width}}  card: {r.card}" for r in recipes)
+    return "\n".join(
+        f"{r.name:<{width}}  {r.description}\n{'':<{width}}  card: {r.card}{_outlook(r, width)}" for r in recipes
+    )
+
+
+def recipe_list() -> list[dict[str, Any]]:
+    """The same as plain JSON values; `estimate` is for Llama-3.1-8B and 4,000 samples, null where no card is needed."""
+    recipes = [load_recipe(name) for name in list_recipes()]
+    return [{**r.to_dict(), "estimate": e.summary() if (e := outlook(r)) else None} for r in recipes]
+
+
+def _outlook(recipe: Recipe, indent: int) -> str:
+    expected = outlook(recipe)
+    if expected is None:
+        return ""
+    time = "" if expected.seconds is None else f", {SAMPLES:,} samples in about {duration(expected.seconds)}"
+    peak = f"{expected.peak / 2**30:.1f} GiB at {recipe.max_tokens:,} tokens"
+    return f"\n{'':<{indent}}  estimated for Llama-3.1-8B on {expected.card}: {peak}{time}"
 
 
 def copy_recipe(name: str, path: Path) -> None:
@@ -103,18 +129,31 @@ def _base(base: str | None) -> tuple[str, str | None]:
     return location, revision or None
 
 
-def _corpus(
-    data: str | None,
-    max_tokens: int,
-    columns: Mapping[str, str],
-    split_sizes: str,
-    base: tuple[str, str | None],
-    trust_remote_code: bool,
-) -> Corpus:
-    files = resolve_base(*base, trust_remote_code=trust_remote_code)
+def _counter(base: tuple[str, str | None], trust_remote_code: bool, weights: bool) -> TokenCounter:
+    files = resolve_base(*base, trust_remote_code=trust_remote_code, weights=weights)
     tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-    count = PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens
-    if data is None:
-        return demo_corpus(max_tokens, count)
-    sizes = SplitSizes.parse(split_sizes)
-    return load_corpus(data, columns=columns, sizes=sizes, max_tokens=max_tokens, count_tokens=count)
+    return PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens
+
+
+def _examples(data: str | None, read: Mapping[str, Any], split: str, limit: int | None) -> dict[str, Any]:
+    """What a request has of a corpus; `read` is how to read it."""
+    corpus = load_corpus(data, **read) if data else demo_corpus(read["max_tokens"], read["count_tokens"])
+    _warn_unsplit(corpus)
+    return {"examples": corpus.select(split, limit), "fingerprint": corpus.fingerprint}
+
+
+def _pairs(data: str | None, read: Mapping[str, Any], split: str, limit: int | None) -> dict[str, Any]:
+    """What a request has of preference pairs."""
+    found = load_pairs(data, **read)
+    _warn_unsplit(found.corpus)
+    return {
+        "examples": (),
+        "pairs": found.select(split, limit),
+        "held_out": found.held_out(split),
+        "fingerprint": found.corpus.fingerprint,
+    }
+
+
+def _warn_unsplit(corpus: Corpus) -> None:
+    if not corpus.is_split:
+        _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)

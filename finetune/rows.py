@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bnbench.corpus import Example
 from bnbench.errors import TrainingError
@@ -26,10 +27,15 @@ class Row:
     ids: tuple[int, ...]
     labels: tuple[int, ...]
 
-    @property
+    @cached_property
     def supervised(self) -> int:
         """How many tokens the loss counts. The first token has nothing before it to be predicted from."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+    @property
+    def unsupervised(self) -> int:
+        """How many tokens stand before the first that the loss counts: the prompt, where the reply is supervised."""
+        return next(i for i, label in enumerate(self.labels) if label != IGNORED)
 
 
 def make_rows(examples: Sequence[Example], prompts: PromptFormat, loss: str) -> tuple[Row, ...]:

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import bnbench
-from bnbench.errors import PartialRunError, TrainingError
+from bnbench.environment import describe_environment
+from bnbench.errors import PartialRunError, RecipeError, TrainingError
+from bnbench.extras import require
+from bnbench.finetune import processes
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
+from bnbench.finetune.gain import NOTHING_HELD_OUT, Gain, gain_from
 from bnbench.finetune.planning import FinetuneRequest, Plan, plan
 from bnbench.finetune.stopping import Stop, listening
 from bnbench.finetune.tuner import Job, Outcome, Point, get_tuner
-from bnbench.runs import write_json
+from bnbench.runs import write_json, write_text
+from bnbench.training import RECORD, SCHEMA_VERSION, loss_svg
 
-SCHEMA_VERSION = 1
-RECORD = "training.json"
 JOB = "job.json"
 _PACKAGES = (
     "torch",
@@ -42,7 +45,8 @@ class FinetuneResult:
     """What a session did. `finished` is False only when `stop_after` ended it: the same request goes on from there.
 
     `steps` of `total_steps` are done in all sessions together, `resumed_from` of them before this one; `seconds` is
-    their training time. `curve` has one point a step. `peak_memory_bytes` is None off a card.
+    their training time. `curve` has one point a step. `peak_memory_bytes` is None off a card. `gain` is what a training
+    on pairs did to held-out ones, None where there were none, and before it is finished.
     """
 
     output: Path
@@ -55,6 +59,8 @@ class FinetuneResult:
     trainable: int
     total: int
     peak_memory_bytes: int | None
+    tuner: str
+    gain: Gain | None = None
 
     def summary(self) -> dict[str, Any]:
         """The result as plain JSON values; the curve's means over its first and last tenth stand for it."""
@@ -67,45 +73,79 @@ class FinetuneResult:
 
     def __str__(self) -> str:
         told = self.summary()
-        loss = f"loss {told['loss_at_start']:.3f} → {told['loss_at_end']:.3f} nats a token"
+        unit = "pair" if self.tuner == "dpo" else "token"
+        loss = f"loss {told['loss_at_start']:.3f} → {told['loss_at_end']:.3f} nats a {unit}"
         head = f"{self.steps} of {self.total_steps} steps in {self.seconds:.0f} s, {loss}"
         if not self.finished:
             return f"{head}; stopped for the time limit, the same command goes on from there"
-        return f"{head}\nadapter: {self.output} ({self.trainable:,} parameters)"
+        gain = f"\n{self.gain or NOTHING_HELD_OUT}" if self.tuner == "dpo" else ""
+        return f"{head}{gain}\nadapter: {self.output} ({self.trainable:,} parameters)"
 
 
 def finetune(request: FinetuneRequest) -> FinetuneResult:
     """Trains an adapter, or goes on with one: the same request after a kill resumes, after the end gives the result
     again.
 
-    `request.output` receives adapter_model.safetensors, adapter_config.json, training.json and loss.csv, and
-    checkpoints/ on the way. Progress is on stderr, notes in the log `bnbench.finetune`.
+    `request.output` receives adapter_model.safetensors, adapter_config.json, training.json, loss.csv and loss.svg, and
+    checkpoints/ on the way. Progress is on stderr, notes in the log `bnbench.finetune`. In several processes
+    (`accelerate launch`, torchrun) all call this alike: the first one writes, and all get the result.
 
     Raises:
         RecipeError, CandidateError, PromptError, MissingExtraError: the request cannot be carried out as it is.
         TrainingError: rows that must not be trained on, a folder that belongs to another training, a card too small.
         PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
     """
+    checkpoints = request.output / "checkpoints"
+    with processes.joined(request.device):
+        planned, before = processes.first(lambda: _begin(request, checkpoints))
+        if isinstance(before, FinetuneResult):
+            return before
+        resumed_from = before.step if before else 0
+        with listening(request.stop_after) as stop:
+            job = _job(request, planned, checkpoints, before, stop)
+            try:
+                outcome = get_tuner(planned.recipe.tuner).train(job)
+            except KeyboardInterrupt:
+                raise _stopped(request, checkpoints, signal.SIGINT) from None
+        processes.first(lambda: _end(request, checkpoints, planned, outcome, resumed_from, stop))
+    return _result(request.output, planned, outcome, resumed_from)
+
+
+def _begin(request: FinetuneRequest, checkpoints: Path) -> tuple[Plan, Checkpoint | FinetuneResult | None]:
+    """The plan, and the checkpoint to go on from or the result that is there already."""
     planned = plan(request)
     tuner = get_tuner(planned.recipe.tuner)
-    checkpoints = request.output / "checkpoints"
+    if planned.processes > 1 and not getattr(tuner, "shares_steps", False):
+        raise RecipeError(f"the tuner {planned.recipe.tuner!r} trains in one process: start it without a launcher")
     if (request.output / RECORD).is_file():
-        return _finished_before(request.output, planned)
+        return planned, _finished_before(request.output, planned)
     resume = _resume_from(request.output, checkpoints, planned)
     write_json(checkpoints / JOB, planned.identity())
     _log.info("%s", planned)
-    resumed_from = resume.step if resume else 0
-    with listening(request.stop_after) as stop:
-        job = _job(request, planned, checkpoints, resume, stop)
-        try:
-            outcome = tuner.train(job)
-        except KeyboardInterrupt:
-            raise _stopped(request, checkpoints, signal.SIGINT) from None
+    return planned, resume
+
+
+def _end(
+    request: FinetuneRequest, checkpoints: Path, planned: Plan, outcome: Outcome, resumed_from: int, stop: Stop
+) -> None:
     if outcome.steps == planned.steps:
+        _check_trained(request.output)
+        write_text(request.output / "loss.svg", loss_svg([(p.step, p.loss) for p in outcome.curve]))
         write_json(request.output / RECORD, _record(request, planned, outcome, resumed_from))
     elif stop.signal is not None:
         raise _stopped(request, checkpoints, stop.signal)
-    return _result(request.output, planned, outcome, resumed_from)
+
+
+def _check_trained(output: Path) -> None:
+    """LoRA starts with every B matrix at zero. Raises TrainingError where all still are: nothing was learned."""
+    safetensors = require("safetensors", extra="finetune")
+    with safetensors.safe_open(output / "adapter_model.safetensors", framework="pt") as file:
+        ends = [name for name in file.keys() if ".lora_B." in name]  # noqa: SIM118 - it is no mapping
+        if ends and not any(file.get_tensor(name).any() for name in ends):
+            raise TrainingError(
+                f"{output}: the adapter is as it began, every lora_B zero: no step changed it. Train for more steps, "
+                'raise learning_rate, or set precision = "float32"; remove the folder first'
+            )
 
 
 def _finished_before(output: Path, planned: Plan) -> FinetuneResult:
@@ -158,6 +198,7 @@ def _job(request: FinetuneRequest, planned: Plan, checkpoints: Path, resume: Che
         resume=resume,
         trust_remote_code=request.trust_remote_code,
         should_stop=stop,
+        held_out=planned.held_out,
     )
 
 
@@ -190,6 +231,8 @@ def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_f
         "prompt": dict(planned.prompt),
         "precision": asdict(planned.precision),
         "device": planned.device,
+        "machine": describe_environment()["device"],
+        "processes": planned.processes,
         "seed": planned.recipe.seed,
         "parameters": {"trainable": planned.trainable, "total": planned.total},
         "steps": outcome.steps,
@@ -198,6 +241,7 @@ def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_f
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "packages": {p: v for p in _PACKAGES if (v := _version(p)) is not None},
         "loss": [[p.step, p.loss, p.learning_rate] for p in outcome.curve],
+        **({"gain": outcome.gain.to_dict() if outcome.gain else None} if planned.recipe.pairs else {}),
         "examples": [row.id for row in planned.rows],
         "identity": planned.identity(),
     }
@@ -236,6 +280,8 @@ def _result(output: Path, planned: Plan, outcome: Outcome, resumed_from: int) ->
         trainable=planned.trainable,
         total=planned.total,
         peak_memory_bytes=outcome.peak_memory_bytes,
+        tuner=planned.recipe.tuner,
+        gain=outcome.gain,
     )
 
 
@@ -251,4 +297,6 @@ def _from_record(output: Path, record: Mapping[str, Any]) -> FinetuneResult:
         trainable=record["parameters"]["trainable"],
         total=record["parameters"]["total"],
         peak_memory_bytes=record["peak_memory_bytes"],
+        tuner=record["recipe"]["tuner"],
+        gain=gain_from(record),
     )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import Trainer
 
-from bnbench.finetune.collate import Pass
+from bnbench.finetune import processes
+from bnbench.finetune.collate import Pass, share
 from bnbench.finetune.lean import make_lean
 from bnbench.finetune.loss import summed_loss
 from bnbench.finetune.recompute import Recomputation
+from bnbench.finetune.rows import Row
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -73,10 +75,25 @@ def _is_plain(base: Any) -> bool:
 class StepTrainer(Trainer):  # type: ignore[misc]
     """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens.
 
-    `recomputation` chooses the layers that are checkpointed, where the recipe checkpoints and there is a card.
+    `collate` makes passes of rows. `recomputation` chooses the layers that are checkpointed, where the recipe
+    checkpoints and there is a card. Of several processes each sees every row, so that all know the step's tokens.
     """
 
+    collate: Callable[[Sequence[Row]], list[Pass]]
     recomputation: Recomputation | None = None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Without DDP: gradients are added up in `training_step`."""
+        super().create_accelerator_and_postprocess()
+        if processes.count() > 1:
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def get_train_dataloader(self) -> Any:
+        """Lists of rows, the same in every process."""
+        loader = super().get_train_dataloader()
+        if processes.count() > 1:
+            vars(loader.batch_sampler).update(num_processes=1, process_index=0, even_batches=False)
+        return loader
 
     def try_largest(self, largest: Pass) -> None:
         """One forward and backward of the pass that needs most, and what it tells about the memory of the others."""
@@ -90,12 +107,17 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             self.recomputation.measure(largest, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
-        """The batches of one optimiser step, and how many supervised tokens they have together."""
+        """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return batches, sum(p.supervised for batch in batches for p in batch)
+        tokens = sum(row.supervised for batch in batches for row in batch)
+        shared = share(batches, self.args.per_device_train_batch_size, processes.index(), processes.count())
+        return [self.collate(batch) if batch else [] for batch in shared], tokens
 
     def training_step(self, model: Any, inputs: list[Pass], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of each pass of a batch; gives their share of the step's mean loss."""
+        """Forward and backward of each pass of a batch; gives their share of the step's mean loss.
+
+        Transformers takes the mean of the processes' losses for its log, so theirs are scaled to add up there.
+        """
         model.train()
         total = torch.zeros((), device=self.args.device)
         for one_pass in inputs:
@@ -104,7 +126,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
             total += loss.detach()
-        return total
+        if processes.count() > 1 and self.accelerator.sync_gradients:
+            processes.add_gradients([p for p in model.parameters() if p.requires_grad])
+        return total * processes.count() if processes.count() > 1 else total
 
     def compute_loss(
         self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -9,20 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from bnbench.finetune import processes
+
+TIME = 1
+"""Stands for the time limit where processes tell each other why they stop: the signals heard have higher numbers."""
+
 
 class Stop:
-    """Asked after every optimiser step. `signal` is the one that came, None while none did."""
+    """Asked after every optimiser step, by all processes. `signal` is the one that came to any, None while none did."""
 
     def __init__(self, after: float | None = None) -> None:
         self.signal: int | None = None
         self._deadline = None if after is None else time.monotonic() + after
 
     def __call__(self) -> bool:
-        """True once a signal came or the time is up."""
-        return self.signal is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
+        """True once a signal came or the time is up, in whichever process."""
+        time_is_up = self._deadline is not None and time.monotonic() >= self._deadline
+        why = processes.largest(self.signal or (TIME if time_is_up else 0))
+        if why > TIME:
+            self.signal = why
+        return why > 0
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        # A launcher passes on the Ctrl-C that its processes have already heard.
+        if self.signal is not None and number == signal.SIGINT and processes.count() == 1:
             raise KeyboardInterrupt
         self.signal = number
 

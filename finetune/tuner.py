@@ -20,18 +20,24 @@ from typing import Protocol
 from bnbench.errors import RecipeError
 from bnbench.finetune.base import Base
 from bnbench.finetune.checkpoints import Checkpoint
+from bnbench.finetune.gain import Gain
 from bnbench.finetune.recipes import Recipe, nearest
 from bnbench.finetune.rows import Row
 from bnbench.precision import Precision
 
 GROUP = "bnbench.finetuners"
-_SHIPPED = {"qlora": "bnbench.finetune.qlora:AdapterTuner", "lora": "bnbench.finetune.qlora:AdapterTuner"}
+_SHIPPED = {
+    "qlora": "bnbench.finetune.qlora:AdapterTuner",
+    "lora": "bnbench.finetune.qlora:AdapterTuner",
+    "dpo": "bnbench.finetune.dpo:PreferenceTuner",
+    "unsloth": "bnbench.finetune.unsloth:UnslothTuner",
+}
 _log = logging.getLogger("bnbench.finetune")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One optimiser step of the loss curve: mean loss in nats a supervised token, and the step's learning rate."""
+    """One optimiser step of the loss curve: mean loss in nats a supervised token (of pairs: a pair), learning rate."""
 
     step: int
     loss: float
@@ -43,7 +49,8 @@ class Job:
     """All that a tuner is given. `rows` are checked; the adapter goes to `output`.
 
     `resume` is the newest whole checkpoint, None at the start. `steps` and `warmup_steps` are optimiser steps.
-    `should_stop()` is asked after every step: a tuner that hears True saves a checkpoint and returns.
+    `should_stop()` is asked after every step: a tuner that hears True saves a checkpoint and returns. The tuner
+    "dpo" has two rows for each pair, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
     """
 
     recipe: Recipe
@@ -59,23 +66,29 @@ class Job:
     resume: Checkpoint | None
     trust_remote_code: bool
     should_stop: Callable[[], bool]
+    held_out: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a tuner hands back.
 
-    `steps` done in all sessions together; the adapter is written when they are `Job.steps`.
+    `steps` done in all sessions together; the adapter is written when they are `Job.steps`. `gain` is what a finished
+    training on pairs did to held-out ones, None where there were none.
     """
 
     steps: int
     curve: tuple[Point, ...]
     seconds: float
     peak_memory_bytes: int | None
+    gain: Gain | None = None
 
 
 class Tuner(Protocol):
-    """Trains an adapter: goes on from `job.resume`, writes PEFT files to `job.output`."""
+    """Trains an adapter: goes on from `job.resume`, writes PEFT files to `job.output`.
+
+    One with `shares_steps = True` may be started in several processes (see `bnbench.finetune.processes`).
+    """
 
     def train(self, job: Job) -> Outcome:
         """Trains until `job.steps` or until `job.should_stop()`. Raises TrainingError when it cannot go on."""

@@ -1,8 +1,10 @@
 """A combined score: a weighted mean of scores that are all on 0-100, with declared weights.
 
+`CombinedScore` is a metric like any other: its statistics are those of its parts side by side, and its formula the
+weighted mean of their main values, so that intervals and paired tests come as everywhere.
+
 One number hides what it is made of, and its order of candidates hangs on the weights. So it is never given alone: the
-parts stand beside it, and how much of the order other weights would keep. Weights are drawn from the flat Dirichlet
-distribution, in which every division of the whole among the parts is equally likely.
+parts stand beside it, and how much of the order other weights would keep (`combine`).
 
     >>> parts = {"base": {"chrF++": 21.0, "keyword-empathy": 12.0}, "tuned": {"chrF++": 24.0, "keyword-empathy": 30.0}}
     >>> found = combine(parts, {"chrF++": 0.5, "keyword-empathy": 0.5})
@@ -14,17 +16,127 @@ The original project's formula, which adds scores of different scales, is in `or
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Result
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.core import FloatArray, Metric, Result, Texts, signature
+from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.registry import get_metric
 
+NAME = "combined"
+NEAR = 0.5
+"""How far weights near the declared ones may lie from them: each by up to this share of itself."""
 _TIE = 1e-9
+_TURNS = 5  # that are told, the nearest ones
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by the metrics' names.
+
+    Raises `UsageError` for what is not written so, a metric that is not known (with the nearest name) or named twice,
+    or a weight that is not a positive number.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, sign, number = part.strip().rpartition("=")
+        if not (name.strip() and sign):
+            raise UsageError(f"combined score, {part.strip()!r}: write METRIC=WEIGHT,METRIC=WEIGHT")
+        name = get_metric(name.strip()).name
+        if name in weights:
+            raise UsageError(f"combined score: {name} is named twice")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise UsageError(f"combined score: the weight of {name} is {number.strip()!r}, not a number") from None
+    return _declared(weights)
+
+
+class CombinedScore(Metric):
+    """The weighted mean of the main values of several metrics, each on 0-100 and higher better.
+
+    `weights`: metric -> weight, which need not sum to 1; `metrics` are the parts where they have other settings than
+    `get_metric` gives. Raises `UsageError` for a weight that is not positive or a metric of which lower is better.
+    """
+
+    name: ClassVar[str] = NAME
+    description: ClassVar[str] = "weighted mean of its parts, 0-100, higher is better; weights declared before the run"
+    values = (NAME,)
+
+    def __init__(self, weights: Mapping[str, float], metrics: Sequence[Metric] | None = None) -> None:
+        self.weights = _declared(weights)
+        self.parts = [get_metric(name) for name in weights] if metrics is None else list(metrics)
+        for part in self.parts:
+            if not part.higher_is_better:
+                raise UsageError(
+                    f"{part.name} cannot be part of a combined score, whose parts are on 0-100, higher better: "
+                    f"it is {part.description}"
+                )
+        self.columns = tuple(f"{part.name}/{column}" for part in self.parts for column in part.columns)
+
+    def check(self, texts: Texts) -> None:
+        """Raise `InputError` when something that a part needs is missing."""
+        for part in self.parts:
+            part.check(texts)
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """The tables of the parts side by side."""
+        return np.hstack([part.statistics(texts) for part in self.parts])
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """(..., k) to (..., 1)."""
+        edges = np.cumsum([len(part.columns) for part in self.parts])[:-1]
+        mains = [
+            part.formula(own)[..., :1] for part, own in zip(self.parts, np.split(sums, edges, axis=-1), strict=True)
+        ]
+        score: FloatArray = np.concatenate(mains, axis=-1) @ np.array(list(self.weights.values()))
+        return score[..., None]
+
+    def signature(self, n: int) -> str:
+        """`combined|chrF++:0.5|semantic-empathy:0.5|parts:1a2b3c4d|n:300|...`, with a hash of the parts' signatures."""
+        digest = hashlib.sha256(" ".join(part.signature(0) for part in self.parts).encode()).hexdigest()[:8]
+        return signature(self.name, n, **{name: f"{w:.6g}" for name, w in self.weights.items()}, parts=digest)
+
+
+def combined_result(results: Mapping[str, Result], weights: Mapping[str, float]) -> Result:
+    """The combined score of replies whose parts were scored: `results` by metric, as `evaluate_pairs` gives them.
+
+    Raises `InputError` where a part is not among them, and as `CombinedScore` does.
+    """
+    missing = [name for name in weights if name not in results]
+    if missing or not weights:
+        raise InputError(f"combined score: {', '.join(missing) or 'no metric'} was not scored")
+    parts = [results[name] for name in weights]
+    of, one = CombinedScore(weights, [part.of for part in parts]), parts[0]
+    table = np.hstack([part.table for part in parts])
+    return Result(of, table, one.resamples, one.seed, one.level, one.clusters, one.items)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Where two candidates change places: `part` weighs `weight` and no longer `declared`, the others in proportion."""
+
+    part: str
+    weight: float
+    declared: float
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Two candidates next to each other in the order, and how firmly: the share of drawn weights that keep `above`
+    above `below` (ties included), the same of weights near the declared ones, and the nearest flip by one weight.
+    """
+
+    above: str
+    below: str
+    kept: float
+    kept_near: float
+    flip: Flip | None
 
 
 @dataclass(frozen=True)
@@ -32,38 +144,49 @@ class Combined:
     """Combined scores of some candidates, with all that they hang on.
 
     `scores` and `parts` are 0-100, candidates in order of their score; `weights` sum to 1. `order_kept` is the share of
-    drawn weights under which no two candidates change places, `pairs_kept` the same for each two neighbours in the
-    order, `first` the share under which a candidate comes first (shared where several do).
+    weights, drawn from the flat Dirichlet distribution (every division of the whole is equally likely), under which no
+    two candidates change places; `order_kept_near` the same of weights each within +-50 % of the declared one; `first`
+    the share of the former under which a candidate comes first (shared where several do).
     """
 
     weights: Mapping[str, float]
     parts: Mapping[str, Mapping[str, float]]
     scores: Mapping[str, float]
     order_kept: float
-    pairs_kept: Mapping[tuple[str, str], float]
+    order_kept_near: float
+    neighbours: tuple[Neighbours, ...]
     first: Mapping[str, float]
     draws: int
     seed: int
 
+    def stability(self, shown: Callable[[str], str] = str) -> list[str]:
+        """Sentences: how much of the order other weights keep, and where it turns. `shown` spells a candidate."""
+        if not self.neighbours:
+            return []
+        kept, near = _share(self.order_kept), _share(self.order_kept_near)
+        span = f"±{100 * NEAR:.0f} % of the declared ones"
+        turns = [(pair, flip) for pair in self.neighbours if (flip := pair.flip)]
+        turns.sort(key=lambda turn: abs(turn[1].weight - turn[1].declared))
+        return [
+            f"The order of these scores stays under {kept} weights, and under {near} that lie within {span} "
+            f"({self.draws:,} of each drawn, seed {self.seed}).",
+            *(
+                f"{shown(pair.above)} and {shown(pair.below)} change places where {flip.part} weighs {flip.weight:.2f} "
+                f"instead of {flip.declared:.2f}; {math.floor(100 * pair.kept)} % of all weights keep their order."
+                for pair, flip in turns[:_TURNS]
+            ),
+        ]
+
     def __str__(self) -> str:
         """A table in Markdown, and below it the weights and how stable the order is."""
         names = list(self.weights)
-        head = ["candidate", "combined", *names, "first under other weights"]
+        head = ["candidate", NAME, *names, "first under other weights"]
         rows = [
-            [
-                who,
-                f"{self.scores[who]:.2f}",
-                *(f"{self.parts[who][name]:.2f}" for name in names),
-                f"{self.first[who]:.0%}",
-            ]
-            for who in self.scores
+            [who, *(f"{x:.2f}" for x in (score, *self.parts[who].values())), f"{self.first[who]:.0%}"]
+            for who, score in self.scores.items()
         ]
         lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-        weights = " + ".join(f"{weight:.3g} {name}" for name, weight in self.weights.items())
-        kept = (
-            f"the order stays under {self.order_kept:.0%} of {self.draws:,} weights drawn at random (seed {self.seed})"
-        )
-        return "\n".join([*lines, "", f"combined = {weights}; {kept}"])
+        return "\n".join([*lines, "", f"{NAME} = {weighted(self.weights)}", *self.stability()])
 
 
 def combine(
@@ -75,60 +198,66 @@ def combine(
 ) -> Combined:
     """The weighted mean of each candidate's `parts`: candidate -> metric -> score on 0-100, higher better.
 
-    Weights need not sum to 1. Raises `InputError` where a weight is not positive, a candidate lacks a part, or a part
-    lies outside 0-100; scores of one metric must come from one signature (`combine_results` checks that).
+    Weights need not sum to 1. Raises `UsageError` where a weight is not positive, `InputError` where a candidate lacks
+    a part or a part lies outside 0-100. The scores of one metric must come from one signature.
     """
     declared = _declared(weights)
     table = _table(parts, list(declared))
-    own = table @ np.array(list(declared.values()))
-    order = np.argsort(-own, kind="stable")
-    names = [list(parts)[place] for place in order]
-    drawn = np.random.default_rng(seed).dirichlet(np.ones(len(declared)), size=draws) @ table[order].T
-    kept = drawn[:, :-1] - drawn[:, 1:] >= -_TIE
+    own = np.array(list(declared.values()))
+    order = np.argsort(-(table @ own), kind="stable")
+    names, table = [list(parts)[place] for place in order], table[order]
+    generator = np.random.default_rng(seed)
+    drawn = generator.dirichlet(np.ones(len(own)), size=draws) @ table.T
+    near = own * generator.uniform(1 - NEAR, 1 + NEAR, size=(draws, len(own)))
+    kept, kept_near = (_kept(scores) for scores in (drawn, near / near.sum(axis=1, keepdims=True) @ table.T))
     best = drawn >= drawn.max(axis=1, keepdims=True) - _TIE
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     return Combined(
         weights=declared,
         parts={who: {name: float(parts[who][name]) for name in declared} for who in names},
-        scores={who: float(own[place]) for who, place in zip(names, order, strict=True)},
+        scores=dict(zip(names, map(float, table @ own), strict=True)),
         order_kept=float(kept.all(axis=1).mean()),
-        pairs_kept=dict(zip(pairwise(names), map(float, kept.mean(axis=0)), strict=True)),
+        order_kept_near=float(kept_near.all(axis=1).mean()),
+        neighbours=tuple(
+            Neighbours(*pair, float(kept[:, i].mean()), float(kept_near[:, i].mean()), _flip(gap, declared))
+            for i, (pair, gap) in enumerate(zip(pairwise(names), table[:-1] - table[1:], strict=True))
+        ),
         first=dict(zip(names, map(float, first), strict=True)),
         draws=draws,
         seed=seed,
     )
 
 
-def combine_results(
-    results: Mapping[str, Mapping[str, Result]],
-    weights: Mapping[str, float],
-    *,
-    draws: int = 10_000,
-    seed: int = 42,
-) -> Combined:
-    """`combine` of results as `evaluate_pairs` gives them: candidate -> metric -> result.
+def weighted(weights: Mapping[str, float]) -> str:
+    """`0.5 chrF++ + 0.5 semantic-empathy`."""
+    return " + ".join(f"{weight:.3g} {name}" for name, weight in weights.items())
 
-    Raises `InputError` also for a metric of which lower is better, and where signatures differ between candidates.
-    """
-    parts: dict[str, dict[str, float]] = {}
-    for who, found in results.items():
-        parts[who] = {name: found[name].value for name in weights if name in found}
-        for name in parts[who]:
-            if not found[name].of.higher_is_better:
-                raise InputError(f"{name} cannot be part of a combined score: lower is better, or it is not on 0-100")
-    for name in weights:
-        signatures = {found[name].signature for found in results.values() if name in found}
-        if len(signatures) > 1:
-            raise InputError(
-                f"{name}: scores with different signatures cannot be combined: {', '.join(sorted(signatures))}"
-            )
-    return combine(parts, weights, draws=draws, seed=seed)
+
+def _kept(scores: FloatArray) -> FloatArray:
+    """Whether each two neighbours keep their order, (draws, candidates - 1)."""
+    return np.asarray(scores[:, :-1] - scores[:, 1:] >= -_TIE, dtype=np.float64)
+
+
+def _flip(gap: FloatArray, weights: Mapping[str, float]) -> Flip | None:
+    """The nearest change of one weight that closes the gap (by part) of two candidates; None where none does."""
+    found = []
+    for place, (name, weight) in enumerate(weights.items()):
+        if weight == 1:
+            continue
+        others = (float(gap @ np.array(list(weights.values()))) - weight * gap[place]) / (1 - weight)
+        if others != gap[place] and 0 <= (turn := others / (others - gap[place])) <= 1:
+            found.append(Flip(name, float(turn), weight))
+    return min(found, key=lambda flip: abs(flip.weight - flip.declared), default=None)
+
+
+def _share(share: float) -> str:
+    return "all" if share >= 1 else f"{math.floor(100 * share)} % of all"
 
 
 def _declared(weights: Mapping[str, float]) -> dict[str, float]:
     bad = [name for name, weight in weights.items() if not (math.isfinite(weight) and weight > 0)]
     if bad or not weights:
-        raise InputError(f"weights must be positive numbers, one for each part: {', '.join(bad) or 'there is none'}")
+        raise UsageError(f"weights must be positive numbers, one for each part: {', '.join(bad) or 'there is none'}")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
@@ -141,7 +270,7 @@ def _table(parts: Mapping[str, Mapping[str, float]], names: list[str]) -> FloatA
         missing = [name for name in names if name not in scores]
         if missing:
             raise InputError(f"{who} has no score for {', '.join(missing)}; every candidate needs every part")
-        wrong = [name for name in names if not 0 <= scores[name] <= 100]
+        wrong = [name for name in names if not -_TIE <= scores[name] <= 100 + _TIE]
         if wrong:
             raise InputError(f"{who}: {', '.join(f'{name} is {scores[name]}' for name in wrong)}; parts are on 0-100")
     return np.array([[scores[name] for name in names] for scores in parts.values()], dtype=np.float64)

@@ -206,11 +206,11 @@ PROFILES = ("bn1", "none", "nfc", "indicnlp")
 # Letters and signs in which no word rule finds anything to change: three words in four.
 _UNCHANGED = (
     "(?:[\u0981-\u0983\u0986-\u098c\u098f\u0990\u0993-\u09a3\u09a5-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09bc-\u09c4"
-    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]"
+    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]++"
     "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?!\u09bc))"
 )
 UNCHANGED_WORD = re.compile(f"{_UNCHANGED}+")
-UNCHANGED_LINE = re.compile(f"^{_UNCHANGED}++$", re.MULTILINE)
+CHANGEABLE_LINE = re.compile(f"(?:{_UNCHANGED}++\n)*+(.+)\n")  # others are passed over
 # In words of these, which are most others, only three rules do.
 _PLAIN_CHARACTERS = "[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]"
 _PLAIN = re.compile(f"{_PLAIN_CHARACTERS}+")

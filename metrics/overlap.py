@@ -8,8 +8,10 @@ characters lie in three ranges: sentence ends, other punctuation, words; a line 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count, islice
 
 import numpy as np
 
@@ -33,16 +35,19 @@ class Vocabulary(dict[str, str]):
         self.update((token, chr(number)) for number, token in enumerate(sorted(SENTENCE_ENDS), 1))
 
     def __missing__(self, token: str) -> str:
-        number = next(self._words if is_word(token) else self._marks, None)
-        if number is None:
-            raise InputError("these texts have more than a million different words: score them in smaller parts")
-        character = self[token] = chr(number)
+        character = self[token] = self._new(self._words if is_word(token) else self._marks, 1)[0]
         return character
 
-    def of_words(self, tokens: Sequence[str]) -> dict[str, str]:
-        """These tokens, all of them words, with their characters."""
-        self.update(zip([token for token in tokens if token not in self], map(chr, self._words), strict=False))
-        return dict(zip(tokens, map(self.__getitem__, tokens), strict=True))
+    def for_words(self, n: int) -> list[str]:
+        """n characters that stand for words and for no token yet."""
+        return self._new(self._words, n)
+
+    @staticmethod
+    def _new(numbers: Iterator[int], n: int) -> list[str]:
+        characters = list(map(chr, islice(numbers, n)))
+        if len(characters) < n:
+            raise InputError("these texts have more than a million different words: score them in smaller parts")
+        return characters
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,23 @@ class Pairs:
         return self._derived("encoded", self._encoded_by_word if self.preparation.by_word else self._encoded_by_text)
 
     def _encoded_by_word(self) -> dict[str, list[str]]:
-        texts, vocabulary, pieces = self._lines(), self._vocabulary(), self.preparation.pieces
-        words = set[str]().union(*(line for lines in texts.values() for line in lines))
-        made = vocabulary.of_words(self.preparation.learn(words))
-        character = vocabulary.__getitem__
-        made.update({word: "".join(map(character, pieces[word])) for word in words if word not in made})
-        encode = made.__getitem__
+        numbers, texts = self._numbered()
+        encode = self._codes(numbers).__getitem__
         return {text: ["".join(map(encode, line)) for line in lines] for text, lines in texts.items()}
+
+    def _codes(self, numbers: Mapping[str, int]) -> list[str]:
+        """One character per token of each word, in the order of their numbers. Most words are one token, themselves."""
+        vocabulary, pieces = self._vocabulary(), self.preparation.pieces
+        several = self.preparation.learn(numbers)
+        characters = vocabulary.for_words(len(numbers))
+        tokens = set(chain.from_iterable(map(pieces.__getitem__, several)))
+        vocabulary.update({t: characters[numbers[t]] for t in tokens if t in numbers and t not in several})
+        new = [t for t in tokens if t not in vocabulary and is_word(t)]
+        vocabulary.update(zip(new, vocabulary.for_words(len(new)), strict=True))
+        character = vocabulary.__getitem__
+        for word in several:
+            characters[numbers[word]] = "".join(map(character, pieces[word]))
+        return characters
 
     def _encoded_by_text(self) -> dict[str, list[str]]:
         return self.texts.mapped(("by text", self.preparation), lambda text: [self._encode(text)])
@@ -123,12 +138,19 @@ class Pairs:
     def _vocabulary(self) -> Vocabulary:
         return self._derived("vocabulary", Vocabulary)
 
-    def _lines(self) -> dict[str, list[list[str]]]:
-        """The words of each line of each distinct text, after the rules that look further than a word."""
-        beyond = self.preparation.normalizer.beyond_words
-        return self.texts.mapped(
-            ("lines", self.preparation.normalizer), lambda text: [line.split() for line in beyond(text).splitlines()]
-        )
+    def _numbered(self) -> tuple[dict[str, int], dict[str, list[list[int]]]]:
+        """The words of all texts, numbered as they come, and the numbers in each line of each distinct text.
+
+        Words as they are after the rules that look further than a word. Each is looked up once, fresh from the text:
+        whatever is made of words lies in lists in the order of their numbers.
+        """
+        beyond, numbers = self.preparation.normalizer.beyond_words, defaultdict[str, int](count().__next__)
+        number, key = numbers.__getitem__, ("numbered", self.preparation.normalizer)
+
+        def lines(text: str) -> list[list[int]]:
+            return [list(map(number, line.split())) for line in beyond(text).splitlines()]
+
+        return self.texts.derived(key, lambda: (numbers, self.texts.mapped((key, "lines"), lines)))
 
     def word_ngrams(self) -> IntArray:
         """`ngram_counts` of the words up to pairs, shape (pairs, 2, 3)."""
@@ -145,8 +167,9 @@ class Pairs:
     def _characters(self) -> dict[str, str]:
         if not self.preparation.by_word:
             return self.texts.mapped(("joined", self.preparation), lambda text: "".join(self.preparation.tokens(text)))
-        word = self.preparation.normalizer.words.__getitem__
-        return {t: "".join([w for line in lines for w in map(word, line)]) for t, lines in self._lines().items()}
+        numbers, texts = self._numbered()
+        word = list(map(self.preparation.normalizer.words.__getitem__, numbers)).__getitem__
+        return {t: "".join([w for line in lines for w in map(word, line)]) for t, lines in texts.items()}
 
     def _counted(self, strings: dict[str, str], order: int) -> IntArray:
         return ngram_counts([strings[t] for t in self.replies], [strings[t] for t in self.references], order)

@@ -11,7 +11,7 @@ Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -19,7 +19,7 @@ from itertools import chain
 import regex
 
 from bnbench.metrics.errors import UsageError
-from bnbench.metrics.normalization import UNCHANGED_LINE, UNCHANGED_WORD, Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import CHANGEABLE_LINE, UNCHANGED_WORD, Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -125,18 +125,19 @@ class Preparation:
             return Memo(lambda raw: (raw,) if UNCHANGED_WORD.fullmatch(raw) else split(words[raw]))
         return Memo(lambda raw: split(words[raw]))
 
-    def learn(self, words: set[str]) -> list[str]:
+    def learn(self, words: Collection[str]) -> Collection[str]:
         """Have the `pieces` of many words at hand, at half the price of asking for each; only where `by_word`.
 
-        Gives back those words that are known at sight to be one token, themselves; they are left out of `pieces`.
+        Gives back the words whose pieces must be asked for; the others are known at sight to be one token, themselves.
         """
         if self.tokenizer != "bn1":
-            return []
-        alone = UNCHANGED_LINE.findall("\n".join(words))
-        new = self.pieces.unknown(words.difference(alone))
+            return set(words)
+        # The blank is a last line to be found: after it, nothing is left to be searched in vain.
+        several = set(CHANGEABLE_LINE.findall("\n".join([*words, " ", ""]))) - {" "}
+        new = self.pieces.unknown(several)
         self.normalizer.learn(new)
         self.pieces.learn(new, map(_bn1, map(self.normalizer.words.__getitem__, new)))
-        return alone
+        return several
 
     def split_sentences(self, text: str) -> list[str]:
         """The normalised text cut at line ends and after । ॥ ? ! with the quotes or brackets that close there."""

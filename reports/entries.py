@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnbench.errors import RunError
+from bnbench.metrics.combined import NAME as COMBINED
+from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import FloatArray
 from bnbench.runs import Generation, Run
 
@@ -100,12 +102,29 @@ def _same_items(run: Run, first: Run) -> None:
 
 def _same_signatures(run: Run, signatures: dict[str, tuple[str, Run]]) -> None:
     for metric in run.meta["metrics"]:
+        if metric["name"] == COMBINED:  # other weights leave it out (`same_weights`), and its parts are checked
+            continue
         expected, other = signatures.setdefault(metric["name"], (metric["signature"], run))
         if metric["signature"] != expected:
             raise RunError(
                 f"{run.path}: {metric['signature']} cannot be ranked with {expected} of {other.path}; "
                 "run both evaluations again with the same version (their replies are kept)"
             )
+
+
+def same_weights(runs: Sequence[Run]) -> bool:
+    """Whether all runs declared the same combined score, or none. RunError where not and it is what ranks."""
+    same = all(_weights(run) == _weights(runs[0]) for run in runs)
+    if not same and runs[0].meta["primary_metric"] == COMBINED:
+        raise RunError(
+            f"{runs[0].path} ranks by a combined score that not all of {', '.join(str(run.path) for run in runs[1:])} "
+            "declared; evaluate them with the same --combine, or name first a run with another primary metric"
+        )
+    return same
+
+
+def _weights(run: Run) -> Mapping[str, float]:
+    return run.meta.get("combined") or {}
 
 
 def differences_between(runs: Sequence[Run]) -> list[str]:
@@ -120,6 +139,9 @@ def differences_between(runs: Sequence[Run]) -> list[str]:
                 f"the runs {first.meta['name']} and {run.meta['name']} differ in {', '.join(different)}: "
                 "differences between their candidates may come from there"
             )
+        if _weights(run) != _weights(first):
+            declared = " and ".join(f"{r.meta['name']} {weighted(_weights(r)) or 'none'}" for r in (first, run))
+            notes.append(f"the combined score is left out: the runs declared different ones, {declared}")
         if run.meta["primary_metric"] != first.meta["primary_metric"]:
             notes.append(
                 f"the run {run.meta['name']} declared {run.meta['primary_metric']} as its primary metric; "

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnbench.metrics.combined import NAME as COMBINED
+from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
 from bnbench.reports.entries import Entry
@@ -75,7 +77,8 @@ def examples(ranking: Ranking, entries: Sequence[Entry], messages: Sequence[Mapp
 
 def per_item(ranking: Ranking, entries: Sequence[Entry]) -> dict[str, FloatArray]:
     """The primary value of every single reply, (n,) a candidate; what is not finite counts as 0."""
-    formula = get_metric(ranking.primary).formula
+    made = ranking.combined if ranking.primary == COMBINED else None
+    formula = (CombinedScore(made.weights) if made else get_metric(ranking.primary)).formula
     return {e.name: np.nan_to_num(formula(e.tables[ranking.primary])[:, 0], posinf=0.0, neginf=0.0) for e in entries}
 
 

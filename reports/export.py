@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from bnbench.reports import format as fmt
+from bnbench.reports.combined import combined_lines, combined_tables
 from bnbench.reports.methods import limits, methods_paragraph
 from bnbench.reports.ranking import Comparison, Ranking, Score, Standing
-from bnbench.reports.values import Value, shown_values
+from bnbench.reports.trust import sentence
+from bnbench.reports.values import Value, flag_notes, shown_values, zeros
 from bnbench.reports.verdict import outcome, verdict, warnings
 
 COLUMNS = (
@@ -62,9 +64,13 @@ def report_md(ranking: Ranking) -> str:
         f"# {_escaped(said.headline)}",
         *map(_escaped, said.details),
         *(f"> **Note:** {_escaped(note)}" for note in warnings(ranking)),
-        f"## Ranking on {_escaped(primary.label)} ({ranking.n} items, 95 % intervals)",
+        f"## Ranking on {_escaped(primary.label)} ({fmt.counted(ranking.n, 'item')}, 95 % intervals)",
         _table(_ranking_rows(ranking, primary)),
+        *_combined(ranking),
         *_secondary(ranking, others),
+        *(_escaped(note) for note in flag_notes([primary, *others])),
+        *([_escaped(zeros(ranking))] if zeros(ranking) else []),
+        *_trust(ranking),
         "## How it was measured",
         _escaped(methods_paragraph(ranking)),
         "\n".join(f"* {_escaped(limit)}" for limit in limits(ranking)),
@@ -73,7 +79,7 @@ def report_md(ranking: Ranking) -> str:
 
 
 def _ranking_rows(ranking: Ranking, primary: Value) -> Iterator[list[str]]:
-    yield ["rank", "candidate", f"{primary.label} {primary.arrow}", "95 %", "Δ", "95 %", "p", "compared with", ""]
+    yield ["rank", "candidate", f"{primary.flagged} {primary.arrow}", "95 %", "Δ", "95 %", "p", "compared with", ""]
     for s in ranking.standings:
         score = ranking.primary_score(s)
         shown = [fmt.number(score.value, primary.decimals), fmt.interval(score.low, score.high, primary.decimals)]
@@ -89,6 +95,20 @@ def _difference(c: Comparison | None, value: Value) -> list[str]:
     return [fmt.number(c.difference, value.decimals, sign=True), ends, p, fmt.name(c.other), value.mark(c)]
 
 
+def _combined(ranking: Ranking) -> Iterator[str]:
+    scores, parts = combined_tables(ranking)
+    if scores:
+        yield "## Combined score"
+        yield _table([*left, *right] for left, right in zip(scores, parts, strict=True))
+        yield "\n".join(f"* {_escaped(line)}" for line in combined_lines(ranking))
+
+
+def _trust(ranking: Ranking) -> Iterator[str]:
+    if ranking.trust:
+        yield "## Can these metrics be trusted?"
+        yield "\n".join(f"* {_escaped(f'{t.metric}: {sentence(t)}')}" for t in ranking.trust)
+
+
 def _secondary(ranking: Ranking, values: Sequence[Value]) -> Iterator[str]:
     if values:
         yield "## Secondary metrics (p unadjusted)"
@@ -102,7 +122,7 @@ def _secondary_rows(ranking: Ranking, values: Sequence[Value]) -> Iterator[list[
             score = s.score(v.metric, v.name)
             if score:
                 ends = fmt.interval(score.low, score.high, v.decimals)
-                first = [f"{v.label} {v.arrow}", fmt.name(s.candidate), fmt.number(score.value, v.decimals), ends]
+                first = [f"{v.flagged} {v.arrow}", fmt.name(s.candidate), fmt.number(score.value, v.decimals), ends]
                 yield [*first, *_difference(s.versus(v.metric, v.name), v)]
 
 

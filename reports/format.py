@@ -15,12 +15,16 @@ _KEPT = "\u200c\u200d"  # joiners that spell Bengali
 
 
 def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str:
-    """`−1.25`; a dash for None and for what is not finite; an exponent where a plain number would be unreadable."""
+    """`−1.25`; a dash for None and for what is not finite; an exponent where a plain number would be unreadable or,
+    with four decimals, would look like 0.
+    """
     if value is None or not math.isfinite(value):
         return ABSENT
     if abs(value) >= 1e7:
         return f"{value:{'+' if sign else ''}.2e}".replace("-", MINUS)
     rounded = round(value, decimals) or 0.0
+    if not rounded and decimals >= 4 and abs(value) > 1e-9:
+        return f"{value:{'+' if sign else ''}.0e}".replace("-", MINUS)
     return f"{rounded:{'+' if sign and rounded else ''},.{decimals}f}".replace("-", MINUS)
 
 
@@ -39,9 +43,16 @@ def p_phrase(p: float | None) -> str:
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
-def interval(low: float, high: float, decimals: int, *, sign: bool = False) -> str:
-    """`[1.0, 3.2]`."""
-    return f"[{number(low, decimals, sign=sign)}, {number(high, decimals, sign=sign)}]"
+def interval(low: float, high: float, decimals: int, *, sign: bool = False, form: str = "[{}, {}]") -> str:
+    """`[1.0, 3.2]`; a dash where there is none."""
+    if not (math.isfinite(low) or math.isfinite(high)):
+        return ABSENT
+    return form.format(number(low, decimals, sign=sign), number(high, decimals, sign=sign))
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 item`, `1,200 items`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def percent(share: float | None) -> str:

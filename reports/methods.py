@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnbench.reports.format import p_value
+from bnbench.reports.format import counted, p_value
 from bnbench.reports.ranking import ALPHA, Ranking
 from bnbench.reports.values import label
 
@@ -11,7 +11,7 @@ def methods_paragraph(ranking: Ranking) -> str:
     """A paragraph to copy: what was scored, how, with which signatures, and how it was compared."""
     several = len(ranking.standings) > 1
     scored = (
-        f"{_counted(len(ranking.standings), 'candidate')} answered the same {_counted(ranking.n, 'message')}. "
+        f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
         f"The primary metric, declared before the run, was {label(ranking.primary, ranking.primary_value)} "
         f"({ranking.signatures[ranking.primary]}). Intervals are 95 % percentile bootstrap intervals over items "
         f"({ranking.resamples:,} resamples, seed {ranking.seed})."
@@ -37,7 +37,7 @@ def limits(ranking: Ranking) -> list[str]:
     said = [
         "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
-        f"{_counted(ranking.n, 'item')}: the result holds for messages like these.",
+        f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
         f"{label(ranking.primary, ranking.primary_value)} was declared as the primary metric before the run and alone "
         "ranks. p-values of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
         "The metrics compare with a reference, count words, or measure likelihood. "
@@ -47,10 +47,6 @@ def limits(ranking: Ranking) -> list[str]:
         floor = p_value(1 / (ranking.resamples + 1))
         said.append(
             f"p cannot fall below {floor} with {ranking.resamples:,} exchanges. The smallest detectable difference is "
-            f"the true difference that {_counted(ranking.n, 'such item')} would show in 80 % of cases at α = {ALPHA:g}."
+            f"the true difference that {counted(ranking.n, 'such item')} would show in 80 % of cases at α = {ALPHA:g}."
         )
     return said
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnbench.reports.ranking import Comparison, Ranking, Score
 
@@ -40,7 +40,9 @@ class Plot:
 
 def interval_plot(ranking: Ranking) -> Plot:
     """All candidates on the primary value, in the order of the ranking."""
-    scores = [ranking.primary_score(s) for s in ranking.standings]
+    # One item has no interval: its score is drawn as a point.
+    known = [ranking.primary_score(s) for s in ranking.standings]
+    scores = [s if _is_finite(s) else replace(s, low=s.value, high=s.value) for s in known]
     ends = [x for s in scores if _is_finite(s) for x in (s.low, s.value, s.high)]
     scale = _Scale.over(ends or [0.0, 1.0])
     bars = tuple(Bar(scale.at(s.low), scale.at(s.value), scale.at(s.high)) if _is_finite(s) else None for s in scores)

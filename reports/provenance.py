@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bnbench.reports.format import ABSENT
+from bnbench.reports.format import ABSENT, counted
 from bnbench.runs import Run
 
 
@@ -51,7 +51,7 @@ def run_view(run: Run) -> RunView:
 def _corpus(corpus: Mapping[str, Any]) -> str:
     source = "" if corpus.get("source") in (None, corpus.get("name")) else f" from {corpus['source']}"
     limit = f", limited to {corpus['limit']}" if corpus.get("limit") else ""
-    return f"{corpus.get('name')}{source}: split {corpus.get('split')}, {corpus.get('n')} items{limit}"
+    return f"{corpus.get('name')}{source}: split {corpus.get('split')}, {counted(corpus['n'], 'item')}{limit}"
 
 
 def _prompt(prompt: Mapping[str, Any]) -> str:

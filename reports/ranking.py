@@ -8,25 +8,32 @@ A place is a range: 1 + how many are certainly above, up to N - how many are cer
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bnbench.errors import UsageError
+from bnbench.metrics.audit.record import read_audits
+from bnbench.metrics.combined import NAME as COMBINED
+from bnbench.metrics.combined import Combined, CombinedScore, combine
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
-from bnbench.reports.entries import Entry, collect, differences_between
+from bnbench.reports.entries import Entry, collect, differences_between, same_weights
+from bnbench.reports.trust import Trust, trust
 from bnbench.runs import Run
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 ALPHA = 0.05
 _OPEN = Interval(-math.inf, math.inf)
+_NO_INTERVAL = Interval(math.nan, math.nan)
 
 Pair = tuple[int, int]
+_Test = tuple[FloatArray, FloatArray, Callable[[FloatArray], FloatArray]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Comparison:
     `p_holm` is set where the comparison belongs to the family of the primary metric. `better` says whether the
     candidate is better or worse; None means that the items cannot tell: the interval holds 0, or p (p_holm where it is
     set) is not under 0.05. `smallest_detectable` is the true difference that so many items would show in 80 % of cases.
+    Of one item, the interval, p and the detectable difference are NaN (null in JSON), and those of `Score` too.
     """
 
     candidate: str
@@ -98,6 +106,8 @@ class Ranking:
     """Everything that a report says in numbers. `standings` is sorted by the primary value, best first.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
+    `combined` has the parts and the stability of the combined score, where one was declared; `trust` what is on record
+    about metrics that were audited.
     """
 
     primary: str
@@ -115,6 +125,8 @@ class Ranking:
     descriptions: Mapping[str, str]
     directions: Mapping[str, bool]
     notes: tuple[str, ...]
+    combined: Combined | None
+    trust: tuple[Trust, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: no times, no paths, and null for a number that is not finite."""
@@ -128,23 +140,29 @@ class Ranking:
         return score
 
 
-def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Ranking:
-    """Ranks the candidates of one run, or of several over the same items.
+def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None) -> Ranking:
+    """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     Raises:
-        RunError: see `collect`. UsageError: the primary metric is missing for a candidate, or it is not installed here.
+        RunError: see `collect`. UsageError: the primary metric is missing for a candidate, or it is not installed here;
+            `audits` cannot be read.
     """
+    on_record = [*read_audits(), *(read_audits(audits) if audits else [])]
     entries = collect(runs)
     primary, seed = runs[0].meta["primary_metric"], runs[0].meta["seed"]
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
     described = {m["name"]: m for run in runs for m in run.meta["metrics"]}
+    if not same_weights(runs):
+        described.pop(COMBINED, None)
     metrics, absent = _metrics(described, primary)
     pairs = _pairs(entries, metrics[primary], resamples, seed)
     standings = _standings(entries, list(metrics.values()), pairs, resamples, seed)
     best_first = -1.0 if metrics[primary].higher_is_better else 1.0
     main = metrics[primary].values[0]
+    values = {name: tuple(m.values) for name, m in metrics.items()}
+    signatures = {name: described[name]["signature"] for name in metrics}
     standings.sort(key=lambda s: best_first * next(x.value for x in s.scores if (x.metric, x.name) == (primary, main)))
     return Ranking(
         primary=primary,
@@ -157,20 +175,36 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Ranking:
         level=LEVEL,
         standings=tuple(standings),
         pairs=tuple(pairs.values()),
-        values={name: tuple(m.values) for name, m in metrics.items()},
-        signatures={name: described[name]["signature"] for name in metrics},
+        values=values,
+        signatures=signatures,
         descriptions={name: described[name]["description"] for name in metrics},
         directions={name: m.higher_is_better for name, m in metrics.items()},
         notes=tuple(
             dict.fromkeys([*(n for run in runs for n in run.meta["notes"]), *differences_between(runs), *absent])
         ),
+        combined=_combined(standings, metrics, seed),
+        trust=trust(signatures, values, on_record),
     )
+
+
+def _combined(standings: Sequence[Standing], metrics: Mapping[str, Metric], seed: int) -> Combined | None:
+    """The parts of the combined score of every candidate that has it, and what other weights would make of them."""
+    of = metrics.get(COMBINED)
+    if not isinstance(of, CombinedScore):
+        return None
+    parts = {
+        s.candidate: {
+            part.name: value for part in of.parts if (value := s.value(part.name, part.values[0])) is not None
+        }
+        for s in standings
+    }
+    return combine({who: have for who, have in parts.items() if len(have) == len(of.parts)}, of.weights, seed=seed)
 
 
 def _metrics(described: Mapping[str, Mapping[str, Any]], primary: str) -> tuple[dict[str, Metric], list[str]]:
     """The metrics that this installation can compute, the primary first; a note for each that it cannot."""
     found, notes = {}, []
-    for name in sorted(described, key=lambda n: n != primary):
+    for name in sorted(described, key=lambda n: (n != primary, n != COMBINED)):
         try:
             found[name] = _metric(name, described[name])
         except UsageError as error:
@@ -181,7 +215,7 @@ def _metrics(described: Mapping[str, Mapping[str, Any]], primary: str) -> tuple[
 
 
 def _metric(name: str, described: Mapping[str, Any]) -> Metric:
-    metric = get_metric(name)
+    metric = CombinedScore(described["weights"]) if name == COMBINED else get_metric(name)
     if list(metric.columns) != list(described["columns"]):
         raise UsageError(
             f"the run holds the statistics {', '.join(described['columns'])}, this version of {name} has "
@@ -253,6 +287,8 @@ def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) 
     table = np.hstack(tables)
     names = [(m.name, value) for m in mine for value in m.values]
     intervals = bootstrap(table, formula, resamples=resamples, seed=seed, level=LEVEL)
+    if len(table) == 1:  # its resamples are all alike, which is no certainty
+        intervals = [_NO_INTERVAL] * len(names)
     values = formula(table.sum(axis=0))
     return [Score(*name, float(v), i.low, i.high) for name, v, i in zip(names, values, intervals, strict=True)]
 
@@ -261,12 +297,20 @@ def _compare(a: Entry, b: Entry, metrics: Sequence[Metric], resamples: int, seed
     """Every value of every metric that both have."""
     shared = [m for m in metrics if m.name in a.tables and m.name in b.tables]
     tests = [(a.tables[m.name], b.tables[m.name], m.formula) for m in shared]
-    found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
+    found = _paired_tests(tests, resamples, seed)
     return [
         _comparison(a, b, metric, name, result)
         for metric, results in zip(shared, found, strict=True)
         for name, result in zip(metric.values, results, strict=True)
     ]
+
+
+def _paired_tests(tests: Sequence[_Test], resamples: int, seed: int) -> list[list[PairedResult]]:
+    """`paired_tests`, but from one item follow neither intervals nor p-values."""
+    found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
+    if len(tests[0][0]) > 1:
+        return found
+    return [[PairedResult(r.difference, _NO_INTERVAL, math.nan, math.nan) for r in results] for results in found]
 
 
 def _comparison(a: Entry, b: Entry, metric: Metric, name: str, result: PairedResult) -> Comparison:
@@ -278,7 +322,7 @@ def _comparison(a: Entry, b: Entry, metric: Metric, name: str, result: PairedRes
 
 
 def _better(low: float, high: float, p: float, higher_is_better: bool) -> bool | None:
-    if p >= ALPHA or low <= 0 <= high:
+    if not p < ALPHA or low <= 0 <= high:  # p is not a number where there is one item
         return None
     return (low > 0) == higher_is_better
 
@@ -296,7 +340,7 @@ def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) 
     for i, a in enumerate(entries[:-1]):
         others = range(i + 1, len(entries))
         tests = [(a.tables[metric.name], entries[j].tables[metric.name], metric.formula) for j in others]
-        found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
+        found = _paired_tests(tests, resamples, seed)
         pairs |= {
             (i, j): _comparison(a, entries[j], metric, metric.values[0], r[0])
             for j, r in zip(others, found, strict=True)

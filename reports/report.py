@@ -24,14 +24,16 @@ class Report:
     html: Path
 
 
-def write_report(runs: Sequence[Run], folder: Path, *, resamples: int = RESAMPLES) -> Report:
-    """Ranks the candidates of the runs and writes the four files into `folder`.
+def write_report(
+    runs: Sequence[Run], folder: Path, *, resamples: int = RESAMPLES, audits: Path | None = None
+) -> Report:
+    """Ranks the candidates of the runs and writes the four files into `folder`. `audits` is a file of further audits.
 
     Raises:
         RunError: the runs are not over the same items or not scored alike.
-        UsageError: the primary metric cannot be computed.
+        UsageError: the primary metric cannot be computed, or `audits` not be read.
     """
-    ranking = rank(runs, resamples=resamples)
+    ranking = rank(runs, resamples=resamples, audits=audits)
     files = {
         "ranking.json": ranking_json(ranking),
         "ranking.csv": ranking_csv(ranking),

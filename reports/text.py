@@ -5,9 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len
+
+from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.reports import format as fmt
+from bnbench.reports.combined import combined_lines, combined_tables
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.values import Value, shown_values, zero_values
+from bnbench.reports.trust import sentence
+from bnbench.reports.values import Value, flag_notes, shown_values, zeros
 from bnbench.reports.verdict import verdict, warnings
 
 WIDTH = 110
@@ -16,14 +21,17 @@ _DETAILED = 3  # as many candidates get a table of their own; more share a compa
 
 
 def terminal(ranking: Ranking) -> str:
-    """Verdict, ranking, secondary metrics, notes."""
+    """Verdict, ranking, combined score, secondary metrics, notes."""
     said = verdict(ranking)
     primary, *others = shown_values(ranking)
+    unaudited = [t for t in ranking.trust if not t.audited]
     blocks = [
         _wrapped([said.headline, *said.details]),
         _ranking(ranking, primary),
-        *_secondary(ranking, others),
-        _wrapped([f"0 for every candidate: {'; '.join(zeros)}"] if (zeros := zero_values(ranking)) else []),
+        _combined(ranking),
+        *_secondary(ranking, [v for v in others if v.metric != COMBINED]),
+        _wrapped([*flag_notes([primary, *others]), *(f"{t.metric}: {sentence(t)}" for t in unaudited)], "  "),
+        _wrapped([zeros(ranking)]),
         _wrapped([f"Note: {note}" for note in warnings(ranking)], "      "),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -31,8 +39,6 @@ def terminal(ranking: Ranking) -> str:
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows as columns two spaces apart, the first `left` of them flush left, the others right; as wide as they look."""
-    from rich.cells import cell_len
-
     widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -49,11 +55,30 @@ def _wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 def _ranking(ranking: Ranking, primary: Value) -> str:
     several = len(ranking.standings) > 1
     way = "higher" if primary.higher_is_better else "lower"
-    title = f"{primary.label}, the primary metric ({way} is better), {ranking.n} items, 95 % bootstrap intervals"
+    over = f"{fmt.counted(ranking.n, 'item')}, 95 % bootstrap intervals" if ranking.n > 1 else "1 item, no interval"
+    title = f"{primary.label}, the primary metric ({way} is better), {over}"
     p = "p (Holm)" if len(ranking.pairs) > 1 else "p"
-    head = ["rank", "candidate", primary.label, "95 %", *([f"Δ to {_base(ranking)}", "95 %", p, ""] if several else [])]
+    head = [
+        "rank",
+        "candidate",
+        primary.flagged,
+        "95 %",
+        *([f"Δ to {_base(ranking)}", "95 %", p, ""] if several else []),
+    ]
     rows = [head, *(_place(ranking, s, primary, several) for s in ranking.standings)]
     return f"{title}\n{aligned(rows, left=2)}"
+
+
+def _combined(ranking: Ranking) -> str:
+    """The combined score with its parts beside it, or below where they do not fit."""
+    scores, parts = combined_tables(ranking)
+    if not scores:
+        return ""
+    table = aligned([[*left, *right] for left, right in zip(scores, parts, strict=True)])
+    if max(map(cell_len, table.splitlines())) > WIDTH:
+        named = [[row[0], *part] for row, part in zip(scores, parts, strict=True)]
+        table = f"{aligned(scores)}\n\n{aligned(named)}"
+    return f"Combined score (higher is better)\n{table}\n{_wrapped(combined_lines(ranking), '  ')}"
 
 
 def _base(ranking: Ranking) -> str:
@@ -100,7 +125,7 @@ def _detailed(ranking: Ranking, standing: Standing, values: Sequence[Value]) -> 
         pair = [standing.value(v.metric, v.name), base.value(v.metric, v.name)]
         if pair != [None, None]:
             scores = [fmt.number(x, v.decimals) for x in pair]
-            rows.append([v.label, v.arrow, *scores, *_difference(standing.versus(v.metric, v.name), v)])
+            rows.append([v.flagged, v.arrow, *scores, *_difference(standing.versus(v.metric, v.name), v)])
     title = f"Secondary metrics, {this} against {other} (p unadjusted; ↑ higher, ↓ lower is better)"
     return f"{_wrapped([title])}\n{aligned(rows, left=2)}"
 
@@ -111,7 +136,7 @@ def _compact(ranking: Ranking, values: Sequence[Value]) -> Iterator[str]:
     for start in range(0, len(ranking.standings), step):
         standings = ranking.standings[start : start + step]
         rows = [["", "", *(fmt.name(s.candidate, 15) for s in standings)]]
-        rows += [[v.label, v.arrow, *(_marked(s, v) for s in standings)] for v in values]
+        rows += [[v.flagged, v.arrow, *(_marked(s, v) for s in standings)] for v in values]
         marks = "; ▲ better, ▼ worse than its base, p < 0.05 unadjusted" if len(ranking.standings) > 1 else ""
         yield f"Secondary metrics (↑ higher, ↓ lower is better{marks})\n{aligned(rows, left=2)}"
 

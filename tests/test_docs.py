@@ -1,8 +1,11 @@
-"""docs/metrics.md says what the code does: names, signatures, directions, rules, tokens, and examples that run."""
+"""docs/metrics.md and docs/empathy.md say what the code does: names, signatures, directions, rules, tokens, figures of
+audits, and examples that run.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import sys
@@ -12,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from bnbench.metrics import get_metric, metric_names, normalize, original_scores, registry, tokenize
+from bnbench.metrics import CombinedScore, get_metric, metric_names, normalize, original_scores, registry, tokenize
+from bnbench.metrics.audit import read_audits
 from bnbench.metrics.normalization import PROFILES, RULES
 from bnbench.metrics.tokenization import TOKENIZERS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+EMPATHY = (Path(__file__).parents[1] / "docs" / "empathy.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
-PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE + EMPATHY, re.DOTALL)
 
 
 def rows(section):
@@ -108,11 +113,26 @@ def test_the_commands_have_the_options_that_they_are_shown_with():
 
     from bnbench.cli import app
 
-    command = get_command(app).commands["score"]
-    known = {option for parameter in command.params for option in parameter.opts}
-    lines = [line for line in SECTIONS["Scoring files"].splitlines() if line.startswith("$ bnbench score")]
-    assert len(lines) == 4
-    assert {word for line in lines for word in line.split() if word.startswith("--")} <= known
+    lines = re.findall(r"^\$ bnbench (\S+) (.*)$", PAGE + EMPATHY, re.MULTILINE)
+    assert {name for name, _ in lines} == {"score", "evaluate", "audit", "report"} and len(lines) == 8
+    for name, rest in lines:
+        known = {option for parameter in get_command(app).commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, rest
+
+
+def test_the_combined_score_is_told_as_it_is():
+    signature = CombinedScore({"chrF++": 0.25, "semantic-empathy": 0.75}).signature(300)
+    assert f"`{re.sub('(?<=parts:)[0-9a-f]{8}', 'xxxxxxxx', signature)}`" in SECTIONS["Combined score"]
+    assert "`parts:…`" in SECTIONS["Signatures"]
+
+
+def test_the_tables_of_audits_are_those_on_record():
+    """Where it fails: run `python scripts/record_audits.py`."""
+    path = Path(__file__).parents[1] / "scripts" / "record_audits.py"
+    spec = importlib.util.spec_from_file_location("record_audits", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.page_with(EMPATHY, read_audits()) == EMPATHY
 
 
 def run(code):

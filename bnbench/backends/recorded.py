@@ -11,22 +11,9 @@ from bnbench.candidates import Candidate
 from bnbench.corpus import Example
 from bnbench.decoding import Decoding
 from bnbench.errors import CandidateError, CorpusError
+from bnbench.joining import TextFile
 from bnbench.metrics.core import FloatArray
 from bnbench.prompts import Prompt
-from bnbench.tables import read_table, read_text
-
-COLUMNS = (
-    "reply",
-    "prediction",
-    "response",
-    "response_text",
-    "generated",
-    "generated_text",
-    "output",
-    "answer",
-    "Answers",
-)
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def open_session(candidates: Sequence[Candidate], options: SessionOptions) -> RecordedSession:
@@ -37,24 +24,17 @@ def open_session(candidates: Sequence[Candidate], options: SessionOptions) -> Re
 def read_predictions(path: Path) -> tuple[list[str], list[str] | None]:
     """The replies of a file and their ids, None where it has none.
 
-    CSV, TSV, JSONL and Parquet need a column of one of the names `COLUMNS`, and are joined by a column `id` where there
-    is one. Any other file holds one reply a line. Raises CandidateError.
+    Read as `bnbench score` reads them (`joining.TextFile`). Raises CandidateError, also for a reply that is null: what
+    has no reply must not be scored as an empty one.
     """
     try:
-        if path.suffix.lower() not in TABLES:
-            return [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")], None
-        records = read_table(path)
+        file = TextFile.of(path, "reply", {})
+        rows = list(file.rows())
     except CorpusError as error:
         raise CandidateError(f"predictions {error}") from None
-    if not records:
-        raise CandidateError(f"predictions {path}: the file has no rows")
-    column = next((name for name in COLUMNS if name in records[0]), None)
-    if column is None:
-        raise CandidateError(
-            f"predictions {path}: no column holds replies; the columns are {', '.join(records[0])}; call one 'reply'"
-        )
-    ids = [record.get("id", "") for record in records] if "id" in records[0] else None
-    return [record.get(column, "") for record in records], ids
+    if not rows:
+        raise CandidateError(f"predictions {path}: the file is empty")
+    return [texts[0] for _, _, texts in rows], [name for _, name, _ in rows] if file.ids else None
 
 
 def join(path: Path, replies: Sequence[str], ids: Sequence[str] | None, examples: Sequence[Example]) -> dict[str, str]:
@@ -62,8 +42,8 @@ def join(path: Path, replies: Sequence[str], ids: Sequence[str] | None, examples
     if ids is None:
         if len(replies) != len(examples):
             raise CandidateError(
-                f"predictions {path}: {len(replies)} replies for {len(examples)} items; without a column 'id' the file "
-                "is joined line by line and must have one reply for each item, in the same order"
+                f"predictions {path}: it holds {len(replies)} and the data {len(examples)}; without a column 'id' "
+                "replies are joined line by line, and there must be one for each item, in the same order"
             )
         return {example.id: reply for example, reply in zip(examples, replies, strict=True)}
     by_id: dict[str, str] = {}

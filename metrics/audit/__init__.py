@@ -13,6 +13,9 @@
 * Sentinels: the metric must be better than the best of four scores that know nothing (`sentinels`), with p < .05 in a
   paired bootstrap over messages. Where it is not, it is not trustworthy there.
 
+What must not happen is a gate, and fails; any other check that does not find what it expects shows a known limit.
+Audits of the two empathy metrics are on record (`record`), so that reports can show them without making them again.
+
 A metric that needs references gets, for each reply, the best-labelled empathic reply among the other replies to the
 same message. One that needs likelihoods cannot be audited. An audit speaks of the replies and labels that it was given.
 
@@ -27,16 +30,22 @@ from __future__ import annotations
 from bnbench.metrics.audit.agreement import krippendorff_alpha
 from bnbench.metrics.audit.auditing import audit, audits
 from bnbench.metrics.audit.original import OriginalSemantic
-from bnbench.metrics.audit.report import AuditReport, Check, Estimate, Standing, standings_table
+from bnbench.metrics.audit.record import RECORD, read_audits, unnumbered, write_audits
+from bnbench.metrics.audit.report import AuditReport, Check, Estimate, Standing, all_standings, audits_text
 
 __all__ = [
+    "RECORD",
     "AuditReport",
     "Check",
     "Estimate",
     "OriginalSemantic",
     "Standing",
+    "all_standings",
     "audit",
     "audits",
+    "audits_text",
     "krippendorff_alpha",
-    "standings_table",
+    "read_audits",
+    "unnumbered",
+    "write_audits",
 ]

@@ -24,16 +24,17 @@ from bnbench.metrics.audit.checks import (
     sentinel_check,
     spelling_check,
 )
+from bnbench.metrics.audit.original import OriginalSemantic
 from bnbench.metrics.audit.perturbations import PERTURBATIONS, perturbed
 from bnbench.metrics.audit.report import AUC, AuditReport, Check, Standing
 from bnbench.metrics.audit.sentinels import sentinel_scores
 from bnbench.metrics.audit.spelling import SPELLINGS, Spelling
-from bnbench.metrics.core import FloatArray, Metric, Texts
+from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts
 from bnbench.metrics.empathy import KeywordEmpathy
+from bnbench.metrics.encoder import load_encoder
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
-from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import resampled_sums
 
@@ -71,8 +72,9 @@ def audit(
     """Audit a metric on labelled replies, by default the held-out half of the shipped set.
 
     `beside` are metrics whose agreement with the labels is shown in the same table (default: the original project's
-    keyword score). The same arguments give the same report. Raises `InputError` where the metric needs likelihoods, the
-    set has no empathic reply or nothing else, more than 4,000 rows, or too few replies to give references.
+    keyword score, and its semantic score with the shipped encoder). The same arguments give the same report. Raises
+    `InputError` where the metric needs likelihoods, the set has no empathic reply or nothing else, more than 4,000
+    rows, or too few replies to give references.
     """
     data = labelled_set("held-out") if data is None else data
     _check(metric, data)
@@ -147,9 +149,9 @@ def _label_checks(
 
 
 def _beside(metric: Metric) -> list[Metric]:
-    """The original project's keyword score, unless it is what is audited."""
-    original = KeywordEmpathy("original")
-    return [original] if _label(original) != _label(metric) else []
+    """The original project's keyword and semantic scores (with our encoder), less the one that is audited."""
+    originals = [KeywordEmpathy("original"), OriginalSemantic(load_encoder())]
+    return [original for original in originals if _label(original) != _label(metric)]
 
 
 def _label(metric: Metric) -> str:

@@ -9,10 +9,9 @@ import numpy as np
 
 from bnbench.metrics.audit.agreement import Agreement, Groups, Measured, auc, difference, kendall
 from bnbench.metrics.audit.perturbations import IN_MOST, SAME, WORSE, Perturbation
-from bnbench.metrics.audit.report import AUC, FAILS, NOT_APPLICABLE, PASSES, Check, Estimate
-from bnbench.metrics.core import FloatArray, ratio
+from bnbench.metrics.audit.report import AUC, FAILS, LIMIT, NOT_APPLICABLE, PASSES, Check, Estimate
+from bnbench.metrics.core import MECHANISMS, FloatArray, ratio
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet
-from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.significance import bootstrap
 
 ALPHA = 0.05
@@ -118,8 +117,7 @@ def change_check(change: Change, scores: FloatArray, resamples: int, seed: int) 
         shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
     numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
     numbers |= {"worse": worse, "better": better}
-    verdict = PASSES if good else FAILS
-    return Check(change.group, change.name, change.expected, len(moves), shown, verdict, gate, numbers)
+    return Check(change.group, change.name, change.expected, len(moves), shown, _verdict(good, gate), gate, numbers)
 
 
 def measure_of(mechanism: str) -> str:
@@ -150,7 +148,7 @@ def sentinel_check(
     ours, theirs = metric[measure], sentinels[best][measure]
     lead = difference(ours, theirs)
     shown = f"{ours.value:.3f} vs {theirs.value:.3f} ({best}), p = {lead.p_value:.3f}"
-    verdict = PASSES if lead.value > 0 and lead.p_value < ALPHA else FAILS
+    verdict = _verdict(lead.value > 0 and lead.p_value < ALPHA, gate)
     numbers = {
         "value": ours.value,
         "sentinel": best,
@@ -163,6 +161,10 @@ def sentinel_check(
         "tie_threshold": ours.tie_threshold,
     }
     return Check("labels", measure, "wins", messages, shown, verdict, gate, numbers)
+
+
+def _verdict(good: bool, gate: bool) -> str:
+    return PASSES if good else FAILS if gate else LIMIT
 
 
 def estimates(labelled: Labelled) -> dict[str, Estimate]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 WIDTH = 110
-_LONGEST_NAME = 30
+_LONGEST_NAME = 33
 _NOTES = (
     "* a gate: where one fails, the audit fails; the other checks show limits. p: paired bootstrap, two-sided.",
     "Sentinels are taken in their better direction. An audit speaks of these replies and labels only.",
+    "lex:original and original-semantic are the original project's scores; the latter with the encoder that is",
+    "named, since its own model cannot be shipped.",
 )
 
-PASSES, FAILS, NOT_APPLICABLE = "passes", "fails", "not applicable"
+PASSES, FAILS, LIMIT, NOT_APPLICABLE = "passes", "fails", "limit", "not applicable"
+"""A gate fails; what any other check does not find as expected is a known limit."""
 AUC = "AUC"
 """The name of the measure, and of the check, that decides whether a metric is to be trusted."""
 
@@ -94,33 +97,62 @@ class AuditReport:
         if not self.trustworthy:
             sentinel = next(check.numbers["sentinel"] for check in self.checks if check.name == AUC)
             return f"not trustworthy here: not better than {sentinel}"
-        failed = [f"{check.group} {check.name}" for check in self.checks if check.verdict == FAILS]
-        return f"trustworthy here; fails: {', '.join(failed)}" if failed else "trustworthy here"
+        found = {"fails": self.named(FAILS), "known limits": self.named(LIMIT)}
+        return "; ".join(["trustworthy here", *(f"{what}: {', '.join(of)}" for what, of in found.items() if of)])
+
+    def named(self, verdict: str) -> list[str]:
+        """The checks with a verdict, as `change negation taken out`."""
+        return [f"{check.group} {check.name}" for check in self.checks if check.verdict == verdict]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {**asdict(self), "verdict": self.verdict, "trustworthy": self.trustworthy, "passed": self.passed}
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> AuditReport:
+        """A report again from what `as_dict` made of it. Raises `KeyError` or `TypeError` where it is no such thing."""
+        known = {field.name: plain[field.name] for field in fields(cls)}
+        known["checks"] = tuple(Check(**check) for check in plain["checks"])
+        known["standings"] = tuple(
+            Standing(row["name"], row["sentinel"], {name: Estimate(**each) for name, each in row["measures"].items()})
+            for row in plain["standings"]
+        )
+        return cls(**known)
+
     def __str__(self) -> str:
-        lines = [
-            f"{self.signature}",
-            f"on {self.data}: {self.replies} replies to {self.messages} messages, seed {self.seed}, "
-            f"{self.resamples} resamples of messages",
-            *textwrap.wrap(self.verdict, WIDTH, subsequent_indent="  "),
-        ]
-        return "\n".join([*lines, "", *_check_lines(self.checks), "", standings_table([self]), *_NOTES])
+        return audits_text([self])
+
+
+def audits_text(reports: Sequence[AuditReport]) -> str:
+    """Each audit's checks, then one table of how all the metrics, and the sentinels, agree with the labels."""
+    return "\n\n".join([*map(_checked, reports), "\n".join([standings_table(reports), *_NOTES])])
+
+
+def _checked(report: AuditReport) -> str:
+    lines = [
+        f"{report.signature}",
+        f"on {report.data}: {report.replies} replies to {report.messages} messages, seed {report.seed}, "
+        f"{report.resamples} resamples of messages",
+        *textwrap.wrap(report.verdict, WIDTH, subsequent_indent="  "),
+    ]
+    return "\n".join([*lines, "", *_check_lines(report.checks)])
 
 
 def standings_table(reports: Sequence[AuditReport]) -> str:
-    """The agreement of all metrics of several audits, and of the sentinels, in one table; each name once."""
-    rows: dict[str, Standing] = {}
-    for sentinel in (False, True):
-        for report in reports:
-            rows |= {row.name: row for row in report.standings if row.sentinel == sentinel and row.name not in rows}
-    measures = list(next(iter(rows.values())).measures)
+    """The agreement of all metrics of several audits, and of the sentinels, in one table."""
+    rows = all_standings(reports)
+    measures = list(rows[0].measures)
     header = ["agreement with the labels", *(name.removesuffix("_reaction") for name in measures)]
-    body = [[_short(row.name), *(_bare(row.measures[name]) for name in measures)] for row in rows.values()]
+    body = [[short_name(row.name), *(_bare(row.measures[name]) for name in measures)] for row in rows]
     return "\n".join(_columns([header, *body]))
+
+
+def all_standings(reports: Sequence[AuditReport]) -> list[Standing]:
+    """Each scorer of several audits once: the audited metrics, those shown beside them, the sentinels."""
+    audited = [report.standings[0] for report in reports]
+    beside = [row for report in reports for row in report.standings[1:]]
+    rows = [*audited, *sorted(beside, key=lambda row: row.sentinel)]
+    return list({row.name: row for row in reversed(rows)}.values())[::-1]
 
 
 def _bare(estimate: Estimate) -> str:
@@ -128,9 +160,9 @@ def _bare(estimate: Estimate) -> str:
     return re.sub("(?<![0-9])0(?=[.])", "", str(estimate))
 
 
-def _short(name: str) -> str:
-    """A scorer's name without the digits of a checksum, at most 30 characters."""
-    name = re.sub("[-@][0-9a-f]{8}(?= |$)", "", name)
+def short_name(name: str) -> str:
+    """A scorer's name with the first of its choices, without the digits of a checksum, at most 33 characters."""
+    name = re.sub("[-@][0-9a-f]{8}(?= |$)", "", re.sub(r"^(\S+ \S+:\S+) .*", r"\1", name))
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
@@ -143,7 +175,7 @@ def _check_lines(checks: Sequence[Check]) -> list[str]:
 
 
 def _mark(check: Check) -> str:
-    mark = {PASSES: "pass", FAILS: "FAIL", NOT_APPLICABLE: "n/a"}[check.verdict]
+    mark = {PASSES: "pass", FAILS: "FAIL", LIMIT: "limit", NOT_APPLICABLE: "n/a"}[check.verdict]
     return f"{mark} *" if check.gate else mark
 
 

@@ -508,7 +508,7 @@ def test_plain_lines_are_joined_in_order_and_lengths_must_agree(tmp_path: Path) 
     opened = open_session(found)
     opened.bind(EXAMPLES[:3])
     assert [r.text for r in opened.generate(found[0], [], IDS[:3], SAMPLED)] == ["এক\u2028দুই", "", "তিন\x85"]
-    with pytest.raises(CandidateError, match="3 replies for 4 items"):
+    with pytest.raises(CandidateError, match="it holds 3 and the data 4"):
         opened.bind(EXAMPLES[:4])
 
 
@@ -526,7 +526,7 @@ def test_tables(tmp_path: Path, name: str) -> None:
 
 
 def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(CandidateError, match=r"no column holds replies.*\bx\b"):
+    with pytest.raises(CandidateError, match=r"no column holds a reply; the columns are x"):
         open_session(predictions(tmp_path / "a.csv", "x\n1\n"))
     with pytest.raises(CandidateError, match="no rows"):
         open_session(predictions(tmp_path / "b.csv", "reply\n"))
@@ -536,8 +536,16 @@ def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match=r"7 of 8 items have no reply, the first 'item-1'"):
         open_session(predictions(tmp_path / "d.csv", "id,reply\nitem-0,ক\n")).bind(EXAMPLES)
     (tmp_path / "e.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CandidateError, match="not UTF-8"):
+    with pytest.raises(CandidateError, match=r"predictions .*e\.txt: the file is UTF-16; save it as UTF-8"):
         open_session(parse_candidates(predictions=[str(tmp_path / "e.txt")]))
+    for lines, says in (
+        ('{"reply": null}', r"the row has no 'reply' \(null\)"),
+        ('{"reply": ["ক"]}', "list, not text"),
+    ):
+        with pytest.raises(CandidateError, match=rf"f\.jsonl, line 2: .*{says}"):
+            open_session(predictions(tmp_path / "f.jsonl", f'{{"reply": ""}}\n{lines}\n'))
+    numbered = open_session(predictions(tmp_path / "g.jsonl", '{"id": 7.0, "reply": ""}\n'))
+    numbered.bind([replace(EXAMPLES[0], id="7")])  # ids are text, whatever type the file gives them
 
 
 def test_models_and_recorded_replies_in_one_run(tiny_base: Path, tmp_path: Path) -> None:

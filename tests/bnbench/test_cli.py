@@ -1,6 +1,10 @@
+import csv
+import io
 import json
+import os
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 from typer.testing import CliRunner
@@ -23,7 +27,7 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code % HEAVY], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    for command in ("evaluate", "finetune", "report", "compare", "score", "corpus", "inspect-prompt"):
+    for command in ("evaluate", "finetune", "publish", "report", "compare", "score", "corpus", "inspect-prompt"):
         assert command in done.stdout
 
 
@@ -36,15 +40,33 @@ def test_version():
     [
         (["evaluate", "--base", "no/such-model"], "no/such-model"),
         (["evaluate", "--primary", "chrf+"], "chrF++"),
+        (["evaluate", "--combine", "chrF++=1,semantic=1"], "semantic-empathy"),
+        (["evaluate", "--combine", "chrF++=1,perplexity=1"], "lower is better"),
+        (["evaluate", "--combine", "chrF++=1,BERTScore=1"], "a run does not compute it"),
+        (["evaluate", "--combine", "chrF++=-1"], "positive"),
+        (["evaluate", "--primary", "combined"], "--combine METRIC=WEIGHT"),
+        (["score", "none.csv", "--combine", "chrF++"], "METRIC=WEIGHT"),
         (["evaluate", "--data", "none.csv"], "none.csv: no such file"),
         (["evaluate", "--split-sizes", "1/2"], "train/validation/test"),
         (["evaluate", "--columns", "question"], "NAME=VALUE"),
-        (["evaluate", "--split", "dev"], "there is no split 'dev'"),
+        (["evaluate", "--split", "al"], "there is no split 'al'; did you mean 'all'?"),
+        (["evaluate", "--split", "dev", "--data", "none.csv"], "there is no split 'dev'"),
+        (["evaluate", "--columns", "questoin=x", "--data", "none.csv"], "did you mean 'question'?"),
+        (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\nbnbench: model no/model: "),
+        (
+            ["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"],
+            "file\nbnbench: predictions x.csv: no such file",
+        ),
+        (["evaluate", "--predictions", "folder"], "predictions folder: a folder; name a file in it"),
+        (["evaluate", "--data", "folder"], "folder: a folder; name a file in it"),
+        (["evaluate", "--data", "x" * 300 + ".csv"], "File name too long"),
         (["evaluate", "--temperature", "-1"], "temperature"),
         (["evaluate", "--bsae", "x"], "No such option"),
         (["evaluate", "--primary", "chrf"], "chrF++"),
         (["evaluate", "--out", "file/run"], "choose another path"),
         (["compare", "runs/a", "runs/b", "--out", "runs/a"], "one of the runs"),
+        (["compare", "runs/a"], "`bnbench report runs/a` ranks one by itself"),
+        (["compare", "runs/a", "runs/../runs/a"], "runs/a: named twice"),
         (["finetune", "--split", "test"], "train on train"),
         (["finetune", "--recipe", "t5"], "t4"),
         (["finetune", "--set", "learning_rte=1"], "learning_rate"),
@@ -60,6 +82,7 @@ def test_version():
 def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*arguments)
     assert result.exit_code == 2, result.output
@@ -82,6 +105,25 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path):
     result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert "bnbench evaluate --limit 3" in result.stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
+    def full(request):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bnbench.evaluate.evaluate", full)
+    result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "bnbench: No space left on device; what was written before is kept\n",
+    )
+
+
+def test_what_a_console_cannot_show_is_spelt_out(scored):
+    command = [sys.executable, "-m", "bnbench", "score", scored[0], "--metric", "ক"]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, check=False)
+    assert done.returncode == 2
+    assert b"\\u0995" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_score_is_not_gone_on_with(monkeypatch, tmp_path):
@@ -110,11 +152,27 @@ def test_score_prints_one_line_a_metric(scored):
     replies, references, messages = scored
     result = run("score", replies, "--references", references, "--messages", messages)
     assert result.exit_code == 0, result.output
-    names = [line.split()[0] for line in result.stdout.splitlines()]
+    head, *lines = result.stdout.splitlines()
+    assert head == "3 replies, 95 % bootstrap intervals; 0–100, ↑ higher is better, ↓ lower"
+    names = [line.split()[1] for line in lines]
     assert names == [metric.name for metric in default_metrics(frozenset({"references", "messages"}))]
     # A resample of nothing but the empty reply scores 0.
-    assert result.stdout.startswith("chrF++ 100.00 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
+    assert lines[0].startswith("↑ chrF++ 100.00 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
+    assert any(line.startswith("↓ degeneration ") for line in lines)
     assert "score: 3/3" in result.stderr
+
+
+def test_score_says_what_more_files_would_add_and_that_one_reply_has_no_interval(scored, tmp_path):
+    replies, references, _ = scored
+    *_, hint = run("score", replies, "--references", references).stdout.splitlines()
+    assert hint == "with --messages FILE also: keyword-empathy, semantic-empathy"
+    assert "also:" not in run("score", replies, "--references", references, "--metric", "BLEU").stdout
+    (tmp_path / "one.txt").write_text("আপনি একা নন।\n", encoding="utf-8")
+    head, line, *_ = run("score", tmp_path / "one.txt", "--references", tmp_path / "one.txt").stdout.splitlines()
+    assert head.startswith("1 reply, one gives no interval")
+    assert line.startswith("↑ chrF++ 100.00 chrF++|")
+    made = json.loads(run("score", tmp_path / "one.txt", "--json").stdout)
+    assert made["metrics"]["degeneration"]["interval"] is None
 
 
 def test_score_of_some_metrics_as_json(scored):
@@ -149,6 +207,15 @@ def test_corpus_shows_every_step_and_the_fingerprint():
     summary = json.loads(run("corpus", "--json").stdout)
     assert summary["splits"] == {"train": 160, "validation": 40, "test": 40}
     assert {"encoding", "empty", "too short", "duplicate", "near-duplicate"} <= {s["name"] for s in summary["steps"]}
+
+
+def test_a_small_corpus_says_that_it_is_not_split_and_what_to_do(tmp_path):
+    (tmp_path / "a.csv").write_text("Questions;Answers\nমন খারাপ;আমি শুনছি।\n", encoding="utf-8")  # as Excel saves it
+    table = run("corpus", tmp_path / "a.csv").stdout
+    assert "1 all" in table
+    assert "not split: it has fewer than 100 usable rows, so evaluate and finetune each take all of them" in table
+    assert "a column 'split' that says train, validation or test" in table
+    assert "not split" not in run("corpus").stdout
 
 
 def test_recipes_are_listed_and_copied(tmp_path):
@@ -193,3 +260,26 @@ def test_recorded_replies_are_ranked_beside_each_other_and_with_other_runs(tmp_p
     both = run("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both", "--json")
     assert both.exit_code == 0, both.output
     assert {s["candidate"] for s in json.loads(both.stdout)["standings"]} == {"a", "b"}
+    assert "load:" not in done.stderr and "generate:" not in done.stderr  # nothing of the kind was done
+
+
+def test_audit_shows_both_empathy_metrics_beside_the_original_s(tmp_path):
+    shipped = (files("bnbench.metrics.labelled") / "empathy_bn.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(shipped)))
+    with (tmp_path / "mine.csv").open("w", encoding="utf-8", newline="") as lines:
+        few = csv.DictWriter(lines, rows[0])
+        few.writeheader()
+        few.writerows(row for row in rows if row["id"] in sorted({r["id"] for r in rows})[:8])
+    shown = run("audit", "--data", tmp_path / "mine.csv")
+    table = shown.stdout.split("agreement with the labels")[1].splitlines()[1:9]
+    assert [line.split("  ")[0] for line in table] == [
+        "keyword-empathy lex:bn.2", "semantic-empathy enc:bn-static", "keyword-empathy lex:original.1",
+        "original-semantic enc:bn-static", "length", "constant", "copy of the message", "question mark",
+    ]  # fmt: skip
+    found = json.loads(run("audit", "--data", tmp_path / "mine.csv", "--json").stdout)
+    assert [each["metric"] for each in found] == ["keyword-empathy", "semantic-empathy"]
+    assert shown.exit_code == (0 if all(each["passed"] for each in found) else 4)
+    for each in found:
+        gates = {check["verdict"] for check in each["checks"] if check["gate"]}
+        assert each["passed"] == ("fails" not in gates) and "limit" not in gates
+    assert run("audit", "BLEU", "--data", tmp_path / "mine.csv").exit_code == 4

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from bnbench.candidates import parse_candidates
@@ -82,6 +83,50 @@ def test_whole_batches_are_not_generated_again(undisturbed, tiny_base, tiny_adap
     assert len(answered) == 20 - (10 + BATCH)
 
 
+def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp_path, monkeypatch):
+    from bnbench.backends import hf
+
+    original, left = hf.ModelSession.generate, [3]
+
+    def failing(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("the card fell off the bus")
+        time.sleep(0.2)
+        return original(self, *args)
+
+    monkeypatch.setattr(hf.ModelSession, "generate", failing)
+    asked = request(tiny_base, tiny_adapter, tmp_path / "run")
+    with pytest.raises(PartialRunError):
+        evaluate(asked)
+    begun = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert begun["finished"] is None
+    first, second = (c["seconds"] for c in begun["candidates"])
+    assert first > 0.6 and second is None  # three batches are the base's, and the adapter's first one failed
+    left[0] = 99
+    for _ in range(2):  # to its end, and once more when nothing is left to do
+        done = read_run(evaluate(asked)).meta
+        base, adapter = done["candidates"]
+        assert base["seconds"] == first
+        tokens = sum(g.tokens for g in read_run(tmp_path / "run").replies[adapter["name"]])
+        assert adapter["tokens_per_second"] == pytest.approx(tokens / adapter["seconds"], abs=0.1)
+        assert adapter["seconds"] > 0.6
+        assert done["peak_memory_bytes"] >= begun["peak_memory_bytes"] > 0
+        assert done["created"] == begun["created"]
+
+
+def test_replies_under_another_name_are_another_run(tmp_path):
+    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 3, encoding="utf-8")
+    for name in ("ক", "খ"):
+        named = parse_candidates(predictions=[f"{name}={tmp_path / 'a.txt'}"])
+        asked = EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True)
+        if name == "ক":
+            assert read_run(evaluate(asked)).meta["candidates"][0]["tokens_per_second"] is None
+        else:
+            with pytest.raises(RunError, match="holds another run"):
+                evaluate(asked)
+
+
 def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, tiny_adapter):
     before = (undisturbed / "generations.jsonl").read_bytes()
     with pytest.raises(RunError, match="--overwrite"):
@@ -92,6 +137,31 @@ def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, t
 def test_the_primary_metric_cannot_be_changed_afterwards(undisturbed, tiny_base, tiny_adapter):
     with pytest.raises(RunError, match=r"chrF\+\+ was declared as the primary metric"):
         evaluate(request(tiny_base, tiny_adapter, undisturbed, primary="BLEU"))
+
+
+def test_a_combined_score_is_declared_once(tmp_path):
+    (tmp_path / "a.txt").write_text("আমি শুনছি, আপনার কষ্টটা বুঝি।\n" * 3, encoding="utf-8")
+    named = parse_candidates(predictions=[f"ক={tmp_path / 'a.txt'}"])
+    weights = {"chrF++": 0.25, "keyword-empathy": 0.75}
+
+    def asked(**changes):
+        return EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True, **{"combine": weights, **changes})
+
+    run = read_run(evaluate(asked()))
+    assert run.meta["combined"] == weights and run.meta["primary_metric"] == "chrF++"
+    [described] = [m for m in run.meta["metrics"] if m["name"] == "combined"]
+    assert described["signature"].startswith("combined|chrF++:0.25|keyword-empathy:0.75|parts:")
+    own = run.tables["ক"]
+    assert (own["combined"] == np.hstack([own["chrF++"], own["keyword-empathy"]])).all()
+    evaluate(asked())
+    for changes, says in (
+        ({"combine": {"chrF++": 0.5, "keyword-empathy": 0.5}}, "0.25 chrF.. . 0.75 keyword-empathy was declared"),
+        ({"combine": {}}, "and no combined score cannot take its place"),
+        ({"primary": "combined"}, "chrF.. was declared as the primary metric"),
+    ):
+        with pytest.raises(RunError, match=says):
+            evaluate(asked(**changes))
+    assert read_run(evaluate(asked(overwrite=True, primary="combined"))).meta["primary_metric"] == "combined"
 
 
 def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):

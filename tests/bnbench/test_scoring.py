@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 from bnbench import scoring
 from bnbench.corpus import demo_corpus
 from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
-from bnbench.metrics import Metric, evaluate_pairs, evaluate_stream, original_scores
+from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
 from bnbench.scoring import OriginalFigures, score, score_files
 from bnbench.tables import iter_lines, iter_table, read_table
 
@@ -202,7 +203,7 @@ def test_without_references_only_what_needs_none(tmp_path):
 def test_empty_replies_keep_their_place(ending, tmp_path):
     texts = ["", "খ", "", "ঘ", ""]
     references = write(tmp_path / "r.txt", texts)
-    replies = write(tmp_path / f"p{ending}", texts if ending == ".txt" else [{"reply": t or None} for t in texts])
+    replies = write(tmp_path / f"p{ending}", texts if ending == ".txt" else [{"reply": t} for t in texts])
     result = score_files(replies, [references], metrics=["ROUGE"], quiet=True).results["ROUGE"]
     assert result.per_item.tolist() == [0, 100, 0, 100, 0]
 
@@ -216,7 +217,11 @@ REFERENCE = '{"id": "ক", "reference": "ভালো"}\n{"id": "খ", "referenc
     [
         (REPLY, None, "r.jsonl: no such file"),
         ("", REFERENCE, "p.jsonl: the file has no rows"),
-        (REPLY, '{"id": "ক"}\n', "r.jsonl: no column holds a reference; the columns are id. Name the right one"),
+        (
+            REPLY,
+            '{"id": "ক"}\n',
+            "r.jsonl: no column holds a reference; the columns are id. Call the right one 'reference'",
+        ),
         ('{"text": "ভালো"}\n', REFERENCE, "p.jsonl: no column holds a reply; the columns are text"),
         ('{"reply": "ক"}\n{"id": 1}\n', REFERENCE, "p.jsonl, line 2: the row has no 'reply'"),
         ('{"reply": "ক"}\n\n{"reply": ["খ"]}\n', REFERENCE, "p.jsonl, line 3: 'reply' is list, not text"),
@@ -248,13 +253,28 @@ def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, t
     ("name", "content", "message"),
     [
         ("a.txt", b"", "the file is empty"),
-        ("a.txt", "ভালো\n\xff".encode("latin-1", "ignore") + b"ok\n\xff\n", "line 2: not UTF-8 (byte 0xff)"),
+        (
+            "a.txt",
+            "ভালো\n\xff".encode("latin-1", "ignore") + b"ok\n\xff\n",
+            "line 2: not UTF-8 (byte 0xff, ÿ in Windows-1252)",
+        ),
         ("a.csv", b"reply\nok\n\xe0\xa6\n", "line 3: not UTF-8 (byte 0xe0)"),
         ("a.csv", b"reply\n", "the file has no rows"),
         ("a.json", b'["ok"]', "other JSON is not read"),
         ("a.ndjson", b'{"reply": "ok"}', "named .jsonl"),
         ("a.parquet", b"no", "not a readable Parquet file"),
-        ("folder", None, "no such file"),
+        ("folder", None, "a folder; name a file in it"),
+        ("folder.csv", None, "a folder; name a file in it"),
+        ("a.csv", "reply\nভালো\n".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
+        ("a.txt", "\ufeffভালো".encode("utf-16-be"), "the file is UTF-16"),
+        ("a.csv", b"reply\n\x93ok\x94\n", "line 2: not UTF-8 (byte 0x93, “ in Windows-1252); save the file as UTF-8"),
+        ("a.csv.gz", gzip.compress(b"reply\nok\n"), "compressed (gzip); unpack it first"),
+        ("a.xlsx", b"PK\x03\x04\xff\xff", "an Excel workbook, not text"),
+        ("a.csv", b"id,reply,reply\n1,ok,ok\n", "two columns are called 'reply'"),
+        ("a.jsonl", b'[{"reply": "ok"},\n{"reply": "ok"}]\n', "line 1: not JSON (Expecting"),
+        ("a.jsonl", b'[{"reply": "ok"}]\n', "line 1: a JSON list; each line must hold one whole object"),
+        ("a.jsonl", b'{"reply": "ok", "id": 1' + b"0" * 5000 + b"}\n", "line 1: not JSON (Exceeds the limit"),
+        ("a.jsonl", b'{"reply": "ok"}\n{"reply": null}\n', "line 2: the row has no 'reply' (null); an empty reply is"),
     ],
 )
 def test_files_that_cannot_be_read_are_one_clear_line(name, content, message, tmp_path):
@@ -295,6 +315,26 @@ def test_rows_of_a_table_know_where_they_stand(tmp_path):
     assert read_table(rows)[7] == {"reply": "7", "other": "7"}
 
 
+def test_a_combined_score_stands_beside_its_parts(tmp_path):
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    messages = write(tmp_path / "m.txt", MESSAGES)
+    weights = {"BLEU": 1, "keyword-empathy": 3}
+    made = score(replies, [references], messages=messages, metrics=["chrF++"], combine=weights)
+    assert list(made.results) == ["chrF++", "BLEU", "keyword-empathy", "combined"]
+    whole = CombinedScore(weights).score(REPLIES, REFERENCES, messages=MESSAGES)
+    assert made.results["combined"].value == pytest.approx(whole.value)
+    assert str(made).splitlines()[-1].endswith(str(whole))
+    assert made.summary()["metrics"]["combined"]["signature"] == whole.signature
+    for changes, says in (
+        ({"messages": None}, "keyword-empathy needs messages: give a file of them"),
+        ({"combine": {"perplexity": 1}}, "perplexity cannot be part of a combined score"),
+        ({"metrics": None, "profile": "original"}, "leave the metrics and the combined score out"),
+    ):
+        given = {"messages": messages, "metrics": ["chrF++"], "combine": weights, **changes}
+        with pytest.raises(UsageError, match=says):
+            score(replies, [references], **given)
+
+
 def test_the_original_s_figures_beside_the_right_ones(tmp_path):
     replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
     messages = write(tmp_path / "m.txt", MESSAGES)
@@ -306,7 +346,7 @@ def test_the_original_s_figures_beside_the_right_ones(tmp_path):
     assert [line.split()[1] for line in lines[2:5]] == ["0.0000"] * 3
     assert lines[-1].startswith("original|norm:none") and lines[-1].endswith(f"n:{len(REPLIES)}")
     json.dumps(made.summary())
-    with pytest.raises(UsageError, match="leave the metrics out"):
+    with pytest.raises(UsageError, match="leave the metrics"):
         score(replies, [references], metrics=["BLEU"], profile="original")
     with pytest.raises(UsageError, match="no profile 'orignal'"):
         score(replies, [references], profile="orignal")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,13 +11,12 @@ import pytest
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
 from bnbench.finetune.collate import Packed, Padded
-from bnbench.finetune.memory import Estimate, Shape, estimate, largest_pass
+from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, _trainable, estimate, largest_pass
 from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.recompute import Room
 from bnbench.finetune.rows import Row
 
 ROWS = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((4096, 600, 300, 900, 48))]
-LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 8_030_261_248 - 2 * 128256 * 4096, 2 * 128256 * 4096)
 TRAINABLE = {"t4": 3_407_872, "t4-r16-all-linear": 41_943_040, "lora-16bit": 41_943_040}
 
 
@@ -31,6 +32,16 @@ def test_shape_of_a_configuration() -> None:
         num_key_value_heads=8,
     )  # fmt: skip
     assert Shape.of(config, 8_030_261_248) == LLAMA_8B
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_parameters_from_shapes_alone(name: str) -> None:
+    assert _trainable(LLAMA_8B, load_recipe(name)) == TRAINABLE[name]
+
+
+def test_listing_the_recipes_loads_no_torch() -> None:
+    code = "import sys; from bnbench.finetune import recipe_list; recipe_list(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_more_of_anything_needs_more() -> None:
@@ -89,7 +100,7 @@ def test_the_dry_run_tells(request_for: Callable[..., FinetuneRequest]) -> None:
     planned = plan(request_for())
     told = planned.summary()["estimate"]
     assert told["largest_pass_tokens"] == 2 * planned.longest and told["peak_gib"] < 0.1
-    assert "estimated peak 0.0 GiB on a card" in str(planned)
+    assert "estimated peak on T4: 0.0 GiB" in str(planned)
 
 
 def test_layers_that_need_not_be_computed_twice() -> None:

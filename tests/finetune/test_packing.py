@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from bnbench.finetune.collate import Packed, Padded, Pass, pack
+from bnbench.finetune.collate import Packed, Padded, Pass, pack, share
 from bnbench.finetune.lora import adapt
-from bnbench.finetune.loss import chunk_positions, summed_loss
+from bnbench.finetune.loss import summed_loss
+from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
 from bnbench.finetune.rows import IGNORED, Row
 from bnbench.finetune.step import prepare
@@ -89,25 +90,40 @@ def test_gradients_are_those_of_peft_and_transformers(tiny_base: Path, recipe: R
     assert_same(gradients(packed.train(), Packed(256)(ROWS)), expected)
 
 
-def test_changing_a_sample_changes_no_other_loss(tiny_base: Path, recipe: Recipe) -> None:
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_gradients_of_processes_add_up_to_the_step_s(tiny_base: Path, recipe: Recipe, count: int) -> None:
+    model = make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+    expected = gradients(model, Packed(10_000)(ROWS))
+    total, found = sum(r.supervised for r in ROWS), []
+    for index in range(count):
+        passes = [p for rows in share([ROWS[:4], ROWS[4:]], 4, index, count) if rows for p in Packed(128)(rows)]
+        weight = sum(p.supervised for p in passes) / total  # `gradients` divides by the passes' own tokens
+        found.append({name: g * weight for name, g in gradients(model, passes).items()})
+    assert_same({name: torch.stack([f[name] for f in found]).sum(0) for name in expected}, expected)
+
+
+@pytest.mark.parametrize("tokens", [128, 10_000])
+def test_changing_a_sample_changes_no_other_loss(tiny_base: Path, recipe: Recipe, tokens: int) -> None:
     model = make_model(tiny_base, recipe)
     prepare(model, "cpu")
 
-    def each(rows: list[Row]) -> list[float]:
-        """The loss of every sample in one packed row of all."""
-        whole, starts = pack(rows), [sum(len(r.ids) for r in rows[:i]) for i in range(len(rows))]
-        ends = [s + len(r.ids) for s, r in zip(starts, rows, strict=True)]
-        inside = [(whole.index >= s) & (whole.index < e) for s, e in zip(starts, ends, strict=True)]
-        return [
-            model(one_pass=replace(whole, index=whole.index[m], targets=whole.targets[m]))["loss"].item()
-            for m in inside
-        ]
+    def each(rows: list[Row]) -> dict[int, float]:
+        """The loss of every sample in packed rows, by its length."""
+        found = {}
+        for whole in Packed(tokens)(rows):
+            ends = torch.tensor(whole.lengths).cumsum(0).tolist()
+            for length, end in zip(whole.lengths, ends, strict=True):
+                inside = (whole.index >= end - length) & (whole.index < end)
+                one = replace(whole, index=whole.index[inside], targets=whole.targets[inside])
+                found[length] = model(one_pass=one)["loss"].item()
+        return found
 
     before = each(ROWS)
-    for changed in (0, 2, 5):
-        rows = [row(len(r.ids), 100) if i == changed else r for i, r in enumerate(ROWS)]
-        after = each(rows)
-        assert [a == b for a, b in zip(before, after, strict=True)] == [i != changed for i in range(len(ROWS))]
+    assert before.keys() == set(LENGTHS)
+    for changed in LENGTHS:
+        after = each([row(changed, 100) if len(r.ids) == changed else r for r in ROWS])
+        assert {n for n in LENGTHS if after[n] != before[n]} == {changed}
 
 
 @pytest.mark.parametrize("dropout", ["0", "0.3"])
@@ -138,7 +154,7 @@ def test_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     head = torch.nn.Linear(8, 30, bias=False).requires_grad_(False)
     expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
     wanted = torch.autograd.grad(expected * 3, hidden)[0]
-    monkeypatch.setattr("bnbench.finetune.loss.CHUNK_BYTES", 1)
+    monkeypatch.setattr("bnbench.finetune.memory.CHUNK_BYTES", 1)
     assert chunk_positions(30) == 16
     found = summed_loss(hidden, head, targets)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)

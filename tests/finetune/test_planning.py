@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from bnbench.errors import CandidateError, MissingExtraError, RecipeError, TrainingError
-from bnbench.finetune import FinetuneRequest, count_parameters, load_recipe, plan
+from bnbench.finetune import FinetuneRequest, count_parameters, load_recipe, plan, planning
 from bnbench.finetune.base import resolve_base
-from bnbench.finetune.planning import count_steps
+from bnbench.finetune.planning import count_steps, count_warmup
+from bnbench.precision import Device
 
 Request = Callable[..., FinetuneRequest]
 
@@ -54,16 +55,47 @@ def test_steps() -> None:
     )  # 54 batches, 14 steps, ×2.5
 
 
+def test_the_first_step_of_a_short_training_has_a_rate() -> None:
+    recipe = load_recipe("t4")
+    assert [count_warmup(steps, recipe) for steps in (1, 10, 33, 34, 1000, 1001)] == [0, 0, 0, 2, 30, 31]
+    assert count_warmup(1, load_recipe("t4", {"warmup": "1", "schedule": "constant_with_warmup"})) == 0
+
+
+@pytest.fixture
+def llama_without_weights(llama_8b: Any, make_tokenizer: Callable[..., Any], tmp_path: Path) -> Path:
+    folder = tmp_path / "Llama-3.1-8B"
+    llama_8b.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_a_dry_run_needs_no_weights(
+    llama_without_weights: Path, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnbench.model_files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    request = request_for(base=str(llama_without_weights), recipe="t4", overrides={"r": "8"})
+    planned = plan(request, weights=False)
+    assert "3,407,872 of 8,033,669,120 parameters" in str(planned) and planned.summary()["weights_here"] is False
+    assert "estimated peak on T4" in str(planned)
+    assert f"the base's weights are not here (no .safetensors in {llama_without_weights})" in str(planned)
+    with pytest.raises(CandidateError, match=r"no \.safetensors weights"):
+        plan(request)
+
+
+def test_a_dry_run_reads_no_weights_that_are_here(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnbench.model_files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    planned = plan(request_for(), weights=False)
+    assert planned.summary()["weights_here"] and "not here" not in str(planned)
+
+
 def test_dry_run_numbers(request_for: Request) -> None:
     planned = plan(request_for())
     numbers = planned.summary()
-    assert numbers["rows"] == 22 and numbers["steps"] == 18 and numbers["warmup_steps"] == 1
+    assert numbers["rows"] == 22 and numbers["steps"] == 18 and numbers["warmup_steps"] == 0
     assert numbers["trainable_parameters"] == planned.trainable < numbers["total_parameters"]
     assert numbers["tokens"] == sum(len(r.ids) for r in planned.rows) > numbers["supervised_tokens"] > 0
     assert numbers["longest_row_tokens"] == max(len(r.ids) for r in planned.rows)
-    assert f"{planned.trainable:,} of {planned.total:,} parameters" in str(planned) and "18 steps of 4 rows" in str(
-        planned
-    )
+    assert f"{planned.trainable:,} of {planned.total:,} parameters" in str(planned) and "18 steps of 4" in str(planned)
     assert numbers["precision"] == "float32" and "demo" in numbers["precision_reason"]
 
 
@@ -110,9 +142,10 @@ def test_base_is_identified_by_content(tiny_base: Path, tmp_path: Path) -> None:
     assert resolve_base(str(copy)).hashes() == resolve_base(str(tiny_base)).hashes()
     named = resolve_base("demo", folder=copy)
     assert (named.name, named.folder) == ("demo", copy)
+    before = named.hashes()
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert resolve_base(str(copy)).hashes() != named.hashes()
+    assert resolve_base(str(copy)).hashes() != before
 
 
 def test_base_from_the_hub_cache(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +161,23 @@ def test_base_from_the_hub_cache(tiny_base: Path, tmp_path: Path, monkeypatch: p
     assert found.hashes() == resolve_base(str(tiny_base)).hashes() and found.commit == "a" * 40
     with pytest.raises(CandidateError, match=r"NousResearch/other@v2 is not in the hub cache"):
         resolve_base("NousResearch/other", "v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("t4", "float16"), ("full-3-epochs", "float16"), ("original-t4", "bfloat16")]
+)
+def test_a_t4_computes_in_float16_unless_a_recipe_insists(name: str, dtype: str) -> None:
+    chosen = planning._precision(load_recipe(name), Device("cuda", "Tesla T4", (7, 5), 15 * 2**30), 8_030_261_248)
+    assert chosen.dtype_name == dtype and ("Tesla T4 only emulates it" in chosen.reason) == (dtype == "bfloat16")
+
+
+def test_pad_of_a_tokenizer_that_pads_with_its_end(
+    request_for: Request, make_base: Any, make_tokenizer: Any, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "<|eot_id|>"
+    planned = plan(request_for(base=str(make_base(tmp_path / "base", tokenizer))))
+    assert planned.pad_id == tokenizer.convert_tokens_to_ids("<|finetune_right_pad_id|>") < len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<|added|>"})
+    request = request_for(base=str(make_base(tmp_path / "beyond", tokenizer, vocab_size=len(tokenizer) - 1)))
+    assert plan(request).pad_id < len(tokenizer) - 1

@@ -29,7 +29,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plugins")
 def test_plugins_join_the_shipped_ones() -> None:
-    assert tuner_names() == ("broken", "lora", "mine", "qlora")
+    assert tuner_names() == ("broken", "dpo", "lora", "mine", "qlora", "unsloth")
     assert isinstance(get_tuner("mine"), MyTuner)
 
 

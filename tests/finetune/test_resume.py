@@ -19,19 +19,47 @@ from bnbench.errors import PartialRunError, TrainingError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
 from bnbench.finetune.stopping import Stop
 
+from .conftest import make_request
+
 Request = Callable[..., FinetuneRequest]
 
 CHILD = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
 import torch
 from bnbench.corpus import Example
 from bnbench.finetune import FinetuneRequest, finetune
 torch.set_num_threads(1)
+save, torn = torch.save, f"checkpoint-{sys.argv[1]}/optimizer.pt"
+
+def save_half(value, file, *more, **named):
+    save(value, file, *more, **named)
+    if str(file).endswith(torn):
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save_half
 given = json.loads(sys.stdin.read())
 examples = tuple(Example(**e) for e in given.pop("examples"))
 finetune(FinetuneRequest(**{**given, "examples": examples, "output": Path(given["output"])}))
 """
+
+
+@pytest.fixture(scope="module")
+def recipe() -> str:
+    """Padded rows in float32; tests name "t4" for packed ones on a 4-bit base, recomputed, with an 8-bit optimizer."""
+    return "demo"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: str, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """The 18 steps of the default request, never stopped; its folder is read only."""
+    return finetune(make_request(tiny_base, tmp_path_factory.mktemp("undisturbed") / "out", recipe=recipe))
+
+
+@pytest.fixture
+def request_for(recipe: str, tiny_base: Path, tmp_path: Path) -> Request:
+    return lambda output="out", **changes: make_request(tiny_base, tmp_path / output, recipe=recipe, **changes)
 
 
 def as_json(request: FinetuneRequest) -> str:
@@ -63,31 +91,48 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return arrange
 
 
-def test_killed_run_ends_like_an_undisturbed_one(request_for: Request, undisturbed: FinetuneResult) -> None:
-    killed = request_for("killed")
-    root = Path(bnbench.__file__).parents[1]
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD],
-        stdin=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(request: FinetuneRequest, errors: Path, tear: int = 0) -> subprocess.Popen[str]:
+    """Another process that trains; it kills itself while it writes the checkpoint of step `tear`."""
+    with errors.open("w", encoding="utf-8") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tear)],
+            stdin=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=Path(bnbench.__file__).parents[1],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     assert child.stdin is not None
-    child.stdin.write(as_json(killed))
+    child.stdin.write(as_json(request))
     child.stdin.close()
-    limit = time.monotonic() + 60
-    while not (killed.output / "checkpoints" / "checkpoint-6" / "sealed.json").exists():
-        assert child.poll() is None and time.monotonic() < limit
+    return child
+
+
+@pytest.mark.parametrize("recipe", ["t4"], scope="module")
+def test_killed_in_a_checkpoint_and_again_ends_like_an_undisturbed_run(
+    request_for: Request, undisturbed: FinetuneResult, tmp_path: Path
+) -> None:
+    killed, errors = request_for("killed"), tmp_path / "errors"
+    checkpoints = killed.output / "checkpoints"
+    assert start(killed, errors, tear=6).wait(60) == -signal.SIGKILL
+    assert (checkpoints / "checkpoint-6" / "optimizer.pt").exists()
+    child, limit = start(killed, errors), time.monotonic() + 60
+    while not (checkpoints / "checkpoint-9" / "sealed.json").exists() and child.poll() is None:
+        assert time.monotonic() < limit
         time.sleep(0.005)
     child.kill()
     assert child.wait() == -signal.SIGKILL and not (killed.output / "training.json").exists()
+    assert "checkpoint-6 is torn" in errors.read_text(encoding="utf-8")
     resumed = finetune(killed)
-    assert 6 <= resumed.resumed_from < 18 and resumed.finished
+    assert 9 <= resumed.resumed_from < 18 and resumed.finished
     assert same(resumed, undisturbed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("recipe", "number", "code"),
+    [("demo", signal.SIGTERM, 3), ("demo", signal.SIGINT, 130), ("t4", signal.SIGTERM, 3)],
+    scope="module",
+)
 def test_signal_saves_the_step_and_the_same_request_goes_on(
     request_for: Request,
     undisturbed: FinetuneResult,
@@ -107,6 +152,7 @@ def test_signal_saves_the_step_and_the_same_request_goes_on(
     assert same(resumed, undisturbed)
 
 
+@pytest.mark.parametrize("recipe", ["demo", "t4"], scope="module")
 def test_time_limit_returns_unfinished_and_goes_on(request_for: Request, undisturbed: FinetuneResult) -> None:
     first = finetune(request_for("timed", stop_after=0.0))
     assert (

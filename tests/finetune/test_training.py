@@ -47,7 +47,7 @@ def test_loss_is_over_all_supervised_tokens_of_the_step(request_for: Request) ->
 
 
 def test_accumulating_gives_the_gradients_of_one_batch(request_for: Request) -> None:
-    plain = {"dropout": "0", "epochs": "2", "save_every": "100"}
+    plain = {"dropout": "0", "epochs": "2", "save_every": "100", "warmup": "0.2"}  # at once, Adam enlarges roundings
     one = finetune(request_for("one", overrides={**plain, "batch_size": "4", "accumulate": "1"}))
     many = finetune(request_for("many", overrides={**plain, "batch_size": "1", "accumulate": "4"}))
     assert [p.step for p in one.curve] == list(range(1, 13))
@@ -64,7 +64,14 @@ def test_what_the_folder_holds(request_for: Request, tiny_base: Path) -> None:
     assert result.summary()["loss_at_start"] == pytest.approx(result.curve[0].loss)
     assert result.finished and result.steps == result.total_steps == 18 and result.peak_memory_bytes is None
     names = {f.name for f in request.output.iterdir()}
-    assert names == {"adapter_model.safetensors", "adapter_config.json", "training.json", "loss.csv", "checkpoints"}
+    assert names == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "training.json",
+        "loss.csv",
+        "loss.svg",
+        "checkpoints",
+    }
     config = json.loads((request.output / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("demo", "v1")
     assert config["target_modules"] == sorted(config["target_modules"])
@@ -100,6 +107,27 @@ def test_four_bit_recipes_train_on_the_cpu_with_float32_adapters(request_for: Re
     assert result.finished and len(result.curve) == 6
     assert all(v.dtype == torch.float32 for v in weights(result.output).values())
     assert any(v.abs().max() > 0 for n, v in weights(result.output).items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("recipe", ["original-t4", "t4"])
+def test_frozen_weights_stay_in_16_bits(request_for: Request, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """PEFT's `prepare_model_for_kbit_training` copies embeddings, head and norms to float32: 2.1 GB of Llama-3.1."""
+    from bnbench.finetune.step import StepTrainer
+
+    found: dict[str, tuple[bool, torch.dtype]] = {}
+    train = StepTrainer.train
+
+    def noting(self: Any, **given: Any) -> Any:
+        done = train(self, **given)
+        found.update({name: (p.requires_grad, p.dtype) for name, p in self.model.named_parameters()})
+        return done
+
+    monkeypatch.setattr(StepTrainer, "train", noting)
+    finetune(request_for(recipe=recipe, rows=4, overrides={"precision": "bfloat16", "epochs": "1"}))
+    frozen = {dtype for trained, dtype in found.values() if not trained}
+    assert frozen == {torch.bfloat16, torch.uint8}  # NF4 is packed in bytes
+    assert {dtype for trained, dtype in found.values() if trained} == {torch.float32}
+    assert any("embed_tokens" in name for name in found) and any("norm" in name for name in found)
 
 
 def test_full_text_loss_counts_the_prompt(request_for: Request) -> None:
@@ -147,6 +175,20 @@ def test_loss_that_is_no_number(request_for: Request, monkeypatch: pytest.Monkey
     monkeypatch.setattr(StepTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan at step 1: lower learning_rate"):
         finetune(request_for())
+
+
+def test_a_training_of_one_step_trains(request_for: Request) -> None:
+    result = finetune(request_for(rows=4, overrides={"epochs": "1"}))
+    assert (result.total_steps, result.curve[0].learning_rate) == (1, 2e-3)
+    assert any(v.any() for n, v in weights(result.output).items() if "lora_B" in n)
+
+
+def test_an_adapter_that_did_not_change_is_not_done(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnbench.finetune.planning.count_warmup", lambda *_: 1)  # the only step at rate 0
+    request = request_for(rows=4, overrides={"epochs": "1"})
+    with pytest.raises(TrainingError, match="as it began, every lora_B zero"):
+        finetune(request)
+    assert not (request.output / "training.json").exists()
 
 
 def test_nothing_is_printed_to_stdout(request_for: Request, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,11 @@ def test_a_result() -> None:
     assert result.interval == Interval(0.0, 100.0)
     assert result.table.shape == (2, 13)
     assert str(result) == "ROUGE 50.00 [0.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:2|bnbench:0.1"
+    assert repr(result).startswith("<Result ROUGE: rougeL 50.00, rouge1 50.00, ")
+    assert repr(result).endswith("; n 2>")
+    one = ROUGE().score(["ক"], ["ক"])
+    assert repr(one) and "intervals" not in vars(one)  # which costs a bootstrap
+    assert str(one).startswith("ROUGE 100.00 ROUGE|")  # one reply has no interval
     assert set(result.intervals) == set(result.scores)
 
 

@@ -13,11 +13,22 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, Metric, Perplexity, UsageError, get_metric, tokenize
-from bnbench.metrics.audit import AuditReport, Check, OriginalSemantic, audit, audits, standings_table
+from bnbench.metrics.audit import (
+    AuditReport,
+    Check,
+    OriginalSemantic,
+    audit,
+    audits,
+    audits_text,
+    read_audits,
+    unnumbered,
+    write_audits,
+)
 from bnbench.metrics.audit.auditing import _references
 from bnbench.metrics.audit.perturbations import PERTURBATIONS
 from bnbench.metrics.audit.spelling import SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
+from bnbench.metrics.encoder import load_encoder
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import LabelledReply, LabelledSet, labelled_set
 from bnbench.metrics.lexicon import MECHANISMS
@@ -93,19 +104,22 @@ def test_the_originals_keywords_are_not(original: AuditReport) -> None:
     found = check(original, "AUC")
     assert found.numbers["value"] == pytest.approx(0.41, abs=0.005) and found.verdict == "fails"
     assert check(original, "keywords stuffed").numbers["better"] == 1
-    assert check(original, "negation put in").verdict == "fails"
+    assert check(original, "negation put in").verdict == "limit"
     assert check(original, "ZWNJ after hasanta").verdict == "fails"
-    assert [row.name for row in original.standings if not row.sentinel] == ["keyword-empathy lex:original.1-71603595"]
+    assert [row.name for row in original.standings if not row.sentinel] == [
+        "keyword-empathy lex:original.1-71603595",
+        f"original-semantic enc:{load_encoder().id}",
+    ]
 
 
 def test_a_metric_that_knows_the_labels_passes_everything_it_can() -> None:
     report = audit(knowing(lambda row: float(row.kind == "empathic")), resamples=FEW)
     assert check(report, "AUC").numbers["value"] == 1 and report.trustworthy and report.passed
     found = verdicts(report, "change")
-    assert found.pop("register swapped") == "fails"  # it does not know those replies
+    assert found.pop("register swapped") == "limit"  # it does not know those replies
     assert set(found.values()) == {"passes"} and len(found) == len(PERTURBATIONS) - 1
     assert verdicts(report, "kind") == dict.fromkeys(["stuffed", "dismissive", "generic", "cold", "copy"], "passes")
-    assert report.verdict == "trustworthy here; fails: change register swapped"
+    assert report.verdict == "trustworthy here; known limits: change register swapped"
 
 
 def test_length_is_not_trusted_for_being_a_sentinel() -> None:
@@ -119,7 +133,7 @@ def test_a_constant_is_worth_nothing() -> None:
     report = audit(Toy(lambda reply, message: 7.0), resamples=FEW)
     assert check(report, "AUC").numbers["value"] == 0.5 and not report.passed
     assert set(verdicts(report, "spelling").values()) == {"passes", "not applicable"}
-    assert check(report, "words shuffled").verdict == "fails" and check(report, "register swapped").verdict == "passes"
+    assert check(report, "words shuffled").verdict == "limit" and check(report, "register swapped").verdict == "passes"
 
 
 def test_shortness_is_a_sentinel_as_length_is() -> None:
@@ -204,7 +218,7 @@ def test_each_kind_is_held_against_the_same_messages_empathic_replies() -> None:
     assert {name: each.n for name, each in found.items()} == {
         "stuffed": 20, "dismissive": 40, "generic": 40, "cold": 40, "copy": 20,
     }  # fmt: skip
-    assert (found["cold"].numbers["mean_change"], found["cold"].verdict, found["cold"].gate) == (1, "fails", False)
+    assert (found["cold"].numbers["mean_change"], found["cold"].verdict, found["cold"].gate) == (1, "limit", False)
     assert found["generic"].numbers["worse"] == 1 and found["generic"].verdict == "passes"
     assert found["stuffed"].numbers["worse"] == 0.95 and found["stuffed"].gate
     assert found["copy"].verdict == "passes" and found["copy"].gate
@@ -265,14 +279,49 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
     assert max(map(len, lines)) <= 110
     assert lines[0] == keyword.signature and "240 replies to 40 messages, seed 42" in lines[1]
     assert any(line.startswith("spelling: danda after a blank") and line.endswith("pass *") for line in lines)
-    assert any(line.startswith("change: negation taken out") and line.endswith("FAIL") for line in lines)
-    both = standings_table([keyword, original]).splitlines()
-    assert [line.split("  ")[0] for line in both[1:]] == [
+    limits = [each.name for each in keyword.checks if each.verdict == "limit"]
+    assert limits and not any(each.gate for each in keyword.checks if each.verdict == "limit")
+    for name in limits:
+        assert any(line.startswith(f"change: {name}") and line.endswith("limit") for line in lines)
+    both = audits_text([keyword, original])
+    _, table = both.split("agreement with the labels")
+    assert [line.split("  ")[0] for line in table.split("\n* a gate")[0].splitlines()[1:]] == [
         "keyword-empathy lex:bn.2",
         "keyword-empathy lex:original.1",
+        "original-semantic enc:bn-static",
         *("length", "constant", "copy of the message", "question mark"),
     ]
-    assert max(map(len, both)) <= 110
+    assert both.count("agreement with the labels") == 1 and max(map(len, both.splitlines())) <= 110
+
+
+def test_a_plain_audit_is_the_audit_again(original: AuditReport, tmp_path: Path) -> None:
+    write_audits([original], tmp_path / "audits.json")
+    assert read_audits(tmp_path / "audits.json") == [original]
+    (tmp_path / "other.json").write_text('[{"metric": "x"}]', encoding="utf-8")
+    for name, says in (("other.json", "not what `bnbench audit METRIC --json` prints"), ("none.json", "make it with")):
+        with pytest.raises(UsageError, match=says):
+            read_audits(tmp_path / name)
+
+
+def test_the_audits_on_record_are_those_of_this_version() -> None:
+    """Where it fails: run `python scripts/record_audits.py`, and look at what it changes in docs/empathy.md."""
+    recorded, made = read_audits(), audits(["keyword-empathy", "semantic-empathy"])
+    assert [each.signature for each in recorded] == [each.signature for each in made]
+    for old, new in zip(recorded, made, strict=True):
+        assert (old.data, old.data_sha256, old.resamples, old.verdict) == (
+            new.data, new.data_sha256, new.resamples, new.verdict,
+        )  # fmt: skip
+        assert [(c.name, c.verdict, c.shown) for c in old.checks] == [(c.name, c.verdict, c.shown) for c in new.checks]
+        for one, other in zip(old.standings, new.standings, strict=True):
+            assert one.name == other.name
+            for name, estimate in one.measures.items():
+                assert estimate.value == pytest.approx(other.measures[name].value, abs=1e-9)
+                assert estimate.low == pytest.approx(other.measures[name].low, abs=1e-6)
+
+
+def test_a_signature_without_its_number() -> None:
+    assert unnumbered("x|lex:n.2-1a|n:240|bnbench:0.1") == "x|lex:n.2-1a|bnbench:0.1"
+    assert unnumbered("x|norm:bn1|n:3") == "x|norm:bn1"
 
 
 def test_the_originals_semantic_score_can_stand_beside() -> None:

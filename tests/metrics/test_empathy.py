@@ -12,6 +12,7 @@ import pytest
 
 from bnbench.metrics.empathy import KeywordEmpathy, Span
 from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.lexicon import MECHANISMS, lexicon_names, load_lexicon
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
@@ -42,6 +43,11 @@ def test_result_has_what_the_issue_asks_for() -> None:
     assert result.mechanisms.shape == (3, 3)
     assert result.table.shape == (3, 4)
     np.testing.assert_allclose(result.per_item, result.mechanisms.mean(axis=1))
+    beside = evaluate_pairs(replies, messages=messages, metrics=["keyword-empathy", "semantic-empathy", "degeneration"])
+    np.testing.assert_array_equal(beside["keyword-empathy"].mechanisms, result.mechanisms)
+    assert beside["semantic-empathy"].mechanisms.shape == (3, 3)
+    with pytest.raises(InputError, match=r"degeneration.*no mechanisms"):
+        _ = beside["degeneration"].mechanisms
     assert result.value == pytest.approx(result.per_item.mean())
     assert list(result.scores) == ["keyword_empathy", *MECHANISMS]
     assert result.interval.low <= result.value <= result.interval.high

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bnbench.corpus import demo_corpus
 from bnbench.metrics import BengaliTokenizer, UsageError, normalize, split_sentences, tokenize
+from bnbench.metrics.normalization import Normalizer
 from bnbench.metrics.tokenization import TOKENIZERS, Preparation, is_word
 
 YA = "\u09af\u09bc"
@@ -103,3 +105,15 @@ def test_fits_into_rouge_score_and_sacrebleu() -> None:
         sacrebleu.corpus_bleu([pretokenized("আমি ভালো আছি।")], [[pretokenized("আমি ভালো আছি ।")]], tokenize="none").score
         > 99
     )
+
+
+def test_words_known_at_sight_are_one_token_themselves() -> None:
+    words = {w for e in demo_corpus().select("all") for w in f"{e.question} {e.reference}".split()}
+    words |= {"অা", "ত্", "ত্‍", "কে", "কে়", "কো", "ক্\u09bc", "হৎ", "।", "৫:৩০", "বাড়ি", "বাড়ি।", "ok", "দুঃখ"}
+    prepared = Preparation()
+    several = set(prepared.learn(words))
+    assert len(several) < 0.6 * len(words)
+    assert {"।", "৫:৩০", "বাড়ি।", "ok", "ত্‍", "অা"} <= several <= words
+    fresh = Preparation(Normalizer())
+    assert all(tuple(fresh.tokens(word)) == (word,) for word in words - several)
+    assert prepared.learn(words - several) == set()

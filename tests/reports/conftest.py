@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import bnbench
+from bnbench.metrics.combined import CombinedScore, parse_weights
 from bnbench.metrics.core import Texts
 from bnbench.metrics.registry import get_metric
 from bnbench.runs import Generation, write_json, write_scores, write_text
@@ -120,9 +121,15 @@ def _tables(
 
 
 def write_run(
-    folder: Path, specs: Sequence[Spec] = PAIR, *, n: int = 40, metrics: Sequence[str] = METRICS, **meta: Any
+    folder: Path,
+    specs: Sequence[Spec] = PAIR,
+    *,
+    n: int = 40,
+    metrics: Sequence[str] = METRICS,
+    combine: str = "",
+    **meta: Any,
 ) -> Path:
-    """Writes a finished run; `meta` overrides keys of run.json."""
+    """Writes a finished run; `combine` declares a combined score, `meta` overrides keys of run.json."""
     examples = conversations(n)
     replies = {spec.name: _generations(examples, spec) for spec in specs}
     tables = {spec.name: _tables(examples, replies[spec.name], spec, metrics) for spec in specs}
@@ -133,10 +140,10 @@ def write_run(
     described = [get_metric(m) for m in metrics if m in used]
     for name, table in tables.items():
         write_scores(folder, name, [e["id"] for e in examples], table, {m.name: m.columns for m in described})
-    write_json(
-        folder / "run.json",
-        _meta(folder, specs, replies, n) | {"metrics": [_described(m, n) for m in described]} | meta,
-    )
+    weights = parse_weights(combine) if combine else {}
+    added = [_described(CombinedScore(weights), n) | {"weights": weights}] if weights else []
+    metrics_of = {"metrics": [*(_described(m, n) for m in described), *added], "combined": weights}
+    write_json(folder / "run.json", _meta(folder, specs, replies, n) | metrics_of | meta)
     return folder
 
 

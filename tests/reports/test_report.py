@@ -22,6 +22,7 @@ from bnbench.reports.format import name, number, p_phrase, p_value, storable
 from bnbench.reports.plot import interval_plot
 from bnbench.reports.ranking import rank
 from bnbench.reports.text import aligned
+from bnbench.reports.values import zeros
 from bnbench.reports.verdict import verdict
 from bnbench.runs import read_run
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
@@ -210,6 +211,37 @@ def test_the_verdict_in_plain_words(make_run: Maker, specs: tuple[Spec, ...], n:
     assert re.match(starts, said.headline), said.headline
 
 
+def test_one_item_gives_no_interval_and_no_p(make_run: Maker) -> None:
+    folder = make_run(n=1)
+    made = report(folder)
+    said = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
+    for text in (made.text, (folder / "report.md").read_text(encoding="utf-8"), said):
+        assert "1 item gives neither an interval nor a p-value" in text
+        assert not re.search(r"1 items|these 1|take the intervals|– to –|\[–", text)
+    rows = list(csv.DictReader((folder / "ranking.csv").open(encoding="utf-8")))
+    assert {(row["low"], row["high"], row["p"]) for row in rows} == {("", "", "")}
+    assert json.loads((folder / "ranking.json").read_text(encoding="utf-8"))["pairs"][0]["p"] is None
+
+
+def test_what_is_0_for_all_is_said_alike_everywhere(make_run: Maker) -> None:
+    for specs, starts in ((PAIR, "0 for every candidate, and therefore not listed: "), (PAIR[:1], "0, and therefore")):
+        folder = make_run(specs, name=str(len(specs)))
+        made = report(folder)
+        line = zeros(rank([read_run(folder)], resamples=200))
+        assert line.startswith(starts) and "wrong script, %" in line
+        page = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
+        for text in (made.text, (folder / "report.md").read_text(encoding="utf-8"), page):
+            assert line in " ".join(text.split())
+
+
+def test_a_name_in_the_headline_is_not_broken_at_its_hyphen(make_run: Maker) -> None:
+    folder = make_run((PAIR[0], Spec("<b>-x", 0.4, base=PAIR[0].location)))
+    report(folder)
+    headline = re.search("<h1>.*</h1>", (folder / "report.html").read_text(encoding="utf-8"))[0]
+    assert '<span class="whole">&lt;b&gt;-x</span>' in headline
+    assert '<span class="whole">demo-base</span>' in headline
+
+
 def test_what_could_not_have_been_found_is_said(make_run: Maker) -> None:
     ranking = rank([read_run(make_run())], resamples=2000)
     least = f"{ranking.pairs[0].smallest_detectable:.1f}"
@@ -284,6 +316,9 @@ def test_numbers_as_a_reader_sees_them() -> None:
     assert number(0.04, 1, sign=True) == number(-0.04, 1, sign=True) == "0.0"
     assert number(float("nan")) == number(float("inf")) == number(None) == "–"
     assert number(123456789.0) == "1.23e+08"
+    assert [number(x, 4, sign=True) for x in (0.0, 0.00012, 0.00003, -0.00003, 1e-15)] == [
+        "0.0000", "+0.0001", "+3e−05", "−3e−05", "0.0000",
+    ]  # fmt: skip
     assert [p_value(p) for p in (1.0, 0.25, 0.0123, 0.00052, 0.00009999, 0.00001)] == [
         "1.00", "0.25", "0.012", "0.0005", "0.0001", "<0.0001",
     ]  # fmt: skip

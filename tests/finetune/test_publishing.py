@@ -1,0 +1,344 @@
+"""Publishing: the folder, its card as the hub reads it, and the push to a hub of our own on this machine."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from bnbench.candidates import parse_candidates
+from bnbench.cli import app
+from bnbench.decoding import Decoding
+from bnbench.errors import BnbenchError, CandidateError, RunError, TrainingError, UsageError
+from bnbench.evaluate import evaluate
+from bnbench.finetune import FinetuneResult, Published, load_recipe, publish
+from bnbench.model_files import file_sha256
+from bnbench.reports import write_report
+from bnbench.runs import read_run
+from bnbench.work import EvaluationRequest
+
+BASE, REPO = "org/tiny-base", "me/bengali-lora"
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, undisturbed: FinetuneResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    candidates = parse_candidates(f"ভিত্তি={tiny_base}", [f"আমার|অ্যাডাপ্টার={undisturbed.output}"], [])
+    out = tmp_path_factory.mktemp("run") / "run"
+    decoding = Decoding(max_new_tokens=8)
+    evaluate(EvaluationRequest(candidates, out, limit=6, decoding=decoding, device="cpu", quantise=False, quiet=True))
+    write_report([read_run(out)], out, resamples=200)
+    return out
+
+
+@pytest.fixture
+def write(undisturbed: FinetuneResult, tmp_path: Path) -> Callable[..., Published]:
+    """Publishes the trained adapter as a dry run, unless told otherwise."""
+    return lambda adapter=undisturbed.output, **more: publish(
+        adapter, **{"dry_run": True, "base_id": BASE, "out": tmp_path / "card", **more}
+    )
+
+
+def front(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])  # type: ignore[no-any-return]
+
+
+def test_the_folder(write: Callable[..., Published], undisturbed: FinetuneResult, tiny_base: Path) -> None:
+    folder = write().folder
+    assert {p.name for p in folder.iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "loss.csv", "loss.svg", "recipe.toml",
+        "training.json",
+    }  # fmt: skip
+    weights = "adapter_model.safetensors"
+    assert file_sha256(folder / weights) == file_sha256(undisturbed.output / weights)
+    assert json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == BASE
+    record = json.loads((undisturbed.output / "training.json").read_text(encoding="utf-8"))
+    assert load_recipe(folder / "recipe.toml").to_dict() == record["recipe"]
+    published = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert (published["base"]["name"], published["examples"]) == (BASE, record["examples"])
+    for file in folder.iterdir():
+        assert str(tiny_base).encode() not in file.read_bytes(), file.name  # nothing of this machine
+        assert "মন খারাপ, কিছুতেই ঘুম আসে না। (".encode() not in file.read_bytes(), file.name  # and no row
+
+
+def test_a_card_without_an_evaluation_says_so(write: Callable[..., Published]) -> None:
+    folder = write(license="mit").folder
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert (
+        "**Not evaluated:**" in text
+        and "## Evaluation" not in text
+        and "![Loss of each optimiser step](loss.svg)" in text
+    )
+    assert front(folder) == {
+        "base_model": BASE, "base_model_relation": "adapter", "library_name": "peft",
+        "pipeline_tag": "text-generation", "language": "bn", "license": "mit", "tags": ["bengali", "bnbench", "lora"],
+    }  # fmt: skip
+    assert "| Data | fingerprint `f00d` |" in text and "22 rows" in text and "18 steps" in text and "torch " in text
+
+
+def test_the_hub_reads_the_evaluation(write: Callable[..., Published], run: Path) -> None:
+    from huggingface_hub import ModelCard
+    from huggingface_hub._eval_results import parse_eval_result_entries
+
+    folder = write(run=run, repo=REPO, dataset_id="me/bn-replies@abc#empathy").folder
+    ranking = json.loads((run / "ranking.json").read_text(encoding="utf-8"))
+    mine = next(s for s in ranking["standings"] if s["kind"] == "adapter")
+    value = mine["scores"][0]["value"]
+    card = ModelCard.load(folder / "README.md")
+    results = {r.metric_name: r for r in card.data.eval_results}
+    assert results["chrF++: chrF++"].metric_value == value and results["chrF++: chrF++"].metric_type == "chrf"
+    assert (results["chrF++: chrF++"].dataset_type, results["chrF++: chrF++"].dataset_split) == (
+        "me/bn-replies",
+        "test",
+    )
+    assert "perplexity: bits_per_character" in results and not any("recall" in name for name in results)
+    (entry,) = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results/bnbench.yaml").read_bytes()))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("me/bn-replies", "empathy", "abc")
+    assert entry.value == value and entry.source_url == f"https://huggingface.co/{REPO}" and "n:6" in str(entry.notes)
+
+
+def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) -> None:
+    folder = write(run=run).folder
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    ranking = json.loads((run / "ranking.json").read_text(encoding="utf-8"))
+    mine = next(s for s in ranking["standings"] if s["kind"] == "adapter")
+    score, c = mine["scores"][0], mine["versus_base"][0]
+    minus = lambda x, sign="": f"{x:{sign}.2f}".replace("-", "−")  # noqa: E731
+    assert f"| chrF++ ↑ | chrF++ | {minus(score['value'])} | {minus(score['low'])} to {minus(score['high'])} |" in text
+    assert f"| {minus(c['difference'], '+')} | {minus(c['low'], '+')} to {minus(c['high'], '+')} |" in text
+    assert (
+        "its base ভিত্তি" in text
+        and "6 messages are too few for intervals" in text
+        and "would often go undetected" in text
+    )
+    assert f"`{ranking['signatures']['chrF++']}`" in text and "the variance of training itself" in text
+    heads = [line.count("|") for line in text.splitlines() if line.startswith("| metric") or "↑ |" in line]
+    assert len(heads) > 3 and len(set(heads)) == 1
+    assert not (folder / ".eval_results").exists()
+    with pytest.raises(UsageError, match="give the evaluation with --run"):
+        write(dataset_id="me/data")
+    with pytest.raises(UsageError, match=r"write it as owner/name\[@revision\]\[#task\]"):
+        write(run=run, dataset_id="data.csv")
+
+
+def test_a_run_of_other_weights_is_refused(write: Callable[..., Published], run: Path, tiny_adapter: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"about আমার\|অ্যাডাপ্টার \([0-9a-f]{12}\), not about these weights .*bnbench evaluate"
+    ):
+        write(tiny_adapter, run=run)
+
+
+def test_a_run_without_a_ranking(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(run, tmp_path / "bare")
+    (bare / "ranking.json").unlink()
+    with pytest.raises(RunError, match="write it with `bnbench report"):
+        write(run=bare)
+
+
+@pytest.mark.parametrize("kind", ["llama-3.1", "plain", "chat"])
+def test_the_snippet_runs_and_prompts_as_in_training(
+    kind: str, make_tokenizer: Any, make_base: Any, make_adapter: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    from bnbench.corpus import Example
+    from bnbench.finetune.card import snippet
+    from bnbench.prompts import PromptFormat
+
+    template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
+    special = {"llama-3.1": {}, "plain": {"template": None}, "chat": {"template": template}}[kind]
+    if kind != "llama-3.1":
+        special["special"] = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = make_tokenizer(**special)
+    base = make_base(tmp_path / "base", tokenizer)
+    adapter = make_adapter(tmp_path / "adapter", base)
+    prompts = PromptFormat.of(tokenizer)
+    assert prompts.kind == kind
+    code = snippet(str(base), None, str(adapter), prompts.describe()).replace("max_new_tokens=400", "max_new_tokens=3")
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, names)
+    expected = prompts.prompt(Example("", "মানসিক স্বাস্থ্য", "", names["message"], "")).ids
+    ids = tuple(names["inputs"]["input_ids"][0].tolist())
+    assert ids == (expected if kind != "chat" else (tokenizer.bos_token_id, *expected)[-len(ids) :])
+    assert len(ids) < names["output"].shape[1] <= len(ids) + 3
+
+
+def test_an_adapter_of_another_tool(write: Callable[..., Published], tiny_adapter: Path) -> None:
+    folder = write(tiny_adapter).folder
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "How it was trained is not recorded" in text and "r 4, lora\\_alpha 8" in text
+    assert {p.name for p in folder.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_base_that_only_this_machine_has(write: Callable[..., Published], tiny_base: Path, tmp_path: Path) -> None:
+    for bad in (None, "not a hub id", "base"):
+        with pytest.raises(UsageError, match=r"--base-id (owner/name|not a hub id|base)"):
+            write(base_id=bad)
+    cached = tmp_path / "models--org--base" / "snapshots" / ("a" * 40)
+    shutil.copytree(tiny_base, cached)
+    adapter = shutil.copytree(write().folder, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    for named, revision, expected in (
+        (str(cached), None, ("org/base", "a" * 40)),
+        ("org/base", "v2", ("org/base", "v2")),
+    ):
+        changed = {**config, "base_model_name_or_path": named, "revision": revision}
+        (adapter / "adapter_config.json").write_text(json.dumps(changed), encoding="utf-8")
+        folder = write(adapter, base_id=None, out=tmp_path / f"out-{revision}").folder
+        found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        assert (found["base_model_name_or_path"], found["revision"]) == expected
+        assert f'revision="{expected[1]}"' in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_folder_of_others_is_written_over(
+    write: Callable[..., Published], undisturbed: FinetuneResult, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="own folder"):
+        write(out=undisturbed.output)
+    other = shutil.copytree(tiny_adapter, tmp_path / "other")
+    with pytest.raises(UsageError, match="did not write"):
+        write(out=other)
+    folder = write().folder
+    (folder / "LICENSE").write_text("MIT", encoding="utf-8")
+    assert write(tiny_adapter).folder == folder
+    assert (folder / "LICENSE").exists() and not (folder / "training.json").exists()
+
+
+def test_what_is_no_adapter(write: Callable[..., Published], tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CandidateError, match=r"no adapter_config\.json"):
+        write(tiny_base)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CandidateError, match=r"no adapter_model\.safetensors"):
+        write(tmp_path / "half")
+    with pytest.raises(UsageError, match="owner/name, or give --dry-run"):
+        write(dry_run=False)
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub's API as making a repository and uploading a folder needs; it keeps what it was sent."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.token, self.files, self.made = token, dict[str, bytes](), list[dict[str, Any]]()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != f"Bearer {self.server.token}":
+            return self._answer(401, {"error": "Invalid username or password."})
+        if self.path == "/api/repos/create":
+            self.server.made.append(json.loads(body))
+            return self._answer(200, {"url": f"https://huggingface.co/{REPO}"})
+        if self.path.startswith(f"/api/models/{REPO}/preupload/"):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self._answer(200, {"files": files})
+        if self.path.startswith(f"/api/models/{REPO}/commit/"):
+            sent = [json.loads(line) for line in body.splitlines()]
+            for one in (s["value"] for s in sent if s["key"] == "file"):
+                self.server.files[one["path"]] = base64.b64decode(one["content"])
+            return self._answer(200, {"commitUrl": f"https://huggingface.co/{REPO}/commit/1", "commitOid": "1"})
+        return self._answer(200, {"errors": [], "warnings": []})  # the check of a card's front matter
+
+    def do_GET(self) -> None:
+        self._answer(404, {"error": "not found"})
+
+    def _answer(self, status: int, value: dict[str, Any]) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    server = Hub("hf_right")
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_pushing(hub: Hub, write: Callable[..., Published], run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    published = write(run=run, repo=REPO, dataset_id="me/data", dry_run=False, private=True)
+    assert published.url is not None and published.url.endswith(REPO) and "private" in json.dumps(hub.made[0])
+    on_disk = {
+        p.relative_to(published.folder).as_posix(): p.read_bytes() for p in published.folder.rglob("*") if p.is_file()
+    }
+    assert hub.files == on_disk and ".eval_results/bnbench.yaml" in on_disk
+
+
+def test_the_token_of_a_file(hub: Hub, write: Callable[..., Published], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_right\n", encoding="utf-8")
+    assert write(repo=REPO, dry_run=False).url and "README.md" in hub.files
+    assert "private" not in json.dumps({k: v for k, v in hub.made[0].items() if v})
+
+
+def test_pushing_in_vain(
+    hub: Hub, write: Callable[..., Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    def refused(kind: type[BnbenchError], why: str) -> None:
+        shutil.rmtree(tmp_path / "card", ignore_errors=True)
+        with pytest.raises(kind, match=why) as error:
+            write(repo=REPO, dry_run=False)
+        assert "\n" not in str(error.value) and "card is ready" in str(error.value)
+        assert (tmp_path / "card" / "README.md").is_file() and not hub.files
+
+    refused(UsageError, "there is no token: set HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    refused(TrainingError, rf"the hub refused the token \(401\): HF_TOKEN must be one that may write to {REPO}")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    refused(TrainingError, "not pushed, ConnectError")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(TrainingError, "HF_HUB_OFFLINE is set")
+
+
+def test_on_the_command_line(undisturbed: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    command = [
+        "publish",
+        str(undisturbed.output),
+        "--base-id",
+        BASE,
+        "--out",
+        str(tmp_path / "x"),
+        "--dry-run",
+        "--json",
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and json.loads(done.stdout) == {"folder": str(tmp_path / "x"), "url": None}
+    refused = CliRunner().invoke(app, ["publish", str(undisturbed.output)])
+    assert refused.exit_code == 2 and re.search("name the repository as owner/name", refused.stderr)
