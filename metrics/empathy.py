@@ -197,17 +197,8 @@ class _Words:
         return self.words[sentence.start : sentence.end]
 
     def listed(self) -> list[bool]:
-        """Which words stand in a row of `LISTED` short parts of one sentence."""
-        listed = [False] * len(self.words)
-        for sentence in self.sentences:
-            begun = row = sentence.start  # of the part, and of the row of short parts
-            short = 0
-            for end in (place + 1 for place in range(sentence.start, sentence.end) if self.clause_ends[place]):
-                short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
-                if short >= LISTED:
-                    listed[row:end] = [True] * (end - row)
-                begun = end
-        return listed
+        """Which words stand in a list."""
+        return [each for s in self.sentences for each in listed(self.clause_ends[s.start : s.end])]
 
     def _add(self, word: str, start: int, *, quoted: bool) -> None:
         self.words.append(word)
@@ -220,6 +211,18 @@ class _Words:
         if begun < len(self.words):
             self.clause_ends[-1] = True
             self.sentences.append(_Sentence(begun, len(self.words), question))
+
+
+def listed(part_ends: Sequence[bool]) -> list[bool]:
+    """Which words of a sentence stand in a row of `LISTED` short parts, of whether a part ends with each word."""
+    found = [False] * len(part_ends)
+    begun = row = short = 0  # where the part and the row of short parts begin, and how many parts the row has
+    for end in (place + 1 for place, ends in enumerate(part_ends) if ends):
+        short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
+        if short >= LISTED:
+            found[row:end] = [True] * (end - row)
+        begun = end
+    return found
 
 
 def _quotation(text: str, place: int, closing: str) -> str:

@@ -3,7 +3,8 @@
 The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as in `empathy`. How a reply is scored:
 
 * It is cut into sentences; a sentence that stands twice counts once. One whose words stand in the message (whatever the
-  person: আমি বানালাম, আপনি বানালেন) is copied and left out. A reply with nothing of its own scores 0.
+  person: আমি বানালাম, আপনি বানালেন) is copied and left out, and so is a list (see `empathy.LISTED`). A reply with
+  nothing of its own scores 0.
 * `anchors/bn.toml` has sentences of each mechanism and sentences that contrast with it (advice, dismissal, generic
   talk, stamps, facts). From the anchors' vectors alone come linear contrasts ("heads"), by ridge regression: each
   mechanism against all that is not empathic, each contrasting class against the mechanisms, and all mechanisms
@@ -11,8 +12,8 @@ The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as i
 * Seven features of a reply are made of them (`FEATURES`): means over its own sentences, the best sentence for the
   mechanism itself, and how near the reply is to its message. None is a length, a count, or a mark of punctuation.
 * A proportional-odds model for each mechanism turns the features into the expected level (0-2), times 50. It was fitted
-  on the development half of the labelled set by `scripts/calibrate_semantic.py`, which took stamps, and empathic
-  replies to another message, for level 0: they are not said to this person.
+  on the development half of the labelled set by `scripts/calibrate_semantic.py`, which took stuffed replies, and
+  empathic replies to another message, for level 0: they are not said to this person.
 
 The shipped encoder is a mean of word vectors: it cannot see word order, and hardly sees a negation. No score here says
 whether a reply is right, safe, or would be felt as kind. Read `docs/empathy.md` before using one.
@@ -34,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.empathy import listed
 from bnbench.metrics.encoder import Encoder, load_encoder
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.tokenization import is_word, preparation
@@ -134,10 +136,10 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
 
 @dataclass(frozen=True)
 class SentenceReading:
-    """One sentence of a reply: whether it is copied, the value of each head, and the nearest anchor with its class."""
+    """One sentence of a reply: whether it is left out, the value of each head, the nearest anchor and its class."""
 
     text: str
-    copied: bool
+    void: bool
     heads: dict[str, float]
     nearest: str
     nearest_class: str
@@ -169,13 +171,16 @@ class Reader:
         return made, np.array([bool(each) for each in own], dtype=np.float64)
 
     def sentences(self, reply: str, message: str) -> list[tuple[str, bool]]:
-        """The different sentences of a reply, and whether each is copied; all are when the reply as a whole is."""
+        """The different sentences of a reply, and whether each is left out.
+
+        It is when it is copied, as all are when the reply as a whole is, or a list.
+        """
         asked = {_key(word) for word in self._words(message)}
         found = dict.fromkeys(self._split(reply))
         known = {text: [_key(word) in asked for word in self._words(text)] for text in found}
         everything = [each for words in known.values() for each in words]
         all_copied = _mostly(everything)
-        return [(text, all_copied or _mostly(words)) for text, words in known.items() if words]
+        return [(text, all_copied or _mostly(words) or self._is_list(text)) for text, words in known.items() if words]
 
     def read(self, reply: str, message: str) -> tuple[SentenceReading, ...]:
         """Every sentence of a reply as the scorer sees it."""
@@ -184,12 +189,17 @@ class Reader:
         nearest = (vectors @ self.vectors.T).argmax(axis=1) if pairs else []
         found, labels = self.anchors.sentences, self.anchors.labels
         return tuple(
-            SentenceReading(text, copied, dict(zip(HEADS, map(float, row), strict=True)), found[near], labels[near])
-            for (text, copied), row, near in zip(pairs, heads, nearest, strict=True)
+            SentenceReading(text, void, dict(zip(HEADS, map(float, row), strict=True)), found[near], labels[near])
+            for (text, void), row, near in zip(pairs, heads, nearest, strict=True)
         )
 
     def _own(self, reply: str, message: str) -> list[str]:
-        return [text for text, copied in self.sentences(reply, message) if not copied]
+        return [text for text, void in self.sentences(reply, message) if not void]
+
+    def _is_list(self, text: str) -> bool:
+        words = [is_word(token) for token in self._tokens(text)]
+        ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
+        return 2 * sum(listed(ends)) >= len(ends)
 
     def _read(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)

@@ -6,7 +6,7 @@
 Each mechanism has a proportional-odds model of seven features: one weight for each feature and two thresholds, fitted
 to the levels 0-2 with a ridge penalty on the weights. Three things are fitted beside the labels as they stand:
 
-* Stuffed replies count as level 0 in all three: what is said to everybody is not said to this person.
+* Stuffed replies count as level 0 in all three, and twice: what is said to everybody is not said to this person.
 * Empathic replies put under another message count as level 0, at a quarter of a reply's weight: a score is about the
   reply given the message, and no labelled reply answers the wrong one.
 * Replies without a sentence of their own score 0 by rule and are left out.
@@ -39,6 +39,7 @@ RIDGE = 20.0
 STEPS = 50
 FOLDS = 10
 STUFFED = "stuffed"
+STUFFED_WEIGHT = 2.0
 SHIFTS = (7, 13)
 """How many messages further on the empathic replies are put."""
 MISPLACED_WEIGHT = 0.25
@@ -71,14 +72,16 @@ class Rows:
         messages = dict(zip(ids.tolist(), data.messages, strict=True))
         hollow = np.array([row.kind == STUFFED for row in data.rows])
         levels = np.where(hollow[:, None], 0, data.levels)
-        parts = [cls._made(reader, data.replies, data.messages, levels, ids, ids, 1.0)]
+        weights = np.where(hollow, STUFFED_WEIGHT, 1.0)
+        parts = [cls._made(reader, data.replies, data.messages, levels, ids, ids, weights)]
         replies = [row.reply for row in data.rows if row.kind == EMPATHIC]
         for shift in SHIFTS:
             theirs = ids[data.empathic]
             others = (theirs + shift) % len(messages)
             asked = [messages[each] for each in others.tolist()]
             none = np.zeros((len(replies), len(MECHANISMS)))
-            parts.append(cls._made(reader, replies, asked, none, others, theirs, MISPLACED_WEIGHT))
+            weights = np.full(len(replies), MISPLACED_WEIGHT)
+            parts.append(cls._made(reader, replies, asked, none, others, theirs, weights))
         return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
     @classmethod
@@ -90,10 +93,10 @@ class Rows:
         levels: FloatArray,
         answers: Groups,
         written_for: Groups,
-        weight: float,
+        weights: FloatArray,
     ) -> Rows:
         features, own = reader.features(Texts.of(replies, messages=messages))
-        return cls(features, own > 0, levels, np.full(len(replies), weight), answers, written_for)
+        return cls(features, own > 0, levels, weights, answers, written_for)
 
 
 def calibrate(reader: Reader, rows: Rows, ridge: float = RIDGE) -> Calibration:

@@ -4,7 +4,7 @@
     PYTHONPATH=.:TEACHER python scripts/make_encoder.py --data FOLDER --out metrics/encoders/bn-static
 
 FOLDER holds the data files named in ``SOURCES``, whose licences let a derived model ship, the English side of Tatoeba,
-BanglaEmotion_test and corpus_sample.csv. The teacher takes some two hours of one core; ``--cache FILE`` keeps what it
+BanglaEmotion_test and corpus_sample.csv. The teacher takes about an hour of one core; ``--cache FILE`` keeps what it
 said. The run is seeded, and the teacher rounds as its processor does: the same data, packages and processor family give
 the same weights. How it works, in order:
 

@@ -109,12 +109,19 @@ def test_a_reply_does_not_depend_on_its_neighbours(metric: SemanticEmpathy) -> N
 
 def test_explain_names_the_nearest_anchor_and_what_is_copied(metric: SemanticEmpathy) -> None:
     copied, own = metric.explain("বাবা গত মাসে মারা গেছেন। আমি তোমার সঙ্গে আছি, যত রাতই হোক।", MESSAGE)
-    assert (copied.copied, own.copied) == (True, False)
+    assert (copied.void, own.void) == (True, False)
     assert own.nearest_class in ("emotional_reaction", "stamps") and own.nearest in load_anchors().sentences
     assert tuple(own.heads) == HEADS
     assert metric.explain("") == ()
     with pytest.raises(InputError, match="one reply"):
         metric.explain([REPLIES["warm"]], MESSAGE)  # type: ignore[arg-type]
+
+
+def test_a_list_says_nothing(metric: SemanticEmpathy) -> None:
+    listed = "কষ্ট, কান্না, ভরসা, গভীর সমবেদনা, পাশে থাকা, কেমন লাগছে, জড়িয়ে ধরা।"
+    first, second = metric.explain(f"{listed} বাবার কথা খুব মনে পড়ছে, না?", MESSAGE)
+    assert (first.void, second.void) == (True, False)
+    assert scores(metric, listed) == [0]
 
 
 def test_anchors_are_many_and_their_own() -> None:
