@@ -4,9 +4,9 @@
 
 The terms hold for decoders of Llama's plan (two norms, attention, a gated MLP a layer). Measured on one H100 with
 Llama-3.1-8B's shape, GiB reserved, estimate in brackets: t4 at rows of 4,096 tokens 6.64 (6.40), without Liger's
-kernels 6.96 (6.85), on the benchmark's mixed lengths 6.63 (6.40); t4-r16-all-linear at 4,096 7.19 (7.17); lora-16bit at
-4,096 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic. dpo ran on
-the H100 with a small base only.
+kernels 6.96 (6.85), on the benchmark's mixed lengths 6.63 (6.40); t4-r16-all-linear at 4,096 7.19 (7.17); lora-16bit
+at 4,096 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic. dpo
+ran on the H100 with a small base only.
 """
 
 from __future__ import annotations
