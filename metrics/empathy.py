@@ -121,8 +121,9 @@ class KeywordEmpathy(Metric):
         self.check(texts)
         lexicon = self.lexicon
         if self._mechanisms:
+            messages = {message: _Message.of(lexicon, message) for message in set(texts.messages or ())}
             pairs = zip(texts.replies, texts.messages or (), strict=True)
-            credits = [_Reading.of(lexicon, reply, message).credits() for reply, message in pairs]
+            credits = [_Reading.of(lexicon, reply, messages[message]).credits() for reply, message in pairs]
         else:
             credits = [[_share(lexicon, reply)] for reply in texts.replies]
         rows = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
@@ -137,7 +138,7 @@ class KeywordEmpathy(Metric):
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        return _Reading.of(self.lexicon, reply, message).spans()
+        return _Reading.of(self.lexicon, reply, _Message.of(self.lexicon, message)).spans()
 
     def signature(self, n: int) -> str:
         """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.1`."""
@@ -248,7 +249,7 @@ class _Message:
     def of(cls, lexicon: Lexicon, message: str) -> _Message:
         words = list(filter(is_word, tokenize(message)))
         run = min(COPIED_WORDS, len(words))
-        runs = _runs([_key(lexicon, word) for word in words], run)
+        runs = _runs([lexicon.key(word) for word in words], run)
         content = (word for word in words if lexicon.common and not lexicon.is_common(word))
         return cls(run, runs, _stems(lexicon, words), _stems(lexicon, content))
 
@@ -261,7 +262,7 @@ class _Message:
         """The same for the words of one sentence. A question may ask in the message's words."""
         words = text.inside(sentence)
         copied = [False] * len(words)
-        keys = [_key(lexicon, word) for word in words]
+        keys = [lexicon.key(word) for word in words]
         for start in range(len(words) - self.run + 1 if self.run else 0):
             if tuple(keys[start : start + self.run]) in self.runs:
                 copied[start : start + self.run] = [True] * self.run
@@ -273,14 +274,6 @@ class _Message:
 
 def _runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
-
-
-def _key(lexicon: Lexicon, word: str) -> str:
-    """A word without person and endings, one after the other: too short for a stem, but the same for all its forms."""
-    if word in lexicon.persons:
-        return ""
-    shorter = min(lexicon.stems(word), key=len)
-    return word if shorter == word else _key(lexicon, shorter)
 
 
 def _stems(lexicon: Lexicon, words: Iterable[str]) -> set[str]:
@@ -316,8 +309,8 @@ class _Reading:
     anchored: set[str]
 
     @classmethod
-    def of(cls, lexicon: Lexicon, reply: str, message: str) -> _Reading:
-        words, said = _Words.of(reply), _Message.of(lexicon, message)
+    def of(cls, lexicon: Lexicon, reply: str, said: _Message) -> _Reading:
+        words = _Words.of(reply)
         everything = [lexicon.find(words.inside(sentence)) for sentence in words.sentences]
         advising = [
             not sentence.question and any(each.phrase in lexicon.advising for each in found)
@@ -355,8 +348,8 @@ class _Reading:
             matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
         self.matches.extend(against or matches)
         left = {word for word, places in content.items() if not places <= places_of_stock}
-        self.own.update(_key(self.lexicon, word) for word in left)
-        self.anchored.update(_key(self.lexicon, word) for word in left & anchors)
+        self.own.update(self.lexicon.key(word) for word in left)
+        self.anchored.update(self.lexicon.key(word) for word in left & anchors)
 
     def _content(self, sentence: _Sentence) -> dict[str, set[int]]:
         """The words of a sentence that are neither common nor void, with their places."""

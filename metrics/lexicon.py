@@ -133,6 +133,13 @@ class Lexicon:
             self._stems[word] = frozenset({word, *(stem for stem, count in letters if count >= _SHORTEST_STEM)})
         return self._stems[word]
 
+    def key(self, word: str) -> str:
+        """A word without person and, one after the other, its endings: no stem, but the same for all its forms."""
+        if word not in self._keys:
+            shorter = "" if word in self.persons else min(self.stems(word), key=len)
+            self._keys[word] = shorter if shorter in ("", word) else self.key(shorter)
+        return self._keys[word]
+
     def is_common(self, word: str) -> bool:
         """Whether a normalised word is of `address`, or of `common` in any form: no content of a reply's own."""
         return word in self.address or not self.common.isdisjoint(self.stems(word))
@@ -149,6 +156,10 @@ class Lexicon:
     def _stems(self) -> dict[str, frozenset[str]]:
         return {}
 
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        return {}
+
     def counts(self) -> dict[str, int]:
         """Supporting entries per mechanism, and `against`."""
         kinds = [entry.mechanism if entry.polarity == "support" else "against" for entry in self.entries.values()]
@@ -161,6 +172,7 @@ class _Patterns:
     def __init__(self, lexicon: Lexicon, phrases: Iterable[str]) -> None:
         self._lexicon = lexicon
         self._numbers: dict[_Element, int] = {}
+        self._parts: dict[str, int] = {}
         self._beginning: dict[int, list[tuple[str, tuple[_Step, ...], frozenset[int]]]] = defaultdict(list)
         for phrase in phrases:
             for steps in self._variants(phrase):
@@ -214,8 +226,10 @@ class _Patterns:
             yield tuple(step for step in chosen if step is not None)
 
     def _number(self, part: str, phrase: str) -> int:
-        element = self._element(part.split("/"), phrase)
-        return self._numbers.setdefault(element, len(self._numbers))
+        if part not in self._parts:
+            element = self._element(part.split("/"), phrase)
+            self._parts[part] = self._numbers.setdefault(element, len(self._numbers))
+        return self._parts[part]
 
     def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
         made = [self._alternative(text, phrase) for text in alternatives]
