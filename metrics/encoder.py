@@ -1,9 +1,10 @@
 """Sentences to vectors: the encoder that ships with bnbench, and any sentence-transformers model by its id.
 
 The shipped encoder is static, in the format of model2vec: one vector per word or word part, and a sentence is their
-mean, made a unit vector. It was distilled from multilingual-e5-small by `scripts/make_encoder.py`; its model card is
-`encoders/bn-static/README.md`. Texts go through the bn1 normaliser and tokeniser first, so the spellings of one
-sentence have one vector. Nothing here imports torch unless a sentence-transformers model is asked for.
+mean, made a unit vector. To that it adds how long the text is, since its teacher puts texts of like length nearer to
+each other; `words_only` takes that away. It was distilled from multilingual-e5-small by `scripts/make_encoder.py`; its
+model card is `encoders/bn-static/README.md`. Texts go through the bn1 normaliser and tokeniser first, so the spellings
+of one sentence have one vector. Nothing here imports torch unless a sentence-transformers model is asked for.
 
     >>> from bnbench.metrics.encoder import load_encoder
     >>> a, b = load_encoder().encode(["আমার মন খারাপ।", "আমার মনটা ভালো নেই।"])
@@ -16,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Sequence
-from functools import lru_cache
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,12 +51,35 @@ class Encoder(Protocol):
         """n texts to n x d unit rows of float32; a text without anything to encode gives a row of zeros."""
 
 
+@dataclass(frozen=True)
+class Length:
+    """How a text's length enters its vector, the `length` of a folder's config.json. n is the number of parts.
+
+    The sum of the parts' vectors gets one more component, `start`, so that a short text says less for certain and
+    leans to where all do; made a unit vector, it gets two more, `weight` times the cosine and sine of
+    `turn` x log(n + 1), and is made a unit vector again. So the cosine of two texts falls with the ratio of their
+    lengths, as the teacher's does.
+    """
+
+    start: float
+    weight: float
+    turn: float
+
+    def added(self, sums: Vectors, lengths: npt.NDArray[np.intp]) -> Vectors:
+        """Rows (n, d) of sums and their numbers of parts (n,) to unit rows (n, d + 3)."""
+        angle = self.turn * np.log1p(lengths)[:, None]
+        rows = _unit(np.column_stack([sums, np.full(len(sums), self.start)]))
+        made = np.column_stack([rows, self.weight * np.cos(angle), self.weight * np.sin(angle)])
+        shrunk: Vectors = (made / np.sqrt(1 + self.weight**2)).astype(np.float32)
+        return shrunk
+
+
 class StaticEncoder:
     """A static encoder of bn1 tokens from a folder that `scripts/make_encoder.py` wrote; numpy only.
 
-    The folder is a model2vec one (`StaticModel.from_pretrained` reads it too, and gives the same vectors for bn1
+    The folder is a model2vec one (`StaticModel.from_pretrained` reads it too, and gives the vectors of `words` for bn1
     tokens joined by spaces), but here the work is done once for each distinct word. `id` is the folder's name and 8
-    hex digits of the sha256 over its weights and vocabulary; `dim` the length of a vector.
+    hex digits of the sha256 over its weights, vocabulary and `Length`; `dim` the length of a vector.
 
     Raises `UsageError` when the folder lacks a file or holds another kind of model.
     """
@@ -61,11 +87,17 @@ class StaticEncoder:
     def __init__(self, folder: str | Path = SHIPPED) -> None:
         self.folder = Path(folder)
         config, weights, tokenizer = (self._file(n) for n in ("config.json", "model.safetensors", "tokenizer.json"))
-        if json.loads(config).get("text") != _MARK:
+        settings = json.loads(config)
+        if settings.get("text") != _MARK:
             raise UsageError(f"{self.folder} holds no encoder of bn1 tokens (made by scripts/make_encoder.py)")
-        self.id = f"{self.folder.name}@{hashlib.sha256(weights + tokenizer).hexdigest()[:8]}"
+        self._length = Length(**settings["length"]) if "length" in settings else None
+        digest = hashlib.sha256(weights + tokenizer)
+        self._id_of_words = f"{self.folder.name}@{digest.hexdigest()[:8]}"
+        if self._length:
+            digest.update(repr(self._length).encode())
+        self.id = f"{self.folder.name}@{digest.hexdigest()[:8]}"
         self._vectors, self._vocabulary = _vectors(weights), json.loads(tokenizer)["model"]["vocab"]
-        self.dim = int(self._vectors.shape[1])
+        self.dim = int(self._vectors.shape[1]) + (3 if self._length else 0)
         prepared = preparation()
         self._prepare, self._tokens = prepared.normalizer.beyond_words, prepared.pieces
         self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
@@ -82,6 +114,13 @@ class StaticEncoder:
             self._encode_into(found[start : start + _BATCH], texts[start : start + _BATCH])
         return found
 
+    @cached_property
+    def words(self) -> StaticEncoder:
+        """This encoder without what its vectors say of length: the mean of the parts' vectors, made a unit vector."""
+        made = copy(self)
+        made._length, made.id, made.dim = None, self._id_of_words, int(self._vectors.shape[1])
+        return made
+
     def pieces(self, text: str) -> list[str]:
         """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
         names = {row: name for name, row in self._vocabulary.items()}
@@ -96,8 +135,7 @@ class StaticEncoder:
         starts = (np.cumsum(lengths) - lengths)[filled]
         flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
         sums = np.add.reduceat(self._vectors[flat], starts, axis=0)
-        norms = np.sqrt(np.einsum("ij,ij->i", sums, sums))[:, None]
-        found[filled] = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+        found[filled] = self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
 
     def _text_rows(self, text: str) -> list[int]:
         return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
@@ -193,6 +231,11 @@ def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
     return _load(None if id_or_path is None else str(id_or_path))
 
 
+def words_only(encoder: Encoder) -> Encoder:
+    """The encoder without what a static one adds of length, for scores that length must not drive."""
+    return encoder.words if isinstance(encoder, StaticEncoder) else encoder
+
+
 @lru_cache(maxsize=4)
 def _load(name: str | None) -> Encoder:
     if name is None:
@@ -210,6 +253,12 @@ def _vectors(weights: bytes) -> Vectors:
     tensors = load(weights)
     scaled: Vectors = tensors["embeddings"].astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
     return scaled
+
+
+def _unit(rows: Vectors) -> Vectors:
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    made: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return made
 
 
 def _check(texts: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts, ratio, signature
 from bnbench.metrics.empathy import listed
-from bnbench.metrics.encoder import Encoder, load_encoder
+from bnbench.metrics.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.tokenization import is_word, preparation
 
@@ -266,7 +266,8 @@ class SemanticEmpathy(Metric):
     def reader(self) -> Reader:
         """The encoder with the anchors, read when first used."""
         given = self._encoder
-        return Reader(load_encoder(given) if given is None or isinstance(given, str | Path) else given, load_anchors())
+        encoder = load_encoder(given) if given is None or isinstance(given, str | Path) else given
+        return Reader(words_only(encoder), load_anchors())
 
     @cached_property
     def calibration(self) -> Calibration:

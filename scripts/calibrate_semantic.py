@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from bnbench.metrics.audit.agreement import Groups, auc, group_numbers, kendall
 from bnbench.metrics.core import FloatArray, Texts
-from bnbench.metrics.encoder import load_encoder
+from bnbench.metrics.encoder import load_encoder, words_only
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.semantic import FEATURES, Calibration, Reader, load_anchors
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     given = parser.parse_args()
     data = labelled_set("development") if given.data is None else read_labelled(given.data, "development")
-    reader = Reader(load_encoder(given.encoder), load_anchors())
+    reader = Reader(words_only(load_encoder(given.encoder)), load_anchors())
     rows = Rows.of(reader, data)
     print(f"{data.source}: {len(data)} replies, {reader.encoder.id}, {reader.anchors.id}, cross-validated by message")
     print(report(cross_validated(reader, rows, len(data)), data))

@@ -10,6 +10,7 @@ import numpy as np
 
 from bnbench.metrics.audit.agreement import MOST_ROWS, Agreement, Groups, group_numbers
 from bnbench.metrics.audit.checks import (
+    FEWEST,
     MAIN,
     Changed,
     Labelled,
@@ -31,7 +32,7 @@ from bnbench.metrics.audit.sentinels import sentinel_scores
 from bnbench.metrics.audit.spelling import SPELLINGS, Spelling
 from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts
 from bnbench.metrics.empathy import KeywordEmpathy
-from bnbench.metrics.encoder import load_encoder
+from bnbench.metrics.encoder import load_encoder, words_only
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
@@ -73,8 +74,8 @@ def audit(
 
     `beside` are metrics whose agreement with the labels is shown in the same table (default: the original project's
     keyword score, and its semantic score with the shipped encoder). The same arguments give the same report. Raises
-    `InputError` where the metric needs likelihoods, the set has no empathic reply or nothing else, more than 4,000
-    rows, or too few replies to give references.
+    `InputError` where the metric needs likelihoods, the set has no empathic reply or nothing else, fewer than 5
+    messages, more than 4,000 rows, or too few replies to give references.
     """
     data = labelled_set("held-out") if data is None else data
     _check(metric, data)
@@ -150,7 +151,7 @@ def _label_checks(
 
 def _beside(metric: Metric) -> list[Metric]:
     """The original project's keyword and semantic scores (with our encoder), less the one that is audited."""
-    originals = [KeywordEmpathy("original"), OriginalSemantic(load_encoder())]
+    originals = [KeywordEmpathy("original"), OriginalSemantic(words_only(load_encoder()))]
     return [original for original in originals if _label(original) != _label(metric)]
 
 
@@ -217,7 +218,12 @@ def _check(metric: Metric, data: LabelledSet) -> None:
         raise InputError(f"{metric.name} cannot be audited: it needs {', '.join(unmet)}, which labelled replies lack")
     empathic = int(data.empathic.sum())
     if not 0 < empathic < len(data):
-        raise InputError(f"{data.source}: {empathic} of {len(data)} replies are of kind {EMPATHIC!r}; both are needed")
+        raise InputError(
+            f"{data.source}: {empathic} of {len(data)} replies are {EMPATHIC}, and an audit needs some that are and some "
+            "that are not: by the column kind, or without it by a mechanism that is labelled 2"
+        )
+    if (messages := len(set(data.ids))) < FEWEST:
+        raise InputError(f"{data.source}: messages: {messages}; an audit resamples them and needs {FEWEST} or more")
     if len(data) > MOST_ROWS:
         raise InputError(f"{data.source}: {len(data)} rows, and every pair is looked at: take {MOST_ROWS} or fewer")
     if "references" in metric.needs:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
-from bnbench.metrics.encoder import load_encoder
+from bnbench.metrics.encoder import load_encoder, words_only
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.lexicon import MECHANISMS
@@ -162,7 +162,7 @@ def test_a_calibration_for_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_signature_names_encoder_anchors_and_calibration(metric: SemanticEmpathy) -> None:
     anchors, calibration = load_anchors().id, load_calibration().id
     assert metric.signature(3) == (
-        f"semantic-empathy|enc:{load_encoder().id}|anchors:{anchors}|cal:{calibration}|norm:bn1|tok:bn1|n:3|bnbench:0.1"
+        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|norm:bn1|tok:bn1|n:3|bnbench:0.1"
     )
     assert get_metric("semantic-empathy").signature(3) == metric.signature(3)
 
