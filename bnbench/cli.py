@@ -42,7 +42,8 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(
         "--columns",
-        help="FIELD=COLUMN where the file's names differ; may be repeated; fields: topic, title, question, reference.",
+        help="FIELD=COLUMN where the file's names differ; may be repeated; fields: topic, title, question, reference "
+        "(of pairs: chosen, rejected).",
     ),
 ]
 Sizes = Annotated[str, typer.Option("--split-sizes", help="Most rows of train/validation/test.")]
@@ -126,7 +127,8 @@ def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
     pairs = [item.partition("=") for item in items or []]
     for left, sign, right in pairs:
         if not (left and sign and right):
-            raise UsageError(f"{flag} {left}{sign}{right}: write it as NAME=VALUE")
+            form = "KEY=VALUE" if flag == "--set" else "FIELD=COLUMN"
+            raise UsageError(f"{flag} {left}{sign}{right}: write it as {form}")
     return {left: right for left, _, right in pairs}
 
 
@@ -393,7 +395,13 @@ def audit_command(
     metrics: Annotated[
         list[str] | None, typer.Argument(help="Metrics to validate; keyword-empathy and semantic-empathy by default.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Labelled replies, in the columns of the bundled set.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of labelled replies: message, reply, and 0, 1 or 2 for each mechanism "
+            "(emotional_reaction, interpretation, exploration)."
+        ),
+    ] = None,
     half: Annotated[
         str | None, typer.Option(help="development or held-out; by default both, of the bundled set held-out.")
     ] = None,

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 from bnbench.repair import LOST, repair
-from bnbench.tables import Nested, as_text, check_table, read_table
+from bnbench.tables import as_text, check_table, find_column, plain_name, read_table, texts_of
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
@@ -244,10 +244,7 @@ def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
     names = match_columns(str(source), list(records[0]), columns)
 
     def row(record: Mapping[str, str]) -> _Row:
-        topic, title, question, reference = (record.get(names[f], "") if f in names else "" for f in COLUMNS)
-        nested = next((t for t in (topic, title, question, reference) if isinstance(t, Nested)), None)
-        if nested is not None:
-            raise CorpusError(f"{source}: a list or object where text is needed: {nested:.60}; give each text a column")
+        topic, title, question, reference = texts_of(str(source), record, map(names.get, COLUMNS))
         return _Row(topic, title, question, reference, side_of(record))
 
     return [row(record) for record in records]
@@ -272,33 +269,26 @@ def side_of(record: Mapping[str, str]) -> str:
 def match_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
     """Our field → the file's column, by the mapping given, else by name without regard to case and punctuation."""
     check_columns(columns)
-    plain = {_plain(name): name for name in header}
     found: dict[str, str] = {}
     for field, usual in COLUMNS.items():
-        wanted = columns.get(field)
-        if wanted is not None and wanted not in header:
-            raise CorpusError(f"{source}: there is no column {wanted!r}; the columns are {', '.join(header)}")
         candidates = (
             usual,
             usual.rstrip("s"),
             field,
             {"reference": "answer", "title": "question title"}.get(field, field),
         )
-        name = wanted or next((plain[_plain(c)] for c in candidates if _plain(c) in plain), None)
+        name = find_column(source, header, candidates, columns.get(field))
         if name is not None:
             found[field] = name
     for field in ("question", "reference"):
         if field not in found:
-            pairs = "; a file of preference pairs is for the recipe dpo" if {"chosen", "rejected"} <= set(plain) else ""
+            is_pairs = {"chosen", "rejected"} <= {plain_name(name) for name in header}
+            pairs = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
             raise CorpusError(
                 f"{source}: there is no column {COLUMNS[field]!r}; the columns are {', '.join(header)}. "
                 f"Name the right one with --columns {field}=NAME{pairs}"
             )
     return found
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _read_hub(source: str) -> list[dict[str, str]]:

@@ -112,16 +112,17 @@ def _check_declared(request: EvaluationRequest) -> None:
     meta = read_meta(request.out)
     declared, weights = meta["primary_metric"], meta.get("combined") or {}
     if declared != request.primary:
-        what = f"{declared} was declared as the primary metric when this run began, and {request.primary}"
+        before, now = (f"with {name} as the primary metric" for name in (declared, request.primary))
     elif weights != request.combine:
         before, now = (
-            f"the combined score {weighted(w)}" if w else "no combined score" for w in (weights, request.combine)
+            f"with the combined score {weighted(w)}" if w else "without a combined score"
+            for w in (weights, request.combine)
         )
-        what = f"{before} was declared when this run began, and {now}"
     else:
         return
     raise RunError(
-        f"{request.out}: {what} cannot take its place afterwards; name another --out, or start anew with --overwrite"
+        f"{request.out}: this run began {before} and cannot go on {now}; name another --out, or start anew with "
+        "--overwrite"
     )
 
 

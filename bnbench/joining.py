@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.errors import BnbenchError, CorpusError
-from bnbench.tables import KINDS, check_file, iter_lines, iter_table, place
+from bnbench.tables import KINDS, check_file, find_column, iter_lines, iter_table, place
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "reply": (
@@ -147,16 +147,7 @@ class TextFile:
 def _column(path: Path, header: Sequence[str], field: str, columns: Mapping[str, str]) -> str | None:
     """The file's column of a field. A name that was given must be there, but for ids, which a file may lack."""
     given = columns.get(field)
-    if given in header:
-        return given
-    if given is not None and field != "id":
-        raise CorpusError(f"{path}: there is no column {given!r}; the columns are {', '.join(header)}")
-    known = {_plain_name(name): name for name in reversed(header)}
-    return next((known[_plain_name(name)] for name in COLUMNS[field] if _plain_name(name) in known), None)
-
-
-def _plain_name(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    return find_column(path, header, COLUMNS[field], given if field != "id" or given in header else None)
 
 
 def _key(name: str) -> bytes:

@@ -180,7 +180,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """run.json alone; RunError when there is none, or one of another schema."""
     path = folder / "run.json"
     if not path.is_file():
-        raise RunError(f"{folder}: not a run folder (no run.json)")
+        raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

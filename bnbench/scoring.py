@@ -246,7 +246,11 @@ def _metrics(names: Sequence[str | Metric] | None, files: _Files, parts: Sequenc
     for metric in chosen:
         for need in sorted(metric.needs):
             if not given.get(need):
-                how = "give a file of them" if need in given else "no file gives them, `bnbench evaluate` does"
+                how = (
+                    f"give a file of them (--{need} FILE)"
+                    if need in given
+                    else "no file gives them, an evaluation does"
+                )
                 raise InputError(f"{metric.name} needs {need}: {how}")
     return chosen
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -186,6 +186,35 @@ def as_text(value: object) -> str:
     if value is None or value != value:
         return ""
     return value if isinstance(value, str) else (Nested if isinstance(value, (list, dict)) else str)(value)
+
+
+def find_column(
+    source: str | Path, header: Sequence[str], names: Sequence[str], given: str | None = None
+) -> str | None:
+    """The column that `given` names exactly, else the first of `names`, without regard to case and punctuation.
+
+    Raises CorpusError where `given` is not there.
+    """
+    if given is None:
+        known = {plain_name(column): column for column in reversed(header)}
+        return next((known[plain_name(name)] for name in names if plain_name(name) in known), None)
+    if given not in header:
+        raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
+    return given
+
+
+def plain_name(name: str) -> str:
+    """A column's name without case and punctuation."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def texts_of(where: str, row: Mapping[str, object], columns: Iterable[str | None]) -> tuple[str, ...]:
+    """The texts of a row's columns, "" where a column is None. Raises CorpusError for a list or an object."""
+    texts = tuple("" if column is None else as_text(row.get(column)) for column in columns)
+    nested = next((text for text in texts if isinstance(text, Nested)), None)
+    if nested is not None:
+        raise CorpusError(f"{where}: a list or object where text is needed: {nested:.60}; give each text a column")
+    return texts
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[tuple[int, Row]]]] = {

@@ -58,8 +58,7 @@ def training_summary(folder: Path) -> dict[str, Any] | None:
             "peak_memory_bytes": record["peak_memory_bytes"],
             "device": (record.get("machine") or {}).get("accelerator") or record["device"],
             "gain": record.get("gain"),
-            "loss_at_start": mean_loss(points[: max(1, len(points) // 10)]),
-            "loss_at_end": mean_loss(points[-max(1, len(points) // 10) :]),
+            **ends(points),
             "loss": [[step, round(loss, 4)] for step, loss in thinned(points)],
         }
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -92,6 +91,12 @@ def _gained(gain: Mapping[str, Any] | None) -> str:
         return ""
     ends = f"{gain['margin']:+.2f} nats (95 % {gain['low']:+.2f} to {gain['high']:+.2f})".replace("-", "\N{MINUS SIGN}")
     return f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
+
+
+def ends(points: Points) -> dict[str, float]:
+    """The mean losses over the first and the last tenth of the steps, of which there is at least one."""
+    tenth = max(1, len(points) // 10)
+    return {"loss_at_start": mean_loss(points[:tenth]), "loss_at_end": mean_loss(points[-tenth:])}
 
 
 def mean_loss(points: Points) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 from bnbench.errors import RunError, UsageError
 from bnbench.prompts import SYSTEM, template_of
 from bnbench.runs import read_meta, slug
-from bnbench.training import training_facts
+from bnbench.training import RECORD, training_facts
 
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -212,15 +212,21 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 
 def facts(record: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Labels and texts of the card's training table."""
-    parameters, data = record["parameters"], record["data"]
-    return [
-        *training_facts(summary),
-        ("Parameters", f"{parameters['trainable']:,} trained, of {parameters['total']:,}"),
-        ("Data", f"fingerprint `{data['fingerprint']}`"),
-        ("Base weights", f"sha256 `{record['base']['weights_sha256']}`"),
-        ("Packages", ", ".join(f"{k} {v}" for k, v in {"bnbench": record["bnbench"], **record["packages"]}.items())),
-    ]
+    """Labels and texts of the card's training table. Raises RunError for a damaged record."""
+    try:
+        parameters, packages = record["parameters"], {"bnbench": record["bnbench"], **record["packages"]}
+        return [
+            *training_facts(summary),
+            ("Parameters", f"{parameters['trainable']:,} trained, of {parameters['total']:,}"),
+            ("Data", f"fingerprint `{record['data']['fingerprint']}`"),
+            ("Base weights", f"sha256 `{record['base']['weights_sha256']}`"),
+            ("Packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{RECORD} of the adapter is damaged ({type(error).__name__}: {error}): put back what `bnbench finetune` "
+            "wrote, or remove it for a card that says nothing of the training"
+        ) from None
 
 
 def escaped(text: str) -> str:

@@ -108,7 +108,9 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in self.terms.items() if v >= 0.005 * 2**30)
+        shown = {k: v for k, v in self.terms.items() if v >= 0.005 * 2**30}
+        beside = f"; beside it the CUDA context, {shown.pop('CUDA context') / 2**30:.2f}"
+        terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in shown.items()) + beside
         time = "" if self.seconds is None else f"; about {duration(self.seconds)} on {self.card}"
         peak = f"{self.peak / 2**30:.1f} GiB at {self.largest_pass} tokens"
         return f"estimated peak on {self.card}: {peak} ({terms}){time}"

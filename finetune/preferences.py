@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +35,7 @@ from bnbench.metrics.lexicon import MECHANISMS
 from bnbench.metrics.normalization import normalize
 from bnbench.repair import LOST, repair
 from bnbench.runs import write_text
-from bnbench.tables import check_table, iter_table, place
+from bnbench.tables import as_text, check_table, find_column, iter_table, place, plain_name, texts_of
 
 DEFAULT_SIZES = SplitSizes()
 FIELDS = ("topic", "title", "question", "chosen", "rejected")
@@ -146,6 +146,7 @@ def load_pairs(
     """
     name = source or "bundled labelled replies"
     sided = list(_read_pairs(source, columns or {})) if source else [(p, r.side) for p, r, _ in labelled_pairs().pairs]
+    _refuse_straddling(name, ((pair.chosen, side) for pair, side in sided))
     kept = {pair.id: (pair, side) for pair, side in sided}
     steps = [Step("duplicate", "the same pair in the same or another spelling", dropped=len(sided) - len(kept))]
     if max_tokens is not None and count_tokens is not None:
@@ -157,7 +158,6 @@ def load_pairs(
         kept = short
     if not kept:
         raise CorpusError(f"{name}: no usable pair; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    _refuse_straddling(name, [*kept.values()])
     corpus = divide(name, [(replace(p.chosen, id=key), side) for key, (p, side) in kept.items()], steps, sizes, seed)
     return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
 
@@ -187,20 +187,22 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     rows = list(iter_table(path))
     if not rows:
         raise CorpusError(f"{path}: the file has no rows")
-    header = list(rows[0][1])
-    places = {field: _column(path, header, names, columns.get(field)) for field, names in RATED.items()}
+    header = [*dict.fromkeys(name for _, row in rows for name in row)]  # rows of JSONL may lack some
+    places = {field: find_column(path, header, names, columns.get(field)) for field, names in RATED.items()}
     for field in ("message", "reply"):
         if places[field] is None:
             raise CorpusError(f"{path}: no column holds a {field}; {_name_it(header, field)}")
     names = _rating_columns(path, header, ratings)
     found = []
     for number, row in rows:
-        values = [v for name in names if (v := _number(place(path, number), name, row.get(name))) is not None]
-        example = make_example(*(repair(str(row.get(places[field] or "") or "")) for field in RATED))
+        where = place(path, number)
+        values = [v for name in names if (v := _number(where, name, as_text(row.get(name)))) is not None]
+        example = make_example(*map(repair, texts_of(where, row, places.values())))
         if not (example.question and example.reference):
-            raise CorpusError(f"{place(path, number)}: the message or the reply is empty; remove the row")
+            raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
         if values:
-            found.append(Rated(example, fmean(values), side_of({k: str(v or "") for k, v in row.items()})))
+            found.append(Rated(example, fmean(values), side_of({k: as_text(v) for k, v in row.items()})))
+    _refuse_straddling(str(path), ((rated.example, rated.side) for rated in found))
     return found
 
 
@@ -210,7 +212,7 @@ def make_pairs(rated: Sequence[Rated], margin: float) -> Made:
     A reply that was rated several times has the mean of its ratings. Equal ratings give no pair. Raises CorpusError
     where no pair comes of it.
     """
-    if margin <= 0:
+    if not margin > 0:  # nor NaN
         raise CorpusError(f"the margin is {margin:g}: it must be above 0, or a reply would be preferred to its equal")
     messages: dict[tuple[str, str], dict[str, list[Rated]]] = {}
     for one in rated:
@@ -266,6 +268,8 @@ def preferences(
         raise CorpusError(f"{out} exists: name another file")
     if out.suffix != ".csv":
         raise CorpusError(f"{out}: pairs are written as .csv")
+    if ratings is None and (columns or rating_columns):
+        raise CorpusError("--columns and --rating are for a file of ratings, and none was given")
     if ratings is None:
         made = labelled_pairs(margin, None if half == "both" else half or "development")
     elif half is not None:
@@ -280,30 +284,24 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
     _refuse_unknown(columns, FIELDS)
     records = read_records(source)
     header = list(records[0])
-    chosen, rejected = (_required(source, header, field, columns) for field in ("chosen", "rejected"))
+    replies = [_required(source, header, field, columns) for field in ("chosen", "rejected")]
     mapped = {field: column for field, column in columns.items() if field not in ("chosen", "rejected")}
-    names = match_columns(source, header, {**mapped, "reference": chosen})
+    names = match_columns(source, header, {**mapped, "reference": replies[0]})
     for number, record in enumerate(records, 1):
-        topic, title, question = (repair(record[names[f]]) if f in names else "" for f in FIELDS[:3])
-        pair = Pair.of(topic, title, question, repair(record[chosen]), repair(record[rejected]))
-        _check_pair(f"{source}, row {number}", pair)
+        where = f"{source}, row {number}"
+        pair = Pair.of(*map(repair, texts_of(where, record, [*map(names.get, FIELDS[:3]), *replies])))
+        _check_pair(where, pair)
         yield pair, side_of(record)
 
 
 def _required(source: str, header: Sequence[str], field: str, columns: Mapping[str, str]) -> str:
-    found = _column(source, header, (field,), columns.get(field))
+    found = find_column(source, header, (field,), columns.get(field))
     if found is None:
         raise CorpusError(
             f"{source}: there is no column {field!r}, and pairs have chosen and rejected; {_name_it(header, field)}, "
             "or make pairs of rated replies with `bnbench preferences`"
         )
     return found
-
-
-def _column(source: str | Path, header: Sequence[str], names: Sequence[str], given: str | None) -> str | None:
-    if given is not None and given not in header:
-        raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
-    return given or next((column for name in names for column in header if _plain(column) == name), None)
 
 
 def _name_it(header: Sequence[str], field: str) -> str:
@@ -323,17 +321,18 @@ def _check_pair(where: str, pair: Pair) -> None:
         raise CorpusError(f"{where}: {empty[0]} is empty; fill it in or remove the row")
     if normalize(chosen) == normalize(rejected):
         raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is preferred; remove the row")
-    if LOST in question + chosen:
+    if LOST in pair.chosen.title + question + chosen:
         raise CorpusError(f"{where}: a letter was lost for good (U+FFFD) in the message or chosen; remove the row")
 
 
-def _refuse_straddling(source: str, sided: Sequence[tuple[Pair, str]]) -> None:
+def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:
     sides: dict[tuple[str, str], str] = {}
-    for pair, side in sided:
-        if sides.setdefault(pair.message, side) != side:
+    for example, side in sided:
+        before = sides.setdefault(_message(example), side)
+        if before != side:
             raise CorpusError(
-                f"{source}: the column 'split' puts pairs of one message on two sides ({sides[pair.message] or 'none'} "
-                f"and {side or 'none'}): {pair.chosen.question[:60]!r}"
+                f"{source}: the column 'split' puts one message on two sides ({before or 'none'} and "
+                f"{side or 'none'}): {example.question[:60]!r}"
             )
 
 
@@ -345,8 +344,8 @@ def _rating_columns(path: Path, header: Sequence[str], given: Sequence[str]) -> 
     missing = [name for name in given if name not in header]
     if missing:
         raise CorpusError(f"{path}: there is no column {missing[0]!r}; the columns are {', '.join(header)}")
-    known = tuple(_plain(name) for name in RATINGS)
-    found = list(given) or [name for name in header if _plain(name).startswith(known)]
+    known = tuple(map(plain_name, RATINGS))
+    found = list(given) or [name for name in header if plain_name(name).startswith(known)]
     if not found:
         raise CorpusError(
             f"{path}: no column of ratings is known by its name; the columns are {', '.join(header)}. "
@@ -355,18 +354,16 @@ def _rating_columns(path: Path, header: Sequence[str], given: Sequence[str]) -> 
     return found
 
 
-def _number(where: str, column: str, value: object) -> float | None:
-    text = "" if value is None else str(value).strip()
-    if not text or text == "nan":
+def _number(where: str, column: str, text: str) -> float | None:
+    if not text.strip():
         return None
     try:
         number = float(text)  # Bengali digits too
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise CorpusError(f"{where}: {column} is {text!r}, not a number; mend it or leave the cell empty")
+        raise CorpusError(
+            f"{where}: {column} is {text!r}, not a number; mend it, leave the cell empty, or name the columns of "
+            "ratings with --rating"
+        )
     return number
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())

@@ -25,7 +25,7 @@ from bnbench.training import RECORD, loss_svg, read_record, training_summary
 
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
-_WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "README.md", "recipe.toml", RECORD, "loss.svg")
+_WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", RECORD, "loss.svg")
 
 
 @dataclass(frozen=True)
@@ -83,23 +83,24 @@ def publish(
 
     Raises:
         UsageError, CandidateError: what was asked for cannot be; no token.
-        RunError: `run` is no finished run of this adapter.
+        RunError: `run` is no finished run of this adapter, or the record of its training is damaged.
         TrainingError: the hub did not take it; the folder stays, and the same call tries again.
     """
-    if not dry_run and (repo is None or not card.HUB_ID.fullmatch(repo)):
+    if not (repo is None and dry_run) and not card.HUB_ID.fullmatch(repo or ""):
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
     source = _read(adapter, base_id)
     evaluation = card.read_evaluation(run, source.files.weights_sha256()) if run else None
     if dataset_id:
         card.check_dataset(dataset_id, evaluation)
     folder = out or Path("published") / slug(adapter.resolve().name)
-    _make_room(folder, adapter)
     name = repo.rpartition("/")[2] if repo else adapter.resolve().name
+    readme = _card(source, evaluation, name, repo, dataset_id, license)
+    _make_room(folder, adapter)
+    write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
     _copy(source, folder)
     if evaluation and dataset_id:
         results = require("yaml", extra="models").safe_dump(evaluation.eval_results(dataset_id, repo), **_YAML)
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
-    write_text(folder / "README.md", _card(source, evaluation, name, repo, dataset_id, license))
     return Published(folder, None if dry_run else _push(folder, str(repo), private))
 
 
@@ -137,7 +138,10 @@ def _base(named: str, revision: str | None, given: str | None, adapter: Path) ->
 
 
 def _make_room(folder: Path, adapter: Path) -> None:
-    """The folder without what an earlier call wrote. Raises UsageError for one that holds anything else."""
+    """The folder without what an earlier call wrote, but for its README, which is replaced.
+
+    Raises UsageError for one that something else wrote.
+    """
     if folder.resolve() == adapter.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
     if not folder.exists() or not any(folder.iterdir()):
@@ -152,7 +156,6 @@ def _make_room(folder: Path, adapter: Path) -> None:
 
 def _copy(source: _Source, folder: Path) -> None:
     """PEFT's files and the training's record, without what is only true on this machine."""
-    folder.mkdir(parents=True, exist_ok=True)
     for pattern in (*_COPIED, *_TOKENIZER):
         for file in filter(Path.is_file, source.files.folder.glob(pattern)):
             shutil.copyfile(file, folder / file.name)

@@ -51,6 +51,8 @@ def finetune_request(
     """
     if split not in ("train", "all"):
         raise RecipeError(f"--split {split}: train on train, or on all; the other rows are for testing")
+    if columns and not data:
+        raise RecipeError("--columns says what the columns of --data are called: give --data too")
     overrides = dict(overrides or {})
     seconds = parse_duration(stop_after) if stop_after else None
     location, revision = _base(base)

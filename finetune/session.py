@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,7 +23,7 @@ from bnbench.finetune.planning import FinetuneRequest, Plan, plan
 from bnbench.finetune.stopping import Stop, listening
 from bnbench.finetune.tuner import Job, Outcome, Point, get_tuner
 from bnbench.runs import write_json, write_text
-from bnbench.training import RECORD, SCHEMA_VERSION, loss_svg
+from bnbench.training import RECORD, SCHEMA_VERSION, ends, loss_svg
 
 JOB = "job.json"
 _PACKAGES = (
@@ -67,8 +67,7 @@ class FinetuneResult:
         return {
             **{k: v for k, v in asdict(self).items() if k not in ("curve", "output")},
             "output": str(self.output),
-            "loss_at_start": _mean_loss(self.curve[: max(1, len(self.curve) // 10)]),
-            "loss_at_end": _mean_loss(self.curve[-max(1, len(self.curve) // 10) :]),
+            **ends([(p.step, p.loss) for p in self.curve]),
         }
 
     def __str__(self) -> str:
@@ -227,7 +226,7 @@ def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_f
             "commit": planned.base.commit,
             **planned.base.hashes(),
         },
-        "data": {**planned.identity()["data"]},
+        "data": planned.identity()["data"],
         "prompt": dict(planned.prompt),
         "precision": asdict(planned.precision),
         "device": planned.device,
@@ -245,10 +244,6 @@ def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_f
         "examples": [row.id for row in planned.rows],
         "identity": planned.identity(),
     }
-
-
-def _mean_loss(points: Sequence[Point]) -> float:
-    return sum(p.loss for p in points) / len(points)
 
 
 def _version(package: str) -> str | None:

@@ -39,8 +39,8 @@ _TURNS = 5  # that are told, the nearest ones
 def parse_weights(text: str) -> dict[str, float]:
     """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by the metrics' names.
 
-    Raises `UsageError` for what is not written so, a metric that is not known (with the nearest name) or named twice,
-    or a weight that is not a positive number.
+    Raises `UsageError` for what is not written so, a metric that is not known (with the nearest name), named twice or
+    alone, or a weight that is not a positive number.
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
@@ -54,7 +54,10 @@ def parse_weights(text: str) -> dict[str, float]:
             weights[name] = float(number)
         except ValueError:
             raise UsageError(f"combined score: the weight of {name} is {number.strip()!r}, not a number") from None
-    return _declared(weights)
+    declared = _declared(weights)
+    if len(declared) == 1:
+        raise UsageError(f"combined score: {next(iter(declared))} alone is no combination; name two metrics or more")
+    return declared
 
 
 class CombinedScore(Metric):
@@ -163,13 +166,13 @@ class Combined:
         """Sentences: how much of the order other weights keep, and where it turns. `shown` spells a candidate."""
         if not self.neighbours:
             return []
-        kept, near = _share(self.order_kept), _share(self.order_kept_near)
-        span = f"±{100 * NEAR:.0f} % of the declared ones"
+        span = f"that lie within ±{100 * NEAR:.0f} % of the declared ones"
+        near = f", and under {_share(self.order_kept_near)} {span}" if self.order_kept < 1 else ""
+        drawn = f"{self.draws:,} {'of each ' if near else ''}drawn, seed {self.seed}"
         turns = [(pair, flip) for pair in self.neighbours if (flip := pair.flip)]
         turns.sort(key=lambda turn: abs(turn[1].weight - turn[1].declared))
         return [
-            f"The order of these scores stays under {kept} weights, and under {near} that lie within {span} "
-            f"({self.draws:,} of each drawn, seed {self.seed}).",
+            f"The order of these scores stays under {_share(self.order_kept)} weights{near} ({drawn}).",
             *(
                 f"{shown(pair.above)} and {shown(pair.below)} change places where {flip.part} weighs {flip.weight:.2f} "
                 f"instead of {flip.declared:.2f}; {math.floor(100 * pair.kept)} % of all weights keep their order."

@@ -151,6 +151,9 @@ def differences_between(runs: Sequence[Run]) -> list[str]:
 
 
 def _settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What moves replies; each None where a run has recorded replies only, of which nothing is known."""
+    if all(candidate["kind"] == "predictions" for candidate in meta["candidates"]):
+        meta = {"decoding": {}}
     # max_new_tokens follows from max_words and the tokenizer, so it differs between models that were decoded alike.
     decoding = {
         k: v for k, v in meta["decoding"].items() if k != "max_new_tokens" or not meta["decoding"].get("max_words")

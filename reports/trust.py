@@ -86,7 +86,7 @@ def sentence(trust: Trust) -> str:
     """One sentence or two about a metric, without its name."""
     if not trust.audited:
         return "not audited with this signature, so nothing is known of it here"
-    on = f"on {trust.replies} labelled replies to {trust.messages} messages ({trust.data})"
+    on = f"on {trust.replies} labelled replies to {trust.messages} messages of {trust.data}"
     beaten = trust.beaten or {}
     parts = [f"{value.replace('_', ' ')} is {why}" for value, why in beaten.items()]
     lead = "; ".join(parts) if parts else f"AUC {trust.scorers[0].measures[AUC]}, better than every sentinel"

@@ -219,8 +219,8 @@ def _check(metric: Metric, data: LabelledSet) -> None:
     empathic = int(data.empathic.sum())
     if not 0 < empathic < len(data):
         raise InputError(
-            f"{data.source}: {empathic} of {len(data)} replies are {EMPATHIC}, and an audit needs some that are and some "
-            "that are not: by the column kind, or without it by a mechanism that is labelled 2"
+            f"{data.source}: {empathic} of {len(data)} replies are {EMPATHIC}, and an audit needs some that are and "
+            "some that are not: by the column kind, or without it by a mechanism that is labelled 2"
         )
     if (messages := len(set(data.ids))) < FEWEST:
         raise InputError(f"{data.source}: messages: {messages}; an audit resamples them and needs {FEWEST} or more")

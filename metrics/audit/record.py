@@ -28,12 +28,12 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(found, list) or not found:
-            raise ValueError("no list of audits")
+            raise ValueError
         return [AuditReport.of(plain) for plain in found]
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; make it with: bnbench audit METRIC --json > {path}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not what `bnbench audit METRIC --json` prints ({error!r})") from None
+        raise UsageError(f"{path}: {error.strerror}; make a file: bnbench audit METRIC --json > audits.json") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path}: not what `bnbench audit METRIC --json` prints") from None
 
 
 def write_audits(audits: Sequence[AuditReport], path: str | Path = RECORD) -> None:

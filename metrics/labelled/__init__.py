@@ -1,7 +1,7 @@
 """Labelled replies for validating metrics: the Bengali set that ships with bnbench, and any file of the same form.
 
-A file is CSV (or TSV) in UTF-8 with one row per reply and the columns `message`, `reply` and one for each mechanism of
-EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may have more:
+A file is CSV in UTF-8 (with commas, semicolons or tabs): one row per reply and the columns `message`, `reply` and one
+for each mechanism of EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may have more:
 
 * `id` names the message, so rows that answer one message share it; without it the message's text does.
 * `kind` says what the reply was written to be; the kind "empathic" is what a metric should put above all others.
@@ -130,13 +130,14 @@ def _shipped() -> LabelledSet:
 
 
 def parse_labelled(data: bytes, source: str) -> LabelledSet:
-    """The rows of a file's bytes; TSV where `source` ends in .tsv. Raises as `read_labelled` does."""
+    """The rows of a file's bytes; its header tells the delimiter. Raises as `read_labelled` does."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
-    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if source.endswith(".tsv") else ",")
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # the first of equals
+    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     missing = [name for name in REQUIRED if name not in (lines.fieldnames or ())]
     if missing:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")

@@ -135,7 +135,7 @@ def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, t
 
 
 def test_the_primary_metric_cannot_be_changed_afterwards(undisturbed, tiny_base, tiny_adapter):
-    with pytest.raises(RunError, match=r"chrF\+\+ was declared as the primary metric"):
+    with pytest.raises(RunError, match=r"began with chrF\+\+ as the primary metric"):
         evaluate(request(tiny_base, tiny_adapter, undisturbed, primary="BLEU"))
 
 
@@ -155,9 +155,15 @@ def test_a_combined_score_is_declared_once(tmp_path):
     assert (own["combined"] == np.hstack([own["chrF++"], own["keyword-empathy"]])).all()
     evaluate(asked())
     for changes, says in (
-        ({"combine": {"chrF++": 0.5, "keyword-empathy": 0.5}}, "0.25 chrF.. . 0.75 keyword-empathy was declared"),
-        ({"combine": {}}, "and no combined score cannot take its place"),
-        ({"primary": "combined"}, "chrF.. was declared as the primary metric"),
+        (
+            {"combine": {"chrF++": 0.5, "keyword-empathy": 0.5}},
+            "0.75 keyword-empathy and cannot go on with the combined score 0.5 chrF",
+        ),
+        (
+            {"combine": {}},
+            "began with the combined score 0.25 chrF.*cannot go on without a combined score; name another",
+        ),
+        ({"primary": "combined"}, "cannot go on with combined as the primary metric"),
     ):
         with pytest.raises(RunError, match=says):
             evaluate(asked(**changes))

@@ -100,7 +100,7 @@ def test_the_dry_run_tells(request_for: Callable[..., FinetuneRequest]) -> None:
     planned = plan(request_for())
     told = planned.summary()["estimate"]
     assert told["largest_pass_tokens"] == 2 * planned.longest and told["peak_gib"] < 0.1
-    assert "estimated peak on T4: 0.0 GiB" in str(planned)
+    assert "estimated peak on T4: 0.0 GiB" in str(planned) and "; beside it the CUDA context, 0.60)" in str(planned)
 
 
 def test_layers_that_need_not_be_computed_twice() -> None:

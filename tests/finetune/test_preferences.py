@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def test_ratings_of_one_reply_are_averaged() -> None:
     [
         ([("ক", 3.0), ("খ", 3.0)], 0.5, "no message has two replies whose ratings differ by 0.5; lower --margin"),
         ([("ক", 3.0), ("খ", 1.0)], 0.0, "it must be above 0"),
+        ([("ক", 3.0), ("খ", 1.0)], math.nan, "it must be above 0"),
     ],
 )
 def test_no_pairs(replies: list[tuple[str, float]], margin: float, message: str) -> None:
@@ -186,12 +188,37 @@ def test_files_of_another_kind_say_where_they_belong(tmp_path: Path) -> None:
         load_corpus(pairs)
 
 
-def test_a_message_on_two_sides(tmp_path: Path) -> None:
-    rows = [f"ঘুম,ঘুম আসে না,{GOOD},{BAD},train", f"ঘুম,ঘুম আসে না,{GOOD},কিছু না।,test"]
-    with pytest.raises(
-        CorpusError, match=r"'split' puts pairs of one message on two sides .train and test.: 'ঘুম আসে না"
-    ):
+@pytest.mark.parametrize("rejected", ["কিছু না।", BAD])  # another pair, or the very same
+def test_a_message_on_two_sides(tmp_path: Path, rejected: str) -> None:
+    rows = [f"ঘুম,ঘুম আসে না,{GOOD},{BAD},train", f"ঘুম,ঘুম আসে না,{GOOD},{rejected},test"]
+    message = r"'split' puts one message on two sides .train and test.: 'ঘুম আসে না"
+    with pytest.raises(CorpusError, match=message):
         load_pairs(file_of(tmp_path / "pairs.csv", *rows, header=HEADER + ",split"))
+    ratings = [f"ঘুম আসে না,{GOOD},5,train", f"ঘুম আসে না,{rejected},1,test"]
+    with pytest.raises(CorpusError, match=message):
+        read_ratings(Path(file_of(tmp_path / "rated.csv", *ratings, header="message,reply,empathy,split")))
+
+
+def test_conversations_where_text_is_needed(tmp_path: Path) -> None:
+    pair = {"question": "ঘুম আসে না", "chosen": [{"role": "assistant", "content": GOOD}], "rejected": BAD}
+    rated = {"message": "ঘুম আসে না", "reply": [GOOD], "empathy": 5}
+    for name, row, read in (("pairs", pair, load_pairs), ("rated", rated, lambda path: read_ratings(Path(path)))):
+        path = file_of(tmp_path / f"{name}.jsonl", header=json.dumps(row, ensure_ascii=False))
+        with pytest.raises(CorpusError, match=r"(row|line) 1: a list or object where text is needed: \["):
+            read(path)
+
+
+def test_ratings_with_an_unnamed_index_or_columns_that_rows_lack(tmp_path: Path) -> None:
+    indexed = file_of(
+        tmp_path / "a.csv", f"0,মন ভালো নেই,{GOOD},5", f"1,মন ভালো নেই,{BAD},1", header=",message,reply,empathy"
+    )
+    assert len(make_pairs(read_ratings(Path(indexed)), 0.5).pairs) == 1
+    rows = [
+        {"message": "মন ভালো নেই", "reply": GOOD, "fluency": 5},
+        {"message": "মন ভালো নেই", "title": math.nan, "reply": BAD, "fluency": 5, "empathy": 0},
+    ]
+    path = file_of(tmp_path / "a.jsonl", json.dumps(rows[1]), header=json.dumps(rows[0]))
+    assert [(r.example.title, r.rating) for r in read_ratings(Path(path))] == [("", 5.0), ("", 2.5)]
 
 
 def test_pairs_that_do_not_fit_are_dropped_whole(tmp_path: Path) -> None:
@@ -222,3 +249,5 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.exit_code == 2 and "pairs.csv exists: name another file" in again.stderr
     halves = CliRunner().invoke(app, ["preferences", "pairs.csv", "--half", "both", "--out", "b.csv"])
     assert halves.exit_code == 2 and "only the bundled labelled replies have halves" in halves.stderr
+    named = CliRunner().invoke(app, ["preferences", "--rating", "empathy", "--out", "b.csv"])
+    assert named.exit_code == 2 and "--rating are for a file of ratings" in named.stderr

@@ -217,6 +217,26 @@ def test_no_folder_of_others_is_written_over(
     assert (folder / "LICENSE").exists() and not (folder / "training.json").exists()
 
 
+def test_a_copy_that_was_cut_short(write: Callable[..., Published], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            write()
+    assert (write().folder / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("damage", [{"parameters": {}}, {"base": {}}, {"packages": None}])
+def test_a_damaged_record(
+    damage: dict[str, Any], write: Callable[..., Published], undisturbed: FinetuneResult, tmp_path: Path
+) -> None:
+    adapter = shutil.copytree(undisturbed.output, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoints"))
+    record = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+    (adapter / "training.json").write_text(json.dumps({**record, **damage}), encoding="utf-8")
+    with pytest.raises(RunError, match=r"training\.json of the adapter is damaged"):
+        write(adapter)
+    assert not (tmp_path / "card").exists()
+
+
 def test_what_is_no_adapter(write: Callable[..., Published], tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match=r"no adapter_config\.json"):
         write(tiny_base)
@@ -340,5 +360,6 @@ def test_on_the_command_line(undisturbed: FinetuneResult, tmp_path: Path, monkey
     ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and json.loads(done.stdout) == {"folder": str(tmp_path / "x"), "url": None}
-    refused = CliRunner().invoke(app, ["publish", str(undisturbed.output)])
-    assert refused.exit_code == 2 and re.search("name the repository as owner/name", refused.stderr)
+    for more in ([], ["--dry-run", "--repo", "mine"]):
+        refused = CliRunner().invoke(app, ["publish", str(undisturbed.output), *more])
+        assert refused.exit_code == 2 and re.search("name the repository as owner/name", refused.stderr)

@@ -24,6 +24,11 @@ def test_durations() -> None:
             parse_duration(wrong)
 
 
+def test_columns_of_no_file() -> None:
+    with pytest.raises(RecipeError, match="--columns says what the columns of --data are called"):
+        finetune_request("dpo", None, columns={"chosen": "better"})
+
+
 def test_recipe_table_and_copy(tmp_path: Path) -> None:
     table = recipe_table()
     assert all(name in table and load_recipe(name).card in table for name in list_recipes())

@@ -28,7 +28,7 @@ from bnbench.metrics.audit.auditing import _references
 from bnbench.metrics.audit.perturbations import PERTURBATIONS
 from bnbench.metrics.audit.spelling import SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
-from bnbench.metrics.encoder import load_encoder
+from bnbench.metrics.encoder import load_encoder, words_only
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import LabelledReply, LabelledSet, labelled_set
 from bnbench.metrics.lexicon import MECHANISMS
@@ -108,7 +108,7 @@ def test_the_originals_keywords_are_not(original: AuditReport) -> None:
     assert check(original, "ZWNJ after hasanta").verdict == "fails"
     assert [row.name for row in original.standings if not row.sentinel] == [
         "keyword-empathy lex:original.1-71603595",
-        f"original-semantic enc:{load_encoder().id}",
+        f"original-semantic enc:{words_only(load_encoder()).id}",
     ]
 
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_audited() -> None:
     with pytest.raises(InputError, match="perplexity cannot be audited: it needs likelihoods"):
         audit(Perplexity())
     data = labelled_set("held-out")
-    with pytest.raises(InputError, match="0 of 160 replies are of kind 'empathic'"):
+    with pytest.raises(InputError, match="0 of 160 replies are empathic, and an audit needs some"):
         audit(Toy(length), LabelledSet(tuple(row for row in data.rows if row.kind != "empathic"), "mine", "0"))
     one = [row for row in data.rows if row.kind == "empathic"][::2]
     few = LabelledSet((*one, *(row for row in data.rows if row.kind == "cold")), "mine", "0")
@@ -256,11 +256,11 @@ def test_what_cannot_be_audited() -> None:
 
 def test_few_messages_are_not_judged() -> None:
     data = labelled_set("held-out")
-    ids = sorted(set(data.ids))[:4]
-    report = audit(
-        Toy(length), LabelledSet(tuple(row for row in data.rows if row.id in ids), "few", "0"), resamples=FEW
-    )
-    assert set(verdicts(report, "change").values()) == {"not applicable"}
+    few, four = (LabelledSet(data.rows[: 6 * n], "few", "0") for n in (5, 4))
+    rare = [check for check in audit(Toy(length), few, resamples=FEW).checks if check.group == "change" and check.n < 5]
+    assert rare and {check.verdict for check in rare} == {"not applicable"}
+    with pytest.raises(InputError, match="few: messages: 4; an audit resamples them and needs 5 or more"):
+        audit(Toy(length), four, resamples=FEW)
 
 
 def test_it_is_deterministic_and_serialisable(original: AuditReport) -> None:
@@ -298,7 +298,7 @@ def test_a_plain_audit_is_the_audit_again(original: AuditReport, tmp_path: Path)
     write_audits([original], tmp_path / "audits.json")
     assert read_audits(tmp_path / "audits.json") == [original]
     (tmp_path / "other.json").write_text('[{"metric": "x"}]', encoding="utf-8")
-    for name, says in (("other.json", "not what `bnbench audit METRIC --json` prints"), ("none.json", "make it with")):
+    for name, says in (("other.json", "not what `bnbench audit METRIC --json` prints"), ("none.json", "make a file")):
         with pytest.raises(UsageError, match=says):
             read_audits(tmp_path / name)
 

@@ -61,6 +61,7 @@ def test_one_candidate_and_equal_candidates() -> None:
     assert (alone.order_kept, alone.first, alone.neighbours, alone.stability()) == (1.0, {"a": 1.0}, (), [])
     equal = combine({"a": A, "b": dict(A)}, {"x": 1, "y": 1})
     assert equal.order_kept == 1 and equal.first == {"a": 0.5, "b": 0.5}
+    assert equal.stability() == ["The order of these scores stays under all weights (10,000 drawn, seed 42)."]
 
 
 def test_the_table_shows_parts_weights_and_stability() -> None:
@@ -143,6 +144,7 @@ def test_weights_as_they_are_typed() -> None:
         ("chrF++=1,", "METRIC=WEIGHT"),
         ("chrF+++=1", r"did you mean 'chrF\+\+'"),
         ("BLEU=1,bleu=2", "BLEU is named twice"),
+        ("bleu=1", "BLEU alone is no combination"),
         ("BLEU=half", "'half', not a number"),
         ("BLEU=-1", "positive.*BLEU"),
         ("BLEU=0", "positive.*BLEU"),

@@ -124,8 +124,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert (len(data), data.ids, data.source) == (2, ("a1", "a1"), "mine.csv")
     assert list(data.empathic) == [True, False] and data.levels.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert data.rows[0].second is None and data.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    tabbed = write(tmp_path / "mine.tsv", {}, separator="\t")
-    assert read_labelled(tabbed).rows == data.rows[:1]
+    for separator in "\t;":
+        assert read_labelled(write(tmp_path / "mine.tsv", {}, separator=separator)).rows == data.rows[:1]
     seconds = {f"{name}_second": "2" for name in MECHANISMS}
     assert read_labelled(write(tmp_path / "second.csv", seconds)).rows[0].second == (2, 2, 2)
 

@@ -222,6 +222,9 @@ def test_another_decoding_keeps_both_and_is_noted(make_run: Maker) -> None:
     ranking = ranked(one, two)
     assert len(ranking.standings) == 4
     assert any("one and two differ in decoding" in note for note in ranking.notes)
+    recorded = make_run((Spec("recorded", 0.4, "predictions"),), name="three")
+    change_meta(recorded, decoding={"temperature": 0.2}, precision={"dtype": None}, prompt={"kind": "recorded"})
+    assert not any("three differ" in note for note in ranked(one, recorded).notes)
 
 
 @pytest.mark.parametrize(
