@@ -47,7 +47,9 @@ class ChrF(Metric):
         counts = [pairs.character_ngrams(self.char_order)]
         if self.word_order:
             counts.append(_word_counts(pairs, self.word_order))
-        table = np.concatenate(counts, axis=1).reshape(len(pairs.replies), -1).astype(np.float64)
+        found = np.concatenate(counts, axis=1)
+        found[..., 0] *= found[..., 1] > 0  # as sacrebleu: an order that the reference lacks counts nothing of the reply
+        table = found.reshape(len(pairs.replies), -1).astype(np.float64)
         return pairs.best(table, self.formula(table)[:, 0])
 
     def formula(self, sums: FloatArray) -> FloatArray:

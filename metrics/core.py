@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 """Of empathy, after EPITOME: the values by which empathy metrics name what they say of each."""
 
-SCORING_VERSION = "0.1"
+SCORING_VERSION = "0.2"
 """Part of every signature. It moves when a score can move, not with each release, so that old and new scores stay
 comparable.
 """
@@ -145,7 +145,7 @@ class Metric(ABC):
 
     @abstractmethod
     def signature(self, n: int) -> str:
-        """Every choice that moves the score, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.1`."""
+        """Every choice that moves the score, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
 
     def score(
         self,
@@ -289,7 +289,7 @@ def _strings(what: str, texts: Iterable[object]) -> None:
 
 
 def signature(name: str, n: int, **choices: object) -> str:
-    """`name|key:value|...|n:300|bnbench:0.1`, the keys in the order given."""
+    """`name|key:value|...|n:300|bnbench:0.2`, the keys in the order given."""
     return "|".join(
         [name, *(f"{key}:{value}" for key, value in choices.items()), f"n:{n}", f"bnbench:{SCORING_VERSION}"]
     )

@@ -141,7 +141,7 @@ class KeywordEmpathy(Metric):
         return _Reading.of(self.lexicon, reply, _Message.of(self.lexicon, message)).spans()
 
     def signature(self, n: int) -> str:
-        """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.1`."""
+        """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
         choices = preparation().choices if self._mechanisms else {}
         return signature(self.name, n, lex=self.lexicon.signature, **choices)
 

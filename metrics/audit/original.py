@@ -31,5 +31,5 @@ class OriginalSemantic(Metric):
         return 100 * ratio(sums[..., :1], sums[..., 1:])
 
     def signature(self, n: int) -> str:
-        """`original-semantic|enc:bn-static@1a2b3c4d|n:300|bnbench:0.1`."""
+        """`original-semantic|enc:bn-static@1a2b3c4d|n:300|bnbench:0.2`."""
         return signature(self.name, n, enc=self._encoder.id)

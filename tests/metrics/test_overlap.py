@@ -87,6 +87,34 @@ def test_bleu_and_chrf_equal_sacrebleu(pairs: Pairs, tokenizer: str) -> None:
         assert np.abs(made.per_item[: len(singly)] - singly).max() < 1e-9
 
 
+SHORT = st.lists(st.sampled_from(["আমি", "না", "ভালো", "ক", "খ", "আছি।", "আজকে"]), max_size=4).map(" ".join)
+
+
+@given(st.lists(st.tuples(SHORT, SHORT), min_size=1, max_size=4))
+@settings(max_examples=300, deadline=None)
+def test_short_and_empty_texts_equal_the_peers_too(texts: list[tuple[str, str]]) -> None:
+    predictions, references = [p for p, _ in texts], [r for _, r in texts]
+    ours, theirs = pretokenized(predictions), pretokenized(references)
+    for metric, peer in (
+        (BLEU(), sacrebleu.BLEU(tokenize="none", force=True, effective_order=True)),
+        (ChrF(), sacrebleu.CHRF()),
+        (ChrFPlusPlus(), sacrebleu.CHRF(word_order=2)),
+    ):
+        made = metric.score(predictions, references).value
+        assert made == pytest.approx(peer.corpus_score(ours, [theirs]).score, abs=1e-9), metric.name
+    tokenizer, kinds = BengaliTokenizer(), ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, tokenizer=tokenizer)
+    table = ROUGE(types=kinds).score(predictions, references).table[:, :3]
+    found = [scorer.score(r, p) for p, r in texts]
+    assert np.abs(table - [[score[kind].fmeasure for kind in kinds] for score in found]).max() < 1e-12
+
+
+def test_an_order_that_the_reference_lacks_counts_nothing_of_the_reply() -> None:
+    replies, references = ["আমি ভালো আছি", "তুমি কেমন আছ আজকে"], ["না", "তুমি কেমন আছ আজ"]
+    assert ChrF().score(replies, references).value == pytest.approx(90.73, abs=0.005)
+    assert ChrFPlusPlus().score(replies, references).value == pytest.approx(83.47, abs=0.005)
+
+
 def test_several_references_equal_the_peers(pairs: Pairs) -> None:
     predictions, first = pairs[0][:200], pairs[1][:200]
     second, third = pairs[1][200:400], pairs[0][200:400]
@@ -144,7 +172,7 @@ def test_chrf_parts_ascii_punctuation_as_sacrebleu_does() -> None:
 
 
 def test_signatures_and_unknown_types() -> None:
-    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.1"
+    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2"
     assert BLEU(norm="none", tokenizer="intl").signature(2).startswith("BLEU|norm:none|tok:intl|")
     with pytest.raises(UsageError, match="rouge3"):
         ROUGE(types=["rouge3"])

@@ -162,7 +162,7 @@ def test_a_calibration_for_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_signature_names_encoder_anchors_and_calibration(metric: SemanticEmpathy) -> None:
     anchors, calibration = load_anchors().id, load_calibration().id
     assert metric.signature(3) == (
-        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|norm:bn1|tok:bn1|n:3|bnbench:0.1"
+        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
     )
     assert get_metric("semantic-empathy").signature(3) == metric.signature(3)
 
