@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from bnbench.metrics.encoder import SHIPPED, load_encoder, words_only  # noqa: E402
+from bnbench.metrics.empathy.encoder import SHIPPED, load_encoder, words_only  # noqa: E402
 from bnbench.metrics.labelled import read_labelled  # noqa: E402
 from bnbench.metrics.tokenization import split_sentences, tokenize  # noqa: E402
 

@@ -69,12 +69,12 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     import torch
     from qlora_baseline import CHECKPOINT, rows
 
-    from bnbench.finetune.base import Base
-    from bnbench.finetune.planning import _precision
+    from bnbench.finetune.engine.rows import Row
+    from bnbench.finetune.plan import _precision
     from bnbench.finetune.recipes import load_recipe
-    from bnbench.finetune.rows import Row
-    from bnbench.finetune.tuner import Job
-    from bnbench.precision import Device
+    from bnbench.finetune.tuners.base import Job
+    from bnbench.finetune.tuners.load import Base
+    from bnbench.models.precision import Device
 
     recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))
     data = [tuple(r.tolist()) for r in rows(args.steps * recipe.samples_per_step, args.length)]
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace) -> None:
         sys.modules["liger_kernel"] = None  # type: ignore[assignment]
     if args.cap:
         torch.cuda.set_per_process_memory_fraction(args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-    from bnbench.finetune.qlora import AdapterTuner
+    from bnbench.finetune.tuners.adapter import AdapterTuner
 
     trains_in_turn()
     ends: list[float] = []
@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace) -> None:
 def trains_in_turn() -> None:
     from qlora_baseline import wait_for_turn
 
-    from bnbench.finetune.step import StepTrainer
+    from bnbench.finetune.engine.step import StepTrainer
 
     plain = StepTrainer.train
 
@@ -160,7 +160,7 @@ def expectation(job):
     from qlora_baseline import CHECKPOINT
     from transformers import AutoConfig
 
-    from bnbench.finetune.lora import count_parameters
+    from bnbench.finetune.engine.lora import count_parameters
     from bnbench.finetune.memory import Shape, estimate
 
     config = AutoConfig.from_pretrained(CHECKPOINT)
@@ -174,8 +174,8 @@ def profiled(job, path: Path):
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from bnbench.finetune.qlora import AdapterTuner
-    from bnbench.finetune.step import StepTrainer
+    from bnbench.finetune.engine.step import StepTrainer
+    from bnbench.finetune.tuners.adapter import AdapterTuner
 
     plain, count = StepTrainer.training_step, 0
 

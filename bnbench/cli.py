@@ -170,11 +170,11 @@ def evaluate_command(
     quiet: Quiet = False,
 ) -> None:
     """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
-    from bnbench.candidates import parse_candidates
-    from bnbench.corpus import SplitSizes
-    from bnbench.decoding import Decoding
+    from bnbench.data.corpus import SplitSizes
     from bnbench.evaluate import check_inputs, check_measures, default_folder, evaluate
     from bnbench.metrics.combined import parse_weights
+    from bnbench.models.candidates import parse_candidates
+    from bnbench.models.decoding import Decoding
     from bnbench.work import EvaluationRequest
 
     # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
@@ -276,7 +276,7 @@ def preferences_command(
     as_json: Json = False,
 ) -> None:
     """Make preference pairs of rated replies: the best reply to a message against each clearly worse one."""
-    from bnbench.finetune.preferences import preferences
+    from bnbench.data.pairs import preferences
 
     made = preferences(
         ratings, out, margin=margin, columns=_pairs(columns, "--columns"), rating_columns=rating or (), half=half
@@ -337,8 +337,8 @@ def compare_command(
 
 
 def _report(folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None) -> None:
+    from bnbench.records import read_run
     from bnbench.reports import write_report
-    from bnbench.runs import read_run
 
     report = write_report([read_run(folder) for folder in folders], out or folders[0], audits=audits)
     typer.echo(json.dumps(report.ranking, ensure_ascii=False, indent=2) if as_json else report.text)
@@ -373,7 +373,7 @@ def score_command(
 ) -> None:
     """Score a file of replies. Files are joined by a column id where there is one, else line by line."""
     from bnbench.metrics.combined import parse_weights
-    from bnbench.scoring import score
+    from bnbench.score import score
 
     scores = score(
         predictions,
@@ -429,7 +429,7 @@ def corpus_command(
     as_json: Json = False,
 ) -> None:
     """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
-    from bnbench.corpus import SplitSizes, demo_corpus, load_corpus
+    from bnbench.data.corpus import SplitSizes, demo_corpus, load_corpus
 
     sizes = SplitSizes.parse(split_sizes)
     corpus = load_corpus(data, columns=_pairs(columns, "--columns"), sizes=sizes, seed=seed) if data else demo_corpus()
@@ -446,7 +446,7 @@ def inspect_prompt_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
-    from bnbench.inspect import inspect_prompt
+    from bnbench.models.inspection import inspect_prompt
 
     typer.echo(
         str(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code))

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from bnbench.backends import Session, open_session
-from bnbench.candidates import Candidate, missing
-from bnbench.corpus import Corpus, Example, check_columns, check_source, check_split, demo_corpus, load_corpus
+from bnbench.data.corpus import Corpus, Example, check_columns, check_source, check_split, demo_corpus, load_corpus
 from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted
 from bnbench.metrics.core import Metric, Texts
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.registry import default_metrics, get_metric
+from bnbench.models import Session, open_session
+from bnbench.models.candidates import Candidate, missing
 from bnbench.progress import stage
 from bnbench.record import earlier, finished, started, with_batch
-from bnbench.runs import Generation, generation_key, read_meta, slug, write_json, write_scores, write_text
+from bnbench.records import Generation, generation_key, read_meta, slug, write_json, write_scores, write_text
 from bnbench.work import EvaluationRequest, Work
 
 log = logging.getLogger("bnbench")

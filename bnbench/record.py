@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bnbench import __version__
-from bnbench.candidates import Candidate
 from bnbench.environment import describe_environment
 from bnbench.errors import RunError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import Metric
-from bnbench.runs import SCHEMA_VERSION, Generation, read_meta
+from bnbench.models.candidates import Candidate
+from bnbench.records import SCHEMA_VERSION, Generation, read_meta
 from bnbench.training import training_summary
 from bnbench.work import Work
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnbench.backends import Session
-from bnbench.candidates import Candidate
-from bnbench.corpus import Corpus, Example, SplitSizes
-from bnbench.decoding import Decoding
-from bnbench.prompts import Prompt
-from bnbench.runs import Journal
+from bnbench.data.corpus import Corpus, Example, SplitSizes
+from bnbench.models import Session
+from bnbench.models.candidates import Candidate
+from bnbench.models.decoding import Decoding
+from bnbench.models.prompts import Prompt
+from bnbench.records import Journal
 
 PRIMARY = "chrF++"
 

@@ -7,14 +7,14 @@
 Importing this package imports no torch; `finetune` and `plan` do, when they are called.
 """
 
-from bnbench.finetune.lora import count_parameters
-from bnbench.finetune.planning import FinetuneRequest, Plan, plan
-from bnbench.finetune.preferences import Pair, load_pairs
-from bnbench.finetune.publishing import Published, publish
+from bnbench.data.pairs import Pair, load_pairs
+from bnbench.finetune.engine.lora import count_parameters
+from bnbench.finetune.plan import FinetuneRequest, Plan, plan
+from bnbench.finetune.publish import Published, publish
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.request import copy_recipe, finetune_request, parse_duration, recipe_list, recipe_table
 from bnbench.finetune.session import FinetuneResult, finetune
-from bnbench.finetune.tuner import Job, Outcome, Point, Tuner, get_tuner, tuner_names
+from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner, tuner_names
 
 __all__ = [
     "FinetuneRequest",

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.errors import RunError, UsageError
-from bnbench.prompts import SYSTEM, template_of
-from bnbench.runs import read_meta, slug
+from bnbench.models.prompts import SYSTEM, template_of
+from bnbench.records import read_meta, slug
 from bnbench.training import RECORD, training_facts
 
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnbench.runs import write_json
+from bnbench.records import write_json
 
 _SEAL = "sealed.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
+from bnbench.finetune.engine.rows import Row
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe
-from bnbench.finetune.rows import Row
 
 CONTEXT = 0.6 * 2**30
 """What the CUDA context and its libraries take beside PyTorch's allocator."""

@@ -73,13 +73,14 @@ _NO_INFLUENCE = frozenset({"name", "description", "card", "save_every", "log_eve
 class Recipe:
     """All settings of one training run. Lengths are in tokens, `save_every` and `log_every` in optimiser steps.
 
-    `tuner` names an entry of the registry (`bnbench.finetune.tuner`). `precision = "auto"` takes the arithmetic that
-    the card is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or all ("full-
-    text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples; `packing` puts
-    the samples of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and time
-    but not the step. `memory_gib` is a peak to stay under: layers whose activations fit below it are not computed
-    twice (0: none but where a row is shorter than the longest); it never makes room, it uses what there is. `beta` is
-    the tuner dpo's alone, whose samples are pairs: the larger, the closer the adapter stays to the base.
+    `tuner` names an entry of the registry (`bnbench.finetune.tuners.base`). `precision = "auto"` takes the
+    arithmetic that the card is fast in. `loss` says which tokens count: the reply and its end-of-turn
+    ("completion"), or all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size *
+    accumulate` samples; `packing` puts the samples of a batch into rows of up to `tokens_per_row` tokens without
+    padding, which changes memory and time but not the step. `memory_gib` is a peak to stay under: layers whose
+    activations fit below it are not computed twice (0: none but where a row is shorter than the longest); it never
+    makes room, it uses what there is. `beta` is the tuner dpo's alone, whose samples are pairs: the larger, the
+    closer the adapter stays to the base.
     """
 
     name: str

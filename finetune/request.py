@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bnbench.corpus import Corpus, SplitSizes, TokenCounter, demo_corpus, load_corpus
+from bnbench.data.corpus import Corpus, SplitSizes, TokenCounter, demo_corpus, load_corpus
+from bnbench.data.pairs import load_pairs
 from bnbench.errors import RecipeError
-from bnbench.finetune.base import load_generation_config, load_tokenizer, resolve_base
 from bnbench.finetune.memory import SAMPLES, duration, outlook
-from bnbench.finetune.planning import FinetuneRequest
-from bnbench.finetune.preferences import load_pairs
+from bnbench.finetune.plan import FinetuneRequest
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.model_files import BUNDLED
-from bnbench.prompts import PromptFormat
-from bnbench.runs import slug, write_text
+from bnbench.finetune.tuners.load import load_generation_config, load_tokenizer, resolve_base
+from bnbench.models.files import BUNDLED
+from bnbench.models.prompts import PromptFormat
+from bnbench.records import slug, write_text
 
 _log = logging.getLogger("bnbench.finetune")
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")

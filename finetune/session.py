@@ -16,13 +16,13 @@ import bnbench
 from bnbench.environment import describe_environment
 from bnbench.errors import PartialRunError, RecipeError, TrainingError
 from bnbench.extras import require
-from bnbench.finetune import processes
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
-from bnbench.finetune.gain import NOTHING_HELD_OUT, Gain, gain_from
-from bnbench.finetune.planning import FinetuneRequest, Plan, plan
-from bnbench.finetune.stopping import Stop, listening
-from bnbench.finetune.tuner import Job, Outcome, Point, get_tuner
-from bnbench.runs import write_json, write_text
+from bnbench.finetune.engine import processes
+from bnbench.finetune.engine.stopping import Stop, listening
+from bnbench.finetune.plan import FinetuneRequest, Plan, plan
+from bnbench.finetune.tuners.base import Job, Outcome, Point, get_tuner
+from bnbench.finetune.tuners.gain import NOTHING_HELD_OUT, Gain, gain_from
+from bnbench.records import write_json, write_text
 from bnbench.training import RECORD, SCHEMA_VERSION, ends, loss_svg
 
 JOB = "job.json"

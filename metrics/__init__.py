@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from bnbench.metrics.combined import Combined, CombinedScore, combine, combined_result
     from bnbench.metrics.core import Metric, Result, Texts
     from bnbench.metrics.degeneration import Degeneration, Diversity
-    from bnbench.metrics.empathy import KeywordEmpathy
+    from bnbench.metrics.empathy.keyword import KeywordEmpathy
+    from bnbench.metrics.empathy.semantic import SemanticEmpathy
     from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError
     from bnbench.metrics.evaluation import evaluate_pairs, evaluate_stream, statistics
     from bnbench.metrics.normalization import Normalizer, flags, normalize
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from bnbench.metrics.perplexity import Perplexity
     from bnbench.metrics.registry import default_metrics, get_metric, metric_names
     from bnbench.metrics.rouge import ROUGE
-    from bnbench.metrics.semantic import SemanticEmpathy
     from bnbench.metrics.significance import (
         Interval,
         PairedResult,
@@ -51,7 +51,7 @@ _WHERE = {
         "combined": "Combined CombinedScore combine combined_result",
         "core": "Metric Result Texts",
         "degeneration": "Degeneration Diversity",
-        "empathy": "KeywordEmpathy",
+        "empathy.keyword": "KeywordEmpathy",
         "errors": "BnbenchError InputError MissingExtraError UsageError",
         "evaluation": "evaluate_pairs evaluate_stream statistics",
         "normalization": "Normalizer flags normalize",
@@ -59,7 +59,7 @@ _WHERE = {
         "perplexity": "Perplexity",
         "registry": "default_metrics get_metric metric_names",
         "rouge": "ROUGE",
-        "semantic": "SemanticEmpathy",
+        "empathy.semantic": "SemanticEmpathy",
         "significance": "Interval PairedResult bootstrap holm paired_test paired_tests rank_ranges",
         "tokenization": "BengaliTokenizer split_sentences tokenize",
     }.items()

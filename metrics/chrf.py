@@ -48,7 +48,7 @@ class ChrF(Metric):
         if self.word_order:
             counts.append(_word_counts(pairs, self.word_order))
         found = np.concatenate(counts, axis=1)
-        found[..., 0] *= found[..., 1] > 0  # as sacrebleu: an order that the reference lacks counts nothing of the reply
+        found[..., 0] *= found[..., 1] > 0  # as sacrebleu: nothing counts for an order that the reference lacks
         table = found.reshape(len(pairs.replies), -1).astype(np.float64)
         return pairs.best(table, self.formula(table)[:, 0])
 

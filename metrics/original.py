@@ -131,7 +131,7 @@ def ascii_rouge(replies: Sequence[str], references: Sequence[str]) -> dict[str, 
 def _corrected(texts: Texts, empathy: float) -> dict[str, float]:
     """BLEU, ROUGE and keyword empathy as bnbench computes them, and the combined score with everything on 0-100."""
     from bnbench.metrics.bleu import BLEU
-    from bnbench.metrics.empathy import KeywordEmpathy
+    from bnbench.metrics.empathy.keyword import KeywordEmpathy
     from bnbench.metrics.rouge import ROUGE
 
     bleu, rouge = BLEU().result(texts).value, ROUGE().result(texts).scores

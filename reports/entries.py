@@ -11,7 +11,7 @@ from bnbench.errors import RunError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import FloatArray
-from bnbench.runs import Generation, Run
+from bnbench.records import Generation, Run
 
 
 @dataclass(frozen=True)

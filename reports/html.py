@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from bnbench import __version__
 from bnbench.metrics.audit.report import Estimate, short_name
+from bnbench.plot import Bar, forest_bars, interval_plot
+from bnbench.records import Run
 from bnbench.reports import format as fmt
 from bnbench.reports.combined import combined_lines, combined_tables
 from bnbench.reports.entries import collect
 from bnbench.reports.examples import examples
 from bnbench.reports.methods import limits, methods_paragraph
-from bnbench.reports.plot import Bar, forest_bars, interval_plot
 from bnbench.reports.provenance import run_view
 from bnbench.reports.ranking import Comparison, Ranking, Score, Standing
 from bnbench.reports.training import training_views
 from bnbench.reports.trust import Trust, sentence
 from bnbench.reports.values import Value, flag_notes, label, shown_values, zeros
 from bnbench.reports.verdict import outcome, verdict, warnings
-from bnbench.runs import Run
 
 if TYPE_CHECKING:
     from jinja2 import Environment

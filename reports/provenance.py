@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bnbench.records import Run
 from bnbench.reports.format import ABSENT, counted
-from bnbench.runs import Run
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from bnbench.metrics.combined import Combined, CombinedScore, combine
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
+from bnbench.records import Run
 from bnbench.reports.entries import Entry, collect, differences_between, same_weights
 from bnbench.reports.trust import Trust, trust
-from bnbench.runs import Run
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnbench.records import Run, write_text
 from bnbench.reports.export import ranking_csv, ranking_json, report_md
 from bnbench.reports.format import storable
 from bnbench.reports.html import report_html
 from bnbench.reports.ranking import RESAMPLES, rank
 from bnbench.reports.text import terminal
-from bnbench.runs import Run, write_text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bnbench.runs import Run
+from bnbench.records import Run
 from bnbench.training import loss_svg, training_facts
 
 

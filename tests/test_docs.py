@@ -151,7 +151,7 @@ def test_every_example_runs_and_prints_what_it_says(code):
 
 
 def test_the_metric_of_your_own_is_one_like_any_other(monkeypatch, tmp_path):
-    from bnbench.scoring import score_files
+    from bnbench.score import score_files
 
     code = next(code for code in PYTHON if "class Questions" in code)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20

@@ -31,8 +31,8 @@ from bnbench.metrics.audit.report import AUC, AuditReport, Check, Standing
 from bnbench.metrics.audit.sentinels import sentinel_scores
 from bnbench.metrics.audit.spelling import SPELLINGS, Spelling
 from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts
-from bnbench.metrics.empathy import KeywordEmpathy
-from bnbench.metrics.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.keyword import KeywordEmpathy
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.encoder import Encoder
+from bnbench.metrics.empathy.encoder import Encoder
 from bnbench.metrics.original import semantic_scores
 
 

@@ -131,7 +131,7 @@ def test_score_is_not_gone_on_with(monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bnbench.scoring.score", interrupted)
+    monkeypatch.setattr("bnbench.score.score", interrupted)
     result = run("score", tmp_path / "a.txt")
     assert result.exit_code == 130
     assert result.stderr.strip() == "bnbench: interrupted"

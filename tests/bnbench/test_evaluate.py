@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from bnbench.candidates import parse_candidates
-from bnbench.decoding import Decoding
 from bnbench.errors import PartialRunError, RunError, UsageError
 from bnbench.evaluate import evaluate
-from bnbench.runs import read_run
+from bnbench.models.candidates import parse_candidates
+from bnbench.models.decoding import Decoding
+from bnbench.records import read_run
 from bnbench.work import EvaluationRequest
 
 BATCH = 4
@@ -65,7 +65,7 @@ def test_a_run_cut_anywhere_ends_with_the_same_bytes(undisturbed, tiny_base, tin
 
 
 def test_whole_batches_are_not_generated_again(undisturbed, tiny_base, tiny_adapter, tmp_path, monkeypatch):
-    from bnbench.backends import hf
+    from bnbench.models import hf
 
     answered = []
     original = hf.ModelSession.generate
@@ -84,7 +84,7 @@ def test_whole_batches_are_not_generated_again(undisturbed, tiny_base, tiny_adap
 
 
 def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp_path, monkeypatch):
-    from bnbench.backends import hf
+    from bnbench.models import hf
 
     original, left = hf.ModelSession.generate, [3]
 
@@ -171,7 +171,7 @@ def test_a_combined_score_is_declared_once(tmp_path):
 
 
 def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):
-    from bnbench.backends import hf
+    from bnbench.models import hf
 
     original = hf.ModelSession.generate
     calls = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bnbench.corpus import Example
+from bnbench.data.corpus import Example
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
 
 MESSAGES = [

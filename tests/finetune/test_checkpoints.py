@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bnbench.finetune.checkpoints import newest_checkpoint, seal
-from bnbench.finetune.stopping import listening
+from bnbench.finetune.engine.stopping import listening
 
 
 def checkpoint(parent: Path, step: int, *, sealed: bool = True) -> Path:

@@ -10,11 +10,11 @@ import pytest
 
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
-from bnbench.finetune.collate import Packed, Padded
+from bnbench.finetune.engine.collate import Packed, Padded
+from bnbench.finetune.engine.recompute import Room
+from bnbench.finetune.engine.rows import Row
 from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, _trainable, estimate, largest_pass
 from bnbench.finetune.recipes import Recipe
-from bnbench.finetune.recompute import Room
-from bnbench.finetune.rows import Row
 
 ROWS = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((4096, 600, 300, 900, 48))]
 TRAINABLE = {"t4": 3_407_872, "t4-r16-all-linear": 41_943_040, "lora-16bit": 41_943_040}

@@ -3,17 +3,19 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bnbench.errors import CandidateError, MissingExtraError, RecipeError, TrainingError
-from bnbench.finetune import FinetuneRequest, count_parameters, load_recipe, plan, planning
-from bnbench.finetune.base import resolve_base
-from bnbench.finetune.planning import count_steps, count_warmup
-from bnbench.precision import Device
+from bnbench.finetune import FinetuneRequest, count_parameters, load_recipe, plan
+from bnbench.finetune.plan import count_steps, count_warmup
+from bnbench.finetune.tuners.load import resolve_base
+from bnbench.models.precision import Device
 
+planning = import_module("bnbench.finetune.plan")
 Request = Callable[..., FinetuneRequest]
 
 
@@ -72,7 +74,7 @@ def llama_without_weights(llama_8b: Any, make_tokenizer: Callable[..., Any], tmp
 def test_a_dry_run_needs_no_weights(
     llama_without_weights: Path, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnbench.model_files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("bnbench.models.files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
     request = request_for(base=str(llama_without_weights), recipe="t4", overrides={"r": "8"})
     planned = plan(request, weights=False)
     assert "3,407,872 of 8,033,669,120 parameters" in str(planned) and planned.summary()["weights_here"] is False
@@ -83,7 +85,7 @@ def test_a_dry_run_needs_no_weights(
 
 
 def test_a_dry_run_reads_no_weights_that_are_here(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnbench.model_files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("bnbench.models.files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
     planned = plan(request_for(), weights=False)
     assert planned.summary()["weights_here"] and "not here" not in str(planned)
 

@@ -18,15 +18,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from bnbench.candidates import parse_candidates
 from bnbench.cli import app
-from bnbench.decoding import Decoding
 from bnbench.errors import BnbenchError, CandidateError, RunError, TrainingError, UsageError
 from bnbench.evaluate import evaluate
 from bnbench.finetune import FinetuneResult, Published, load_recipe, publish
-from bnbench.model_files import file_sha256
+from bnbench.models.candidates import parse_candidates
+from bnbench.models.decoding import Decoding
+from bnbench.models.files import file_sha256
+from bnbench.records import read_run
 from bnbench.reports import write_report
-from bnbench.runs import read_run
 from bnbench.work import EvaluationRequest
 
 BASE, REPO = "org/tiny-base", "me/bengali-lora"
@@ -152,9 +152,9 @@ def test_the_snippet_runs_and_prompts_as_in_training(
 ) -> None:
     import torch
 
-    from bnbench.corpus import Example
+    from bnbench.data.corpus import Example
     from bnbench.finetune.card import snippet
-    from bnbench.prompts import PromptFormat
+    from bnbench.models.prompts import PromptFormat
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
     special = {"llama-3.1": {}, "plain": {"template": None}, "chat": {"template": template}}[kind]

@@ -17,7 +17,7 @@ import pytest
 import bnbench
 from bnbench.errors import PartialRunError, TrainingError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
-from bnbench.finetune.stopping import Stop
+from bnbench.finetune.engine.stopping import Stop
 
 from .conftest import make_request
 
@@ -27,7 +27,7 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from bnbench.corpus import Example
+from bnbench.data.corpus import Example
 from bnbench.finetune import FinetuneRequest, finetune
 torch.set_num_threads(1)
 save = torch.save

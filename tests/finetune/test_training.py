@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, Plan, finetune, plan
-from bnbench.finetune.rows import IGNORED
+from bnbench.finetune.engine.rows import IGNORED
 
 Request = Callable[..., FinetuneRequest]
 
@@ -112,7 +113,7 @@ def test_four_bit_recipes_train_on_the_cpu_with_float32_adapters(request_for: Re
 @pytest.mark.parametrize("recipe", ["original-t4", "t4"])
 def test_frozen_weights_stay_in_16_bits(request_for: Request, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     """PEFT's `prepare_model_for_kbit_training` copies embeddings, head and norms to float32: 2.1 GB of Llama-3.1."""
-    from bnbench.finetune.step import StepTrainer
+    from bnbench.finetune.engine.step import StepTrainer
 
     found: dict[str, tuple[bool, torch.dtype]] = {}
     train = StepTrainer.train
@@ -139,7 +140,7 @@ def test_full_text_loss_counts_the_prompt(request_for: Request) -> None:
 
 
 def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnbench.finetune.step import StepTrainer
+    from bnbench.finetune.engine.step import StepTrainer
 
     shapes: list[tuple[int, ...]] = []
 
@@ -162,14 +163,14 @@ def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.
 def test_trying_the_longest_leaves_no_trace(
     request_for: Request, undisturbed: FinetuneResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnbench.finetune.monitor import LongestFirst
+    from bnbench.finetune.engine.monitor import LongestFirst
 
     monkeypatch.setattr(LongestFirst, "on_train_begin", lambda *_, **__: None)
     assert finetune(request_for()).curve == undisturbed.curve
 
 
 def test_loss_that_is_no_number(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnbench.finetune.step import StepTrainer
+    from bnbench.finetune.engine.step import StepTrainer
 
     compute = StepTrainer.compute_loss
     monkeypatch.setattr(StepTrainer, "compute_loss", lambda self, *a, **k: compute(self, *a, **k) * float("nan"))
@@ -184,7 +185,7 @@ def test_a_training_of_one_step_trains(request_for: Request) -> None:
 
 
 def test_an_adapter_that_did_not_change_is_not_done(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnbench.finetune.planning.count_warmup", lambda *_: 1)  # the only step at rate 0
+    monkeypatch.setattr(import_module("bnbench.finetune.plan"), "count_warmup", lambda *_: 1)  # the only step at rate 0
     request = request_for(rows=4, overrides={"epochs": "1"})
     with pytest.raises(TrainingError, match="as it began, every lora_B zero"):
         finetune(request)

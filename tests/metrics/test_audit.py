@@ -28,10 +28,10 @@ from bnbench.metrics.audit.auditing import _references
 from bnbench.metrics.audit.perturbations import PERTURBATIONS
 from bnbench.metrics.audit.spelling import SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
-from bnbench.metrics.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.lexicon import MECHANISMS
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import LabelledReply, LabelledSet, labelled_set
-from bnbench.metrics.lexicon import MECHANISMS
 
 FEW = 200  # resamples
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnbench.corpus import demo_corpus
+from bnbench.data.corpus import demo_corpus
 from bnbench.metrics import BengaliTokenizer, UsageError, normalize, split_sentences, tokenize
 from bnbench.metrics.normalization import Normalizer
 from bnbench.metrics.tokenization import TOKENIZERS, Preparation, is_word

@@ -19,7 +19,7 @@ import bnbench
 from bnbench.metrics.combined import CombinedScore, parse_weights
 from bnbench.metrics.core import Texts
 from bnbench.metrics.registry import get_metric
-from bnbench.runs import Generation, write_json, write_scores, write_text
+from bnbench.records import Generation, write_json, write_scores, write_text
 
 CONVERSATIONS = Path(bnbench.__file__).parent / "demo" / "conversations.csv"
 METRICS = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "perplexity", "degeneration")

@@ -14,8 +14,8 @@ import pytest
 from bnbench.errors import RunError
 from bnbench.metrics.combined import parse_weights
 from bnbench.metrics.significance import resampled_sums
+from bnbench.records import read_run
 from bnbench.reports import rank, write_report
-from bnbench.runs import read_run
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
 
 Maker = Callable[..., Path]

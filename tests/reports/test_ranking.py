@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from bnbench.errors import RunError, UsageError
+from bnbench.records import Run, read_run
 from bnbench.reports import Ranking, rank, write_report
-from bnbench.runs import Run, read_run
 from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, PREDICTIONS, Spec
 
 Maker = Callable[..., Path]

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from bnbench.plot import interval_plot
+from bnbench.records import read_run
 from bnbench.reports import Report, write_report
 from bnbench.reports.examples import _choice
 from bnbench.reports.format import name, number, p_phrase, p_value, storable
-from bnbench.reports.plot import interval_plot
 from bnbench.reports.ranking import rank
 from bnbench.reports.text import aligned
 from bnbench.reports.values import zeros
 from bnbench.reports.verdict import verdict
-from bnbench.runs import read_run
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
 
 Maker = Callable[..., Path]

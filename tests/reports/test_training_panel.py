@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bnbench
+from bnbench.records import read_run
 from bnbench.reports import write_report
-from bnbench.runs import read_run
 from bnbench.training import training_summary
 from tests.reports.conftest import ADAPTER
 

@@ -12,9 +12,9 @@ import pytest
 from bnbench.errors import UsageError
 from bnbench.metrics.audit import audit, read_audits, write_audits
 from bnbench.metrics.registry import get_metric
+from bnbench.records import read_run
 from bnbench.reports import rank, write_report
 from bnbench.reports.trust import sentence
-from bnbench.runs import read_run
 from tests.reports.conftest import METRICS
 
 Maker = Callable[..., Path]

@@ -1,0 +1,1 @@
+"""Files, corpora and pairs: everything between a file on disk and an `Example`."""

@@ -1,0 +1,403 @@
+"""The corpus: from a file or a hub id to fixed splits of clean examples, with every dropped row accounted for.
+
+    load → repair → clean → filter by tokens → split(seed) → Example(id, topic, title, question, reference)
+
+A row's side (train, validation or test) depends on the row and the seed alone, so rows that are reordered or appended
+never move a row from one side to another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bnbench.data.files import as_text, check_table, find_column, plain_name, read_table, texts_of
+from bnbench.data.repair import LOST, repair
+from bnbench.errors import CorpusError
+from bnbench.metrics.normalization import normalize
+
+SPLITS = ("train", "validation", "test")
+COLUMNS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
+MIN_ROWS_TO_SPLIT = 100
+NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
+_SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
+
+TokenCounter = Callable[[Sequence["Example"]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content."""
+
+    id: str
+    topic: str
+    title: str
+    question: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """The most rows that each side may hold. Their ratio is also the share of all rows that falls to each side."""
+
+    train: int = 4000
+    validation: int = 300
+    test: int = 300
+
+    @classmethod
+    def parse(cls, text: str) -> SplitSizes:
+        """Reads `4000/300/300`; raises CorpusError for anything else."""
+        try:
+            train, validation, test = (int(part) for part in text.split("/"))
+        except ValueError:
+            raise CorpusError(f"split sizes {text!r}: write train/validation/test, such as 4000/300/300") from None
+        if min(train, validation, test) < 0 or train + validation + test == 0:
+            raise CorpusError(f"split sizes {text!r}: no size may be negative, and one must be above 0")
+        return cls(train, validation, test)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the cleaning: how many rows it changed, how many it dropped, and why."""
+
+    name: str
+    why: str
+    changed: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
+
+    `splits` has the keys train, validation and test, or only "all" for a file too small to split (`MIN_ROWS_TO_SPLIT`).
+    """
+
+    source: str
+    splits: Mapping[str, tuple[Example, ...]]
+    steps: tuple[Step, ...]
+    fingerprint: str
+
+    def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
+        """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
+        check_split(split)
+        chosen = self.splits.get(split)
+        if chosen is None:
+            chosen = tuple(e for part in self.splits.values() for e in part)
+        if not chosen:
+            raise CorpusError(f"{self.source}: no row of the split {split!r} is left; {self.describe()}")
+        return chosen[:limit]
+
+    @property
+    def is_split(self) -> bool:
+        """False for a file with too few rows to split, which is evaluated whole."""
+        return "all" not in self.splits
+
+    @property
+    def unsplit(self) -> str:
+        """Why a file that is not split is not, what follows from it, and what to do."""
+        return (
+            f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
+            "to hold rows out, give more, or a column 'split' that says train, validation or test"
+        )
+
+    def describe(self) -> str:
+        """One line: what was dropped by which step, and the sizes that are left."""
+        dropped = ", ".join(f"{s.dropped} {s.name}" for s in self.steps if s.dropped) or "none"
+        return f"dropped: {dropped}; left: " + ", ".join(f"{len(v)} {k}" for k, v in self.splits.items())
+
+    def summary(self) -> dict[str, object]:
+        """Source, steps, sizes and fingerprint, for JSON."""
+        return {
+            "source": self.source,
+            "steps": [asdict(s) for s in self.steps],
+            "splits": {name: len(part) for name, part in self.splits.items()},
+            "fingerprint": self.fingerprint,
+        }
+
+    def table(self) -> str:
+        """The same for people: one line a step, one for the splits."""
+        steps = [f"{s.name:<15}{s.dropped:>7} dropped {s.changed:>7} repaired   {s.why}" for s in self.steps]
+        sizes = " · ".join(f"{len(part)} {name}" for name, part in self.splits.items())
+        whole = [] if self.is_split else [f"not split: {self.unsplit}"]
+        return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}", *whole])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row between reading and splitting; `side` is what the file itself says about its split."""
+
+    topic: str
+    title: str
+    question: str
+    reference: str
+    side: str
+
+    def key(self) -> str:
+        """What makes two rows the same: the whole content in one spelling."""
+        return "\x1f".join(normalize(part) for part in (self.topic, self.title, self.question, self.reference))
+
+
+def load_corpus(
+    source: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    sizes: SplitSizes = SplitSizes(),
+    seed: int = 42,
+    min_words: int = 2,
+    max_tokens: int | None = None,
+    count_tokens: TokenCounter | None = None,
+) -> Corpus:
+    """Reads, repairs, cleans and splits a corpus.
+
+    Args:
+        source: a CSV, TSV, JSONL or Parquet file, or the id of a data set on the hub (`owner/name[@revision]`).
+        columns: our name (topic, title, question, reference) → the file's, where they differ from `COLUMNS`.
+        sizes: the most rows a side may hold; the ratio sets each side's share.
+        seed: fixes which row falls to which side.
+        min_words: rows whose answer has fewer words are dropped.
+        max_tokens: rows longer than this *after the chat template* are dropped whole, never cut; needs `count_tokens`.
+        count_tokens: gives the length in tokens of each example as it will be trained on.
+
+    Raises:
+        CorpusError: no such file, not UTF-8, a missing column, or no row left.
+    """
+    rows, steps = _clean(_read(source, columns or {}), min_words)
+    examples = [(make_example(row.topic, row.title, row.question, row.reference), row.side) for row in rows]
+    if max_tokens is not None and count_tokens is not None:
+        lengths = count_tokens([e for e, _ in examples])
+        kept = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
+        why = f"over {max_tokens} tokens after the template"
+        steps.append(Step("too long", why, dropped=len(examples) - len(kept)))
+        examples = kept
+    if not examples:
+        raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
+    return divide(str(source), examples, steps, sizes, seed)
+
+
+def divide(
+    source: str, examples: list[tuple[Example, str]], steps: Sequence[Step], sizes: SplitSizes, seed: int = 42
+) -> Corpus:
+    """The corpus of clean examples: split by message, or as the side that stands with an example says.
+
+    Raises CorpusError where one has a side and another has none, or one that is no split.
+    """
+    sides = [side for _, side in examples]
+    unknown = [side for side in sides if side not in SPLITS] if any(sides) else []
+    if unknown:
+        raise CorpusError(
+            f"{source}: the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows; it must say "
+            f"{', '.join(SPLITS)} in each, or have another name"
+        )
+    splits, leaked = _without_near_duplicates(_split(examples, sizes, seed))
+    return Corpus(source, splits, (*steps, leaked), _fingerprint(splits))
+
+
+def make_example(topic: str, title: str, question: str, reference: str) -> Example:
+    """The example of these texts, with its id."""
+    row = _Row(topic, title, question, reference, "")
+    return Example(hashlib.sha256(row.key().encode()).hexdigest()[:16], topic, title, question, reference)
+
+
+def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
+    """The bundled conversations (240 rows, 160/40/40), written for this project, CC0."""
+    with resources.as_file(resources.files("bnbench.demo") / "conversations.csv") as path:
+        corpus = load_corpus(path, max_tokens=max_tokens, count_tokens=count_tokens)
+    return replace(corpus, source="bnbench demo")
+
+
+def check_split(split: str) -> None:
+    """Raises CorpusError, with the nearest name, for what is no split."""
+    if split not in (names := (*SPLITS, "all")):
+        near = difflib.get_close_matches(split, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {', '.join(SPLITS)} or all"
+        raise CorpusError(f"there is no split {split!r}{hint}")
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raises CorpusError, with the nearest name, for a mapping of something that is no field."""
+    for field in columns:
+        if field not in COLUMNS:
+            near = difflib.get_close_matches(field, COLUMNS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else f": the fields are {', '.join(COLUMNS)}"
+            raise CorpusError(f"unknown field {field!r} in the column mapping{hint}")
+
+
+def check_source(source: str | Path) -> None:
+    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
+    path = Path(source)
+    if path.suffix or path.exists():
+        check_table(path)
+    elif "/" not in str(source):
+        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
+
+
+def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
+    records = read_records(source)
+    names = match_columns(str(source), list(records[0]), columns)
+
+    def row(record: Mapping[str, str]) -> _Row:
+        topic, title, question, reference = texts_of(str(source), record, map(names.get, COLUMNS))
+        return _Row(topic, title, question, reference, side_of(record))
+
+    return [row(record) for record in records]
+
+
+def read_records(source: str | Path) -> list[dict[str, str]]:
+    """The rows of a file or of a hub data set, at least one, as column → text. Raises CorpusError."""
+    path = Path(source)
+    check_source(source)
+    records = read_table(path) if path.suffix or path.exists() else _read_hub(str(source))
+    if not records:
+        raise CorpusError(f"{source}: the file has no rows")
+    return records
+
+
+def side_of(record: Mapping[str, str]) -> str:
+    """What a row's column `split` says; empty where there is none."""
+    name = next((text.strip().lower() for column, text in record.items() if column.lower() == "split"), "")
+    return _SPLIT_NAMES.get(name, name)
+
+
+def match_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Our field → the file's column, by the mapping given, else by name without regard to case and punctuation."""
+    check_columns(columns)
+    found: dict[str, str] = {}
+    for field, usual in COLUMNS.items():
+        candidates = (
+            usual,
+            usual.rstrip("s"),
+            field,
+            {"reference": "answer", "title": "question title"}.get(field, field),
+        )
+        name = find_column(source, header, candidates, columns.get(field))
+        if name is not None:
+            found[field] = name
+    for field in ("question", "reference"):
+        if field not in found:
+            is_pairs = {"chosen", "rejected"} <= {plain_name(name) for name in header}
+            pairs = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
+            raise CorpusError(
+                f"{source}: there is no column {COLUMNS[field]!r}; the columns are {', '.join(header)}. "
+                f"Name the right one with --columns {field}=NAME{pairs}"
+            )
+    return found
+
+
+def _read_hub(source: str) -> list[dict[str, str]]:
+    """All rows of a data set on the hub, with the split it gives itself as column `split`."""
+    from bnbench.extras import require
+
+    name, _, revision = source.partition("@")
+    datasets = require("datasets", extra="models")
+    try:
+        parts = datasets.load_dataset(name, revision=revision or None)
+    except Exception as error:
+        # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
+        raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
+    single = len(parts) == 1
+    return [
+        {k: as_text(v) for k, v in row.items()} | ({} if single else {"split": str(side)})
+        for side, rows in parts.items()
+        for row in rows
+    ]
+
+
+def _clean(rows: list[_Row], min_words: int) -> tuple[list[_Row], list[Step]]:
+    repaired = [replace(r, **{f: repair(getattr(r, f)) for f in COLUMNS}) for r in rows]
+    changed = sum(a != b for a, b in zip(rows, repaired, strict=True))
+    steps = [
+        Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)
+    ]
+    tests: list[tuple[str, str, Callable[[_Row], bool]]] = [
+        ("lost text", "a letter was lost for good (U+FFFD)", lambda r: LOST in r.question + r.title + r.reference),
+        ("empty", "no question or no answer", lambda r: not (r.question and r.reference)),
+        ("too short", f"an answer of fewer than {min_words} words", lambda r: len(r.reference.split()) < min_words),
+    ]
+    for name, why, is_bad in tests:
+        kept = [r for r in repaired if not is_bad(r)]
+        steps.append(Step(name, why, dropped=len(repaired) - len(kept)))
+        repaired = kept
+    unique: dict[str, _Row] = {}
+    for row in repaired:
+        key = row.key()
+        # Of two spellings of one row the smaller stays, so that the order of the file does not matter.
+        unique[key] = min(unique.get(key, row), row, key=astuple)
+    steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(repaired) - len(unique)))
+    return list(unique.values()), steps
+
+
+def _draw(seed: int, *texts: str) -> float:
+    """A number in [0, 1) that depends on the seed and the texts alone."""
+    digest = hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _split(examples: list[tuple[Example, str]], sizes: SplitSizes, seed: int) -> dict[str, tuple[Example, ...]]:
+    order = sorted(examples, key=lambda pair: (_draw(seed, "order", pair[0].id), pair[0].id))
+    if any(side for _, side in examples):
+        return {s: tuple(e for e, side in order if side == s) for s in SPLITS}
+    if len(examples) < MIN_ROWS_TO_SPLIT:
+        return {"all": tuple(e for e, _ in order)}
+    total = sum(astuple(sizes))
+    test, validation = sizes.test / total, sizes.validation / total
+    sides: dict[str, list[Example]] = {s: [] for s in SPLITS}
+    for example, _ in order:
+        # Drawn from the message alone: the same message with two answers stays on one side.
+        at = _draw(seed, "side", normalize(example.title), normalize(example.question))
+        sides["test" if at < test else "validation" if at < test + validation else "train"].append(example)
+    return {f.name: tuple(sides[f.name][: getattr(sizes, f.name)]) for f in fields(sizes)}
+
+
+def _without_near_duplicates(
+    splits: Mapping[str, tuple[Example, ...]],
+) -> tuple[dict[str, tuple[Example, ...]], Step]:
+    """Drops from train what is nearly a held-out row, and from validation what is nearly a test row."""
+    why = f"in train or validation but nearly a held-out row (Jaccard of 5-grams ≥ {NEAR_DUPLICATE})"
+    if "all" in splits:
+        return dict(splits), Step("near-duplicate", why)
+    test, validation = splits["test"], splits["validation"]
+    kept_validation = _unlike(validation, test)
+    kept_train = _unlike(splits["train"], (*test, *kept_validation))
+    dropped = len(validation) - len(kept_validation) + len(splits["train"]) - len(kept_train)
+    kept = {"train": kept_train, "validation": kept_validation, "test": test}
+    return kept, Step("near-duplicate", why, dropped=dropped)
+
+
+def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Example, ...]:
+    """The examples that are no near-duplicate of a held-out one, found through an index of the held-out 5-grams."""
+    sets = [_shingles(e) for e in held_out]
+    sizes = np.array([len(s) for s in sets])
+    index: dict[str, list[int]] = {}
+    for i, shingles in enumerate(sets):
+        for shingle in shingles:
+            index.setdefault(shingle, []).append(i)
+    postings: dict[str, npt.NDArray[np.int64]] = {s: np.array(where) for s, where in index.items()}
+    kept = []
+    for example in examples:
+        mine = _shingles(example)
+        hits = [postings[s] for s in mine if s in postings]
+        if not hits:
+            kept.append(example)
+            continue
+        common = np.bincount(np.concatenate(hits), minlength=len(sizes))
+        if np.max(common / (sizes + len(mine) - common)) < NEAR_DUPLICATE:
+            kept.append(example)
+    return tuple(kept)
+
+
+def _shingles(example: Example) -> set[str]:
+    text = normalize(f"{example.question} {example.reference}")
+    return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
+
+
+def _fingerprint(splits: Mapping[str, Iterable[Example]]) -> str:
+    lines = sorted(f"{name} {example.id}" for name, part in splits.items() for example in part)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""The samples of a batch as passes: what goes through the model at once, padded, or packed one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from bnbench.finetune.engine.rows import IGNORED, Row
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward and backward. `ids` and `positions` are (rows, tokens); `index` and `targets` are (supervised).
+
+    `index` are the flat positions whose next token counts, `targets` those tokens. `lengths` are the samples that lie
+    one after another in a packed row (they must add up to its tokens); empty when every row is one sample.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    index: torch.Tensor
+    targets: torch.Tensor
+    lengths: tuple[int, ...] = ()
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens the loss counts."""
+        return len(self.targets)
+
+    def on(self, device: torch.device) -> Pass:
+        """The same on a device, but for `ids`, which go where the embedding lies."""
+        moved = {n: getattr(self, n).to(device, non_blocking=True) for n in ("positions", "index", "targets")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """All rows in one pass, padded on the right with `pad_id` to the longest.
+
+    No mask is needed: attention is causal, so no sample sees what stands behind it.
+    """
+
+    pad_id: int
+
+    def __call__(self, rows: Sequence[Row]) -> list[Pass]:
+        """One pass (rows, longest)."""
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row.ids) for row in rows], batch_first=True, padding_value=self.pad_id
+        )
+        longest = ids.shape[1]
+        positions = torch.arange(longest).expand(len(rows), -1)
+        return [Pass(ids, positions, *_supervised(rows, [i * longest for i in range(len(rows))]))]
+
+    def largest(self, rows: Sequence[Row], count: int) -> Pass:
+        """The pass that needs most memory: the `count` longest rows."""
+        return self(_longest(rows)[:count])[0]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows without padding, each of whole samples up to `tokens` in all; a longer sample gets a pass of its own."""
+
+    tokens: int
+
+    def __call__(self, rows: Sequence[Row]) -> list[Pass]:
+        """Passes (1, tokens), by the first-fit rule on the longest samples first, so that the largest is the first."""
+        bins: list[list[Row]] = []
+        for row in _longest(rows):
+            fits = (b for b in bins if sum(len(r.ids) for r in b) + len(row.ids) <= self.tokens)
+            if (chosen := next(fits, None)) is not None:
+                chosen.append(row)
+            else:
+                bins.append([row])
+        return [pack(b) for b in sorted(bins, key=lambda b: -sum(len(r.ids) for r in b))]
+
+    def largest(self, rows: Sequence[Row], count: int) -> Pass:
+        """A pass as large as any of `count` rows can be: the longest ones, cut where the budget ends."""
+        longest = _longest(rows)[:count]
+        filled, room = [longest[0]], self.tokens - len(longest[0].ids)
+        for row in longest[1:]:
+            if room > 1:
+                filled.append(Row(row.id, row.ids[:room], row.ids[:room]))
+                room -= len(filled[-1].ids)
+        return pack(filled)
+
+
+def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -> list[list[Row]]:
+    """One process's rows of a step, again in as many batches, of `size` at most; the first ones may be empty.
+
+    Dealt longest first, there and back, so that all processes have about as much to do.
+    """
+    if count == 1:
+        return [list(batch) for batch in batches]
+    rows = _longest([row for batch in batches for row in batch])
+    mine = [row for i, row in enumerate(rows) if i % (2 * count) in (index, 2 * count - 1 - index)]
+    parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+    return [[] for _ in range(len(batches) - len(parts))] + parts
+
+
+def pack(rows: Sequence[Row]) -> Pass:
+    """The rows one after another, each with positions from 0."""
+    lengths = tuple(len(row.ids) for row in rows)
+    starts = [sum(lengths[:i]) for i in range(len(rows))]
+    ids = torch.tensor([[i for row in rows for i in row.ids]])
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    return Pass(ids, positions, *_supervised(rows, starts), lengths=lengths)
+
+
+def _supervised(rows: Sequence[Row], starts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat positions whose next token is supervised, and that token; no sample's last position predicts the next's."""
+    found = [
+        (start + i, label)
+        for row, start in zip(rows, starts, strict=True)
+        for i, label in enumerate(row.labels[1:])
+        if label != IGNORED
+    ]
+    return torch.tensor([f[0] for f in found]), torch.tensor([f[1] for f in found])
+
+
+def _longest(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -len(row.ids))

@@ -1,0 +1,1 @@
+"""What trains an adapter: one file for each way."""

@@ -1,0 +1,1 @@
+"""Empathy: by keywords, and by the nearness of meanings."""

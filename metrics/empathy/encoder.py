@@ -1,0 +1,269 @@
+"""Sentences to vectors: the encoder that ships with bnbench, and any sentence-transformers model by its id.
+
+The shipped encoder is static, in the format of model2vec: one vector per word or word part, and a sentence is their
+mean, made a unit vector. To that it adds how long the text is, since its teacher puts texts of like length nearer to
+each other; `words_only` takes that away. It was distilled from multilingual-e5-small by `scripts/make_encoder.py`; its
+model card is `encoders/bn-static/README.md`. Texts go through the bn1 normaliser and tokeniser first, so the spellings
+of one sentence have one vector. Nothing here imports torch unless a sentence-transformers model is asked for.
+
+    >>> from bnbench.metrics.empathy.encoder import load_encoder
+    >>> a, b = load_encoder().encode(["আমার মন খারাপ।", "আমার মনটা ভালো নেই।"])
+    >>> float(a @ b) > 0.5
+    True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bnbench.metrics.errors import InputError, MissingExtraError, UsageError
+from bnbench.metrics.normalization import Memo, normalize
+from bnbench.metrics.tokenization import preparation
+
+Vectors = npt.NDArray[np.float32]
+
+SHIPPED = Path(__file__).parent / "encoders" / "bn-static"
+"""The folder of the default encoder."""
+_BATCH = 512  # sentences whose gathered vectors stay in the processor's cache
+_LONGEST = 100  # characters of a token that WordPiece looks at
+_MARK = "bn1"  # config.json's "text" of the folders that StaticEncoder may read
+
+
+class Encoder(Protocol):
+    """What the semantic metrics ask of an encoder."""
+
+    @property
+    def id(self) -> str:
+        """Name and version of the weights, for signatures: two encoders with one id give the same vectors."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """n texts to n x d unit rows of float32; a text without anything to encode gives a row of zeros."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How a text's length enters its vector, the `length` of a folder's config.json. n is the number of parts.
+
+    The sum of the parts' vectors gets one more component, `start`, so that a short text says less for certain and
+    leans to where all do; made a unit vector, it gets two more, `weight` times the cosine and sine of
+    `turn` x log(n + 1), and is made a unit vector again. So the cosine of two texts falls with the ratio of their
+    lengths, as the teacher's does.
+    """
+
+    start: float
+    weight: float
+    turn: float
+
+    def added(self, sums: Vectors, lengths: npt.NDArray[np.intp]) -> Vectors:
+        """Rows (n, d) of sums and their numbers of parts (n,) to unit rows (n, d + 3)."""
+        angle = self.turn * np.log1p(lengths)[:, None]
+        rows = _unit(np.column_stack([sums, np.full(len(sums), self.start)]))
+        made = np.column_stack([rows, self.weight * np.cos(angle), self.weight * np.sin(angle)])
+        shrunk: Vectors = (made / np.sqrt(1 + self.weight**2)).astype(np.float32)
+        return shrunk
+
+
+class StaticEncoder:
+    """A static encoder of bn1 tokens from a folder that `scripts/make_encoder.py` wrote; numpy only.
+
+    The folder is a model2vec one (`StaticModel.from_pretrained` reads it too, and gives the vectors of `words` for bn1
+    tokens joined by spaces), but here the work is done once for each distinct word. `id` is the folder's name and 8
+    hex digits of the sha256 over its weights, vocabulary and `Length`; `dim` the length of a vector.
+
+    Raises `UsageError` when the folder lacks a file or holds another kind of model.
+    """
+
+    def __init__(self, folder: str | Path = SHIPPED) -> None:
+        self.folder = Path(folder)
+        config, weights, tokenizer = (self._file(n) for n in ("config.json", "model.safetensors", "tokenizer.json"))
+        settings = json.loads(config)
+        if settings.get("text") != _MARK:
+            raise UsageError(f"{self.folder} holds no encoder of bn1 tokens (made by scripts/make_encoder.py)")
+        self._length = Length(**settings["length"]) if "length" in settings else None
+        digest = hashlib.sha256(weights + tokenizer)
+        self._id_of_words = f"{self.folder.name}@{digest.hexdigest()[:8]}"
+        if self._length:
+            digest.update(repr(self._length).encode())
+        self.id = f"{self.folder.name}@{digest.hexdigest()[:8]}"
+        self._vectors, self._vocabulary = _vectors(weights), json.loads(tokenizer)["model"]["vocab"]
+        self.dim = int(self._vectors.shape[1]) + (3 if self._length else 0)
+        prepared = preparation()
+        self._prepare, self._tokens = prepared.normalizer.beyond_words, prepared.pieces
+        self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """n texts to n x d unit rows of float32.
+
+        A text without a known word or word part (an empty one) gives a row of zeros. A row does not depend on the
+        other texts. Raises `InputError` for anything but a sequence of strings.
+        """
+        _check(texts)
+        found: Vectors = np.zeros((len(texts), self.dim), np.float32)
+        for start in range(0, len(texts), _BATCH):
+            self._encode_into(found[start : start + _BATCH], texts[start : start + _BATCH])
+        return found
+
+    @cached_property
+    def words(self) -> StaticEncoder:
+        """This encoder without what its vectors say of length: the mean of the parts' vectors, made a unit vector."""
+        made = copy(self)
+        made._length, made.id, made.dim = None, self._id_of_words, int(self._vectors.shape[1])
+        return made
+
+    def pieces(self, text: str) -> list[str]:
+        """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
+        names = {row: name for name, row in self._vocabulary.items()}
+        return [names[row] for row in self._text_rows(text)]
+
+    def _encode_into(self, found: Vectors, texts: Sequence[str]) -> None:
+        rows = list(map(self._text_rows, texts))
+        lengths = np.fromiter(map(len, rows), np.intp, len(rows))
+        filled = lengths > 0
+        if not filled.any():
+            return
+        starts = (np.cumsum(lengths) - lengths)[filled]
+        flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
+        sums = np.add.reduceat(self._vectors[flat], starts, axis=0)
+        found[filled] = self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
+
+    def _text_rows(self, text: str) -> list[int]:
+        return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
+
+    def _rows_of(self, raw: str) -> tuple[int, ...]:
+        parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
+        return tuple(map(self._vocabulary.__getitem__, parts))
+
+    def _file(self, name: str) -> bytes:
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError as error:
+            raise UsageError(f"the encoder folder {self.folder} has no readable {name}: {error}") from error
+
+
+class TransformerEncoder:
+    """Any sentence-transformers model, by hub id or folder; needs `pip install "bnbench[models]"`.
+
+    Texts are normalised (bn1) first. Models of the e5 family are given the prefix `query: ` that they were trained
+    with, all others none. `id` is name@commit, or name@8 hex digits of the weights' sha256 for a local folder, and the
+    prefix. Only safetensors weights are read, and no code of the model's is run.
+
+    Raises `MissingExtraError` without sentence-transformers, `UsageError` when the model is not there.
+    """
+
+    def __init__(self, name: str, device: str | None = None) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f'the encoder {name!r} needs sentence-transformers: pip install "bnbench[models]"'
+            ) from error
+        try:
+            self._model: Any = SentenceTransformer(
+                name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"the encoder {name!r} could not be loaded: {error}. Give the folder or the hub id of a "
+                "sentence-transformers model with safetensors weights, or none for the encoder that ships with bnbench"
+            ) from error
+        self._prefix = "query: " if "e5-" in Path(name).name.lower() else ""
+        self.id = f"{Path(name).name if Path(name).is_dir() else name}@{self._version(name)}"
+        self.id += "+query" if self._prefix else ""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """n texts to n x d unit rows of float32, zeros for an empty text; raises as `StaticEncoder.encode` does."""
+        _check(texts)
+        normal = [normalize(text) for text in texts]
+        found: Vectors = self._model.encode(
+            [self._prefix + text for text in normal], normalize_embeddings=True, show_progress_bar=False
+        ).astype(np.float32)
+        found[[not text for text in normal]] = 0
+        return found
+
+    def _version(self, name: str) -> str:
+        if Path(name).is_dir():
+            digest = hashlib.sha256()
+            for file in sorted(Path(name).rglob("*.safetensors")):
+                digest.update(file.read_bytes())
+            return digest.hexdigest()[:8]
+        config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
+        return str(getattr(config, "_commit_hash", None) or "unknown")[:8]
+
+
+def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> list[str]:
+    """The longest beginning in the vocabulary, then the longest continuations (`##...`) until the token is used up.
+
+    This is WordPiece (Schuster & Nakajima 2012) as Hugging Face's `tokenizers` does it: a token that is not wholly
+    covered, or is longer than 100 characters, has no parts. Without `whole`, a token is not its own part, unless it is
+    one character.
+    """
+    parts: list[str] = []
+    start, size = 0, len(token)
+    while start < size <= _LONGEST:
+        end = size if whole or start or size == 1 else size - 1
+        mark = "##" if start else ""
+        while end > start and mark + token[start:end] not in vocabulary:
+            end -= 1
+        if end == start:
+            return []
+        parts.append(mark + token[start:end])
+        start = end
+    return parts
+
+
+def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
+    """The shipped encoder for None; else a folder made by `scripts/make_encoder.py`, or a sentence-transformers model.
+
+    Encoders are loaded once and shared. An encoder that is not there is an error, never another one: raises
+    `UsageError`, or `MissingExtraError` when sentence-transformers is needed and not installed.
+    """
+    return _load(None if id_or_path is None else str(id_or_path))
+
+
+def words_only(encoder: Encoder) -> Encoder:
+    """The encoder without what a static one adds of length, for scores that length must not drive."""
+    return encoder.words if isinstance(encoder, StaticEncoder) else encoder
+
+
+@lru_cache(maxsize=4)
+def _load(name: str | None) -> Encoder:
+    if name is None:
+        return StaticEncoder()
+    config = Path(name) / "config.json"
+    if config.is_file() and json.loads(config.read_text("utf-8")).get("text") == _MARK:
+        return StaticEncoder(name)
+    return TransformerEncoder(name)
+
+
+def _vectors(weights: bytes) -> Vectors:
+    """The table of vectors, float32: int8 rows times their scales."""
+    from safetensors.numpy import load
+
+    tensors = load(weights)
+    scaled: Vectors = tensors["embeddings"].astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
+    return scaled
+
+
+def _unit(rows: Vectors) -> Vectors:
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    made: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return made
+
+
+def _check(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise InputError("encode takes a list of texts, not one string: encode([text])")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"only text can be encoded, but text {number} is {type(text).__name__}")

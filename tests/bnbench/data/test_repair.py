@@ -1,0 +1,49 @@
+import pytest
+
+from bnbench.data.repair import repair, undo_mojibake
+
+TEXT = "এটা সত্যিই খারাপ। আপনি কি ভালো আছেন? ৫০% ঠিক — “হ্যাঁ”"
+
+
+def as_cp1252(text: str) -> str:
+    """What a program that reads UTF-8 as cp1252 shows; the five undefined bytes stay C1 characters."""
+    return "".join(bytes([b]).decode("cp1252", errors="ignore") or chr(b) for b in text.encode("utf-8"))
+
+
+def test_mojibake_is_undone_once_and_twice():
+    assert as_cp1252(TEXT) != TEXT
+    assert undo_mojibake(as_cp1252(TEXT)) == TEXT
+    assert undo_mojibake(as_cp1252(as_cp1252(TEXT))) == TEXT
+
+
+def test_mojibake_beside_sound_bengali_is_undone():
+    assert undo_mojibake(f"ভালো {as_cp1252('মন')} নেই") == "ভালো মন নেই"
+
+
+@pytest.mark.parametrize("text", [TEXT, "café naïve à la carte", "à¦", "", "€ 50, £5", "🙂 ঠিক আছে"])
+def test_sound_text_is_left_alone(text):
+    assert undo_mojibake(text) == text
+
+
+@pytest.mark.parametrize(
+    ("damaged", "sound"),
+    [
+        ("\ufeffআমি ভালো আছি।", "আমি ভালো আছি।"),
+        ("কি খেলা এবং পুরস্কার প্রকার>", "কি খেলা এবং পুরস্কার প্রকার"),
+        ("খুব ভালো @", "খুব ভালো"),
+        ("আমি\u00a0 \u00a0ভালো   আছি", "আমি ভালো আছি"),
+        ("ঠিক আছেÂ\u00a0তাহলে", "ঠিক আছে তাহলে"),
+        ("ভালোো থেকো", "ভালো থেকো"),
+        ("ধন্যবাদ user<|end_header_id|> আপনাকে<|eot_id|>", "ধন্যবাদ আপনাকে"),
+        ("প্রথম লাইন।\r\n  দ্বিতীয় লাইন।", "প্রথম লাইন।\nদ্বিতীয় লাইন।"),
+    ],
+)
+def test_damage_seen_in_real_rows(damaged, sound):
+    assert repair(damaged) == sound
+
+
+@pytest.mark.parametrize(
+    "text", ["মেইল করুন a.b@example.com ঠিকানায়", "৫ > ৩ আর ২ < ৪", "র\u200d\u09cdযাব ও ক্‌ষ", "@রিমা কেমন আছ?"]
+)
+def test_what_is_no_damage_stays(text):
+    assert repair(text) == text

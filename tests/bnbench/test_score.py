@@ -1,0 +1,392 @@
+"""Files of replies, references and messages: joined rightly or refused with file and row, and scored as in memory."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bnbench import score as scoring
+from bnbench.data.corpus import demo_corpus
+from bnbench.data.files import iter_lines, iter_table, read_table
+from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
+from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
+from bnbench.score import OriginalFigures, score, score_files
+
+EXAMPLES = demo_corpus().select("test")
+REFERENCES = [e.reference for e in EXAMPLES]
+REPLIES = [" ".join(r.split()[: 5 + i % 20]) for i, r in enumerate(REFERENCES)]
+MESSAGES = [f"{e.title} {e.question}".strip() for e in EXAMPLES]
+IDS = [f"প্রশ্ন-{i}" for i in range(len(EXAMPLES))]
+
+
+def write(path, rows):
+    """Rows (dictionaries of equal keys, or strings) as the kind of file that the ending names."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def column(name, texts):
+    return [{"id": i, name: t} for i, t in zip(IDS, texts, strict=True)]
+
+
+def same(scores, whole):
+    assert list(scores.results) == list(whole)
+    for name, result in scores.results.items():
+        assert np.array_equal(result.table, whole[name].table)
+        assert (result.scores, result.intervals, str(result)) == (
+            whole[name].scores,
+            whole[name].intervals,
+            str(whole[name]),
+        )
+    return True
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return evaluate_pairs(REPLIES, REFERENCES, messages=MESSAGES)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet", ".txt"])
+def test_every_kind_of_file_scores_as_in_memory(ending, tmp_path, whole):
+    texts = {"reply": REPLIES, "reference": REFERENCES, "question": MESSAGES}
+    rows = {name: t if ending == ".txt" else column(name, t) for name, t in texts.items()}
+    files = {name: write(tmp_path / f"{name}{ending}", r) for name, r in rows.items()}
+    scores = score_files(files["reply"], [files["reference"]], messages=files["question"], quiet=True)
+    assert scores.n == len(REPLIES)
+    assert list(scores.results)[:3] == ["chrF++", "BLEU", "ROUGE"]
+    assert same(scores, whole)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_ids_join_in_any_order_and_lines_do_not_matter_then(ending, tmp_path, whole):
+    order = random.Random(1).sample(range(len(IDS)), len(IDS))
+    shuffled = [{"id": IDS[i], "title": "", "question": MESSAGES[i], "reference": REFERENCES[i]} for i in order]
+    examples = write(tmp_path / f"examples{ending}", shuffled)
+    replies = write(tmp_path / "replies.jsonl", column("reply", REPLIES))
+    assert same(score_files(replies, [examples], messages=examples, quiet=True), whole)
+
+
+def test_a_run_folder_s_files_give_the_run_s_scores(tmp_path):
+    from bnbench.evaluate import evaluate
+    from bnbench.models.candidates import parse_candidates
+    from bnbench.records import read_run
+    from bnbench.work import EvaluationRequest
+
+    recorded = write(tmp_path / "replies.txt", REPLIES)
+    candidates = parse_candidates(None, (), [f"ক={recorded}"])
+    run = read_run(evaluate(EvaluationRequest(candidates=candidates, out=tmp_path / "run", quiet=True)))
+    examples, generations = tmp_path / "run" / "examples.jsonl", tmp_path / "run" / "generations.jsonl"
+    made = score_files(generations, [examples], messages=examples, quiet=True)
+    order = [[e["id"] for e in run.examples].index(row["id"]) for _, row in iter_table(generations)]
+    for name in ("chrF++", "ROUGE", "keyword-empathy"):
+        assert np.array_equal(made.results[name].table, run.tables["ক"][name][order])
+
+
+def test_several_references_in_a_list_or_in_several_files(tmp_path):
+    others = REFERENCES[::-1]
+    replies = write(tmp_path / "replies.jsonl", column("prediction", REPLIES))
+    both = [list(pair) for pair in zip(REFERENCES, others, strict=True)]
+    whole = evaluate_pairs(REPLIES, both, ["BLEU", "chrF++"])
+    for ending in (".jsonl", ".parquet"):
+        listed = write(tmp_path / f"both{ending}", column("references", both))
+        assert same(score_files(replies, [listed], metrics=["BLEU", "chrF++"], quiet=True), whole)
+    first = write(tmp_path / "first.txt", REFERENCES)
+    second = write(tmp_path / "second.csv", column("Answers", others))
+    assert same(score_files(replies, [first, second], metrics=["BLEU", "chrF++"], quiet=True), whole)
+
+
+def test_two_processes_give_the_same(tmp_path, whole, capfd):
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    scores = score_files(replies, [references], messages=write(tmp_path / "m.txt", MESSAGES), workers=2)
+    assert same(scores, whole)
+    assert f"score: {len(REPLIES)}/{len(REPLIES)}" in capfd.readouterr().err
+
+
+class Fatal(Metric):
+    """Ends the process that unpickles it."""
+
+    name, columns, values, description = "fatal", ("n",), ("fatal",), ""
+
+    def statistics(self, texts):
+        return np.ones((len(texts), 1))
+
+    def formula(self, sums):
+        return sums
+
+    def signature(self, n):
+        return "fatal"
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_process_that_dies_is_one_clear_line(tmp_path):
+    replies = write(tmp_path / "p.txt", REPLIES)
+    assert score_files(replies, metrics=[Fatal()], quiet=True).results["fatal"].value == len(REPLIES)
+    with pytest.raises(BnbenchError, match="a process that scored died"):
+        score_files(replies, metrics=[Fatal()], workers=2, quiet=True)
+
+
+def test_long_texts_are_scored_fewer_at_a_time(tmp_path, whole, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(scoring, "_PART_CHARACTERS", 500)
+    monkeypatch.setattr(
+        scoring,
+        "evaluate_stream",
+        lambda parts, *a, **k: sizes.extend(map(len, parts := list(parts))) or evaluate_stream(parts, *a, **k),
+    )
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    scores = score_files(replies, [references], metrics=["ROUGE"], quiet=True)
+    assert same(scores, {"ROUGE": whole["ROUGE"]})
+    assert sum(sizes) == len(REPLIES)
+    assert max(sizes) < 10
+
+
+def test_a_single_name_where_a_list_is_meant(tmp_path):
+    replies = write(tmp_path / "p.txt", REPLIES)
+    with pytest.raises(InputError, match="references is one path; give a list"):
+        score_files(replies, replies)
+    with pytest.raises(InputError, match="metrics is one string; give a list"):
+        score_files(replies, [replies], metrics="BLEU")
+
+
+def test_names_of_columns(tmp_path, whole):
+    mapping = {"reply": "লেখা", "reference": "উত্তর", "message": "বার্তা", "id": "key"}
+    replies = write(tmp_path / "p.jsonl", [{"key": i, "লেখা": t} for i, t in zip(IDS, REPLIES, strict=True)])
+    found = zip(IDS, REFERENCES, MESSAGES, strict=True)
+    rest = write(tmp_path / "r.csv", [{"key": i, "title": "না", "উত্তর": r, "বার্তা": m} for i, r, m in found][::-1])
+    assert same(score_files(replies, [rest], messages=rest, columns=mapping, quiet=True), whole)
+    with pytest.raises(CorpusError, match=r"r\.csv: there is no column 'none'; the columns are key, title, উত্তর"):
+        score_files(replies, [rest], columns={**mapping, "reference": "none"})
+    with pytest.raises(CorpusError, match=r"unknown field 'replies'.*: the fields are reply"):
+        score_files(replies, [rest], columns={"replies": "লেখা"})
+
+
+def test_without_references_only_what_needs_none(tmp_path):
+    replies = write(tmp_path / "p.txt", ["ভালো আছি।", "", "না"])
+    scores = score_files(replies, quiet=True)
+    assert list(scores.results) == ["degeneration"]
+    assert scores.results["degeneration"].scores["empty"] == pytest.approx(100 / 3)
+    with pytest.raises(InputError, match="BLEU needs references: give a file of them"):
+        score_files(replies, metrics=["BLEU"])
+    with pytest.raises(InputError, match="perplexity needs likelihoods: no file gives them"):
+        score_files(replies, metrics=["perplexity"])
+    with pytest.raises(UsageError, match="did you mean 'ROUGE'"):
+        score_files(replies, metrics=["rogue"])
+    with pytest.raises(InputError, match="named twice"):
+        score_files(replies, [replies], metrics=["BLEU", "bleu"])
+
+
+@pytest.mark.parametrize("ending", [".csv", ".txt", ".jsonl", ".parquet"])
+def test_empty_replies_keep_their_place(ending, tmp_path):
+    texts = ["", "খ", "", "ঘ", ""]
+    references = write(tmp_path / "r.txt", texts)
+    replies = write(tmp_path / f"p{ending}", texts if ending == ".txt" else [{"reply": t} for t in texts])
+    result = score_files(replies, [references], metrics=["ROUGE"], quiet=True).results["ROUGE"]
+    assert result.per_item.tolist() == [0, 100, 0, 100, 0]
+
+
+REPLY = '{"id": "ক", "reply": "ভালো"}\n{"id": "খ", "reply": "না"}\n'
+REFERENCE = '{"id": "ক", "reference": "ভালো"}\n{"id": "খ", "reference": "না"}\n'
+
+
+@pytest.mark.parametrize(
+    ("replies", "references", "message"),
+    [
+        (REPLY, None, "r.jsonl: no such file"),
+        ("", REFERENCE, "p.jsonl: the file has no rows"),
+        (
+            REPLY,
+            '{"id": "ক"}\n',
+            "r.jsonl: no column holds a reference; the columns are id. Call the right one 'reference'",
+        ),
+        ('{"text": "ভালো"}\n', REFERENCE, "p.jsonl: no column holds a reply; the columns are text"),
+        ('{"reply": "ক"}\n{"id": 1}\n', REFERENCE, "p.jsonl, line 2: the row has no 'reply'"),
+        ('{"reply": "ক"}\n\n{"reply": ["খ"]}\n', REFERENCE, "p.jsonl, line 3: 'reply' is list, not text"),
+        ('{"reply": "ক"}\n{"reply": NaN}\n', REFERENCE, "p.jsonl, line 2: 'reply' is float, not text"),
+        ('{"reply": "ক"}\n{oops\n', REFERENCE, "p.jsonl, line 2: not JSON"),
+        ('{"reply": "ক"}\n' + "[" * 100_000 + "\n", REFERENCE, "p.jsonl, line 2: not JSON (nested too deeply)"),
+        (REPLY, '{"reference": "ক"}\n{"reference": null}\n', "r.jsonl, line 2: the row has no 'reference'"),
+        (REPLY, '{"reference": "ক"}\n{"reference": []}\n', "r.jsonl, line 2: 'reference' is an empty list"),
+        (REPLY, '{"reference": ["ক", 7]}\n{"reference": ["ক", ["খ"]]}\n', "r.jsonl, line 2: 'reference' is list"),
+        (REPLY, '{"reference": "ক"}\n', "p.jsonl has 2 rows and"),
+        (REPLY, REFERENCE.replace('"খ"', '"গ"'), "p.jsonl, line 2: the id 'খ' is not in"),
+        (REPLY, REFERENCE.replace('"খ"', '"ক"'), "r.jsonl, line 2: the id 'ক' occurs a second time"),
+        (REPLY.replace('"খ"', '"ক"'), REFERENCE, "p.jsonl, line 2: the id 'ক' occurs a second time"),
+        (REPLY, REFERENCE + '{"id": "গ", "reference": "না"}\n', "1 of the 3 references in"),
+        (REPLY, REFERENCE.replace('"খ"', "null"), "r.jsonl, line 2: the row has no 'id'"),
+    ],
+)
+def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, tmp_path):
+    (tmp_path / "p.jsonl").write_text(replies, encoding="utf-8")
+    if references is not None:
+        (tmp_path / "r.jsonl").write_text(references, encoding="utf-8")
+    with pytest.raises(CorpusError) as caught:
+        score_files(tmp_path / "p.jsonl", [tmp_path / "r.jsonl"], quiet=True)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "the file is empty"),
+        (
+            "a.txt",
+            "ভালো\n\xff".encode("latin-1", "ignore") + b"ok\n\xff\n",
+            "line 2: not UTF-8 (byte 0xff, ÿ in Windows-1252)",
+        ),
+        ("a.csv", b"reply\nok\n\xe0\xa6\n", "line 3: not UTF-8 (byte 0xe0)"),
+        ("a.csv", b"reply\n", "the file has no rows"),
+        ("a.json", b'["ok"]', "other JSON is not read"),
+        ("a.ndjson", b'{"reply": "ok"}', "named .jsonl"),
+        ("a.parquet", b"no", "not a readable Parquet file"),
+        ("folder", None, "a folder; name a file in it"),
+        ("folder.csv", None, "a folder; name a file in it"),
+        ("a.csv", "reply\nভালো\n".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
+        ("a.txt", "\ufeffভালো".encode("utf-16-be"), "the file is UTF-16"),
+        ("a.csv", b"reply\n\x93ok\x94\n", "line 2: not UTF-8 (byte 0x93, “ in Windows-1252); save the file as UTF-8"),
+        ("a.csv.gz", gzip.compress(b"reply\nok\n", mtime=0), "compressed (gzip); unpack it first"),
+        ("a.xlsx", b"PK\x03\x04\xff\xff", "an Excel workbook, not text"),
+        ("a.csv", b"id,reply,reply\n1,ok,ok\n", "two columns are called 'reply'"),
+        ("a.jsonl", b'[{"reply": "ok"},\n{"reply": "ok"}]\n', "line 1: not JSON (Expecting"),
+        ("a.jsonl", b'[{"reply": "ok"}]\n', "line 1: a JSON list; each line must hold one whole object"),
+        ("a.jsonl", b'{"reply": "ok", "id": 1' + b"0" * 5000 + b"}\n", "line 1: not JSON (Exceeds the limit"),
+        ("a.jsonl", b'{"reply": "ok"}\n{"reply": null}\n', "line 2: the row has no 'reply' (null); an empty reply is"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_clear_line(name, content, message, tmp_path):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CorpusError) as caught:
+        score_files(path, quiet=True)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+
+
+def test_lone_surrogates_in_texts_and_ids(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "\\ud800", "reply": "\\ud83d ক"}\n{"id": "2", "reply": "খ"}\n')
+    (tmp_path / "r.jsonl").write_text('{"id": "2", "reference": "খ"}\n{"id": "\\ud800", "reference": "\\udc00 ক"}\n')
+    result = score_files(tmp_path / "p.jsonl", [tmp_path / "r.jsonl"], metrics=["ROUGE"], quiet=True).results["ROUGE"]
+    assert result.per_item.tolist() == [100, 100]
+
+
+def test_lines_end_at_line_feeds_only_and_a_bom_is_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffএক\u2028দুই\r\n\x0bতিন\n\n".encode())
+    assert list(iter_lines(path)) == ["এক\u2028দুই", "\x0bতিন", ""]
+
+
+def test_rows_of_a_table_know_where_they_stand(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeffreply,x\n"এক\nদুই",1\n\n"",""\nতিন\n', encoding="utf-8")
+    assert list(iter_table(path)) == [
+        (3, {"reply": "এক\nদুই", "x": "1"}),
+        (5, {"reply": "", "x": ""}),
+        (6, {"reply": "তিন", "x": ""}),
+    ]
+    rows = write(tmp_path / "a.parquet", [{"reply": str(i), "other": i} for i in range(2500)])
+    assert list(iter_table(rows, ["reply"]))[-1] == (2500, {"reply": "2499"})
+    assert read_table(rows)[7] == {"reply": "7", "other": "7"}
+
+
+def test_a_combined_score_stands_beside_its_parts(tmp_path):
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    messages = write(tmp_path / "m.txt", MESSAGES)
+    weights = {"BLEU": 1, "keyword-empathy": 3}
+    made = score(replies, [references], messages=messages, metrics=["chrF++"], combine=weights)
+    assert list(made.results) == ["chrF++", "BLEU", "keyword-empathy", "combined"]
+    whole = CombinedScore(weights).score(REPLIES, REFERENCES, messages=MESSAGES)
+    assert made.results["combined"].value == pytest.approx(whole.value)
+    assert str(made).splitlines()[-1].endswith(str(whole))
+    assert made.summary()["metrics"]["combined"]["signature"] == whole.signature
+    for changes, says in (
+        ({"messages": None}, "keyword-empathy needs messages: give a file of them"),
+        ({"combine": {"perplexity": 1}}, "perplexity cannot be part of a combined score"),
+        ({"metrics": None, "profile": "original"}, "leave the metrics and the combined score out"),
+    ):
+        given = {"messages": messages, "metrics": ["chrF++"], "combine": weights, **changes}
+        with pytest.raises(UsageError, match=says):
+            score(replies, [references], **given)
+
+
+def test_the_original_s_figures_beside_the_right_ones(tmp_path):
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    messages = write(tmp_path / "m.txt", MESSAGES)
+    made = score(replies, [references], messages=messages, profile="original")
+    assert isinstance(made, OriginalFigures)
+    assert made.figures == original_scores(REPLIES, REFERENCES, messages=MESSAGES)
+    lines = str(made).splitlines()
+    assert lines[1].split() == ["BLEU", f"{made.figures.bleu:.4f}", f"{made.figures.corrected['BLEU']:.2f}"]
+    assert [line.split()[1] for line in lines[2:5]] == ["0.0000"] * 3
+    assert lines[-1].startswith("original|norm:none") and lines[-1].endswith(f"n:{len(REPLIES)}")
+    json.dumps(made.summary())
+    with pytest.raises(UsageError, match="leave the metrics"):
+        score(replies, [references], metrics=["BLEU"], profile="original")
+    with pytest.raises(UsageError, match="no profile 'orignal'"):
+        score(replies, [references], profile="orignal")
+    with pytest.raises(InputError, match="reply 1 has 2 references"):
+        score(replies, [references, references], profile="original")
+
+
+PEAK = """
+import sys
+import numpy as np
+from bnbench.metrics import Metric
+from bnbench.score import score_files
+
+class Length(Metric):
+    name, columns, values, description = "length", ("characters",), ("length",), ""
+    def statistics(self, texts):
+        return np.array([[len(reply)] for reply in texts.replies], dtype=float)
+    def formula(self, sums):
+        return sums
+    def signature(self, n):
+        return "length"
+
+print(score_files(sys.argv[1], [sys.argv[2]], metrics=[Length()], quiet=True).results["length"].value)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    """Beyond SQLite's cache, which both sizes fill, four times the texts cost next to nothing more."""
+
+    def peak(n):
+        texts = [f"{i} " + "কথা মন আশা রাত দিন " * 160 for i in range(n)]
+        rows = [{"id": str(i), "reply": text, "reference": text} for i, text in enumerate(texts)]
+        files = [write(tmp_path / f"{n}.jsonl", rows), write(tmp_path / f"{n}.parquet", rows[::-1])]
+        command = [sys.executable, "-c", PEAK, *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        length, kilobytes = done.stdout.split()
+        assert float(length) == sum(map(len, texts))
+        return files[0].stat().st_size // 1024, int(kilobytes)
+
+    (small, before), (large, after) = peak(5_000), peak(20_000)
+    assert after - before < (large - small) / 10

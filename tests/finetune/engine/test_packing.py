@@ -1,0 +1,231 @@
+"""A packed step is the step: same loss, same gradients, and no sample sees another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bnbench.finetune.engine.collate import Packed, Padded, Pass, pack, share
+from bnbench.finetune.engine.lora import adapt
+from bnbench.finetune.engine.loss import summed_loss
+from bnbench.finetune.engine.rows import IGNORED, Row
+from bnbench.finetune.engine.step import prepare
+from bnbench.finetune.memory import chunk_positions
+from bnbench.finetune.recipes import Recipe, load_recipe
+
+LENGTHS = (97, 3, 41, 12, 230, 5)
+
+
+def row(length: int, seed: int) -> Row:
+    ids = tuple(torch.randint(10, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+    prompt = length // 3
+    return Row(f"row-{seed}", ids, (IGNORED,) * prompt + ids[prompt:])
+
+
+ROWS = [row(length, seed) for seed, length in enumerate(LENGTHS)]
+
+
+def make_model(base: Path, recipe: Recipe, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    from bnbench.finetune.engine import attention
+
+    torch.manual_seed(1)
+    model = adapt(AutoModelForCausalLM.from_pretrained(base, attn_implementation=attention.NAME, **options), recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at the start, which would hide every gradient of lora_A
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("demo", {"r": "4", "dropout": "0"})
+
+
+def losses(model: Any, passes: list[Pass]) -> torch.Tensor:
+    return sum((model(one_pass=p)["loss"] for p in passes), torch.zeros(()))
+
+
+def gradients(model: Any, passes: list[Pass]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (losses(model, passes) / sum(p.supervised for p in passes)).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys() and len(found) == 28  # A and B of seven linear layers in two blocks
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0 and (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_packed_gradients_are_those_of_one_sample_at_a_time(tiny_base: Path, recipe: Recipe) -> None:
+    model = make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+    single = [Padded(0)([r])[0] for r in ROWS]
+    expected = gradients(model, single)
+    for tokens in (64, 256, 10_000):
+        passes = Packed(tokens)(ROWS)
+        assert losses(model, passes).item() == pytest.approx(losses(model, single).item(), rel=1e-5)
+        assert_same(gradients(model, passes), expected)
+    assert_same(gradients(model, Padded(0)(ROWS)), expected)
+
+
+def test_gradients_are_those_of_peft_and_transformers(tiny_base: Path, recipe: Recipe) -> None:
+    """Against the libraries' own modules, masks and loss, sample by sample."""
+    model = make_model(tiny_base, recipe)
+    total = sum(r.supervised for r in ROWS)
+    model.set_attn_implementation("sdpa")
+    for r in ROWS:
+        logits = model(input_ids=torch.tensor([r.ids])).logits[0, :-1]
+        (torch.nn.functional.cross_entropy(logits, torch.tensor(r.labels[1:]), reduction="sum") / total).backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    packed = make_model(tiny_base, recipe)
+    prepare(packed, "cpu")
+    packed.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same(gradients(packed.train(), Packed(256)(ROWS)), expected)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_gradients_of_processes_add_up_to_the_step_s(tiny_base: Path, recipe: Recipe, count: int) -> None:
+    model = make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+    expected = gradients(model, Packed(10_000)(ROWS))
+    total, found = sum(r.supervised for r in ROWS), []
+    for index in range(count):
+        passes = [p for rows in share([ROWS[:4], ROWS[4:]], 4, index, count) if rows for p in Packed(128)(rows)]
+        weight = sum(p.supervised for p in passes) / total  # `gradients` divides by the passes' own tokens
+        found.append({name: g * weight for name, g in gradients(model, passes).items()})
+    assert_same({name: torch.stack([f[name] for f in found]).sum(0) for name in expected}, expected)
+
+
+@pytest.mark.parametrize("tokens", [128, 10_000])
+def test_changing_a_sample_changes_no_other_loss(tiny_base: Path, recipe: Recipe, tokens: int) -> None:
+    model = make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+
+    def each(rows: list[Row]) -> dict[int, float]:
+        """The loss of every sample in packed rows, by its length."""
+        found = {}
+        for whole in Packed(tokens)(rows):
+            ends = torch.tensor(whole.lengths).cumsum(0).tolist()
+            for length, end in zip(whole.lengths, ends, strict=True):
+                inside = (whole.index >= end - length) & (whole.index < end)
+                one = replace(whole, index=whole.index[inside], targets=whole.targets[inside])
+                found[length] = model(one_pass=one)["loss"].item()
+        return found
+
+    before = each(ROWS)
+    assert before.keys() == set(LENGTHS)
+    for changed in LENGTHS:
+        after = each([row(changed, 100) if len(r.ids) == changed else r for r in ROWS])
+        assert {n for n in LENGTHS if after[n] != before[n]} == {changed}
+
+
+@pytest.mark.parametrize("dropout", ["0", "0.3"])
+def test_lean_layers_are_peft_s_layers_in_four_bits(tiny_base: Path, dropout: str) -> None:
+    """Same dropout mask, since it is drawn alike; the rounding of float32 is all that differs."""
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    model = make_model(tiny_base, load_recipe("t4", {"r": "4", "dropout": dropout}), quantization_config=settings)
+    layer = model.get_base_model().model.layers[0].train()
+    x = torch.randn(1, 7, 32, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        y = layer.mlp(layer.self_attn.q_proj(x)[..., :32])
+        weights = [layer.self_attn.q_proj.lora_A.default.weight, layer.self_attn.q_proj.lora_B.default.weight]
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *weights])]
+
+    expected = run()
+    prepare(model, "cpu")
+    assert "forward" in vars(layer.self_attn.q_proj) and "forward" in vars(layer.mlp.down_proj)
+    for found, wanted in zip(run(), expected, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, targets = torch.randn(50, 8, requires_grad=True), torch.randint(0, 30, (50,))
+    head = torch.nn.Linear(8, 30, bias=False).requires_grad_(False)
+    expected = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
+    wanted = torch.autograd.grad(expected * 3, hidden)[0]
+    monkeypatch.setattr("bnbench.finetune.memory.CHUNK_BYTES", 1)
+    assert chunk_positions(30) == 16
+    found = summed_loss(hidden, head, targets)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(torch.autograd.grad(found * 3, hidden)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_that_are_more_than_the_head_s_are_made_whole(
+    tiny_base: Path, recipe: Recipe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tiny_base, recipe)
+    base = model.get_base_model()
+    plain = type(base).forward
+
+    def capped(self: Any, **kwargs: Any) -> Any:
+        output = plain(self, **kwargs)
+        output.logits = output.logits.tanh()
+        return output
+
+    monkeypatch.setattr(type(base), "forward", capped)
+    prepare(model, "cpu")
+    assert "they are made whole" in caplog.text
+    one = pack(ROWS)
+    logits = capped(base, input_ids=one.ids, position_ids=one.positions, lengths=one.lengths).logits[0, one.index]
+    expected = torch.nn.functional.cross_entropy(logits, one.targets, reduction="sum")
+    assert model(one_pass=one)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sliding_windows_are_kept(tiny_base: Path) -> None:
+    from bnbench.finetune.engine.attention import attend
+
+    q, k = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
+    found = attend(None, q, k, k, None, lengths=(6, 3), sliding_window=4)[0]
+    position = torch.arange(9)
+    sample = torch.tensor([0] * 6 + [1] * 3)
+    distance = position[:, None] - position[None]
+    mask = (distance >= 0) & (distance < 4) & (sample[:, None] == sample[None])
+    scores = q @ k.repeat_interleave(2, 1).mT / 8**0.5
+    expected = scores.masked_fill(~mask, float("-inf")).softmax(-1) @ k.repeat_interleave(2, 1)
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
+
+
+def test_rows_keep_to_the_budget_and_lose_nothing() -> None:
+    passes = Packed(100)(ROWS)
+    assert [p.lengths for p in passes] == [(230,), (97, 3), (41, 12, 5)]
+    assert sum(p.supervised for p in passes) == sum(r.supervised for r in ROWS)
+    assert Packed(100).largest(ROWS[1:4], 3).lengths == (41, 12, 3)
+    assert Packed(50).largest(ROWS[1:4], 3).lengths == (41, 9)
+    assert Packed(100).largest(ROWS, 4).lengths == (230,)
+    assert Padded(0).largest(ROWS, 2).ids.shape == (2, 230)
+    assert passes[1].positions[0].tolist() == [*range(97), 0, 1, 2]
+
+
+def test_untied_input_embeddings_stay_on_the_cpu_wherever_the_model_goes(
+    tiny_base: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = make_model(tiny_base, recipe), make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # without a card there is none
+    prepare(other, "cuda")
+    one = pack(ROWS)
+    assert other(one_pass=one)["loss"].item() == model(one_pass=one)["loss"].item()
+    other.to("meta")
+    base = other.get_base_model()
+    assert base.get_input_embeddings().weight.device.type == "cpu" and base.lm_head.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adapters_of_16_bit_bases_are_float32(tiny_base: Path, recipe: Recipe, dtype: str) -> None:
+    model = make_model(tiny_base, recipe, dtype=getattr(torch, dtype))
+    prepare(model, "cpu")
+    found = gradients(model, Packed(256)(ROWS))
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found.values())
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {getattr(torch, dtype)}

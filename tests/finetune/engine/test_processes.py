@@ -1,0 +1,181 @@
+"""Two processes on the CPU, started as a launcher starts them, train as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bnbench
+from bnbench.errors import RecipeError
+from bnbench.finetune import FinetuneRequest, finetune, load_recipe, plan, session
+from bnbench.finetune.engine.collate import share
+from bnbench.finetune.engine.rows import Row
+
+Request = Callable[..., FinetuneRequest]
+ROOT = Path(bnbench.__file__).parents[1]
+SETTINGS = {"batch_size": "2", "accumulate": "2", "epochs": "1", "save_every": "2", "tokens_per_row": "256"}
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from bnbench.data.corpus import Example
+from bnbench.errors import BnbenchError
+from bnbench.finetune import FinetuneRequest, finetune
+from bnbench.finetune.engine.stopping import Stop
+torch.set_num_threads(1)
+given = json.loads(sys.stdin.read())
+examples = tuple(Example(**e) for e in given["examples"])
+second, ask = os.environ["RANK"] == "1", Stop.__call__
+
+def train(output, dropout="0", at_step_2=None):
+    steps = []
+    def asked(stop):
+        steps.append(None)
+        if second and at_step_2 and len(steps) == 2:
+            at_step_2()
+        return ask(stop)
+    Stop.__call__ = asked
+    settings = {**given["settings"], "dropout": dropout}
+    output = Path(given["folder"]) / output
+    try:
+        result = finetune(FinetuneRequest(given["base"], examples, "f00d", output, "t4", settings, device="cpu"))
+        told = {"steps": result.steps, "resumed": result.resumed_from, "curve": [p.loss for p in result.curve]}
+    except (BnbenchError, SystemExit) as error:
+        told = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(told), flush=True)
+
+train("plain")
+train("whole", "0.05")
+train("stopped", "0.05", lambda: os.kill(os.getpid(), signal.SIGTERM))
+train("stopped", "0.05")
+train("plain")
+train("lost", at_step_2=lambda: os._exit(9))
+"""
+
+
+@pytest.fixture
+def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
+    """What each process says of its trainings."""
+    request = request_for(rows=10)
+    given = {"base": request.base, "settings": {"r": "4", **SETTINGS}, "folder": str(tmp_path)}
+    text = json.dumps({**given, "examples": [vars(e) for e in request.examples]})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for one in started:
+        assert one.stdin is not None
+        one.stdin.write(text)
+        one.stdin.close()
+    try:
+        outputs = [one.stdout.read() for one in started if one.stdout is not None]
+        codes = [one.wait(60) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    assert codes == [0, 9]
+    return [[json.loads(line) for line in output.splitlines()] for output in outputs]
+
+
+def test_two_processes_train_as_one(told: list[list[dict[str, Any]]], request_for: Request, tmp_path: Path) -> None:
+    request = request_for("one", rows=10, recipe="t4", overrides={**SETTINGS, "dropout": "0", "learning_rate": "2e-4"})
+    one = finetune(request)
+    plain, whole, stopped, resumed, again, lost = told[0]
+    assert plain["steps"] == 3 and plain["curve"] == pytest.approx([p.loss for p in one.curve], rel=1e-6)
+    expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "plain"))
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-6), name
+    record = json.loads((tmp_path / "plain" / "training.json").read_text(encoding="utf-8"))
+    assert record["processes"] == 2
+    # A signal to the second stops both, and the first says so.
+    assert "stopped by SIGTERM: step 2 is saved" in stopped["error"]
+    assert told[1][2] == {"error": "3", "kind": "SystemExit"}
+    assert resumed["resumed"] == 2 and resumed["curve"] == whole["curve"] != plain["curve"]
+    for name in ("adapter_model.safetensors", "loss.csv"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert again == {**plain, "resumed": 3} and [told[1][i] for i in (0, 1, 3, 4)] == [plain, whole, resumed, again]
+    assert lost["kind"] == "TrainingError" and "process 0 of 2 lost the others" in lost["error"]
+
+
+def test_shares_are_even_and_lose_nothing() -> None:
+    rows = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((90, 10, 50, 60, 20, 30, 80, 70))]
+    batches = [rows[:4], rows[4:]]
+    assert share(batches, 4, 0, 1) == batches
+    for count in (2, 4, 8):
+        shares = [share(batches, 4, index, count) for index in range(count)]
+        assert all(len(s) == 2 and s[-1] for s in shares)
+        dealt = [[row for batch in s for row in batch] for s in shares]
+        assert sorted(row.id for d in dealt for row in d) == sorted(row.id for row in rows)
+        assert {len(d) for d in dealt} == {8 // count}
+        tokens = [sum(len(row.ids) for row in d) for d in dealt]
+        assert count == 8 or max(tokens) - min(tokens) <= 20
+    assert [share([rows[:1]], 4, index, 2) for index in range(2)] == [[[rows[0]]], [[]]]
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.usefixtures("three")
+def test_plan_says_how_many_processes(request_for: Request) -> None:
+    with pytest.raises(RecipeError, match=r"a step of 4 rows .* cannot be shared by 3 processes"):
+        plan(request_for())
+    six = request_for(overrides={"batch_size": "6", "accumulate": "1", "packing": "true"})
+    planned = plan(six)
+    assert "steps of 6 rows shared by 3 processes" in str(planned) and planned.summary()["processes"] == 3
+    assert planned.estimate.largest_pass == sum(sorted(len(row.ids) for row in planned.rows)[-2:])
+    assert load_recipe("t4", {"batch_size": "2", "accumulate": "3"}).shared(2).samples_per_step == 4  # 2, then 1
+
+
+@pytest.mark.usefixtures("three")
+def test_a_tuner_of_one_process_is_not_started_in_three(
+    request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(session, "get_tuner", lambda name: object())
+    six = request_for(overrides={"batch_size": "6"})
+    with pytest.raises(RecipeError, match="the tuner 'lora' trains in one process"):
+        session._begin(six, tmp_path / "checkpoints")
+
+
+@pytest.mark.usefixtures("three")
+def test_a_launcher_that_splits_the_model_is_refused(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match=r"FSDP splits a model; .*: launch with --multi_gpu"):
+        finetune(request_for())
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "শেষ\n"), ("1", "")])
+def test_only_the_first_speaks(rank: str, said: str) -> None:
+    code = (
+        "import logging, sys\nfrom bnbench.quiet import quiet_beside_the_first\nquiet_beside_the_first()\n"
+        "logging.basicConfig(level=logging.INFO)\nlogging.info('noted')\nlogging.error('wrong')\nprint('শেষ')"
+    )
+    environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT, env=environment, check=True
+    )
+    assert done.stdout == said and ("noted" in done.stderr) == (rank == "0") and "wrong" in done.stderr
