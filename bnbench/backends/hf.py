@@ -273,6 +273,9 @@ class ModelSession:
     def _add_adapter(self, slot: str, adapter: Candidate) -> None:
         from peft import PeftModel
 
+        # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).
+        if not (Path(adapter.folder) / "adapter_model.safetensors").is_file():
+            raise CandidateError(f"adapter {adapter.location}: there is no adapter_model.safetensors")
         try:
             if isinstance(self._model, PeftModel):
                 self._model.load_adapter(adapter.folder, slot)
