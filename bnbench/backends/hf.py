@@ -19,7 +19,7 @@ import numpy as np
 
 from bnbench.backends.base import Reply, SessionOptions
 from bnbench.candidates import Candidate
-from bnbench.corpus import Example
+from bnbench.corpus import Corpus, Example
 from bnbench.decoding import Decoding, fertility
 from bnbench.errors import CandidateError
 from bnbench.extras import require
@@ -73,7 +73,7 @@ class ModelSession:
         self._model: Any = None
         self._whole_logits = False
 
-    def bind(self, examples: Sequence[Example]) -> None:
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """Nothing to do: every reply depends on its own item alone."""
 
     def load(self) -> None:

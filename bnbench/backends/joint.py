@@ -7,7 +7,7 @@ from typing import Any
 
 from bnbench.backends.base import Reply, Session
 from bnbench.candidates import Candidate
-from bnbench.corpus import Example
+from bnbench.corpus import Corpus, Example
 from bnbench.decoding import Decoding
 from bnbench.metrics.core import FloatArray
 from bnbench.prompts import Prompt
@@ -22,10 +22,10 @@ class JointSession:
         self._of = {c.name: session for candidates, session in sessions for c in candidates}
         self.counts_tokens = self._first.counts_tokens
 
-    def bind(self, examples: Sequence[Example]) -> None:
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """To all sessions."""
         for session in self._sessions:
-            session.bind(examples)
+            session.bind(examples, corpus)
 
     def load(self) -> None:
         """All sessions."""

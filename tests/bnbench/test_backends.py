@@ -519,7 +519,7 @@ def test_plain_lines_are_joined_in_order_and_lengths_must_agree(tmp_path: Path) 
     opened = open_session(found)
     opened.bind(EXAMPLES[:3])
     assert [r.text for r in opened.generate(found[0], [], IDS[:3], SAMPLED)] == ["এক\u2028দুই", "", "তিন\x85"]
-    with pytest.raises(CandidateError, match="it holds 3 and the data 4"):
+    with pytest.raises(CandidateError, match="it holds 3 replies, and the data has 4 rows"):
         opened.bind(EXAMPLES[:4])
 
 

@@ -46,10 +46,10 @@ def named_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, mak
     return make_adapter(tmp_path_factory.mktemp("named") / "adapter", tiny_base, BASE)
 
 
-def copy(source: Path, target: Path, name: str = "adapter_config.json", **config: Any) -> Path:
-    """A copy of an adapter (or of another model's folder) with changed configuration; None removes a key."""
+def copy(source: Path, target: Path, **config: Any) -> Path:
+    """A copy of an adapter with changed configuration; None removes a key."""
     shutil.copytree(source, target)
-    path = target / name
+    path = target / "adapter_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | config
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}), encoding="utf-8")
     return target
@@ -242,7 +242,9 @@ def test_a_base_that_would_load_something_else_too(tiny_base: Path, tiny_adapter
     shutil.copy(tiny_adapter / "adapter_config.json", both)
     with pytest.raises(CandidateError, match=r"adapter_config\.json beside config\.json"):
         parse_candidates(str(both))
-    named = copy(tiny_base, tmp_path / "named", "config.json", transformers_weights="decoy.safetensors")
+    named = shutil.copytree(tiny_base, tmp_path / "named")
+    config = json.loads((named / "config.json").read_text(encoding="utf-8"))
+    (named / "config.json").write_text(json.dumps({**config, "transformers_weights": "decoy.safetensors"}))
     with pytest.raises(CandidateError, match=r"transformers_weights: decoy\.safetensors"):
         parse_candidates(str(named))
     with pytest.raises(CandidateError, match="XLORA load further adapters"):
