@@ -135,7 +135,7 @@ def _prepare(request: EvaluationRequest) -> Work:
     )
     corpus = _corpus(request, session)
     examples = corpus.select(request.split, request.limit)
-    session.bind(examples)
+    session.bind(examples, corpus)
     decoding = session.resolve(request.decoding, [e.reference for e in examples])
     return Work(request, session, corpus, examples, tuple(session.prompt(e) for e in examples), decoding)
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -74,16 +76,71 @@ class Step:
 
 
 @dataclass(frozen=True)
+class _Row:
+    """A row between reading and splitting; `side` is what the file itself says about its split, `own_id` its id there.
+
+    An `own_id` only joins recorded replies: no example, split or hash depends on it.
+    """
+
+    topic: str
+    title: str
+    question: str
+    reference: str
+    side: str = ""
+    own_id: str = ""
+
+    def key(self) -> str:
+        """What makes two rows the same: the whole content in one spelling."""
+        return "\x1f".join(normalize(part) for part in (self.topic, self.title, self.question, self.reference))
+
+    def example(self) -> Example:
+        """The example of these texts, with its id."""
+        name = hashlib.sha256(self.key().encode()).hexdigest()[:16]
+        return Example(name, self.topic, self.title, self.question, self.reference)
+
+    def repaired(self) -> _Row:
+        """The row with its texts repaired."""
+        return replace(self, **{f: repair(getattr(self, f)) for f in COLUMNS})
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
 
     `splits` has the keys train, validation and test, or only "all" for a file too small to split (`MIN_ROWS_TO_SPLIT`).
+    `rows` are all rows of the source as they lie in it, before any was repaired or dropped.
     """
 
     source: str
     splits: Mapping[str, tuple[Example, ...]]
     steps: tuple[Step, ...]
     fingerprint: str
+    rows: tuple[_Row, ...] = ()
+
+    def orders(self, examples: Iterable[Example]) -> dict[str, list[str]]:
+        """The orders that replies to these examples can only stand in, by name, as ids of examples (dropped ones too).
+
+        That of examples.jsonl is one only where bnbench drew the split: one that the file states can be had from the
+        file in another order, and so can the first rows of it.
+        """
+        found = {f"the order of {self.source}": self._row_ids}
+        if self.is_split and not any(row.side for row in self.rows):
+            asked = {e.id for e in examples}
+            parts = {name: [e.id for e in part] for name, part in self.splits.items()}
+            found |= {f"the order of examples.jsonl ({n})": ids for n, ids in parts.items() if asked <= set(ids)}
+        return found
+
+    def own_ids(self) -> dict[str, str]:
+        """What the column 'id' of the source calls a row → the example's id, for each name that occurs once."""
+        names = [whole_number(row.own_id) for row in self.rows]
+        counts = Counter(names)
+        ids = self._row_ids if any(names) else []
+        return {name: item for name, item in zip(names, ids, strict=False) if name and counts[name] == 1}
+
+    @cached_property
+    def _row_ids(self) -> list[str]:
+        """The id of the example that each row is, or would have been."""
+        return [row.repaired().example().id for row in self.rows]
 
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
@@ -130,21 +187,6 @@ class Corpus:
         return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}", *whole])
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row between reading and splitting; `side` is what the file itself says about its split."""
-
-    topic: str
-    title: str
-    question: str
-    reference: str
-    side: str
-
-    def key(self) -> str:
-        """What makes two rows the same: the whole content in one spelling."""
-        return "\x1f".join(normalize(part) for part in (self.topic, self.title, self.question, self.reference))
-
-
 def load_corpus(
     source: str | Path,
     *,
@@ -169,8 +211,9 @@ def load_corpus(
     Raises:
         CorpusError: no such file, not UTF-8, a missing column, or no row left.
     """
-    rows, steps = _clean(_read(source, columns or {}), min_words)
-    examples = [(make_example(row.topic, row.title, row.question, row.reference), row.side) for row in rows]
+    read = _read(source, columns or {})
+    rows, steps = _clean(read, min_words)
+    examples = [(row.example(), row.side) for row in rows]
     if max_tokens is not None and count_tokens is not None:
         lengths = count_tokens([e for e, _ in examples])
         kept = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
@@ -179,7 +222,7 @@ def load_corpus(
         examples = kept
     if not examples:
         raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    return divide(str(source), examples, steps, sizes, seed)
+    return replace(divide(str(source), examples, steps, sizes, seed), rows=tuple(read))
 
 
 def divide(
@@ -202,8 +245,12 @@ def divide(
 
 def make_example(topic: str, title: str, question: str, reference: str) -> Example:
     """The example of these texts, with its id."""
-    row = _Row(topic, title, question, reference, "")
-    return Example(hashlib.sha256(row.key().encode()).hexdigest()[:16], topic, title, question, reference)
+    return _Row(topic, title, question, reference).example()
+
+
+def whole_number(name: str) -> str:
+    """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
+    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
 
 
 def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
@@ -242,10 +289,11 @@ def check_source(source: str | Path) -> None:
 def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
     records = read_records(source)
     names = match_columns(str(source), list(records[0]), columns)
+    own_id = find_column(source, list(records[0]), ("id",)) or ""
 
     def row(record: Mapping[str, str]) -> _Row:
         topic, title, question, reference = texts_of(str(source), record, map(names.get, COLUMNS))
-        return _Row(topic, title, question, reference, side_of(record))
+        return _Row(topic, title, question, reference, side_of(record), record.get(own_id, ""))
 
     return [row(record) for record in records]
 
@@ -311,7 +359,7 @@ def _read_hub(source: str) -> list[dict[str, str]]:
 
 
 def _clean(rows: list[_Row], min_words: int) -> tuple[list[_Row], list[Step]]:
-    repaired = [replace(r, **{f: repair(getattr(r, f)) for f in COLUMNS}) for r in rows]
+    repaired = [row.repaired() for row in rows]
     changed = sum(a != b for a, b in zip(rows, repaired, strict=True))
     steps = [
         Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)

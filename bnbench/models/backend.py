@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any, Protocol
 
-from bnbench.data.corpus import Example
+from bnbench.data.corpus import Corpus, Example
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.models.candidates import Candidate
@@ -54,8 +54,11 @@ class Session(Protocol):
 
     counts_tokens: bool
 
-    def bind(self, examples: Sequence[Example]) -> None:
-        """Tells all items of the run, in order, before the first reply: what joins recorded replies to them."""
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
+        """Tells all items of the run, and the corpus that they are from, before the first reply.
+
+        This is what joins recorded replies to them.
+        """
 
     def load(self) -> None:
         """Loads weights, and checks that each adapter changes the logits. Called once, before the first `generate`."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError
-from bnbench.models.files import BUNDLED, CODE, SMALL, WEIGHTS, ModelFiles, file_sha256, hub_id, locate, remote_names
+from bnbench.models.files import BUNDLED, CODE, SMALL, ModelFiles, file_sha256, hub_id, locate, remote_names
 
 Kind = Literal["base", "adapter", "predictions"]
 
@@ -144,12 +144,12 @@ def find_base(spec: Spec, *, trust_remote_code: bool = False) -> ModelFiles:
         raise CandidateError(
             f"{label}: it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
         )
-    files = _with_weights(files, spec, (*small, *WEIGHTS))
+    files.check_base()
+    files = _with_weights(files, spec, small)
     if not files.names() & _TOKENIZERS:
         raise CandidateError(
             f"{label}: there is no tokenizer in {files.folder}; copy tokenizer.json and tokenizer_config.json there"
         )
-    _check_whole(files)
     return files
 
 
@@ -174,20 +174,28 @@ def _find_adapter(spec: Spec) -> _Adapter:
         raise CandidateError(
             f"{label}: adapters of type {config['peft_type']} add tokens to the prompt and are not supported"
         )
+    if config.get("peft_type") == "XLORA":
+        raise CandidateError(f"{label}: adapters of type XLORA load further adapters and are not supported")
     missing = [key for key in needed if not config.get(key)]
     if missing:
         raise CandidateError(
             f"{label}: {files.folder / 'adapter_config.json'} lacks {', '.join(missing)}; save it again with PEFT"
         )
-    files = _with_weights(files, spec, (*SMALL, *WEIGHTS))
+    files = _with_weights(files, spec, SMALL)
     return _Adapter(spec, files, str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or ""))
 
 
 def _with_weights(files: ModelFiles, spec: Spec, patterns: Sequence[str]) -> ModelFiles:
-    """The same files with their safetensors weights fetched; CandidateError where there are none."""
+    """The same files with their safetensors weights fetched; CandidateError where they are missing or not whole."""
     names = files.names() | (remote_names(spec.location, spec.revision) if files.revision else set())
-    if files.revision and any(n.endswith(".safetensors") for n in names):
-        files = locate(files.label, spec.location, spec.revision, patterns)
+    if files.revision and names.intersection(files.wanted()):
+        files = locate(files.label, spec.location, spec.revision, (*patterns, *files.wanted()))
+    single, *shards = files.wanted()
+    missing = sorted(set(shards) - files.names())
+    if missing:
+        raise CandidateError(
+            f"{files.label}: {missing[0]} is missing from {files.folder} ({len(missing)} files are); fetch it again"
+        )
     if files.weights():
         return files
     pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
@@ -196,18 +204,7 @@ def _with_weights(files: ModelFiles, spec: Spec, patterns: Sequence[str]) -> Mod
             f"{files.label}: its weights are pickled ({pickles[0]}), and a pickle can run any code; only "
             "safetensors are loaded. Load it where you trust it and save it again with save_pretrained"
         )
-    raise CandidateError(f"{files.label}: there are no *.safetensors weights in {files.folder}")
-
-
-def _check_whole(files: ModelFiles) -> None:
-    """Every shard that the index names is there."""
-    index = "model.safetensors.index.json"
-    if index in files.names():
-        missing = sorted(set(files.read_json(index).get("weight_map", {}).values()) - files.names())
-        if missing:
-            raise CandidateError(
-                f"{files.label}: {missing[0]} is missing from {files.folder} ({len(missing)} files are); fetch it again"
-            )
+    raise CandidateError(f"{files.label}: there are no weights in {files.folder}: no {single}")
 
 
 def _choose_base(given: Spec | None, adapters: Sequence[_Adapter]) -> Spec:

@@ -19,10 +19,12 @@ from bnbench.errors import CandidateError
 from bnbench.extras import require
 
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
-WEIGHTS = ("*.safetensors",)
 CODE = ("*.py",)
 BUNDLED = "bnbench-demo/"
 """`bnbench-demo/base` and `bnbench-demo/adapter` name the bundled models, wherever the package is installed."""
+
+_ADAPTER = "adapter_config.json"
+_INDEX = "model.safetensors.index.json"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,12 +56,39 @@ class ModelFiles:
             raise CandidateError(f"{self.label}: {path} holds no JSON object")
         return value
 
+    def wanted(self) -> tuple[str, ...]:
+        """The names under which PEFT or transformers looks for weights: that of one file, then the index's shards."""
+        names = self.names()
+        if _ADAPTER in names:
+            return ("adapter_model.safetensors",)
+        shards = self.read_json(_INDEX).get("weight_map", {}).values() if _INDEX in names else ()
+        return ("model.safetensors", *sorted(set(map(str, shards))))
+
     def weights(self) -> list[Path]:
-        """The safetensors files, sorted by name."""
-        return sorted(p for p in self.folder.glob("*.safetensors") if p.is_file())
+        """The files that would be loaded, sorted by name; none where one is missing or is no safetensors file.
+
+        Other safetensors files in the folder are nobody's weights.
+        """
+        names, (single, *shards) = self.names(), self.wanted()
+        loaded = [single] if single in names else shards
+        is_whole = all(name in names and name.endswith(".safetensors") for name in loaded)
+        return [self.folder / name for name in loaded] if is_whole else []
+
+    def check_base(self) -> None:
+        """Raises CandidateError where transformers would load something else, or something more, than `weights`."""
+        if _ADAPTER in self.names():
+            raise CandidateError(
+                f"{self.label}: there is an {_ADAPTER} beside config.json in {self.folder}, so an adapter would be "
+                "loaded with it; give the folder as --adapter, or move the adapter to a folder of its own"
+            )
+        if named := self.read_json("config.json").get("transformers_weights"):
+            raise CandidateError(
+                f"{self.label}: its config.json names weights of its own (transformers_weights: {named}), which is not "
+                "supported; load it where you trust it and save it again with save_pretrained"
+            )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name → shape, from the headers of all safetensors files."""
+        """Tensor name → shape, from the headers of the weights."""
         found: dict[str, tuple[int, ...]] = {}
         for path in self.weights():
             found |= {k: tuple(v["shape"]) for k, v in self._header(path).items() if k != "__metadata__"}

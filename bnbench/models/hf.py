@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bnbench.data.corpus import Example
+from bnbench.data.corpus import Corpus, Example
 from bnbench.errors import CandidateError
 from bnbench.extras import require
 from bnbench.metrics.core import FloatArray
@@ -73,7 +73,7 @@ class ModelSession:
         self._model: Any = None
         self._whole_logits = False
 
-    def bind(self, examples: Sequence[Example]) -> None:
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """Nothing to do: every reply depends on its own item alone."""
 
     def load(self) -> None:
@@ -273,6 +273,9 @@ class ModelSession:
     def _add_adapter(self, slot: str, adapter: Candidate) -> None:
         from peft import PeftModel
 
+        # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).
+        if not (Path(adapter.folder) / "adapter_model.safetensors").is_file():
+            raise CandidateError(f"adapter {adapter.location}: there is no adapter_model.safetensors")
         try:
             if isinstance(self._model, PeftModel):
                 self._model.load_adapter(adapter.folder, slot)

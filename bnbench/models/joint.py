@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bnbench.data.corpus import Example
+from bnbench.data.corpus import Corpus, Example
 from bnbench.metrics.core import FloatArray
 from bnbench.models.backend import Reply, Session
 from bnbench.models.candidates import Candidate
@@ -22,10 +22,10 @@ class JointSession:
         self._of = {c.name: session for candidates, session in sessions for c in candidates}
         self.counts_tokens = self._first.counts_tokens
 
-    def bind(self, examples: Sequence[Example]) -> None:
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """To all sessions."""
         for session in self._sessions:
-            session.bind(examples)
+            session.bind(examples, corpus)
 
     def load(self) -> None:
         """All sessions."""

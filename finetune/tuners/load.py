@@ -9,7 +9,7 @@ from typing import Any
 
 from bnbench.errors import CandidateError
 from bnbench.extras import require
-from bnbench.models.files import CODE, SMALL, WEIGHTS, ModelFiles, file_sha256, locate
+from bnbench.models.files import CODE, SMALL, ModelFiles, file_sha256, locate
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ def resolve_base(
     Without `weights` the configuration and the tokenizer do, and no more is fetched. Raises CandidateError when the
     base is not there, has no safetensors weights (where they are asked for), or no tokenizer.
     """
-    patterns = (*SMALL, *(WEIGHTS if weights else ()), *(CODE if trust_remote_code else ()))
-    files = locate("base", str(folder) if folder else name, (revision or "") if folder is None else "", patterns)
+    patterns = (*SMALL, *(CODE if trust_remote_code else ()))
+    place = (str(folder) if folder else name, (revision or "") if folder is None else "")
+    files = locate("base", *place, patterns)
+    if weights and files.revision:  # its index says which files are its weights
+        files = locate("base", *place, (*patterns, *files.wanted()))
     _check_files(name, files, weights)
     return Base(name, revision, files.revision, files.folder, bool(files.weights()))
 
@@ -58,6 +61,7 @@ def _check_files(name: str, files: ModelFiles, weights: bool) -> None:
     names, place = files.names(), files.folder
     if "config.json" not in names:
         raise CandidateError(f"base {name}: {place} holds no config.json; is it an adapter, or not a model folder?")
+    files.check_base()
     if weights and not files.weights():
         raise CandidateError(f"base {name}: no .safetensors weights in {place} (pickled weights are not loaded)")
     if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:

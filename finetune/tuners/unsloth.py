@@ -41,6 +41,7 @@ class UnslothTuner(AdapterTuner):
             model_name=str(job.base.folder),
             max_seq_length=job.recipe.max_tokens,
             dtype=getattr(torch, job.precision.dtype_name),
+            use_safetensors=True,
             load_in_4bit=job.precision.quantisation == "nf4",
             use_gradient_checkpointing=_checkpointing(job),
             trust_remote_code=job.trust_remote_code,

@@ -253,8 +253,8 @@ def test_evaluate_prints_the_ranking_and_names_the_report(tiny_base, tiny_adapte
 
 
 def test_recorded_replies_are_ranked_beside_each_other_and_with_other_runs(tmp_path):
-    (tmp_path / "a.txt").write_text("\n".join(["মন খারাপ হওয়াটা স্বাভাবিক, আমি শুনছি।"] * 5), encoding="utf-8")
-    (tmp_path / "b.txt").write_text("\n".join(["হুম"] * 5), encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\n".join(["মন খারাপ হওয়াটা স্বাভাবিক, আমি শুনছি।"] * 240), encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\n".join(["হুম"] * 240), encoding="utf-8")
     for name in "ab":
         done = run("evaluate", "--predictions", tmp_path / f"{name}.txt", "--limit", 5, "--out", tmp_path / name)
         assert done.exit_code == 0, done.output

@@ -116,7 +116,7 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
 
 
 def test_replies_under_another_name_are_another_run(tmp_path):
-    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 3, encoding="utf-8")
+    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 240, encoding="utf-8")
     for name in ("ক", "খ"):
         named = parse_candidates(predictions=[f"{name}={tmp_path / 'a.txt'}"])
         asked = EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True)
@@ -140,7 +140,7 @@ def test_the_primary_metric_cannot_be_changed_afterwards(undisturbed, tiny_base,
 
 
 def test_a_combined_score_is_declared_once(tmp_path):
-    (tmp_path / "a.txt").write_text("আমি শুনছি, আপনার কষ্টটা বুঝি।\n" * 3, encoding="utf-8")
+    (tmp_path / "a.txt").write_text("আমি শুনছি, আপনার কষ্টটা বুঝি।\n" * 240, encoding="utf-8")
     named = parse_candidates(predictions=[f"ক={tmp_path / 'a.txt'}"])
     weights = {"chrF++": 0.25, "keyword-empathy": 0.75}
 

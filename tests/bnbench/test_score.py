@@ -94,7 +94,8 @@ def test_a_run_folder_s_files_give_the_run_s_scores(tmp_path):
     from bnbench.records import read_run
     from bnbench.work import EvaluationRequest
 
-    recorded = write(tmp_path / "replies.txt", REPLIES)
+    named = [{"id": e.id, "reply": reply} for e, reply in zip(EXAMPLES, REPLIES, strict=True)]
+    recorded = write(tmp_path / "replies.jsonl", named)
     candidates = parse_candidates(None, (), [f"ক={recorded}"])
     run = read_run(evaluate(EvaluationRequest(candidates=candidates, out=tmp_path / "run", quiet=True)))
     examples, generations = tmp_path / "run" / "examples.jsonl", tmp_path / "run" / "generations.jsonl"

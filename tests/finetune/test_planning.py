@@ -133,6 +133,9 @@ def test_base_folders_that_cannot_be_trained(tiny_base: Path, tiny_adapter: Path
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(CandidateError, match=r"no \.safetensors"):
         resolve_base(str(pickled))
+    (pickled / "decoy.safetensors").write_bytes((tiny_base / "model.safetensors").read_bytes())
+    with pytest.raises(CandidateError, match=r"no \.safetensors"):
+        resolve_base(str(pickled))
     mute = shutil.copytree(tiny_base, tmp_path / "mute")
     (mute / "tokenizer.json").unlink()
     with pytest.raises(CandidateError, match="no tokenizer"):

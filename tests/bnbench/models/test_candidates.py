@@ -181,6 +181,76 @@ def test_pickled_weights_are_refused(hub: Path, tiny_base: Path, named_adapter: 
         parse_candidates(str(base))
 
 
+def test_a_decoy_beside_pickled_weights_is_nobody_s_weights(
+    hub: Path, tiny_base: Path, tiny_adapter: Path, named_adapter: Path, tmp_path: Path
+) -> None:
+    decoy = (tiny_adapter / "adapter_model.safetensors").read_bytes()
+    for source, single, pickle in (
+        (named_adapter, "adapter_model.safetensors", "adapter_model.bin"),
+        (tiny_base, "model.safetensors", "pytorch_model.bin"),
+    ):
+        folder = shutil.copytree(source, tmp_path / pickle)
+        (folder / single).rename(folder / pickle)
+        (folder / "decoy.safetensors").write_bytes(decoy)
+        is_base = source == tiny_base
+        given: Any = (str(folder), []) if is_base else (None, [str(folder)])
+        with pytest.raises(CandidateError, match=rf"its weights are pickled \({pickle}\)"):
+            parse_candidates(*given)
+        lay(hub, f"owner/{pickle}", SHA_OLD, folder)
+        given = (f"owner/{pickle}", []) if is_base else (None, [f"owner/{pickle}"])
+        with pytest.raises(CandidateError, match=rf"its weights are pickled \({pickle}\)"):
+            parse_candidates(*given)
+        (folder / pickle).unlink()
+        with pytest.raises(CandidateError, match=rf"no weights in .*: no {single}"):
+            parse_candidates(*((str(folder), []) if is_base else (None, [str(folder)])))
+
+
+def test_what_is_hashed_is_what_is_loaded(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+    weights = (tiny_base / "model.safetensors").read_bytes()
+    base, adapter = (shutil.copytree(f, tmp_path / f.name) for f in (tiny_base, tiny_adapter))
+    before = [ModelFiles("", "", "", folder).weights_sha256() for folder in (base, adapter)]
+    for folder in (base, adapter):
+        (folder / "original").mkdir()
+        for name in ("consolidated.safetensors", "model.fp16.safetensors", "original/model.safetensors"):
+            (folder / name).write_bytes(b"no weights")
+    (base / "pytorch_model.bin").write_bytes(b"no weights")
+    (adapter / "model.safetensors").write_bytes(weights)
+    assert [ModelFiles("", "", "", folder).weights_sha256() for folder in (base, adapter)] == before
+    assert len(parse_candidates(str(base), [str(adapter)])) == 2
+    (base / "model.safetensors").rename(base / "model-2.safetensors")
+    shutil.copy(base / "model-2.safetensors", base / "model-1.safetensors")
+    (base / "model-3.safetensors").write_bytes(b"no weights")
+    index = base / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors"}}))
+    assert [p.name for p in ModelFiles("", "", "", base).weights()] == ["model-1.safetensors", "model-2.safetensors"]
+    assert len(parse_candidates(str(base))) == 1
+    for shard, says in (("pytorch_model.bin", "pickled"), ("original/model.safetensors", "is missing")):
+        index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors", "b": shard}}))
+        with pytest.raises(CandidateError, match=says):
+            parse_candidates(str(base))
+
+
+def test_the_bundled_models_keep_their_hashes() -> None:
+    # Recorded in run folders, training.json and published cards.
+    base, adapter = parse_candidates()
+    assert base.weights_sha256 == file_sha256(Path(base.folder) / "model.safetensors")
+    assert adapter.weights_sha256 == file_sha256(Path(adapter.folder) / "adapter_model.safetensors")
+
+
+def test_a_base_that_would_load_something_else_too(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+    both = shutil.copytree(tiny_base, tmp_path / "both")
+    shutil.copy(tiny_adapter / "adapter_config.json", both)
+    with pytest.raises(CandidateError, match=r"adapter_config\.json beside config\.json"):
+        parse_candidates(str(both))
+    named = shutil.copytree(tiny_base, tmp_path / "named")
+    config = json.loads((named / "config.json").read_text(encoding="utf-8"))
+    (named / "config.json").write_text(json.dumps({**config, "transformers_weights": "decoy.safetensors"}))
+    with pytest.raises(CandidateError, match=r"transformers_weights: decoy\.safetensors"):
+        parse_candidates(str(named))
+    with pytest.raises(CandidateError, match="XLORA load further adapters"):
+        parse_candidates(adapters=[str(copy(tiny_adapter, tmp_path / "x", peft_type="XLORA"))])
+
+
 @pytest.mark.parametrize("key", ["peft_type", "target_modules", "r"])
 def test_configuration_that_lacks_a_key(tiny_adapter: Path, tmp_path: Path, key: str) -> None:
     with pytest.raises(CandidateError, match=rf"adapter_config.json lacks {key}"):

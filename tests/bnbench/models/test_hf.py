@@ -435,6 +435,17 @@ def test_peak_memory_is_known(session: hf.ModelSession) -> None:
     assert peak is not None and 2**26 < peak < 2**37
 
 
+def test_a_pickle_is_never_opened_in_place_of_an_adapter_s_weights(
+    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    opened = open_session(parse_candidates(str(tiny_base), [str(adapter)]), device="cpu")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")  # after the check of the files
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    with pytest.raises(CandidateError, match=r"no adapter_model\.safetensors"):
+        opened.load()
+
+
 # Out of memory
 
 
@@ -509,7 +520,7 @@ def test_plain_lines_are_joined_in_order_and_lengths_must_agree(tmp_path: Path) 
     opened = open_session(found)
     opened.bind(EXAMPLES[:3])
     assert [r.text for r in opened.generate(found[0], [], IDS[:3], SAMPLED)] == ["এক\u2028দুই", "", "তিন\x85"]
-    with pytest.raises(CandidateError, match="it holds 3 and the data 4"):
+    with pytest.raises(CandidateError, match="it holds 3 replies, and the data has 4 rows"):
         opened.bind(EXAMPLES[:4])
 
 

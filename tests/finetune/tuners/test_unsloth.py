@@ -93,6 +93,7 @@ def test_settings_of_the_recipe_are_unsloth_s(request_for: Request, stand: Stand
     assert loaded == {
         "model_name": str(tiny_base), "max_seq_length": 777, "dtype": torch.float32, "load_in_4bit": False,
         "use_gradient_checkpointing": False, "trust_remote_code": False, "random_state": 7,
+        "use_safetensors": True,
     }  # fmt: skip
     assert (adapted["r"], adapted["lora_alpha"], adapted["lora_dropout"], adapted["bias"]) == (4, 9, 0.0, "none")
     assert len(adapted["target_modules"]) == 7 and "down_proj" in adapted["target_modules"]

@@ -1,0 +1,191 @@
+"""Recorded replies and the items that they belong to: which joins are certain, and which are refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnbench.data.corpus import Corpus, Example, demo_corpus, load_corpus
+from bnbench.errors import CandidateError, RunError
+from bnbench.evaluate import evaluate
+from bnbench.models import open_session
+from bnbench.models.candidates import parse_candidates
+from bnbench.records import read_run
+from bnbench.work import EvaluationRequest
+
+WORDS = ["আজ", "সারা", "দিন", "বাড়ি", "নদী", "মাঠ", "বৃষ্টি", "রোদ", "বই", "খাতা", "কলম", "মা", "বাবা", "ভাই", "বোন"]
+Rows = list[dict[str, str]]
+
+
+def make_rows(n: int, **more: Sequence[str]) -> Rows:
+    """Rows of random words in the columns of our data, no two alike, with more columns behind."""
+    pick = random.Random(7)
+
+    def text(words: int) -> str:
+        return " ".join(pick.choices(WORDS, k=words)) + "।"
+
+    made = [{"Topics": "মন", "Question-Title": text(4), "Questions": text(12), "Answers": text(20)} for _ in range(n)]
+    return [row | {name: values[i] for name, values in more.items()} for i, row in enumerate(made)]
+
+
+def write(path: Path, rows: Rows) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def record(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def joined(path: Path, corpus: Corpus, examples: Sequence[Example]) -> dict[str, str]:
+    """Reference → reply, as the run would pair them."""
+    [candidate] = parse_candidates(predictions=[f"mine={path}"])
+    session = open_session([candidate])
+    session.bind(examples, corpus)
+    replies = session.generate(candidate, [], [e.id for e in examples], None)  # type: ignore[arg-type]
+    return {e.reference: reply.text for e, reply in zip(examples, replies, strict=True)}
+
+
+def is_perfect(path: Path, corpus: Corpus, examples: Sequence[Example]) -> bool:
+    return all(reference == reply for reference, reply in joined(path, corpus, examples).items())
+
+
+def answers(rows: Rows, **columns: str) -> Rows:
+    """Each row's own answer as its reply, with some of its columns under other names."""
+    return [{"reply": row["Answers"], **{name: row[column] for name, column in columns.items()}} for row in rows]
+
+
+@pytest.mark.parametrize("count", [12, 150])
+def test_without_ids_the_order_is_that_of_the_data_file(
+    tmp_path: Path, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = make_rows(count)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    mine = record(tmp_path / "mine.jsonl", answers(rows))
+    examples = corpus.select("test")
+    assert [e.reference for e in examples] != [r["Answers"] for r in rows][: len(examples)]
+    with caplog.at_level(logging.INFO, "bnbench"):
+        assert is_perfect(mine, corpus, examples)
+    assert f"predictions {mine}: joined to the items by the order of {tmp_path / 'test.csv'}" in caplog.text
+    assert is_perfect(mine, corpus, examples[:5])
+
+
+def test_a_dropped_row_takes_its_reply_along(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    rows[2] |= {"Answers": ""}
+    rows[5] |= {"Questions": "হারা\ufffd অক্ষর"}
+    rows[8] = dict(rows[4])
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    examples = corpus.select("test")
+    assert len(examples) == 9
+    replies = [{"reply": r["Answers"] or "কোনো উত্তর নেই"} for r in rows]
+    replies[8] = {"reply": "একই সারির আরেক উত্তর"}
+    assert is_perfect(record(tmp_path / "all.jsonl", replies), corpus, examples)
+    few = record(tmp_path / "few.jsonl", [replies[i] for i in (0, 1, 3, 4, 6, 7, 9, 10, 11)])
+    with pytest.raises(CandidateError, match=r"holds 9 replies, and .*test\.csv has 12 rows, of which 9 are evaluated"):
+        joined(few, corpus, examples)
+
+
+def test_the_bundled_data_have_an_order_too(tmp_path: Path) -> None:
+    corpus, text = demo_corpus(), (files("bnbench.demo") / "conversations.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    mine = record(tmp_path / "mine.jsonl", answers(rows))
+    assert is_perfect(mine, corpus, corpus.select("test", 7)) and is_perfect(mine, corpus, corpus.select("all"))
+    # The file states its splits: 40 replies may stand as there or as in examples.jsonl.
+    held_out = record(tmp_path / "test.jsonl", answers([r for r in rows if r["split"] == "test"]))
+    with pytest.raises(CandidateError, match=r"holds 40 replies, and bnbench demo has 240 rows, of which 40"):
+        joined(held_out, corpus, corpus.select("test"))
+
+
+def test_the_order_of_examples_jsonl_is_certain_only_where_we_drew_the_split(tmp_path: Path) -> None:
+    corpus = load_corpus(write(tmp_path / "test.csv", make_rows(150)))
+    examples = corpus.select("test")
+    mine = record(tmp_path / "mine.jsonl", [{"reply": e.reference} for e in examples])
+    assert is_perfect(mine, corpus, examples) and is_perfect(mine, corpus, examples[:3])
+    # Three replies and --limit 3: the first of the file, or of examples.jsonl?
+    few = record(tmp_path / "few.jsonl", [{"reply": e.reference} for e in examples[:3]])
+    with pytest.raises(CandidateError, match="holds 3 replies"):
+        joined(few, corpus, examples[:3])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_ids_of_the_run_and_of_the_data(tmp_path: Path, own: bool) -> None:
+    rows = make_rows(12, ID=[str(100 + i) for i in range(12)])
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    plain = load_corpus(write(tmp_path / "plain.csv", [{k: v for k, v in r.items() if k != "ID"} for r in rows]))
+    assert corpus.fingerprint == plain.fingerprint and corpus.splits == plain.splits  # an id of its own changes nothing
+    assert list(asdict(corpus.select("all")[0])) == ["id", "topic", "title", "question", "reference"]
+    names = {e.reference: e.id for e in corpus.select("all")}
+    replies: list[dict[str, Any]] = [
+        {"id": float(row["ID"]) if own else names[row["Answers"]], "reply": row["Answers"]} for row in rows
+    ]
+    random.Random(1).shuffle(replies)
+    assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+    with pytest.raises(CandidateError, match=r"1 of 12 items have no reply, .*column 'id' in .*test\.csv"):
+        joined(record(tmp_path / "few.jsonl", replies[1:]), corpus, corpus.select("all"))
+    twice = [*replies, replies[0] | {"reply": "অন্য উত্তর"}]
+    with pytest.raises(CandidateError, match=r"reply 13: the id '.*' occurs twice, with different replies"):
+        joined(record(tmp_path / "twice.jsonl", twice), corpus, corpus.select("all"))
+
+
+def test_an_id_that_two_rows_share_joins_nothing(tmp_path: Path) -> None:
+    rows = make_rows(12, id=["১", "১", *map(str, range(10))])
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies = [{"id": r["id"], "reply": "একই উত্তর"} for r in rows]
+    with pytest.raises(CandidateError, match="2 of 12 items have no reply"):
+        joined(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"question": "Questions"},
+        {"Questions": "Questions", "Question-Title": "Question-Title"},
+        {"prompt": "Questions", "id": "ID"},
+        {"message": "whole"},
+    ],
+)
+def test_messages_join_where_each_occurs_once(tmp_path: Path, columns: dict[str, str]) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    more = [{"ID": f"নেই-{i}", "whole": f"{r['Question-Title']}\n\n{r['Questions']}"} for i, r in enumerate(rows)]
+    replies = answers([row | other for row, other in zip(rows, more, strict=True)], **columns)
+    random.Random(1).shuffle(replies)
+    assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+
+
+def test_a_message_that_occurs_twice_leaves_the_order_which_must_agree(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    for row in (rows[3], rows[9]):
+        row |= {"Question-Title": "ঘুম", "Questions": "রাতে ঘুম আসে না, কী করব?"}
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies = answers(rows, question="Questions")
+    assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+    with pytest.raises(CandidateError, match=r"its messages do not stand in the order of .*test\.csv"):
+        joined(record(tmp_path / "turned.jsonl", replies[::-1]), corpus, corpus.select("all"))
+
+
+def test_replies_are_not_taken_from_a_run_on_the_same_rows_in_another_order(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    [mine] = parse_candidates(predictions=[str(record(tmp_path / "mine.jsonl", answers(rows)))])
+    data = write(tmp_path / "test.csv", rows)
+    asked = EvaluationRequest((mine,), tmp_path / "run", data=str(data), quiet=True)
+    run = read_run(evaluate(asked))
+    assert [g.reply for g in run.replies["mine"]] == [e["reference"] for e in run.examples]
+    evaluate(asked)
+    write(data, rows[::-1])
+    with pytest.raises(RunError, match="holds another run"):
+        evaluate(asked)
