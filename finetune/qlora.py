@@ -25,6 +25,7 @@ from bnbench.finetune.monitor import LongestFirst, Monitor, curve_of, write_curv
 from bnbench.finetune.recompute import Recomputation
 from bnbench.finetune.step import StepTrainer, prepare
 from bnbench.finetune.tuner import Job, Outcome
+from bnbench.four_bits import make_portable
 from bnbench.quiet import quiet
 from bnbench.runs import write_json
 
@@ -99,7 +100,7 @@ def load_base(job: Job) -> Any:
         **options,
     )
     model.config.use_cache = False
-    return model
+    return make_portable(model)
 
 
 def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
