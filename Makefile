@@ -1,4 +1,5 @@
 # Everything below sets itself up in .venv, from nothing.   make demo · make test · make dev · make lint
+# BNBENCH_TEST_AVX512BF16=0 make test (or =1): as on a processor without (with) AVX512-BF16, where bitsandbytes differs.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

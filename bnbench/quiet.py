@@ -12,6 +12,10 @@ from pathlib import Path
 
 from bnbench.extras import require
 
+# On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
+# would have served a path that `models.four_bits` never takes. The import is what warns, so this stands before it.
+getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
+
 
 def quiet_beside_the_first() -> None:
     """Of processes that a launcher started together (RANK is their number) the first speaks; all tell errors."""

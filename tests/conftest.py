@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,29 @@ def build_adapter(
     # Otherwise PEFT asks the hub about the base's vocabulary.
     model.save_pretrained(folder, save_embedding_layers="modules_to_save" in changes)
     return folder
+
+
+def pretend_avx512bf16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    """Has bitsandbytes believe that the processor has AVX512-BF16 or has it not, wherever it asks."""
+    for module in ("functional", "nn.modules", "backends.cpu.ops"):
+        monkeypatch.setattr(f"bitsandbytes.{module}.has_avx512bf16", lambda: answer)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def other_processor() -> Iterator[None]:
+    """BNBENCH_TEST_AVX512BF16=0 or =1 gives all tests bitsandbytes' other choices than this processor's own."""
+    answer = os.environ.get("BNBENCH_TEST_AVX512BF16")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if answer is not None:
+            pretend_avx512bf16(monkeypatch, {"0": False, "1": True}[answer])
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["portable", "avx512bf16"])
+def avx512bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Runs a test on both answers to whether the processor has AVX512-BF16."""
+    pretend_avx512bf16(monkeypatch, request.param)
+    return bool(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from bnbench.models.precision import Device, Precision, choose_precision
 from bnbench.models.prompts import Prompt, PromptFormat, pad_id
 from bnbench.quiet import quiet
 
-VERSION = 1  # raised when the same arguments would give other replies or likelihoods
+VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
 ONE_THREAD_BELOW = 20_000_000  # parameters
 CPU_OUT_OF_MEMORY = "can't allocate memory"
@@ -247,6 +247,8 @@ class ModelSession:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+        from bnbench.models.four_bits import make_portable
+
         dtype = getattr(torch, self._precision.dtype_name)
         extra: dict[str, Any] = {}
         if self._precision.quantisation == "nf4":
@@ -268,7 +270,7 @@ class ModelSession:
             )
         rows = model.get_input_embeddings().weight.shape[0]
         check_vocabulary(self._files.label, self.format, rows)
-        return model if extra else model.to(self._torch_device)
+        return make_portable(model if extra else model.to(self._torch_device))
 
     def _add_adapter(self, slot: str, adapter: Candidate) -> None:
         from peft import PeftModel

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from bnbench.models.four_bits import unpack
+
 Weight = Callable[[], torch.Tensor]
 
 
@@ -34,9 +36,7 @@ def _weight(linear: Any) -> Weight:
     """The (out, in) weight in the dtype of the arithmetic; of a 4-bit layer unpacked afresh at every call."""
     if not hasattr(linear.weight, "quant_state"):
         return lambda: linear.weight.detach()
-    from bitsandbytes.functional import dequantize_4bit
-
-    return lambda: dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+    return lambda: unpack(linear.weight)
 
 
 def _frozen(linear: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:

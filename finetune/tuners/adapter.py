@@ -25,6 +25,7 @@ from bnbench.finetune.engine.recompute import Recomputation
 from bnbench.finetune.engine.step import StepTrainer, prepare
 from bnbench.finetune.tuners.base import Job, Outcome
 from bnbench.finetune.tuners.gain import Gain
+from bnbench.models.four_bits import make_portable
 from bnbench.quiet import quiet
 from bnbench.records import write_json
 
@@ -99,7 +100,7 @@ def load_base(job: Job) -> Any:
         **options,
     )
     model.config.use_cache = False
-    return model
+    return make_portable(model)
 
 
 def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:

@@ -16,6 +16,7 @@ from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.engine.step import prepare
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
+from bnbench.models.four_bits import make_portable
 
 LENGTHS = (97, 3, 41, 12, 230, 5)
 
@@ -35,7 +36,8 @@ def make_model(base: Path, recipe: Recipe, **options: Any) -> Any:
     from bnbench.finetune.engine import attention
 
     torch.manual_seed(1)
-    model = adapt(AutoModelForCausalLM.from_pretrained(base, attn_implementation=attention.NAME, **options), recipe)
+    loaded = AutoModelForCausalLM.from_pretrained(base, attn_implementation=attention.NAME, **options)
+    model = adapt(make_portable(loaded), recipe)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide every gradient of lora_A
             torch.nn.init.normal_(parameter, std=0.1)
