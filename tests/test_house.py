@@ -1,0 +1,133 @@
+"""The shape of the house: its size, its floors, and how much of it one evaluation walks through."""
+
+from __future__ import annotations
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import bnbench
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("bnbench", "metrics", "finetune", "reports")
+
+# Imports run down these floors, or stay on one: the longest name that fits says where a module lives.
+FLOORS = {
+    "bnbench.cli": 6,
+    "bnbench.__main__": 7,
+    "bnbench.evaluate": 5,
+    "bnbench.finetune": 5,
+    "bnbench.reports": 5,
+    "bnbench.models": 4,
+    "bnbench.score": 4,
+    "bnbench.data": 3,
+    "bnbench.records": 3,
+    "bnbench.plot": 2,
+    "bnbench.progress": 2,
+    "bnbench.errors": 1,
+    "bnbench.metrics": 0,
+    "bnbench.demo": 0,
+    "bnbench": 0,
+}
+# Counts the functions of ours that a command enters: each named one once, without class bodies and comprehensions.
+TRACE = """
+import sys, threading
+from pathlib import Path
+root, entered = Path(sys.argv.pop(1)), set()
+def seen(frame, event, argument):
+    if event == "call" and frame.f_code.co_flags & 1:
+        entered.add(frame.f_code)
+from bnbench.cli import main
+threading.setprofile(seen)
+sys.setprofile(seen)
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+sys.setprofile(None)
+ours = {(Path(c.co_filename).resolve(), c.co_qualname, c.co_firstlineno) for c in entered}
+ours = {
+    f for f in ours
+    if f[0].is_relative_to(root) and f[0].relative_to(root).parts[0] in ("bnbench", "metrics", "finetune", "reports")
+    and not f[1].rpartition(".")[2].startswith("<")
+}
+print(len({f[0] for f in ours}), len(ours))
+"""
+
+
+@cache
+def sources() -> dict[str, tuple[Path, ast.Module]]:
+    """Every module of the four packages by the name it is imported by."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if package == "bnbench" else ("bnbench", *parts)
+            name = ".".join(parts).removesuffix(".__init__")
+            found[name] = path, ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(name: str) -> set[str]:
+    """The modules of ours that a module imports, at its head or inside a function."""
+    modules, found = sources(), set()
+    for node in ast.walk(modules[name][1]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name}, line {node.lineno}: a relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {one if one in modules else str(node.module) for one in inner}
+    return {one for one in found if one in modules} - {name}
+
+
+def floor(name: str) -> int:
+    while name not in FLOORS:
+        name = name.rpartition(".")[0]
+    return FLOORS[name]
+
+
+def test_size() -> None:
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path, _ in sources().values()}
+    functions = {
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path, tree in sources().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {name: n for name, n in functions.items() if n > 60}
+    assert 8 <= statistics.median(functions.values()) <= 12
+    assert len(lines) <= 85
+    assert sum(lines.values()) <= 13_000
+
+
+def test_imports_run_down() -> None:
+    for name in sources():
+        for other in imports(name):
+            assert floor(other) <= floor(name), f"{name} imports {other}, which lives above it"
+
+
+def test_no_circle() -> None:
+    # A package's own head gives its modules' names again, so the modules under it stand for it.
+    list(TopologicalSorter({name: imports(name) for name in sources()}).static_order())
+
+
+def test_no_module_name_stands_twice() -> None:
+    stems = [path.stem for path, _ in sources().values() if path.stem not in ("__init__", "__main__")]
+    assert sorted({stem for stem in stems if stems.count(stem) > 1}) in ([], ["base"])
+
+
+def test_evaluation_is_a_short_walk(tmp_path: Path) -> None:
+    words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(tmp_path / "run"), "-q"]
+    command = [sys.executable, "-c", TRACE, str(ROOT), *words]
+    paths = os.pathsep.join([str(Path(bnbench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    files, functions = map(int, done.stdout.splitlines()[-1].split())
+    assert files <= 45
+    assert functions <= 400
