@@ -38,14 +38,15 @@ def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, st
     header = dict.fromkeys(name for row in rows for name in row)
     fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
     at = {field: find_column(source, header, field, columns.get(field)) or "" for field in fields}
-    into, is_mapped = ("Questions", "Answers"), not columns.keys().isdisjoint(("question", "reference"))
-    if not is_mapped and any(isinstance(row.get(at["turns"]), list) for row in rows):
-        kind = at["turns"]
-    elif not is_mapped and at["instruction"] and at["output"] and not (at["question"] and at["reference"]):
-        kind = "instruction and output"
-    elif all(pair := (at["question"], at["reference"])) and any(_is_chat(row.get(c)) for row in rows for c in pair):
-        into = pair
+    into = (at["question"], at["reference"])
+    if all(into) and any(_is_chat(row.get(name)) for row in rows for name in into):
         kind = " and ".join(into)
+    elif all(into) or not columns.keys().isdisjoint(("question", "reference")):
+        return list(rows)  # each text has its column, as the names or `columns` say
+    elif any(isinstance(row.get(at["turns"]), list) for row in rows):
+        kind, into = at["turns"], ("Questions", "Answers")
+    elif at["instruction"] and at["output"]:
+        kind, into = "instruction and output", ("Questions", "Answers")
     else:
         return list(rows)
     _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)

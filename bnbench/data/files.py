@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "title": ("title", "question title"),
     "message": _MESSAGE,
     "question": _MESSAGE,  # the corpus' name of a message
-    "reference": ("reference", "references", "answers", "answer", "target", "gold", "label", "completion"),
+    "reference": ("reference", "references", "answers", "answer", "target", "gold", "completion", "label"),
     "reply": (
         *("reply", "prediction", "predict", "response", "response text", "model response", "filtered resps"),
         *("generated", "generated text", "output", "answer", "answers"),

@@ -79,6 +79,20 @@ def test_every_kind_of_file_scores_as_in_memory(ending, tmp_path, whole):
     assert same(scores, whole)
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".txt", ".json", ".ndjson"])
+def test_gzipped_files_and_other_json(ending, tmp_path, whole):
+    kind = ".jsonl" if "json" in ending else ending
+    files = []
+    for name, texts in (("reply", REPLIES), ("reference", REFERENCES)):
+        content = write(tmp_path / f"{name}{kind}", texts if ending == ".txt" else column(name, texts)).read_bytes()
+        if ending == ".json" and name == "reply":
+            content = b"\n[" + b",".join(content.splitlines()) + b"]"
+        files.append(tmp_path / f"{name}2{ending}.gz")
+        files[-1].write_bytes(gzip.compress(content, mtime=0))
+    scores = score_files(files[0], [files[1]], metrics=["chrF++"], quiet=True)
+    assert same(scores, {"chrF++": whole["chrF++"]})
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
 def test_ids_join_in_any_order_and_lines_do_not_matter_then(ending, tmp_path, whole):
     order = random.Random(1).sample(range(len(IDS)), len(IDS))
