@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +85,19 @@ class OriginalFigures:
 
 
 def score(
-    predictions: str | Path,
-    references: Paths = (),
-    *,
-    profile: str = "bnbench",
-    metrics: Sequence[str] | None = None,
-    combine: Mapping[str, float] | None = None,
-    messages: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    workers: int | None = None,
-    seed: int = 42,
-    quiet: bool = False,
+    predictions: str | Path, references: Paths = (), *, profile: str = "bnbench", **options: Any
 ) -> Scores | OriginalFigures:
-    """The command `bnbench score`: `score_files`, or with the profile `original` `original_files`."""
+    """The command `bnbench score`: `score_files`, or with the profile `original` `original_files`, with their options.
+
+    Raises UsageError for another profile, and for metrics or a combined score beside `original`.
+    """
     if profile not in PROFILES:
         raise UsageError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
     if profile == "bnbench":
-        return score_files(
-            predictions, references, metrics=metrics, combine=combine, messages=messages, columns=columns,
-            workers=workers, seed=seed, quiet=quiet,
-        )  # fmt: skip
-    if metrics or combine:
+        return score_files(predictions, references, **options)
+    if options.get("metrics") or options.get("combine"):
         raise UsageError("the profile 'original' has its own figures: leave the metrics and the combined score out")
-    return original_files(predictions, references, messages=messages, columns=columns)
+    return original_files(predictions, references, messages=options.get("messages"), columns=options.get("columns"))
 
 
 def score_files(
@@ -218,19 +209,14 @@ def _parts(rows: Iterator[ReplyRow]) -> Iterator[Texts]:
     """The rows, `PART` at a time, or fewer where texts are long."""
     part: list[ReplyRow] = []
     characters = 0
-    for row in rows:
-        part.append(row)
-        characters += len(row[0]) + sum(map(len, row[1] or ()))
-        if len(part) == PART or characters > _PART_CHARACTERS:
-            yield _texts(part)
+    for row in chain(rows, [None]):
+        if part and (row is None or len(part) == PART or characters > _PART_CHARACTERS):
+            replies, references, messages = zip(*part, strict=True)
+            yield Texts.of(replies, *(None if column[0] is None else column for column in (references, messages)))
             part, characters = [], 0
-    if part:
-        yield _texts(part)
-
-
-def _texts(part: Sequence[ReplyRow]) -> Texts:
-    replies, references, messages = zip(*part, strict=True)
-    return Texts.of(replies, *(None if column[0] is None else column for column in (references, messages)))
+        if row is not None:
+            part.append(row)
+            characters += len(row[0]) + sum(map(len, row[1] or ()))
 
 
 def _cores() -> int:

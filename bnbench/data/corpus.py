@@ -13,7 +13,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -86,25 +85,14 @@ class Step:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as its file has it. `side` is what the file itself says about its split, `own_id` what it calls the row.
+    """A row of a file, repaired. `side` is what the file itself says about its split, `own_id` what it calls the row.
 
     An `own_id` only joins recorded replies: no example, split or hash depends on it.
     """
 
-    topic: str
-    title: str
-    question: str
-    reference: str
+    example: Example
     side: str = ""
     own_id: str = ""
-
-    def repaired(self) -> SourceRow:
-        """The row with its texts repaired."""
-        return replace(self, **{field: repair(getattr(self, field)) for field in FIELDS})
-
-    def example(self) -> Example:
-        """The example of the texts as they are."""
-        return make_example(self.topic, self.title, self.question, self.reference)
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ class Corpus:
     """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
 
     `splits` has the keys train, validation and test, or only "all" for a file too small to split (`MIN_ROWS_TO_SPLIT`).
-    `rows` are all rows of the source as they lie in it, before any was repaired or dropped.
+    `rows` are all rows of the source in its order, before any was dropped.
     """
 
     source: str
@@ -127,7 +115,7 @@ class Corpus:
         That of examples.jsonl is one only where bnbench drew the split: one that the file states can be had from the
         file in another order, and so can the first rows of it.
         """
-        found = {f"the order of {self.source}": self._row_ids}
+        found = {f"the order of {self.source}": [row.example.id for row in self.rows]}
         if self.is_split and not any(row.side for row in self.rows):
             asked = {e.id for e in examples}
             parts = {name: [e.id for e in part] for name, part in self.splits.items()}
@@ -136,15 +124,9 @@ class Corpus:
 
     def own_ids(self) -> dict[str, str]:
         """What the column 'id' of the source calls a row → the example's id, for each name that occurs once."""
-        names = [whole_number(row.own_id) for row in self.rows]
-        counts = Counter(names)
-        ids = self._row_ids if any(names) else []
-        return {name: item for name, item in zip(names, ids, strict=False) if name and counts[name] == 1}
-
-    @cached_property
-    def _row_ids(self) -> list[str]:
-        """The id of the example that each row is, or would have been."""
-        return [row.repaired().example().id for row in self.rows]
+        counts = Counter(whole_number(row.own_id) for row in self.rows)
+        named = {whole_number(row.own_id): row.example.id for row in self.rows}
+        return {name: item for name, item in named.items() if name and counts[name] == 1}
 
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
@@ -216,17 +198,8 @@ def load_corpus(
     Raises:
         CorpusError: no such file, not UTF-8, a missing column, or no row left.
     """
-    columns = columns or {}
-    check_columns(columns, FIELDS)
-    records = plain_rows(source, read_records(source), columns)
-    header = header_of(records)
-    places = match_columns(str(source), header, columns)
-    own_id = find_column(source, header, "id") or ""
-    rows = []
-    for record in records:
-        topic, title, question, reference = texts_of(str(source), record, places)
-        rows.append(SourceRow(topic, title, question, reference, side_of(record), as_text(record.get(own_id))))
-    cleaned, steps = _clean(rows, min_words)
+    rows, changed = _read(source, columns or {})
+    cleaned, steps = _clean(rows, changed, min_words)
     if max_tokens is not None and count_tokens is not None:
         lengths = count_tokens([example for example, _ in cleaned])
         kept = [pair for pair, length in zip(cleaned, lengths, strict=True) if length <= max_tokens]
@@ -235,7 +208,7 @@ def load_corpus(
         cleaned = kept
     if not cleaned:
         raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    return replace(divide(str(source), cleaned, steps, sizes, seed), rows=tuple(rows))
+    return replace(divide(str(source), cleaned, steps, sizes, seed), rows=rows)
 
 
 def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
@@ -296,7 +269,7 @@ def side_of(record: Mapping[str, object]) -> str:
     return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
 
 
-def match_columns(source: str, header: Sequence[str], columns: Mapping[str, str]) -> list[str | None]:
+def match_columns(source: str | Path, header: Sequence[str], columns: Mapping[str, str]) -> list[str | None]:
     """The file's column of each of `FIELDS`, by the mapping given, else by its name.
 
     Raises CorpusError where there is none for the question or the reference.
@@ -318,29 +291,42 @@ def whole_number(name: str) -> str:
     return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
 
 
-def _clean(rows: Sequence[SourceRow], min_words: int) -> tuple[list[tuple[Example, str]], list[Step]]:
+def _read(source: str | Path, columns: Mapping[str, str]) -> tuple[tuple[SourceRow, ...], int]:
+    """All rows, repaired, and how many there was something to repair in."""
+    check_columns(columns, FIELDS)
+    records = plain_rows(source, read_records(source), columns)
+    header = header_of(records)
+    places, own_id = match_columns(source, header, columns), find_column(source, header, "id") or ""
+    rows, changed = [], 0
+    for record in records:
+        texts = texts_of(str(source), record, places)
+        repaired = tuple(map(repair, texts))
+        changed += texts != repaired
+        rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
+    return tuple(rows), changed
+
+
+def _clean(rows: Sequence[SourceRow], changed: int, min_words: int) -> tuple[list[tuple[Example, str]], list[Step]]:
     """The examples of the rows that can be used, each with its side, and what was done to the others."""
-    kept = [row.repaired() for row in rows]
-    changed = sum(a != b for a, b in zip(rows, kept, strict=True))
     steps = [
         Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)
     ]
-    tests: list[tuple[str, str, Callable[[SourceRow], bool]]] = [
-        ("lost text", "a letter was lost for good (U+FFFD)", lambda r: LOST in r.question + r.title + r.reference),
-        ("empty", "no question or no answer", lambda r: not (r.question and r.reference)),
-        ("too short", f"an answer of fewer than {min_words} words", lambda r: len(r.reference.split()) < min_words),
+    tests: list[tuple[str, str, Callable[[Example], bool]]] = [
+        ("lost text", "a letter was lost for good (U+FFFD)", lambda e: LOST in e.question + e.title + e.reference),
+        ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
+        ("too short", f"an answer of fewer than {min_words} words", lambda e: len(e.reference.split()) < min_words),
     ]
+    kept = list(rows)
     for name, why, is_bad in tests:
-        good = [row for row in kept if not is_bad(row)]
+        good = [row for row in kept if not is_bad(row.example)]
         steps.append(Step(name, why, dropped=len(kept) - len(good)))
         kept = good
     unique: dict[str, SourceRow] = {}
     for row in kept:
         # Of two spellings of one row the smaller stays, so that the order of the file does not matter.
-        key = row.example().id
-        unique[key] = min(unique.get(key, row), row, key=astuple)
+        unique[row.example.id] = min(unique.get(row.example.id, row), row, key=astuple)
     steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(kept) - len(unique)))
-    return [(row.example(), row.side) for row in unique.values()], steps
+    return [(row.example, row.side) for row in unique.values()], steps
 
 
 def divide(

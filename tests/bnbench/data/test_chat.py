@@ -33,7 +33,7 @@ def turns(*texts: str | None, roles: Sequence[str] = ("user", "assistant"), role
 
 def last(path: Path, **columns: str) -> list[tuple[str, str]]:
     """Question and reference of the examples in the order of their rows."""
-    return [(row.question, row.reference) for row in load_corpus(path, columns=columns).rows]
+    return [(row.example.question, row.example.reference) for row in load_corpus(path, columns=columns).rows]
 
 
 def message(asked: str, answered: str) -> dict[str, Any]:
