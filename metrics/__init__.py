@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bnbench.metrics.normalization import Normalizer, flags, normalize
     from bnbench.metrics.original import original_scores
     from bnbench.metrics.perplexity import Perplexity
-    from bnbench.metrics.registry import default_metrics, get_metric, metric_names
+    from bnbench.metrics.registry import Registry, default_metrics, get_metric, metric_names
     from bnbench.metrics.rouge import ROUGE
     from bnbench.metrics.significance import (
         Interval,
@@ -57,7 +57,7 @@ _WHERE = {
         "normalization": "Normalizer flags normalize",
         "original": "original_scores",
         "perplexity": "Perplexity",
-        "registry": "default_metrics get_metric metric_names",
+        "registry": "Registry default_metrics get_metric metric_names",
         "rouge": "ROUGE",
         "empathy.semantic": "SemanticEmpathy",
         "significance": "Interval PairedResult bootstrap holm paired_test paired_tests rank_ranges",
@@ -86,6 +86,7 @@ __all__ = [
     "Normalizer",
     "PairedResult",
     "Perplexity",
+    "Registry",
     "Result",
     "SemanticEmpathy",
     "Texts",

@@ -134,6 +134,13 @@ class Metric(ABC):
     description: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
+    argument: str = ""
+    """What `get_metric` was given after the colon of `name:argument`."""
+
+    @property
+    def spelling(self) -> str:
+        """What `get_metric` must be given to make this metric again: `ROUGE`, `BERTScore:FOLDER`."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
 
     @abstractmethod
     def statistics(self, texts: Texts) -> FloatArray:
