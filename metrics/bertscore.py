@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from functools import cached_property
 from itertools import combinations
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio, signature
-from bnbench.metrics.errors import MissingExtraError, UsageError
+from bnbench.metrics.errors import UsageError, require
 from bnbench.metrics.normalization import Normalizer, normalizer
 from bnbench.metrics.overlap import Pairs
 from bnbench.metrics.tokenization import Preparation
@@ -120,11 +119,11 @@ class BERTScore(MeanMetric):
         if config.is_file():
             layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
         else:
-            known: dict[str, int] = _package("bert_score.utils").model2layers
+            known: dict[str, int] = require("bert_score.utils", extra="models", by=self.name).model2layers
             if self.model in known:
                 return known[self.model]
             try:
-                layers = _package("transformers").AutoConfig.from_pretrained(self.model).num_hidden_layers
+                layers = require("transformers", extra="models", by=self.name).AutoConfig.from_pretrained(self.model).num_hidden_layers
             except (OSError, ValueError, AttributeError) as error:
                 raise UsageError(f"BERTScore cannot use the encoder {self.model!r}: {error}") from error
         if not layers:
@@ -156,7 +155,7 @@ class BERTScore(MeanMetric):
 
     @cached_property
     def _scorer(self) -> Any:
-        make = _package("bert_score").BERTScorer
+        make = require("bert_score", extra="models", by=self.name).BERTScorer
         how = {"num_layers": self.layer, "device": self.device, "batch_size": self.batch_size}
         try:
             scorer = make(model_type=self.model, **how)
@@ -177,11 +176,3 @@ class BERTScore(MeanMetric):
             reserved = (getattr(config, "pad_token_id", None) or 0) + 1 if config.model_type in _OFFSET else 0
             tokenizer.model_max_length = min(tokenizer.model_max_length, most - reserved)
         return scorer
-
-
-def _package(name: str) -> Any:
-    """A module of bert-score or transformers; `MissingExtraError` where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError('BERTScore needs bert-score: pip install "bnbench[models]"') from error
