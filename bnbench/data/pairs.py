@@ -34,7 +34,6 @@ from bnbench.data.files import (
     RATINGS,
     as_text,
     check_columns,
-    check_table,
     find_column,
     iter_table,
     place,
@@ -227,7 +226,6 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
     """
-    check_table(path)
     columns = columns or {}
     check_columns(columns, RATED)
     rows = list(iter_table(path))
