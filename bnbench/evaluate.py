@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bnbench.data.corpus import Corpus, Example, check_columns, check_source, check_split, demo_corpus, load_corpus
+from bnbench.data.corpus import FIELDS, Corpus, Example, check_source, check_split, demo_corpus, load_corpus
+from bnbench.data.files import check_columns
 from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted
@@ -82,7 +83,7 @@ def check_inputs(
 ) -> None:
     """What can be known at once: split, fields and data; where the data are missing, what else is. CorpusError."""
     check_split(split)
-    check_columns(columns)
+    check_columns(columns, FIELDS)
     try:
         if data is not None:
             check_source(data)

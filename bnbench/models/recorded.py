@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example, whole_number
-from bnbench.data.joined import TextFile
+from bnbench.data.join import TextFile
 from bnbench.data.repair import repair
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.metrics.core import FloatArray
@@ -32,7 +32,7 @@ def open_session(candidates: Sequence[Candidate], options: SessionOptions) -> Re
 def read_predictions(path: Path) -> tuple[list[str], list[str] | None]:
     """The replies of a file and their ids, None where it has none.
 
-    Read as `bnbench score` reads them (`joining.TextFile`). Raises CandidateError, also for a reply that is null: what
+    Read as `bnbench score` reads them (`join.TextFile`). Raises CandidateError, also for a reply that is null: what
     has no reply must not be scored as an empty one.
     """
     try:
