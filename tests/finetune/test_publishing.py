@@ -154,7 +154,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
 
     from bnbench.data.corpus import Example
     from bnbench.finetune.card import snippet
-    from bnbench.models.prompts import PromptFormat
+    from bnbench.models.prompts import Prompter
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
     special = {"llama-3.1": {}, "plain": {"template": None}, "chat": {"template": template}}[kind]
@@ -163,7 +163,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
     tokenizer = make_tokenizer(**special)
     base = make_base(tmp_path / "base", tokenizer)
     adapter = make_adapter(tmp_path / "adapter", base)
-    prompts = PromptFormat.of(tokenizer)
+    prompts = Prompter.of(tokenizer)
     assert prompts.kind == kind
     code = snippet(str(base), None, str(adapter), prompts.describe()).replace("max_new_tokens=400", "max_new_tokens=3")
     names: dict[str, Any] = {}
