@@ -295,7 +295,9 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         backend.bind(examples, corpus)
 
     references = [e.reference for e in examples]
-    asked = {key: (tuple(map(p.prompt, examples)), p.limited(request.decoding, references)) for key, p in distinct.items()}
+    asked = {
+        key: (tuple(map(p.prompt, examples)), p.limited(request.decoding, references)) for key, p in distinct.items()
+    }
     prompts = {name: asked[id(p)][0] for name, p in prompters.items()}
     decoding = {name: asked[id(p)][1] for name, p in prompters.items()}
     return Work(request, measures, backends, prompters, corpus, examples, prompts, decoding)
@@ -403,7 +405,16 @@ def _answer(work: Work, batch: Batch) -> list[Generation]:
         tokens, size, characters = (None if number is None else int(number) for number in sizes)
         made.append(
             Generation(
-                key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, nll, tokens, size, characters
+                key,
+                candidate.name,
+                example.id,
+                reply.text,
+                reply.tokens,
+                reply.hit_limit,
+                nll,
+                tokens,
+                size,
+                characters,
             )
         )
     return made
@@ -545,7 +556,10 @@ def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord
         finished=_now(),
         **describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),
-        metrics=tuple(MetricRecord.of(metric, len(work.examples)) for metric in computed),
+        metrics=tuple(
+            replace(MetricRecord.of(m, len(work.examples)), spelling=f"{m.name}:{m.argument}" if m.argument else "")
+            for m in computed
+        ),
     )
 
 

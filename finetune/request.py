@@ -14,8 +14,7 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.memory import SAMPLES, duration, outlook
 from bnbench.finetune.plan import FinetuneRequest
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.models.files import load_generation_config, load_tokenizer, resolve_base
-from bnbench.models.files import BUNDLED
+from bnbench.models.files import BUNDLED, load_generation_config, load_tokenizer, resolve_base
 from bnbench.models.prompts import Prompter
 from bnbench.records import slug, write_text
 
