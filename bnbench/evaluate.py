@@ -489,7 +489,7 @@ def _begin(work: Work, *, going_on: bool) -> RunRecord:
                 )
                 log.warning(notes[-1])
         candidates.append(
-            # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
+            # Where files lie on this machine is nobody else's business: location, revision and hashes say what they are.
             CandidateRecord(
                 name=candidate.name,
                 kind=candidate.kind,

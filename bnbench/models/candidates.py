@@ -101,6 +101,10 @@ def parse_candidates(
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions:
+        if not needs_files:
+            raise CandidateError(
+                "the bundled models are files, which this backend reads none of: name a model with --base"
+            )
         base, adapters = DEMO_BASE, [DEMO_ADAPTER]
     given = None if base is None else parse_spec(base)
     found: list[Candidate] = []
