@@ -19,15 +19,16 @@ import numpy as np
 
 from bnbench import __version__
 from bnbench.data.corpus import (
+    FIELDS,
     Corpus,
     Example,
     SplitSizes,
-    check_columns,
     check_source,
     check_split,
     demo_corpus,
     load_corpus,
 )
+from bnbench.data.files import check_columns
 from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted
@@ -100,10 +101,11 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Measures:
-    """The metrics of a run, the combined one last, and the name of the one that ranks."""
+    """The metrics of a run, the name of the one that ranks, and the weights of its combined score (empty: none)."""
 
     metrics: tuple[Metric, ...]
     primary: str
+    weights: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,6 @@ class Batch:
     keys: tuple[str, ...]
 
 
-# ------------------------------------------------------------------------------------------------ before anything loads
-
-
 def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
     """runs/<candidates>[-<data>]: the same command finds the same folder again."""
     names = "-".join(slug(c.name) for c in candidates)
@@ -151,7 +150,7 @@ def check_inputs(
 ) -> None:
     """What can be known at once: split, fields and data; where the data are missing, what else is. CorpusError."""
     check_split(split)
-    check_columns(columns)
+    check_columns(columns, FIELDS)
     try:
         if data is not None:
             check_source(data)
@@ -166,65 +165,59 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
         UsageError: an unknown name (with the nearest), two metrics of one name, a combined score that ranks without
             weights or has a part of which lower is better.
     """
-    given = [get_metric(name) for name in names] if names else default_metrics(_EVERY_NEED)
     chosen: dict[str, Metric] = {}
-    for metric in given:
-        if metric.name in chosen:
-            raise UsageError(
-                f"--metric {metric.spelling}: {chosen[metric.name].spelling} is named too, and one run has one metric "
-                f"of the name {metric.name}; make two runs"
-            )
-        chosen[metric.name] = metric
 
-    def find(name: str) -> Metric:
-        """The chosen metric of this name, with or without its argument; a new one where there is none."""
-        for metric in chosen.values():
-            if name.casefold() in (metric.name.casefold(), metric.spelling.casefold()):
-                return metric
-        made = get_metric(name)
-        if names and made.name in chosen:
-            raise UsageError(f"--primary {name}: the run computes {chosen[made.name].spelling}; name one of the two")
+    def take(made: Metric, *, instead: bool = False) -> Metric:
+        other = chosen.get(made.name)
+        if other and not instead:
+            raise UsageError(f"{made.spelling}: {other.spelling} is named too, and a run has one {made.name}; make two")
         chosen[made.name] = made
         return made
 
-    if primary.casefold() != COMBINED:
-        primary = find(primary).name
-    elif not combine:
-        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
-    else:
-        primary = COMBINED
+    def find(name: str) -> Metric:
+        """The chosen metric of this name, with or without its argument; where there is none, a new one."""
+        known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
+        return next(known, None) or take(get_metric(name), instead=not names)
+
+    for metric in map(get_metric, names) if names else default_metrics(_EVERY_NEED):
+        take(metric)
     if combine:
-        chosen[COMBINED] = CombinedScore(combine, [find(name) for name in combine])
-    return Measures(tuple(chosen.values()), primary)
+        take(CombinedScore(combine, [find(name) for name in combine]))
+    if primary.casefold() == COMBINED and COMBINED not in chosen:
+        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
+    primary = find(primary).name
+    # A combined score counts nothing itself: its parts are computed, and shown, beside it.
+    for part in [part for metric in chosen.values() for part in metric.parts]:
+        chosen.setdefault(part.name, part)
+    combined = chosen.pop(COMBINED, None)
+    weights = combined.weights if isinstance(combined, CombinedScore) else {}
+    return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
 
 
-def _check_needs(request: EvaluationRequest, measures: Measures) -> None:
-    """Raises UsageError where a metric that was asked for by name needs what no candidate can give."""
+def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
+    """Raises UsageError where a metric that was asked for needs what no candidate can give; RunError where what was
+    declared when the run began is not what is asked for now.
+    """
     can = {"references", "messages"}
     if any(get_backend(request.backend_of(c)).has_likelihoods() for c in request.candidates):
         can.add("likelihoods")
-    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, *request.combine, measures.primary)}
+    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
     able = [m.name for m in measures.metrics if m.needs <= can]
     for metric in measures.metrics:
         if metric.name not in able and metric.name.casefold() in asked:
-            lacking = ", ".join(sorted(metric.needs - can))
             raise UsageError(
-                f"{metric.name} cannot be computed for these candidates: it needs {lacking}, which none of them gives; "
-                f"choose from {', '.join(able)}"
+                f"{metric.name} cannot be computed for these candidates: it needs "
+                f"{', '.join(sorted(metric.needs - can))}, which none of them gives; choose from {', '.join(able)}"
             )
-
-
-def _check_declared(request: EvaluationRequest, primary: str) -> None:
-    """What was declared when the run began is what is asked for now; RunError where it is not."""
     if request.overwrite or not (request.out / "run.json").is_file():
         return
     began = read_record(request.out)
-    if began.primary_metric != primary:
-        before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, primary))
-    elif began.combined != request.combine:
+    if began.primary_metric != measures.primary:
+        before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
+    elif began.combined != measures.weights:
         before, now = (
             f"with the combined score {weighted(w)}" if w else "without a combined score"
-            for w in (began.combined, request.combine)
+            for w in (began.combined, measures.weights)
         )
     else:
         return
@@ -232,9 +225,6 @@ def _check_declared(request: EvaluationRequest, primary: str) -> None:
         f"{request.out}: this run began {before} and cannot go on {now}; name another --out, or start anew with "
         "--overwrite"
     )
-
-
-# ----------------------------------------------------------------------------------------------------------------- run
 
 
 def evaluate(request: EvaluationRequest) -> Path:
@@ -245,8 +235,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         PartialRunError: failed midway; the replies so far are kept and the message has the command to go on.
     """
     measures = choose_measures(request.primary, request.metrics, request.combine)
-    _check_needs(request, measures)
-    _check_declared(request, measures.primary)
+    _check_declared(request, measures)
     if request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
     work = _prepare(request, measures)
@@ -369,18 +358,14 @@ def _generate(work: Work, plan: Sequence[Batch], record: RunRecord) -> RunRecord
                 generations = _answer(work, batch)
                 work.journal.append(generations)
                 if batch.candidate in models:
-                    spent = time.monotonic() - start
-                    peaks = (record.peak_memory_bytes, work.backends[batch.candidate.name].peak_memory_bytes())
-                    record = replace(
-                        record,
-                        candidates=tuple(
-                            replace(c, seconds=round((c.seconds or 0.0) + spent, 3))
-                            if c.name == batch.candidate.name
-                            else c
-                            for c in record.candidates
-                        ),
-                        peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
-                    )
+                    name, spent = batch.candidate.name, time.monotonic() - start
+                    took = [
+                        replace(c, seconds=round((c.seconds or 0.0) + spent, 3)) if c.name == name else c
+                        for c in record.candidates
+                    ]
+                    peaks = (record.peak_memory_bytes, work.backends[name].peak_memory_bytes())
+                    peak = max((peak for peak in peaks if peak is not None), default=None)
+                    record = replace(record, candidates=tuple(took), peak_memory_bytes=peak)
                 write_json(path, record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
@@ -399,9 +384,10 @@ def _answer(work: Work, batch: Batch) -> list[Generation]:
     if len(replies) != len(prompts):
         raise RuntimeError(f"{candidate.name} gave {len(replies)} replies to {len(prompts)} prompts")
     scored = backend.likelihood(candidate, prompts, [e.reference for e in examples])
+    rows = [None] * len(replies) if scored is None else scored.tolist()
     made = []
-    for i, (key, example, reply) in enumerate(zip(batch.keys, examples, replies, strict=True)):
-        nll, *sizes = [None] * 4 if scored is None else scored[i].tolist()
+    for key, example, reply, row in zip(batch.keys, examples, replies, rows, strict=True):
+        nll, *sizes = row or (None,) * 4
         tokens, size, characters = (None if number is None else int(number) for number in sizes)
         made.append(
             Generation(
@@ -460,12 +446,9 @@ def candidate_texts(generations: Sequence[Generation], examples: Sequence[Exampl
     )
 
 
-# ----------------------------------------------------------------------------------------------------- what is recorded
-
-
 def _begin(work: Work, *, going_on: bool) -> RunRecord:
     """run.json as it stands when a session begins. Times and memory go on from the sessions before this one."""
-    request = work.request
+    request, corpus = work.request, work.corpus
     before = None
     if going_on:
         try:
@@ -473,38 +456,6 @@ def _begin(work: Work, *, going_on: bool) -> RunRecord:
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
     seconds = {c.name: c.seconds for c in before.candidates} if before else {}
-    candidates, notes = [], []
-    for candidate in request.candidates:
-        training = None
-        if candidate.kind == "adapter" and candidate.folder:
-            folder = Path(candidate.folder)
-            try:
-                training = read_training(folder)
-            except RunError as error:
-                log.warning("%s", error)
-            if seen := len(_trained_on(folder) & {e.id for e in work.examples}):
-                notes.append(
-                    f"{candidate.name} was trained on {seen} of the {len(work.examples)} test rows: "
-                    "its scores here say nothing about new messages"
-                )
-                log.warning(notes[-1])
-        candidates.append(
-            # Where files lie on this machine is nobody else's business: location, revision and hashes say what they are.
-            CandidateRecord(
-                name=candidate.name,
-                kind=candidate.kind,
-                location=candidate.location,
-                revision=candidate.revision,
-                base=candidate.base,
-                base_revision=candidate.base_revision,
-                weights_sha256=candidate.weights_sha256,
-                key_fields=dict(work.backends[candidate.name].identity(candidate)),
-                training=training.summary() if training else None,
-                seconds=seconds.get(candidate.name),
-                tokens_per_second=None,
-                hit_limit_share=None,
-            )
-        )
     # The first candidate is the base where there is one; the others are asked and computed as it is.
     first = request.candidates[0].name
     return RunRecord(
@@ -516,25 +467,64 @@ def _begin(work: Work, *, going_on: bool) -> RunRecord:
         **describe_environment(),
         precision=dict(work.backends[first].precision()),
         corpus=CorpusRecord(
-            name=Path(work.corpus.source).name,
-            source=work.corpus.source,
-            fingerprint=work.corpus.fingerprint,
-            split=request.split if work.corpus.is_split else "all",
+            name=Path(corpus.source).name,
+            source=corpus.source,
+            fingerprint=corpus.fingerprint,
+            split=request.split if corpus.is_split else "all",
             n=len(work.examples),
             limit=request.limit,
-            steps=tuple(asdict(step) for step in work.corpus.steps),
+            steps=tuple(asdict(step) for step in corpus.steps),
         ),
         prompt=work.prompters[first].describe(),
         decoding=asdict(work.decoding[first]),
         batch_size=request.batch_size,
         peak_memory_bytes=before.peak_memory_bytes if before else None,
-        candidates=tuple(candidates),
+        candidates=tuple(_candidate_record(work, c, seconds.get(c.name)) for c in request.candidates),
         primary_metric=work.measures.primary,
-        combined=dict(request.combine),
+        combined=work.measures.weights,
         metrics=(),
         seed=request.decoding.seed,
-        notes=tuple(notes),
+        notes=tuple(_contamination(work)),
     )
+
+
+def _candidate_record(work: Work, candidate: Candidate, seconds: float | None) -> CandidateRecord:
+    training = None
+    if candidate.kind == "adapter" and candidate.folder:
+        try:
+            training = read_training(Path(candidate.folder))
+        except RunError as error:
+            log.warning("%s", error)
+    # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
+    told = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
+    return CandidateRecord(
+        **told,
+        key_fields=dict(work.backends[candidate.name].identity(candidate)),
+        training=training.summary() if training else None,
+        seconds=seconds,
+        tokens_per_second=None,
+        hit_limit_share=None,
+    )
+
+
+def _contamination(work: Work) -> list[str]:
+    """A note for each adapter that was trained on rows it is now tested on: its training.json has their ids."""
+    tested, notes = {e.id for e in work.examples}, []
+    for candidate in work.request.candidates:
+        if candidate.kind != "adapter" or not candidate.folder:
+            continue
+        try:
+            record = json.loads((Path(candidate.folder) / TRAINING).read_text(encoding="utf-8"))
+            seen = len(tested.intersection(map(str, record["examples"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # none, or another tool's, which records no items of ours
+        if seen:
+            notes.append(
+                f"{candidate.name} was trained on {seen} of the {len(tested)} test rows: "
+                "its scores here say nothing about new messages"
+            )
+            log.warning(notes[-1])
+    return notes
 
 
 def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord:
@@ -556,19 +546,8 @@ def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord
         finished=_now(),
         **describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),
-        metrics=tuple(
-            replace(MetricRecord.of(m, len(work.examples)), spelling=f"{m.name}:{m.argument}" if m.argument else "")
-            for m in computed
-        ),
+        metrics=tuple(MetricRecord.of(metric, len(work.examples)) for metric in computed),
     )
-
-
-def _trained_on(adapter: Path) -> frozenset[str]:
-    """Ids of the examples that an adapter was trained on, empty where its training.json is not there or not ours."""
-    try:
-        return frozenset(str(i) for i in json.loads((adapter / TRAINING).read_text(encoding="utf-8"))["examples"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()
 
 
 def _now() -> str:

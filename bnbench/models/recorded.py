@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example, whole_number
-from bnbench.data.joined import TextFile
+from bnbench.data.join import TextFile
 from bnbench.data.repair import repair
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.metrics.normalization import normalize
