@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,7 +210,7 @@ def test_inspection_shows_every_token(llama: Prompter) -> None:
     assert EXAMPLE.reference + "<|eot_id|>" in text
     assert f"{shown.prompt_tokens} prompt tokens" in text and "1 BOS" in text
     assert len(text.splitlines()) > len(row.ids)
-    assert shown.as_dict()["tokens"][0] == {"id": 0, "piece": "<|begin_of_text|>", "special": True, "supervised": False}
+    assert asdict(shown.tokens[0]) == {"id": 0, "piece": "<|begin_of_text|>", "special": True, "supervised": False}
 
 
 def test_inspection_without_reference_is_the_prompt(llama: Prompter) -> None:
@@ -256,15 +256,12 @@ def test_what_the_limit_left_of_a_character_is_dropped(llama: Prompter) -> None:
 
 
 def test_without_a_tokenizer_a_prompt_is_its_texts() -> None:
-    made = Prompter.without_tokenizer("messages", "সহকারী। বিষয়: {topic}")
+    made = Prompter("messages", "সহকারী। বিষয়: {topic}")
     prompt = made.prompt(EXAMPLE)
     assert (prompt.ids, prompt.text) == ((), "ঘুম আসে না\n\nআমার মন খারাপ। কী করব?")
     assert (prompt.system, prompt.user) == ("সহকারী। বিষয়: মানসিক স্বাস্থ্য", prompt.text)
     assert made.prompt(replace(EXAMPLE, topic="")).system == "সহকারী।"
     assert made.limited(Decoding()) == Decoding()
-    assert (
-        made.describe()["tokenizer_sha"] == ""
-        and made.template_sha != Prompter.without_tokenizer("messages").template_sha
-    )
+    assert made.describe()["tokenizer_sha"] == "" and made.template_sha != Prompter("messages").template_sha
     recorded = {"kind": "recorded", "template_sha": "", "tokenizer_sha": "", "system": ""}
-    assert Prompter.without_tokenizer("recorded").describe() == recorded
+    assert Prompter("recorded").describe() == recorded
