@@ -172,7 +172,10 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
     def take(made: Metric, *, instead: bool = False) -> Metric:
         other = chosen.get(made.name)
         if other and not instead:
-            raise UsageError(f"{made.spelling}: {other.spelling} is named too, and a run has one {made.name}; make two")
+            raise UsageError(
+                f"{other.spelling} and {made.spelling}: a run has one {made.name}; name one of them, and make another "
+                "run for the other"
+            )
         chosen[made.name] = made
         return made
 
@@ -214,9 +217,10 @@ def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
     if request.overwrite or not (request.out / "run.json").is_file():
         return
     began = read_record(request.out)
+    parts = {*began.combined, *measures.weights}
     if began.primary_metric != measures.primary:
         before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
-    elif began.combined != measures.weights:
+    elif any(abs(began.combined.get(name, 0) - measures.weights.get(name, 0)) > 1e-9 for name in parts):
         before, now = (
             f"with the combined score {weighted(w)}" if w else "without a combined score"
             for w in (began.combined, measures.weights)
