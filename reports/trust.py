@@ -95,7 +95,7 @@ def sentence(trust: Trust) -> str:
 
 
 def scorer_tables(trusts: Sequence[Trust]) -> list[tuple[Trust, list[tuple[Scorer, bool]]]]:
-    """For each set of labelled replies all scorers, each once, and whether it scored here: those that did come first."""
+    """For each set of labelled replies its scorers, each once; those that scored here (True) come first."""
     found: dict[str, tuple[Trust, dict[str, tuple[Scorer, bool]]]] = {}
     for own in (True, False):
         for t in trusts:
