@@ -113,7 +113,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Paragraphs, a list, the small print under a title (lead), warnings (note), or something to copy (copy, code)."""
+    """Paragraphs, a list, small print (lead), warnings (note), a heading, or something to copy (copy, code)."""
 
     texts: tuple[str, ...]
     kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading"] = "plain"
@@ -122,7 +122,7 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Facts:
-    """Labels and texts; `strip` stands out as the numbers that matter most, each with a remark."""
+    """Labels and what is to be said of each."""
 
     pairs: tuple[tuple[str, str], ...]
     pens: Pen = Pen.ALL
