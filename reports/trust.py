@@ -92,3 +92,14 @@ def sentence(trust: Trust) -> str:
     lead = "; ".join(parts) if parts else f"AUC {trust.scorers[0].measures[AUC]}, better than every sentinel"
     checks = {"fails": trust.fails, "known limits": trust.limits}
     return "; ".join([f"{lead}, {on}", *(f"{what}: {', '.join(names)}" for what, names in checks.items() if names)])
+
+
+def scorer_tables(trusts: Sequence[Trust]) -> list[tuple[Trust, list[tuple[Scorer, bool]]]]:
+    """For each set of labelled replies its scorers, each once; those that scored here (True) come first."""
+    found: dict[str, tuple[Trust, dict[str, tuple[Scorer, bool]]]] = {}
+    for own in (True, False):
+        for t in trusts:
+            _, scorers = found.setdefault(f"{t.data} {t.data_sha256}", (t, {}))
+            for one in t.scorers[:1] if own else t.scorers[1:]:
+                scorers.setdefault(one.name, (one, own))
+    return [(t, list(scorers.values())) for t, scorers in found.values() if t.audited]

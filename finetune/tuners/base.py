@@ -22,7 +22,7 @@ from bnbench.finetune.checkpoints import Checkpoint
 from bnbench.finetune.engine.rows import Row
 from bnbench.finetune.recipes import Recipe, nearest
 from bnbench.finetune.tuners.gain import Gain
-from bnbench.finetune.tuners.load import Base
+from bnbench.models.files import Base
 from bnbench.models.precision import Precision
 
 GROUP = "bnbench.finetuners"

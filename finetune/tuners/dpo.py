@@ -28,7 +28,7 @@ from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.tuners.adapter import AdapterTuner, training_arguments
 from bnbench.finetune.tuners.base import Job
 from bnbench.finetune.tuners.gain import Gain, measure_gain
-from bnbench.finetune.tuners.load import load_tokenizer
+from bnbench.models.files import load_tokenizer
 from bnbench.progress import stage
 
 
