@@ -20,8 +20,8 @@ from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.stopping import Stop, listening
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
-from bnbench.finetune.tuners.base import Job, Outcome, Point, get_tuner
-from bnbench.finetune.tuners.gain import NOTHING_HELD_OUT, Gain, gain_from
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner
+from bnbench.finetune.tuners.gain import NOTHING_HELD_OUT, gain_from
 from bnbench.records import write_json, write_text
 from bnbench.training import RECORD, SCHEMA_VERSION, ends, loss_svg
 

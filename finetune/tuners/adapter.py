@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback
 
+from bnbench.errors import RecipeError
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.attention import NAME
 from bnbench.finetune.engine.collate import Packed, Padded
@@ -23,17 +24,30 @@ from bnbench.finetune.engine.lora import adapt
 from bnbench.finetune.engine.monitor import LongestFirst, Monitor, curve_of, write_curve
 from bnbench.finetune.engine.recompute import Recomputation
 from bnbench.finetune.engine.step import StepTrainer, prepare
-from bnbench.finetune.tuners.base import Job, Outcome
-from bnbench.finetune.tuners.gain import Gain
+from bnbench.finetune.recipes import Recipe
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
 from bnbench.models.four_bits import make_portable
+from bnbench.models.precision import Device
 from bnbench.quiet import quiet
 from bnbench.records import write_json
 
 
-class AdapterTuner:
+class AdapterTuner(Tuner):
     """The tuner that recipes name "qlora" (4-bit base) or "lora" (base as it is)."""
 
     shares_steps = True
+
+    def check(self, recipe: Recipe, device: Device | None) -> None:
+        """Refuses a recipe whose two words for the base's precision contradict each other."""
+        if recipe.tuner == "qlora" and recipe.quantisation == "none":
+            raise RecipeError(
+                'tuner "qlora" contradicts quantisation "none": set tuner = "lora", or quantisation = "nf4"'
+            )
+        if recipe.tuner == "lora" and recipe.quantisation != "none":
+            raise RecipeError(
+                f'tuner "lora" contradicts quantisation "{recipe.quantisation}": '
+                'set tuner = "qlora", or quantisation = "none"'
+            )
 
     def train(self, job: Job) -> Outcome:
         """Trains, from `job.resume` if there is one; see `bnbench.finetune.tuners.base.Tuner`."""

@@ -10,9 +10,9 @@ fp16's scaler cannot), train in bfloat16 on any card, pad with the end token, wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -22,20 +22,35 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from bnbench.errors import RecipeError
 from bnbench.finetune.engine.lora import lora_config
 from bnbench.finetune.engine.monitor import LongestFirst, Monitor
 from bnbench.finetune.engine.rows import IGNORED, Row
+from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, training_arguments
-from bnbench.finetune.tuners.base import Job
-from bnbench.finetune.tuners.gain import Gain, measure_gain
+from bnbench.finetune.tuners.base import Gain, Job
+from bnbench.finetune.tuners.gain import measure_gain
 from bnbench.finetune.tuners.load import load_tokenizer
+from bnbench.models.precision import Device
 from bnbench.progress import stage
 
 
 class PreferenceTuner(AdapterTuner):
     """The tuner "dpo", on a base in 4 bits or as it is."""
 
+    packages: ClassVar[Mapping[str, str]] = {"trl": '"bnbench[finetune]"'}
+    data = "pairs"
+    keys: ClassVar[Mapping[str, Any]] = {"beta": 0.0}
     shares_steps = False
+
+    def check(self, recipe: Recipe, device: Device | None) -> None:
+        """Refuses settings that mean nothing here: TRL pads, and policy and reference differ by the adapter alone."""
+        wanted = {"packing": False, "loss": "completion", "dropout": 0.0, "memory_gib": 0.0}
+        wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
+        if not recipe.beta:
+            wrong.append("beta above 0, such as 0.1")
+        if wrong:
+            raise RecipeError(f'the tuner "dpo" needs {", ".join(wrong)}')
 
     def trainer(self, job: Job, base: Any, monitor: Monitor) -> Any:
         """TRL's trainer over the job's pairs, with our callbacks."""

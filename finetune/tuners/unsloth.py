@@ -7,19 +7,22 @@ a card to itself, draws its own dropout, and prints to stdout, which is for resu
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+from bnbench.errors import RecipeError
 from bnbench.extras import require
 from bnbench.finetune.engine.collate import Padded, Pass
 from bnbench.finetune.engine.monitor import Monitor
 from bnbench.finetune.engine.rows import IGNORED
 from bnbench.finetune.engine.step import StepTrainer
-from bnbench.finetune.recipes import ALL_LINEAR
+from bnbench.finetune.recipes import ALL_LINEAR, Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, on_rows, training_arguments
 from bnbench.finetune.tuners.base import Job, Outcome
+from bnbench.models.precision import Device
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -27,7 +30,23 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 class UnslothTuner(AdapterTuner):
     """The tuner "unsloth", where the package and an NVIDIA GPU are."""
 
+    packages: ClassVar[Mapping[str, str]] = {"unsloth": "unsloth"}
     shares_steps = False
+
+    def check(self, recipe: Recipe, device: Device | None) -> None:
+        """Refuses what Unsloth does in one way only, set otherwise, and any machine without an NVIDIA GPU."""
+        wanted: dict[str, tuple[Any, ...]] = {
+            "packing": (False,),
+            "double_quantisation": (True,),
+            "memory_gib": (0.0,),
+            "checkpointing": ("non-reentrant", "none"),
+            "precision": ("auto", "float16", "bfloat16"),
+        }
+        wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
+        if wrong:
+            raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
+        if device is not None and device.type != "cuda":
+            raise RecipeError(f'the tuner "unsloth" needs an NVIDIA GPU (this is {device.type}): set tuner = "qlora"')
 
     def train(self, job: Job) -> Outcome:
         """As `AdapterTuner.train`."""
