@@ -8,12 +8,12 @@ Importing this package imports no torch; `finetune` and `plan` do, when they are
 """
 
 from bnbench.data.pairs import Pair, load_pairs
-from bnbench.finetune.engine.lora import count_parameters
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.publish import Published, publish
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.request import copy_recipe, finetune_request, parse_duration, recipe_list, recipe_table
 from bnbench.finetune.session import FinetuneResult, finetune
+from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, save_adapter
 from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner, tuner_names
 
 __all__ = [
@@ -27,12 +27,14 @@ __all__ = [
     "Published",
     "Recipe",
     "Tuner",
+    "adapt",
     "copy_recipe",
     "count_parameters",
     "finetune",
     "finetune_request",
     "get_tuner",
     "list_recipes",
+    "load_base",
     "load_pairs",
     "load_recipe",
     "parse_duration",
@@ -41,5 +43,6 @@ __all__ = [
     "recipe_list",
     "recipe_table",
     "recipe_text",
+    "save_adapter",
     "tuner_names",
 ]

@@ -14,10 +14,10 @@ from bnbench.data.pairs import Pair
 from bnbench.errors import MissingExtraError, RecipeError
 from bnbench.extras import require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.lora import count_parameters
 from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import Estimate, Shape, card_of, estimate
 from bnbench.finetune.recipes import Recipe, load_recipe, override
+from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.load import Base, load_config, load_generation_config, load_tokenizer, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, PromptFormat, pad_id

@@ -18,14 +18,14 @@ from bnbench.errors import PartialRunError, RecipeError, TrainingError
 from bnbench.extras import require
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.stopping import Stop, listening
+from bnbench.finetune.engine.processes import Stop, stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner
-from bnbench.finetune.tuners.gain import NOTHING_HELD_OUT, gain_from
 from bnbench.records import write_json, write_text
 from bnbench.training import RECORD, SCHEMA_VERSION, ends, loss_svg
 
 JOB = "job.json"
+NOTHING_HELD_OUT = "no pairs were held out, so what the chosen replies gained on other messages is not known"
 _PACKAGES = (
     "torch",
     "transformers",
@@ -95,12 +95,12 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
         PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
     """
     checkpoints = request.output / "checkpoints"
-    with processes.joined(request.device):
+    with processes.meet(request.device):
         planned, before = processes.first(lambda: _begin(request, checkpoints))
         if isinstance(before, FinetuneResult):
             return before
         resumed_from = before.step if before else 0
-        with listening(request.stop_after) as stop:
+        with stop_on_signals(request.stop_after) as stop:
             job = _job(request, planned, checkpoints, before, stop)
             try:
                 outcome = get_tuner(planned.recipe.tuner).train(job)
@@ -293,5 +293,5 @@ def _from_record(output: Path, record: Mapping[str, Any]) -> FinetuneResult:
         total=record["parameters"]["total"],
         peak_memory_bytes=record["peak_memory_bytes"],
         tuner=record["recipe"]["tuner"],
-        gain=gain_from(record),
+        gain=Gain(**record["gain"]) if record.get("gain") else None,
     )

@@ -26,7 +26,10 @@ _log = logging.getLogger("bnbench.finetune")
 
 
 def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
-    """The loss curve in a trainer's log history, which travels with its checkpoints and so survives a kill."""
+    """The loss curve in a trainer's log history, which travels with its checkpoints and so survives a kill.
+
+    One point for each optimiser step; entries that hold no loss, such as the closing totals, are left out.
+    """
     return tuple(Point(e["step"], e["loss"], e["learning_rate"]) for e in history if "loss" in e)
 
 
@@ -40,9 +43,7 @@ def write_curve(path: Path, curve: Iterable[Point]) -> None:
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
-    """Draws progress, refuses a loss that is no number, seals checkpoints, keeps loss.csv, and passes on a wish to
-    stop.
-    """
+    """Draws progress, refuses a loss that is no number, seals checkpoints, keeps loss.csv, passes on a wish to stop."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -56,7 +57,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Starts the display on the steps that are left, and each process's own random numbers."""
-        if processes.count() > 1:
+        if processes.count() > 1:  # transformers has given all the same, and with it the same dropout
             torch.manual_seed(self.job.recipe.seed + processes.index())
         left = state.max_steps - state.global_step
         self._stage = self._display.enter_context(stage("train (steps)", left, quiet=processes.index() > 0))
@@ -65,16 +66,20 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         """One optimiser step's loss."""
         if "loss" not in logs:
             return
+        step, every = state.global_step, self.job.recipe.log_every
         if not math.isfinite(logs["loss"]):
             processes.refuse(
                 TrainingError(
-                    f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate in the recipe, or "
+                    f"the loss is {logs['loss']} at step {step}: lower learning_rate in the recipe, or "
                     f'set precision = "float32" (now: {self.job.precision.dtype_name})'
                 )
             )
-        at_last = state.global_step == state.max_steps
-        if processes.index() == 0 and (at_last or state.global_step % self.job.recipe.log_every == 0):
-            self._report(state)
+        if processes.index() == 0 and (step == state.max_steps or step % every == 0):
+            curve = curve_of(state.log_history)
+            recent = [p.loss for p in curve[-every:]]
+            mean = sum(recent) / len(recent)
+            _log.info("step %d/%d: loss %.4f (mean of %d)", step, state.max_steps, mean, len(recent))
+            write_curve(self.job.output / "loss.csv", curve)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
@@ -94,16 +99,12 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         """Ends the display, also after an error."""
         self._display.close()
 
-    def _report(self, state: Any) -> None:
-        curve = curve_of(state.log_history)
-        recent = [p.loss for p in curve[-self.job.recipe.log_every :]]
-        mean = sum(recent) / len(recent)
-        _log.info("step %d/%d: loss %.4f (mean of %d)", state.global_step, state.max_steps, mean, len(recent))
-        write_curve(self.job.output / "loss.csv", curve)
-
 
 class LongestFirst(TrainerCallback):  # type: ignore[misc]
-    """One forward and backward on the longest rows before the first step, so that a card too small says so at once."""
+    """One forward and backward on the longest rows before the first step, so that a GPU too small says so at once.
+
+    It is `step` that runs them. Raises TrainingError, which names the longest sample and what to lower.
+    """
 
     def __init__(self, job: Job, step: Callable[[], None]) -> None:
         self.job, self.step = job, step
@@ -116,20 +117,17 @@ class LongestFirst(TrainerCallback):  # type: ignore[misc]
             with torch.random.fork_rng(devices=devices):
                 self.step()
         except torch.OutOfMemoryError:
-            raise self._too_small() from None
+            recipe, row = self.job.recipe, max(self.job.rows, key=lambda r: len(r.ids))
+            if recipe.packing and recipe.tokens_per_row > len(row.ids):
+                size, advice = f"a row of {recipe.tokens_per_row} tokens", "lower tokens_per_row"
+            elif recipe.packing or recipe.batch_size == 1:
+                size, advice = "one sample", "lower max_tokens and drop the longest rows"
+            else:
+                size, advice = f"{recipe.batch_size} at once", "lower batch_size (and raise accumulate as much)"
+            raise TrainingError(
+                f"out of memory on the longest rows, tried first: {size}, the longest sample with {len(row.ids)} "
+                f'tokens (id {row.id}). In the recipe, {advice}, or set checkpointing = "non-reentrant" (now: '
+                f'{recipe.checkpointing}) or quantisation = "nf4" (now: {recipe.quantisation})'
+            ) from None
         finally:
             model.zero_grad()
-
-    def _too_small(self) -> TrainingError:
-        recipe, row = self.job.recipe, max(self.job.rows, key=lambda r: len(r.ids))
-        if recipe.packing and recipe.tokens_per_row > len(row.ids):
-            size, advice = f"a row of {recipe.tokens_per_row} tokens", "lower tokens_per_row"
-        elif recipe.packing or recipe.batch_size == 1:
-            size, advice = "one sample", "lower max_tokens and drop the longest rows"
-        else:
-            size, advice = f"{recipe.batch_size} at once", "lower batch_size (and raise accumulate as much)"
-        return TrainingError(
-            f"out of memory on the longest rows, tried first: {size}, the longest sample with {len(row.ids)} tokens "
-            f'(id {row.id}). In the recipe, {advice}, or set checkpointing = "non-reentrant" (now: '
-            f'{recipe.checkpointing}) or quantisation = "nf4" (now: {recipe.quantisation})'
-        )

@@ -32,7 +32,7 @@ import torch
 from bnbench.data.corpus import Example
 from bnbench.errors import BnbenchError
 from bnbench.finetune import FinetuneRequest, finetune
-from bnbench.finetune.engine.stopping import Stop
+from bnbench.finetune.engine.processes import Stop
 torch.set_num_threads(1)
 given = json.loads(sys.stdin.read())
 examples = tuple(Example(**e) for e in given["examples"])

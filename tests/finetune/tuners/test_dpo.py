@@ -18,11 +18,11 @@ from bnbench.data.corpus import make_example
 from bnbench.data.pairs import Pair
 from bnbench.errors import PartialRunError, RecipeError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune, finetune_request, load_recipe, plan
+from bnbench.finetune.engine.processes import Stop
 from bnbench.finetune.engine.rows import IGNORED, Row
-from bnbench.finetune.engine.stopping import Stop
 from bnbench.finetune.memory import LLAMA_8B, estimate
 from bnbench.finetune.session import _job
-from bnbench.finetune.tuners.gain import measure_gain
+from bnbench.finetune.tuners.dpo import measure_gain
 from bnbench.finetune.tuners.load import load_generation_config, load_tokenizer
 from bnbench.models.prompts import PromptFormat
 from tests.finetune.conftest import MESSAGES, make_request
@@ -110,11 +110,11 @@ def test_no_second_model_and_no_second_adapter(pairs_for: Make) -> None:
 
 @pytest.mark.parametrize(("dtype", "flags"), [("bfloat16", (True, False)), ("float16", (False, True))])
 def test_sixteen_bit_arithmetic_is_the_job_s(pairs_for: Make, dtype: str, flags: tuple[bool, bool]) -> None:
-    from bnbench.finetune.tuners.dpo import _arguments
+    from bnbench.finetune.tuners.dpo import preference_arguments
 
     planned = plan(pairs_for())
     planned = replace(planned, precision=replace(planned.precision, dtype_name=dtype))
-    arguments = _arguments(_job(pairs_for(), planned, Path("unused"), None, Stop()))
+    arguments = preference_arguments(_job(pairs_for(), planned, Path("unused"), None, Stop()))
     assert (arguments.bf16, arguments.fp16) == flags and arguments.max_length is None
     assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False} and arguments.n_gpu <= 1
 
