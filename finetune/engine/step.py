@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import Packed, Padded, Pass, share
 from bnbench.finetune.engine.linear import make_lean
-from bnbench.finetune.engine.monitor import LongestFirst, Monitor
+from bnbench.finetune.engine.monitor import Monitor
 from bnbench.finetune.engine.recompute import Recomputation
 from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import chunk_positions
@@ -164,7 +164,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self.collate: Callable[[Sequence[Row]], list[Pass]] = collate
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         largest = collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
-        self.add_callback(LongestFirst(job, partial(self.try_largest, largest)))
+        monitor.try_largest = partial(self.try_largest, largest)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Without DDP: gradients are added up in `training_step`."""

@@ -56,8 +56,6 @@ class PreferenceTuner(AdapterTuner):
         from trl import DPOTrainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-        from bnbench.finetune.engine.monitor import LongestFirst
-
         class IdsTrainer(DPOTrainer):  # type: ignore[misc]
             """TRL's, on pairs that are already ids, and without its model card: `bnbench publish` writes one."""
 
@@ -96,7 +94,7 @@ class PreferenceTuner(AdapterTuner):
             return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
 
         largest = sorted(pairs, key=padded, reverse=True)[: job.recipe.batch_size]
-        trainer.add_callback(LongestFirst(job, try_largest))
+        monitor.try_largest = try_largest
         return trainer
 
     def gain(self, job: Job, trainer: Any) -> Gain | None:
