@@ -77,7 +77,6 @@ class Packed:
                 chosen.append(row)
             else:
                 bins.append([row])
-        # The largest pass first: the allocator's blocks are then large enough for all that follow.
         return [pack(b) for b in sorted(bins, key=lambda b: -sum(len(r.ids) for r in b))]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:
