@@ -18,9 +18,9 @@ from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import Estimate, Shape, card_of, estimate
 from bnbench.finetune.recipes import Recipe, load_recipe, override
 from bnbench.finetune.tuners.adapter import count_parameters
-from bnbench.finetune.tuners.load import Base, load_config, load_generation_config, load_tokenizer, resolve_base
+from bnbench.models.files import Base, load_config, load_generation_config, load_tokenizer, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
-from bnbench.models.prompts import SYSTEM, PromptFormat, pad_id
+from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         request.base, request.revision, folder=request.base_folder, trust_remote_code=trust, weights=weights
     )
     config, tokenizer = load_config(base, trust_remote_code=trust), load_tokenizer(base, trust_remote_code=trust)
-    prompts = PromptFormat.of(tokenizer, load_generation_config(base), request.system)
+    prompts = Prompter.of(tokenizer, load_generation_config(base), request.system)
     pad = pad_id(tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
     rows, held_out = (make_rows(examples, prompts, recipe.loss) for examples in _examples(request, recipe))
     for part in (rows, held_out) if held_out else (rows,):

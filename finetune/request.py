@@ -14,9 +14,8 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.memory import SAMPLES, duration, outlook
 from bnbench.finetune.plan import FinetuneRequest
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.finetune.tuners.load import load_generation_config, load_tokenizer, resolve_base
-from bnbench.models.files import BUNDLED
-from bnbench.models.prompts import PromptFormat
+from bnbench.models.files import BUNDLED, load_generation_config, load_tokenizer, resolve_base
+from bnbench.models.prompts import Prompter
 from bnbench.records import slug, write_text
 
 _log = logging.getLogger("bnbench.finetune")
@@ -134,7 +133,7 @@ def _base(base: str | None) -> tuple[str, str | None]:
 def _counter(base: tuple[str, str | None], trust_remote_code: bool, weights: bool) -> TokenCounter:
     files = resolve_base(*base, trust_remote_code=trust_remote_code, weights=weights)
     tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-    return PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens
+    return Prompter.of(tokenizer, load_generation_config(files)).count_tokens
 
 
 def _examples(data: str | None, read: Mapping[str, Any], split: str, limit: int | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from bnbench.data.corpus import Example
 from bnbench.errors import TrainingError
-from bnbench.models.prompts import PromptFormat
+from bnbench.models.prompts import Prompter
 
 IGNORED = -100
 """The label of a token that the loss leaves out (torch's `ignore_index`)."""
@@ -35,7 +35,7 @@ class Row:
         return next(i for i, label in enumerate(self.labels) if label != IGNORED)
 
 
-def make_rows(examples: Sequence[Example], prompts: PromptFormat, loss: str) -> tuple[Row, ...]:
+def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tuple[Row, ...]:
     """One Row an example; `loss` is the recipe's: "completion" supervises the reply, "full-text" every token."""
     rows = []
     for example in examples:

@@ -16,11 +16,10 @@ import pytest
 
 from bnbench.data.corpus import Corpus, Example, demo_corpus, load_corpus
 from bnbench.errors import CandidateError, RunError
-from bnbench.evaluate import evaluate
+from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.models import open_session
 from bnbench.models.candidates import parse_candidates
 from bnbench.records import read_run
-from bnbench.work import EvaluationRequest
 
 WORDS = ["আজ", "সারা", "দিন", "বাড়ি", "নদী", "মাঠ", "বৃষ্টি", "রোদ", "বই", "খাতা", "কলম", "মা", "বাবা", "ভাই", "বোন"]
 Rows = list[dict[str, str]]

@@ -89,10 +89,9 @@ def test_ids_join_in_any_order_and_lines_do_not_matter_then(ending, tmp_path, wh
 
 
 def test_a_run_folder_s_files_give_the_run_s_scores(tmp_path):
-    from bnbench.evaluate import evaluate
+    from bnbench.evaluate import EvaluationRequest, evaluate
     from bnbench.models.candidates import parse_candidates
     from bnbench.records import read_run
-    from bnbench.work import EvaluationRequest
 
     named = [{"id": e.id, "reply": reply} for e, reply in zip(EXAMPLES, REPLIES, strict=True)]
     recorded = write(tmp_path / "replies.jsonl", named)

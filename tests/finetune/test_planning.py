@@ -12,7 +12,7 @@ import pytest
 from bnbench.errors import CandidateError, MissingExtraError, RecipeError, TrainingError
 from bnbench.finetune import FinetuneRequest, count_parameters, load_recipe, plan
 from bnbench.finetune.plan import count_steps, count_warmup
-from bnbench.finetune.tuners.load import resolve_base
+from bnbench.models.files import resolve_base
 from bnbench.models.precision import Device
 
 planning = import_module("bnbench.finetune.plan")
