@@ -29,11 +29,6 @@ class Row:
         """How many tokens the loss counts. The first token has nothing before it to be predicted from."""
         return sum(label != IGNORED for label in self.labels[1:])
 
-    @property
-    def unsupervised(self) -> int:
-        """How many tokens stand before the first that the loss counts: the prompt, where the reply is supervised."""
-        return next(i for i, label in enumerate(self.labels) if label != IGNORED)
-
 
 def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tuple[Row, ...]:
     """One Row an example; `loss` is the recipe's: "completion" supervises the reply, "full-text" every token."""
