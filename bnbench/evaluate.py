@@ -14,20 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bnbench import __version__
 from bnbench.data.corpus import (
+    FIELDS,
     Corpus,
     Example,
     SplitSizes,
-    check_columns,
     check_source,
     check_split,
     demo_corpus,
     load_corpus,
 )
+from bnbench.data.files import check_columns
 from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted
@@ -58,7 +60,7 @@ from bnbench.records import (
 )
 
 PRIMARY = "chrF++"
-_EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
+EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
 
 log = logging.getLogger("bnbench")
 
@@ -100,44 +102,43 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Measures:
-    """The metrics of a run, the combined one last, and the name of the one that ranks."""
+    """The metrics of a run, the name of the one that ranks, and the weights of its combined score (empty: none)."""
 
     metrics: tuple[Metric, ...]
     primary: str
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A candidate in a run: what answers for it, how it is asked, and what it is asked (in the order of the items)."""
+
+    candidate: Candidate
+    backend: Backend
+    prompter: Prompter
+    prompts: tuple[Prompt, ...]
+    decoding: Decoding
 
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation that is ready to start: everything is known but the replies.
-
-    `backends`, `prompters`, `prompts` (in the order of `examples`) and `decoding` are by the candidate's name.
-    """
+    """An evaluation that is ready to start: everything is known but the replies, which go to the journal."""
 
     request: EvaluationRequest
     measures: Measures
-    backends: Mapping[str, Backend]
-    prompters: Mapping[str, Prompter]
     corpus: Corpus
     examples: tuple[Example, ...]
-    prompts: Mapping[str, tuple[Prompt, ...]]
-    decoding: Mapping[str, Decoding]
-
-    @property
-    def journal(self) -> Journal:
-        """The file that the replies go to."""
-        return Journal(self.request.out / "generations.jsonl")
+    entrants: tuple[Entrant, ...]
+    journal: Journal
 
 
 @dataclass(frozen=True)
 class Batch:
     """One step of the plan: some items of one candidate, with the keys that their replies will carry."""
 
-    candidate: Candidate
+    entrant: Entrant
     items: tuple[int, ...]
     keys: tuple[str, ...]
-
-
-# ------------------------------------------------------------------------------------------------ before anything loads
 
 
 def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
@@ -151,7 +152,7 @@ def check_inputs(
 ) -> None:
     """What can be known at once: split, fields and data; where the data are missing, what else is. CorpusError."""
     check_split(split)
-    check_columns(columns)
+    check_columns(columns, FIELDS)
     try:
         if data is not None:
             check_source(data)
@@ -166,65 +167,59 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
         UsageError: an unknown name (with the nearest), two metrics of one name, a combined score that ranks without
             weights or has a part of which lower is better.
     """
-    given = [get_metric(name) for name in names] if names else default_metrics(_EVERY_NEED)
     chosen: dict[str, Metric] = {}
-    for metric in given:
-        if metric.name in chosen:
-            raise UsageError(
-                f"--metric {metric.spelling}: {chosen[metric.name].spelling} is named too, and one run has one metric "
-                f"of the name {metric.name}; make two runs"
-            )
-        chosen[metric.name] = metric
 
-    def find(name: str) -> Metric:
-        """The chosen metric of this name, with or without its argument; a new one where there is none."""
-        for metric in chosen.values():
-            if name.casefold() in (metric.name.casefold(), metric.spelling.casefold()):
-                return metric
-        made = get_metric(name)
-        if names and made.name in chosen:
-            raise UsageError(f"--primary {name}: the run computes {chosen[made.name].spelling}; name one of the two")
+    def take(made: Metric, *, instead: bool = False) -> Metric:
+        other = chosen.get(made.name)
+        if other and not instead:
+            raise UsageError(f"{made.spelling}: {other.spelling} is named too, and a run has one {made.name}; make two")
         chosen[made.name] = made
         return made
 
-    if primary.casefold() != COMBINED:
-        primary = find(primary).name
-    elif not combine:
-        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
-    else:
-        primary = COMBINED
+    def find(name: str) -> Metric:
+        """The chosen metric of this name, with or without its argument; where there is none, a new one."""
+        known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
+        return next(known, None) or take(get_metric(name), instead=not names)
+
+    for metric in map(get_metric, names) if names else default_metrics(EVERY_NEED):
+        take(metric)
     if combine:
-        chosen[COMBINED] = CombinedScore(combine, [find(name) for name in combine])
-    return Measures(tuple(chosen.values()), primary)
+        take(CombinedScore(combine, [find(name) for name in combine]))
+    if primary.casefold() == COMBINED and COMBINED not in chosen:
+        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
+    primary = find(primary).name
+    # A combined score counts nothing itself: its parts are computed, and shown, beside it.
+    for part in [part for metric in chosen.values() for part in metric.parts]:
+        chosen.setdefault(part.name, part)
+    combined = chosen.pop(COMBINED, None)
+    weights = combined.weights if isinstance(combined, CombinedScore) else {}
+    return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
 
 
-def _check_needs(request: EvaluationRequest, measures: Measures) -> None:
-    """Raises UsageError where a metric that was asked for by name needs what no candidate can give."""
+def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
+    """Raises UsageError where a metric that was asked for needs what no candidate can give; RunError where what was
+    declared when the run began is not what is asked for now.
+    """
     can = {"references", "messages"}
     if any(get_backend(request.backend_of(c)).has_likelihoods() for c in request.candidates):
         can.add("likelihoods")
-    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, *request.combine, measures.primary)}
+    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
     able = [m.name for m in measures.metrics if m.needs <= can]
     for metric in measures.metrics:
         if metric.name not in able and metric.name.casefold() in asked:
-            lacking = ", ".join(sorted(metric.needs - can))
             raise UsageError(
-                f"{metric.name} cannot be computed for these candidates: it needs {lacking}, which none of them gives; "
-                f"choose from {', '.join(able)}"
+                f"{metric.name} cannot be computed for these candidates: it needs "
+                f"{', '.join(sorted(metric.needs - can))}, which none of them gives; choose from {', '.join(able)}"
             )
-
-
-def _check_declared(request: EvaluationRequest, primary: str) -> None:
-    """What was declared when the run began is what is asked for now; RunError where it is not."""
     if request.overwrite or not (request.out / "run.json").is_file():
         return
     began = read_record(request.out)
-    if began.primary_metric != primary:
-        before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, primary))
-    elif began.combined != request.combine:
+    if began.primary_metric != measures.primary:
+        before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
+    elif began.combined != measures.weights:
         before, now = (
             f"with the combined score {weighted(w)}" if w else "without a combined score"
-            for w in (began.combined, request.combine)
+            for w in (began.combined, measures.weights)
         )
     else:
         return
@@ -232,9 +227,6 @@ def _check_declared(request: EvaluationRequest, primary: str) -> None:
         f"{request.out}: this run began {before} and cannot go on {now}; name another --out, or start anew with "
         "--overwrite"
     )
-
-
-# ----------------------------------------------------------------------------------------------------------------- run
 
 
 def evaluate(request: EvaluationRequest) -> Path:
@@ -245,8 +237,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         PartialRunError: failed midway; the replies so far are kept and the message has the command to go on.
     """
     measures = choose_measures(request.primary, request.metrics, request.combine)
-    _check_needs(request, measures)
-    _check_declared(request, measures.primary)
+    _check_declared(request, measures)
     if request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
     work = _prepare(request, measures)
@@ -262,45 +253,39 @@ def evaluate(request: EvaluationRequest) -> Path:
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     """Opens the backends, reads the data and asks each candidate's prompter; no weights are read."""
-    candidates = request.candidates
     backends: dict[str, Backend] = {}
-    for name in dict.fromkeys(map(request.backend_of, candidates)):
-        own = [c for c in candidates if request.backend_of(c) == name]
+    for name in dict.fromkeys(map(request.backend_of, request.candidates)):
+        own = [c for c in request.candidates if request.backend_of(c) == name]
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code)
-        backends |= dict.fromkeys([c.name for c in own], get_backend(name)(own, options))
-    prompters = {c.name: backends[c.name].prompter(c) for c in candidates}
+        backends[name] = get_backend(name)(own, options)
+    answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
+    prompters = {candidate.name: backend.prompter(candidate) for candidate, backend in answering}
     distinct = {id(p): p for p in prompters.values()}  # candidates that are asked alike share one, and its prompts
 
     # A row is too long if it is for any of the candidates that can tell.
     telling = [p for p in distinct.values() if p.tokenizer is not None]
 
-    def count(examples: Sequence[Example]) -> Sequence[int]:
+    def longest(examples: Sequence[Example]) -> Sequence[int]:
         return [max(lengths) for lengths in zip(*(p.count_tokens(examples) for p in telling), strict=True)]
 
+    limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": longest if telling else None}
     if request.data is None:
-        corpus = demo_corpus(request.max_tokens, count if telling else None)
+        corpus = demo_corpus(**limits)
     else:
-        corpus = load_corpus(
-            request.data,
-            columns=request.columns,
-            sizes=request.sizes,
-            max_tokens=request.max_tokens,
-            count_tokens=count if telling else None,
-        )
+        corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
         log.info("%s: %s", request.data, corpus.describe())
         if not corpus.is_split:
             log.warning("%s: not split: %s", request.data, corpus.unsplit)
     examples = corpus.select(request.split, request.limit)
-    for backend in {id(b): b for b in backends.values()}.values():
+    for backend in backends.values():
         backend.bind(examples, corpus)
 
-    references = [e.reference for e in examples]
-    asked = {
-        key: (tuple(map(p.prompt, examples)), p.limited(request.decoding, references)) for key, p in distinct.items()
-    }
-    prompts = {name: asked[id(p)][0] for name, p in prompters.items()}
-    decoding = {name: asked[id(p)][1] for name, p in prompters.items()}
-    return Work(request, measures, backends, prompters, corpus, examples, prompts, decoding)
+    asked = {}
+    for key, prompter in distinct.items():
+        decoding = prompter.limited(request.decoding, [e.reference for e in examples])
+        asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
+    entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
+    return Work(request, measures, corpus, examples, entrants, Journal(request.out / "generations.jsonl"))
 
 
 def _plan(work: Work) -> list[Batch]:
@@ -309,18 +294,17 @@ def _plan(work: Work) -> list[Batch]:
     A reply's key is a hash of everything that it and its likelihood depend on.
     """
     size, examples, plan = work.request.batch_size, work.examples, []
-    for candidate in work.request.candidates:
-        prompts = work.prompts[candidate.name]
-        fixed = dict(work.backends[candidate.name].identity(candidate))
-        fixed |= {"decoding": asdict(work.decoding[candidate.name]), "batch_size": size}
+    for entrant in work.entrants:
+        fixed = dict(entrant.backend.identity(entrant.candidate))
+        fixed |= {"decoding": asdict(entrant.decoding), "batch_size": size}
         keys = [
             generation_key(**fixed, item=example.id, prompt=list(prompt.ids), reference=example.reference)
-            for example, prompt in zip(examples, prompts, strict=True)
+            for example, prompt in zip(examples, entrant.prompts, strict=True)
         ]
-        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), examples[i].id))
+        order = sorted(range(len(examples)), key=lambda i: (-len(entrant.prompts[i].ids), examples[i].id))
         for start in range(0, len(order), size):
             items = tuple(order[start : start + size])
-            plan.append(Batch(candidate, items, tuple(keys[i] for i in items)))
+            plan.append(Batch(entrant, items, tuple(keys[i] for i in items)))
     return plan
 
 
@@ -331,7 +315,7 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     if work.request.overwrite:
         journal.path.unlink(missing_ok=True)
     done = journal.read()
-    keys = [(batch.candidate.name, key) for batch in plan for key in batch.keys]
+    keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if [(g.candidate, g.key) for g in done] != keys[: len(done)]:
         try:
             command = f" ({read_record(out).command})"
@@ -353,34 +337,30 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
 def _generate(work: Work, plan: Sequence[Batch], record: RunRecord) -> RunRecord:
     """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch.
 
-    Where only recorded replies are left nothing is loaded or shown: copying them takes no time.
+    Where only recorded replies are left nothing is loaded, timed or shown: copying them takes no time.
     """
     quiet, path = work.request.quiet, work.request.out / "run.json"
-    models = [batch.candidate for batch in plan if batch.candidate.kind != "predictions"]
+    models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
         with stage("load", 1, quiet=quiet) as loading:
-            for backend in {id(b): b for b in (work.backends[c.name] for c in models)}.values():
+            for backend in dict.fromkeys(entrant.backend for entrant in models.values()):
                 backend.load()
             loading.advance(1)
     try:
         with stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
-                start = time.monotonic()
+                start, name = time.monotonic(), batch.entrant.candidate.name
                 generations = _answer(work, batch)
                 work.journal.append(generations)
-                if batch.candidate in models:
+                if name in models:
                     spent = time.monotonic() - start
-                    peaks = (record.peak_memory_bytes, work.backends[batch.candidate.name].peak_memory_bytes())
-                    record = replace(
-                        record,
-                        candidates=tuple(
-                            replace(c, seconds=round((c.seconds or 0.0) + spent, 3))
-                            if c.name == batch.candidate.name
-                            else c
-                            for c in record.candidates
-                        ),
-                        peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
-                    )
+                    took = [
+                        replace(c, seconds=round((c.seconds or 0.0) + spent, 3)) if c.name == name else c
+                        for c in record.candidates
+                    ]
+                    peaks = (record.peak_memory_bytes, batch.entrant.backend.peak_memory_bytes())
+                    peak = max((peak for peak in peaks if peak is not None), default=None)
+                    record = replace(record, candidates=tuple(took), peak_memory_bytes=peak)
                 write_json(path, record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
@@ -391,33 +371,19 @@ def _generate(work: Work, plan: Sequence[Batch], record: RunRecord) -> RunRecord
 
 def _answer(work: Work, batch: Batch) -> list[Generation]:
     """The replies of one batch, and the likelihood of each item's reference."""
-    candidate = batch.candidate
-    backend = work.backends[candidate.name]
-    prompts = [work.prompts[candidate.name][i] for i in batch.items]
-    examples = [work.examples[i] for i in batch.items]
-    replies = backend.generate(candidate, prompts, [e.id for e in examples], work.decoding[candidate.name])
+    entrant, candidate = batch.entrant, batch.entrant.candidate
+    prompts, examples = [entrant.prompts[i] for i in batch.items], [work.examples[i] for i in batch.items]
+    replies = entrant.backend.generate(candidate, prompts, [e.id for e in examples], entrant.decoding)
     if len(replies) != len(prompts):
         raise RuntimeError(f"{candidate.name} gave {len(replies)} replies to {len(prompts)} prompts")
-    scored = backend.likelihood(candidate, prompts, [e.reference for e in examples])
-    made = []
-    for i, (key, example, reply) in enumerate(zip(batch.keys, examples, replies, strict=True)):
-        nll, *sizes = [None] * 4 if scored is None else scored[i].tolist()
-        tokens, size, characters = (None if number is None else int(number) for number in sizes)
-        made.append(
-            Generation(
-                key,
-                candidate.name,
-                example.id,
-                reply.text,
-                reply.tokens,
-                reply.hit_limit,
-                nll,
-                tokens,
-                size,
-                characters,
-            )
-        )
-    return made
+    scored = entrant.backend.likelihood(candidate, prompts, [e.reference for e in examples])
+    rows: list[Any] = [(None,) * 4] * len(prompts)
+    if scored is not None:
+        rows = [(nll, int(tokens), int(size), int(characters)) for nll, tokens, size, characters in scored.tolist()]
+    return [
+        Generation(key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *row)
+        for key, example, reply, row in zip(batch.keys, examples, replies, rows, strict=True)
+    ]
 
 
 def _score(work: Work) -> list[Metric]:
@@ -427,45 +393,37 @@ def _score(work: Work) -> list[Metric]:
     """
     ids = [e.id for e in work.examples]
     replies = {(g.candidate, g.id): g for g in work.journal.read()}
-    own = [m for m in work.measures.metrics if not isinstance(m, CombinedScore)]
-    used: set[str] = set()
-    with stage("score", len(work.request.candidates) * len(ids), quiet=work.request.quiet) as progress:
-        for candidate in work.request.candidates:
-            texts = candidate_texts([replies[candidate.name, i] for i in ids], work.examples)
-            can = _EVERY_NEED if texts.likelihoods is not None else _EVERY_NEED - {"likelihoods"}
-            metrics = [m for m in own if m.needs <= can]
+    own, used = [m for m in work.measures.metrics if not m.parts], set[str]()
+    with stage("score", len(work.entrants) * len(ids), quiet=work.request.quiet) as progress:
+        for name in (candidate.name for candidate in work.request.candidates):
+            generations = [replies[name, i] for i in ids]
+            numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in generations]
+            known = all(n is not None for row in numbers for n in row)
+            cut = [g.hit_limit for g in generations]
+            texts = Texts.of(
+                [g.reply for g in generations],
+                [e.reference for e in work.examples],
+                [f"{e.title} {e.question}".strip() for e in work.examples],
+                np.array(numbers, dtype=np.float64) if known else None,
+                None if None in cut else [bool(limit) for limit in cut],
+            )
+            metrics = [m for m in own if m.needs <= (EVERY_NEED if known else EVERY_NEED - {"likelihoods"})]
             tables = {m.name: t for m, t in zip(metrics, statistics(texts, metrics), strict=True)}
-            write_scores(work.request.out, candidate.name, ids, tables, {m.name: m.columns for m in metrics})
+            write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
             used.update(tables)
             progress.advance(len(ids))
-    computed = [m for m in work.measures.metrics if m.name in used or isinstance(m, CombinedScore)]
+    computed = [m for m in work.measures.metrics if used.issuperset(p.name for p in m.parts or (m,))]
     if work.measures.primary not in (names := [m.name for m in computed]):
+        shown = ", ".join(names)
         raise UsageError(
-            f"{work.measures.primary} cannot be computed for these candidates; choose --primary from {', '.join(names)}"
+            f"{work.measures.primary} cannot be computed for these candidates; choose --primary from {shown}"
         )
     return computed
 
 
-def candidate_texts(generations: Sequence[Generation], examples: Sequence[Example]) -> Texts:
-    """One candidate's replies with their references, messages and likelihoods, as the metrics want them."""
-    numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in generations]
-    known = all(n is not None for row in numbers for n in row)
-    limits = [g.hit_limit for g in generations]
-    return Texts.of(
-        [g.reply for g in generations],
-        [e.reference for e in examples],
-        [f"{e.title} {e.question}".strip() for e in examples],
-        np.array(numbers, dtype=np.float64) if known else None,
-        None if None in limits else [bool(limit) for limit in limits],
-    )
-
-
-# ----------------------------------------------------------------------------------------------------- what is recorded
-
-
 def _begin(work: Work, *, going_on: bool) -> RunRecord:
     """run.json as it stands when a session begins. Times and memory go on from the sessions before this one."""
-    request = work.request
+    request, corpus = work.request, work.corpus
     before = None
     if going_on:
         try:
@@ -473,40 +431,8 @@ def _begin(work: Work, *, going_on: bool) -> RunRecord:
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
     seconds = {c.name: c.seconds for c in before.candidates} if before else {}
-    candidates, notes = [], []
-    for candidate in request.candidates:
-        training = None
-        if candidate.kind == "adapter" and candidate.folder:
-            folder = Path(candidate.folder)
-            try:
-                training = read_training(folder)
-            except RunError as error:
-                log.warning("%s", error)
-            if seen := len(_trained_on(folder) & {e.id for e in work.examples}):
-                notes.append(
-                    f"{candidate.name} was trained on {seen} of the {len(work.examples)} test rows: "
-                    "its scores here say nothing about new messages"
-                )
-                log.warning(notes[-1])
-        candidates.append(
-            # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
-            CandidateRecord(
-                name=candidate.name,
-                kind=candidate.kind,
-                location=candidate.location,
-                revision=candidate.revision,
-                base=candidate.base,
-                base_revision=candidate.base_revision,
-                weights_sha256=candidate.weights_sha256,
-                key_fields=dict(work.backends[candidate.name].identity(candidate)),
-                training=training.summary() if training else None,
-                seconds=seconds.get(candidate.name),
-                tokens_per_second=None,
-                hit_limit_share=None,
-            )
-        )
-    # The first candidate is the base where there is one; the others are asked and computed as it is.
-    first = request.candidates[0].name
+    described = [_describe(work, entrant, seconds.get(entrant.candidate.name)) for entrant in work.entrants]
+    first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
     return RunRecord(
         name=request.out.name,
         bnbench=__version__,
@@ -514,27 +440,59 @@ def _begin(work: Work, *, going_on: bool) -> RunRecord:
         created=before.created if before else _now(),
         finished=None,
         **describe_environment(),
-        precision=dict(work.backends[first].precision()),
+        precision=dict(first.backend.precision()),
         corpus=CorpusRecord(
-            name=Path(work.corpus.source).name,
-            source=work.corpus.source,
-            fingerprint=work.corpus.fingerprint,
-            split=request.split if work.corpus.is_split else "all",
+            name=Path(corpus.source).name,
+            source=corpus.source,
+            fingerprint=corpus.fingerprint,
+            split=request.split if corpus.is_split else "all",
             n=len(work.examples),
             limit=request.limit,
-            steps=tuple(asdict(step) for step in work.corpus.steps),
+            steps=tuple(asdict(step) for step in corpus.steps),
         ),
-        prompt=work.prompters[first].describe(),
-        decoding=asdict(work.decoding[first]),
+        prompt=first.prompter.describe(),
+        decoding=asdict(first.decoding),
         batch_size=request.batch_size,
         peak_memory_bytes=before.peak_memory_bytes if before else None,
-        candidates=tuple(candidates),
+        candidates=tuple(record for record, _ in described),
         primary_metric=work.measures.primary,
-        combined=dict(request.combine),
+        combined=work.measures.weights,
         metrics=(),
         seed=request.decoding.seed,
-        notes=tuple(notes),
+        notes=tuple(note for _, note in described if note),
     )
+
+
+def _describe(work: Work, entrant: Entrant, seconds: float | None) -> tuple[CandidateRecord, str]:
+    """A candidate's record, and a note where an adapter was trained on rows that it is now tested on."""
+    candidate, training, note = entrant.candidate, None, ""
+    if candidate.kind == "adapter" and candidate.folder:
+        try:
+            training = read_training(Path(candidate.folder))
+        except RunError as error:
+            log.warning("%s", error)
+        try:
+            told = json.loads((Path(candidate.folder) / TRAINING).read_text(encoding="utf-8"))
+            seen = len({e.id for e in work.examples}.intersection(map(str, told["examples"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            seen = 0  # there is none, or another tool's, which names no items of ours
+        if seen:
+            note = (
+                f"{candidate.name} was trained on {seen} of the {len(work.examples)} test rows: "
+                "its scores here say nothing about new messages"
+            )
+            log.warning(note)
+    # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
+    shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
+    record = CandidateRecord(
+        **shown,
+        key_fields=dict(entrant.backend.identity(candidate)),
+        training=training.summary() if training else None,
+        seconds=seconds,
+        tokens_per_second=None,
+        hit_limit_share=None,
+    )
+    return record, note
 
 
 def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord:
@@ -556,19 +514,8 @@ def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord
         finished=_now(),
         **describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),
-        metrics=tuple(
-            replace(MetricRecord.of(m, len(work.examples)), spelling=f"{m.name}:{m.argument}" if m.argument else "")
-            for m in computed
-        ),
+        metrics=tuple(MetricRecord.of(metric, len(work.examples)) for metric in computed),
     )
-
-
-def _trained_on(adapter: Path) -> frozenset[str]:
-    """Ids of the examples that an adapter was trained on, empty where its training.json is not there or not ours."""
-    try:
-        return frozenset(str(i) for i in json.loads((adapter / TRAINING).read_text(encoding="utf-8"))["examples"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()
 
 
 def _now() -> str:

@@ -70,7 +70,7 @@ class Backend(ABC):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
-        self._asked = Prompter.without_tokenizer("messages", options.system)
+        self._asked = Prompter("messages", options.system)
 
     def prompter(self, candidate: Candidate) -> Prompter:
         """How a candidate is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids."""

@@ -7,7 +7,7 @@ each with an optional `name=` in front. Without any, the bundled demo.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,10 @@ def parse_candidates(
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions:
+        if not needs_files:
+            raise CandidateError(
+                "the bundled models are files, which this backend reads none of: name a model with --base"
+            )
         base, adapters = DEMO_BASE, [DEMO_ADAPTER]
     given = None if base is None else parse_spec(base)
     found: list[Candidate] = []
@@ -175,28 +179,13 @@ def _models(given: Spec | None, adapters: Sequence[_Adapter], trust_remote_code:
     shapes, config = files.shapes(), files.read_json("config.json")
     for adapter in adapters:
         _check_shapes(adapter.files, files, shapes, config)
-    base = Candidate(
-        spec.name,
-        "base",
-        spec.location,
-        files.commit,
-        folder=str(files.folder),
-        weights_sha256=files.weights_sha256(),
-    )
-    return [base] + [
-        Candidate(
-            a.spec.name,
-            "adapter",
-            a.spec.location,
-            a.files.commit,
-            base.location,
-            str(a.files.folder),
-            base.revision,
-            base.folder,
-            a.files.weights_sha256(),
-        )
-        for a in adapters
-    ]
+    base = Candidate(spec.name, "base", spec.location, files.commit, None, str(files.folder))
+    found = [replace(base, weights_sha256=files.weights_sha256())]
+    for adapter in adapters:
+        own = adapter.files
+        place = (base.location, str(own.folder), base.revision, base.folder, own.weights_sha256())
+        found.append(Candidate(adapter.spec.name, "adapter", adapter.spec.location, own.commit, *place))
+    return found
 
 
 def _choose_base(given: Spec | None, adapters: Sequence[_Adapter]) -> Spec:

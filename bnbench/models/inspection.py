@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from bnbench.data.corpus import Example, demo_corpus, load_corpus
 from bnbench.errors import CorpusError
@@ -59,10 +58,6 @@ class Inspection:
             prompter.stop_ids,
             prompter.template_sha,
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
     def __str__(self) -> str:
         supervised = sum(t.supervised for t in self.tokens)

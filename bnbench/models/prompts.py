@@ -73,15 +73,15 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class Prompter:
-    """How one candidate is asked: its tokenizer, template and system text. Make it with `of` or `load`.
+    """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`, or, for a server that
+    writes prompts itself and for replies that were recorded, without a tokenizer: then prompts are texts without ids.
 
     `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
-    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format
-    only). Without a tokenizer (`without_tokenizer`) prompts are texts without ids, and tokens cannot be counted.
+    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format only).
     """
 
     kind: str
-    system: str
+    system: str = ""
     template: str = ""
     end: str = ""
     end_id: int = -1
@@ -138,11 +138,6 @@ class Prompter:
         """
         tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
         return cls.of(tokenizer, load_generation_config(files), system)
-
-    @classmethod
-    def without_tokenizer(cls, kind: str, system: str = "") -> Prompter:
-        """For a server that writes prompts itself, or for replies that were recorded: texts, no ids."""
-        return cls(kind, system)
 
     @property
     def template_sha(self) -> str:

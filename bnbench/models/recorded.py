@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example, whole_number
-from bnbench.data.joined import TextFile
+from bnbench.data.join import TextFile
 from bnbench.data.repair import repair
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.metrics.normalization import normalize
@@ -28,7 +28,7 @@ class RecordedReplies(Backend):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
-        self._asked = Prompter.without_tokenizer("recorded")  # the file does not say how the model was asked
+        self._asked = Prompter("recorded")  # the file does not say how the model was asked
         self._files = {c.name: Predictions.read(Path(c.location)) for c in candidates}
         self._paired: dict[str, Pairing] = {}
 
