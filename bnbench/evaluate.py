@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,16 @@ from bnbench.models import Session, open_session
 from bnbench.models.candidates import Candidate, missing
 from bnbench.progress import stage
 from bnbench.record import earlier, finished, started, with_batch
-from bnbench.records import Generation, generation_key, read_meta, slug, write_json, write_scores, write_text
+from bnbench.records import (
+    Generation,
+    RunRecord,
+    generation_key,
+    read_record,
+    slug,
+    write_json,
+    write_scores,
+    write_text,
+)
 from bnbench.work import EvaluationRequest, Work
 
 log = logging.getLogger("bnbench")
@@ -63,7 +71,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     work = _prepare(request)
     plan = _plan(work)
     start = _resume(work, plan)
-    meta = started(work, earlier(request.out) if start else {})
+    meta = started(work, earlier(request.out) if start else None)
     path = request.out / "run.json"
     write_json(path, meta)
     meta = _generate(work, plan[start:], meta, path)
@@ -73,7 +81,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     if request.primary not in metrics:
         names = ", ".join(metrics)
         raise UsageError(f"{request.primary} cannot be computed for these candidates; choose --primary from {names}")
-    write_json(path, meta | finished(work, meta, list(metrics.values())))
+    write_json(path, finished(work, meta, list(metrics.values())))
     return request.out
 
 
@@ -109,8 +117,8 @@ def _check_declared(request: EvaluationRequest) -> None:
     """What was declared when the run began is what is asked for now; RunError where it is not."""
     if request.overwrite or not (request.out / "run.json").is_file():
         return
-    meta = read_meta(request.out)
-    declared, weights = meta["primary_metric"], meta.get("combined") or {}
+    earlier_record = read_record(request.out)
+    declared, weights = earlier_record.primary_metric, earlier_record.combined
     if declared != request.primary:
         before, now = (f"with {name} as the primary metric" for name in (declared, request.primary))
     elif weights != request.combine:
@@ -205,12 +213,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
 def _command_of(out: Path) -> str:
     """The command that made the run in the folder, where it is known."""
     try:
-        return f" ({read_meta(out)['command']})"
-    except (RunError, KeyError):
+        return f" ({read_record(out).command})"
+    except RunError:
         return ""
 
 
-def _generate(work: Work, plan: Sequence[Batch], meta: dict[str, Any], record: Path) -> dict[str, Any]:
+def _generate(work: Work, plan: Sequence[Batch], meta: RunRecord, record: Path) -> RunRecord:
     """Works the plan off; returns `meta` with the time that each candidate took, which `record` has after each batch.
 
     Where only recorded replies are left nothing is loaded or shown: copying them takes no time.

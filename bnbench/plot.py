@@ -1,92 +1,126 @@
-"""Where marks go in the report's drawings, in per cent of the width, so that one drawing fits a phone and a wall."""
+"""Drawings of numbers: the marks of the report's interval plots, and the loss curve of a training.
+
+The interval plots are places in per cent of the width, so that one drawing fits a phone and a wall; the loss curve is
+SVG of our own, fit for a file and for a page: it names no font, library or address, and follows light and dark.
+"""
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from bnbench.reports.ranking import Comparison, Ranking, Score
+from bnbench.records import Points, mean_loss, thinned
 
-_MARGIN = 3.0  # per cent left free on each side
+_WIDTH, _HEIGHT = 720, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 704, 14, 232
+_STYLE = (
+    ".loss-curve{--paper:#fff;--ink:#575d66;--line:#dedbd3;--curve:#0b5a8a;font:12px system-ui,sans-serif;"
+    "max-width:100%;height:auto}"
+    "@media screen and (prefers-color-scheme:dark){"
+    ".loss-curve{--paper:#1b1f24;--ink:#a9afb8;--line:#343a42;--curve:#7cc0ee}}"
+    ".loss-curve .paper{fill:var(--paper)}.loss-curve text{fill:var(--ink)}.loss-curve .axis{stroke:var(--line)}"
+    ".loss-curve path{fill:none;stroke:var(--curve);stroke-linejoin:round}.loss-curve circle{fill:var(--curve)}"
+)
+
+Span = tuple[float, float, float]
+"""Low end, point and high end: of an interval, or of its drawing."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """An interval and its point, in per cent of the width."""
+class Axis:
+    """Values to places: `low` lies at `start`, `high` at `end`."""
 
     low: float
-    point: float
     high: float
+    start: float
+    end: float
+
+    @classmethod
+    def over(cls, values: Iterable[float], start: float, end: float, room: float = 0.0) -> Axis:
+        """The axis that shows all values, with a share of their range left free beyond each end."""
+        found = list(values) or [0.0, 1.0]
+        low, high = min(found), max(found)
+        free = (high - low) * room if high > low else max(abs(low) * 0.1, 1.0)
+        return cls(low - free, high + free, start, end)
+
+    def at(self, value: float) -> float:
+        """Where a value lies."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, about: int, steps: Sequence[float] = (1, 2, 5, 10)) -> tuple[list[float], int]:
+        """Round numbers, some `about` of them, and the decimals that they need."""
+        rough = (self.high - self.low) / about
+        power = 10.0 ** math.floor(math.log10(rough))
+        factor = next(m for m in steps if power * m >= rough)
+        step = power * factor
+        decimals = max(0, (1 if factor == 2.5 else 0) - math.floor(math.log10(step)))
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [i * step for i in range(first, last + 1)], decimals
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A mark of the axis: its place in per cent, its value and the decimals that it needs."""
+class IntervalPlot:
+    """One bar an interval, in per cent of the width (None where a number is not finite), and the axis: the place and
+    the text of each tick's value, which has `decimals`.
+    """
 
-    at: float
-    value: float
+    bars: tuple[Span | None, ...]
+    ticks: tuple[tuple[float, float], ...]
     decimals: int
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One bar a candidate (None where a number is not finite), the axis, and the base's point as a guide."""
-
-    bars: tuple[Bar | None, ...]
-    ticks: tuple[Tick, ...]
-    guide: float | None
-
-
-def interval_plot(ranking: Ranking) -> Plot:
-    """All candidates on the primary value, in the order of the ranking."""
-    # One item has no interval: its score is drawn as a point.
-    known = [ranking.primary_score(s) for s in ranking.standings]
-    scores = [s if _is_finite(s) else replace(s, low=s.value, high=s.value) for s in known]
-    ends = [x for s in scores if _is_finite(s) for x in (s.low, s.value, s.high)]
-    scale = _Scale.over(ends or [0.0, 1.0])
-    bars = tuple(Bar(scale.at(s.low), scale.at(s.value), scale.at(s.high)) if _is_finite(s) else None for s in scores)
-    base = next((b for s, b in zip(ranking.standings, bars, strict=True) if s.candidate == ranking.base), None)
-    return Plot(bars, scale.ticks(), base.point if base and len(bars) > 1 else None)
+def interval_plot(spans: Sequence[Span]) -> IntervalPlot:
+    """Intervals over one axis; one whose ends are not finite (one item has no interval) is drawn as its point."""
+    known = [s if all(map(math.isfinite, s)) else (s[1], s[1], s[1]) for s in spans]
+    shown = [s if math.isfinite(s[1]) else None for s in known]
+    axis = Axis.over((x for s in shown if s for x in s), 3.0, 97.0, room=0.04)
+    ticks, decimals = axis.ticks(4, (1, 2, 2.5, 5, 10))
+    bars = tuple((axis.at(s[0]), axis.at(s[1]), axis.at(s[2])) if s else None for s in shown)
+    return IntervalPlot(bars, tuple((axis.at(x), x) for x in ticks), decimals)
 
 
-def forest_bars(comparisons: Sequence[Comparison | None], higher_is_better: bool) -> list[Bar | None]:
+def forest_bars(spans: Sequence[Span | None], *, higher_is_better: bool) -> list[Span | None]:
     """Differences of one value around a common zero at 50 %, turned so that right is better."""
-    ends = [abs(x) for c in comparisons if c and _is_finite(c) for x in (c.low, c.difference, c.high)]
-    reach = max(ends, default=0.0) or 1.0
-    half = (50.0 - _MARGIN) / reach * (1 if higher_is_better else -1)
-
-    def bar(c: Comparison) -> Bar:
-        low, high = sorted((50 + half * c.low, 50 + half * c.high))
-        return Bar(low, 50 + half * c.difference, high)
-
-    return [bar(c) if c and _is_finite(c) else None for c in comparisons]
+    shown = [s if s and all(map(math.isfinite, s)) else None for s in spans]
+    reach = max((abs(x) for s in shown if s for x in s), default=0.0) or 1.0
+    ends = (3.0, 97.0) if higher_is_better else (97.0, 3.0)
+    axis = Axis(-reach, reach, *ends)
+    turn = 1 if higher_is_better else -1
+    return [(axis.at(s[1 - turn]), axis.at(s[1]), axis.at(s[1 + turn])) if s else None for s in shown]
 
 
-@dataclass(frozen=True)
-class _Scale:
-    low: float
-    high: float
+def loss_svg(points: Points, name: str = "") -> str:
+    """The curve of (optimiser step, loss) points as one <svg>: every point thin, the mean of a twelfth of them thick.
 
-    @classmethod
-    def over(cls, values: Sequence[float]) -> _Scale:
-        low, high = min(values), max(values)
-        room = (high - low) * 0.04 or max(abs(low) * 0.1, 1.0)
-        return cls(low - room, high + room)
-
-    def at(self, value: float) -> float:
-        return _MARGIN + (value - self.low) / (self.high - self.low) * (100 - 2 * _MARGIN)
-
-    def ticks(self, about: int = 4) -> tuple[Tick, ...]:
-        """Round numbers, some four of them."""
-        rough = (self.high - self.low) / about
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough)
-        decimals = max(0, -math.floor(math.log10(step)) + (1 if step / power == 2.5 else 0))
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return tuple(Tick(self.at(i * step), i * step, decimals) for i in range(first, last + 1))
-
-
-def _is_finite(of: Score | Comparison) -> bool:
-    point = of.value if isinstance(of, Score) else of.difference
-    return all(map(math.isfinite, (of.low, point, of.high)))
+    `name` goes into its title for screen readers. Points that are not finite are left out; without any the axes are
+    empty.
+    """
+    kept = thinned([(step, loss) for step, loss in points if math.isfinite(loss)])
+    xs, ys = Axis.over([s for s, _ in kept], _LEFT, _RIGHT), Axis.over([y for _, y in kept], _BOTTOM, _TOP)
+    ends = f", from {kept[0][1]:.3f} to {kept[-1][1]:.3f} in {kept[-1][0]} steps" if kept else ""
+    title = html.escape(f"Training loss{f' of {name}' if name else ''}{ends}")
+    marks = [
+        f'<path class="axis" d="M{_LEFT} {ys.at(y):.1f}H{_RIGHT}"/>'
+        f'<text x="{_LEFT - 8}" y="{ys.at(y) + 4:.1f}" text-anchor="end">{y:g}</text>'
+        for y in (round(y, 10) for y in ys.ticks(5)[0])
+    ]
+    whole = [x for x in xs.ticks(5)[0] if x == int(x) and x >= 0]
+    marks += [f'<text x="{xs.at(x):.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{int(x)}</text>' for x in whole]
+    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
+    marks.append(f'<text x="{across}" y="{_HEIGHT - 10}" text-anchor="middle">optimiser step</text>')
+    marks.append(f'<text transform="translate(16 {down}) rotate(-90)" text-anchor="middle">loss</text>')
+    if len(kept) == 1:
+        marks.append(f'<circle cx="{xs.at(kept[0][0]):.1f}" cy="{ys.at(kept[0][1]):.1f}" r="4"/>')
+    elif kept:
+        half = len(kept) // 24
+        smooth = [(s, mean_loss(kept[max(0, i - half) : i + half + 1])) for i, (s, _) in enumerate(kept)]
+        thin, thick = (" ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in line) for line in (kept, smooth))
+        marks += [f'<path d="M{thin}" stroke-width="1" opacity=".4"/>'] if half else []
+        marks.append(f'<path d="M{thick}" stroke-width="2.5"/>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="loss-curve" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'width="{_WIDTH}" height="{_HEIGHT}"><title>{title}</title><style>{_STYLE}</style>'
+        f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>{"".join(marks)}</svg>'
+    )

@@ -1,29 +1,53 @@
-"""The run folder: what a run was, every reply, every statistic; enough to rank, report and compare without a model.
+"""What lies in a run folder and beside an adapter, typed: enough to rank, report and compare without a model.
 
 runs/<name>/
-  run.json            what was run: ids and hashes, corpus, decoding, device, metrics (see SCHEMA_VERSION)
+  run.json            `RunRecord`: ids and hashes, corpus, decoding, device, metrics
   examples.jsonl      the items, in the order of the corpus
-  generations.jsonl   append-only, one line a reply, synced per batch; a torn last line is dropped on resume
+  generations.jsonl   append-only, one `Generation` a line, synced per batch; a torn last line is dropped on resume
   scores/*.parquet    one file a candidate, one row a reply: every metric's statistics
+adapters/<name>/
+  training.json       `TrainingRecord`: what `bnbench finetune` did
+
+The dataclasses are the files: fields in the order of the keys. A key may be missing where its field has a default or
+may be None. A field with a plain default is left out of the file while it holds it. Keys that no field names are
+passed over, so that older versions read what newer ones write.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from bnbench.errors import RunError
-from bnbench.metrics.core import FloatArray
+from bnbench.metrics.combined import CombinedScore
+from bnbench.metrics.core import FloatArray, Metric
 
 SCHEMA_VERSION = 1
+TRAINING = "training.json"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
+_MOST = 240  # points of a loss curve in run.json; more are narrower than a pixel
+
+Record = TypeVar("Record")
+Points = Sequence[tuple[int, float]]
+"""A loss curve: optimiser steps and their losses."""
+
+
+# ---------------------------------------------------------------------------------------------------- what is recorded
 
 
 @dataclass(frozen=True)
@@ -45,31 +69,464 @@ class Generation:
     characters: int | None
 
 
-def generation_key(**parts: Any) -> str:
-    """The sha256 of everything a reply depends on, in canonical JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """The data of a run: `n` items of a split (at most `limit`), after the cleaning `steps` (name, why, changed,
+    dropped); `fingerprint` is the sha256 of the whole corpus.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    split: str
+    n: int
+    limit: int | None
+    steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
-def slug(name: str) -> str:
-    """A candidate's name as a file name: readable, and with a hash where characters had to go."""
-    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """What run.json keeps of an adapter's `TrainingRecord`: `loss` has at most 240 points of its curve."""
+
+    recipe: Mapping[str, Any]
+    rows: int
+    steps: int
+    seconds: float
+    precision: Mapping[str, Any]
+    peak_memory_bytes: int | None
+    device: str
+    gain: Mapping[str, Any] | None
+    loss_at_start: float
+    loss_at_end: float
+    loss: tuple[tuple[int, float], ...]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: to a temporary file beside it, synced, then renamed."""
+@dataclass(frozen=True, kw_only=True)
+class CandidateRecord:
+    """One candidate: where it was read from, `key_fields` (its identity: all that a reply depends on beside prompt and
+    decoding), and how it went. `seconds` are summed over all sessions, None for recorded replies.
+    """
+
+    name: str
+    kind: str
+    location: str
+    revision: str | None
+    base: str | None
+    base_revision: str | None
+    weights_sha256: str | None
+    key_fields: Mapping[str, Any]
+    training: TrainingSummary | None = None
+    seconds: float | None
+    tokens_per_second: float | None
+    hit_limit_share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRecord:
+    """One metric as it scored: all that a table needs to be read again. `weights` are a combined score's; `spelling`
+    is what `get_metric` takes where that is not the name; `labels` and `details` are the metric's own.
+    """
+
+    name: str
+    signature: str
+    columns: tuple[str, ...]
+    values: tuple[str, ...]
+    higher_is_better: bool
+    description: str
+    weights: Mapping[str, float] | None = None
+    spelling: str = ""
+    labels: Mapping[str, str] | None = None
+    details: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, metric: Metric, n: int) -> MetricRecord:
+        """The record of a metric that scored `n` replies."""
+        return cls(
+            name=metric.name,
+            signature=metric.signature(n),
+            columns=tuple(metric.columns),
+            values=tuple(metric.values),
+            higher_is_better=metric.higher_is_better,
+            description=metric.description,
+            weights=metric.weights if isinstance(metric, CombinedScore) else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """run.json: what was run, on what, with what, so that every number can be traced and the run repeated.
+
+    `finished` is null until the scores are written; times are UTC. What backends describe in their own words
+    (`precision`, `prompt`, `decoding`) stays a mapping.
+    """
+
+    schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
+    name: str
+    bnbench: str
+    command: str
+    created: str
+    finished: str | None
+    packages: Mapping[str, str]
+    device: Mapping[str, Any]
+    precision: Mapping[str, Any]
+    corpus: CorpusRecord
+    prompt: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+    batch_size: int | None
+    peak_memory_bytes: int | None
+    candidates: tuple[CandidateRecord, ...]
+    primary_metric: str
+    combined: Mapping[str, float] = field(default_factory=dict)
+    metrics: tuple[MetricRecord, ...]
+    seed: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as it lies in its folder.
+
+    `replies` has each candidate's generations in the order of `examples`; `tables` has candidate → metric name → n x k
+    statistics in the same order.
+    """
+
+    path: Path
+    record: RunRecord
+    examples: tuple[Mapping[str, str], ...]
+    replies: Mapping[str, tuple[Generation, ...]]
+    tables: Mapping[str, Mapping[str, FloatArray]]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The candidates' names, the base first."""
+        return tuple(c.name for c in self.record.candidates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRecord:
+    """The model that an adapter was trained on: id or folder, revision as it was asked for, commit, and hashes."""
+
+    name: str
+    revision: str | None
+    commit: str
+    weights_sha256: str
+    config_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The rows of a training, by hash."""
+
+    fingerprint: str
+    rows: int
+    rows_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters that were trained, of all that the base with its adapter has."""
+
+    trainable: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """training.json: what `bnbench finetune` did. `loss` has (step, loss, learning rate) of every optimiser step,
+    `examples` the ids of the rows that were trained on, `identity` what a resumed training must share.
+    """
+
+    schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
+    bnbench: str
+    finished: str
+    command: str = ""
+    recipe: Mapping[str, Any]
+    recipe_sha256: str
+    base: BaseRecord
+    data: TrainingData
+    prompt: Mapping[str, Any]
+    precision: Mapping[str, Any]
+    device: str
+    machine: Mapping[str, Any] | None = None
+    processes: int | None = None
+    seed: int
+    parameters: ParameterCount
+    steps: int
+    resumed_from: int
+    seconds: float
+    peak_memory_bytes: int | None
+    packages: Mapping[str, str]
+    loss: tuple[tuple[int, float, float], ...]
+    gain: Mapping[str, Any] | None = None
+    examples: tuple[str, ...]
+    identity: Mapping[str, Any]
+
+    @property
+    def curve(self) -> Points:
+        """The loss of every step."""
+        return [(step, loss) for step, loss, _ in self.loss]
+
+    def summary(self) -> TrainingSummary:
+        """The part that run.json keeps."""
+        return TrainingSummary(
+            recipe=self.recipe,
+            rows=self.data.rows,
+            steps=self.steps,
+            seconds=self.seconds,
+            precision=self.precision,
+            peak_memory_bytes=self.peak_memory_bytes,
+            device=(self.machine or {}).get("accelerator") or self.device,
+            gain=self.gain,
+            **ends(self.curve),
+            loss=tuple((step, round(loss, 4)) for step, loss in thinned(self.curve)),
+        )
+
+
+def ends(points: Points) -> dict[str, float]:
+    """The mean losses over the first and the last tenth of the steps, of which there is at least one."""
+    tenth = max(1, len(points) // 10)
+    return {"loss_at_start": mean_loss(points[:tenth]), "loss_at_end": mean_loss(points[-tenth:])}
+
+
+def mean_loss(points: Points) -> float:
+    """The mean over some steps of a curve."""
+    return sum(loss for _, loss in points) / len(points)
+
+
+def thinned(points: Points, most: int = _MOST) -> list[tuple[int, float]]:
+    """At most `most` points: each the mean loss of as many steps, at the last of them."""
+    size = max(1, math.ceil(len(points) / most))
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], mean_loss(part)) for part in parts]
+
+
+def describe_environment() -> dict[str, Any]:
+    """The `packages` and `device` of a run. Loads nothing: versions are read from the installed metadata, and the
+    accelerator is known only where the run itself has loaded torch.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")
+    seen = torch is not None and torch.cuda.is_available()
+    device = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "accelerator": str(torch.cuda.get_device_name(0)) if torch is not None and seen else None,
+    }
+    return {"packages": versions, "device": device}
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def typed(kind: type[Record], value: Any, where: str = "") -> Record:
+    """JSON as a record, every field checked against its declared type; a whole number is taken for a float.
+
+    Raises:
+        ValueError: a key is missing or holds something else; `where` leads to it (`candidates[0].seconds`).
+    """
+    made: Record = _typed(kind, value, where)
+    return made
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # every union here is `X | None`
+        return None if value is None else _typed(inner[0], value, where)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+        found = {}
+        for one in fields(kind):
+            key, declared = f"{where}.{one.name}".lstrip("."), _hints(kind)[one.name]
+            if one.name in value:
+                found[one.name] = _typed(declared, value[one.name], key)
+            elif one.default is MISSING and one.default_factory is MISSING:
+                if type(None) not in get_args(declared):
+                    raise ValueError(f"{key} is missing")
+                found[one.name] = None
+        return kind(**found)
+    if origin is Mapping and isinstance(value, Mapping):
+        return {k: _typed(inner[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple and isinstance(value, list | tuple) and (inner[-1] is ... or len(value) == len(inner)):
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        return tuple(_typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if kind is float and type(value) is int:
+        return value
+    if kind is Any or type(value) is kind:
+        return value
+    wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a list")
+    wanted = "an object" if origin is Mapping or is_dataclass(kind) else wanted
+    raise ValueError(f"{where or 'the file'} is {json.dumps(value, ensure_ascii=False)[:60]}, not {wanted}")
+
+
+def read_json(path: Path, advice: str = "") -> Any:
+    """What a JSON file holds. Raises RunError where it is not JSON; `advice` says what to do about it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error}){advice}") from None
+
+
+def read_record(folder: Path) -> RunRecord:
+    """run.json alone.
+
+    Raises:
+        RunError: there is none, it is of another schema, or damaged (which key).
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
+    found = read_json(path)
+    schema = found.get("schema_version") if isinstance(found, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise RunError(f"{path}: schema {schema}, but this bnbench reads schema {SCHEMA_VERSION}")
+    try:
+        return typed(RunRecord, found)
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}); put back what `bnbench evaluate` wrote") from None
+
+
+def read_training(folder: Path) -> TrainingRecord | None:
+    """training.json of an adapter's folder; None where there is none, or one of another tool or schema.
+
+    Raises:
+        RunError: it is ours and damaged (which key).
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        return None
+    advice = "; put back what `bnbench finetune` wrote, or remove it: then nothing is said of the training"
+    found = read_json(path, advice)
+    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
+        return None
+    try:
+        record = typed(TrainingRecord, found)
+        if not record.loss:
+            raise ValueError("loss has no step")
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({error}){advice}") from None
+    return record
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if not record.finished:
+        raise RunError(f"{folder}: this run is not finished; go on with: {record.command}")
+    path = folder / "examples.jsonl"
+    if not path.is_file():
+        raise RunError(f"{path}: missing; the run folder is not whole")
+    examples = []
+    for number, line in enumerate(filter(None, path.read_text(encoding="utf-8").split("\n")), 1):
+        try:
+            example: Mapping[str, str] = _typed(Mapping[str, str], json.loads(line), "")
+            if lacking := [key for key in ("id", "topic", "title", "question", "reference") if key not in example]:
+                raise ValueError(f"{lacking[0]} is missing")
+        except ValueError as error:
+            raise RunError(f"{path}, line {number}: damaged ({error})") from None
+        examples.append(example)
+    # Replies come in the order of the batches; everything from here on is in the order of the items.
+    order = {e["id"]: i for i, e in enumerate(examples)}
+    replies: dict[str, dict[str, Generation]] = {c.name: {} for c in record.candidates}
+    journal = Journal(folder / "generations.jsonl")
+    for generation in journal.read():
+        if generation.candidate not in replies or generation.id not in order:
+            raise RunError(f"{journal.path}: {generation.candidate}, {generation.id}: no such candidate or item")
+        replies[generation.candidate][generation.id] = generation
+    for name, found in replies.items():
+        if lost := [one for one in order if one not in found]:
+            raise RunError(f"{journal.path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
+    ordered = {c: tuple(found[one] for one in order) for c, found in replies.items()}
+    tables = {c: _read_scores(folder, c, record.metrics, list(order)) for c in replies}
+    return Run(folder, record, tuple(examples), ordered, tables)
+
+
+def _read_scores(
+    folder: Path, candidate: str, metrics: Sequence[MetricRecord], ids: Sequence[str]
+) -> dict[str, FloatArray]:
+    """Each metric's table, of those that the candidate has."""
+    import pandas as pd
+
+    path = folder / "scores" / f"{slug(candidate)}.parquet"
+    if not path.is_file():
+        raise RunError(f"{path}: missing; run the evaluation again, its replies are kept")
+    try:
+        frame = pd.read_parquet(path).set_index("id").loc[list(ids)]
+        have = {column.split("/")[0] for column in frame.columns}
+        tables = {}
+        for metric in metrics:
+            # A combined score has no statistics of its own: its columns are its parts', by their names in the file.
+            columns = [c if c in frame.columns else f"{metric.name}/{c}" for c in metric.columns]
+            if have.issuperset(column.split("/")[0] for column in columns):
+                tables[metric.name] = np.ascontiguousarray(frame[columns].to_numpy(dtype=np.float64))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path}: damaged ({reason}); run the evaluation again, its replies are kept") from None
+    return tables
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def as_json(record: Any) -> Any:
+    """A record as plain JSON values, keys in the order of its fields; plain defaults are left out."""
+    if is_dataclass(record):
+        kept = ((one, getattr(record, one.name)) for one in fields(record))
+        return {one.name: as_json(v) for one, v in kept if one.default is MISSING or v != one.default}
+    if isinstance(record, Mapping):
+        return {key: as_json(value) for key, value in record.items()}
+    return [as_json(value) for value in record] if isinstance(record, list | tuple) else record
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well: `path` is whole, old or new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
+    yield temporary
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON with Bengali spelt out."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+    """Writes a record or other JSON values, indented, with Bengali spelt out, whole or not at all."""
+    write_text(path, json.dumps(as_json(value), ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def write_scores(
+    folder: Path,
+    candidate: str,
+    ids: Sequence[str],
+    tables: Mapping[str, FloatArray],
+    columns: Mapping[str, Sequence[str]],
+) -> None:
+    """Writes one candidate's statistics as `scores/<candidate>.parquet`; column names are `<metric>/<column>`."""
+    import pandas as pd
+
+    data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
+    with replacing(folder / "scores" / f"{slug(candidate)}.parquet") as temporary:
+        pd.DataFrame({"id": list(ids), **data}).to_parquet(temporary, index=False)
 
 
 class Journal:
@@ -87,16 +544,16 @@ class Journal:
         if not self.path.exists():
             return []
         whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        lines = whole.split(b"\n") if whole else []
-        return [self._parse(number, line) for number, line in enumerate(lines, 1)]
-
-    def _parse(self, number: int, line: bytes) -> Generation:
-        try:
-            return Generation(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise RunError(
-                f"{self.path}, line {number}: damaged ({error}); delete the line and all after it, or use another --out"
-            ) from None
+        found = []
+        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+            try:
+                found.append(typed(Generation, json.loads(line)))
+            except ValueError as error:
+                raise RunError(
+                    f"{self.path}, line {number}: damaged ({error}); delete the line and all after it, or use another "
+                    "--out"
+                ) from None
+        return found
 
     def keep(self, generations: Sequence[Generation]) -> None:
         """Cuts the file back to its first lines, `generations`, which it must begin with."""
@@ -115,104 +572,15 @@ class Journal:
 
     @staticmethod
     def _line(generation: Generation) -> bytes:
-        return json.dumps(asdict(generation), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        return json.dumps(as_json(generation), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run as it lies in its folder.
-
-    `replies` has each candidate's generations in the order of `examples`; `tables` has candidate → metric name → n x k
-    statistics in the same order.
-    """
-
-    path: Path
-    meta: Mapping[str, Any]
-    examples: tuple[Mapping[str, str], ...]
-    replies: Mapping[str, tuple[Generation, ...]]
-    tables: Mapping[str, Mapping[str, FloatArray]]
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The candidates' names, the base first."""
-        return tuple(c["name"] for c in self.meta["candidates"])
+def generation_key(**parts: Any) -> str:
+    """The sha256 of everything a reply depends on, in canonical JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def write_scores(
-    folder: Path,
-    candidate: str,
-    ids: Sequence[str],
-    tables: Mapping[str, FloatArray],
-    columns: Mapping[str, Sequence[str]],
-) -> None:
-    """Writes one candidate's statistics as `scores/<candidate>.parquet`; column names are `<metric>/<column>`."""
-    import pandas as pd
-
-    data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
-    path = folder / "scores" / f"{slug(candidate)}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pd.DataFrame({"id": list(ids), **data}).to_parquet(temporary, index=False)
-    temporary.replace(path)
-
-
-def read_run(folder: str | Path) -> Run:
-    """Reads a run folder.
-
-    Raises:
-        RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
-    """
-    folder = Path(folder)
-    meta = read_meta(folder)
-    if not meta.get("finished"):
-        raise RunError(f"{folder}: this run is not finished; go on with: {meta.get('command', 'the same command')}")
-    examples = tuple(_json_lines(folder / "examples.jsonl"))
-    order = {e["id"]: i for i, e in enumerate(examples)}
-    replies: dict[str, list[Generation]] = {c["name"]: [] for c in meta["candidates"]}
-    for generation in Journal(folder / "generations.jsonl").read():
-        replies[generation.candidate].append(generation)
-    ordered = {c: tuple(sorted(g, key=lambda one: order[one.id])) for c, g in replies.items()}
-    tables = {c: _read_scores(folder, c, meta["metrics"], [e["id"] for e in examples]) for c in replies}
-    return Run(folder, meta, examples, ordered, tables)
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """run.json alone; RunError when there is none, or one of another schema."""
-    path = folder / "run.json"
-    if not path.is_file():
-        raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
-    try:
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error})") from None
-    if meta.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(f"{path}: schema {meta.get('schema_version')}, but this bnbench reads schema {SCHEMA_VERSION}")
-    return meta
-
-
-def _json_lines(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise RunError(f"{path}: missing; the run folder is not whole")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _read_scores(
-    folder: Path, candidate: str, metrics: Sequence[Mapping[str, Any]], ids: Sequence[str]
-) -> dict[str, FloatArray]:
-    import pandas as pd
-
-    path = folder / "scores" / f"{slug(candidate)}.parquet"
-    if not path.is_file():
-        raise RunError(f"{path}: missing; run the evaluation again, its replies are kept")
-    frame = pd.read_parquet(path).set_index("id").loc[list(ids)]
-    have = {column.split("/")[0] for column in frame.columns}
-    # A combined score has no statistics of its own: its columns are those of its parts, by their names in the file.
-    parts = {m["name"]: list(m.get("weights", [m["name"]])) for m in metrics}
-    columns = {
-        m["name"]: m["columns"] if "weights" in m else [f"{m['name']}/{c}" for c in m["columns"]] for m in metrics
-    }
-    return {
-        name: np.ascontiguousarray(frame[columns[name]].to_numpy(dtype=np.float64))
-        for name, needed in parts.items()
-        if have.issuperset(needed)
-    }
+def slug(name: str) -> str:
+    """A candidate's name as a file name: readable, and with a hash where characters had to go."""
+    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

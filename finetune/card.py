@@ -17,8 +17,8 @@ from typing import Any
 
 from bnbench.errors import RunError, UsageError
 from bnbench.models.prompts import SYSTEM, template_of
-from bnbench.records import read_meta, slug
-from bnbench.training import RECORD, training_facts
+from bnbench.records import RunRecord, TrainingRecord, read_record, slug
+from bnbench.reports.panels import training_facts
 
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -31,7 +31,7 @@ _TOPIC, _MESSAGE = "মানসিক স্বাস্থ্য", "আমা�
 class Evaluation:
     """One adapter's part of a run: `meta` is run.json, `ranking` ranking.json, `standing` its place therein."""
 
-    meta: Mapping[str, Any]
+    meta: RunRecord
     ranking: Mapping[str, Any]
     standing: Mapping[str, Any]
 
@@ -60,11 +60,11 @@ class Evaluation:
     @property
     def about(self) -> str:
         """What was answered, and how."""
-        corpus, decoding = self.meta["corpus"], self.meta["decoding"]
+        corpus, decoding = self.meta.corpus, self.meta.decoding
         how = "greedy" if decoding["greedy"] else f"temperature {decoding['temperature']}, top-p {decoding['top_p']}"
         return (
-            f"{self.ranking['n']} messages of {corpus['name']} (split {corpus['split']}, fingerprint "
-            f"{corpus['fingerprint'][:12]}), bnbench {self.meta['bnbench']}, {how}, "
+            f"{self.ranking['n']} messages of {corpus.name} (split {corpus.split}, fingerprint "
+            f"{corpus.fingerprint[:12]}), bnbench {self.meta.bnbench}, {how}, "
             f"repetition penalty {decoding['repetition_penalty']}."
         )
 
@@ -111,16 +111,16 @@ class Evaluation:
     def model_index(self, name: str, dataset: str | None) -> list[dict[str, Any]]:
         """The `model-index` of a model card: every value that the table has. `dataset` as for `eval_results`."""
         shown = {(row[0].split()[0], row[1]) for row in self.rows}
-        corpus = self.meta["corpus"]
+        corpus = self.meta.corpus
         metrics = [
             {"type": _HUB_METRICS.get(s["metric"], s["metric"]), "name": f"{s['metric']}: {s['name']}", "value": value}
             for s in self.standing["scores"]
             if (s["metric"], s["name"]) in shown and (value := s["value"]) is not None
         ]
-        source = str(corpus["source"])
+        source = corpus.source
         is_hub = HUB_ID.fullmatch(source.partition("@")[0]) and not Path(source).suffix and not Path(source).exists()
         on_hub = re.split("[@#]", dataset or (source if is_hub else ""))[0]
-        about = {"type": on_hub or slug(corpus["name"]), "name": corpus["name"], "split": corpus["split"]}
+        about = {"type": on_hub or slug(corpus.name), "name": corpus.name, "split": corpus.split}
         task = {"type": "text-generation", "name": "Replies to messages in Bengali"}
         return [{"name": name, "results": [{"task": task, "dataset": about, "metrics": metrics}]}]
 
@@ -136,7 +136,7 @@ class Evaluation:
             {
                 "dataset": about,
                 "value": score["value"],
-                "date": str(self.meta["finished"]),
+                "date": str(self.meta.finished),
                 **source,
                 "notes": f"{self.primary}, 95 % {_interval(score)}, {signature}",
             }
@@ -148,17 +148,17 @@ def read_evaluation(folder: Path, sha256: str) -> Evaluation:
 
     Raises RunError: no finished run, no ranking, or a run of other adapters.
     """
-    meta = read_meta(folder)
-    adapters = [c for c in meta["candidates"] if c["kind"] == "adapter"]
-    mine = next((c["name"] for c in adapters if c.get("weights_sha256") == sha256), None)
+    meta = read_record(folder)
+    adapters = [c for c in meta.candidates if c.kind == "adapter"]
+    mine = next((c.name for c in adapters if c.weights_sha256 == sha256), None)
     if mine is None:
-        others = ", ".join(f"{c['name']} ({str(c.get('weights_sha256'))[:12]})" for c in adapters) or "no adapter"
+        others = ", ".join(f"{c.name} ({str(c.weights_sha256)[:12]})" for c in adapters) or "no adapter"
         raise RunError(
             f"{folder}: this run is about {others}, not about these weights ({sha256[:12]}): evaluate them with "
             "`bnbench evaluate --adapter`, or leave out --run"
         )
-    if not meta.get("finished"):
-        raise RunError(f"{folder}: this run is not finished; go on with: {meta.get('command', 'the same command')}")
+    if not meta.finished:
+        raise RunError(f"{folder}: this run is not finished; go on with: {meta.command}")
     path = folder / "ranking.json"
     try:
         ranking = json.loads(path.read_text(encoding="utf-8"))
@@ -211,22 +211,16 @@ output = model.generate(
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
-def facts(record: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Labels and texts of the card's training table. Raises RunError for a damaged record."""
-    try:
-        parameters, packages = record["parameters"], {"bnbench": record["bnbench"], **record["packages"]}
-        return [
-            *training_facts(summary),
-            ("Parameters", f"{parameters['trainable']:,} trained, of {parameters['total']:,}"),
-            ("Data", f"fingerprint `{record['data']['fingerprint']}`"),
-            ("Base weights", f"sha256 `{record['base']['weights_sha256']}`"),
-            ("Packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{RECORD} of the adapter is damaged ({type(error).__name__}: {error}): put back what `bnbench finetune` "
-            "wrote, or remove it for a card that says nothing of the training"
-        ) from None
+def facts(record: TrainingRecord) -> list[tuple[str, str]]:
+    """Labels and texts of the card's training table."""
+    packages = {"bnbench": record.bnbench, **record.packages}
+    return [
+        *training_facts(record.summary()),
+        ("Parameters", f"{record.parameters.trainable:,} trained, of {record.parameters.total:,}"),
+        ("Data", f"fingerprint `{record.data.fingerprint}`"),
+        ("Base weights", f"sha256 `{record.base.weights_sha256}`"),
+        ("Packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
+    ]
 
 
 def escaped(text: str) -> str:

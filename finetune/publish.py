@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from bnbench.errors import CandidateError, TrainingError, UsageError
 from bnbench.extras import require
 from bnbench.finetune import card
 from bnbench.models.files import BUNDLED, ModelFiles, hub_id, is_offline
-from bnbench.records import slug, write_json, write_text
-from bnbench.training import RECORD, loss_svg, read_record, training_summary
+from bnbench.plot import loss_svg
+from bnbench.records import TRAINING, TrainingRecord, as_json, read_training, slug, write_json, write_text
 
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
-_WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", RECORD, "loss.svg")
+_WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", TRAINING, "loss.svg")
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,11 @@ class Published:
 
 @dataclass(frozen=True)
 class _Source:
-    """An adapter as it lies in its folder; `record` and `summary` are None where bnbench did not train it."""
+    """An adapter as it lies in its folder; `record` is None where bnbench did not train it."""
 
     files: ModelFiles
     config: Mapping[str, Any]
-    record: Mapping[str, Any] | None
-    summary: Mapping[str, Any] | None
+    record: TrainingRecord | None
     base: str
     revision: str | None
 
@@ -116,8 +115,7 @@ def _read(adapter: Path, base_id: str | None) -> _Source:
         raise CandidateError(f"{label}: there is no adapter_model.safetensors: finish its training, or save it by PEFT")
     config = files.read_json("adapter_config.json")
     base, revision = _base(str(config.get("base_model_name_or_path") or ""), config.get("revision"), base_id, adapter)
-    summary = training_summary(adapter)
-    return _Source(files, config, read_record(adapter) if summary else None, summary, base, revision)
+    return _Source(files, config, read_training(adapter), base, revision)
 
 
 def _base(named: str, revision: str | None, given: str | None, adapter: Path) -> tuple[str, str | None]:
@@ -163,10 +161,10 @@ def _copy(source: _Source, folder: Path) -> None:
     write_json(folder / "adapter_config.json", {**source.config, **named})
     if source.record is None:
         return
-    told = {k: v for k, v in source.record.items() if k != "command"}
-    write_json(folder / RECORD, {**told, "base": {**told["base"], "name": source.base}})
-    write_text(folder / "recipe.toml", "".join(_toml(k, v) for k, v in told["recipe"].items()))
-    write_text(folder / "loss.svg", loss_svg([(step, loss) for step, loss, _ in told["loss"]]))
+    base = replace(source.record.base, name=source.base)
+    write_json(folder / TRAINING, as_json(replace(source.record, command="", base=base)))
+    write_text(folder / "recipe.toml", "".join(_toml(k, v) for k, v in source.record.recipe.items()))
+    write_text(folder / "loss.svg", loss_svg(source.record.curve))
 
 
 def _toml(key: str, value: Any) -> str:
@@ -184,7 +182,6 @@ def _card(
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    record = source.record or {}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=False,  # Markdown: `md` escapes
@@ -194,7 +191,7 @@ def _card(
         keep_trailing_newline=True,
     )
     environment.filters["md"] = card.escaped
-    prompt = record.get("prompt") or (evaluation.meta["prompt"] if evaluation else {})
+    prompt = source.record.prompt if source.record else evaluation.meta.prompt if evaluation else {}
     front = _front(source, evaluation, name, dataset, license)
     return environment.get_template("card.md.j2").render(
         front=require("yaml", extra="models").safe_dump(front, **_YAML),
@@ -205,14 +202,15 @@ def _card(
         adapter=_shape(source.config),
         snippet=card.snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
         evaluation=evaluation,
-        training=card.facts(record, source.summary) if source.summary else None,
+        training=card.facts(source.record) if source.record else None,
     )
 
 
 def _front(
     source: _Source, evaluation: card.Evaluation | None, name: str, dataset: str | None, license: str | None
 ) -> dict[str, Any]:
-    tuner = str(((source.record or {}).get("recipe") or {}).get("tuner") or source.config.get("peft_type", "")).lower()
+    trained = source.record.recipe if source.record else {}
+    tuner = str(trained.get("tuner") or source.config.get("peft_type", "")).lower()
     return {
         "base_model": source.base,
         "base_model_relation": "adapter",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import bnbench
-from bnbench.environment import describe_environment
 from bnbench.errors import PartialRunError, RecipeError, TrainingError
 from bnbench.extras import require
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
@@ -22,8 +21,8 @@ from bnbench.finetune.engine.stopping import Stop, listening
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner
 from bnbench.finetune.tuners.gain import NOTHING_HELD_OUT, gain_from
-from bnbench.records import write_json, write_text
-from bnbench.training import RECORD, SCHEMA_VERSION, ends, loss_svg
+from bnbench.plot import loss_svg
+from bnbench.records import SCHEMA_VERSION, TRAINING, describe_environment, ends, write_json, write_text
 
 JOB = "job.json"
 _PACKAGES = (
@@ -116,7 +115,7 @@ def _begin(request: FinetuneRequest, checkpoints: Path) -> tuple[Plan, Checkpoin
     tuner = get_tuner(planned.recipe.tuner)
     if planned.processes > 1 and not getattr(tuner, "shares_steps", False):
         raise RecipeError(f"the tuner {planned.recipe.tuner!r} trains in one process: start it without a launcher")
-    if (request.output / RECORD).is_file():
+    if (request.output / TRAINING).is_file():
         return planned, _finished_before(request.output, planned)
     resume = _resume_from(request.output, checkpoints, planned)
     write_json(checkpoints / JOB, planned.identity())
@@ -130,7 +129,7 @@ def _end(
     if outcome.steps == planned.steps:
         _check_trained(request.output)
         write_text(request.output / "loss.svg", loss_svg([(p.step, p.loss) for p in outcome.curve]))
-        write_json(request.output / RECORD, _record(request, planned, outcome, resumed_from))
+        write_json(request.output / TRAINING, _record(request, planned, outcome, resumed_from))
     elif stop.signal is not None:
         raise _stopped(request, checkpoints, stop.signal)
 
@@ -148,7 +147,7 @@ def _check_trained(output: Path) -> None:
 
 
 def _finished_before(output: Path, planned: Plan) -> FinetuneResult:
-    record = _read(output / RECORD)
+    record = _read(output / TRAINING)
     _refuse_other(output, record.get("identity", {}), planned)
     _log.info("%s already holds this training, finished", output)
     return _from_record(output, record)
@@ -164,7 +163,7 @@ def _resume_from(output: Path, checkpoints: Path, planned: Plan) -> Checkpoint |
     elif checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     if (output / "adapter_config.json").exists():
-        raise TrainingError(f"{output} holds an adapter without {RECORD}: choose another folder, or remove it")
+        raise TrainingError(f"{output} holds an adapter without {TRAINING}: choose another folder, or remove it")
     return None
 
 

@@ -11,7 +11,7 @@ from bnbench.errors import RunError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import FloatArray
-from bnbench.records import Generation, Run
+from bnbench.records import CandidateRecord, Generation, Run, RunRecord
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
     """
 
     name: str
-    meta: Mapping[str, Any]
+    record: CandidateRecord
     replies: tuple[Generation, ...]
     tables: Mapping[str, FloatArray]
     own_base: str | None = None
@@ -30,13 +30,12 @@ class Entry:
     @property
     def kind(self) -> str:
         """Base, adapter or predictions."""
-        return str(self.meta["kind"])
+        return self.record.kind
 
     @property
     def hit_limit_share(self) -> float | None:
         """Share of replies that were cut at the token limit; None where that is not known."""
-        share: float | None = self.meta.get("hit_limit_share")
-        return share
+        return self.record.hit_limit_share
 
 
 def collect(runs: Sequence[Run]) -> list[Entry]:
@@ -63,22 +62,22 @@ def _enter(run: Run, entries: dict[str, Entry], known: Mapping[str, str]) -> dic
     """Adds the run's candidates that no earlier run had; returns the name by which each identity of this run stands."""
     names: dict[str, str] = {}
     base: str | None = None  # a run has one at most, and it comes first
-    for meta in run.meta["candidates"]:
-        identity = json.dumps([meta["key_fields"], run.meta["decoding"]], sort_keys=True)
+    for record in run.record.candidates:
+        identity = json.dumps([record.key_fields, run.record.decoding], sort_keys=True)
         name = known.get(identity)
         if name is None:
-            name = _free_name(meta["name"], run, entries)
-            own = base if meta["kind"] == "adapter" else None
-            entries[name] = Entry(name, meta, run.replies[meta["name"]], run.tables[meta["name"]], own)
+            name = _free_name(record.name, run, entries)
+            own = base if record.kind == "adapter" else None
+            entries[name] = Entry(name, record, run.replies[record.name], run.tables[record.name], own)
         names[identity] = name
-        base = name if meta["kind"] == "base" else base
+        base = name if record.kind == "base" else base
     return names
 
 
 def _free_name(name: str, run: Run, taken: Mapping[str, Entry]) -> str:
     if name not in taken:
         return name
-    name, number = f"{name} ({run.meta['name']})", 2
+    name, number = f"{name} ({run.record.name})", 2
     while (f"{name} {number}" if number > 2 else name) in taken:
         number += 1
     return f"{name} {number}" if number > 2 else name
@@ -101,13 +100,13 @@ def _same_items(run: Run, first: Run) -> None:
 
 
 def _same_signatures(run: Run, signatures: dict[str, tuple[str, Run]]) -> None:
-    for metric in run.meta["metrics"]:
-        if metric["name"] == COMBINED:  # other weights leave it out (`same_weights`), and its parts are checked
+    for metric in run.record.metrics:
+        if metric.name == COMBINED:  # other weights leave it out (`same_weights`), and its parts are checked
             continue
-        expected, other = signatures.setdefault(metric["name"], (metric["signature"], run))
-        if metric["signature"] != expected:
+        expected, other = signatures.setdefault(metric.name, (metric.signature, run))
+        if metric.signature != expected:
             raise RunError(
-                f"{run.path}: {metric['signature']} cannot be ranked with {expected} of {other.path}; "
+                f"{run.path}: {metric.signature} cannot be ranked with {expected} of {other.path}; "
                 "run both evaluations again with the same version (their replies are kept)"
             )
 
@@ -115,7 +114,7 @@ def _same_signatures(run: Run, signatures: dict[str, tuple[str, Run]]) -> None:
 def same_weights(runs: Sequence[Run]) -> bool:
     """Whether all runs declared the same combined score, or none. RunError where not and it is what ranks."""
     same = all(_weights(run) == _weights(runs[0]) for run in runs)
-    if not same and runs[0].meta["primary_metric"] == COMBINED:
+    if not same and runs[0].record.primary_metric == COMBINED:
         raise RunError(
             f"{runs[0].path} ranks by a combined score that not all of {', '.join(str(run.path) for run in runs[1:])} "
             "declared; evaluate them with the same --combine, or name first a run with another primary metric"
@@ -124,7 +123,7 @@ def same_weights(runs: Sequence[Run]) -> bool:
 
 
 def _weights(run: Run) -> Mapping[str, float]:
-    return run.meta.get("combined") or {}
+    return run.record.combined
 
 
 def differences_between(runs: Sequence[Run]) -> list[str]:
@@ -132,33 +131,31 @@ def differences_between(runs: Sequence[Run]) -> list[str]:
     first = runs[0]
     notes = []
     for run in runs[1:]:
-        ours, theirs = _settings(run.meta), _settings(first.meta)
+        ours, theirs = _settings(run.record), _settings(first.record)
         different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]
         if different:
             notes.append(
-                f"the runs {first.meta['name']} and {run.meta['name']} differ in {', '.join(different)}: "
+                f"the runs {first.record.name} and {run.record.name} differ in {', '.join(different)}: "
                 "differences between their candidates may come from there"
             )
         if _weights(run) != _weights(first):
-            declared = " and ".join(f"{r.meta['name']} {weighted(_weights(r)) or 'none'}" for r in (first, run))
+            declared = " and ".join(f"{r.record.name} {weighted(_weights(r)) or 'none'}" for r in (first, run))
             notes.append(f"the combined score is left out: the runs declared different ones, {declared}")
-        if run.meta["primary_metric"] != first.meta["primary_metric"]:
+        if run.record.primary_metric != first.record.primary_metric:
             notes.append(
-                f"the run {run.meta['name']} declared {run.meta['primary_metric']} as its primary metric; "
-                f"here {first.meta['primary_metric']} ranks, as {first.meta['name']} declared"
+                f"the run {run.record.name} declared {run.record.primary_metric} as its primary metric; "
+                f"here {first.record.primary_metric} ranks, as {first.record.name} declared"
             )
     return notes
 
 
-def _settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(record: RunRecord) -> dict[str, Any]:
     """What moves replies; each None where a run has recorded replies only, of which nothing is known."""
-    if all(candidate["kind"] == "predictions" for candidate in meta["candidates"]):
-        meta = {"decoding": {}}
     # max_new_tokens follows from max_words and the tokenizer, so it differs between models that were decoded alike.
-    decoding = {
-        k: v for k, v in meta["decoding"].items() if k != "max_new_tokens" or not meta["decoding"].get("max_words")
-    }
-    precision, prompt = meta.get("precision") or {}, meta.get("prompt") or {}
+    decoding, precision, prompt = record.decoding, record.precision, record.prompt
+    if all(candidate.kind == "predictions" for candidate in record.candidates):
+        decoding = precision = prompt = {}
+    decoding = {k: v for k, v in decoding.items() if k != "max_new_tokens" or not decoding.get("max_words")}
     return {
         "decoding": decoding,
         "dtype": precision.get("dtype"),

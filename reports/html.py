@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnbench import __version__
 from bnbench.metrics.audit.report import Estimate, short_name
-from bnbench.plot import Bar, forest_bars, interval_plot
+from bnbench.plot import Span, forest_bars, interval_plot
 from bnbench.records import Run
 from bnbench.reports import format as fmt
 from bnbench.reports.combined import combined_lines, combined_tables
@@ -40,7 +40,7 @@ class Row:
     score: Score | None
     base: Score | None
     comparison: Comparison | None
-    bar: Bar | None
+    bar: Span | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def _content(ranking: Ranking, runs: Sequence[Run]) -> dict[str, Any]:
         "primary": values[0],
         "values": values,
         "zeros": zeros(ranking),
-        "plot": interval_plot(ranking),
+        "plot": interval_plot([(x.low, x.value, x.high) for x in map(ranking.primary_score, ranking.standings)]),
+        "guide": _guide(ranking),
         "groups": _groups(ranking, values),
         "one_base": bases.pop() if len(bases) == 1 else None,
         "shown": shown,
@@ -101,6 +102,13 @@ def _content(ranking: Ranking, runs: Sequence[Run]) -> dict[str, Any]:
         "methods": methods_paragraph(ranking),
         "limits": limits(ranking),
     }
+
+
+def _guide(ranking: Ranking) -> float | None:
+    """Where the base's score lies in the plot; None where it is alone."""
+    plot = interval_plot([(x.low, x.value, x.high) for x in map(ranking.primary_score, ranking.standings)])
+    place = next((b for s, b in zip(ranking.standings, plot.bars, strict=True) if s.candidate == ranking.base), None)
+    return place[1] if place and len(plot.bars) > 1 else None
 
 
 def _joined(left: list[list[str]], right: list[list[str]]) -> list[list[str]]:
@@ -138,16 +146,16 @@ def _facts(ranking: Ranking, primary: Value) -> list[tuple[str, str, str]]:
 def _groups(ranking: Ranking, values: Sequence[Value]) -> list[Group]:
     by_name = {s.candidate: s for s in ranking.standings}
     compared = [s for s in ranking.standings if s.compared_with is not None and s.versus_base]
-    bars: dict[tuple[str, str, str], Bar | None] = {}
+    bars: dict[tuple[str, str, str], Span | None] = {}
     for v in values:
-        found = [s.versus(v.metric, v.name) for s in compared]
-        for s, bar in zip(compared, forest_bars(found, v.higher_is_better), strict=True):
+        found = [(c.low, c.difference, c.high) if c else None for s in compared for c in [s.versus(v.metric, v.name)]]
+        for s, bar in zip(compared, forest_bars(found, higher_is_better=v.higher_is_better), strict=True):
             bars[s.candidate, v.metric, v.name] = bar
     return [_group(s, by_name[s.compared_with or ""], values, bars) for s in compared]
 
 
 def _group(
-    standing: Standing, base: Standing, values: Sequence[Value], bars: Mapping[tuple[str, str, str], Bar | None]
+    standing: Standing, base: Standing, values: Sequence[Value], bars: Mapping[tuple[str, str, str], Span | None]
 ) -> Group:
     rows = [
         Row(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bnbench.records import Run
+from bnbench.records import CandidateRecord, CorpusRecord, Run
 from bnbench.reports.format import ABSENT, counted
 
 
@@ -20,38 +20,31 @@ class RunView:
     steps: tuple[Mapping[str, Any], ...]
     models: tuple[Mapping[str, str], ...]
 
-    @property
-    def has_memory(self) -> bool:
-        """Whether peak memory is known candidate by candidate."""
-        return any(m["memory"] != ABSENT for m in self.models)
-
 
 def run_view(run: Run) -> RunView:
     """Run.json, readable; what a run did not record is left out."""
-    meta = run.meta
+    meta = run.record
     facts = {
-        "Corpus": _corpus(meta["corpus"]),
-        "Fingerprint": meta["corpus"].get("fingerprint"),
-        "Prompt": _prompt(meta.get("prompt") or {}),
-        "System prompt": (meta.get("prompt") or {}).get("system"),
-        "Decoding": _decoding(meta["decoding"]),
-        "Precision": _precision(meta.get("precision") or {}),
-        "Device": _device(meta.get("device") or {}),
-        "Peak memory": _gibibytes(meta.get("peak_memory_bytes")),
-        "Versions": ", ".join(
-            f"{k} {v}" for k, v in {"bnbench": meta.get("bnbench"), **(meta.get("packages") or {})}.items() if v
-        ),
-        "Run": " to ".join(_time(meta[k]) for k in ("created", "finished") if meta.get(k)),
+        "Corpus": _corpus(meta.corpus),
+        "Fingerprint": meta.corpus.fingerprint,
+        "Prompt": _prompt(meta.prompt),
+        "System prompt": meta.prompt.get("system"),
+        "Decoding": _decoding(meta.decoding),
+        "Precision": _precision(meta.precision),
+        "Device": _device(meta.device),
+        "Peak memory": _gibibytes(meta.peak_memory_bytes),
+        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": meta.bnbench, **meta.packages}.items() if v),
+        "Run": " to ".join(_time(stamp) for stamp in (meta.created, meta.finished) if stamp),
     }
     known = tuple((k, str(v)) for k, v in facts.items() if v)
-    models = tuple(_model(c) for c in meta["candidates"])
-    return RunView(meta["name"], meta.get("command") or "", known, tuple(meta["corpus"].get("steps") or ()), models)
+    models = tuple(_model(c) for c in meta.candidates)
+    return RunView(meta.name, meta.command, known, meta.corpus.steps, models)
 
 
-def _corpus(corpus: Mapping[str, Any]) -> str:
-    source = "" if corpus.get("source") in (None, corpus.get("name")) else f" from {corpus['source']}"
-    limit = f", limited to {corpus['limit']}" if corpus.get("limit") else ""
-    return f"{corpus.get('name')}{source}: split {corpus.get('split')}, {counted(corpus['n'], 'item')}{limit}"
+def _corpus(corpus: CorpusRecord) -> str:
+    source = "" if corpus.source == corpus.name else f" from {corpus.source}"
+    limit = f", limited to {corpus.limit}" if corpus.limit else ""
+    return f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}"
 
 
 def _prompt(prompt: Mapping[str, Any]) -> str:
@@ -80,19 +73,18 @@ def _device(device: Mapping[str, Any]) -> str:
     return ", ".join(str(p) for p in parts if p) if device else ""
 
 
-def _model(candidate: Mapping[str, Any]) -> dict[str, str]:
-    revision = f"@{candidate['revision']}" if candidate.get("revision") else ""
-    speed, seconds = candidate.get("tokens_per_second"), candidate.get("seconds")
-    weights = candidate.get("weights_sha256") or candidate["key_fields"].get("weights_sha256")
+def _model(candidate: CandidateRecord) -> dict[str, str]:
+    revision = f"@{candidate.revision}" if candidate.revision else ""
+    speed, seconds = candidate.tokens_per_second, candidate.seconds
+    weights = candidate.weights_sha256 or candidate.key_fields.get("weights_sha256")
     return {
-        "name": candidate["name"],
-        "kind": candidate["kind"],
-        "location": f"{candidate['location']}{revision}",
-        "base": candidate.get("base") or ABSENT,
+        "name": candidate.name,
+        "kind": candidate.kind,
+        "location": f"{candidate.location}{revision}",
+        "base": candidate.base or ABSENT,
         "weights": _short(weights) if weights else ABSENT,
         "seconds": ABSENT if seconds is None else f"{seconds:,.1f} s",
         "speed": ABSENT if speed is None else f"{speed:,.0f} tokens/s",
-        "memory": _gibibytes(candidate.get("peak_memory_bytes")) or ABSENT,
     }
 
 

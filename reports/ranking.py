@@ -22,7 +22,7 @@ from bnbench.metrics.combined import Combined, CombinedScore, combine
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
-from bnbench.records import Run
+from bnbench.records import MetricRecord, Run
 from bnbench.reports.entries import Entry, collect, differences_between, same_weights
 from bnbench.reports.trust import Trust, trust
 
@@ -149,11 +149,11 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     """
     on_record = [*read_audits(), *(read_audits(audits) if audits else [])]
     entries = collect(runs)
-    primary, seed = runs[0].meta["primary_metric"], runs[0].meta["seed"]
+    primary, seed = runs[0].record.primary_metric, runs[0].record.seed
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
-    described = {m["name"]: m for run in runs for m in run.meta["metrics"]}
+    described = {m.name: m for run in runs for m in run.record.metrics}
     if not same_weights(runs):
         described.pop(COMBINED, None)
     metrics, absent = _metrics(described, primary)
@@ -162,7 +162,7 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     best_first = -1.0 if metrics[primary].higher_is_better else 1.0
     main = metrics[primary].values[0]
     values = {name: tuple(m.values) for name, m in metrics.items()}
-    signatures = {name: described[name]["signature"] for name in metrics}
+    signatures = {name: described[name].signature for name in metrics}
     standings.sort(key=lambda s: best_first * next(x.value for x in s.scores if (x.metric, x.name) == (primary, main)))
     return Ranking(
         primary=primary,
@@ -177,10 +177,10 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
         pairs=tuple(pairs.values()),
         values=values,
         signatures=signatures,
-        descriptions={name: described[name]["description"] for name in metrics},
+        descriptions={name: described[name].description for name in metrics},
         directions={name: m.higher_is_better for name, m in metrics.items()},
         notes=tuple(
-            dict.fromkeys([*(n for run in runs for n in run.meta["notes"]), *differences_between(runs), *absent])
+            dict.fromkeys([*(n for run in runs for n in run.record.notes), *differences_between(runs), *absent])
         ),
         combined=_combined(standings, metrics, seed),
         trust=trust(signatures, values, on_record),
@@ -201,7 +201,7 @@ def _combined(standings: Sequence[Standing], metrics: Mapping[str, Metric], seed
     return combine({who: have for who, have in parts.items() if len(have) == len(of.parts)}, of.weights, seed=seed)
 
 
-def _metrics(described: Mapping[str, Mapping[str, Any]], primary: str) -> tuple[dict[str, Metric], list[str]]:
+def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[str, Metric], list[str]]:
     """The metrics that this installation can compute, the primary first; a note for each that it cannot."""
     found, notes = {}, []
     for name in sorted(described, key=lambda n: (n != primary, n != COMBINED)):
@@ -214,11 +214,11 @@ def _metrics(described: Mapping[str, Mapping[str, Any]], primary: str) -> tuple[
     return found, notes
 
 
-def _metric(name: str, described: Mapping[str, Any]) -> Metric:
-    metric = CombinedScore(described["weights"]) if name == COMBINED else get_metric(name)
-    if list(metric.columns) != list(described["columns"]):
+def _metric(name: str, described: MetricRecord) -> Metric:
+    metric = CombinedScore(described.weights) if described.weights else get_metric(name)
+    if list(metric.columns) != list(described.columns):
         raise UsageError(
-            f"the run holds the statistics {', '.join(described['columns'])}, this version of {name} has "
+            f"the run holds the statistics {', '.join(described.columns)}, this version of {name} has "
             f"{', '.join(metric.columns)}; run the evaluation again (its replies are kept)"
         )
     return metric

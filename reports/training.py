@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from bnbench.plot import loss_svg
 from bnbench.records import Run
-from bnbench.training import loss_svg, training_facts
+from bnbench.reports.panels import training_facts
 
 
 @dataclass(frozen=True)
@@ -22,5 +23,5 @@ class TrainingView:
 
 def training_views(runs: Sequence[Run]) -> list[TrainingView]:
     """Of every adapter that has a record, in the order of the runs."""
-    trained = {c["name"]: c["training"] for run in runs for c in run.meta["candidates"] if c.get("training")}
-    return [TrainingView(n, tuple(training_facts(t)), Markup(loss_svg(t["loss"], n))) for n, t in trained.items()]
+    trained = {c.name: c.training for run in runs for c in run.record.candidates if c.training}
+    return [TrainingView(n, tuple(training_facts(t)), Markup(loss_svg(t.loss, n))) for n, t in trained.items()]

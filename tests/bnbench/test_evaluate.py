@@ -46,9 +46,9 @@ def test_a_run_holds_everything_that_a_report_needs(undisturbed):
     for name in run.candidates:
         assert [g.id for g in run.replies[name]] == [e["id"] for e in run.examples]
         assert {"chrF++", "BLEU", "ROUGE", "perplexity", "degeneration", "keyword-empathy"} <= set(run.tables[name])
-    for described in run.meta["metrics"]:
-        assert described["signature"].startswith(described["name"] + "|")
-        assert "n:10" in described["signature"]
+    for described in run.record.metrics:
+        assert described.signature.startswith(described.name + "|")
+        assert "n:10" in described.signature
     base, adapter = (run.tables[name]["perplexity"] for name in run.candidates)
     assert (base[:, 1:] == adapter[:, 1:]).all()
     assert (base[:, 0] != adapter[:, 0]).all()
@@ -105,14 +105,14 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
     assert first > 0.6 and second is None  # three batches are the base's, and the adapter's first one failed
     left[0] = 99
     for _ in range(2):  # to its end, and once more when nothing is left to do
-        done = read_run(evaluate(asked)).meta
-        base, adapter = done["candidates"]
-        assert base["seconds"] == first
-        tokens = sum(g.tokens for g in read_run(tmp_path / "run").replies[adapter["name"]])
-        assert adapter["tokens_per_second"] == pytest.approx(tokens / adapter["seconds"], abs=0.1)
-        assert adapter["seconds"] > 0.6
-        assert done["peak_memory_bytes"] >= begun["peak_memory_bytes"] > 0
-        assert done["created"] == begun["created"]
+        done = read_run(evaluate(asked)).record
+        base, adapter = done.candidates
+        assert base.seconds == first
+        tokens = sum(g.tokens for g in read_run(tmp_path / "run").replies[adapter.name])
+        assert adapter.tokens_per_second == pytest.approx(tokens / adapter.seconds, abs=0.1)
+        assert adapter.seconds > 0.6
+        assert done.peak_memory_bytes >= begun["peak_memory_bytes"] > 0
+        assert done.created == begun["created"]
 
 
 def test_replies_under_another_name_are_another_run(tmp_path):
@@ -121,7 +121,7 @@ def test_replies_under_another_name_are_another_run(tmp_path):
         named = parse_candidates(predictions=[f"{name}={tmp_path / 'a.txt'}"])
         asked = EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True)
         if name == "ক":
-            assert read_run(evaluate(asked)).meta["candidates"][0]["tokens_per_second"] is None
+            assert read_run(evaluate(asked)).record.candidates[0].tokens_per_second is None
         else:
             with pytest.raises(RunError, match="holds another run"):
                 evaluate(asked)
@@ -148,9 +148,9 @@ def test_a_combined_score_is_declared_once(tmp_path):
         return EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True, **{"combine": weights, **changes})
 
     run = read_run(evaluate(asked()))
-    assert run.meta["combined"] == weights and run.meta["primary_metric"] == "chrF++"
-    [described] = [m for m in run.meta["metrics"] if m["name"] == "combined"]
-    assert described["signature"].startswith("combined|chrF++:0.25|keyword-empathy:0.75|parts:")
+    assert run.record.combined == weights and run.record.primary_metric == "chrF++"
+    [described] = [m for m in run.record.metrics if m.name == "combined"]
+    assert described.signature.startswith("combined|chrF++:0.25|keyword-empathy:0.75|parts:")
     own = run.tables["ক"]
     assert (own["combined"] == np.hstack([own["chrF++"], own["keyword-empathy"]])).all()
     evaluate(asked())
@@ -167,7 +167,7 @@ def test_a_combined_score_is_declared_once(tmp_path):
     ):
         with pytest.raises(RunError, match=says):
             evaluate(asked(**changes))
-    assert read_run(evaluate(asked(overwrite=True, primary="combined"))).meta["primary_metric"] == "combined"
+    assert read_run(evaluate(asked(overwrite=True, primary="combined"))).record.primary_metric == "combined"
 
 
 def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_an_adapter_tested_on_its_own_training_rows_is_named(tiny_base, tiny_ada
     trained = shutil.copytree(tiny_adapter, tmp_path / "trained")
     (trained / "training.json").write_text(json.dumps({"examples": ids[:3]}), encoding="utf-8")
     run = read_run(evaluate(request(tiny_base, trained, tmp_path / "run")))
-    assert run.meta["notes"] == [
+    assert list(run.record.notes) == [
         "অ্যাডাপ্টার was trained on 3 of the 10 test rows: its scores here say nothing about new messages"
     ]
 

@@ -9,6 +9,7 @@ from bnbench.records import (
     Generation,
     Journal,
     generation_key,
+    read_record,
     read_run,
     slug,
     write_json,
@@ -70,11 +71,22 @@ def test_slugs_are_safe_and_never_collide():
     assert all("/" not in slug(n) and not slug(n).startswith(".") for n in names)
 
 
+CANDIDATE = {"name": "ভিত্তি", "kind": "base", "location": "x", "key_fields": {}}
+METRIC = {
+    "name": "m", "signature": "m|n:2", "columns": ["x", "y"], "values": ["m"], "higher_is_better": True,
+    "description": "m, higher is better",
+}  # fmt: skip
+META = {
+    "schema_version": SCHEMA_VERSION, "name": "run", "bnbench": "0.1", "command": "bnbench evaluate", "created": "then",
+    "finished": "now", "packages": {}, "device": {}, "precision": {}, "prompt": {}, "decoding": {},
+    "corpus": {"name": "c", "source": "c.csv", "fingerprint": "ab", "split": "test", "n": 2},
+    "candidates": [CANDIDATE], "primary_metric": "m", "metrics": [METRIC], "seed": 1, "notes": [],
+}  # fmt: skip
+
+
 def write_run(folder, **changes):
-    metric = {"name": "m", "signature": "m|n:2", "columns": ["x", "y"], "values": ["m"]}
-    meta = {"schema_version": SCHEMA_VERSION, "finished": "now", "candidates": [{"name": "ভিত্তি"}], "metrics": [metric]}
     folder.mkdir()
-    write_json(folder / "run.json", {**meta, **changes})
+    write_json(folder / "run.json", {**META, **changes})
     rows = [{"id": i, "topic": "", "title": "", "question": "?", "reference": "!"} for i in "ba"]
     (folder / "examples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     Journal(folder / "generations.jsonl").append([ONE, TWO])
@@ -99,3 +111,64 @@ def test_what_is_no_finished_run_says_so(tmp_path):
     next((folder / "scores").iterdir()).unlink()
     with pytest.raises(RunError, match="its replies are kept"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": "x"}, 'seed is "x", not a whole number'),
+        ({"notes": None}, "notes is null, not a list"),
+        ({"candidates": [{**CANDIDATE, "seconds": "x"}]}, r'candidates\[0\].seconds is "x", not a number'),
+        ({"candidates": [{"name": "ভিত্তি"}]}, r"candidates\[0\].kind is missing"),
+        ({"metrics": [{**METRIC, "columns": ["x", 3]}]}, r"metrics\[0\].columns\[1\] is 3, not text"),
+        ({"corpus": {}}, "corpus.name is missing"),
+        ({"corpus": []}, r"corpus is \[\], not an object"),
+        ({"combined": {"m": True}}, "combined.m is true, not a number"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_key(tmp_path, changes, says):
+    with pytest.raises(RunError, match=rf"run\.json: damaged \({says}\); put back"):
+        read_run(write_run(tmp_path / "run", **changes))
+
+
+def damage(name, text):
+    return lambda folder: next(folder.glob(name)).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (damage("run.json", "{"), r"run\.json: damaged"),
+        (damage("examples.jsonl", '{"id": "a"}\n'), r"examples\.jsonl, line 1: damaged \(topic is missing\)"),
+        (damage("examples.jsonl", "x\n"), r"examples\.jsonl, line 1: damaged"),
+        (damage("generations.jsonl", ""), r"generations\.jsonl: ভিত্তি has no reply to item b \(2 such\)"),
+        (damage("generations.jsonl", "[]\n"), r"generations\.jsonl, line 1: damaged \(the file is \[\], not an object"),
+        (damage("scores/*.parquet", "no table"), r"\.parquet: damaged .*its replies are kept"),
+    ],
+)
+def test_every_damaged_file_is_named(tmp_path, change, says):
+    folder = write_run(tmp_path / "run")
+    change(folder)
+    with pytest.raises(RunError, match=says):
+        read_run(folder)
+
+
+def test_scores_that_lack_an_item_or_a_column_are_damaged(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_scores(folder, "ভিত্তি", ["a"], {"m": np.array([[1.0, 2.0]])}, {"m": ("x", "y")})
+    with pytest.raises(RunError, match=r"\.parquet: damaged"):
+        read_run(folder)
+    write_scores(folder, "ভিত্তি", ["a", "b"], {"m": np.array([[1.0], [2.0]])}, {"m": ("x",)})
+    with pytest.raises(RunError, match=r"\.parquet: damaged .*m/y"):
+        read_run(folder)
+
+
+def test_a_record_is_written_as_it_was_read_and_passes_over_what_it_does_not_know(tmp_path):
+    folder = write_run(tmp_path / "run")
+    record = read_record(folder)
+    write_json(folder / "run.json", record)
+    written = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert list(written)[:6] == ["schema_version", "name", "bnbench", "command", "created", "finished"]
+    assert "training" not in written["candidates"][0] and "weights" not in written["metrics"][0]
+    write_json(folder / "run.json", written | {"news": 1})
+    assert read_record(folder) == record

@@ -19,7 +19,7 @@ import bnbench
 from bnbench.metrics.combined import CombinedScore, parse_weights
 from bnbench.metrics.core import Texts
 from bnbench.metrics.registry import get_metric
-from bnbench.records import Generation, write_json, write_scores, write_text
+from bnbench.records import Generation, MetricRecord, as_json, write_json, write_scores, write_text
 
 CONVERSATIONS = Path(bnbench.__file__).parent / "demo" / "conversations.csv"
 METRICS = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "perplexity", "degeneration")
@@ -141,18 +141,10 @@ def write_run(
     for name, table in tables.items():
         write_scores(folder, name, [e["id"] for e in examples], table, {m.name: m.columns for m in described})
     weights = parse_weights(combine) if combine else {}
-    added = [_described(CombinedScore(weights), n) | {"weights": weights}] if weights else []
-    metrics_of = {"metrics": [*(_described(m, n) for m in described), *added], "combined": weights}
+    added = [CombinedScore(weights)] if weights else []
+    metrics_of = {"metrics": [as_json(MetricRecord.of(m, n)) for m in [*described, *added]], "combined": weights}
     write_json(folder / "run.json", _meta(folder, specs, replies, n) | metrics_of | meta)
     return folder
-
-
-def _described(metric: Any, n: int) -> dict[str, Any]:
-    return {
-        "name": metric.name, "signature": metric.signature(n), "columns": list(metric.columns),
-        "values": list(metric.values), "higher_is_better": metric.higher_is_better,
-        "description": metric.description,
-    }  # fmt: skip
 
 
 def _candidate(spec: Spec, made: Sequence[Generation]) -> dict[str, Any]:

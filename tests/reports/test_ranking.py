@@ -168,12 +168,12 @@ def test_the_primary_metric_must_be_there_for_all(make_run: Maker) -> None:
 
 def test_a_metric_that_is_not_installed_here_is_noted_not_fatal(make_run: Maker) -> None:
     folder = make_run()
-    meta = read_run(folder).meta
-    plug_in = meta["metrics"][1] | {"name": "stranger"}
+    metrics = json.loads((folder / "run.json").read_text(encoding="utf-8"))["metrics"]
+    plug_in = metrics[1] | {"name": "stranger"}
     for name in (BASE, ADAPTER):
         for column in plug_in["columns"]:
             overwrite(folder, name, f"stranger/{column}", 1.0)
-    change_meta(folder, metrics=[*meta["metrics"], plug_in])
+    change_meta(folder, metrics=[*metrics, plug_in])
     ranking = ranked(folder)
     assert "stranger" not in ranking.values
     assert any("stranger is left out" in note for note in ranking.notes)
@@ -181,7 +181,7 @@ def test_a_metric_that_is_not_installed_here_is_noted_not_fatal(make_run: Maker)
 
 def test_statistics_of_another_version_are_refused_where_they_rank(make_run: Maker) -> None:
     folder = make_run(metrics=("chrF++", "BLEU"))
-    primary, *others = read_run(folder).meta["metrics"]
+    primary, *others = json.loads((folder / "run.json").read_text(encoding="utf-8"))["metrics"]
     for name in (BASE, ADAPTER):
         overwrite(folder, name, "chrF++/char7_hyp", 1.0)
     change_meta(folder, metrics=[primary | {"columns": [*primary["columns"], "char7_hyp"]}, *others])
@@ -218,7 +218,7 @@ def test_each_adapter_is_compared_with_its_own_base(make_run: Maker) -> None:
 
 def test_another_decoding_keeps_both_and_is_noted(make_run: Maker) -> None:
     one, two = make_run(name="one"), make_run(name="two")
-    change_meta(two, decoding=read_run(two).meta["decoding"] | {"temperature": 0.2})
+    change_meta(two, decoding={**read_run(two).record.decoding, "temperature": 0.2})
     ranking = ranked(one, two)
     assert len(ranking.standings) == 4
     assert any("one and two differ in decoding" in note for note in ranking.notes)
@@ -243,14 +243,14 @@ def test_another_decoding_keeps_both_and_is_noted(make_run: Maker) -> None:
 )
 def test_other_items_are_refused(make_run: Maker, change: Callable[[Run], Any], says: str) -> None:
     one, two = (read_run(make_run(name=name)) for name in ("one", "two"))
-    changed = Run(two.path, two.meta, tuple(change(two)), two.replies, two.tables)
+    changed = Run(two.path, two.record, tuple(change(two)), two.replies, two.tables)
     with pytest.raises(RunError, match=says):
         rank([one, changed])
 
 
 def test_another_signature_is_refused_and_both_are_named(make_run: Maker) -> None:
     one, two = make_run(name="one"), make_run(name="two")
-    metrics = read_run(two).meta["metrics"]
+    metrics = json.loads((two / "run.json").read_text(encoding="utf-8"))["metrics"]
     change_meta(two, metrics=[metrics[0] | {"signature": "chrF++|norm:nfc"}, *metrics[1:]])
     with pytest.raises(RunError, match=r"chrF\+\+\|norm:nfc cannot be ranked with chrF\+\+\|norm:bn1"):
         ranked(one, two)

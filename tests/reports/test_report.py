@@ -158,10 +158,10 @@ def test_what_was_run_is_on_the_page(make_run: Maker) -> None:
     folder = make_run(notes=[note])
     made = report(folder)
     text = " ".join(" ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text).split())
-    meta = read_run(folder).meta
-    wanted = [meta["command"], meta["corpus"]["fingerprint"], "float32 – the CPU computes float32 fastest", "0.57 GiB",
+    meta = read_run(folder).record
+    wanted = [meta.command, meta.corpus.fingerprint, "float32 – the CPU computes float32 fastest", "0.57 GiB",
               "encoding damage: BOM", "temperature 0.7", "transformers 5.23.0", "Training-seed variance", note,
-              *(m["signature"] for m in meta["metrics"])]  # fmt: skip
+              *(m.signature for m in meta.metrics)]  # fmt: skip
     for fact in wanted:
         assert fact in text
     assert f"Note: {note}" in made.text
@@ -303,12 +303,13 @@ def test_runs_together_in_one_report(make_run: Maker, tmp_path: Path) -> None:
 def test_plot_marks_lie_inside(make_run: Maker) -> None:
     for specs, n in CASES.values():
         run = read_run(make_run(specs, n=n, name=f"plot-{len(specs)}-{n}", metrics=("chrF++",)))
-        plot = interval_plot(rank([run], resamples=200))
+        ranking = rank([run], resamples=200)
+        plot = interval_plot([(x.low, x.value, x.high) for x in map(ranking.primary_score, ranking.standings)])
         for bar in plot.bars:
             assert bar is not None
-            assert 0 <= bar.low <= bar.point <= bar.high <= 100
+            assert 0 <= bar[0] <= bar[1] <= bar[2] <= 100
         assert 1 <= len(plot.ticks) <= 8
-        assert all(0 <= tick.at <= 100 for tick in plot.ticks)
+        assert all(0 <= at <= 100 for at, _ in plot.ticks)
 
 
 def test_numbers_as_a_reader_sees_them() -> None:

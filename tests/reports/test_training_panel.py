@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bnbench
-from bnbench.records import read_run
+from bnbench.records import as_json, read_run, read_training
 from bnbench.reports import write_report
-from bnbench.training import training_summary
 from tests.reports.conftest import ADAPTER
 
 
@@ -19,8 +18,9 @@ def test_only_adapters_with_a_record_have_a_panel(make_run: Callable[..., Path])
     folder = make_run(n=8)
     assert 'id="training"' not in page(folder) and "#training" not in page(folder)
     meta = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    trained = training_summary(Path(bnbench.__file__).parent / "demo" / "adapter")
-    assert trained is not None
+    record = read_training(Path(bnbench.__file__).parent / "demo" / "adapter")
+    assert record is not None
+    trained = as_json(record.summary())
     trained["recipe"]["name"] = "<script>"
     next(c for c in meta["candidates"] if c["name"] == ADAPTER)["training"] = trained
     (folder / "run.json").write_text(json.dumps(meta), encoding="utf-8")
