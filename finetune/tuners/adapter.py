@@ -36,6 +36,7 @@ class AdapterTuner(Tuner):
     """The tuner that recipes name "qlora" (4-bit base) or "lora" (base as it is)."""
 
     shares_steps = True
+    timed = True
 
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses a recipe whose two words for the base's precision contradict each other."""

@@ -47,7 +47,9 @@ class PreferenceTuner(AdapterTuner):
         """Refuses settings that mean nothing here: TRL pads, and policy and reference differ by the adapter alone."""
         wanted = {"packing": False, "loss": "completion", "dropout": 0.0, "memory_gib": 0.0}
         wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
-        if not recipe.beta:
+        if not 0 <= recipe.own["beta"] <= 100:
+            raise RecipeError(f"beta is {recipe.own['beta']}: it must lie between 0 and 100")
+        if not recipe.own["beta"]:
             wrong.append("beta above 0, such as 0.1")
         if wrong:
             raise RecipeError(f'the tuner "dpo" needs {", ".join(wrong)}')
@@ -80,7 +82,7 @@ class PreferenceTuner(AdapterTuner):
             return None
         pairs = as_pairs(job.held_out)
         base, adapter = _log_probabilities(trainer, pairs, job.recipe.batch_size)
-        return measure_gain(base, adapter, [tuple(pair["prompt_ids"]) for pair in pairs], job.recipe.beta)
+        return measure_gain(base, adapter, [tuple(pair["prompt_ids"]) for pair in pairs], job.recipe.own["beta"])
 
 
 def as_pairs(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -120,7 +122,7 @@ def _arguments(job: Job) -> Any:
     return training_arguments(
         job,
         DPOConfig,
-        beta=job.recipe.beta,
+        beta=job.recipe.own["beta"],
         bf16=job.precision.dtype_name == "bfloat16",
         max_length=None,  # no row is cut: those that are too long were dropped whole
         disable_dropout=True,
