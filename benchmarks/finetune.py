@@ -160,8 +160,8 @@ def expectation(job):
     from qlora_baseline import CHECKPOINT
     from transformers import AutoConfig
 
-    from bnbench.finetune.engine.lora import count_parameters
     from bnbench.finetune.memory import Shape, estimate
+    from bnbench.finetune.tuners.adapter import count_parameters
 
     config = AutoConfig.from_pretrained(CHECKPOINT)
     trainable, total = count_parameters(config, job.recipe)

@@ -12,7 +12,6 @@ a `FinetuneRequest` of one's own takes examples that are in memory already. Impo
 """
 
 from bnbench.data.pairs import Pair, load_pairs
-from bnbench.finetune.engine.lora import count_parameters
 from bnbench.finetune.plan import (
     FinetuneRequest,
     Plan,
@@ -25,6 +24,7 @@ from bnbench.finetune.plan import (
 from bnbench.finetune.publish import Published, publish
 from bnbench.finetune.recipes import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.session import FinetuneResult, finetune
+from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, save_adapter
 from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner, tuner_names
 
 __all__ = [
@@ -38,12 +38,14 @@ __all__ = [
     "Published",
     "Recipe",
     "Tuner",
+    "adapt",
     "copy_recipe",
     "count_parameters",
     "finetune",
     "finetune_request",
     "get_tuner",
     "list_recipes",
+    "load_base",
     "load_pairs",
     "load_recipe",
     "parse_duration",
@@ -52,5 +54,6 @@ __all__ = [
     "recipe_list",
     "recipe_table",
     "recipe_text",
+    "save_adapter",
     "tuner_names",
 ]

@@ -23,10 +23,10 @@ from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError
 from bnbench.extras import require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.lora import count_parameters
 from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
+from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.base import get_tuner
 from bnbench.finetune.tuners.load import Base, load_config, load_generation_config, load_tokenizer, resolve_base
 from bnbench.models.files import BUNDLED

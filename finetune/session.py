@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,7 +17,7 @@ from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError
 from bnbench.extras import require
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.stopping import listening
+from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import parse_recipe
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner
@@ -97,12 +98,12 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
         TrainingError: rows that must not be trained on, a folder that belongs to another training, a GPU too small.
         PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
     """
-    with processes.joined(request.device):
+    with processes.meet(request.device):
         planned, done, checkpoint = processes.first(lambda: _begin(request))
         resumed_from = checkpoint.step if checkpoint else 0
         if done is not None:
             return _result(request, planned, done, resumed_from=done.steps)
-        with listening(request.stop_after) as stop:
+        with stop_on_signals(request.stop_after) as stop:
             job = make_job(request, planned, checkpoint, stop)
             try:
                 outcome = get_tuner(planned.recipe.tuner).train(job)
@@ -153,10 +154,10 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
 def _check_same(output: Path, before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in `output` has otherwise, `before` being its identity."""
     now, then = planned.identity(), dict(before.get("recipe") or {})
-    try:  # an older version may have recorded other keys: those that it lacks have their defaults
+    with suppress(
+        RecipeError
+    ):  # an older version may have recorded other keys: those that it lacks have their defaults
         then = parse_recipe({**then, "name": ""}, "").influences()
-    except RecipeError:
-        pass
     changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:

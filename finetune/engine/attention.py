@@ -29,37 +29,31 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention of (rows, heads, T, d) queries over (rows, key heads, T, d) keys, as (rows, T, heads, d).
 
-    `lengths` cut T into samples. PyTorch chooses the kernel: flash from compute capability 8, memory-efficient below.
+    softmax(scaling · q kᵀ) v over the keys at and before each query, of the last `sliding_window` where a model has
+    one, and of the same sample: `lengths` cut T into samples, none is one. PyTorch chooses the kernel: flash from
+    compute capability 8, memory-efficient below. Raises TrainingError for attention of another kind.
     """
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unknown or attention_mask is not None:
         raise TrainingError(f"this model's attention has {unknown or 'a mask'}, which packed training does not know")
     groups = query.shape[1] // key.shape[1]
-    shared = groups > 1 and _groups_are_fast(query)
+    # Of CUDA's kernels only flash lets several query heads share a key head. Below capability 8 (or with wide heads)
+    # `enable_gqa` would fall to the kernel that makes the (T, T) matrix, so there the keys are repeated instead.
+    shared = groups > 1 and query.is_cuda and query.shape[-1] <= 256
+    shared = shared and torch.cuda.get_device_capability(query.device) >= (8, 0)
     if groups > 1 and not shared:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    outputs = []
     sizes = list(lengths) or [query.shape[2]]
-    outputs = [
-        scaled_dot_product_attention(
-            q, k, v, **_mask(q, sliding_window), dropout_p=dropout, scale=scaling, enable_gqa=shared
-        )
-        for q, k, v in zip(*(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True)
-    ]
-    return torch.cat([o.transpose(1, 2) for o in outputs], 1) if len(outputs) > 1 else outputs[0].transpose(1, 2), None
-
-
-def _groups_are_fast(query: torch.Tensor) -> bool:
-    """Of CUDA's kernels only flash shares key heads; below capability 8 `enable_gqa` would fall to the (T, T) one."""
-    return query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0) and query.shape[-1] <= 256
-
-
-def _mask(query: torch.Tensor, window: int | None) -> dict[str, Any]:
-    length = query.shape[2]
-    if window is None or length <= window:
-        return {"is_causal": True}
-    position = torch.arange(length, device=query.device)
-    distance = position[:, None] - position[None, :]
-    return {"attn_mask": (distance >= 0) & (distance < window)}
+    for q, k, v in zip(*(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True):
+        mask: dict[str, Any] = {"is_causal": True}
+        if sliding_window is not None and q.shape[2] > sliding_window:  # else the window hides nothing
+            position = torch.arange(q.shape[2], device=q.device)
+            distance = position[:, None] - position[None, :]
+            mask = {"attn_mask": (distance >= 0) & (distance < sliding_window)}
+        one = scaled_dot_product_attention(q, k, v, **mask, dropout_p=dropout, scale=scaling, enable_gqa=shared)
+        outputs.append(one.transpose(1, 2))
+    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], None
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,4 +1,8 @@
-"""The samples of a batch as passes: what goes through the model at once, padded, or packed one after another."""
+"""The samples of a batch as passes: what goes through the model at once, padded, or packed one after another.
+
+Packing changes memory and time, never the step: attention (`bnbench.finetune.engine.attention`) is cut at the samples'
+ends, positions begin at 0 in each, and no sample's last token predicts the next one's first.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +77,7 @@ class Packed:
                 chosen.append(row)
             else:
                 bins.append([row])
+        # The largest pass first: the allocator's blocks are then large enough for all that follow.
         return [pack(b) for b in sorted(bins, key=lambda b: -sum(len(r.ids) for r in b))]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:
@@ -94,13 +99,14 @@ def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -
     if count == 1:
         return [list(batch) for batch in batches]
     rows = _longest([row for batch in batches for row in batch])
+    # Of two processes the first has rows 0, 3, 4, 7 …, the second 1, 2, 5, 6 …
     mine = [row for i, row in enumerate(rows) if i % (2 * count) in (index, 2 * count - 1 - index)]
     parts = [mine[i : i + size] for i in range(0, len(mine), size)]
     return [[] for _ in range(len(batches) - len(parts))] + parts
 
 
 def pack(rows: Sequence[Row]) -> Pass:
-    """The rows one after another, each with positions from 0."""
+    """The rows one after another in one, each with positions from 0, as if it stood alone."""
     lengths = tuple(len(row.ids) for row in rows)
     starts = [sum(lengths[:i]) for i in range(len(rows))]
     ids = torch.tensor([[i for row in rows for i in row.ids]])
@@ -109,14 +115,14 @@ def pack(rows: Sequence[Row]) -> Pass:
 
 
 def _supervised(rows: Sequence[Row], starts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat positions whose next token is supervised, and that token; no sample's last position predicts the next's."""
-    found = [
-        (start + i, label)
-        for row, start in zip(rows, starts, strict=True)
-        for i, label in enumerate(row.labels[1:])
-        if label != IGNORED
-    ]
-    return torch.tensor([f[0] for f in found]), torch.tensor([f[1] for f in found])
+    """Flat positions whose next token is supervised, and that token: what stands at i predicts the label at i + 1."""
+    index, targets = [], []
+    for row, start in zip(rows, starts, strict=True):
+        for i, label in enumerate(row.labels[1:]):
+            if label != IGNORED:
+                index.append(start + i)
+                targets.append(label)
+    return torch.tensor(index), torch.tensor(targets)
 
 
 def _longest(rows: Sequence[Row]) -> list[Row]:

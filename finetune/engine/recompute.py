@@ -20,9 +20,10 @@ from bnbench.finetune.memory import ALLOCATOR
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes on the card: `fixed` at any time; with every layer recomputed, `per_token` in the backward pass and
-    `forward` per token at the forward pass's end, with the loss's `chunk` on top; `kept` per token and layer that is
-    not recomputed; `budget` to stay below.
+    """Bytes on the GPU, measured with every layer recomputed.
+
+    `fixed` are there at any time, `per_token` in the backward pass, `forward` per token at the forward pass's end, with
+    the loss's `chunk` on top. A layer that is not recomputed adds `kept` per token. `budget` is to stay below.
     """
 
     fixed: float
@@ -33,13 +34,18 @@ class Room:
     budget: float
 
     def layers(self, tokens: int, most: int) -> int:
-        """How many layers of a pass of so many tokens need not be computed twice."""
+        """How many layers of a pass of so many `tokens` need not be computed twice, at `most` all."""
+        # The peak is in the backward pass, or before it, where all logits of a chunk lie on what the layers keep.
         spare = self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
         return max(0, min(most, int(spare / (self.kept * tokens)))) if self.kept > 0 else 0
 
 
 class Recomputation:
-    """Switches checkpointing layer by layer; `room` is None until `measure`, and every layer recomputes till then."""
+    """Switches checkpointing layer by layer; `room` is None until `measure`, and every layer recomputes till then.
+
+    A checkpointed layer keeps its input alone, and runs forward once more when the backward pass comes to it; one that
+    is not keeps its activations from its forward pass to its backward pass.
+    """
 
     def __init__(self, model: Any, budget: float) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -52,12 +58,25 @@ class Recomputation:
         self._keep(kept)
 
     def measure(self, largest: Pass, forward: Callable[[], Any], step: Callable[[], Any]) -> None:
-        """Runs `forward` twice and `step` once on the largest pass. A budget of 0 is what that pass itself needs."""
+        """Runs `forward` twice and `step` once on the largest pass. A budget of 0 is what that pass itself needs.
+
+        `forward` gives a loss whose graph holds what is kept; `step` is a forward and backward pass.
+        """
         tokens, cuda = largest.ids.numel(), torch.cuda
         cuda.empty_cache()  # what loading left behind
         fixed = cuda.memory_allocated()
-        one, _ = self._forward(1, forward)
-        none, at_most = self._forward(0, forward)
+
+        def run(kept: int) -> tuple[int, int]:
+            """Bytes alive after a forward pass with so many layers kept, and at most while it ran."""
+            self._keep(kept)
+            cuda.reset_peak_memory_stats()
+            loss = forward()
+            found = cuda.memory_allocated(), cuda.max_memory_allocated()
+            del loss
+            return found
+
+        one, _ = run(1)
+        none, at_most = run(0)
         cuda.reset_peak_memory_stats()
         step()
         peak = cuda.max_memory_allocated()
@@ -67,18 +86,9 @@ class Recomputation:
             per_token=(peak - fixed) / tokens,
             forward=(none - fixed) / tokens,
             chunk=at_most - none,
-            kept=(one - none) / tokens,
+            kept=(one - none) / tokens,  # what a single layer makes of difference, all layers being alike
             budget=budget,
         )
-
-    def _forward(self, kept: int, forward: Callable[[], Any]) -> tuple[int, int]:
-        """Bytes alive after a forward pass, and at most while it ran."""
-        self._keep(kept)
-        torch.cuda.reset_peak_memory_stats()
-        loss = forward()
-        found = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-        del loss
-        return found
 
     def _keep(self, count: int) -> None:
         for i, layer in enumerate(self.layers):

@@ -7,7 +7,7 @@ A tuner of another package is a subclass of `Tuner` with a `train` method, named
 
     class Plain(Tuner):
         def train(self, job: Job) -> Outcome:
-            model = adapt(load_base(job), job.recipe)  # both of bnbench.finetune.tuners.adapter, as is save_adapter
+            model = adapt(load_base(job), job.recipe)  # these two and save_adapter are in bnbench.finetune
             ...
             save_adapter(job, model)
             return Outcome(job.steps, tuple(curve), seconds)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from bnbench.errors import RecipeError
-from bnbench.finetune import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.finetune.recipes import override
+from bnbench.finetune import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
 
 
 def test_original_value_by_value() -> None:
@@ -53,9 +52,11 @@ def test_defaults_are_those_of_t4() -> None:
 
 
 def test_copied_recipe_gives_the_same(tmp_path: Path) -> None:
-    copy = tmp_path / "mine.toml"
-    copy.write_text(recipe_text("t4"), encoding="utf-8")
-    assert load_recipe(copy) == load_recipe("t4")
+    copy_recipe("t4", tmp_path / "mine.toml")
+    assert load_recipe(tmp_path / "mine.toml") == load_recipe("t4")
+    assert (tmp_path / "mine.toml").read_text(encoding="utf-8") == recipe_text("t4")
+    with pytest.raises(RecipeError, match="exists: name another file"):
+        copy_recipe("demo", tmp_path / "mine.toml")
 
 
 def test_file_may_leave_out_keys(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_overrides_are_parsed_by_type() -> None:
     assert (recipe.epochs, recipe.learning_rate, recipe.targets) == (2.0, 1e-5, ("q_proj", "k_proj"))
     assert (recipe.optimizer, recipe.double_quantisation) == ("adamw_torch", False)
     assert load_recipe("t4", {"targets": '["q_proj"]'}).targets == ("q_proj",)
-    assert override(recipe, {"seed": "7"}) == replace(recipe, seed=7)
+    assert load_recipe(recipe, {"seed": "7"}) == replace(recipe, seed=7)
 
 
 @pytest.mark.parametrize(

@@ -163,9 +163,9 @@ def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.
 def test_trying_the_longest_leaves_no_trace(
     request_for: Request, undisturbed: FinetuneResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnbench.finetune.engine.monitor import LongestFirst
+    from bnbench.finetune.engine.step import StepTrainer
 
-    monkeypatch.setattr(LongestFirst, "on_train_begin", lambda *_, **__: None)
+    monkeypatch.setattr(StepTrainer, "try_largest", lambda *_: None)
     assert finetune(request_for()).curve == undisturbed.curve
 
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from bnbench.finetune.engine.collate import Packed, Padded, Pass, pack, share
-from bnbench.finetune.engine.lora import adapt
-from bnbench.finetune.engine.loss import summed_loss
 from bnbench.finetune.engine.rows import IGNORED, Row
-from bnbench.finetune.engine.step import prepare
+from bnbench.finetune.engine.step import prepare, summed_loss
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
+from bnbench.finetune.tuners.adapter import adapt
 from bnbench.models.four_bits import make_portable
 
 LENGTHS = (97, 3, 41, 12, 230, 5)

@@ -32,7 +32,7 @@ import torch
 from bnbench.data.corpus import Example
 from bnbench.errors import BnbenchError
 from bnbench.finetune import FinetuneRequest, finetune
-from bnbench.finetune.engine.stopping import Stop
+from bnbench.finetune.engine.processes import Stop
 torch.set_num_threads(1)
 given = json.loads(sys.stdin.read())
 examples = tuple(Example(**e) for e in given["examples"])
@@ -158,7 +158,7 @@ def test_a_tuner_of_one_process_is_not_started_in_three(
     monkeypatch.setattr(session, "get_tuner", lambda name: object())
     six = request_for(overrides={"batch_size": "6"})
     with pytest.raises(RecipeError, match="the tuner 'lora' trains in one process"):
-        session._begin(six, tmp_path / "checkpoints")
+        session._begin(six)
 
 
 @pytest.mark.usefixtures("three")

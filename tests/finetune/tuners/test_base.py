@@ -22,7 +22,7 @@ class MyTuner(Tuner):
     def train(self, job: Job) -> Outcome:
         import torch
 
-        from bnbench.finetune.tuners.adapter import adapt, load_base, save_adapter
+        from bnbench.finetune import adapt, load_base, save_adapter
 
         model = adapt(load_base(job), job.recipe)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
