@@ -168,7 +168,7 @@ def estimate(
 
     # With checkpointing every layer's input waits for the backward pass, and what a layer saves is there for one layer
     # at a time (Chen et al. 2016); without, all of it waits.
-    kept = (shape.layers + 1) * shape.hidden * size
+    kept: float = (shape.layers + 1) * shape.hidden * size
     if recipe.checkpointing == "none":
         kept, saved = kept + shape.layers * saved, 0.0
 

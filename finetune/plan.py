@@ -108,15 +108,15 @@ def finetune_request(
         location, revision = str(Path(base).resolve()), ""
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
     tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-    count = PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens
-    read = {"columns": columns or {}, "sizes": SplitSizes.parse(split_sizes), "max_tokens": loaded.max_tokens}
+    count, longest = PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens, loaded.max_tokens
 
+    read: dict[str, Any] = {"columns": columns or {}, "sizes": SplitSizes.parse(split_sizes), "max_tokens": longest}
     chosen: dict[str, Any] = {"examples": ()}
     if loaded.pairs:
         found = load_pairs(data, **read, count_tokens=count)
         corpus, chosen["pairs"], chosen["held_out"] = found.corpus, found.select(split, limit), found.held_out(split)
     else:
-        corpus = load_corpus(data, **read, count_tokens=count) if data else demo_corpus(loaded.max_tokens, count)
+        corpus = load_corpus(data, **read, count_tokens=count) if data else demo_corpus(longest, count)
         chosen["examples"] = corpus.select(split, limit)
     if not corpus.is_split:
         _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
