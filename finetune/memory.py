@@ -283,8 +283,8 @@ def outlook(recipe: Recipe) -> Estimate | None:
     rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))
     long, usual = (Row("", (0,) * n, (0,) * n) for n in (recipe.max_tokens, rest))
     rows = [long] * longest + [usual] * (SAMPLES - longest)
-    steps = math.ceil(recipe.epochs * math.ceil(SAMPLES / recipe.samples_per_step))
-    return estimate(LLAMA_8B, recipe, rows, lora_parameters(LLAMA_8B, recipe), steps, gpu=gpu)
+    trainable, steps = lora_parameters(LLAMA_8B, recipe), recipe.count_steps(SAMPLES)
+    return estimate(LLAMA_8B, recipe, rows, trainable, steps, gpu=gpu)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,6 @@ and counts what it will take. `bnbench finetune --dry-run` prints that, `bnbench
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -256,7 +255,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
 
     trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
-    steps = count_steps(len(rows) // recipe.rows_per_sample, recipe)
+    steps = recipe.count_steps(len(rows) // recipe.rows_per_sample)
     gpu = device.name if device.type == "cuda" else gpu_of(recipe) or "T4"
     expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
     if device.memory is not None:
@@ -274,7 +273,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         trainable=trainable,
         total=total,
         steps=steps,
-        warmup_steps=count_warmup(steps, recipe),
+        warmup_steps=recipe.count_warmup(steps),
         processes=processes.count(),
         estimate=expected,
     )
@@ -313,18 +312,6 @@ def recipe_precision(recipe: Recipe, device: Device, parameters: int) -> Precisi
     if device.type == "cpu" and chosen.dtype_name == "float16":
         raise RecipeError('precision "float16" cannot be trained on a CPU: set precision = "auto"')
     return chosen
-
-
-def count_steps(samples: int, recipe: Recipe) -> int:
-    """Optimiser steps of a run; the last step of each epoch may see fewer samples."""
-    per_epoch = math.ceil(math.ceil(samples / recipe.batch_size) / recipe.accumulate)
-    return math.ceil(recipe.epochs * per_epoch)
-
-
-def count_warmup(steps: int, recipe: Recipe) -> int:
-    """Steps of rising rate, as transformers counts them; the first has rate 0, so one alone would only be lost."""
-    warmup = math.ceil(recipe.warmup * steps)
-    return warmup if warmup > 1 else 0
 
 
 def recipe_list() -> list[dict[str, Any]]:

@@ -50,24 +50,12 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
 }
 _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
-    "lr": "learning_rate",
-    "rank": "r",
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "accumulate",
-    "gradient_checkpointing": "checkpointing",
-    "max_length": "max_tokens",
-    "max_seq_length": "max_tokens",
-    "optim": "optimizer",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "save_steps": "save_every",
-    "logging_steps": "log_every",
-}
+    "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
+    "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate", "gradient_checkpointing": "checkpointing", "max_length": "max_tokens",
+    "max_seq_length": "max_tokens", "optim": "optimizer", "lr_scheduler_type": "schedule", "warmup_ratio": "warmup",
+    "save_steps": "save_every", "logging_steps": "log_every",
+}  # fmt: skip
 _NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints")
 
 
@@ -159,6 +147,15 @@ class Recipe:
     def rows_per_sample(self) -> int:
         """2 where samples are pairs, else 1."""
         return 2 if self.pairs else 1
+
+    def count_steps(self, samples: int) -> int:
+        """Optimiser steps of a run; the last step of each epoch may see fewer samples."""
+        return math.ceil(self.epochs * math.ceil(samples / self.samples_per_step))
+
+    def count_warmup(self, steps: int) -> int:
+        """Steps of rising rate, as transformers counts them; the first has rate 0, so one alone would only be lost."""
+        warmup = math.ceil(self.warmup * steps)
+        return warmup if warmup > 1 else 0
 
     def shared(self, processes: int) -> Recipe:
         """The recipe as one of several processes sees it: its share of a step, in batches no larger.

@@ -20,7 +20,7 @@ from bnbench.finetune import (
     recipe_list,
     recipe_table,
 )
-from bnbench.finetune.plan import count_steps, count_warmup, recipe_precision
+from bnbench.finetune.plan import recipe_precision
 from bnbench.finetune.tuners.load import resolve_base
 from bnbench.models.precision import Device
 
@@ -54,21 +54,6 @@ def test_parameters_of_all_linear_layers(llama_8b: Any) -> None:
 def test_unknown_target_names_the_nearest(llama_8b: Any) -> None:
     with pytest.raises(RecipeError, match="targets names 'v_prj', which the base has not; did you mean 'v_proj'"):
         count_parameters(llama_8b, load_recipe("t4", {"targets": "q_proj,v_prj"}))
-
-
-def test_steps() -> None:
-    recipe = load_recipe("t4")
-    assert count_steps(4000, recipe) == 1000
-    assert count_steps(4001, recipe) == 1001
-    assert (
-        count_steps(160, load_recipe("t4", {"epochs": "2.5", "batch_size": "3", "accumulate": "4"})) == 35
-    )  # 54 batches, 14 steps, ×2.5
-
-
-def test_the_first_step_of_a_short_training_has_a_rate() -> None:
-    recipe = load_recipe("t4")
-    assert [count_warmup(steps, recipe) for steps in (1, 10, 33, 34, 1000, 1001)] == [0, 0, 0, 2, 30, 31]
-    assert count_warmup(1, load_recipe("t4", {"warmup": "1", "schedule": "constant_with_warmup"})) == 0
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def run(tiny_base: Path, undisturbed: FinetuneResult, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("run") / "run"
     decoding = Decoding(max_new_tokens=8)
     evaluate(EvaluationRequest(candidates, out, limit=6, decoding=decoding, device="cpu", quantise=False, quiet=True))
-    write_report([read_run(out)], out, resamples=200)
+    write_report([read_run(out)], out)
     return out
 
 
@@ -139,11 +139,20 @@ def test_a_run_of_other_weights_is_refused(write: Callable[..., Published], run:
         write(tiny_adapter, run=run)
 
 
-def test_a_run_without_a_ranking(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_report_is_ranked(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(run, tmp_path / "bare")
     (bare / "ranking.json").unlink()
-    with pytest.raises(RunError, match="write it with `bnbench report"):
-        write(run=bare)
+    (bare / "report.md").unlink()
+    card = (write(run=run).folder / "README.md").read_bytes()
+    assert (write(run=bare).folder / "README.md").read_bytes() == card
+
+
+def test_a_run_that_is_not_finished(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(run, tmp_path / "half")
+    record = json.loads((half / "run.json").read_text(encoding="utf-8"))
+    (half / "run.json").write_text(json.dumps({**record, "finished": None}), encoding="utf-8")
+    with pytest.raises(RunError, match="this run is not finished; go on with"):
+        write(run=half)
 
 
 @pytest.mark.parametrize("kind", ["llama-3.1", "plain", "chat"])
@@ -153,7 +162,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
     import torch
 
     from bnbench.data.corpus import Example
-    from bnbench.finetune.card import snippet
+    from bnbench.finetune.publish import snippet
     from bnbench.models.prompts import PromptFormat
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
