@@ -93,6 +93,7 @@ METRICS = Registry(
         "degeneration": "bnbench.metrics.degeneration:Degeneration",
         "diversity": "bnbench.metrics.degeneration:Diversity",
         "BERTScore": "bnbench.metrics.bertscore:BERTScore",
+        "combined": "bnbench.metrics.combined:CombinedScore",
     },
 )
 DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
@@ -100,8 +101,11 @@ DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "pe
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of all metrics, built-in ones first, then the plug-ins that load."""
-    return METRICS.names()
+    """The names of all metrics, built-in ones first, then the plug-ins that load.
+
+    The combined score is not among them: it is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`).
+    """
+    return tuple(name for name in METRICS.names() if name != "combined")
 
 
 def get_metric(name: str) -> Metric:
@@ -122,7 +126,7 @@ def get_metric(name: str) -> Metric:
     metric = make(*given)
     if not isinstance(metric, Metric):
         raise UsageError(f"{make!r} gives {type(metric).__name__}, not a bnbench.metrics.Metric")
-    metric.argument = argument
+    metric.argument = metric.argument or argument
     return metric
 
 

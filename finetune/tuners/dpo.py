@@ -26,7 +26,7 @@ from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Gain, Job
 from bnbench.finetune.tuners.load import load_tokenizer
-from bnbench.metrics.significance import paired_test
+from bnbench.metrics.significance import paired_tests
 from bnbench.models.precision import Device
 from bnbench.progress import stage
 
@@ -168,7 +168,7 @@ def measure_gain(
 
     # Two candidates, adapter and base, whose statistic for each pair is β times its log odds, and a count.
     after, before = (np.stack([beta * (p[:, 0] - p[:, 1]), np.ones(len(p))], 1) for p in (adapter, base))
-    found = paired_test(after, before, mean, clusters=messages)[0]
+    [[found]] = paired_tests([(after, before, mean)], clusters=messages)
     chosen, rejected = (adapter - base).mean(0)
     return Gain(
         pairs=len(base),

@@ -30,7 +30,8 @@ from bnbench.metrics.audit.perturbations import PERTURBATIONS, perturbed
 from bnbench.metrics.audit.report import AUC, AuditReport, Check, Standing
 from bnbench.metrics.audit.sentinels import sentinel_scores
 from bnbench.metrics.audit.spelling import SPELLINGS, Spelling
-from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts
+from bnbench.metrics.core import FloatArray, Metric, Texts
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
 from bnbench.metrics.empathy.keyword import KeywordEmpathy
 from bnbench.metrics.errors import InputError

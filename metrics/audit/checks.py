@@ -10,7 +10,8 @@ import numpy as np
 from bnbench.metrics.audit.agreement import Agreement, Groups, Measured, auc, difference, kendall
 from bnbench.metrics.audit.perturbations import IN_MOST, SAME, WORSE, Perturbation
 from bnbench.metrics.audit.report import AUC, FAILS, LIMIT, NOT_APPLICABLE, PASSES, Check, Estimate
-from bnbench.metrics.core import MECHANISMS, FloatArray, ratio
+from bnbench.metrics.core import FloatArray, ratio
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet
 from bnbench.metrics.significance import bootstrap
 

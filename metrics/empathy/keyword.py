@@ -31,14 +31,15 @@ how a person would feel on reading it, and it is no clinical instrument.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.empathy import MECHANISMS, labels_by_means
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.normalization import normalize
@@ -96,13 +97,13 @@ class Span:
 class KeywordEmpathy(Metric):
     """Keyword empathy by a lexicon: `bn`, `original` (the original project's 14 substrings), or a TOML file's path.
 
-    `KeywordEmpathy().score(replies, messages=messages)` gives a `Result` with `mechanisms`; `UsageError` for a bad
-    lexicon.
+    `KeywordEmpathy().score(replies, messages=messages)` gives a `Result`, and `mechanisms(result)` each reply's.
+    `UsageError` for a bad lexicon.
     """
 
     name: ClassVar[str] = "keyword-empathy"
     description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"messages"})
+    needs = frozenset({"messages"})
 
     def __init__(self, lexicon: str | Path = "bn") -> None:
         self._named = lexicon
@@ -115,6 +116,11 @@ class KeywordEmpathy(Metric):
     def lexicon(self) -> Lexicon:
         """The lexicon, read once in a process."""
         return load_lexicon(self._named)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What a reader's table calls each value."""
+        return labels_by_means(self, super().labels, "keyword")
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 4: credit 0-1 for each mechanism, and 1 for the count; n x 2 for a lexicon without mechanisms."""

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from bnbench.metrics.core import MECHANISMS as MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS as MECHANISMS
 from bnbench.metrics.errors import UsageError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import is_word, tokenize

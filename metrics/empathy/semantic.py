@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -34,7 +34,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import MECHANISMS, FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.empathy import MECHANISMS, labels_by_means
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.errors import InputError, UsageError
@@ -249,13 +250,14 @@ def _contrast(vectors: FloatArray, these: Flags, others: Flags) -> FloatArray:
 class SemanticEmpathy(Metric):
     """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes and a calibration made for it.
 
-    `SemanticEmpathy().score(replies, messages=messages)` gives a `Result` with `mechanisms`. The first use raises
-    `UsageError` when the encoder is missing or the calibration was made for another encoder or other anchors.
+    `SemanticEmpathy().score(replies, messages=messages)` gives a `Result`, and `mechanisms(result)` each reply's. The
+    first use raises `UsageError` when the encoder is missing or the calibration was made for another encoder or other
+    anchors.
     """
 
     name: ClassVar[str] = "semantic-empathy"
     description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"messages"})
+    needs = frozenset({"messages"})
     columns = (*MECHANISMS, "replies")
     values = ("semantic_empathy", *MECHANISMS)
 
@@ -280,6 +282,11 @@ class SemanticEmpathy(Metric):
                 "then SemanticEmpathy(encoder=ID, calibration=FILE)"
             )
         return made
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What a reader's table calls each value."""
+        return labels_by_means(self, super().labels, "semantic")
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 4: 0-1 for each mechanism, and 1 for the count."""

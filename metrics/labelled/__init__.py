@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import InputError, UsageError
 
 REQUIRED = ("message", "reply", *MECHANISMS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
+from bnbench.metrics.empathy import mechanisms
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
 from bnbench.metrics.empathy.lexicon import MECHANISMS
 from bnbench.metrics.empathy.semantic import CALIBRATION, CONTRASTS, FEATURES, HEADS, load_anchors, load_calibration
@@ -52,10 +53,10 @@ def test_an_empathic_reply_scores_above_every_other(metric: SemanticEmpathy) -> 
 
 def test_each_mechanism_is_told_from_the_others(metric: SemanticEmpathy) -> None:
     result = metric.score([REPLIES[name] for name in EMPATHIC], messages=[MESSAGE] * 3)
-    assert result.mechanisms.argmax(axis=0).tolist() == [0, 1, 2]
-    assert result.mechanisms.shape == (3, 3)
+    assert mechanisms(result).argmax(axis=0).tolist() == [0, 1, 2]
+    assert mechanisms(result).shape == (3, 3)
     assert list(result.scores) == ["semantic_empathy", *MECHANISMS]
-    assert result.value == pytest.approx(result.per_item.mean()) == pytest.approx(result.mechanisms.mean())
+    assert result.value == pytest.approx(result.per_item.mean()) == pytest.approx(mechanisms(result).mean())
 
 
 def test_saying_it_twice_earns_nothing(metric: SemanticEmpathy) -> None:
