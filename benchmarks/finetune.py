@@ -73,7 +73,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     from bnbench.finetune.plan import recipe_precision
     from bnbench.finetune.recipes import load_recipe
     from bnbench.finetune.tuners.base import Job
-    from bnbench.finetune.tuners.load import Base
+    from bnbench.models.files import Base
     from bnbench.models.precision import Device
 
     recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))
@@ -87,7 +87,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
 
     return Job(
         recipe=recipe,
-        base=Base("llama-8b", None, "", CHECKPOINT),
+        base=Base("base llama-8b", str(CHECKPOINT), "", CHECKPOINT, "llama-8b"),
         rows=tuple(Row(str(i), ids, ids) for i, ids in enumerate(data)),
         pad_id=128004,
         precision=recipe_precision(recipe, Device.of("cuda"), 8_030_261_248),

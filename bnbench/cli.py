@@ -150,6 +150,13 @@ def evaluate_command(
     split_sizes: Sizes = "4000/300/300",
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
     out: RunFolder = None,
+    backend: Annotated[str, typer.Option(help="What runs the models: hf (transformers), or a plug-in's name.")] = "hf",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME or NAME:ARGUMENT (a folder, a model's id); may be repeated. Without it: the usual ones."
+        ),
+    ] = None,
     primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     combine: Combine = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,
@@ -171,24 +178,28 @@ def evaluate_command(
 ) -> None:
     """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
     from bnbench.data.corpus import SplitSizes
-    from bnbench.evaluate import check_inputs, check_measures, default_folder, evaluate
+    from bnbench.evaluate import EvaluationRequest, check_inputs, choose_measures, default_folder, evaluate
     from bnbench.metrics.combined import parse_weights
+    from bnbench.models.backend import get_backend
     from bnbench.models.candidates import parse_candidates
     from bnbench.models.decoding import Decoding
-    from bnbench.work import EvaluationRequest
 
     # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
     mapping, sizes = _pairs(columns, "--columns"), SplitSizes.parse(split_sizes)
-    check_inputs(data, mapping, split, [*([base] if base else []), *(adapter or [])], predictions or [])
+    on_disk = get_backend(backend).needs_files
+    models = [*([base] if base else []), *(adapter or [])]
+    check_inputs(data, mapping, split, models if on_disk else [], predictions or [])
     weights = {} if combine is None else parse_weights(combine)
-    check_measures(primary, weights)
+    choose_measures(primary, metric or (), weights)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
-    candidates = parse_candidates(base, adapter or (), predictions or (), trust_remote_code=trust_remote_code)
+    candidates = parse_candidates(
+        base, adapter or (), predictions or (), trust_remote_code=trust_remote_code, needs_files=on_disk
+    )
     request = EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
-        trust_remote_code=trust_remote_code, primary=primary, combine=weights, overwrite=overwrite,
-        command=_command_line(), quiet=quiet,
+        trust_remote_code=trust_remote_code, backend=backend, metrics=tuple(metric or ()), primary=primary,
+        combine=weights, overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
 

@@ -1,19 +1,18 @@
 """Scoring files: replies beside references and messages, streamed through the metrics on all cores.
 
-How files are joined, and why memory does not grow with them, is told in `joining`.
+How files are joined, and why memory does not hold their texts, is told in `data.join`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.joined import TextFile, joined
+from bnbench.data.join import ReplyRow, TextFile, join
 from bnbench.errors import InputError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, combined_result
@@ -28,8 +27,6 @@ _PART_CHARACTERS = 4_000_000  # of the texts that are scored at once
 _PARALLEL_FROM = 4 * PART  # replies; with fewer, starting processes costs more than they save
 
 Paths = Sequence[str | Path]
-Row = tuple[str, tuple[str, ...] | None, str | None]
-"""A reply, its references, the message it answers."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,19 @@ class Scores:
 
     def summary(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
-        return {"n": self.n, "metrics": {name: _plain(result) for name, result in self.results.items()}}
+        metrics = {}
+        for name, result in self.results.items():
+            several = result.n > 1  # one reply has no interval
+            intervals = {key: [ends.low, ends.high] if several else None for key, ends in result.intervals.items()}
+            metrics[name] = {
+                "value": result.value,
+                "interval": intervals[result.of.values[0]],
+                "signature": result.signature,
+                "higher_is_better": result.of.higher_is_better,
+                "scores": dict(result.scores),
+                "intervals": intervals,
+            }
+        return {"n": self.n, "metrics": metrics}
 
     def __str__(self) -> str:
         several = "95 % bootstrap intervals" if self.n > 1 else "one gives no interval"
@@ -67,58 +76,28 @@ class OriginalFigures:
         values, right = asdict(self.figures), self.figures.corrected
         rows = {"BLEU": "bleu", "rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
         rows |= {"keyword-empathy": "keyword", "semantic-empathy": "semantic", "combined": "combined"}
-        lines = [f"{name:<18}{_cell(values[key], 4)}{_cell(right.get(name), 2)}" for name, key in rows.items()]
-        return "\n".join([f"{'':<18}{'original':>12}{'should be':>12}", *lines, f"{self.figures.signature}|n:{self.n}"])
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return f"{'–' if value is None else format(value, f'.{digits}f'):>12}"
-
-
-def _plain(result: Result) -> dict[str, Any]:
-    several = result.n > 1  # one reply has no interval
-    intervals = {name: [ends.low, ends.high] if several else None for name, ends in result.intervals.items()}
-    return {
-        "value": result.value,
-        "interval": intervals[result.of.values[0]],
-        "signature": result.signature,
-        "higher_is_better": result.of.higher_is_better,
-        "scores": dict(result.scores),
-        "intervals": intervals,
-    }
+        lines = [f"{'':<18}{'original':>12}{'should be':>12}"]
+        for name, key in rows.items():
+            cells = ((values[key], 4), (right.get(name), 2))
+            shown = ["–" if value is None else f"{value:.{digits}f}" for value, digits in cells]
+            lines.append(f"{name:<18}" + "".join(f"{cell:>12}" for cell in shown))
+        return "\n".join([*lines, f"{self.figures.signature}|n:{self.n}"])
 
 
 def score(
-    predictions: str | Path,
-    references: Paths = (),
-    *,
-    profile: str = "bnbench",
-    metrics: Sequence[str] | None = None,
-    combine: Mapping[str, float] | None = None,
-    messages: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    workers: int | None = None,
-    seed: int = 42,
-    quiet: bool = False,
+    predictions: str | Path, references: Paths = (), *, profile: str = "bnbench", **options: Any
 ) -> Scores | OriginalFigures:
-    """The command `bnbench score`: `score_files`, or with the profile `original` `original_files`."""
+    """The command `bnbench score`: `score_files`, or with the profile `original` `original_files`, with their options.
+
+    Raises UsageError for another profile, and for metrics or a combined score beside `original`.
+    """
     if profile not in PROFILES:
         raise UsageError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
     if profile == "bnbench":
-        return score_files(
-            predictions,
-            references,
-            metrics=metrics,
-            combine=combine,
-            messages=messages,
-            columns=columns,
-            workers=workers,
-            seed=seed,
-            quiet=quiet,
-        )
-    if metrics or combine:
+        return score_files(predictions, references, **options)
+    if options.get("metrics") or options.get("combine"):
         raise UsageError("the profile 'original' has its own figures: leave the metrics and the combined score out")
-    return original_files(predictions, references, messages=messages, columns=columns)
+    return original_files(predictions, references, messages=options.get("messages"), columns=options.get("columns"))
 
 
 def score_files(
@@ -137,12 +116,13 @@ def score_files(
     """Scores a file of replies; the results equal `evaluate_pairs` on the same texts (see `evaluate_stream`).
 
     Args:
-        predictions: CSV, TSV, JSONL or Parquet, or plain lines (any other ending), one reply each.
-        references: files with the references; several files, and lists in JSONL and Parquet, are several references.
+        predictions: a table (see `files.KINDS`), or plain lines (any other ending), one reply each.
+        references: files with the references; several files, and lists in JSON and Parquet, are several references, of
+            which the blank ones do not count.
         metrics: names or `Metric`s; by default all that the files allow, chrF++ first.
         combine: weights of a combined score by metric; its parts are scored too, and it is shown beside them.
         messages: a file with what the replies answer.
-        columns: field (see `joining.COLUMNS`) → the files' name for it, where it is another.
+        columns: field (reply, reference, message, title, id) → the files' name for it, where it is another.
         workers: processes beside this one, which a script needs `if __name__ == "__main__":` for; 1 is none, None as
             many as there are cores where the file is long enough.
         resamples, seed: of the bootstrap intervals.
@@ -152,19 +132,25 @@ def score_files(
         CorpusError: a file that cannot be read or joined (file and row).
         InputError: a metric needs something that no file gives.
     """
-    files = _Files.of(predictions, references, messages, columns)
-    chosen = _metrics(metrics, files, tuple(CombinedScore(combine).weights) if combine else ())
-    with files.stream() as rows, stage("score", files.n, quiet=quiet) as progress:
+    files = _files(predictions, references, messages, columns)
+    given = frozenset(need for need, there in (("references", files[1]), ("messages", files[2])) if there)
+    chosen = _metrics(metrics, given, tuple(CombinedScore(combine).weights) if combine else ())
+    n = files[0].checked[0]
+    with join(*files) as rows, stage("score", n, quiet=quiet) as progress:
         results = evaluate_stream(
             _parts(rows),
             chosen,
-            workers=workers or (_cores() if files.n >= _PARALLEL_FROM else 1),
+            workers=workers or (_cores() if n >= _PARALLEL_FROM else 1),
             resamples=resamples,
             seed=seed,
             progress=progress.advance,
         )
     results |= {COMBINED: combined_result(results, combine)} if combine else {}
-    return Scores(files.n, results, _hint(results, files) if metrics is None else "")
+    hints = []
+    for need in ("messages", "references") if metrics is None else ():
+        added = [m.name for m in default_metrics(given | {need}) if m.name not in results] if need not in given else []
+        hints += [f"with --{need} FILE also: {', '.join(added)}"] if added else []
+    return Scores(n, results, "\n".join(hints))
 
 
 def original_files(
@@ -178,108 +164,59 @@ def original_files(
 
     `InputError` also where a reply has no reference or several: the original knew one.
     """
-    files = _Files.of(predictions, references, messages, columns)
-    with files.stream() as rows:
+    with join(*_files(predictions, references, messages, columns)) as rows:
         replies, found, asked = zip(*rows, strict=True)
     for number, row in enumerate(found, 1):
         if row is None or len(row) != 1:
             raise InputError(
                 f"reply {number} has {len(row or ())} references: the profile 'original' needs exactly one"
             )
-    return OriginalFigures(
-        len(replies),
-        original_scores(replies, [row[0] for row in found], messages=None if messages is None else list(asked)),
+    answered = None if messages is None else list(asked)
+    return OriginalFigures(len(replies), original_scores(replies, [row[0] for row in found], messages=answered))
+
+
+def _files(
+    predictions: str | Path, references: Paths, messages: str | Path | None, columns: Mapping[str, str] | None
+) -> tuple[TextFile, list[TextFile], TextFile | None]:
+    if isinstance(references, (str, Path)):
+        raise InputError(f"references is one path; give a list: [{str(references)!r}]")
+    names = columns or {}
+    return (
+        TextFile.of(Path(predictions), "reply", names),
+        [TextFile.of(Path(path), "reference", names) for path in references],
+        None if messages is None else TextFile.of(Path(messages), "message", names),
     )
 
 
-@dataclass(frozen=True)
-class _Files:
-    replies: TextFile
-    references: tuple[TextFile, ...]
-    messages: TextFile | None
-
-    @classmethod
-    def of(
-        cls,
-        predictions: str | Path,
-        references: Paths,
-        messages: str | Path | None,
-        columns: Mapping[str, str] | None,
-    ) -> _Files:
-        if isinstance(references, (str, Path)):
-            raise InputError(f"references is one path; give a list: [{str(references)!r}]")
-        names = columns or {}
-        return cls(
-            TextFile.of(Path(predictions), "reply", names),
-            tuple(TextFile.of(Path(path), "reference", names) for path in references),
-            None if messages is None else TextFile.of(Path(messages), "message", names),
-        )
-
-    @property
-    def n(self) -> int:
-        return self.replies.checked[0]
-
-    @contextmanager
-    def stream(self) -> Iterator[Iterator[Row]]:
-        others = [*self.references, *([self.messages] if self.messages else [])]
-        with joined(self.replies, others) as rows:
-            yield map(self._row, rows)
-
-    def _row(self, found: tuple[str, list[tuple[str, ...]]]) -> Row:
-        reply, beside = found
-        several = beside[: len(self.references)]
-        references = tuple(text for texts in several for text in texts) if several else None
-        return reply, references, beside[-1][0] if self.messages else None
-
-
-def _metrics(names: Sequence[str | Metric] | None, files: _Files, parts: Sequence[str] = ()) -> list[Metric]:
+def _metrics(names: Sequence[str | Metric] | None, given: frozenset[str], parts: Sequence[str]) -> list[Metric]:
     """Those asked for, or all that the files allow, and `parts`; InputError for what one needs and no file gives."""
-    given = {"references": bool(files.references), "messages": files.messages is not None}
     if isinstance(names, str):
         raise InputError(f"metrics is one string; give a list: [{names!r}]")
-    chosen = (
-        default_metrics(frozenset(need for need, there in given.items() if there))
-        if names is None
-        else [get_metric(name) if isinstance(name, str) else name for name in names]
-    )
+    if names is None:
+        chosen = default_metrics(given)
+    else:
+        chosen = [get_metric(name) if isinstance(name, str) else name for name in names]
     chosen += [get_metric(name) for name in parts if name not in [metric.name for metric in chosen]]
     for metric in chosen:
-        for need in sorted(metric.needs):
-            if not given.get(need):
-                how = (
-                    f"give a file of them (--{need} FILE)"
-                    if need in given
-                    else "no file gives them, an evaluation does"
-                )
-                raise InputError(f"{metric.name} needs {need}: {how}")
+        for need in sorted(metric.needs - given):
+            is_file = need in ("references", "messages")
+            how = f"give a file of them (--{need} FILE)" if is_file else "no file gives them, an evaluation does"
+            raise InputError(f"{metric.name} needs {need}: {how}")
     return chosen
 
 
-def _hint(results: Mapping[str, Result], files: _Files) -> str:
-    """`with --messages FILE also: keyword-empathy, semantic-empathy`; empty where nothing is missing."""
-    given = {"references": bool(files.references), "messages": files.messages is not None}
-    have = {need for need, there in given.items() if there}
-    lines = []
-    for need in given.keys() - have:
-        added = [m.name for m in default_metrics(frozenset({*have, need})) if m.name not in results]
-        lines += [f"with --{need} FILE also: {', '.join(added)}"] if added else []
-    return "\n".join(sorted(lines))
-
-
-def _parts(rows: Iterator[Row]) -> Iterator[Texts]:
-    while part := list(_some(rows)):
-        replies, references, messages = zip(*part, strict=True)
-        yield Texts.of(replies, *(None if column[0] is None else column for column in (references, messages)))
-
-
-def _some(rows: Iterator[Row]) -> Iterator[Row]:
-    """The next rows: `PART`, or fewer where texts are long."""
+def _parts(rows: Iterator[ReplyRow]) -> Iterator[Texts]:
+    """The rows, `PART` at a time, or fewer where texts are long."""
+    part: list[ReplyRow] = []
     characters = 0
-    for row in islice(rows, PART):
-        yield row
-        characters += len(row[0]) + sum(map(len, row[1] or ()))
-        if characters > _PART_CHARACTERS:
-            return
+    for row in chain(rows, [None]):
+        if part and (row is None or len(part) == PART or characters > _PART_CHARACTERS):
+            replies, references, messages = zip(*part, strict=True)
+            yield Texts.of(replies, *(None if column[0] is None else column for column in (references, messages)))
+            part, characters = [], 0
+        if row is not None:
+            part.append(row)
+            characters += len(row[0]) + sum(map(len, row[1] or ()))
 
 
 def _cores() -> int:

@@ -27,10 +27,9 @@ from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.base import get_tuner
-from bnbench.finetune.tuners.load import Base, load_config, load_generation_config, load_tokenizer, resolve_base
-from bnbench.models.files import BUNDLED
+from bnbench.models.files import BUNDLED, Base, load_config, load_generation_config, load_tokenizer, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
-from bnbench.models.prompts import SYSTEM, PromptFormat, pad_id
+from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.records import slug
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -107,7 +106,7 @@ def finetune_request(
         location, revision = str(Path(base).resolve()), ""
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
     tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-    count, longest = PromptFormat.of(tokenizer, load_generation_config(files)).count_tokens, loaded.max_tokens
+    count, longest = Prompter.of(tokenizer, load_generation_config(files)).count_tokens, loaded.max_tokens
 
     read: dict[str, Any] = {"columns": columns or {}, "sizes": SplitSizes.parse(split_sizes), "max_tokens": longest}
     chosen: dict[str, Any] = {"examples": ()}
@@ -244,7 +243,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         request.base, request.revision, folder=request.base_folder, trust_remote_code=trust, weights=weights
     )
     config, tokenizer = load_config(base, trust_remote_code=trust), load_tokenizer(base, trust_remote_code=trust)
-    prompts = PromptFormat.of(tokenizer, load_generation_config(base), request.system)
+    prompts = Prompter.of(tokenizer, load_generation_config(base), request.system)
     pad = pad_id(tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 
     # A pair is two examples in turns, and so two rows.

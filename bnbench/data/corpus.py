@@ -12,24 +12,25 @@ import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
-from functools import cached_property
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.data.files import as_text, check_table, find_column, plain_name, read_table, texts_of
+from bnbench.data.chat import plain_rows
+from bnbench.data.files import Row, as_text, check_columns, check_table, find_column, iter_table, plain_name, texts_of
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
+from bnbench.extras import require
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")
-COLUMNS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
+FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
+"""The fields of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
 MIN_ROWS_TO_SPLIT = 100
 NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
-_SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation"}
 
 TokenCounter = Callable[[Sequence["Example"]], Sequence[int]]
 
@@ -43,6 +44,13 @@ class Example:
     title: str
     question: str
     reference: str
+
+
+def make_example(topic: str, title: str, question: str, reference: str) -> Example:
+    """The example of these texts; its id is the same for all spellings of them."""
+    texts = (topic, title, question, reference)
+    digest = hashlib.sha256("\x1f".join(map(normalize, texts)).encode()).hexdigest()
+    return Example(digest[:16], *texts)
 
 
 @dataclass(frozen=True)
@@ -76,31 +84,15 @@ class Step:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row between reading and splitting; `side` is what the file itself says about its split, `own_id` its id there.
+class SourceRow:
+    """A row of a file, repaired. `side` is what the file itself says about its split, `own_id` what it calls the row.
 
     An `own_id` only joins recorded replies: no example, split or hash depends on it.
     """
 
-    topic: str
-    title: str
-    question: str
-    reference: str
+    example: Example
     side: str = ""
     own_id: str = ""
-
-    def key(self) -> str:
-        """What makes two rows the same: the whole content in one spelling."""
-        return "\x1f".join(normalize(part) for part in (self.topic, self.title, self.question, self.reference))
-
-    def example(self) -> Example:
-        """The example of these texts, with its id."""
-        name = hashlib.sha256(self.key().encode()).hexdigest()[:16]
-        return Example(name, self.topic, self.title, self.question, self.reference)
-
-    def repaired(self) -> _Row:
-        """The row with its texts repaired."""
-        return replace(self, **{f: repair(getattr(self, f)) for f in COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -108,14 +100,14 @@ class Corpus:
     """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
 
     `splits` has the keys train, validation and test, or only "all" for a file too small to split (`MIN_ROWS_TO_SPLIT`).
-    `rows` are all rows of the source as they lie in it, before any was repaired or dropped.
+    `rows` are all rows of the source in its order, before any was dropped.
     """
 
     source: str
     splits: Mapping[str, tuple[Example, ...]]
     steps: tuple[Step, ...]
     fingerprint: str
-    rows: tuple[_Row, ...] = ()
+    rows: tuple[SourceRow, ...] = ()
 
     def orders(self, examples: Iterable[Example]) -> dict[str, list[str]]:
         """The orders that replies to these examples can only stand in, by name, as ids of examples (dropped ones too).
@@ -123,7 +115,7 @@ class Corpus:
         That of examples.jsonl is one only where bnbench drew the split: one that the file states can be had from the
         file in another order, and so can the first rows of it.
         """
-        found = {f"the order of {self.source}": self._row_ids}
+        found = {f"the order of {self.source}": [row.example.id for row in self.rows]}
         if self.is_split and not any(row.side for row in self.rows):
             asked = {e.id for e in examples}
             parts = {name: [e.id for e in part] for name, part in self.splits.items()}
@@ -132,15 +124,9 @@ class Corpus:
 
     def own_ids(self) -> dict[str, str]:
         """What the column 'id' of the source calls a row → the example's id, for each name that occurs once."""
-        names = [whole_number(row.own_id) for row in self.rows]
-        counts = Counter(names)
-        ids = self._row_ids if any(names) else []
-        return {name: item for name, item in zip(names, ids, strict=False) if name and counts[name] == 1}
-
-    @cached_property
-    def _row_ids(self) -> list[str]:
-        """The id of the example that each row is, or would have been."""
-        return [row.repaired().example().id for row in self.rows]
+        counts = Counter(whole_number(row.own_id) for row in self.rows)
+        named = {whole_number(row.own_id): row.example.id for row in self.rows}
+        return {name: item for name, item in named.items() if name and counts[name] == 1}
 
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
@@ -200,8 +186,9 @@ def load_corpus(
     """Reads, repairs, cleans and splits a corpus.
 
     Args:
-        source: a CSV, TSV, JSONL or Parquet file, or the id of a data set on the hub (`owner/name[@revision]`).
-        columns: our name (topic, title, question, reference) → the file's, where they differ from `COLUMNS`.
+        source: a file (see `files.KINDS`), or the id of a data set on the hub (`owner/name[@revision]`), with a column
+            for each field, or as chat data (see `chat`).
+        columns: our name (topic, title, question, reference) → the file's, where they differ from `files.COLUMNS`.
         sizes: the most rows a side may hold; the ratio sets each side's share.
         seed: fixes which row falls to which side.
         min_words: rows whose answer has fewer words are dropped.
@@ -211,46 +198,17 @@ def load_corpus(
     Raises:
         CorpusError: no such file, not UTF-8, a missing column, or no row left.
     """
-    read = _read(source, columns or {})
-    rows, steps = _clean(read, min_words)
-    examples = [(row.example(), row.side) for row in rows]
+    rows, changed = _read(source, columns or {})
+    cleaned, steps = _clean(rows, changed, min_words)
     if max_tokens is not None and count_tokens is not None:
-        lengths = count_tokens([e for e, _ in examples])
-        kept = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
+        lengths = count_tokens([example for example, _ in cleaned])
+        kept = [pair for pair, length in zip(cleaned, lengths, strict=True) if length <= max_tokens]
         why = f"over {max_tokens} tokens after the template"
-        steps.append(Step("too long", why, dropped=len(examples) - len(kept)))
-        examples = kept
-    if not examples:
+        steps.append(Step("too long", why, dropped=len(cleaned) - len(kept)))
+        cleaned = kept
+    if not cleaned:
         raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    return replace(divide(str(source), examples, steps, sizes, seed), rows=tuple(read))
-
-
-def divide(
-    source: str, examples: list[tuple[Example, str]], steps: Sequence[Step], sizes: SplitSizes, seed: int = 42
-) -> Corpus:
-    """The corpus of clean examples: split by message, or as the side that stands with an example says.
-
-    Raises CorpusError where one has a side and another has none, or one that is no split.
-    """
-    sides = [side for _, side in examples]
-    unknown = [side for side in sides if side not in SPLITS] if any(sides) else []
-    if unknown:
-        raise CorpusError(
-            f"{source}: the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows; it must say "
-            f"{', '.join(SPLITS)} in each, or have another name"
-        )
-    splits, leaked = _without_near_duplicates(_split(examples, sizes, seed))
-    return Corpus(source, splits, (*steps, leaked), _fingerprint(splits))
-
-
-def make_example(topic: str, title: str, question: str, reference: str) -> Example:
-    """The example of these texts, with its id."""
-    return _Row(topic, title, question, reference).example()
-
-
-def whole_number(name: str) -> str:
-    """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
-    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
+    return replace(divide(str(source), cleaned, steps, sizes, seed), rows=rows)
 
 
 def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
@@ -268,15 +226,6 @@ def check_split(split: str) -> None:
         raise CorpusError(f"there is no split {split!r}{hint}")
 
 
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Raises CorpusError, with the nearest name, for a mapping of something that is no field."""
-    for field in columns:
-        if field not in COLUMNS:
-            near = difflib.get_close_matches(field, COLUMNS, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else f": the fields are {', '.join(COLUMNS)}"
-            raise CorpusError(f"unknown field {field!r} in the column mapping{hint}")
-
-
 def check_source(source: str | Path) -> None:
     """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
     path = Path(source)
@@ -286,64 +235,19 @@ def check_source(source: str | Path) -> None:
         raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
 
 
-def _read(source: str | Path, columns: Mapping[str, str]) -> list[_Row]:
-    records = read_records(source)
-    names = match_columns(str(source), list(records[0]), columns)
-    own_id = find_column(source, list(records[0]), ("id",)) or ""
+def read_records(source: str | Path) -> list[Row]:
+    """All rows of a file or of a hub data set, at least one; what the hub calls a split is their column `split`.
 
-    def row(record: Mapping[str, str]) -> _Row:
-        topic, title, question, reference = texts_of(str(source), record, map(names.get, COLUMNS))
-        return _Row(topic, title, question, reference, side_of(record), record.get(own_id, ""))
-
-    return [row(record) for record in records]
-
-
-def read_records(source: str | Path) -> list[dict[str, str]]:
-    """The rows of a file or of a hub data set, at least one, as column → text. Raises CorpusError."""
-    path = Path(source)
+    Raises CorpusError where the source cannot be read or has no rows.
+    """
     check_source(source)
-    records = read_table(path) if path.suffix or path.exists() else _read_hub(str(source))
-    if not records:
-        raise CorpusError(f"{source}: the file has no rows")
-    return records
-
-
-def side_of(record: Mapping[str, str]) -> str:
-    """What a row's column `split` says; empty where there is none."""
-    name = next((text.strip().lower() for column, text in record.items() if column.lower() == "split"), "")
-    return _SPLIT_NAMES.get(name, name)
-
-
-def match_columns(source: str, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our field → the file's column, by the mapping given, else by name without regard to case and punctuation."""
-    check_columns(columns)
-    found: dict[str, str] = {}
-    for field, usual in COLUMNS.items():
-        candidates = (
-            usual,
-            usual.rstrip("s"),
-            field,
-            {"reference": "answer", "title": "question title"}.get(field, field),
-        )
-        name = find_column(source, header, candidates, columns.get(field))
-        if name is not None:
-            found[field] = name
-    for field in ("question", "reference"):
-        if field not in found:
-            is_pairs = {"chosen", "rejected"} <= {plain_name(name) for name in header}
-            pairs = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-            raise CorpusError(
-                f"{source}: there is no column {COLUMNS[field]!r}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME{pairs}"
-            )
-    return found
-
-
-def _read_hub(source: str) -> list[dict[str, str]]:
-    """All rows of a data set on the hub, with the split it gives itself as column `split`."""
-    from bnbench.extras import require
-
-    name, _, revision = source.partition("@")
+    path = Path(source)
+    if path.suffix or path.exists():
+        records = [row for _, row in iter_table(path)]
+        if not records:
+            raise CorpusError(f"{source}: the file has no rows")
+        return records
+    name, _, revision = str(source).partition("@")
     datasets = require("datasets", extra="models")
     try:
         parts = datasets.load_dataset(name, revision=revision or None)
@@ -351,101 +255,151 @@ def _read_hub(source: str) -> list[dict[str, str]]:
         # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
         raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
     single = len(parts) == 1
-    return [
-        {k: as_text(v) for k, v in row.items()} | ({} if single else {"split": str(side)})
-        for side, rows in parts.items()
-        for row in rows
-    ]
+    return [row | ({} if single else {"split": str(side)}) for side, rows in parts.items() for row in rows]
 
 
-def _clean(rows: list[_Row], min_words: int) -> tuple[list[_Row], list[Step]]:
-    repaired = [row.repaired() for row in rows]
-    changed = sum(a != b for a, b in zip(rows, repaired, strict=True))
+def header_of(records: Iterable[Row]) -> list[str]:
+    """The columns of all rows in order of appearance, since rows of JSON may lack some."""
+    return list(dict.fromkeys(name for record in records for name in record))
+
+
+def side_of(record: Mapping[str, object]) -> str:
+    """What a row's column `split` says; empty where there is none."""
+    name = next((as_text(value).strip().lower() for column, value in record.items() if column.lower() == "split"), "")
+    return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
+
+
+def match_columns(source: str | Path, header: Sequence[str], columns: Mapping[str, str]) -> list[str | None]:
+    """The file's column of each of `FIELDS`, by the mapping given, else by its name.
+
+    Raises CorpusError where there is none for the question or the reference.
+    """
+    found = {field: find_column(source, header, field, columns.get(field), own) for field, own in FIELDS.items()}
+    for field in ("question", "reference"):
+        if found[field] is None:
+            is_pairs = {"chosen", "rejected"} <= {plain_name(name) for name in header}
+            pairs = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
+            raise CorpusError(
+                f"{source}: there is no column {FIELDS[field]!r}; the columns are {', '.join(header)}. "
+                f"Name the right one with --columns {field}=NAME{pairs}"
+            )
+    return list(found.values())
+
+
+def whole_number(name: str) -> str:
+    """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
+    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
+
+
+def _read(source: str | Path, columns: Mapping[str, str]) -> tuple[tuple[SourceRow, ...], int]:
+    """All rows, repaired, and how many there was something to repair in."""
+    check_columns(columns, FIELDS)
+    records = plain_rows(source, read_records(source), columns)
+    header = header_of(records)
+    places, own_id = match_columns(source, header, columns), find_column(source, header, "id") or ""
+    rows, changed = [], 0
+    for record in records:
+        texts = texts_of(str(source), record, places)
+        repaired = tuple(map(repair, texts))
+        changed += texts != repaired
+        rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
+    return tuple(rows), changed
+
+
+def _clean(rows: Sequence[SourceRow], changed: int, min_words: int) -> tuple[list[tuple[Example, str]], list[Step]]:
+    """The examples of the rows that can be used, each with its side, and what was done to the others."""
     steps = [
         Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)
     ]
-    tests: list[tuple[str, str, Callable[[_Row], bool]]] = [
-        ("lost text", "a letter was lost for good (U+FFFD)", lambda r: LOST in r.question + r.title + r.reference),
-        ("empty", "no question or no answer", lambda r: not (r.question and r.reference)),
-        ("too short", f"an answer of fewer than {min_words} words", lambda r: len(r.reference.split()) < min_words),
+    tests: list[tuple[str, str, Callable[[Example], bool]]] = [
+        ("lost text", "a letter was lost for good (U+FFFD)", lambda e: LOST in e.question + e.title + e.reference),
+        ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
+        ("too short", f"an answer of fewer than {min_words} words", lambda e: len(e.reference.split()) < min_words),
     ]
+    kept = list(rows)
     for name, why, is_bad in tests:
-        kept = [r for r in repaired if not is_bad(r)]
-        steps.append(Step(name, why, dropped=len(repaired) - len(kept)))
-        repaired = kept
-    unique: dict[str, _Row] = {}
-    for row in repaired:
-        key = row.key()
+        good = [row for row in kept if not is_bad(row.example)]
+        steps.append(Step(name, why, dropped=len(kept) - len(good)))
+        kept = good
+    unique: dict[str, SourceRow] = {}
+    for row in kept:
         # Of two spellings of one row the smaller stays, so that the order of the file does not matter.
-        unique[key] = min(unique.get(key, row), row, key=astuple)
-    steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(repaired) - len(unique)))
-    return list(unique.values()), steps
+        unique[row.example.id] = min(unique.get(row.example.id, row), row, key=astuple)
+    steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(kept) - len(unique)))
+    return [(row.example, row.side) for row in unique.values()], steps
 
 
-def _draw(seed: int, *texts: str) -> float:
-    """A number in [0, 1) that depends on the seed and the texts alone."""
-    digest = hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def divide(
+    source: str, examples: Sequence[tuple[Example, str]], steps: Sequence[Step], sizes: SplitSizes, seed: int = 42
+) -> Corpus:
+    """The corpus of clean examples: split by message, or as the side that stands with an example says.
 
+    What is nearly a held-out row is then dropped from train, and what is nearly a test row from validation. Raises
+    CorpusError where one example has a side and another has none, or one that is no split.
+    """
+    sides = [side for _, side in examples]
+    unknown = [side for side in sides if side not in SPLITS] if any(sides) else []
+    if unknown:
+        raise CorpusError(
+            f"{source}: the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows; it must say "
+            f"{', '.join(SPLITS)} in each, or have another name"
+        )
 
-def _split(examples: list[tuple[Example, str]], sizes: SplitSizes, seed: int) -> dict[str, tuple[Example, ...]]:
-    order = sorted(examples, key=lambda pair: (_draw(seed, "order", pair[0].id), pair[0].id))
-    if any(side for _, side in examples):
-        return {s: tuple(e for e, side in order if side == s) for s in SPLITS}
-    if len(examples) < MIN_ROWS_TO_SPLIT:
-        return {"all": tuple(e for e, _ in order)}
-    total = sum(astuple(sizes))
-    test, validation = sizes.test / total, sizes.validation / total
-    sides: dict[str, list[Example]] = {s: [] for s in SPLITS}
-    for example, _ in order:
-        # Drawn from the message alone: the same message with two answers stays on one side.
-        at = _draw(seed, "side", normalize(example.title), normalize(example.question))
-        sides["test" if at < test else "validation" if at < test + validation else "train"].append(example)
-    return {f.name: tuple(sides[f.name][: getattr(sizes, f.name)]) for f in fields(sizes)}
+    def draw(*texts: str) -> float:
+        """A number in [0, 1) that depends on the seed and the texts alone."""
+        digest = hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
 
+    order = sorted(examples, key=lambda pair: (draw("order", pair[0].id), pair[0].id))
+    drawn: dict[str, list[Example]] = {side: [] for side in SPLITS}
+    if not any(sides) and len(examples) < MIN_ROWS_TO_SPLIT:
+        drawn = {"all": [example for example, _ in order]}
+    elif any(sides):
+        for example, side in order:
+            drawn[side].append(example)
+    else:
+        total = sum(astuple(sizes))
+        test, validation = sizes.test / total, sizes.validation / total
+        for example, _ in order:
+            # Drawn from the message alone: the same message with two answers stays on one side.
+            at = draw("side", normalize(example.title), normalize(example.question))
+            drawn["test" if at < test else "validation" if at < test + validation else "train"].append(example)
+        drawn = {side: part[: getattr(sizes, side)] for side, part in drawn.items()}
 
-def _without_near_duplicates(
-    splits: Mapping[str, tuple[Example, ...]],
-) -> tuple[dict[str, tuple[Example, ...]], Step]:
-    """Drops from train what is nearly a held-out row, and from validation what is nearly a test row."""
+    splits = {side: tuple(part) for side, part in drawn.items()}
+    if "all" not in splits:
+        splits["validation"] = _unlike(splits["validation"], splits["test"])
+        splits["train"] = _unlike(splits["train"], (*splits["test"], *splits["validation"]))
     why = f"in train or validation but nearly a held-out row (Jaccard of 5-grams ≥ {NEAR_DUPLICATE})"
-    if "all" in splits:
-        return dict(splits), Step("near-duplicate", why)
-    test, validation = splits["test"], splits["validation"]
-    kept_validation = _unlike(validation, test)
-    kept_train = _unlike(splits["train"], (*test, *kept_validation))
-    dropped = len(validation) - len(kept_validation) + len(splits["train"]) - len(kept_train)
-    kept = {"train": kept_train, "validation": kept_validation, "test": test}
-    return kept, Step("near-duplicate", why, dropped=dropped)
+    dropped = sum(map(len, drawn.values())) - sum(map(len, splits.values()))
+    names = sorted(f"{side} {example.id}" for side, part in splits.items() for example in part)
+    fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return Corpus(source, splits, (*steps, Step("near-duplicate", why, dropped=dropped)), fingerprint)
 
 
 def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Example, ...]:
-    """The examples that are no near-duplicate of a held-out one, found through an index of the held-out 5-grams."""
-    sets = [_shingles(e) for e in held_out]
-    sizes = np.array([len(s) for s in sets])
-    index: dict[str, list[int]] = {}
-    for i, shingles in enumerate(sets):
-        for shingle in shingles:
-            index.setdefault(shingle, []).append(i)
-    postings: dict[str, npt.NDArray[np.int64]] = {s: np.array(where) for s, where in index.items()}
+    """The examples that are no near-duplicate of a held-out one."""
+
+    def shingles(example: Example) -> set[str]:
+        text = normalize(f"{example.question} {example.reference}")
+        return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
+
+    # An index of the held-out 5-grams: comparing each example with each held-out one would take hours on a large file.
+    found: dict[str, list[int]] = {}
+    sizes = np.zeros(len(held_out), dtype=np.int64)
+    for i, example in enumerate(held_out):
+        grams = shingles(example)
+        sizes[i] = len(grams)
+        for gram in grams:
+            found.setdefault(gram, []).append(i)
+    index: dict[str, npt.NDArray[np.int64]] = {gram: np.array(where) for gram, where in found.items()}
     kept = []
     for example in examples:
-        mine = _shingles(example)
-        hits = [postings[s] for s in mine if s in postings]
-        if not hits:
-            kept.append(example)
-            continue
-        common = np.bincount(np.concatenate(hits), minlength=len(sizes))
-        if np.max(common / (sizes + len(mine) - common)) < NEAR_DUPLICATE:
-            kept.append(example)
+        mine = shingles(example)
+        hits = [index[gram] for gram in mine if gram in index]
+        if hits:
+            common = np.bincount(np.concatenate(hits), minlength=len(sizes))
+            if np.max(common / (sizes + len(mine) - common)) >= NEAR_DUPLICATE:
+                continue
+        kept.append(example)
     return tuple(kept)
-
-
-def _shingles(example: Example) -> set[str]:
-    text = normalize(f"{example.question} {example.reference}")
-    return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
-
-
-def _fingerprint(splits: Mapping[str, Iterable[Example]]) -> str:
-    lines = sorted(f"{name} {example.id}" for name, part in splits.items() for example in part)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

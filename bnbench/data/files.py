@@ -1,13 +1,16 @@
-"""Reading tables of text: CSV, TSV, JSONL and Parquet, and plain lines. Always UTF-8, one row after the other.
+"""Reading tables of text: CSV, TSV, JSON, JSONL and Parquet, and plain lines, each also gzipped. Always UTF-8.
 
-Memory does not grow with the file, however it is read, except for `read_table`, which returns all of it.
+Rows come one after the other, in memory that does not grow with the file, except for a JSON list, which is read whole.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,32 +19,51 @@ from typing import Any, TextIO
 
 from bnbench.errors import CorpusError
 
-Record = dict[str, str]
 Row = dict[str, Any]
-"""Column → value as the file has it: text, and in JSONL and Parquet also numbers, lists and None."""
+"""Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
+
+_MESSAGE = ("message", "question", "questions", "prompt")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "custom id"),  # the second is of OpenAI's batch files
+    "topic": ("topic", "topics"),
+    "title": ("title", "question title"),
+    "message": _MESSAGE,
+    "question": _MESSAGE,  # the corpus' name of a message
+    "reference": ("reference", "references", "answers", "answer", "target", "gold", "completion", "label"),
+    "reply": (
+        *("reply", "prediction", "predict", "response", "response text", "model response", "filtered resps"),
+        *("generated", "generated text", "output", "answer", "answers"),
+    ),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "split": ("split",),
+    "turns": ("messages", "conversations", "conversation"),
+    "instruction": ("instruction",),
+    "input": ("input",),
+    "output": ("output",),
+    "history": ("history",),
+    "system": ("system", "system prompt"),
+}
+"""Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
+RATINGS = (
+    *("empathy", "relevance", "fluency", "helpfulness", "overall", "rating", "score"),
+    *("emotional reaction", "interpretation", "exploration"),
+)
+"""How the name of a column of ratings may begin."""
 
 _LONGEST_FIELD = 2**26  # characters; a quote that is never closed would otherwise take in the rest of the file
 _BATCH = 250  # rows of a Parquet file held at once
-_ONE_A_LINE = "each line must hold one whole object, {…}, without a list around them"
 _BUFFER = 1 << 20  # bytes of each of its columns
-_UNREAD = dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst"), "unpack it first, to one of")
+_ONE_A_LINE = "each line must hold one whole object, {…}, without a list around them"
+_UNREAD = dict.fromkeys((".zip", ".bz2", ".xz", ".zst"), "unpack it first, to one of")
 _UNREAD |= dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8; read are")
-_UNREAD |= dict.fromkeys((".json", ".ndjson"), "write one object a line and name it .jsonl; read are")
 _NOT_TEXT = {
     b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
-    b"\x1f\x8b": "compressed (gzip); unpack it first",
+    b"\x1f\x8b": "compressed (gzip); unpack it first, or let its name end in .gz",
     b"PK\x03\x04": "a zip archive or an Excel workbook, not text; save it as CSV in UTF-8",
     b"PAR1": "a Parquet file; name it .parquet",
 }
-
-
-def check_table(path: Path) -> None:
-    """Raises CorpusError unless there is a file of a known kind at `path`."""
-    check_file(path)
-    if path.suffix.lower() not in KINDS:
-        hint = _UNREAD.get(path.suffix.lower(), "use one of")
-        raise CorpusError(f"{path}: unknown kind of file; {hint} {', '.join(KINDS)}")
 
 
 def check_file(path: Path) -> None:
@@ -55,51 +77,58 @@ def check_file(path: Path) -> None:
         raise CorpusError(f"{path}: no permission to read it")
 
 
-def read_table(path: Path) -> list[Record]:
-    """All rows of a file as column → text; an empty cell or null is the empty string.
+def kind_of(path: Path) -> str:
+    """The ending that says how a file is read, such as ".csv", also for `a.csv.gz`."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
-    Raises:
-        CorpusError: no such file, an unknown ending, text that is not UTF-8, a row that cannot be parsed (its number).
-    """
-    records = [{key: as_text(value) for key, value in row.items()} for _, row in iter_table(path)]
-    # Keys may be missing from single rows of JSONL: the columns are those of all rows, in order of appearance.
-    columns = dict.fromkeys(key for record in records for key in record)
-    return [{c: record.get(c, "") for c in columns} for record in records]
+
+def check_table(path: Path) -> None:
+    """Raises CorpusError unless there is a file of a known kind at `path`."""
+    check_file(path)
+    if kind_of(path) not in KINDS:
+        hint = _UNREAD.get(kind_of(path), "use one of")
+        raise CorpusError(f"{path}: unknown kind of file; {hint} {', '.join(KINDS)}")
 
 
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
     """The rows of a file with their numbers (see `place`). `columns` are the only ones that a Parquet file's rows need.
 
-    Raises CorpusError as `read_table` does, when it comes to the row that is at fault.
+    Raises:
+        CorpusError: no such file, an unknown ending, and, when it comes to it, text that is not UTF-8 or a row that
+            cannot be parsed (its number).
     """
     check_table(path)
-    return _READERS[path.suffix.lower()](path, columns)
+    return _READERS[kind_of(path)](path, columns)
 
 
 def iter_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file without their ends. Only LF and CR LF end one; raises CorpusError as `read_table`."""
+    """The lines of a text file without their ends. Only LF and CR LF end one; raises CorpusError as `iter_table`."""
     check_file(path)
-    with _opened(path, "\n") as lines:
+    with _text(path, "\n") as lines:
         for line in lines:
             yield line.removesuffix("\n").removesuffix("\r")
 
 
 def place(path: Path, number: int) -> str:
-    """Where a row stands, for messages: its line, in Parquet its row, both from 1."""
-    return f"{path}, {'row' if path.suffix.lower() == '.parquet' else 'line'} {number}"
+    """Where a row stands, for messages: its line, in Parquet and JSON its row, both from 1."""
+    return f"{path}, {'row' if kind_of(path) in ('.parquet', '.json') else 'line'} {number}"
 
 
 @contextmanager
-def _opened(path: Path, newline: str) -> Iterator[TextIO]:
-    with path.open(encoding="utf-8-sig", newline=newline) as lines:
+def _text(path: Path, newline: str) -> Iterator[TextIO]:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline=newline) as lines:
         try:
             yield lines
         except UnicodeDecodeError:  # it counts from the beginning of some buffer
             raise _not_utf8(path) from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise CorpusError(f"{path}: not a whole gzip file ({error})") from None
 
 
 def _not_utf8(path: Path) -> CorpusError:
-    with path.open("rb") as lines:
+    """The error for a file that is not UTF-8: what else it is, or the line and byte where it ceases to be."""
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             kind = next((why for magic, why in _NOT_TEXT.items() if number == 1 and line.startswith(magic)), None)
             if kind or b"\x00" in line:
@@ -117,15 +146,21 @@ def _not_utf8(path: Path) -> CorpusError:
     return CorpusError(f"{path}: not UTF-8")
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+class _QuotesError(CorpusError):
+    """A table in which quotes do not close."""
+
+
+def _delimited(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    with _opened(path, "") as lines:
+    with _text(path, "") as lines:
         first = next(lines, "")
         if delimiter == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
             delimiter = next((sign for sign in ";\t" if sign in first), ",")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
         unread = (line.replace("\x00", "") for line in chain([first], lines))
-        rows = csv.reader(unread, delimiter=delimiter, strict=True)
+        rows = csv.reader(
+            unread, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        )
         try:
             header = next(filter(None, rows), None)
             if header is None:
@@ -133,34 +168,61 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             twice = [name for name in header if name and header.count(name) > 1]
             if twice:
                 raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
-            yield from ((rows.line_num, _record(path, rows.line_num, header, row)) for row in rows if row)
+            for row in filter(None, rows):
+                lacking = len(header) - len(row)
+                # Cells may be missing at the end of a row, but not where a text without quotes may hold line ends.
+                if lacking < 0 or (lacking and not quotes):
+                    raise CorpusError(
+                        f"{path}, line {rows.line_num}: {len(row)} fields under {len(header)} columns; "
+                        f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
+                    )
+                yield rows.line_num, dict(zip(header, row + [""] * lacking, strict=True))
         except csv.Error as error:
             hint = "; close each quote, and double those inside quoted text"
-            raise CorpusError(f"{path}, line {rows.line_num}: {error}{hint}") from None
+            raise _QuotesError(f"{path}, line {rows.line_num}: {error}{hint}") from None
 
 
-def _record(path: Path, line: int, header: list[str], row: list[str]) -> Row:
-    if len(row) > len(header):
-        raise CorpusError(
-            f"{path}, line {line}: {len(row)} fields under {len(header)} columns; "
-            "put texts that hold the delimiter in quotes"
-        )
-    return dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
+def _tsv(path: Path) -> Iterator[tuple[int, Row]]:
+    # Some programs write TSV with quotes, as CSV, and some without, where a quote is text like any other. The file is
+    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
+    try:
+        cells = (cell for _, row in _delimited(path, "\t") for cell in row.values())
+        quotes = not any("\t" in cell and "\n" in cell for cell in cells)
+    except _QuotesError:
+        quotes = False
+    yield from _delimited(path, "\t", quotes=quotes)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with _opened(path, "\n") as lines:
+    with _text(path, "\n") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-                raise CorpusError(f"{path}, line {number}: not JSON ({why}); {_ONE_A_LINE}") from None
-            if not isinstance(row, dict):
-                raise CorpusError(f"{path}, line {number}: a JSON {type(row).__name__}; {_ONE_A_LINE}")
-            yield number, row
+            if line.strip():
+                row = _parsed(f"{path}, line {number}", line, _ONE_A_LINE)
+                if not isinstance(row, dict):
+                    raise CorpusError(f"{path}, line {number}: a JSON {type(row).__name__}; {_ONE_A_LINE}")
+                yield number, row
+
+
+def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    """A list of objects; what does not begin as a list is read as one object a line, which many call .json too."""
+    with _text(path, "\n") as lines:
+        first = next((line for line in lines if line.strip()), "")
+        text = first + lines.read() if first.lstrip().startswith("[") else ""
+    if not text:
+        yield from _jsonl(path)
+        return
+    for number, row in enumerate(_parsed(str(path), text, "the file must hold one list of objects"), 1):
+        if not isinstance(row, dict):
+            raise CorpusError(f"{place(path, number)}: a JSON {type(row).__name__}, not an object, {{…}}")
+        yield number, row
+
+
+def _parsed(where: str, text: str, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+        raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
 
 
 def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Row]]:
@@ -177,30 +239,15 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
 
 
-class Nested(str):
-    """A list or an object where text was expected: who uses its column must refuse it."""
-
-
-def as_text(value: object) -> str:
-    """A value as text: "" for null and NaN, `Nested` for lists and objects."""
-    if value is None or value != value:
-        return ""
-    return value if isinstance(value, str) else (Nested if isinstance(value, (list, dict)) else str)(value)
-
-
-def find_column(
-    source: str | Path, header: Sequence[str], names: Sequence[str], given: str | None = None
-) -> str | None:
-    """The column that `given` names exactly, else the first of `names`, without regard to case and punctuation.
-
-    Raises CorpusError where `given` is not there.
-    """
-    if given is None:
-        known = {plain_name(column): column for column in reversed(header)}
-        return next((known[plain_name(name)] for name in names if plain_name(name) in known), None)
-    if given not in header:
-        raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
-    return given
+_READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[tuple[int, Row]]]] = {
+    ".csv": lambda path, _: _delimited(path, ","),
+    ".tsv": lambda path, _: _tsv(path),
+    ".jsonl": lambda path, _: _jsonl(path),
+    ".ndjson": lambda path, _: _jsonl(path),
+    ".json": lambda path, _: _json(path),
+    ".parquet": _parquet,
+}
+KINDS = tuple(_READERS)
 
 
 def plain_name(name: str) -> str:
@@ -208,19 +255,42 @@ def plain_name(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
+def find_column(
+    source: str | Path, header: Iterable[str], field: str, given: str | None = None, own: str = ""
+) -> str | None:
+    """The column of a field: the one that `given` names exactly, else `own` or the first of the field's `COLUMNS`.
+
+    Names are compared without regard to case and punctuation. Raises CorpusError where `given` is not there.
+    """
+    header = list(header)
+    if given is not None and given not in header:
+        raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
+    known = {plain_name(column): column for column in reversed(header)}
+    usual = (known.get(plain_name(name)) for name in (own, *COLUMNS[field]) if name)
+    return given or next(filter(None, usual), None)
+
+
+def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
+    """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
+    fields = tuple(fields)
+    for field in columns:
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.7)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise CorpusError(
+                f"unknown field {field!r} in the column mapping{hint}: the fields are {', '.join(fields)}"
+            )
+
+
+def as_text(value: object) -> str:
+    """A value as text: "" for null and NaN."""
+    return "" if value is None or value != value else str(value)
+
+
 def texts_of(where: str, row: Mapping[str, object], columns: Iterable[str | None]) -> tuple[str, ...]:
     """The texts of a row's columns, "" where a column is None. Raises CorpusError for a list or an object."""
-    texts = tuple("" if column is None else as_text(row.get(column)) for column in columns)
-    nested = next((text for text in texts if isinstance(text, Nested)), None)
+    values = [None if column is None else row.get(column) for column in columns]
+    nested = next((value for value in values if isinstance(value, (list, dict))), None)
     if nested is not None:
-        raise CorpusError(f"{where}: a list or object where text is needed: {nested:.60}; give each text a column")
-    return texts
-
-
-_READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[tuple[int, Row]]]] = {
-    ".csv": lambda path, _: _delimited(path, ","),
-    ".tsv": lambda path, _: _delimited(path, "\t"),
-    ".jsonl": lambda path, _: _jsonl(path),
-    ".parquet": _parquet,
-}
-KINDS = tuple(_READERS)
+        raise CorpusError(f"{where}: a list or object where text is needed: {nested!s:.60}; give each text a column")
+    return tuple(map(as_text, values))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -24,32 +24,40 @@ from bnbench.data.corpus import (
     Step,
     TokenCounter,
     divide,
+    header_of,
     make_example,
     match_columns,
     read_records,
     side_of,
 )
-from bnbench.data.files import as_text, check_table, find_column, iter_table, place, plain_name, texts_of
+from bnbench.data.files import (
+    RATINGS,
+    as_text,
+    check_columns,
+    check_table,
+    find_column,
+    iter_table,
+    place,
+    plain_name,
+    texts_of,
+)
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
-from bnbench.metrics.empathy.lexicon import MECHANISMS
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
 from bnbench.records import write_text
 
-DEFAULT_SIZES = SplitSizes()
 FIELDS = ("topic", "title", "question", "chosen", "rejected")
-RATED = {
-    "topic": ("topic", "topics"),
-    "title": ("title", "questiontitle"),
-    "message": ("message", "question", "questions", "prompt"),
-    "reply": ("reply", "response", "modelresponse", "answer", "answers"),
-}
-"""The fields of a file of ratings, and their columns' names without regard to case and punctuation."""
-RATINGS = ("empathy", "relevance", "fluency", "helpfulness", "overall", "rating", "score", *MECHANISMS)
-"""How the name of a column of ratings may begin, without regard to case and punctuation."""
+RATED = ("topic", "title", "message", "reply")
+"""The fields of a file of ratings, beside the ratings themselves."""
+DEFAULT_SIZES = SplitSizes()
 _ROUNDING = 1e-9  # 0.67 − 0.17 is not quite 0.5
 _SIDES = {"development": "train", "held-out": "test"}
+
+
+def message_of(example: Example) -> tuple[str, str]:
+    """Title and question in one spelling: what makes two messages the same."""
+    return normalize(example.title), normalize(example.question)
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class Pair:
 
     @property
     def message(self) -> tuple[str, str]:
-        """Title and question in one spelling: what makes two messages the same."""
-        return _message(self.chosen)
+        """What makes two messages the same."""
+        return message_of(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class Preferences:
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedReply:
     """A reply to a message with the mean of its ratings; `side` is the split that the message belongs to, or empty."""
 
     example: Example
@@ -102,10 +110,10 @@ class Rated:
 
 
 @dataclass(frozen=True)
-class Made:
+class PairSet:
     """What `make_pairs` made: pairs with the ratings (chosen, rejected) and the side of each."""
 
-    pairs: tuple[tuple[Pair, Rated, Rated], ...]
+    pairs: tuple[tuple[Pair, RatedReply, RatedReply], ...]
     replies: int
     messages: int
     margin: float
@@ -162,51 +170,111 @@ def load_pairs(
     return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
 
 
-def labelled_pairs(margin: float = 0.5, half: str | None = None) -> Made:
+def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
+    check_columns(columns, FIELDS)
+    records = read_records(source)
+    header = header_of(records)
+    replies = []
+    for field in ("chosen", "rejected"):
+        column = find_column(source, header, field, columns.get(field))
+        if column is None:
+            raise CorpusError(
+                f"{source}: there is no column {field!r}, and pairs have chosen and rejected; the columns are "
+                f"{', '.join(header)}. Name the right one with --columns {field}=NAME, or make pairs of rated replies "
+                "with `bnbench preferences`"
+            )
+        replies.append(column)
+    mapped = {field: column for field, column in columns.items() if field not in ("chosen", "rejected")}
+    message = match_columns(source, header, {**mapped, "reference": replies[0]})[:3]
+    for number, record in enumerate(records, 1):
+        where = f"{source}, row {number}"
+        texts = dict(zip(FIELDS, map(repair, texts_of(where, record, [*message, *replies])), strict=True))
+        empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
+        if empty:
+            raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
+        if normalize(texts["chosen"]) == normalize(texts["rejected"]):
+            raise CorpusError(
+                f"{where}: chosen and rejected are the same text, so neither is preferred; remove the row"
+            )
+        if LOST in texts["title"] + texts["question"] + texts["chosen"]:
+            raise CorpusError(f"{where}: a letter was lost for good (U+FFFD) in the message or chosen; remove the row")
+        yield Pair.of(**texts), side_of(record)
+
+
+def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:
+    """Raises CorpusError where one message stands on two sides of the split."""
+    sides: dict[tuple[str, str], str] = {}
+    for example, side in sided:
+        before = sides.setdefault(message_of(example), side)
+        if before != side:
+            raise CorpusError(
+                f"{source}: the column 'split' puts one message on two sides ({before or 'none'} and "
+                f"{side or 'none'}): {example.question[:60]!r}"
+            )
+
+
+def labelled_pairs(margin: float = 0.5, half: str | None = None) -> PairSet:
     """Pairs of the bundled labelled replies, rated by the mean of their three levels (0–2); one half, or both."""
-    rated = [
-        Rated(
-            make_example(row.topic, "", row.message, row.reply),
-            fmean(row.levels),
-            "" if half else _SIDES[row.half],
-        )
-        for row in labelled_set(half).rows
-    ]
-    return make_pairs(rated, margin)
+    rows = labelled_set(half).rows
+    examples = [make_example(row.topic, "", row.message, row.reply) for row in rows]
+    sides = ["" if half else _SIDES[row.half] for row in rows]
+    return make_pairs(list(map(RatedReply, examples, (fmean(row.levels) for row in rows), sides)), margin)
 
 
-def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: Sequence[str] = ()) -> list[Rated]:
-    """Rated replies: one row for each reply, or for each rater of one; empty cells are no ratings.
+def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: Sequence[str] = ()) -> list[RatedReply]:
+    """RatedReply replies: one row for each reply, or for each rater of one; empty cells are no ratings.
 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
     """
     check_table(path)
     columns = columns or {}
-    _refuse_unknown(columns, RATED)
+    check_columns(columns, RATED)
     rows = list(iter_table(path))
     if not rows:
         raise CorpusError(f"{path}: the file has no rows")
-    header = [*dict.fromkeys(name for _, row in rows for name in row)]  # rows of JSONL may lack some
-    places = {field: find_column(path, header, names, columns.get(field)) for field, names in RATED.items()}
+    header = header_of(row for _, row in rows)
+    places = {field: find_column(path, header, field, columns.get(field)) for field in RATED}
     for field in ("message", "reply"):
         if places[field] is None:
-            raise CorpusError(f"{path}: no column holds a {field}; {_name_it(header, field)}")
-    names = _rating_columns(path, header, ratings)
+            raise CorpusError(
+                f"{path}: no column holds a {field}; the columns are {', '.join(header)}. "
+                f"Name the right one with --columns {field}=NAME"
+            )
+    known = tuple(map(plain_name, RATINGS))
+    names = list(ratings) or [name for name in header if plain_name(name).startswith(known)]
+    missing = [name for name in names if name not in header]
+    if missing or not names:
+        what = f"there is no column {missing[0]!r}" if missing else "no column of ratings is known by its name"
+        hint = "" if missing else ". Name each with --rating"
+        raise CorpusError(f"{path}: {what}; the columns are {', '.join(header)}{hint}")
     found = []
     for number, row in rows:
         where = place(path, number)
-        values = [v for name in names if (v := _number(where, name, as_text(row.get(name)))) is not None]
+        values = [_number(where, name, text) for name in names if (text := as_text(row.get(name))).strip()]
         example = make_example(*map(repair, texts_of(where, row, places.values())))
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
         if values:
-            found.append(Rated(example, fmean(values), side_of({k: as_text(v) for k, v in row.items()})))
+            found.append(RatedReply(example, fmean(values), side_of(row)))
     _refuse_straddling(str(path), ((rated.example, rated.side) for rated in found))
     return found
 
 
-def make_pairs(rated: Sequence[Rated], margin: float) -> Made:
+def _number(where: str, column: str, text: str) -> float:
+    try:
+        number = float(text)  # Bengali digits too
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise CorpusError(
+            f"{where}: {column} is {text!r}, not a number; mend it, leave the cell empty, or name the columns of "
+            "ratings with --rating"
+        )
+    return number
+
+
+def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
     """Of each message every best-rated reply against each that is rated at least `margin` lower, in the file's order.
 
     A reply that was rated several times has the mean of its ratings. Equal ratings give no pair. Raises CorpusError
@@ -214,40 +282,26 @@ def make_pairs(rated: Sequence[Rated], margin: float) -> Made:
     """
     if not margin > 0:  # nor NaN
         raise CorpusError(f"the margin is {margin:g}: it must be above 0, or a reply would be preferred to its equal")
-    messages: dict[tuple[str, str], dict[str, list[Rated]]] = {}
+    messages: dict[tuple[str, str], dict[str, list[RatedReply]]] = {}
     for one in rated:
-        replies = messages.setdefault(_message(one.example), {})
+        replies = messages.setdefault(message_of(one.example), {})
         replies.setdefault(normalize(one.example.reference), []).append(one)
-    pairs = [pair for replies in messages.values() for pair in _best_against_worse(replies, margin)]
+    pairs = []
+    for replies in messages.values():
+        means = [replace(same[0], rating=fmean(one.rating for one in same)) for same in replies.values()]
+        top = max(one.rating for one in means)
+        worse = [one for one in means if one.rating <= top - margin + _ROUNDING]
+        for best in (one for one in means if one.rating > top - _ROUNDING):
+            e = best.example
+            texts = (e.topic, e.title, e.question, e.reference)
+            pairs += [(Pair.of(*texts, one.example.reference), best, one) for one in worse]
     count = sum(map(len, messages.values()))
     if not pairs:
         raise CorpusError(
             f"no pair comes of {count} rated replies to {len(messages)} messages: no message has two replies whose "
             f"ratings differ by {margin:g}; lower --margin, or rate several replies to each message"
         )
-    return Made(tuple(pairs), count, len(messages), margin)
-
-
-def _best_against_worse(replies: Mapping[str, list[Rated]], margin: float) -> Iterator[tuple[Pair, Rated, Rated]]:
-    rated = [replace(same[0], rating=fmean(r.rating for r in same)) for same in replies.values()]
-    top = max(r.rating for r in rated)
-    for a in (r for r in rated if r.rating > top - _ROUNDING):
-        for b in (r for r in rated if r.rating <= top - margin + _ROUNDING):
-            e = a.example
-            yield Pair.of(e.topic, e.title, e.question, e.reference, b.example.reference), a, b
-
-
-def write_pairs(path: Path, made: Made) -> None:
-    """A CSV that `load_pairs` reads, with the ratings beside each pair, and `split` where the ratings had one."""
-    sided = any(rated.side for _, rated, _ in made.pairs)
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
-    for pair, a, b in made.pairs:
-        message = (pair.chosen.topic, pair.chosen.title, pair.chosen.question)
-        ratings = (f"{a.rating:.4g}", f"{b.rating:.4g}", *((a.side,) if sided else ()))
-        lines.writerow((*message, pair.chosen.reference, pair.rejected.reference, *ratings))
-    write_text(path, text.getvalue())
+    return PairSet(tuple(pairs), count, len(messages), margin)
 
 
 def preferences(
@@ -258,8 +312,9 @@ def preferences(
     columns: Mapping[str, str] | None = None,
     rating_columns: Sequence[str] = (),
     half: str | None = None,
-) -> Made:
-    """Makes pairs from a file of ratings, or from the bundled labelled replies, and writes them. Raises CorpusError.
+) -> PairSet:
+    """Makes pairs from a file of ratings, or from the bundled labelled replies, and writes a CSV that `load_pairs`
+    reads, with the ratings beside each pair, and a column `split` where the ratings had one. Raises CorpusError.
 
     `half` of the bundled ones is "development" (None too), "held-out", or "both": then a column `split` holds the
     held-out half out.
@@ -276,94 +331,13 @@ def preferences(
         raise CorpusError(f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given")
     else:
         made = make_pairs(read_ratings(ratings, columns, rating_columns), margin)
-    write_pairs(out, made)
+    sided = any(best.side for _, best, _ in made.pairs)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
+    for pair, best, worse in made.pairs:
+        e = pair.chosen
+        beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
+        lines.writerow((e.topic, e.title, e.question, e.reference, pair.rejected.reference, *beside))
+    write_text(out, text.getvalue())
     return made
-
-
-def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
-    _refuse_unknown(columns, FIELDS)
-    records = read_records(source)
-    header = list(records[0])
-    replies = [_required(source, header, field, columns) for field in ("chosen", "rejected")]
-    mapped = {field: column for field, column in columns.items() if field not in ("chosen", "rejected")}
-    names = match_columns(source, header, {**mapped, "reference": replies[0]})
-    for number, record in enumerate(records, 1):
-        where = f"{source}, row {number}"
-        pair = Pair.of(*map(repair, texts_of(where, record, [*map(names.get, FIELDS[:3]), *replies])))
-        _check_pair(where, pair)
-        yield pair, side_of(record)
-
-
-def _required(source: str, header: Sequence[str], field: str, columns: Mapping[str, str]) -> str:
-    found = find_column(source, header, (field,), columns.get(field))
-    if found is None:
-        raise CorpusError(
-            f"{source}: there is no column {field!r}, and pairs have chosen and rejected; {_name_it(header, field)}, "
-            "or make pairs of rated replies with `bnbench preferences`"
-        )
-    return found
-
-
-def _name_it(header: Sequence[str], field: str) -> str:
-    return f"the columns are {', '.join(header)}. Name the right one with --columns {field}=NAME"
-
-
-def _refuse_unknown(columns: Mapping[str, str], fields: Collection[str]) -> None:
-    unknown = [field for field in columns if field not in fields]
-    if unknown:
-        raise CorpusError(f"unknown field {unknown[0]!r} in the column mapping: the fields are {', '.join(fields)}")
-
-
-def _check_pair(where: str, pair: Pair) -> None:
-    question, chosen, rejected = pair.chosen.question, pair.chosen.reference, pair.rejected.reference
-    empty = [n for n, text in (("question", question), ("chosen", chosen), ("rejected", rejected)) if not text]
-    if empty:
-        raise CorpusError(f"{where}: {empty[0]} is empty; fill it in or remove the row")
-    if normalize(chosen) == normalize(rejected):
-        raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is preferred; remove the row")
-    if LOST in pair.chosen.title + question + chosen:
-        raise CorpusError(f"{where}: a letter was lost for good (U+FFFD) in the message or chosen; remove the row")
-
-
-def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:
-    sides: dict[tuple[str, str], str] = {}
-    for example, side in sided:
-        before = sides.setdefault(_message(example), side)
-        if before != side:
-            raise CorpusError(
-                f"{source}: the column 'split' puts one message on two sides ({before or 'none'} and "
-                f"{side or 'none'}): {example.question[:60]!r}"
-            )
-
-
-def _message(example: Example) -> tuple[str, str]:
-    return normalize(example.title), normalize(example.question)
-
-
-def _rating_columns(path: Path, header: Sequence[str], given: Sequence[str]) -> list[str]:
-    missing = [name for name in given if name not in header]
-    if missing:
-        raise CorpusError(f"{path}: there is no column {missing[0]!r}; the columns are {', '.join(header)}")
-    known = tuple(map(plain_name, RATINGS))
-    found = list(given) or [name for name in header if plain_name(name).startswith(known)]
-    if not found:
-        raise CorpusError(
-            f"{path}: no column of ratings is known by its name; the columns are {', '.join(header)}. "
-            "Name each with --rating"
-        )
-    return found
-
-
-def _number(where: str, column: str, text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        number = float(text)  # Bengali digits too
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise CorpusError(
-            f"{where}: {column} is {text!r}, not a number; mend it, leave the cell empty, or name the columns of "
-            "ratings with --rating"
-        )
-    return number

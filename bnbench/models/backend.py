@@ -1,80 +1,101 @@
-"""What answers a prompt: the protocol that every backend follows, and the registry of backends."""
+"""What answers a prompt. A backend is a class; ours are `hf` and `recorded`, others join as plug-ins.
+
+    [project.entry-points."bnbench.backends"]
+    echo = "my_package:Echo"
+
+    class Echo(Backend):
+        def generate(self, candidate, prompts, items, decoding):
+            return [Reply(prompt.user) for prompt in prompts]
+
+and `bnbench evaluate --backend echo --base any-name` runs it.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from bnbench.data.corpus import Corpus, Example
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
+from bnbench.metrics.registry import Registry
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.prompts import SYSTEM, Prompt
-
-GROUP = "bnbench.backends"
-log = logging.getLogger("bnbench.models")
+from bnbench.models.prompts import SYSTEM, Prompt, Prompter
 
 # Imported only when used: torch takes seconds.
-_OURS = {"hf": "bnbench.models.hf:open_session", "recorded": "bnbench.models.recorded:open_session"}
+BACKENDS = Registry(
+    "bnbench.backends",
+    "backend",
+    {"hf": "bnbench.models.hf:TransformersBackend", "recorded": "bnbench.models.recorded:RecordedReplies"},
+)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One generated reply. `tokens` counts what was generated; `hit_limit` is True when no end token came."""
+    """One reply. `tokens` counts what was generated, `hit_limit` is True when no end token came; None: not known."""
 
     text: str
-    tokens: int | None
-    hit_limit: bool | None
+    tokens: int | None = None
+    hit_limit: bool | None = None
 
 
 @dataclass(frozen=True)
-class SessionOptions:
-    """What a session may be told.
+class BackendOptions:
+    """What a backend may be told.
 
-    `device` None is the first card, else the CPU; `quantise` None takes 4-bit weights where the card is too small;
-    `trust_remote_code` lets code run that comes with a model; `system` is the system prompt.
+    `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
+    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` is the
+    system prompt.
     """
 
+    name: str = "hf"
     device: str | None = None
     quantise: bool | None = None
     trust_remote_code: bool = False
     system: str = SYSTEM
 
 
-class Session(Protocol):
-    """Candidates that are answered from one load. Made by a backend: `factory(candidates, options) -> Session`.
+class Backend(ABC):
+    """What answers for some candidates of a run, all of them together; only `generate` must be written.
 
-    Opening a session checks files and reads tokenizers and hashes only; weights are read by `load`, so a run that has
-    nothing left to generate never loads a model.
+    Making one checks what can be checked and reads no weights, so that a run that has nothing left to generate never
+    loads a model. It may raise any `BnbenchError`.
     """
 
-    counts_tokens: bool
+    needs_files: ClassVar[bool] = False
+    """True: `--base` and `--adapter` are folders or hub ids, found and checked here; False: names only it knows."""
 
-    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
-        """Tells all items of the run, and the corpus that they are from, before the first reply.
+    def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
+        self.candidates, self.options = tuple(candidates), options
+        self._asked = Prompter("messages", options.system)
 
-        This is what joins recorded replies to them.
-        """
-
-    def load(self) -> None:
-        """Loads weights, and checks that each adapter changes the logits. Called once, before the first `generate`."""
+    def prompter(self, candidate: Candidate) -> Prompter:
+        """How a candidate is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids."""
+        return self._asked
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """All that a reply depends on: ids, revisions, hashes, dtype, template, backend, versions. JSON values only."""
+        """All that a reply depends on beside its prompt and decoding: names, revisions, hashes, versions.
 
-    def resolve(self, decoding: Decoding, references: Sequence[str]) -> Decoding:
-        """The decoding with its limit in tokens, from the limit in words and the fertility measured on `references`."""
+        Plain JSON values; a reply whose candidate has another identity is generated anew.
+        """
+        return {
+            "backend": self.options.name,
+            "model": candidate.location,
+            "revision": candidate.revision,
+            "base": candidate.base or "",
+            "template_sha": self.prompter(candidate).template_sha,
+        }
 
-    def prompt(self, example: Example) -> Prompt:
-        """The prompt of an example, as text and ids."""
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:  # noqa: B027 - a default
+        """Tells all items of the run, and the corpus that they are from, before the first reply."""
 
-    def count_tokens(self, examples: Sequence[Example]) -> Sequence[int]:
-        """Tokens of each example's training row (prompt, reference, end); only where `counts_tokens`."""
+    def load(self) -> None:  # noqa: B027 - a default
+        """Reads weights, or opens a connection. Called once, before the first `generate`."""
 
+    @abstractmethod
     def generate(
         self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
     ) -> list[Reply]:
@@ -84,40 +105,29 @@ class Session(Protocol):
         self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]
     ) -> FloatArray | None:
         """(n, 4): nll in nats, tokens, bytes, characters of each reference; None where the backend cannot know it."""
+        return None
+
+    @classmethod
+    def has_likelihoods(cls) -> bool:
+        """Whether a metric that needs likelihoods may be asked for: where `likelihood` is written."""
+        return cls.likelihood is not Backend.likelihood
 
     def precision(self) -> Mapping[str, Any]:
         """dtype, quantisation and the reason they were chosen, for run.json."""
-
-    def prompt_format(self) -> Mapping[str, Any]:
-        """kind, template_sha, tokenizer_sha and system prompt, for run.json."""
-
-    def trained_on(self, candidate: Candidate) -> frozenset[str]:
-        """Ids of the examples that an adapter was trained on (its training.json), empty where nothing is recorded."""
+        return {"dtype": "none", "quantisation": "none", "reason": f"chosen by the backend {self.options.name}"}
 
     def peak_memory_bytes(self) -> int | None:
-        """Peak memory of the accelerator (or of the process, on the CPU)."""
+        """Peak memory of the accelerator (or of the process, on the CPU); None where it is not this machine's."""
+        return None
 
 
-Factory = Callable[[Sequence[Candidate], SessionOptions], Session]
+def get_backend(name: str) -> type[Backend]:
+    """The class of a backend.
 
-
-def backend_names() -> tuple[str, ...]:
-    """Ours and those of plug-ins (entry-point group `bnbench.models`)."""
-    return tuple(sorted({*_OURS, *(point.name for point in metadata.entry_points(group=GROUP))}))
-
-
-def get_backend(name: str) -> Factory:
-    """The factory of a backend; UsageError for an unknown name, or for a plug-in that cannot be imported."""
-    if name in _OURS:
-        module, _, attribute = _OURS[name].partition(":")
-        factory: Factory = getattr(import_module(module), attribute)
-        return factory
-    for point in metadata.entry_points(group=GROUP, name=name):
-        try:
-            loaded: Factory = point.load()
-        except Exception as error:
-            # A plug-in is someone else's program: what it raises must not end us, nor hide another of that name.
-            log.warning("backend %s (%s) is skipped: %s: %s", name, point.value, type(error).__name__, error)
-        else:
-            return loaded
-    raise UsageError(f"there is no usable backend {name!r}; there are {', '.join(backend_names())}")
+    Raises:
+        UsageError: no such name, a plug-in that cannot be imported, or one that is no `Backend` class.
+    """
+    found = BACKENDS.get(name)
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise UsageError(f"the backend {name!r} is {found!r}, not a subclass of bnbench.models.Backend")
+    return found

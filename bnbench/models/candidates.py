@@ -7,17 +7,18 @@ each with an optional `name=` in front. Without any, the bundled demo.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError
-from bnbench.models.files import BUNDLED, CODE, SMALL, ModelFiles, file_sha256, hub_id, locate, remote_names
+from bnbench.models.files import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
 
 Kind = Literal["base", "adapter", "predictions"]
 
-_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"}
+DEMO_BASE = f"demo-base={BUNDLED}base"
+DEMO_ADAPTER = f"demo-adapter={BUNDLED}adapter"
 # They live in front of the model, not in its layers, so their prompts would not be the base's.
 _VIRTUAL_TOKENS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT"}
 
@@ -28,7 +29,8 @@ class Candidate:
 
     `location` is the folder, hub id or file as it was given; `revision` the commit it was resolved to, empty for a
     folder or file; `folder` where its files lie. An adapter also has its `base` with that one's revision and folder.
-    `weights_sha256` is of the model's, adapter's or predictions file.
+    `weights_sha256` is of the model's, adapter's or predictions file. A model of a backend that reads no files here
+    has its location and revision as they were given, and nothing else.
     """
 
     name: str
@@ -86,10 +88,12 @@ def parse_candidates(
     predictions: Sequence[str] = (),
     *,
     trust_remote_code: bool = False,
+    needs_files: bool = True,
 ) -> tuple[Candidate, ...]:
     """What the command line names, checked and resolved: the base first, then its adapters, then recorded replies.
 
     An adapter without `base` brings the base that its configuration names. With nothing given, the bundled demo.
+    `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by.
 
     Raises:
         CandidateError: one clear line for a missing base, an adapter of another base, pickled weights, a broken
@@ -97,21 +101,38 @@ def parse_candidates(
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions:
-        base, adapters = demo_base(), [demo_adapter()]
-    found = [_find_adapter(parse_spec(text)) for text in adapters]
-    models: list[Candidate] = []
-    if base is not None or found:
-        spec = _choose_base(parse_spec(base) if base is not None else None, found)
-        files = find_base(spec, trust_remote_code=trust_remote_code)
-        models = _models(spec, files, found)
-    candidates = (*models, *(_predictions(parse_spec(text, revisions=False)) for text in predictions))
-    names = [c.name for c in candidates]
+        if not needs_files:
+            raise CandidateError(
+                "the bundled models are files, which this backend reads none of: name a model with --base"
+            )
+        base, adapters = DEMO_BASE, [DEMO_ADAPTER]
+    given = None if base is None else parse_spec(base)
+    found: list[Candidate] = []
+    if not needs_files:
+        if given:
+            found.append(Candidate(given.name, "base", given.location, given.revision))
+        for adapter in map(parse_spec, adapters):
+            on = given.location if given else None
+            found.append(Candidate(adapter.name, "adapter", adapter.location, adapter.revision, on))
+    elif given or adapters:
+        found += _models(given, [_find_adapter(parse_spec(text)) for text in adapters], trust_remote_code)
+    for text in predictions:
+        spec = parse_spec(text, revisions=False)
+        path = Path(spec.location)
+        try:
+            check_file(path)
+        except CorpusError as error:
+            raise CandidateError(f"predictions {error}") from None
+        name = spec.name if spec.name != path.name else path.stem
+        folder, sha = str(path.parent), file_sha256(path)
+        found.append(Candidate(name, "predictions", spec.location, folder=folder, weights_sha256=sha))
+    names = [candidate.name for candidate in found]
     for name in names:
         if names.count(name) > 1:
             raise CandidateError(
                 f"two candidates are called {name!r}: put a name in front of one, such as --adapter mine=…"
             )
-    return candidates
+    return tuple(found)
 
 
 def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:
@@ -131,110 +152,65 @@ def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:
     return faults
 
 
-def find_base(spec: Spec, *, trust_remote_code: bool = False) -> ModelFiles:
-    """A base model's files, with safetensors weights and a tokenizer; CandidateError otherwise."""
-    label = f"base {spec.given}"
-    small = (*SMALL, *CODE) if trust_remote_code else SMALL
-    files = locate(label, spec.location, spec.revision, small)
-    if "config.json" not in files.names():
-        if "adapter_config.json" in files.names():
-            raise CandidateError(f"{label}: it is an adapter, not a whole model; give it as --adapter")
-        raise CandidateError(f"{label}: there is no config.json in {files.folder}, so this is not a model")
-    if "auto_map" in files.read_json("config.json") and not trust_remote_code:
-        raise CandidateError(
-            f"{label}: it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
-        )
-    files.check_base()
-    files = _with_weights(files, spec, small)
-    if not files.names() & _TOKENIZERS:
-        raise CandidateError(
-            f"{label}: there is no tokenizer in {files.folder}; copy tokenizer.json and tokenizer_config.json there"
-        )
-    return files
-
-
-def demo_base() -> str:
-    """The bundled base, as `--base` would spell it."""
-    return f"demo-base={BUNDLED}base"
-
-
-def demo_adapter() -> str:
-    """The bundled adapter, as `--adapter` would spell it."""
-    return f"demo-adapter={BUNDLED}adapter"
-
-
 def _find_adapter(spec: Spec) -> _Adapter:
     label = f"adapter {spec.given}"
     files = locate(label, spec.location, spec.revision)
     if "adapter_config.json" not in files.names() and "config.json" in files.names():
         raise CandidateError(f"{label}: it is a whole model (config.json, no adapter_config.json); give it as --base")
     config = files.read_json("adapter_config.json")
-    needed = ["peft_type", *(["r", "target_modules"] if config.get("peft_type") == "LORA" else [])]
-    if config.get("peft_type") in _VIRTUAL_TOKENS:
-        raise CandidateError(
-            f"{label}: adapters of type {config['peft_type']} add tokens to the prompt and are not supported"
-        )
-    if config.get("peft_type") == "XLORA":
+    kind = config.get("peft_type")
+    if kind in _VIRTUAL_TOKENS:
+        raise CandidateError(f"{label}: adapters of type {kind} add tokens to the prompt and are not supported")
+    if kind == "XLORA":
         raise CandidateError(f"{label}: adapters of type XLORA load further adapters and are not supported")
-    missing = [key for key in needed if not config.get(key)]
-    if missing:
+    needed = ["peft_type", *(["r", "target_modules"] if kind == "LORA" else [])]
+    if lacking := [key for key in needed if not config.get(key)]:
         raise CandidateError(
-            f"{label}: {files.folder / 'adapter_config.json'} lacks {', '.join(missing)}; save it again with PEFT"
+            f"{label}: {files.folder / 'adapter_config.json'} lacks {', '.join(lacking)}; save it again with PEFT"
         )
-    files = _with_weights(files, spec, SMALL)
-    return _Adapter(spec, files, str(config.get("base_model_name_or_path") or ""), str(config.get("revision") or ""))
+    base, revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))
+    return _Adapter(spec, with_weights(files, spec.revision), base, revision)
 
 
-def _with_weights(files: ModelFiles, spec: Spec, patterns: Sequence[str]) -> ModelFiles:
-    """The same files with their safetensors weights fetched; CandidateError where they are missing or not whole."""
-    names = files.names() | (remote_names(spec.location, spec.revision) if files.revision else set())
-    if files.revision and names.intersection(files.wanted()):
-        files = locate(files.label, spec.location, spec.revision, (*patterns, *files.wanted()))
-    single, *shards = files.wanted()
-    missing = sorted(set(shards) - files.names())
-    if missing:
-        raise CandidateError(
-            f"{files.label}: {missing[0]} is missing from {files.folder} ({len(missing)} files are); fetch it again"
-        )
-    if files.weights():
-        return files
-    pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if pickles:
-        raise CandidateError(
-            f"{files.label}: its weights are pickled ({pickles[0]}), and a pickle can run any code; only "
-            "safetensors are loaded. Load it where you trust it and save it again with save_pretrained"
-        )
-    raise CandidateError(f"{files.label}: there are no weights in {files.folder}: no {single}")
+def _models(given: Spec | None, adapters: Sequence[_Adapter], trust_remote_code: bool) -> list[Candidate]:
+    """The base, given or named by the adapters, and the adapters that fit on it."""
+    spec = _choose_base(given, adapters)
+    files = find_model(f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code)
+    shapes, config = files.shapes(), files.read_json("config.json")
+    for adapter in adapters:
+        _check_shapes(adapter.files, files, shapes, config)
+    base = Candidate(spec.name, "base", spec.location, files.commit, None, str(files.folder))
+    found = [replace(base, weights_sha256=files.weights_sha256())]
+    for adapter in adapters:
+        own = adapter.files
+        place = (base.location, str(own.folder), base.revision, base.folder, own.weights_sha256())
+        found.append(Candidate(adapter.spec.name, "adapter", adapter.spec.location, own.commit, *place))
+    return found
 
 
 def _choose_base(given: Spec | None, adapters: Sequence[_Adapter]) -> Spec:
-    """The base that was given, or the one that all adapters name."""
+    """The base that was given, or the one that all adapters name; CandidateError where they do not agree."""
     for adapter in adapters:
-        if not adapter.base and given is None:
-            where = adapter.files.folder / "adapter_config.json"
+        label, folder = adapter.files.label, adapter.files.folder
+        if given is None and not adapter.base:
+            where = folder / "adapter_config.json"
+            raise CandidateError(f"{label}: {where} lacks base_model_name_or_path; name the base with --base")
+        if given and adapter.base and not _is_same(given.location, adapter.base, folder):
             raise CandidateError(
-                f"{adapter.files.label}: {where} lacks base_model_name_or_path; name the base with --base"
-            )
-    if given is None:
-        return _common_base(adapters)
-    for adapter in adapters:
-        if adapter.base and not _is_same(given.location, adapter.base, adapter.files.folder):
-            raise CandidateError(
-                f"{adapter.files.label}: it was trained on {adapter.base}, not on {given.location}; leave out --base, "
+                f"{label}: it was trained on {adapter.base}, not on {given.location}; leave out --base, "
                 f"or, if both are the same weights, put {given.location} as base_model_name_or_path into its "
                 "adapter_config.json"
             )
-    return given
-
-
-def _common_base(adapters: Sequence[_Adapter]) -> Spec:
-    first = adapters[0]
-    for other in adapters[1:]:
+    if given:
+        return given
+    first, *others = adapters
+    for other in others:
         if not _is_same(first.base, other.base, other.files.folder) or first.base_revision != other.base_revision:
             raise CandidateError(
                 f"the adapters belong to different bases, {first.spec.given} to {first.base} and {other.spec.given} to "
                 f"{other.base}; evaluate them in two runs and rank these together with `bnbench compare`"
             )
+    # A relative folder may be meant from where the adapter lies.
     beside = first.files.folder / first.base
     location = str(beside) if not Path(first.base).is_dir() and beside.is_dir() else first.base
     return Spec(Path(first.base).name, location, first.base_revision)
@@ -254,35 +230,10 @@ def _is_same(given: str, stated: str, adapter: Path) -> bool:
     return any(ModelFiles("base", stated, "", folder).weights_sha256() == weights for folder in folders)
 
 
-def _models(spec: Spec, files: ModelFiles, adapters: Sequence[_Adapter]) -> list[Candidate]:
-    shapes = files.shapes()
-    config = files.read_json("config.json")
-    for adapter in adapters:
-        _check_shapes(adapter.files, files, shapes, config)
-    base = Candidate(
-        spec.name, "base", spec.location, files.revision, None, str(files.folder), weights_sha256=files.weights_sha256()
-    )
-    return [base, *(_adapter_candidate(a, base) for a in adapters)]
-
-
-def _adapter_candidate(adapter: _Adapter, base: Candidate) -> Candidate:
-    return Candidate(
-        name=adapter.spec.name,
-        kind="adapter",
-        location=adapter.spec.location,
-        revision=adapter.files.revision,
-        base=base.location,
-        folder=str(adapter.files.folder),
-        base_revision=base.revision,
-        base_folder=base.folder,
-        weights_sha256=adapter.files.weights_sha256(),
-    )
-
-
 def _check_shapes(
     adapter: ModelFiles, base: ModelFiles, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
 ) -> None:
-    """Each LoRA matrix, and each layer saved whole, must fit the base's weight of the same name."""
+    """Each LoRA matrix, and each layer saved whole, must fit the base's weight (out × in) of the same name."""
     if "quantization_config" in config:
         return  # packed weights have shapes of their own
     mine = {name.removeprefix("base_model.model."): shape for name, shape in adapter.shapes().items()}
@@ -294,29 +245,16 @@ def _check_shapes(
             raise CandidateError(
                 f"{adapter.label}: it changes {weight}, which {base.label} does not have; it belongs to another base"
             )
-        reason = _misfit(name, mine[name], shapes.get(weight))
+        own, its, reason = mine[name], shapes.get(weight, ()), ""
+        if len(own) != 2 or len(its) != 2:
+            continue
+        if ".lora_A." in name and own[1] != its[1]:
+            reason = f"takes {own[1]} inputs, the base's weight {its[1]}"
+        elif ".lora_B." in name and own[0] != its[0]:
+            reason = f"gives {own[0]} outputs, the base's weight {its[0]}"
+        elif ".lora_" not in name and own != its:
+            reason = f"is {own[0]} x {own[1]}, the base's is {its[0]} x {its[1]}"
         if reason:
             raise CandidateError(
                 f"{adapter.label}: it does not fit {base.label}: {name} {reason}; it belongs to another base"
             )
-
-
-def _misfit(name: str, mine: tuple[int, ...], base: tuple[int, ...] | None) -> str:
-    """Why a tensor of the adapter cannot go with the base's weight (out x in); empty where it can."""
-    if base is None or len(base) != 2 or len(mine) != 2:
-        return ""
-    if ".lora_A." in name:
-        return "" if mine[1] == base[1] else f"takes {mine[1]} inputs, the base's weight {base[1]}"
-    if ".lora_B." in name:
-        return "" if mine[0] == base[0] else f"gives {mine[0]} outputs, the base's weight {base[0]}"
-    return "" if ".lora_" in name or mine == base else f"is {mine[0]} x {mine[1]}, the base's is {base[0]} x {base[1]}"
-
-
-def _predictions(spec: Spec) -> Candidate:
-    path = Path(spec.location)
-    try:
-        check_file(path)
-    except CorpusError as error:
-        raise CandidateError(f"predictions {error}") from None
-    name = spec.name if spec.name != path.name else path.stem
-    return Candidate(name, "predictions", spec.location, folder=str(path.parent), weights_sha256=file_sha256(path))

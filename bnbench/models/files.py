@@ -1,6 +1,6 @@
-"""The files of models and adapters: found in a folder or the hub cache, hashed, read as far as their headers.
+"""A model or an adapter on a disk or on the hub: found, checked, hashed, and read as far as needs no weights.
 
-Nothing here loads a model. safetensors only: a pickle runs code when it is opened.
+One place for evaluation, fine-tuning and publishing alike. safetensors only: a pickle runs code when it is opened.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError
+from bnbench.errors import CandidateError, PromptError
 from bnbench.extras import require
 
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
@@ -25,18 +26,21 @@ BUNDLED = "bnbench-demo/"
 
 _ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
-
+_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model or adapter lies. `revision` is the commit of a hub snapshot and empty for a folder of one's own."""
+    """Where a model or adapter lies. `commit` is that of a hub snapshot, and empty for a folder of one's own.
+
+    `label` is what messages call it ("base NAME"), `location` the folder or hub id as the user gave it.
+    """
 
     label: str
     location: str
-    revision: str
+    commit: str
     folder: Path
 
     def names(self) -> frozenset[str]:
@@ -74,24 +78,19 @@ class ModelFiles:
         is_whole = all(name in names and name.endswith(".safetensors") for name in loaded)
         return [self.folder / name for name in loaded] if is_whole else []
 
-    def check_base(self) -> None:
-        """Raises CandidateError where transformers would load something else, or something more, than `weights`."""
-        if _ADAPTER in self.names():
-            raise CandidateError(
-                f"{self.label}: there is an {_ADAPTER} beside config.json in {self.folder}, so an adapter would be "
-                "loaded with it; give the folder as --adapter, or move the adapter to a folder of its own"
-            )
-        if named := self.read_json("config.json").get("transformers_weights"):
-            raise CandidateError(
-                f"{self.label}: its config.json names weights of its own (transformers_weights: {named}), which is not "
-                "supported; load it where you trust it and save it again with save_pretrained"
-            )
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name → shape, from the headers of the weights."""
+        """Tensor name → shape, from the headers of the weights; CandidateError for a file that is not whole."""
+        from safetensors import SafetensorError, safe_open
+
         found: dict[str, tuple[int, ...]] = {}
         for path in self.weights():
-            found |= {k: tuple(v["shape"]) for k, v in self._header(path).items() if k != "__metadata__"}
+            try:
+                with safe_open(path, framework="np") as file:
+                    found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise CandidateError(
+                    f"{self.label}: {path} is not a whole safetensors file ({error}); fetch it again"
+                ) from None
         return found
 
     def weights_sha256(self) -> str:
@@ -101,18 +100,29 @@ class ModelFiles:
             return hashes[0][1]
         return hashlib.sha256("".join(f"{name} {sha}\n" for name, sha in hashes).encode()).hexdigest()
 
-    def _header(self, path: Path) -> Mapping[str, Any]:
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                if not 0 < size <= path.stat().st_size:
-                    raise ValueError("the header is longer than the file")
-                header: dict[str, Any] = json.loads(file.read(size))
-                return header
-        except (OSError, ValueError) as error:
-            raise CandidateError(
-                f"{self.label}: {path} is not a whole safetensors file ({error}); fetch it again"
-            ) from None
+
+@dataclass(frozen=True)
+class Base(ModelFiles):
+    """A base to train on. `name` and `revision` are as the user gave them, and what its adapter will record."""
+
+    name: str = ""
+    revision: str | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether safetensors lie there too, and not configuration alone."""
+        return bool(self.weights())
+
+    def hashes(self) -> dict[str, str]:
+        """What makes this base this base, wherever it lies. The first call reads all its weights."""
+        return dict(self._hashes)
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return {
+            "weights_sha256": self.weights_sha256(),
+            "config_sha256": file_sha256(self.folder / "config.json"),
+        }
 
 
 def file_sha256(path: Path) -> str:
@@ -131,11 +141,11 @@ def locate(label: str, location: str, revision: str = "", patterns: Sequence[str
 
     Raises:
         CandidateError: no such folder, or a hub id that cannot be had, with what to do about it.
+        MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
     if location.startswith(BUNDLED):
-        return ModelFiles(
-            label, location, "", Path(str(resources.files("bnbench.demo"))) / location.removeprefix(BUNDLED)
-        )
+        demo = Path(str(resources.files("bnbench.demo")))
+        return ModelFiles(label, location, "", demo / location.removeprefix(BUNDLED))
     folder = Path(location).expanduser()
     if folder.is_dir():
         if revision:
@@ -145,8 +155,138 @@ def locate(label: str, location: str, revision: str = "", patterns: Sequence[str
         return ModelFiles(label, location, "", folder)
     if not _HUB_ID.fullmatch(location):
         raise CandidateError(f"{label}: there is no folder {location}")
-    found = _snapshot(label, location, revision, patterns)
-    return ModelFiles(label, location, found.name if found.parent.name == "snapshots" else "", found)
+    hub = _hub()
+    cache = os.environ.get("HF_HUB_CACHE") or hub.constants.HF_HUB_CACHE
+    try:
+        found = Path(
+            hub.snapshot_download(
+                location,
+                revision=revision or None,
+                cache_dir=cache,
+                allow_patterns=list(patterns),
+                local_files_only=is_offline(),
+            )
+        )
+        return ModelFiles(label, location, found.name if found.parent.name == "snapshots" else "", found)
+    except hub.errors.GatedRepoError:
+        why = f"is gated: accept its licence at https://huggingface.co/{location} and set HF_TOKEN"
+    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError):
+        why = "is neither a folder nor on the hub (or it is private: set HF_TOKEN)"
+    except hub.errors.LocalEntryNotFoundError:
+        offline = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
+        fetch = f"hf download {location}" + (f" --revision {revision}" if revision else "")
+        why = f"is not in the hub cache {cache}, and {offline}; where there is a network, fetch it with `{fetch}`"
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        why = f"cannot be fetched ({str(error).strip().splitlines()[0]})"
+    raise CandidateError(f"{label}: {location}@{revision or 'main'} {why}")
+
+
+def with_weights(files: ModelFiles, revision: str = "", patterns: Sequence[str] = SMALL) -> ModelFiles:
+    """The same files with their safetensors weights fetched; CandidateError where they are missing or not whole."""
+    if files.commit:  # only now does a base's index say which files are its weights
+        files = locate(files.label, files.location, revision, (*patterns, *files.wanted()))
+    names, (single, *shards) = files.names(), files.wanted()
+    if lost := sorted(set(shards) - names):
+        raise CandidateError(
+            f"{files.label}: {lost[0]} is missing from {files.folder} ({len(lost)} files are); fetch it again"
+        )
+    if files.weights():
+        return files
+    if files.commit and not is_offline():
+        # Pickles are never fetched: that the repository has nothing else, only the hub knows.
+        try:
+            names |= set(_hub().list_repo_files(files.location, revision=revision or None))
+        except (OSError, ValueError, _hub().errors.HfHubHTTPError):
+            pass  # only better words for the error below depend on it
+    if pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
+        raise CandidateError(
+            f"{files.label}: its weights are pickled ({pickles[0]}), and a pickle can run any code; only "
+            "safetensors are loaded. Load it where you trust it and save it again with save_pretrained"
+        )
+    raise CandidateError(f"{files.label}: there are no weights in {files.folder}: no {single}")
+
+
+def find_model(
+    label: str, location: str, revision: str = "", *, trust_remote_code: bool = False, weights: bool = True
+) -> ModelFiles:
+    """A whole model: its configuration, its tokenizer and, unless `weights` is False, its safetensors weights.
+
+    Raises:
+        CandidateError: one line for what is missing, or for what would load something else, or run code.
+    """
+    patterns = (*SMALL, *CODE) if trust_remote_code else SMALL
+    files = locate(label, location, revision, patterns)
+    names, place = files.names(), files.folder
+    if "config.json" not in names:
+        what = "so this is not a model"
+        if _ADAPTER in names:
+            what = f"only an {_ADAPTER}: it is an adapter, not a whole model; to evaluate it, give it as --adapter"
+        raise CandidateError(f"{label}: there is no config.json in {place}, {what}")
+    config = files.read_json("config.json")
+    if "auto_map" in config and not trust_remote_code:
+        raise CandidateError(
+            f"{label}: it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
+        )
+    # Two ways in which transformers would load something else, or something more, than `weights()`.
+    if _ADAPTER in names:
+        raise CandidateError(
+            f"{label}: there is an {_ADAPTER} beside config.json in {place}, so an adapter would be loaded with it; "
+            "give the folder as --adapter, or move the adapter to a folder of its own"
+        )
+    if named := config.get("transformers_weights"):
+        raise CandidateError(
+            f"{label}: its config.json names weights of its own (transformers_weights: {named}), which is not "
+            "supported; load it where you trust it and save it again with save_pretrained"
+        )
+    if weights:
+        files = with_weights(files, revision, patterns)
+    if not names & _TOKENIZERS:
+        raise CandidateError(
+            f"{label}: there is no tokenizer in {place}; copy tokenizer.json and tokenizer_config.json there"
+        )
+    return files
+
+
+def resolve_base(
+    name: str,
+    revision: str | None = None,
+    *,
+    folder: Path | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
+) -> Base:
+    """A base to train on, by folder or hub id; raises as `find_model` does.
+
+    `folder` is where the files lie if `name` is only what the adapter should say. Without `weights` the configuration
+    and the tokenizer do, and no more is fetched.
+    """
+    location, asked = (name, revision or "") if folder is None else (str(folder), "")
+    found = find_model(f"base {name}", location, asked, trust_remote_code=trust_remote_code, weights=weights)
+    return Base(found.label, found.location, found.commit, found.folder, name, revision)
+
+
+def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """The transformers configuration of a model."""
+    transformers = require("transformers", extra="models")
+    return transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model; PromptError where its files are broken."""
+    transformers = require("transformers", extra="models")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise PromptError(f"{files.folder}: the tokenizer cannot be read ({why})") from error
+
+
+def load_generation_config(files: ModelFiles) -> Any | None:
+    """The generation configuration, whose end ids are stops too; None where the model ships none."""
+    if not (files.folder / "generation_config.json").is_file():
+        return None
+    transformers = require("transformers", extra="models")
+    return transformers.GenerationConfig.from_pretrained(files.folder)
 
 
 def hub_id(folder: Path) -> str | None:
@@ -154,18 +294,6 @@ def hub_id(folder: Path) -> str | None:
     parts = folder.resolve().parts
     repository = parts[-3] if len(parts) > 3 and parts[-2] == "snapshots" else ""
     return repository.removeprefix("models--").replace("--", "/") if repository.startswith("models--") else None
-
-
-def remote_names(location: str, revision: str) -> frozenset[str]:
-    """The names of all files of a hub repository; empty when the hub cannot be asked."""
-    hub = _hub()
-    if is_offline() or Path(location).is_dir():
-        return frozenset()
-    try:
-        return frozenset(hub.list_repo_files(location, revision=revision or None))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError):
-        # Only better words for an error that is raised anyway depend on this.
-        return frozenset()
 
 
 def is_offline() -> bool:
@@ -179,30 +307,3 @@ def _hub() -> Any:
     for module in ("constants", "errors"):
         require(f"huggingface_hub.{module}", extra="models")
     return require("huggingface_hub", extra="models")
-
-
-def _snapshot(label: str, location: str, revision: str, patterns: Sequence[str]) -> Path:
-    hub = _hub()
-    cache = os.environ.get("HF_HUB_CACHE") or hub.constants.HF_HUB_CACHE
-    wanted = f"{location}@{revision or 'main'}"
-    try:
-        return Path(
-            hub.snapshot_download(
-                location,
-                revision=revision or None,
-                cache_dir=cache,
-                allow_patterns=list(patterns),
-                local_files_only=is_offline(),
-            )
-        )
-    except hub.errors.GatedRepoError:
-        why = f"is gated: accept its licence at https://huggingface.co/{location} and set HF_TOKEN"
-    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError):
-        why = "is neither a folder nor on the hub (or it is private: set HF_TOKEN)"
-    except hub.errors.LocalEntryNotFoundError:
-        offline = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
-        fetch = f"hf download {location}" + (f" --revision {revision}" if revision else "")
-        why = f"is not in the hub cache {cache}, and {offline}; where there is a network, fetch it with `{fetch}`"
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        why = f"cannot be fetched ({str(error).strip().splitlines()[0]})"
-    raise CandidateError(f"{label}: {wanted} {why}")

@@ -37,20 +37,19 @@ def negative_log_likelihoods(
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     where = [(i, at) for i, (row, start) in enumerate(zip(rows, starts, strict=True)) for at in range(start, len(row))]
     row_of, at = torch.tensor(where, device=model.device).T
+    # What comes out at one position says how likely the token at the next is.
     if whole_logits:
         taken = call(model, input_ids=ids, attention_mask=mask, use_cache=False).logits[row_of, at - 1]
     else:
         taken = _hidden(model, ids, mask)[row_of, at - 1]
     targets = ids[row_of, at]
     size = max(1, LOGITS // model.get_output_embeddings().weight.shape[0])
-    losses = torch.cat(
-        [
-            _loss(part if whole_logits else head(model, part), target)
-            for part, target in zip(torch.split(taken, size), torch.split(targets, size), strict=True)
-        ]
-    )
+    losses = []
+    for part, target in zip(torch.split(taken, size), torch.split(targets, size), strict=True):
+        logits = (part if whole_logits else head(model, part)).float()
+        losses.append(logits.logsumexp(-1) - logits.gather(-1, target[:, None])[:, 0])
     lengths = [len(row) - start for row, start in zip(rows, starts, strict=True)]
-    return [float(part.double().sum()) for part in torch.split(losses.cpu(), lengths)]
+    return [float(row.double().sum()) for row in torch.split(torch.cat(losses).cpu(), lengths)]
 
 
 def head(model: Any, hidden: Tensor) -> Tensor:
@@ -80,8 +79,3 @@ def _hidden(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states (rows, length, width), from the model without its head."""
     hidden: Tensor = call(model.base_model, input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return hidden
-
-
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    logits = logits.float()
-    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]

@@ -11,19 +11,18 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bnbench.data.corpus import Example
-from bnbench.errors import PromptError
-from bnbench.extras import require
+from bnbench.errors import CandidateError, PromptError
+from bnbench.models.decoding import Decoding, fertility
+from bnbench.models.files import ModelFiles, load_generation_config, load_tokenizer
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
-MAX_PIECE = 24  # characters of a token that an inspection shows
-
-Kind = Literal["llama-3.1", "chat", "plain"]
+PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
+"""A short conversation by which models and templates are tried."""
 
 # Private-use characters: no template writes or trims them.
 _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
@@ -37,22 +36,12 @@ _PLAIN = f"{_SYSTEM}\n\nপ্রশ্ন: {_USER}\n\nউত্তর:\n"
 # What a base model writes when it goes on past its answer in the plain format.
 _PLAIN_STOPS = ("\nপ্রশ্ন:", "\nউত্তর:")
 _END_TOKENS = (
-    "<|eot_id|>",
-    "<|end_of_text|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|end|>",
-    "<|endoftext|>",
+    *("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>"),
+    *("<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>"),
 )
 _PAD_TOKENS = (
-    "<|finetune_right_pad_id|>",
-    "<|vision_pad|>",
-    "<|fim_pad|>",
-    "<|reserved_special_token_0|>",
-    "<unused0>",
-    "<unk>",
+    *("<|finetune_right_pad_id|>", "<|vision_pad|>", "<|fim_pad|>"),
+    *("<|reserved_special_token_0|>", "<unused0>", "<unk>"),
 )
 # A template that asks for the date would give other prompts tomorrow, and a run could not be resumed.
 _FIXED_DATE = "26 Jul 2024"
@@ -63,10 +52,15 @@ _TOPIC_PART = re.compile("\\s*বিষ(?:\u09af\u09bc|\u09df):\\s*\\{topic\\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text, special tokens spelt out, and as token ids (BOS first where the tokenizer has one)."""
+    """A prompt as text, special tokens spelt out, and as token ids (BOS first where the tokenizer has one).
+
+    `system` and `user` are the texts that it is made of, for servers that write the rest themselves.
+    """
 
     text: str
     ids: tuple[int, ...]
+    system: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,63 +72,27 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class InspectedToken:
-    """One token of an inspection: a piece of text, or of a character's bytes as the vocabulary spells them."""
+class Prompter:
+    """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`, or, for a server that
+    writes prompts itself and for replies that were recorded, without a tokenizer: then prompts are texts without ids.
 
-    id: int
-    piece: str
-    special: bool
-    supervised: bool
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Everything that `bnbench inspect-prompt` prints about one example; `str()` is that text."""
-
-    kind: Kind
-    text: str
-    tokens: tuple[InspectedToken, ...]
-    prompt_tokens: int
-    bos: int
-    stop_ids: tuple[int, ...]
-    template_sha: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        supervised = sum(t.supervised for t in self.tokens)
-        head = (
-            f"{self.text}\n\nformat {self.kind} · template {self.template_sha[:12]}"
-            f" · {self.prompt_tokens} prompt tokens + {supervised} supervised = {len(self.tokens)} · {self.bos} BOS"
-            f" · stops on {', '.join(map(str, self.stop_ids))}\n"
-        )
-        rows = [f"{'+' if t.supervised else ' '}{'*' if t.special else ' '}{t.id:>8}  {t.piece}" for t in self.tokens]
-        return "\n".join([head, "(+ supervised in training, * special token)", *rows])
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """How one tokenizer's prompts are written. Make it with `PromptFormat.of`.
-
-    `template` has markers for system and user text; `end` and `end_id` are the token that ends a turn; `stop_ids` are
-    all ids that end a reply; `stop_texts` end it as text (plain format only).
+    `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
+    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format only).
     """
 
-    kind: Kind
-    template: str
-    end: str
-    end_id: int
-    system: str
-    stop_ids: tuple[int, ...]
-    stop_texts: tuple[str, ...]
-    bos_id: int | None
-    tokenizer: Any = field(repr=False, compare=False)
+    kind: str
+    system: str = ""
+    template: str = ""
+    end: str = ""
+    end_id: int = -1
+    stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    bos_id: int | None = None
+    tokenizer: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM) -> PromptFormat:
-        """The format that fits a transformers tokenizer.
+    def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM) -> Prompter:
+        """The one that fits a transformers tokenizer.
 
         Args:
             tokenizer: any `PreTrainedTokenizerBase`.
@@ -146,46 +104,54 @@ class PromptFormat:
         """
         kind, template, tail = _template(tokenizer)
         bos = tokenizer.bos_token_id
-        if bos is not None and _adds_bos(tokenizer) and not template.startswith(tokenizer.bos_token):
+        adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
+        if adds_bos and not template.startswith(tokenizer.bos_token):
             template = tokenizer.bos_token + template
-        end_id = _end_id(tokenizer, tail)
-        stops = tuple(sorted({*stop_ids(tokenizer, generation_config), end_id}))
+        # The end of a turn is the first special token that the template writes after an answer.
+        named = _special_pattern(tokenizer).search(tail)
+        end_id = _id_of(tokenizer, named[0]) if named else None
+        end_id = tokenizer.eos_token_id if end_id is None else end_id
+        if end_id is None:
+            raise PromptError("the tokenizer names no end token: set eos_token in tokenizer_config.json")
         begins = bos is not None and template.startswith(tokenizer.bos_token)
-        end = str(tokenizer.convert_ids_to_tokens(end_id))
-        stop_texts = _PLAIN_STOPS if kind == "plain" else ()
-        made = cls(kind, template, end, end_id, system, stops, stop_texts, bos if begins else None, tokenizer)
-        made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))
+        made = cls(
+            kind,
+            system,
+            template,
+            end=str(tokenizer.convert_ids_to_tokens(end_id)),
+            end_id=int(end_id),
+            stop_ids=tuple(sorted({*stop_ids(tokenizer, generation_config), int(end_id)})),
+            stop_texts=_PLAIN_STOPS if kind == "plain" else (),
+            bos_id=bos if begins else None,
+            tokenizer=tokenizer,
+        )
+        made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))  # a template with two BOS is refused now
         return made
 
     @classmethod
-    def load(cls, folder: Path, *, system: str = SYSTEM, trust_remote_code: bool = False) -> PromptFormat:
-        """The format of the model in a folder, from its tokenizer and generation configuration; reads no weights.
+    def load(cls, files: ModelFiles, *, system: str = SYSTEM, trust_remote_code: bool = False) -> Prompter:
+        """The one of a model, from its tokenizer and generation configuration; reads no weights.
 
         Raises:
             MissingExtraError: transformers is not installed.
             PromptError: see `of`; or the tokenizer's files are broken.
         """
-        transformers = require("transformers", extra="models")
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PromptError(
-                f"{folder}: the tokenizer cannot be read ({' '.join(str(error).split())[:200]})"
-            ) from error
-        generation = None
-        if (folder / "generation_config.json").is_file():
-            generation = transformers.GenerationConfig.from_pretrained(folder)
-        return cls.of(tokenizer, generation, system)
+        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+        return cls.of(tokenizer, load_generation_config(files), system)
 
     @property
     def template_sha(self) -> str:
-        """Sha256 of everything but the tokenizer that decides what a prompt looks like."""
+        """Sha256 of everything but the tokenizer that decides what a prompt looks like; empty where nothing does."""
+        if not (self.template or self.system):
+            return ""
         parts = [self.kind, self.template, self.end, self.system, *self.stop_texts]
         return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
     @cached_property
     def tokenizer_sha(self) -> str:
-        """Sha256 of the tokenizer: vocabulary, merges, normaliser and special tokens."""
+        """Sha256 of the tokenizer: vocabulary, merges, normaliser and special tokens; empty without one."""
+        if self.tokenizer is None:
+            return ""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             text = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=False)
@@ -195,14 +161,34 @@ class PromptFormat:
             text = whole[whole.index('"added_tokens"') :]
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @cached_property
+    def special_names(self) -> re.Pattern[str]:
+        """Finds the name of any special token of the tokenizer."""
+        return _special_pattern(self.tokenizer)
+
     def prompt(self, example: Example) -> Prompt:
         """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS."""
-        fill = {_SYSTEM: _system_text(self.system, example.topic), _USER: _user_text(example)}
+        topic = example.topic.strip()
+        system = (self.system if topic else _TOPIC_PART.sub("", self.system)).replace("{topic}", topic).strip()
+        user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
+        if self.tokenizer is None:
+            return Prompt(user, (), system, user)
+        fill = {_SYSTEM: system, _USER: user}
         text = _SLOTS.sub(lambda m: fill[m[0]], self.template)
-        named = self._special_names.search("\n".join(fill.values()))
+        named = self.special_names.search(f"{system}\n{user}")
         ids = self._encode_apart(fill) if named else _encode(self.tokenizer, text)
         check_bos(ids, self.bos_id, self.tokenizer)
-        return Prompt(text, tuple(ids))
+        return Prompt(text, tuple(ids), system, user)
+
+    def _encode_apart(self, fill: dict[str, str]) -> list[int]:
+        """Ids where a text names a special token: the template's own become special, the text's stay characters."""
+        ids: list[int] = []
+        for at, part in enumerate(self.special_names.split(self.template)):
+            if at % 2:
+                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+            else:
+                ids += _encode(self.tokenizer, _SLOTS.sub(lambda m: fill[m[0]], part), special=False)
+        return ids
 
     def answer(self, text: str) -> tuple[int, ...]:
         """The ids of a reply and of the token that ends it; never empty."""
@@ -223,11 +209,30 @@ class PromptFormat:
         """The length of each example's training row in tokens (prompt, answer and end)."""
         return [len(self.prompt(e).ids) + len(self.answer(e.reference)) for e in examples]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """A reply's text: without special tokens, cut at the first stop text, stripped."""
+    def limited(self, decoding: Decoding, references: Sequence[str] = ()) -> Decoding:
+        """The decoding with its limit in tokens, by the tokens that a word of the references costs this tokenizer.
+
+        Without references sentences of ours are measured; without a tokenizer the limit stays one in words.
+        """
+        if self.tokenizer is None:
+            return decoding
+        return decoding.with_limit(fertility(lambda text: len(self.answer(text)) - 1, references))
+
+    def is_done(self, ids: list[int]) -> bool:
+        """Whether a stop text has been said, near the end of a reply's ids so far."""
+        tail = self.tokenizer.decode(ids[-16:]) if self.stop_texts else ""
+        return any(stop in tail for stop in self.stop_texts)
+
+    def decode(self, ids: Sequence[int], *, cut: bool = False) -> str:
+        """A reply's text: without special tokens, cut at the first stop text, stripped.
+
+        `cut` says that the limit ended it: that may split a character whose bytes are several tokens, and what is left
+        of the character is ours, not the model's.
+        """
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        cuts = [at for stop in self.stop_texts if (at := text.find(stop)) >= 0]
-        return text[: min(cuts)].strip() if cuts else text.strip()
+        ends = [at for stop in self.stop_texts if (at := text.find(stop)) >= 0]
+        text = text[: min(ends, default=None)].strip()
+        return text.rstrip("\ufffd").rstrip() if cut else text
 
     def describe(self) -> dict[str, str]:
         """The `prompt` part of run.json."""
@@ -238,35 +243,23 @@ class PromptFormat:
             "system": self.system,
         }
 
-    def inspection(self, example: Example) -> Inspection:
-        """What an example becomes, token by token; without a reference only the prompt is shown."""
-        prompt = self.prompt(example)
-        answer = self.answer(example.reference) if example.reference.strip() else ()
-        text = prompt.text + (example.reference.strip() + self.end if answer else "")
-        tokens = tuple(self._inspected(i, at >= len(prompt.ids)) for at, i in enumerate(prompt.ids + answer))
-        bos = sum(t.id == self.tokenizer.bos_token_id for t in tokens)
-        return Inspection(self.kind, text, tokens, len(prompt.ids), bos, self.stop_ids, self.template_sha)
+    def check_vocabulary(self, label: str, rows: int) -> None:
+        """Every token that can occur has one of a model's embedding `rows`; CandidateError with the numbers otherwise.
 
-    def _inspected(self, token_id: int, supervised: bool) -> InspectedToken:
-        raw = str(self.tokenizer.convert_ids_to_tokens(token_id))
-        text = str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        piece = raw if "\ufffd" in text else text
-        special = self._special_names.fullmatch(raw) is not None
-        return InspectedToken(token_id, repr(piece[:MAX_PIECE])[1:-1], special, supervised)
-
-    def _encode_apart(self, fill: dict[str, str]) -> list[int]:
-        """Ids where a text names a special token: the template's own become special, the text's stay characters."""
-        ids: list[int] = []
-        for at, part in enumerate(self._special_names.split(self.template)):
-            if at % 2:
-                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
-            else:
-                ids += _encode(self.tokenizer, _SLOTS.sub(lambda m: fill[m[0]], part), special=False)
-        return ids
-
-    @cached_property
-    def _special_names(self) -> re.Pattern[str]:
-        return _special_pattern(self.tokenizer)
+        Special tokens beyond the embedding are let pass where no prompt uses them (Gemma 3 has one for images).
+        """
+        tokenizer = self.tokenizer
+        if len(tokenizer) <= rows:
+            return
+        used = {*self.prompt(PROBE).ids, self.end_id}
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}
+        if beyond:
+            first = min(beyond)
+            raise CandidateError(
+                f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {beyond[first]!r} "
+                f"({first}) is beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
+            )
 
 
 def template_of(kind: str) -> str:
@@ -279,8 +272,7 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """Every id that ends a reply, sorted: the `generation_config`'s, the tokenizer's, known end-of-turn tokens."""
     given = getattr(generation_config, "eos_token_id", None)
     ids = set(given if isinstance(given, (list, tuple)) else [given])
-    ids.add(tokenizer.eos_token_id)
-    ids |= {_id_of(tokenizer, token) for token in _END_TOKENS}
+    ids |= {tokenizer.eos_token_id, *(_id_of(tokenizer, token) for token in _END_TOKENS)}
     return tuple(sorted(int(i) for i in ids if i is not None))
 
 
@@ -293,14 +285,12 @@ def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
     first, *others = [_id_of(tokenizer, token) for token in _PAD_TOKENS]
     spare = vocab_size - 1 if len(tokenizer) < vocab_size else None
     barred = {*stop, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    for candidate in (first, tokenizer.pad_token_id, *others, spare):
-        if candidate is not None and 0 <= candidate < vocab_size and candidate not in barred:
-            return int(candidate)
     # Nothing reserved (as in GPT-2): an ordinary token does, because every batch of ours carries its mask.
     ordinary = next((i for i in range(vocab_size) if i not in barred), None)
-    if ordinary is None:
-        raise PromptError(f"the tokenizer has {vocab_size} ids and all of them end a reply: there is none to pad with")
-    return ordinary
+    for candidate in (first, tokenizer.pad_token_id, *others, spare, ordinary):
+        if candidate is not None and 0 <= candidate < vocab_size and candidate not in barred:
+            return int(candidate)
+    raise PromptError(f"the tokenizer has {vocab_size} ids and all of them end a reply: there is none to pad with")
 
 
 def check_bos(ids: Sequence[int], bos_id: int | None, tokenizer: Any) -> None:
@@ -317,66 +307,43 @@ def check_bos(ids: Sequence[int], bos_id: int | None, tokenizer: Any) -> None:
         )
 
 
-def _template(tokenizer: Any) -> tuple[Kind, str, str]:
+def _template(tokenizer: Any) -> tuple[str, str, str]:
     """Kind, template with markers, and what the template writes after an answer."""
     if all(_id_of(tokenizer, token) is not None for token in _LLAMA_HEADERS):
         return "llama-3.1", _LLAMA, "<|eot_id|>"
     if not getattr(tokenizer, "chat_template", None):
         return "plain", _PLAIN, ""
-    system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
-    folded = [{"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}]
-    text, error = "", "it leaves out the user's text"
-    messages = folded
-    for messages in ([system, user], folded):
-        try:
-            text = _render(tokenizer, messages, True)
-        except Exception as raised:
-            # A template is a program: it may raise anything, and mostly does to say that it knows no system role.
-            text, error = "", str(raised)
-        if text.count(_SYSTEM) == 1 and text.count(_USER) == 1:
-            return "chat", text, _tail(tokenizer, messages)
-    raise PromptError(f"the model's chat template cannot be used: {error}")
 
-
-def _tail(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    try:
-        whole = _render(tokenizer, [*messages, {"role": "assistant", "content": _ANSWER}], False)
-    except Exception:  # as above: then the tokenizer's own end token ends the turn
-        return ""
-    return whole.partition(_ANSWER)[2]
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], prompt: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            messages,
-            chat_template=_NO_CLOCK + tokenizer.get_chat_template(),
-            tokenize=False,
-            add_generation_prompt=prompt,
-            date_string=_FIXED_DATE,
-            enable_thinking=False,  # the reply is what is measured, not the thoughts before it
+    def render(messages: list[dict[str, str]], prompt: bool) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                chat_template=_NO_CLOCK + tokenizer.get_chat_template(),
+                tokenize=False,
+                add_generation_prompt=prompt,
+                date_string=_FIXED_DATE,
+                enable_thinking=False,  # the reply is what is measured, not the thoughts before it
+            )
         )
-    )
 
-
-def _end_id(tokenizer: Any, tail: str) -> int:
-    """The first special token that follows an answer, else the tokenizer's end token."""
-    found = _special_pattern(tokenizer).search(tail)
-    end = _id_of(tokenizer, found[0]) if found else None
-    if end is None:
-        end = tokenizer.eos_token_id
-    if end is None:
-        raise PromptError("the tokenizer names no end token: set eos_token in tokenizer_config.json")
-    return int(end)
-
-
-def _system_text(system: str, topic: str) -> str:
-    topic = topic.strip()
-    return (system if topic else _TOPIC_PART.sub("", system)).replace("{topic}", topic).strip()
-
-
-def _user_text(example: Example) -> str:
-    return "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
+    system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
+    folded = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}  # for a template that knows no system role
+    why = "it leaves out the user's text"
+    for messages in ([system, user], [folded]):
+        # A template is a program: it may raise anything, and mostly does to say that it knows no system role.
+        try:
+            text = render(messages, True)
+        except Exception as error:
+            why = str(error)
+            continue
+        if text.count(_SYSTEM) != 1 or text.count(_USER) != 1:
+            continue
+        try:
+            whole = render([*messages, {"role": "assistant", "content": _ANSWER}], False)
+        except Exception:  # then the tokenizer's own end token ends the turn
+            whole = ""
+        return "chat", text, whole.partition(_ANSWER)[2]
+    raise PromptError(f"the model's chat template cannot be used: {why}")
 
 
 def _encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
@@ -384,10 +351,6 @@ def _encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     if not text:
         return []
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
-
-
-def _adds_bos(tokenizer: Any) -> bool:
-    return list(tokenizer("ক")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
 
 def _id_of(tokenizer: Any, token: str) -> int | None:

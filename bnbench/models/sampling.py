@@ -12,9 +12,8 @@ from torch import Tensor
 
 from bnbench.models.decoding import Decoding, item_key, random_words
 
-NUCLEUS = (
-    1024  # likeliest tokens that are looked at first; the whole vocabulary is sorted only where they do not suffice
-)
+# Likeliest tokens that are looked at first; the whole vocabulary is sorted only where they do not suffice.
+NUCLEUS = 1024
 DROP_BELOW = 0.75  # finished rows leave the batch when no more than this share of it goes on
 
 

@@ -1,13 +1,13 @@
 """The samples of a batch as passes: what goes through the model at once, padded, or packed one after another.
 
-Packing changes memory and time, never the step: attention (`bnbench.finetune.engine.attention`) is cut at the samples'
+Packing changes memory and time, never the step: attention (`layers.attend`) is cut at the samples'
 ends, positions begin at 0 in each, and no sample's last token predicts the next one's first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -32,11 +32,6 @@ class Pass:
     def supervised(self) -> int:
         """How many tokens the loss counts."""
         return len(self.targets)
-
-    def on(self, device: torch.device) -> Pass:
-        """The same on a device, but for `ids`, which go where the embedding lies."""
-        moved = {n: getattr(self, n).to(device, non_blocking=True) for n in ("positions", "index", "targets")}
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,6 @@ class Packed:
                 chosen.append(row)
             else:
                 bins.append([row])
-        # The largest pass first: the allocator's blocks are then large enough for all that follow.
         return [pack(b) for b in sorted(bins, key=lambda b: -sum(len(r.ids) for r in b))]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:

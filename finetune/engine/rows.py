@@ -10,7 +10,7 @@ from functools import cached_property
 
 from bnbench.data.corpus import Example
 from bnbench.errors import TrainingError
-from bnbench.models.prompts import PromptFormat
+from bnbench.models.prompts import Prompter
 
 IGNORED = -100
 """The label of a token that the loss leaves out (torch's `ignore_index`)."""
@@ -29,13 +29,8 @@ class Row:
         """How many tokens the loss counts. The first token has nothing before it to be predicted from."""
         return sum(label != IGNORED for label in self.labels[1:])
 
-    @property
-    def unsupervised(self) -> int:
-        """How many tokens stand before the first that the loss counts: the prompt, where the reply is supervised."""
-        return next(i for i, label in enumerate(self.labels) if label != IGNORED)
 
-
-def make_rows(examples: Sequence[Example], prompts: PromptFormat, loss: str) -> tuple[Row, ...]:
+def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tuple[Row, ...]:
     """One Row an example; `loss` is the recipe's: "completion" supervises the reply, "full-text" every token."""
     rows = []
     for example in examples:

@@ -13,9 +13,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import Packed, Padded, Pass, share
-from bnbench.finetune.engine.linear import make_lean
+from bnbench.finetune.engine.layers import Recomputation, make_lean
 from bnbench.finetune.engine.monitor import Monitor
-from bnbench.finetune.engine.recompute import Recomputation
 from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job
@@ -57,18 +56,19 @@ def prepare(model: Any, device: str) -> None:
 def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass, **_: Any) -> dict[str, torch.Tensor]:
     """The forward of the model; `whole` is its own, where its logits are more than the head's."""
     ids = one_pass.ids.to(base.get_input_embeddings().weight.device)
-    moved = one_pass.on(place)
-    # `lengths` go through the model's layers to `attention.attend`, which cuts the packed row there.
-    settings = {"input_ids": ids, "position_ids": moved.positions, "lengths": moved.lengths, "use_cache": False}
+    on_place = partial(torch.Tensor.to, device=place, non_blocking=True)
+    positions, index, targets = map(on_place, (one_pass.positions, one_pass.index, one_pass.targets))
+    # `lengths` go through the model's layers to `attend`, which cuts the packed row there.
+    settings = {"input_ids": ids, "position_ids": positions, "lengths": one_pass.lengths, "use_cache": False}
     # Weights and activations already have their dtype: autocast, which fp16's scaler brings along, has no part.
     with torch.autocast(place.type, enabled=False):
         if whole is not None:
             logits = whole(base, **settings).logits
-            chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, moved.index).float()
-            return {"loss": torch.nn.functional.cross_entropy(chosen, moved.targets, reduction="sum")}
+            chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, index).float()
+            return {"loss": torch.nn.functional.cross_entropy(chosen, targets, reduction="sum")}
         hidden = base.base_model(**settings).last_hidden_state
-        supervised = hidden.reshape(-1, hidden.shape[-1]).index_select(0, moved.index)
-        return {"loss": summed_loss(supervised, base.get_output_embeddings(), moved.targets)}
+        supervised = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+        return {"loss": summed_loss(supervised, base.get_output_embeddings(), targets)}
 
 
 def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
@@ -182,14 +182,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def try_largest(self, largest: Pass) -> None:
         """One forward and backward of the pass that needs most, and what it tells about the memory of the others."""
-
-        def step() -> None:
-            self.training_step(self.model_wrapped, [largest], largest.supervised)
-
+        step = partial(self.training_step, self.model_wrapped, [largest], largest.supervised)
         if self.recomputation is None:
             step()
         else:
-            self.recomputation.measure(largest, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
+            tokens = largest.ids.numel()
+            self.recomputation.measure(tokens, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
@@ -204,7 +202,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         total = torch.zeros((), device=self.args.device)
         for one_pass in inputs:
             if self.recomputation is not None:
-                self.recomputation.set_for(one_pass)
+                self.recomputation.set_for(one_pass.ids.numel())
             loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
             total += loss.detach()

@@ -33,15 +33,12 @@ class AdapterTuner(Tuner):
 
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses a recipe whose two words for the base's precision contradict each other."""
-        if recipe.tuner == "qlora" and recipe.quantisation == "none":
-            raise RecipeError(
-                'tuner "qlora" contradicts quantisation "none": set tuner = "lora", or quantisation = "nf4"'
-            )
-        if recipe.tuner == "lora" and recipe.quantisation != "none":
-            raise RecipeError(
-                f'tuner "lora" contradicts quantisation "{recipe.quantisation}": '
-                'set tuner = "qlora", or quantisation = "none"'
-            )
+        for name, wrong, other, right in (("qlora", "none", "lora", "nf4"), ("lora", "nf4", "qlora", "none")):
+            if recipe.tuner == name and recipe.quantisation == wrong:
+                raise RecipeError(
+                    f'tuner "{name}" contradicts quantisation "{wrong}": '
+                    f'set tuner = "{other}", or quantisation = "{right}"'
+                )
 
     def train(self, job: Job) -> Outcome:
         """Trains, from `job.resume` if there is one, as `Tuner.train` says."""
@@ -76,7 +73,7 @@ class AdapterTuner(Tuner):
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """The trainer of a job, with the adapter around the base that it trains, and `monitor` among its callbacks."""
         from bnbench.finetune.engine.collate import Packed, Padded
-        from bnbench.finetune.engine.recompute import Recomputation
+        from bnbench.finetune.engine.layers import Recomputation
         from bnbench.finetune.engine.step import StepTrainer, prepare
 
         recipe, on_gpu = job.recipe, job.device == "cuda"
@@ -110,7 +107,7 @@ def load_base(job: Job) -> Any:
     import torch
     import transformers
 
-    from bnbench.finetune.engine.attention import NAME
+    from bnbench.finetune.engine.layers import ATTENTION
     from bnbench.models.four_bits import make_portable
 
     dtype = getattr(torch, job.precision.dtype_name)
@@ -128,7 +125,7 @@ def load_base(job: Job) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         job.base.folder,
         dtype=dtype,
-        attn_implementation=NAME,
+        attn_implementation=ATTENTION,
         use_safetensors=True,
         trust_remote_code=job.trust_remote_code,
         **options,

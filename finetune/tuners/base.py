@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from bnbench.errors import RecipeError
 from bnbench.finetune.checkpoints import Checkpoint
 from bnbench.finetune.engine.rows import Row
-from bnbench.finetune.tuners.load import Base
 from bnbench.metrics.registry import Registry
+from bnbench.models.files import Base
 from bnbench.models.precision import Device, Precision
 
 if TYPE_CHECKING:  # recipes ask their tuner whether it can do what they say, so they stand above this module

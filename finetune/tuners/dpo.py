@@ -25,8 +25,8 @@ from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Gain, Job
-from bnbench.finetune.tuners.load import load_tokenizer
 from bnbench.metrics.significance import paired_tests
+from bnbench.models.files import load_tokenizer
 from bnbench.models.precision import Device
 from bnbench.progress import stage
 
@@ -87,16 +87,17 @@ class PreferenceTuner(AdapterTuner):
         trainer.remove_callback(PrinterCallback)
 
         def try_largest() -> None:
-            # A pair is padded to its longer row. The pass must leave nothing in TRL's running means.
+            """One forward and backward pass that leaves nothing in TRL's running means."""
             trainer.current_gradient_accumulation_steps = 1
             trainer.training_step(trainer.model_wrapped, trainer.data_collator(largest))
             trainer._metrics["train"].clear()
             trainer._total_train_tokens = 0
 
-        def padded(pair: dict[str, list[int]]) -> int:
-            return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
-
-        largest = sorted(pairs, key=padded, reverse=True)[: job.recipe.batch_size]
+        # Each reply has the prompt before it, and is padded to the longer one.
+        longest_first = sorted(
+            pairs, key=lambda p: len(p["prompt_ids"]) + max(len(p["chosen_ids"]), len(p["rejected_ids"])), reverse=True
+        )
+        largest = longest_first[: job.recipe.batch_size]
         monitor.try_largest = try_largest
         return trainer
 
@@ -128,7 +129,7 @@ def as_pairs(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
     """Rows in turns chosen and rejected, as TRL's collator takes them: the ids of prompt, chosen and rejected reply."""
     pairs = []
     for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
-        prompt = chosen.unsupervised
+        prompt = next(i for i, label in enumerate(chosen.labels) if label != IGNORED)  # where the reply begins
         pairs.append(
             {
                 "prompt_ids": list(chosen.ids[:prompt]),
@@ -162,13 +163,9 @@ def measure_gain(
 
     Raises InputError for no pairs.
     """
-
-    def mean(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return sums[..., :1] / sums[..., 1:]
-
     # Two candidates, adapter and base, whose statistic for each pair is β times its log odds, and a count.
     after, before = (np.stack([beta * (p[:, 0] - p[:, 1]), np.ones(len(p))], 1) for p in (adapter, base))
-    [[found]] = paired_tests([(after, before, mean)], clusters=messages)
+    [[found]] = paired_tests([(after, before, lambda sums: sums[..., :1] / sums[..., 1:])], clusters=messages)
     chosen, rejected = (adapter - base).mean(0)
     return Gain(
         pairs=len(base),

@@ -1,19 +1,26 @@
+import csv
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
+from importlib.resources import files
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from bnbench.cli import app
 from bnbench.errors import PartialRunError, RunError, UsageError
-from bnbench.evaluate import evaluate
+from bnbench.evaluate import EvaluationRequest, choose_measures, evaluate
+from bnbench.models import Backend, Reply
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.records import read_run
-from bnbench.work import EvaluationRequest
 
 BATCH = 4
 
@@ -31,6 +38,10 @@ def request(base, adapter, out, **changes):
         "quantise": False,
     }
     return EvaluationRequest(**{**settings, **changes})
+
+
+def demo_rows():
+    return list(csv.DictReader((files("bnbench.demo") / "conversations.csv").read_text(encoding="utf-8").splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +79,13 @@ def test_whole_batches_are_not_generated_again(undisturbed, tiny_base, tiny_adap
     from bnbench.models import hf
 
     answered = []
-    original = hf.ModelSession.generate
+    original = hf.TransformersBackend.generate
 
     def counting(self, candidate, prompts, items, decoding):
         answered.extend(items)
         return original(self, candidate, prompts, items, decoding)
 
-    monkeypatch.setattr(hf.ModelSession, "generate", counting)
+    monkeypatch.setattr(hf.TransformersBackend, "generate", counting)
     lines = (undisturbed / "generations.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "generations.jsonl").write_bytes(b"".join(lines[:14]) + lines[14][:20])
@@ -86,7 +97,7 @@ def test_whole_batches_are_not_generated_again(undisturbed, tiny_base, tiny_adap
 def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp_path, monkeypatch):
     from bnbench.models import hf
 
-    original, left = hf.ModelSession.generate, [3]
+    original, left = hf.TransformersBackend.generate, [3]
 
     def failing(self, *args):
         left[0] -= 1
@@ -95,7 +106,7 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
         time.sleep(0.2)
         return original(self, *args)
 
-    monkeypatch.setattr(hf.ModelSession, "generate", failing)
+    monkeypatch.setattr(hf.TransformersBackend, "generate", failing)
     asked = request(tiny_base, tiny_adapter, tmp_path / "run")
     with pytest.raises(PartialRunError):
         evaluate(asked)
@@ -173,7 +184,7 @@ def test_a_combined_score_is_declared_once(tmp_path):
 def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):
     from bnbench.models import hf
 
-    original = hf.ModelSession.generate
+    original = hf.TransformersBackend.generate
     calls = []
 
     def failing(self, *args):
@@ -182,7 +193,7 @@ def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tin
             raise RuntimeError("the card fell off the bus")
         return original(self, *args)
 
-    monkeypatch.setattr(hf.ModelSession, "generate", failing)
+    monkeypatch.setattr(hf.TransformersBackend, "generate", failing)
     with pytest.raises(PartialRunError, match=r"fell off the bus(.|\n)*go on with: bnbench evaluate --x") as caught:
         evaluate(request(tiny_base, tiny_adapter, tmp_path / "run", command="bnbench evaluate --x"))
     assert caught.value.exit_code == 3
@@ -192,8 +203,6 @@ def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tin
 
 
 def test_an_adapter_tested_on_its_own_training_rows_is_named(tiny_base, tiny_adapter, tmp_path, undisturbed):
-    import shutil
-
     ids = [e["id"] for e in read_run(undisturbed).examples]
     trained = shutil.copytree(tiny_adapter, tmp_path / "trained")
     (trained / "training.json").write_text(json.dumps({"examples": ids[:3]}), encoding="utf-8")
@@ -229,3 +238,135 @@ def test_sigkill_in_the_middle_twice(tiny_base, tiny_adapter, tmp_path):
     assert undisturbed.wait() == 0
     for name in ("generations.jsonl", "ranking.json"):
         assert (killed / name).read_bytes() == (calm / name).read_bytes()
+
+
+def test_a_foreign_training_record_names_no_rows(tiny_base, tiny_adapter, tmp_path):
+    adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
+    (adapter / "training.json").write_text("{}", encoding="utf-8")
+    run = read_run(evaluate(request(tiny_base, adapter, tmp_path / "run", limit=2)))
+    assert run.record.notes == () and run.record.candidates[1].training is None
+
+
+# Models and recorded replies in one run
+
+
+def test_each_candidate_is_asked_and_answered_by_its_own_backend(tiny_base, tiny_adapter, tmp_path):
+    rows = [row["Answers"] for row in demo_rows()]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"reply": r}) + "\n" for r in rows), encoding="utf-8")
+    candidates = parse_candidates(str(tiny_base), [f"a={tiny_adapter}"], [str(tmp_path / "mine.jsonl")])
+    run = read_run(evaluate(request(tiny_base, tiny_adapter, tmp_path / "run", candidates=candidates, limit=4)))
+    base, adapter, mine = run.record.candidates
+    assert [c.key_fields["backend"] for c in (base, adapter, mine)] == ["hf", "hf", "recorded"]
+    assert [g.reply for g in run.replies["mine"]] == [e["reference"] for e in run.examples]
+    assert {g.tokens for g in run.replies["mine"]} == {None} and mine.seconds is None and base.seconds > 0
+    assert "perplexity" in run.tables["a"] and "perplexity" not in run.tables["mine"]
+    assert run.record.prompt["kind"] == "llama-3.1" and run.record.precision["dtype"] == "float32"
+    alone = read_run(evaluate(request(tiny_base, tiny_adapter, tmp_path / "alone", candidates=candidates[2:], limit=4)))
+    # A file's replies are the same candidate whatever model stands beside them.
+    assert alone.replies["mine"] == run.replies["mine"] and alone.record.prompt["kind"] == "recorded"
+
+
+# A backend from outside
+
+
+class Shout(Backend):
+    """Answers with what it was asked, so many times; counts how often it was loaded."""
+
+    loads = 0
+
+    def load(self):
+        Shout.loads += 1
+
+    def generate(self, candidate, prompts, items, decoding):
+        return [Reply(f"{prompt.user} " * len(candidate.location), 3, False) for prompt in prompts]
+
+
+@pytest.fixture
+def shout(monkeypatch):
+    point = SimpleNamespace(name="shout", value="a:Shout", load=lambda: Shout)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == "bnbench.backends" else [])
+    Shout.loads = 0
+
+
+def test_a_plug_in_runs_from_the_command_line_to_the_report(shout, tmp_path):
+    words = ["evaluate", "--backend", "shout", "--base", "x", "--adapter", "long=xyz", "--limit", "3", "-q"]
+    words += ["--out", str(tmp_path / "run"), "--json"]
+    for _ in range(2):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    assert Shout.loads == 1  # the second time nothing was left to do
+    assert {row["candidate"] for row in json.loads(done.stdout)["standings"]} == {"x", "long"}
+    run = read_run(tmp_path / "run")
+    question = run.examples[0]["question"]
+    assert run.replies["long"][0].reply.count(question) == 3 and run.replies["x"][0].reply.count(question) == 1
+    assert run.record.prompt["kind"] == "messages" and "{topic}" in run.record.prompt["system"]
+    assert run.record.candidates[0].key_fields["backend"] == "shout"
+    assert "perplexity" not in run.tables["x"]
+
+
+def test_too_few_replies_are_a_fault_of_the_backend(shout, tmp_path, monkeypatch):
+    monkeypatch.setattr(Shout, "generate", lambda *_: [Reply("এক")])
+    candidates = parse_candidates("x", needs_files=False)
+    with pytest.raises(PartialRunError, match="x gave 1 replies to 3 prompts"):
+        evaluate(EvaluationRequest(candidates, tmp_path / "run", backend="shout", limit=3, quiet=True))
+
+
+# The metrics of a run
+
+
+def recorded_request(tmp_path, **changes):
+    (tmp_path / "a.txt").write_text("আমি শুনছি, আপনার কষ্টটা বুঝি।\n" * 240, encoding="utf-8")
+    named = parse_candidates(predictions=[f"ক={tmp_path / 'a.txt'}"])
+    return EvaluationRequest(named, tmp_path / "run", **{"limit": 3, "quiet": True, **changes})
+
+
+def test_a_run_computes_what_it_is_asked_for_and_ranks_by_any_of_it(tmp_path):
+    run = read_run(evaluate(recorded_request(tmp_path, metrics=("DIVERSITY", "chrF:none"), primary="chrf")))
+    assert [m.name for m in run.record.metrics] == ["diversity", "chrF"] and run.record.primary_metric == "chrF"
+    assert [m.spelling for m in run.record.metrics] == ["diversity", "chrF:none"]
+    assert set(run.tables["ক"]) == {"diversity", "chrF"}
+    assert "norm:none" in run.record.metrics[1].signature
+
+
+def test_other_metrics_keep_the_replies_and_another_primary_one_is_refused(tmp_path):
+    evaluate(recorded_request(tmp_path))
+    written = (tmp_path / "run" / "generations.jsonl").stat().st_mtime_ns
+    run = read_run(evaluate(recorded_request(tmp_path, metrics=("diversity",))))
+    assert [m.name for m in run.record.metrics] == ["diversity", "chrF++"]  # what ranks was not named, and is added
+    assert (tmp_path / "run" / "generations.jsonl").stat().st_mtime_ns == written
+    with pytest.raises(RunError, match="cannot go on with diversity as the primary metric"):
+        evaluate(recorded_request(tmp_path, metrics=("diversity",), primary="diversity"))
+
+
+def test_a_default_metric_gives_way_to_the_same_one_with_an_argument():
+    chosen = choose_measures("chrF++:none")
+    assert (chosen.primary, chosen.metrics[0].spelling) == ("chrF++", "chrF++:none")
+    assert [m.name for m in chosen.metrics].count("chrF++") == 1
+    parts = choose_measures("chrF++", ["BLEU"], {"chrF++": 0.5, "chrF": 0.5})
+    assert [m.name for m in parts.metrics] == ["BLEU", "chrF++", "chrF", "combined"]
+
+
+def test_a_metric_that_nobody_can_give_its_needs_is_refused_before_anything_is_read(tmp_path):
+    for changes in ({"metrics": ("perplexity",)}, {"primary": "perplexity"}):
+        with pytest.raises(UsageError, match=r"perplexity cannot be computed .*needs likelihoods.*choose from .*chrF"):
+            evaluate(recorded_request(tmp_path, data="not-read.csv", **changes))
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--metric", "chrF", "--primary", "chrF"], "chrF on 3 items"),
+        (["--metric", "diversity"], "distinct1"),
+        (["--metric", "semantic-empathy:ENCODER", "--primary", "Semantic-Empathy"], "semantic empathy"),
+    ],
+)
+def test_chosen_metrics_reach_the_report(tmp_path, words, shown):
+    words = [
+        word.replace("ENCODER", str(files("bnbench.metrics.empathy") / "encoders" / "bn-static")) for word in words
+    ]
+    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 240, encoding="utf-8")
+    given = ["evaluate", "--predictions", str(tmp_path / "a.txt"), "--limit", "3", "-q", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*given, *words])
+    assert done.exit_code == 0, done.output
+    assert shown in done.stdout and "BLEU" not in done.stdout
+    assert "BLEU" not in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 
 from bnbench import score as scoring
 from bnbench.data.corpus import demo_corpus
-from bnbench.data.files import iter_lines, iter_table, read_table
+from bnbench.data.files import iter_lines, iter_table
 from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
 from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
 from bnbench.score import OriginalFigures, score, score_files
@@ -79,6 +79,20 @@ def test_every_kind_of_file_scores_as_in_memory(ending, tmp_path, whole):
     assert same(scores, whole)
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".txt", ".json", ".ndjson"])
+def test_gzipped_files_and_other_json(ending, tmp_path, whole):
+    kind = ".jsonl" if "json" in ending else ending
+    files = []
+    for name, texts in (("reply", REPLIES), ("reference", REFERENCES)):
+        content = write(tmp_path / f"{name}{kind}", texts if ending == ".txt" else column(name, texts)).read_bytes()
+        if ending == ".json" and name == "reply":
+            content = b"\n[" + b",".join(content.splitlines()) + b"]"
+        files.append(tmp_path / f"{name}2{ending}.gz")
+        files[-1].write_bytes(gzip.compress(content, mtime=0))
+    scores = score_files(files[0], [files[1]], metrics=["chrF++"], quiet=True)
+    assert same(scores, {"chrF++": whole["chrF++"]})
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
 def test_ids_join_in_any_order_and_lines_do_not_matter_then(ending, tmp_path, whole):
     order = random.Random(1).sample(range(len(IDS)), len(IDS))
@@ -89,10 +103,9 @@ def test_ids_join_in_any_order_and_lines_do_not_matter_then(ending, tmp_path, wh
 
 
 def test_a_run_folder_s_files_give_the_run_s_scores(tmp_path):
-    from bnbench.evaluate import evaluate
+    from bnbench.evaluate import EvaluationRequest, evaluate
     from bnbench.models.candidates import parse_candidates
     from bnbench.records import read_run
-    from bnbench.work import EvaluationRequest
 
     named = [{"id": e.id, "reply": reply} for e, reply in zip(EXAMPLES, REPLIES, strict=True)]
     recorded = write(tmp_path / "replies.jsonl", named)
@@ -203,10 +216,31 @@ def test_without_references_only_what_needs_none(tmp_path):
 @pytest.mark.parametrize("ending", [".csv", ".txt", ".jsonl", ".parquet"])
 def test_empty_replies_keep_their_place(ending, tmp_path):
     texts = ["", "খ", "", "ঘ", ""]
-    references = write(tmp_path / "r.txt", texts)
+    references = write(tmp_path / "r.txt", [text or "ক" for text in texts])
     replies = write(tmp_path / f"p{ending}", texts if ending == ".txt" else [{"reply": t} for t in texts])
     result = score_files(replies, [references], metrics=["ROUGE"], quiet=True).results["ROUGE"]
     assert result.per_item.tolist() == [0, 100, 0, 100, 0]
+
+
+def test_a_blank_reference_is_no_reference(tmp_path):
+    replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
+    metrics = ["BLEU", "chrF++", "ROUGE"]
+    whole = evaluate_pairs(REPLIES, REFERENCES, metrics)
+    blank = write(tmp_path / "blank.txt", ["", " \u00a0\t"] * (len(REPLIES) // 2))
+    for order in ([references, blank], [blank, references], [blank, references, blank]):
+        assert same(score_files(replies, order, metrics=metrics, quiet=True), whole)
+    some = [r if i % 3 else "" for i, r in enumerate(REFERENCES[::-1])]
+    in_lists = write(
+        tmp_path / "lists.jsonl", column("reference", [list(p) for p in zip(REFERENCES, some, strict=True)])
+    )
+    several = evaluate_pairs(REPLIES, [[a, b] if b else [a] for a, b in zip(REFERENCES, some, strict=True)], metrics)
+    assert same(score_files(replies, [in_lists], metrics=metrics, quiet=True), several)
+    assert same(score_files(replies, [references, write(tmp_path / "some.txt", some)], metrics=metrics), several)
+    for files in ([write(tmp_path / "some.txt", some)], [blank, tmp_path / "some.txt"]):
+        with pytest.raises(
+            CorpusError, match=r"p\.txt, line 1: the reference of this reply is blank in .*some\.txt; write"
+        ):
+            score_files(replies, files, quiet=True)
 
 
 REPLY = '{"id": "ক", "reply": "ভালো"}\n{"id": "খ", "reply": "না"}\n'
@@ -238,6 +272,7 @@ REFERENCE = '{"id": "ক", "reference": "ভালো"}\n{"id": "খ", "referenc
         (REPLY.replace('"খ"', '"ক"'), REFERENCE, "p.jsonl, line 2: the id 'ক' occurs a second time"),
         (REPLY, REFERENCE + '{"id": "গ", "reference": "না"}\n', "1 of the 3 references in"),
         (REPLY, REFERENCE.replace('"খ"', "null"), "r.jsonl, line 2: the row has no 'id'"),
+        (REPLY.replace('"খ"', '"ক"'), REFERENCE.replace('"খ"', '"ক"'), "r.jsonl, line 2: the id 'ক' occurs a second"),
     ],
 )
 def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, tmp_path):
@@ -261,15 +296,21 @@ def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, t
         ),
         ("a.csv", b"reply\nok\n\xe0\xa6\n", "line 3: not UTF-8 (byte 0xe0)"),
         ("a.csv", b"reply\n", "the file has no rows"),
-        ("a.json", b'["ok"]', "other JSON is not read"),
-        ("a.ndjson", b'{"reply": "ok"}', "named .jsonl"),
+        ("a.json", b'["ok"]', "row 1: a JSON str, not an object"),
+        ("a.json", b'[{"reply": "ok"},\n{oops]', "not JSON (Expecting"),
+        ("a.json", b'{"reply": "ok"}\nno\n', "line 2: not JSON"),
+        ("a.json", b'[{"reply": "ok"}, {"reply": 1, "id": []}, {"reply": {}}]', "row 3: 'reply' is dict, not text"),
+        ("a.ndjson", b'{"id": "ok"}', "no column holds a reply"),
         ("a.parquet", b"no", "not a readable Parquet file"),
         ("folder", None, "a folder; name a file in it"),
         ("folder.csv", None, "a folder; name a file in it"),
         ("a.csv", "reply\nভালো\n".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
         ("a.txt", "\ufeffভালো".encode("utf-16-be"), "the file is UTF-16"),
         ("a.csv", b"reply\n\x93ok\x94\n", "line 2: not UTF-8 (byte 0x93, “ in Windows-1252); save the file as UTF-8"),
-        ("a.csv.gz", gzip.compress(b"reply\nok\n", mtime=0), "compressed (gzip); unpack it first"),
+        ("a.csv", gzip.compress(b"reply\nok\n", mtime=0), "compressed (gzip); unpack it first, or let its name end"),
+        ("a.csv.gz", gzip.compress(b"reply\nok\n" * 99, mtime=0)[:30], "not a whole gzip file"),
+        ("a.txt.gz", b"ok\n", "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"reply": "\xff"}\n', mtime=0), "line 1: not UTF-8 (byte 0xff"),
         ("a.xlsx", b"PK\x03\x04\xff\xff", "an Excel workbook, not text"),
         ("a.csv", b"id,reply,reply\n1,ok,ok\n", "two columns are called 'reply'"),
         ("a.jsonl", b'[{"reply": "ok"},\n{"reply": "ok"}]\n', "line 1: not JSON (Expecting"),
@@ -313,7 +354,7 @@ def test_rows_of_a_table_know_where_they_stand(tmp_path):
     ]
     rows = write(tmp_path / "a.parquet", [{"reply": str(i), "other": i} for i in range(2500)])
     assert list(iter_table(rows, ["reply"]))[-1] == (2500, {"reply": "2499"})
-    assert read_table(rows)[7] == {"reply": "7", "other": "7"}
+    assert list(iter_table(rows))[7] == (8, {"reply": "7", "other": 7})
 
 
 def test_a_combined_score_stands_beside_its_parts(tmp_path):
@@ -377,7 +418,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
 def test_memory_does_not_grow_with_the_files(tmp_path):
-    """Beyond SQLite's cache, which both sizes fill, four times the texts cost next to nothing more."""
+    """Of files whose ids stand in another order too only the ids are held, and not the texts."""
 
     def peak(n):
         texts = [f"{i} " + "কথা মন আশা রাত দিন " * 160 for i in range(n)]

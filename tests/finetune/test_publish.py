@@ -20,14 +20,13 @@ from typer.testing import CliRunner
 
 from bnbench.cli import app
 from bnbench.errors import BnbenchError, CandidateError, RunError, TrainingError, UsageError
-from bnbench.evaluate import evaluate
+from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.finetune import FinetuneResult, Published, load_recipe, publish
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.files import file_sha256
 from bnbench.records import read_run
 from bnbench.reports import write_report
-from bnbench.work import EvaluationRequest
 
 BASE, REPO = "org/tiny-base", "me/bengali-lora"
 
@@ -163,7 +162,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
 
     from bnbench.data.corpus import Example
     from bnbench.finetune.publish import snippet
-    from bnbench.models.prompts import PromptFormat
+    from bnbench.models.prompts import Prompter
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
     special = {"llama-3.1": {}, "plain": {"template": None}, "chat": {"template": template}}[kind]
@@ -172,7 +171,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
     tokenizer = make_tokenizer(**special)
     base = make_base(tmp_path / "base", tokenizer)
     adapter = make_adapter(tmp_path / "adapter", base)
-    prompts = PromptFormat.of(tokenizer)
+    prompts = Prompter.of(tokenizer)
     assert prompts.kind == kind
     code = snippet(str(base), None, str(adapter), prompts.describe()).replace("max_new_tokens=400", "max_new_tokens=3")
     names: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bnbench.cli import app
 from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus, make_example
-from bnbench.data.pairs import Rated, labelled_pairs, load_pairs, make_pairs, preferences, read_ratings
+from bnbench.data.pairs import RatedReply, labelled_pairs, load_pairs, make_pairs, preferences, read_ratings
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 
@@ -31,8 +31,8 @@ def table_of(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -
     return str(path)
 
 
-def rated(message: str, reply: str, rating: float, topic: str = "") -> Rated:
-    return Rated(make_example(topic, "", message, reply), rating)
+def rated(message: str, reply: str, rating: float, topic: str = "") -> RatedReply:
+    return RatedReply(make_example(topic, "", message, reply), rating)
 
 
 def test_best_reply_against_each_clearly_worse_one() -> None:

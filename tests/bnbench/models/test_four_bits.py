@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from bnbench.models import hf
-from bnbench.models.backend import SessionOptions
+from bnbench.models.backend import BackendOptions
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.four_bits import make_portable, unpack
+from bnbench.models.hf import TransformersBackend
 from tests.conftest import pretend_avx512bf16
 
 Layers = list[torch.Tensor]
@@ -77,12 +77,12 @@ def test_layer_on_either_processor(columns: int, training: bool, avx512bf16: boo
 
 
 def logits(base: Path, adapter: Path, answer: bool, monkeypatch: pytest.MonkeyPatch) -> Layers:
-    """Of a session's model: with its adapter, without, and with it again after a turn of training."""
+    """Of a backend's model: with its adapter, without, and with it again after a turn of training."""
     pretend_avx512bf16(monkeypatch, answer)
     candidates = parse_candidates(adapters=[str(adapter)], base=str(base))
-    session = hf.open_session(candidates, SessionOptions(device="cpu", quantise=True))
-    session.load()
-    model: Any = session._model
+    backend = TransformersBackend(candidates, BackendOptions(device="cpu", quantise=True))
+    backend.load()
+    model: Any = backend.model
     ids, found = torch.arange(4, 11)[None], []
     with torch.no_grad():
         found.append(model(input_ids=ids).logits)

@@ -5,9 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,12 @@ import torch
 from torch.nn import functional as F
 
 from bnbench.data.corpus import Example
-from bnbench.errors import CandidateError, MissingExtraError, UsageError
+from bnbench.errors import CandidateError, MissingExtraError
 from bnbench.metrics import normalize
-from bnbench.models import SessionOptions, backend_names, get_backend, hf, open_session, recorded, sampling
+from bnbench.models import BackendOptions, hf, sampling
 from bnbench.models import head as scoring
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding, item_key
-from bnbench.models.files import file_sha256
 
 Make = Callable[..., Any]
 QUESTIONS = [
@@ -44,6 +41,10 @@ REFERENCES = [e.reference for e in EXAMPLES]
 SAMPLED = Decoding(temperature=1.0, top_p=0.95, max_new_tokens=24)
 
 
+def open_backend(candidates: Sequence[Any], **options: Any) -> hf.TransformersBackend:
+    return hf.TransformersBackend(candidates, BackendOptions(**{"device": "cpu", **options}))
+
+
 @pytest.fixture(scope="module")
 def other_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, make_adapter: Make) -> Path:
     folder: Path = make_adapter(tmp_path_factory.mktemp("other") / "other", tiny_base, seed=5)
@@ -51,10 +52,9 @@ def other_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, mak
 
 
 @pytest.fixture(scope="module")
-def session(tiny_base: Path, tiny_adapter: Path, other_adapter: Path) -> hf.ModelSession:
+def session(tiny_base: Path, tiny_adapter: Path, other_adapter: Path) -> hf.TransformersBackend:
     candidates = parse_candidates(adapters=[f"first={tiny_adapter}", f"second={other_adapter}"])
-    opened = open_session(candidates, device="cpu")
-    assert isinstance(opened, hf.ModelSession)
+    opened = open_backend(candidates)
     opened.load()
     return opened
 
@@ -72,8 +72,9 @@ def plain_base(tiny_base: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def prompts(session: hf.ModelSession) -> list[Any]:
-    return [session.prompt(e) for e in EXAMPLES]
+def prompts(session: hf.TransformersBackend) -> list[Any]:
+    prompter = session.prompter(session.candidates[0])
+    return [prompter.prompt(e) for e in EXAMPLES]
 
 
 def full_logits_nll(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
@@ -89,7 +90,7 @@ def full_logits_nll(model: Any, prompt: Sequence[int], answer: Sequence[int]) ->
 
 @pytest.mark.parametrize("decoding", [SAMPLED, replace(SAMPLED, greedy=True), replace(SAMPLED, top_k=5, top_p=1.0)])
 def test_a_reply_does_not_depend_on_its_batch(
-    session: hf.ModelSession, candidates: Any, prompts: Any, decoding: Decoding
+    session: hf.TransformersBackend, candidates: Any, prompts: Any, decoding: Decoding
 ) -> None:
     together = session.generate(candidates[1], prompts, IDS, decoding)
     alone = [session.generate(candidates[1], [p], [i], decoding)[0] for p, i in zip(prompts, IDS, strict=True)]
@@ -99,11 +100,13 @@ def test_a_reply_does_not_depend_on_its_batch(
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_greedy_is_transformers_own(session: hf.ModelSession, plain_base: Any, prompts: Any, penalty: float) -> None:
+def test_greedy_is_transformers_own(
+    session: hf.TransformersBackend, plain_base: Any, prompts: Any, penalty: float
+) -> None:
     from transformers import GenerationConfig
 
     ids, mask = sampling.left_padded([p.ids for p in prompts], 6, torch.device("cpu"))
-    stop = (*session.format.stop_ids, 300, 301, 302, 303, 304)  # so that some rows end early
+    stop = (*session.prompter(session.candidates[0]).stop_ids, 300, 301, 302, 303, 304)  # so that some rows end early
     config = GenerationConfig(
         do_sample=False, repetition_penalty=penalty, max_new_tokens=24, eos_token_id=list(stop), pad_token_id=6
     )
@@ -130,7 +133,7 @@ def test_finished_rows_leave_the_batch(plain_base: Any, prompts: Any, monkeypatc
     assert len(set(sizes)) > 1
 
 
-def test_noise_differs_between_items_and_seeds(session: hf.ModelSession, candidates: Any, prompts: Any) -> None:
+def test_noise_differs_between_items_and_seeds(session: hf.TransformersBackend, candidates: Any, prompts: Any) -> None:
     same_prompt = [prompts[0]] * 8
     assert len({r.text for r in session.generate(candidates[0], same_prompt, IDS, SAMPLED)}) == 8
     assert len({r.text for r in session.generate(candidates[0], same_prompt, ["x"] * 8, SAMPLED)}) == 1
@@ -139,7 +142,7 @@ def test_noise_differs_between_items_and_seeds(session: hf.ModelSession, candida
 
 
 def test_base_and_adapters_draw_the_same_noise_but_reply_by_themselves(
-    session: hf.ModelSession, candidates: Any, prompts: Any
+    session: hf.TransformersBackend, candidates: Any, prompts: Any
 ) -> None:
     base, first, second = (session.generate(c, prompts, IDS, SAMPLED) for c in candidates)
     assert base != first != second != base
@@ -147,51 +150,27 @@ def test_base_and_adapters_draw_the_same_noise_but_reply_by_themselves(
 
 
 def test_base_with_adapters_disabled_is_the_plain_base(
-    session: hf.ModelSession, candidates: Any, plain_base: Any, prompts: Any
+    session: hf.TransformersBackend, candidates: Any, plain_base: Any, prompts: Any
 ) -> None:
     decoding = replace(SAMPLED, greedy=True)
-    drawn = sampling.generate(
-        plain_base, [p.ids for p in prompts], IDS, decoding, stop=session.format.stop_ids, pad=session._pad
-    )
+    asked = session.prompter(candidates[0])
+    drawn = sampling.generate(plain_base, [p.ids for p in prompts], IDS, decoding, stop=asked.stop_ids, pad=session.pad)
     assert [r.text for r in session.generate(candidates[0], prompts, IDS, decoding)] == [
-        session._reply(d).text for d in drawn
+        asked.decode(d.ids, cut=not d.finished) for d in drawn
     ]
-    answers = [session.format.answer(r) for r in REFERENCES]
+    answers = [asked.answer(r) for r in REFERENCES]
     rows, starts = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)], [len(p.ids) for p in prompts]
-    plain = scoring.negative_log_likelihoods(plain_base, rows, starts, pad=session._pad)
+    plain = scoring.negative_log_likelihoods(plain_base, rows, starts, pad=session.pad)
     scored = session.likelihood(candidates[0], prompts, REFERENCES)
     assert scored is not None
     assert scored[:, 0].tolist() == plain
 
 
-def test_limit_and_end(session: hf.ModelSession, candidates: Any, prompts: Any) -> None:
+def test_limit_and_end(session: hf.TransformersBackend, candidates: Any, prompts: Any) -> None:
     for reply in session.generate(candidates[0], prompts, IDS, replace(SAMPLED, max_new_tokens=3)):
         assert reply.tokens is not None and reply.tokens <= 3
         assert reply.hit_limit == (reply.tokens == 3) or not reply.hit_limit
         assert not reply.text.endswith("\ufffd")
-
-
-def test_limit_in_words_follows_the_tokenizer(session: hf.ModelSession) -> None:
-    limited = session.resolve(Decoding(max_words=10), REFERENCES)
-    counts = [len(session.format.answer(r)) - 1 for r in REFERENCES]
-    assert limited.max_new_tokens == int(np.ceil(10 * sum(counts) / sum(len(r.split()) for r in REFERENCES)))
-    assert session.resolve(Decoding(max_new_tokens=7), REFERENCES).max_new_tokens == 7
-
-
-def test_plain_format_stops_where_the_next_question_begins(
-    tiny_base: Path, plain_base: Any, make_tokenizer: Make, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(tiny_base, tmp_path / "plain")
-    tokenizer = make_tokenizer(["<s>", "</s>"], None)
-    tokenizer.save_pretrained(folder)
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    opened = open_session(parse_candidates(str(folder)), device="cpu")
-    assert isinstance(opened, hf.ModelSession) and opened.format.kind == "plain"
-    written = tokenizer("ভালো থাকুন।\n\nপ্রশ্ন: আবার?", add_special_tokens=False)["input_ids"]
-    said = [opened._said_stop(written[:n]) for n in range(1, len(written) + 1)]
-    assert any(said) and not said[0]
-    reply = opened._reply(sampling.Drawn(tuple(written[: said.index(True) + 1]), True))
-    assert (reply.text, reply.hit_limit) == ("ভালো থাকুন।", False)
 
 
 # Sampling
@@ -260,7 +239,7 @@ def test_equal_scores_stay_together() -> None:
 
 
 def test_likelihood_is_that_of_full_logits(
-    session: hf.ModelSession, candidates: Any, plain_base: Any, prompts: Any
+    session: hf.TransformersBackend, candidates: Any, plain_base: Any, prompts: Any
 ) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -272,13 +251,13 @@ def test_likelihood_is_that_of_full_logits(
         scored = session.likelihood(candidate, prompts, REFERENCES)
         assert scored is not None and scored.shape == (8, 4) and scored.dtype == np.float64
         for row, prompt, reference in zip(scored, prompts, REFERENCES, strict=True):
-            answer = session.format.answer(reference)
+            answer = session.prompter(session.candidates[0]).answer(reference)
             assert row[0] == pytest.approx(full_logits_nll(model, prompt.ids, answer), abs=1e-4, rel=1e-6)
             assert row[1] == len(answer)
 
 
 def test_bytes_and_characters_are_of_the_normalised_reference(
-    session: hf.ModelSession, candidates: Any, prompts: Any
+    session: hf.TransformersBackend, candidates: Any, prompts: Any
 ) -> None:
     spellings = ["বিষয়টা ভালো|", "বিষ\u09af\u09bcটা ভ\u09beল\u09c7\u09be|"]
     scored = session.likelihood(candidates[0], prompts[:2], spellings)
@@ -291,7 +270,7 @@ def test_bytes_and_characters_are_of_the_normalised_reference(
 
 
 def test_chunks_and_padding_change_nothing(
-    session: hf.ModelSession, candidates: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+    session: hf.TransformersBackend, candidates: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = session.likelihood(candidates[1], prompts, REFERENCES)
     monkeypatch.setattr(scoring, "LOGITS", 400 * 3)
@@ -339,7 +318,7 @@ def test_an_adapter_that_changes_nothing_is_refused_by_name(
     tiny_base: Path, tiny_adapter: Path, make_adapter: Make, tmp_path: Path
 ) -> None:
     idle = make_adapter(tmp_path / "idle", tiny_base, trained=False)
-    opened = open_session(parse_candidates(adapters=[f"good={tiny_adapter}", f"idle={idle}"]), device="cpu")
+    opened = open_backend(parse_candidates(adapters=[f"good={tiny_adapter}", f"idle={idle}"]))
     with pytest.raises(CandidateError, match=r"adapter idle .*does not change the logits"):
         opened.load()
 
@@ -352,7 +331,7 @@ def test_weights_that_are_not_finite(tiny_base: Path, tmp_path: Path) -> None:
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CandidateError, match="not finite"):
-        open_session(parse_candidates(str(broken)), device="cpu").load()
+        open_backend(parse_candidates(str(broken))).load()
 
 
 def test_tokenizer_with_more_ids_than_the_model(
@@ -362,7 +341,7 @@ def test_tokenizer_with_more_ids_than_the_model(
     with pytest.raises(
         CandidateError, match=r"the tokenizer has 400 ids but the model embeds 390: .* \(390\) is beyond"
     ):
-        open_session(parse_candidates(str(small)), device="cpu")
+        open_backend(parse_candidates(str(small)))
 
 
 def test_unused_special_token_beyond_the_embedding_is_let_pass(
@@ -373,19 +352,19 @@ def test_unused_special_token_beyond_the_embedding_is_let_pass(
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
     assert len(tokenizer) == 401
     tokenizer.save_pretrained(folder)
-    opened = open_session(parse_candidates(str(folder)), device="cpu")
+    opened = open_backend(parse_candidates(str(folder)))
     opened.load()
-    assert opened._lm.get_input_embeddings().weight.shape[0] == 400  # type: ignore[attr-defined]
+    assert opened.model.get_input_embeddings().weight.shape[0] == 400
 
 
 def test_opening_reads_no_weights_and_generating_does(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = parse_candidates(str(tiny_base))
     loads: list[int] = []
-    original = hf.ModelSession._load_base
-    monkeypatch.setattr(hf.ModelSession, "_load_base", lambda self: (loads.append(1), original(self))[1])
-    opened = open_session(candidates, device="cpu")
+    original = hf.TransformersBackend._load_base
+    monkeypatch.setattr(hf.TransformersBackend, "_load_base", lambda self: (loads.append(1), original(self))[1])
+    opened = open_backend(candidates)
     opened.identity(candidates[0])
-    prompts = [opened.prompt(e) for e in EXAMPLES]
+    prompts = [opened.prompter(candidates[0]).prompt(e) for e in EXAMPLES]
     assert not loads
     opened.generate(candidates[0], prompts[:1], IDS[:1], replace(SAMPLED, max_new_tokens=1))
     opened.load()
@@ -393,25 +372,25 @@ def test_opening_reads_no_weights_and_generating_does(tiny_base: Path, monkeypat
 
 
 def test_identity_is_of_the_content_and_tells_candidates_apart(
-    session: hf.ModelSession, candidates: Any, tiny_base: Path, tiny_adapter: Path, tmp_path: Path
+    session: hf.TransformersBackend, candidates: Any, tiny_base: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
     identities = [session.identity(c) for c in candidates]
     assert len({json.dumps(i, sort_keys=True) for i in identities}) == 3
     moved = parse_candidates(
         str(shutil.copytree(tiny_base, tmp_path / "base")), [str(shutil.copytree(tiny_adapter, tmp_path / "a"))]
     )
-    assert [dict(open_session(moved, device="cpu").identity(c)) for c in moved] == [dict(i) for i in identities[:2]]
+    assert [dict(open_backend(moved).identity(c)) for c in moved] == [dict(i) for i in identities[:2]]
     config = tmp_path / "a" / "adapter_config.json"
     config.write_text(
         config.read_text(encoding="utf-8").replace('"lora_alpha": 8', '"lora_alpha": 16'), encoding="utf-8"
     )
-    assert open_session(moved, device="cpu").identity(moved[1]) != identities[1]
+    assert open_backend(moved).identity(moved[1]) != identities[1]
 
 
 def test_four_bits_on_the_cpu(
-    tiny_base: Path, tiny_adapter: Path, session: hf.ModelSession, candidates: Any, prompts: Any
+    tiny_base: Path, tiny_adapter: Path, session: hf.TransformersBackend, candidates: Any, prompts: Any
 ) -> None:
-    opened = open_session(candidates, device="cpu", quantise=True)
+    opened = open_backend(candidates, quantise=True)
     assert opened.precision()["quantisation"] == "nf4"
     four = opened.likelihood(candidates[1], prompts, REFERENCES)
     full = session.likelihood(candidates[1], prompts, REFERENCES)
@@ -420,17 +399,7 @@ def test_four_bits_on_the_cpu(
     assert opened.identity(candidates[0]) != session.identity(candidates[0])
 
 
-def test_training_record_names_the_rows(session: hf.ModelSession, candidates: Any, tmp_path: Path) -> None:
-    assert session.trained_on(candidates[1]) == frozenset()
-    record = tmp_path / "training.json"
-    recorded_adapter = replace(candidates[1], folder=str(tmp_path))
-    record.write_text(json.dumps({"examples": ["a", "b"]}), encoding="utf-8")
-    assert session.trained_on(recorded_adapter) == {"a", "b"}
-    record.write_text("{}", encoding="utf-8")
-    assert session.trained_on(recorded_adapter) == frozenset()
-
-
-def test_peak_memory_is_known(session: hf.ModelSession) -> None:
+def test_peak_memory_is_known(session: hf.TransformersBackend) -> None:
     peak = session.peak_memory_bytes()
     assert peak is not None and 2**26 < peak < 2**37
 
@@ -439,7 +408,7 @@ def test_a_pickle_is_never_opened_in_place_of_an_adapter_s_weights(
     tiny_base: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = shutil.copytree(tiny_adapter, tmp_path / "adapter")
-    opened = open_session(parse_candidates(str(tiny_base), [str(adapter)]), device="cpu")
+    opened = open_backend(parse_candidates(str(tiny_base), [str(adapter)]))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")  # after the check of the files
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
     with pytest.raises(CandidateError, match=r"no adapter_model\.safetensors"):
@@ -479,7 +448,7 @@ def test_one_row_that_does_not_fit_and_other_errors_are_raised() -> None:
 
 
 def test_generation_goes_on_after_too_little_memory(
-    session: hf.ModelSession, candidates: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
+    session: hf.TransformersBackend, candidates: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = session.generate(candidates[1], prompts, IDS, SAMPLED)
     original = sampling.generate
@@ -493,118 +462,8 @@ def test_generation_goes_on_after_too_little_memory(
     assert session.generate(candidates[1], prompts, IDS, SAMPLED) == expected
 
 
-# Recorded replies
-
-
-def predictions(path: Path, text: str) -> Any:
-    path.write_text(text, encoding="utf-8")
-    return parse_candidates(predictions=[f"mine={path}"])
-
-
-def test_replies_are_joined_by_id(tmp_path: Path) -> None:
-    lines = [json.dumps({"id": e.id, "reply": f"উত্তর {e.id}"}, ensure_ascii=False) for e in EXAMPLES]
-    found = predictions(tmp_path / "p.jsonl", "\n".join(lines[::-1]) + "\n")
-    opened = open_session(found)
-    opened.bind(EXAMPLES[:5])
-    opened.load()
-    replies = opened.generate(found[0], [], ["item-3", "item-0"], SAMPLED)
-    assert [r.text for r in replies] == ["উত্তর item-3", "উত্তর item-0"]
-    assert opened.likelihood(found[0], [], []) is None
-    assert opened.prompt(EXAMPLES[0]).text == QUESTIONS[0]
-    assert opened.identity(found[0])["predictions_sha256"] == file_sha256(tmp_path / "p.jsonl")
-
-
-def test_plain_lines_are_joined_in_order_and_lengths_must_agree(tmp_path: Path) -> None:
-    # U+2028 and U+0085 are no ends of lines in a file of lines, and an empty reply is a reply.
-    found = predictions(tmp_path / "p.txt", "এক\u2028দুই\r\n\nতিন\x85\n")
-    opened = open_session(found)
-    opened.bind(EXAMPLES[:3])
-    assert [r.text for r in opened.generate(found[0], [], IDS[:3], SAMPLED)] == ["এক\u2028দুই", "", "তিন\x85"]
-    with pytest.raises(CandidateError, match="it holds 3 replies, and the data has 4 rows"):
-        opened.bind(EXAMPLES[:4])
-
-
-@pytest.mark.parametrize("name", ["p.csv", "p.tsv", "p.parquet"])
-def test_tables(tmp_path: Path, name: str) -> None:
-    import pandas as pd
-
-    frame = pd.DataFrame({"response_text": ["এক, দুই", "তিন\nচার"], "timestamp": ["", ""]})
-    path = tmp_path / name
-    if name.endswith("parquet"):
-        frame.to_parquet(path)
-    else:
-        frame.to_csv(path, index=False, sep="," if name.endswith("csv") else "\t")
-    assert recorded.read_predictions(path) == (["এক, দুই", "তিন\nচার"], None)
-
-
-def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(CandidateError, match=r"no column holds a reply; the columns are x"):
-        open_session(predictions(tmp_path / "a.csv", "x\n1\n"))
-    with pytest.raises(CandidateError, match="no rows"):
-        open_session(predictions(tmp_path / "b.csv", "reply\n"))
-    twice = open_session(predictions(tmp_path / "c.csv", "id,reply\nitem-0,ক\nitem-0,খ\n"))
-    with pytest.raises(CandidateError, match=r"'item-0' occurs twice"):
-        twice.bind(EXAMPLES[:1])
-    with pytest.raises(CandidateError, match=r"7 of 8 items have no reply, the first 'item-1'"):
-        open_session(predictions(tmp_path / "d.csv", "id,reply\nitem-0,ক\n")).bind(EXAMPLES)
-    (tmp_path / "e.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(CandidateError, match=r"predictions .*e\.txt: the file is UTF-16; save it as UTF-8"):
-        open_session(parse_candidates(predictions=[str(tmp_path / "e.txt")]))
-    for lines, says in (
-        ('{"reply": null}', r"the row has no 'reply' \(null\)"),
-        ('{"reply": ["ক"]}', "list, not text"),
-    ):
-        with pytest.raises(CandidateError, match=rf"f\.jsonl, line 2: .*{says}"):
-            open_session(predictions(tmp_path / "f.jsonl", f'{{"reply": ""}}\n{lines}\n'))
-    numbered = open_session(predictions(tmp_path / "g.jsonl", '{"id": 7.0, "reply": ""}\n'))
-    numbered.bind([replace(EXAMPLES[0], id="7")])  # ids are text, whatever type the file gives them
-
-
-def test_models_and_recorded_replies_in_one_run(tiny_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("ক\nখ\n", encoding="utf-8")
-    found = parse_candidates(str(tiny_base), predictions=[str(tmp_path / "p.txt")])
-    joint = open_session(found, device="cpu")
-    joint.bind(EXAMPLES[:2])
-    joint.load()
-    prompts = [joint.prompt(e) for e in EXAMPLES[:2]]
-    decoding = joint.resolve(replace(SAMPLED, max_new_tokens=None, max_words=1), REFERENCES)
-    assert joint.counts_tokens and joint.count_tokens(EXAMPLES[:1])[0] > len(prompts[0].ids) > 0
-    assert [r.text for r in joint.generate(found[1], prompts, IDS[:2], decoding)] == ["ক", "খ"]
-    assert joint.generate(found[0], prompts, IDS[:2], decoding)[0].tokens is not None
-    assert joint.likelihood(found[1], prompts, REFERENCES[:2]) is None
-    assert joint.likelihood(found[0], prompts, REFERENCES[:2]) is not None
-    assert joint.prompt_format()["kind"] == "llama-3.1"
-    assert joint.identity(found[1])["backend"] == "recorded"
-    assert joint.precision()["dtype"] == "float32"
-    assert joint.trained_on(found[1]) == frozenset()
-    assert joint.peak_memory_bytes()
-
-
-# Registry
-
-
-def test_registry(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def fail() -> None:
-        raise ImportError("no such thing")
-
-    points = {
-        "good": SimpleNamespace(name="good", value="x:y", load=lambda: "factory"),
-        "broken": SimpleNamespace(name="broken", value="a.b:c", load=fail),
-    }
-    monkeypatch.setattr(
-        metadata, "entry_points", lambda group, name=None: [p for n, p in points.items() if name in (None, n)]
-    )
-    assert set(backend_names()) == {"hf", "recorded", "good", "broken"}
-    assert get_backend("good") == "factory"
-    with pytest.raises(UsageError, match=r"no usable backend 'broken'"):
-        get_backend("broken")
-    assert "broken (a.b:c) is skipped: ImportError: no such thing" in caplog.text
-    with pytest.raises(UsageError, match=r"there are broken, good, hf, recorded"):
-        get_backend("nothing")
-
-
 def test_missing_package_names_the_command(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = parse_candidates(str(tiny_base))
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r'pip install "bnbench\[models\]"'):
-        hf.open_session(candidates, SessionOptions())
+        open_backend(candidates)

@@ -7,7 +7,7 @@ import pytest
 from bnbench.data.corpus import Example
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine.rows import IGNORED, Row, check_rows, make_rows, rows_sha256
-from bnbench.models.prompts import PromptFormat
+from bnbench.models.prompts import Prompter
 
 EXAMPLE = Example("ক-১", "ঘুম", "রাত জাগা", "আমার ঘুম আসে না।", "আপনার কষ্টটা বুঝতে পারছি।")
 
@@ -21,7 +21,7 @@ def row(labels: list[int], name: str = "a") -> Row:
 
 
 def test_completion_rows_supervise_reply_and_end_alone(tiny_tokenizer: Any) -> None:
-    prompts = PromptFormat.of(tiny_tokenizer)
+    prompts = Prompter.of(tiny_tokenizer)
     made = make_rows([EXAMPLE], prompts, "completion")[0]
     start = len(prompts.prompt(EXAMPLE).ids)
     assert set(made.labels[:start]) == {IGNORED} and made.labels[start:] == made.ids[start:]
@@ -31,7 +31,7 @@ def test_completion_rows_supervise_reply_and_end_alone(tiny_tokenizer: Any) -> N
 
 
 def test_full_text_rows_supervise_all_but_the_first(tiny_tokenizer: Any) -> None:
-    made = make_rows([EXAMPLE], PromptFormat.of(tiny_tokenizer), "full-text")[0]
+    made = make_rows([EXAMPLE], Prompter.of(tiny_tokenizer), "full-text")[0]
     assert made.labels == made.ids and made.supervised == len(made.ids) - 1
 
 

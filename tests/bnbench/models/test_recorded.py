@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ import pytest
 
 from bnbench.data.corpus import Corpus, Example, demo_corpus, load_corpus
 from bnbench.errors import CandidateError, RunError
-from bnbench.evaluate import evaluate
-from bnbench.models import open_session
+from bnbench.evaluate import EvaluationRequest, evaluate
+from bnbench.models import BackendOptions
 from bnbench.models.candidates import parse_candidates
+from bnbench.models.decoding import Decoding
+from bnbench.models.files import file_sha256
+from bnbench.models.recorded import Predictions, RecordedReplies
 from bnbench.records import read_run
-from bnbench.work import EvaluationRequest
 
 WORDS = ["আজ", "সারা", "দিন", "বাড়ি", "নদী", "মাঠ", "বৃষ্টি", "রোদ", "বই", "খাতা", "কলম", "মা", "বাবা", "ভাই", "বোন"]
 Rows = list[dict[str, str]]
+EXAMPLES = [Example(f"item-{i}", "পরিবার", "", f"প্রশ্ন {i}", f"উত্তর {i}") for i in range(8)]
+IDS = [e.id for e in EXAMPLES]
 
 
 def make_rows(n: int, **more: Sequence[str]) -> Rows:
@@ -53,9 +57,9 @@ def record(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def joined(path: Path, corpus: Corpus, examples: Sequence[Example]) -> dict[str, str]:
     """Reference → reply, as the run would pair them."""
     [candidate] = parse_candidates(predictions=[f"mine={path}"])
-    session = open_session([candidate])
-    session.bind(examples, corpus)
-    replies = session.generate(candidate, [], [e.id for e in examples], None)  # type: ignore[arg-type]
+    backend = RecordedReplies([candidate], BackendOptions("recorded"))
+    backend.bind(examples, corpus)
+    replies = backend.generate(candidate, [], [e.id for e in examples], Decoding())
     return {e.reference: reply.text for e, reply in zip(examples, replies, strict=True)}
 
 
@@ -189,3 +193,70 @@ def test_replies_are_not_taken_from_a_run_on_the_same_rows_in_another_order(tmp_
     write(data, rows[::-1])
     with pytest.raises(RunError, match="holds another run"):
         evaluate(asked)
+
+
+def open_file(candidates: Sequence[Any]) -> RecordedReplies:
+    return RecordedReplies(candidates, BackendOptions("recorded"))
+
+
+def predictions(path: Path, text: str) -> Any:
+    path.write_text(text, encoding="utf-8")
+    return parse_candidates(predictions=[f"mine={path}"])
+
+
+def test_replies_are_joined_by_id(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": e.id, "reply": f"উত্তর {e.id}"}, ensure_ascii=False) for e in EXAMPLES]
+    found = predictions(tmp_path / "p.jsonl", "\n".join(lines[::-1]) + "\n")
+    opened = open_file(found)
+    opened.bind(EXAMPLES[:5])
+    replies = opened.generate(found[0], [], ["item-3", "item-0"], Decoding())
+    assert [r.text for r in replies] == ["উত্তর item-3", "উত্তর item-0"]
+    assert opened.likelihood(found[0], [], []) is None
+    assert opened.prompter(found[0]).prompt(EXAMPLES[0]).text == "প্রশ্ন 0"
+    assert opened.identity(found[0])["predictions_sha256"] == file_sha256(tmp_path / "p.jsonl")
+
+
+def test_plain_lines_are_joined_in_order_and_lengths_must_agree(tmp_path: Path) -> None:
+    # U+2028 and U+0085 are no ends of lines in a file of lines, and an empty reply is a reply.
+    found = predictions(tmp_path / "p.txt", "এক\u2028দুই\r\n\nতিন\x85\n")
+    opened = open_file(found)
+    opened.bind(EXAMPLES[:3])
+    assert [r.text for r in opened.generate(found[0], [], IDS[:3], Decoding())] == ["এক\u2028দুই", "", "তিন\x85"]
+    with pytest.raises(CandidateError, match="it holds 3 replies, and the data has 4 rows"):
+        opened.bind(EXAMPLES[:4])
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.tsv", "p.parquet"])
+def test_tables(tmp_path: Path, name: str) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"response_text": ["এক, দুই", "তিন\nচার"], "timestamp": ["", ""]})
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="," if name.endswith("csv") else "\t")
+    assert Predictions.read(path) == Predictions(path, ("এক, দুই", "তিন\nচার"))
+
+
+def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(CandidateError, match=r"no column holds a reply; the columns are x"):
+        open_file(predictions(tmp_path / "a.csv", "x\n1\n"))
+    with pytest.raises(CandidateError, match="no rows"):
+        open_file(predictions(tmp_path / "b.csv", "reply\n"))
+    twice = open_file(predictions(tmp_path / "c.csv", "id,reply\nitem-0,ক\nitem-0,খ\n"))
+    with pytest.raises(CandidateError, match=r"'item-0' occurs twice"):
+        twice.bind(EXAMPLES[:1])
+    with pytest.raises(CandidateError, match=r"7 of 8 items have no reply, the first 'item-1'"):
+        open_file(predictions(tmp_path / "d.csv", "id,reply\nitem-0,ক\n")).bind(EXAMPLES)
+    (tmp_path / "e.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(CandidateError, match=r"predictions .*e\.txt: the file is UTF-16; save it as UTF-8"):
+        open_file(parse_candidates(predictions=[str(tmp_path / "e.txt")]))
+    for lines, says in (
+        ('{"reply": null}', r"the row has no 'reply' \(null\)"),
+        ('{"reply": ["ক"]}', "list, not text"),
+    ):
+        with pytest.raises(CandidateError, match=rf"f\.jsonl, line 2: .*{says}"):
+            open_file(predictions(tmp_path / "f.jsonl", f'{{"reply": ""}}\n{lines}\n'))
+    numbered = open_file(predictions(tmp_path / "g.jsonl", '{"id": 7.0, "reply": ""}\n'))
+    numbered.bind([replace(EXAMPLES[0], id="7")])  # ids are text, whatever type the file gives them

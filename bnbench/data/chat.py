@@ -1,0 +1,124 @@
+"""Rows as chat data and other tools have them, as rows with a text for the question and a text for the answer.
+
+    messages        [{"role": "user", "content": …}, {"role": "assistant", "content": …}], OpenAI's form
+    conversations   [{"from": "human", "value": …}, {"from": "gpt", "value": …}], ShareGPT's
+    instruction, input, output, with history or without: Alpaca's
+    prompt, completion   texts, or lists of messages as in TRL
+
+The last turn of the assistant is the answer and the user's turn before it the question; what was said before that
+stands as text before the question. A system text is left out: a prompt has that of the model's own template.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from bnbench.data.files import Row, as_text, find_column, plain_name, texts_of
+from bnbench.errors import CorpusError
+
+_USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
+_SPEAKERS = {"human": _USER, "gpt": _ASSISTANT, "chatgpt": _ASSISTANT, "model": _ASSISTANT, "bot": _ASSISTANT}
+_NAMES = {_USER: "ব্যবহারকারী", _ASSISTANT: "সহায়ক"}
+Turn = tuple[str, str]
+"""Who speaks, and what."""
+
+_log = logging.getLogger(__name__)
+
+
+def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """The rows with the texts of their last exchange in the columns Questions and Answers; other data as they are.
+
+    `columns` maps fields to columns as in `load_corpus`. A row in which no turn of the assistant follows one of the
+    user has empty texts, so that cleaning drops and counts it. Raises CorpusError for a turn that is none (its row).
+    """
+    header = dict.fromkeys(name for row in rows for name in row)
+    fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
+    at = {field: find_column(source, header, field, columns.get(field)) or "" for field in fields}
+    into = (at["question"], at["reference"])
+    if all(into) and any(_is_chat(row.get(name)) for row in rows for name in into):
+        kind = " and ".join(into)
+    elif all(into) or not columns.keys().isdisjoint(("question", "reference")):
+        return list(rows)  # each text has its column, as the names or `columns` say
+    elif any(isinstance(row.get(at["turns"]), list) for row in rows):
+        kind, into = at["turns"], ("Questions", "Answers")
+    elif at["instruction"] and at["output"]:
+        kind, into = "instruction and output", ("Questions", "Answers")
+    else:
+        return list(rows)
+    _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)
+    made = []
+    for number, row in enumerate(rows, 1):
+        where = f"{source}, row {number}"
+        if kind == at["turns"]:
+            turns = _turns(where, row.get(kind), _USER)
+        elif kind == "instruction and output":
+            history = row.get(at["history"]) or []
+            if not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+                raise CorpusError(f"{where}: history is no list of pairs of question and answer: {history!s:.60}")
+            *asked, answer = texts_of(where, row, [at[name] for name in ("instruction", "input", "output")])
+            said = [*(as_text(text) for pair in history for text in pair), "\n".join(filter(None, asked)), answer]
+            turns = list(zip(cycle((_USER, _ASSISTANT)), said, strict=False))
+        else:
+            asked_in, answered_in = (row.get(name) for name in into)
+            turns = _turns(where, asked_in, _USER) + _turns(where, answered_in, _ASSISTANT)
+        made.append(row | dict(zip(into, _last_exchange(turns), strict=True)))
+    return made
+
+
+def _is_chat(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(turn, dict) for turn in value)
+
+
+def _turns(where: str, value: object, speaker_of_text: str) -> list[Turn]:
+    """The turns of a list of messages, or one turn where a text stands in its place."""
+    if not isinstance(value, list):
+        return [(speaker_of_text, texts_of(where, {"text": value}, ["text"])[0])]
+    turns = []
+    for turn in value:
+        found = turn if isinstance(turn, dict) else {}
+        speaker, text = found.get("role", found.get("from")), found.get("content", found.get("value"))
+        if isinstance(text, list):  # parts, of which those that are no text (pictures) have none
+            text = "".join(as_text(part.get("text")) for part in text if isinstance(part, dict))
+        if not isinstance(speaker, str) or not isinstance(text, str | None):
+            raise CorpusError(
+                f"{where}: {turn!s:.60} is no turn of a conversation; each has 'role' and 'content', or 'from' and "
+                "'value'"
+            )
+        turns.append((_SPEAKERS.get(speaker.lower(), speaker.lower()), text or ""))
+    return turns
+
+
+def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
+    """Question and answer, both empty where there is no exchange, or one in which tools spoke too."""
+    spoken: list[Turn] = []
+    for who, said in turns:
+        if spoken and spoken[-1][0] == who:  # who speaks twice running goes on
+            spoken[-1] = (who, f"{spoken[-1][1]}\n{said}")
+        elif who != _SYSTEM:
+            spoken.append((who, said))
+    last = max((i for i, (who, _) in enumerate(spoken) if who == _ASSISTANT), default=0)
+    *before, question, answer = spoken[: last + 1] if last else [("", "")] * 2
+    if question[0] != _USER or any(who not in _NAMES for who, _ in before):
+        return "", ""
+    said_before = "\n".join(f"{_NAMES[who]}: {said}" for who, said in before)
+    return f"{said_before}\n\n{question[1]}".strip(), answer[1]
+
+
+def reply_in(column: str, value: Any) -> Any:
+    """The reply in what another tool has in its column of replies; any other value as it is.
+
+    lm-evaluation-harness writes `filtered_resps`, a list of one text; OpenAI's batches `response`, an object, which
+    holds no reply (None) where the request failed.
+    """
+    if plain_name(column) == "filteredresps" and isinstance(value, list) and len(value) == 1:
+        return value[0]
+    if isinstance(value, dict) and "body" in value:
+        try:
+            return value["body"]["choices"][0]["message"]["content"]
+        except (TypeError, LookupError):
+            return None
+    return value

@@ -1,0 +1,204 @@
+"""Files of replies, references and messages, row by row beside each other, in memory that does not hold their texts.
+
+Two files are joined by id where both have a column `id`, else line by line, and then they must be equally long. Every
+file is read once before the first row is given: that finds what is wrong with it, counts it, and takes a hash of its
+ids. Files whose ids stand in the same order are then read side by side. A file in another order is first copied into a
+temporary file, and memory holds for each id where in it its texts begin: about 150 bytes a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from io import SEEK_END
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+from bnbench.data.chat import reply_in
+from bnbench.data.files import KINDS, check_columns, check_file, find_column, iter_lines, iter_table, kind_of, place
+from bnbench.errors import BnbenchError, CorpusError
+
+FIELDS = ("reply", "reference", "message", "title", "id")
+Texts = tuple[str, ...]
+ReplyRow = tuple[str, Texts | None, str | None]
+"""A reply, its references, the message it answers; None where no file of these was given."""
+
+_IN_MEMORY = 1 << 24  # bytes of the temporary file that are held before it goes to the disk
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file and the columns of it that are read; `column` is None for a file of plain lines.
+
+    `before` is a column whose text goes before the other: the title of a message, as in `bnbench evaluate`.
+    """
+
+    path: Path
+    field: str
+    column: str | None = None
+    before: str | None = None
+    ids: str | None = None
+
+    @classmethod
+    def of(cls, path: Path, field: str, columns: Mapping[str, str]) -> TextFile:
+        """The file at `path`; `columns` maps fields to the file's names where they are not the usual ones.
+
+        Raises CorpusError: no such file, no row, no column for the field, or an unknown field in `columns`.
+        """
+        check_columns(columns, FIELDS)
+        if kind_of(path) not in KINDS:
+            check_file(path)
+            return cls(path, field)
+        first = next(iter_table(path), None)
+        if first is None:
+            raise CorpusError(f"{path}: the file has no rows")
+        header = list(first[1])
+        column = find_column(path, header, field, columns.get(field))
+        if column is None:
+            raise CorpusError(
+                f"{path}: no column holds a {field}; the columns are {', '.join(header)}. "
+                f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
+            )
+        titled = field == "message" and ("title" in columns or field not in columns)
+        before = find_column(path, header, "title", columns.get("title")) if titled else None
+        own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
+        return cls(path, field, column, before, find_column(path, header, "id", own_id if own_id in header else None))
+
+    def rows(self) -> Iterator[tuple[int, str, Texts]]:
+        """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.
+
+        Raises CorpusError at a row that lacks an id, a reference, or the column, or where something else stands in it.
+        """
+        if self.column is None:
+            yield from ((number, "", (line,)) for number, line in enumerate(iter_lines(self.path), 1))
+            return
+        wanted = [name for name in (self.column, self.before, self.ids) if name is not None]
+        for number, row in iter_table(self.path, wanted):
+            found = row.get(self.ids) if self.ids else ""
+            if self.ids and (found is None or found == "" or found != found):
+                raise CorpusError(f"{place(self.path, number)}: the row has no {self.ids!r}")
+            # A column of whole numbers becomes one of floats where a table once had a gap in it.
+            name = str(int(found) if isinstance(found, float) and found.is_integer() else found)
+            yield number, name, self._texts(number, self.column, row)
+
+    def _texts(self, number: int, name: str, row: Mapping[str, Any]) -> Texts:
+        value = row.get(name)
+        if self.field == "reply":
+            value = reply_in(name, value)
+        if value is None and self.field != "message":
+            hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
+            raise CorpusError(f"{place(self.path, number)}: the row has no {name!r}{hint}")
+        if isinstance(value, list) and self.field == "reference":
+            if not value:
+                raise CorpusError(f"{place(self.path, number)}: {name!r} is an empty list; give at least one reference")
+            return tuple(self._text(number, name, one) for one in value)
+        text = self._text(number, name, value)
+        return (f"{self._text(number, self.before, row.get(self.before))} {text}".strip() if self.before else text,)
+
+    def _text(self, number: int, name: str, value: object) -> str:
+        if isinstance(value, str) or value is None:
+            return value or ""
+        if isinstance(value, (int, float)) and value == value:
+            return str(value)
+        raise CorpusError(f"{place(self.path, number)}: {name!r} is {type(value).__name__}, not text: {value!r:.60}")
+
+    @cached_property
+    def checked(self) -> tuple[int, str, str]:
+        """After reading all rows: how many, a hash of their ids in order, and where the first id stands again ("")."""
+        n, order, seen, twice = 0, hashlib.sha256(), set[str](), ""
+        for number, name, _ in self.rows():
+            n += 1
+            if self.ids:
+                order.update(name.encode("utf-8", "surrogatepass") + b"\0")
+                if name in seen and not twice:
+                    twice = f"{place(self.path, number)}: the id {name!r} occurs a second time"
+                seen.add(name)
+        if not n:
+            raise CorpusError(f"{self.path}: the file is empty")
+        return n, order.hexdigest(), twice
+
+
+@contextmanager
+def join(
+    replies: TextFile, references: Sequence[TextFile] = (), messages: TextFile | None = None
+) -> Iterator[Iterator[ReplyRow]]:
+    """Each reply with its references and its message, in the order of the replies.
+
+    A blank reference is none: it is left out. Raises CorpusError, before the first row is given, for anything wrong in
+    any file; where files without ids differ in length; where an id occurs twice or a reply's is missing from another
+    file; where a reference has no reply; and, when it comes to it, at a reply of which all references are blank.
+    """
+    others = [*references, *([messages] if messages else [])]
+    with SpooledTemporaryFile(_IN_MEMORY) as copy:
+        finders = [_finder(replies, other, copy) for other in others]
+
+        def rows() -> Iterator[ReplyRow]:
+            for number, name, (reply,) in replies.rows():
+                found = [find(name) for find in finders]
+                given = tuple(text for texts in found[: len(references)] for text in texts if text.strip())
+                if references and not given:
+                    files = ", ".join(str(file.path) for file in references)
+                    raise CorpusError(
+                        f"{place(replies.path, number)}: the reference of this reply is blank in {files}; write one, "
+                        "or leave the row out of every file"
+                    )
+                yield reply, given or None, found[-1][0] if messages else None
+
+        yield rows()
+
+
+def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes]) -> Callable[[str], Texts]:
+    """A function from the id of the next reply to its texts in the other file, which goes into `copy` where it must."""
+    (n, order, twice), (others, other_order, other_twice) = replies.checked, other.checked
+    by_id = replies.ids is not None and other.ids is not None
+    how = "by id" if by_id else "line by line"
+    _log.info("%s: each %s is joined to its reply in %s %s", other.path, other.field, replies.path, how)
+    if by_id and other_twice:
+        raise CorpusError(f"{other_twice}; several references of one reply stand in one list")
+    if by_id and twice:
+        raise CorpusError(twice)
+    if not by_id and n != others:
+        raise CorpusError(
+            f"{replies.path} has {n} rows and {other.path} has {others}; without a column 'id' in both, files are "
+            "joined line by line and must be equally long"
+        )
+    if not by_id or order == other_order:
+        rows = other.rows()
+        return lambda _: next(rows)[2]
+
+    starts: dict[str, int] = {}
+    try:
+        end = copy.seek(0, SEEK_END)
+        for _, name, texts in other.rows():
+            starts[name] = end
+            # One JSON list a line: JSON writes a line end inside a text as \n. Half a character may stand in a text.
+            end += copy.write(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    except OSError as error:
+        raise BnbenchError(
+            f"the temporary file for joining {other.path} by id cannot be written ({error}); "
+            "TMPDIR names another folder for it"
+        ) from error
+    for number, name, _ in replies.rows():
+        if name not in starts:
+            raise CorpusError(f"{place(replies.path, number)}: the id {name!r} is not in {other.path}")
+    # Every reply has its own row, so that only what no reply asks for can be left over.
+    if others > n and other.field == "reference":
+        answered = {name for _, name, _ in replies.rows()}
+        raise CorpusError(
+            f"{replies.path}: {others - n} of the {others} references in {other.path} have no reply, the first "
+            f"{next(name for name in starts if name not in answered)!r}; give each a reply (an empty one where the "
+            "model gave none) or leave its reference out"
+        )
+
+    def find(name: str) -> Texts:
+        copy.seek(starts[name])
+        return tuple(json.loads(copy.readline().decode("utf-8", "surrogatepass")))
+
+    return find
