@@ -123,8 +123,8 @@ class CandidateRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """One metric as it scored: all that a table needs to be read again. `weights` are a combined score's; `spelling`
-    is what `get_metric` takes where that is not the name; `labels` and `details` are the metric's own.
+    """One metric as it scored: all that its table needs to be read again. `weights` are a combined score's; `spelling`
+    is what `get_metric` takes to make it again; `labels` and `details` are the metric's own words for its values.
     """
 
     name: str
@@ -135,8 +135,8 @@ class MetricRecord:
     description: str
     weights: Mapping[str, float] | None = None
     spelling: str = ""
-    labels: Mapping[str, str] | None = None
-    details: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    details: tuple[str, ...] = field(default_factory=tuple)
 
     @classmethod
     def of(cls, metric: Metric, n: int) -> MetricRecord:
@@ -149,7 +149,16 @@ class MetricRecord:
             higher_is_better=metric.higher_is_better,
             description=metric.description,
             weights=metric.weights if isinstance(metric, CombinedScore) else None,
+            spelling=metric.spelling if metric.argument else "",
+            labels=dict(metric.labels),
+            details=tuple(v for v in metric.values if v in metric.details),
         )
+
+    @property
+    def asked_for(self) -> str:
+        """What `get_metric` takes to make the metric again, in runs of older versions too."""
+        parts = ",".join(f"{name}={weight!r}" for name, weight in (self.weights or {}).items())
+        return self.spelling or (f"{self.name}:{parts}" if parts else self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

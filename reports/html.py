@@ -1,29 +1,22 @@
-"""report.html: one self-contained page. No network, no fonts from outside, autoescape on, no scripts but our own."""
+"""The pen for the page: report.html is whole by itself. No network, no fonts from outside, no scripts but our own.
+
+The template draws what panels are made of, never a section: autoescape is on, and what comes from outside is text.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench import __version__
-from bnbench.metrics.audit.report import Estimate, short_name
-from bnbench.plot import Span, forest_bars, interval_plot
-from bnbench.records import Run
-from bnbench.reports import format as fmt
-from bnbench.reports.combined import combined_lines, combined_tables
-from bnbench.reports.entries import collect
-from bnbench.reports.examples import examples
-from bnbench.reports.methods import limits, methods_paragraph
-from bnbench.reports.provenance import run_view
-from bnbench.reports.ranking import Comparison, Ranking, Score, Standing
-from bnbench.reports.training import training_views
-from bnbench.reports.trust import Trust, sentence
-from bnbench.reports.values import Value, flag_notes, label, shown_values, zeros
-from bnbench.reports.verdict import outcome, verdict, warnings
+from bnbench.reports.panels import Cell, Column, Name, Pen, headline_facts, panels
+from bnbench.reports.ranking import Ranking
+from bnbench.reports.render import visible
+from bnbench.reports.values import FLAG, name, storable
+from bnbench.reports.verdict import verdict
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -32,142 +25,69 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One value in the table of a candidate against its base."""
-
-    value: Value
-    score: Score | None
-    base: Score | None
-    comparison: Comparison | None
-    bar: Span | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """One candidate against what it is compared with, on every value."""
-
-    candidate: str
-    base: str
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """One row of an audit's table: whether it scores here or is a sentinel, and its agreement with labels."""
-
-    name: str
-    own: bool
-    sentinel: bool
-    measures: tuple[Estimate, ...]
-
-
-def report_html(ranking: Ranking, runs: Sequence[Run]) -> str:
+def report_html(ranking: Ranking) -> str:
     """The whole page."""
     from markupsafe import Markup
 
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {"script": Markup(script), "style": Markup(style), "script_hash": f"sha256-{digest}", "version": __version__}
-    page = _environment().get_template("report.html.j2").render(own | _content(ranking, runs))
-    return fmt.storable(page)
-
-
-def _content(ranking: Ranking, runs: Sequence[Run]) -> dict[str, Any]:
-    values = shown_values(ranking)
-    bases = {s.compared_with for s in ranking.standings if s.compared_with}
-    shown = examples(ranking, collect(runs), runs[0].examples)
-    return {
-        "ranking": ranking,
-        "said": verdict(ranking),
-        "facts": _facts(ranking, values[0]),
-        "notes": warnings(ranking),
-        "primary": values[0],
-        "values": values,
-        "zeros": zeros(ranking),
-        "plot": interval_plot([(x.low, x.value, x.high) for x in map(ranking.primary_score, ranking.standings)]),
-        "guide": _guide(ranking),
-        "groups": _groups(ranking, values),
-        "one_base": bases.pop() if len(bases) == 1 else None,
-        "shown": shown,
-        "flags": sorted({flag for item in shown.items for flag in item.flags}),
-        "trained": training_views(runs),
-        "runs": [run_view(run) for run in runs],
-        "combined": _joined(*combined_tables(ranking)),
-        "combined_lines": combined_lines(ranking),
-        "trust": [(t, label(t.metric, t.metric), sentence(t)) for t in ranking.trust],
-        "scorers": _scorers(ranking),
-        "flag_notes": flag_notes(values),
-        "methods": methods_paragraph(ranking),
-        "limits": limits(ranking),
-    }
-
-
-def _guide(ranking: Ranking) -> float | None:
-    """Where the base's score lies in the plot; None where it is alone."""
-    plot = interval_plot([(x.low, x.value, x.high) for x in map(ranking.primary_score, ranking.standings)])
-    place = next((b for s, b in zip(ranking.standings, plot.bars, strict=True) if s.candidate == ranking.base), None)
-    return place[1] if place and len(plot.bars) > 1 else None
-
-
-def _joined(left: list[list[str]], right: list[list[str]]) -> list[list[str]]:
-    return [[*a, *b] for a, b in zip(left, right, strict=True)]
-
-
-def _scorers(ranking: Ranking) -> list[tuple[Trust, list[Scorer]]]:
-    """For each set of labelled replies, how all scorers agree with the labels: first the metrics that score here."""
-    found: dict[str, tuple[Trust, dict[str, Scorer]]] = {}
-    for own in (True, False):
-        for t in ranking.trust:
-            _, rows = found.setdefault(f"{t.data} {t.data_sha256}", (t, {}))
-            for one in t.scorers[:1] if own else t.scorers[1:]:
-                rows.setdefault(one.name, Scorer(short_name(one.name), own, one.sentinel, tuple(one.measures.values())))
-    return [(t, list(rows.values())) for t, rows in found.values() if t.audited]
-
-
-def _facts(ranking: Ranking, primary: Value) -> list[tuple[str, str, str]]:
-    """The strip under the verdict: label, number, and what belongs to it in small."""
-    first = ranking.primary_score(ranking.standings[0])
-    ends = fmt.interval(first.low, first.high, primary.decimals, form="{} to {}")
-    facts = [
-        ("Items", f"{ranking.n:,}", "answered by all"),
-        ("Candidates", str(len(ranking.standings)), ""),
-        (f"Best {primary.label}" if ranking.pairs else primary.label, fmt.number(first.value, primary.decimals), ends),
-    ]
-    versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
-    least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
-    if least and ranking.n > 1:
-        span = dict.fromkeys(fmt.number(x, primary.decimals) for x in (least[0], least[-1]))
-        facts.append(("Detectable difference", "–".join(span), primary.label))
-    return facts
-
-
-def _groups(ranking: Ranking, values: Sequence[Value]) -> list[Group]:
-    by_name = {s.candidate: s for s in ranking.standings}
-    compared = [s for s in ranking.standings if s.compared_with is not None and s.versus_base]
-    bars: dict[tuple[str, str, str], Span | None] = {}
-    for v in values:
-        found = [(c.low, c.difference, c.high) if c else None for s in compared for c in [s.versus(v.metric, v.name)]]
-        for s, bar in zip(compared, forest_bars(found, higher_is_better=v.higher_is_better), strict=True):
-            bars[s.candidate, v.metric, v.name] = bar
-    return [_group(s, by_name[s.compared_with or ""], values, bars) for s in compared]
-
-
-def _group(
-    standing: Standing, base: Standing, values: Sequence[Value], bars: Mapping[tuple[str, str, str], Span | None]
-) -> Group:
-    rows = [
-        Row(
-            v,
-            standing.score(v.metric, v.name),
-            base.score(v.metric, v.name),
-            standing.versus(v.metric, v.name),
-            bars[standing.candidate, v.metric, v.name],
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            said=verdict(ranking),
+            facts=headline_facts(ranking),
+            runs=[run.record.name for run in ranking.runs],
+            panels=_drawn(ranking),
+            style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=f"sha256-{digest}",
+            version=__version__,
         )
-        for v in values
-    ]
-    return Group(standing.candidate, base.candidate, tuple(r for r in rows if r.score or r.base))
+    )
+    return storable(page)
+
+
+def fragment(ranking: Ranking) -> str:
+    """Ranking and metrics for a notebook, which has a style of its own."""
+    shown = [(p, blocks) for p, blocks in _drawn(ranking) if p.anchor in ("notes", "ranking", "combined", "metrics")]
+    return storable(_environment().get_template("panels.html.j2").module.fragment(verdict(ranking), shown))  # type: ignore[attr-defined]
+
+
+def _drawn(ranking: Ranking) -> list[tuple[Any, list[tuple[str, Any]]]]:
+    """Panels with the blocks that the page draws, each with the name of its kind."""
+    found = ((panel, panel.drawn_by(Pen.HTML)) for panel in panels(ranking))
+    return [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in found if blocks]
+
+
+def _cell(cell: Cell, column: Column) -> Markup:
+    """What stands in a cell of a table, all but drawings."""
+    from markupsafe import Markup, escape
+
+    if isinstance(cell, Name):
+        note = Markup("<small>{}</small>").format(cell.note) if cell.note else ""
+        return _name(cell.text, 60) + note
+    text = str(cell or "")
+    if column.kind == "outcome":
+        kind = {"▲": "better", "▼": "worse"}.get(text[:1], "open")
+        return Markup('<span class="outcome {}">{}</span>').format(kind, text) if text else Markup("")
+    if column.kind == "interval":
+        return Markup("<small>{}</small>").format(text)
+    if column.kind == "code":
+        return Markup("<code>{}</code>").format(text)
+    # An estimate's interval, and the flag of a label, stand out from what they belong to.
+    value, sign, interval = text.partition(" [")
+    if sign and column.kind == "number":
+        return Markup("{} <small>[{}</small>").format(value, interval)
+    if text.endswith(FLAG):
+        return Markup('{}<span class="worse">{}</span>').format(text.removesuffix(FLAG), FLAG)
+    return escape(text)
+
+
+def _name(text: str, limit: int = 60) -> Markup:
+    from markupsafe import Markup
+
+    return Markup('<bdi title="{}">{}</bdi>').format(name(text, 400), name(text, limit))
 
 
 def _whole_words(text: str) -> Markup:
@@ -178,8 +98,10 @@ def _whole_words(text: str) -> Markup:
     return Markup(" ").join(words)
 
 
+@cache
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -189,16 +111,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "visible": fmt.name,
+        "cell": _cell,
+        "name": _name,
         "whole": _whole_words,
-        "number": fmt.number,
-        "percent": fmt.percent,
-        "outcome": outcome,
-        "num": lambda x, value: fmt.number(x, value.decimals),
-        "signed": lambda x, value: fmt.number(x, value.decimals, sign=True),
-        "p": lambda c: fmt.p_value(c.p if c.p_holm is None else c.p_holm),
-        "ends": lambda x, value, sign=False: fmt.interval(x.low, x.high, value.decimals, sign=sign, form="{} to {}"),
-        "places": lambda s: fmt.places(s.best_rank, s.worst_rank),
+        "visible": lambda table: visible(table, Pen.HTML),
+        "svg": Markup,
         "pc": lambda x: f"{x:.2f}%",
     }
     return environment

@@ -1,8 +1,758 @@
-"""The sections of a report."""
+"""The sections of a report. A panel is a title and what stands under it: tables, sentences, drawings, replies.
+
+Each section is one function from the ranking to its panels; `PANELS` lists them in the order in which they are read.
+The pens (`render` for the terminal and Markdown, `html` for the page) draw any panel: to add one, write one function
+and name it in `PANELS`. A block that only some pens draw says which.
+"""
 
 from __future__ import annotations
 
-from bnbench.records import TrainingSummary
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import Any, Literal
+
+import numpy as np
+
+from bnbench.metrics.combined import weighted
+from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
+from bnbench.records import CandidateRecord, RunRecord, TrainingSummary
+from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Standing
+from bnbench.reports.trust import scorer_tables, sentence
+from bnbench.reports.values import (
+    ABSENT,
+    FLAG,
+    MINUS,
+    Value,
+    counted,
+    flag_notes,
+    name,
+    number,
+    p_value,
+    places,
+    primary_value,
+    shown_values,
+    value_of,
+    zeros,
+)
+from bnbench.reports.verdict import Outcome, outcome, verdict, verdict_on, warnings
+
+LISTED = 500  # items on the page; all of them are in the run folder
+_DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
+_EXTREMES = 2  # gains, and losses, that are shown
+_BESIDE = 2  # candidates beside the reference; the others are folded away
+_MARKS = {True: "▲ better", False: "▼ worse", None: "· open"}  # a sign and a word: neither colour nor sign is needed
+_FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
+
+
+# ---------------------------------------------------------------------------------------------- what a panel is made of
+
+
+class Pen(Flag):
+    """Who draws: the terminal, Markdown (report.md and model cards), the page."""
+
+    TEXT = auto()
+    MARKDOWN = auto()
+    HTML = auto()
+    WRITTEN = MARKDOWN | HTML
+    PLAIN = TEXT | MARKDOWN
+    ALL = TEXT | MARKDOWN | HTML
+
+
+@dataclass(frozen=True)
+class Name:
+    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval to be drawn, in per cent of the width, before a guide; `told` is the same in words."""
+
+    span: Span
+    guide: float | None
+    outcome: Outcome
+    told: str
+    hollow: bool = False
+
+
+Cell = str | Name | Bar | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table. Its kind says how its cells lie and look."""
+
+    head: str | Name
+    kind: Literal["number", "interval", "outcome", "bar", "text", "wide", "name", "code"] = "number"
+    pens: Pen = Pen.ALL
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and the notes that belong under it.
+
+    `strong` rows repeat what another table says: the page shows and marks them, the other pens leave them out. Where a
+    line has no room for all columns, those from `breaks_at` on stand in a table below. `aside` is the caption's short
+    form; the page folds a table that is not `is_open`.
+    """
+
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    aside: str = ""
+    notes: tuple[str, ...] = ()
+    strong: tuple[int, ...] = ()
+    breaks_at: int = 0
+    is_open: bool | None = None
+    pens: Pen = Pen.ALL
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Paragraphs, a list, the small print under a title (lead), warnings (note), or something to copy (copy, code)."""
+
+    texts: tuple[str, ...]
+    kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading"] = "plain"
+    pens: Pen = Pen.ALL
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Labels and texts; `strip` stands out as the numbers that matter most, each with a remark."""
+
+    pairs: tuple[tuple[str, str], ...]
+    pens: Pen = Pen.ALL
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Intervals over one axis, the best first: who and rank, score, interval, drawing; `ticks` are places and texts."""
+
+    bars: tuple[tuple[Name, str, str, Bar | None], ...]
+    ticks: tuple[tuple[float, str], ...]
+    caption: str
+    pens: Pen = Pen.HTML
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """SVG of our own, from numbers alone."""
+
+    svg: str
+    caption: str
+    pens: Pen = Pen.HTML
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One candidate's reply to one item; `score` is the primary value of this reply alone."""
+
+    candidate: str
+    text: str
+    score: str
+    tokens: int | None
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One message with all that was answered to it. `gain` is focus minus base, turned so that more is better."""
+
+    number: int
+    message: Mapping[str, str]
+    replies: tuple[Reply, ...]
+    folded: tuple[Reply, ...]
+    gain: float | None
+    shown_gain: str
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """All flags of all replies, for the filter."""
+        return tuple(sorted({flag for reply in (*self.replies, *self.folded) for flag in reply.flags}))
+
+
+@dataclass(frozen=True)
+class Replies:
+    """`chosen` pairs a heading with an item; `items` are the first of `total`; `unit` is what their scores are in."""
+
+    chosen: tuple[tuple[str, Item], ...]
+    items: tuple[Item, ...]
+    total: int
+    unit: str
+    pens: Pen = Pen.HTML
+
+
+Block = Table | Sentences | Facts | Intervals | Drawing | Replies
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One section. `anchor` is its name on the page and `link` its word in the page's list of sections."""
+
+    anchor: str
+    title: str
+    blocks: tuple[Block, ...]
+    link: str = ""
+    level: int = 2
+
+    def drawn_by(self, pen: Pen) -> tuple[Block, ...]:
+        """What this pen draws of it; empty where it leaves the panel out."""
+        return tuple(block for block in self.blocks if pen in block.pens)
+
+
+def panels(ranking: Ranking) -> Iterator[Panel]:
+    """All panels of a report, in order."""
+    for section in PANELS:
+        yield from section(ranking)
+
+
+# ------------------------------------------------------------------------------------------------------- the sections
+
+
+def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What the primary metric says, in one sentence and what belongs under it. The page has it in its head."""
+    said = verdict(ranking)
+    yield Panel("verdict", said.headline, (Sentences(said.details, pens=Pen.PLAIN),), level=1)
+
+
+def notes_panel(ranking: Ranking) -> Iterator[Panel]:
+    """Warnings."""
+    if notes := tuple(warnings(ranking)):
+        yield Panel("notes", "⚠ Read this first", (Sentences(notes, "note"),))
+
+
+def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
+    """Places, scores, and differences to the base on the primary value."""
+    primary, several, pairs = primary_value(ranking), len(ranking.standings) > 1, len(ranking.pairs)
+    bases = {s.compared_with for s in ranking.standings if s.compared_with}
+    has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
+    items = counted(ranking.n, "item")
+    over = f"{items}, 95 % bootstrap intervals" if ranking.n > 1 else "1 item, no interval"
+    way = "higher" if primary.higher_is_better else "lower"
+    columns = [Column("rank", "text"), Column("candidate", "name"), Column(primary.flagged), Column("95 %", "interval")]
+    if several:
+        columns += [Column(f"Δ to {'base' if has_base else name(ranking.base, 20)}"), Column("95 %", "interval")]
+        columns += [Column("p (Holm)" if pairs > 1 else "p"), Column("", "outcome")]
+        columns += [Column("compared with", "name", Pen.WRITTEN)] if len(bases) > 1 else []
+    columns.append(Column("cut at the limit", pens=Pen.HTML))
+    rows: list[list[Cell]] = []
+    for s in ranking.standings:
+        score, c = ranking.primary_score(s), s.versus(primary.metric, primary.name)
+        row: list[Cell] = [places(s.best_rank, s.worst_rank), Name(s.candidate, s.kind)]
+        row += [primary.number(score.value), primary.interval(score), *(_difference(c, primary) if several else ())]
+        row += [Name(s.compared_with) if s.compared_with else ""] if len(bases) > 1 else []
+        row.append(ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %")
+        rows.append(row)
+    these = "one item" if ranking.n == 1 else f"these {ranking.n} items"
+    least = f"after Holm’s correction over all {pairs} pairs is 0.05 or more" if pairs > 1 else "is 0.05 or more"
+    how = (
+        "A rank is a range: one more than how many candidates are certainly better, up to all less those certainly "
+        f"worse. “Open” means that {these} cannot tell: the interval of the difference holds 0, or p {least}."
+    )
+    about = f"The primary metric, declared before the run: {ranking.descriptions[primary.metric]}."
+    caption = f"{primary.label}, the primary metric ({way} is better), {over}"
+    yield Panel(
+        "ranking",
+        f"Ranking on {primary.label}",
+        (
+            Sentences((about,), "lead", Pen.HTML),
+            _intervals(ranking, primary),
+            Table(tuple(columns), rows, caption, "Ranking"),
+            Sentences((how,) if several else (), "lead", Pen.HTML),
+        ),
+        "Ranking",
+    )
+
+
+def _intervals(ranking: Ranking, primary: Value) -> Intervals:
+    scores = [ranking.primary_score(s) for s in ranking.standings]
+    plot = interval_plot([(x.low, x.value, x.high) for x in scores])
+    at_base = [b for s, b in zip(ranking.standings, plot.bars, strict=True) if s.candidate == ranking.base and b]
+    guide = at_base[0][1] if at_base and len(scores) > 1 else None
+    bars = []
+    for s, score, span in zip(ranking.standings, scores, plot.bars, strict=True):
+        c, is_base = s.versus(primary.metric, primary.name), s.compared_with is None and len(scores) > 1
+        rank = f"rank {places(s.best_rank, s.worst_rank)}"
+        role = (" · base" if s.kind == "base" else " · compared with") if is_base else ""
+        shown, ends = primary.number(score.value), primary.interval(score)
+        told = f"{name(s.candidate)}: {primary.label} {shown}, 95 % {ends}, {rank}"
+        bar = Bar(span, guide, outcome(c) if c else "open", told, is_base) if span else None
+        bars.append((Name(s.candidate, rank + role), shown, ends, bar))
+    caption = (
+        f"{primary.label}, {'higher' if primary.higher_is_better else 'lower'} is better. Dots are the scores over all "
+        "items, lines their 95 % intervals"
+    )
+    if guide is not None:
+        caption += (
+            f"; the dashed line is the score of {name(ranking.base)}. Intervals of two candidates may overlap where "
+            "their difference is clear, because differences are taken item by item: read the Δ below"
+        )
+    ticks = tuple((at, number(value, plot.decimals)) for at, value in plot.ticks)
+    return Intervals(tuple(bars), ticks, f"{caption}.")
+
+
+def _difference(c: Comparison | None, value: Value) -> list[Cell]:
+    """Difference, interval, p (adjusted where it is) and outcome."""
+    if c is None:
+        return ["", "", "", ""]
+    p = p_value(c.p if c.p_holm is None else c.p_holm)
+    return [value.number(c.difference, sign=True), value.interval(c), p, _MARKS[c.better]]
+
+
+def combined_panel(ranking: Ranking) -> Iterator[Panel]:
+    """The combined score beside its parts, and how much of its order hangs on the weights."""
+    made = ranking.combined
+    if made is None:
+        return
+    of = next(m.name for m in ranking.metrics.values() if m.parts)
+    value, several = value_of(ranking, of, of), len(made.scores) > 1
+    parts = [value_of(ranking, part, ranking.values[part][0]) for part in made.weights]
+    columns = [Column("candidate", "name"), Column(of), Column("95 %", "interval")]
+    columns += [Column("Δ"), Column("95 %", "interval"), Column("p"), Column("outcome", "outcome")] if several else []
+    rows: list[list[Cell]] = []
+    for s in sorted(
+        (s for s in ranking.standings if s.candidate in made.scores), key=lambda s: list(made.scores).index(s.candidate)
+    ):
+        score, c = s.score(of, of), s.versus(of, of)
+        assert score is not None  # only candidates with every part are here
+        row: list[Cell] = [Name(s.candidate), value.number(score.value), value.interval(score)]
+        row += _difference(c, value) if several else []
+        rows.append([*row, *(part.number(s.value(part.metric, part.name)) for part in parts)])
+    told = f"{of} = {weighted(made.weights)}, each on 0–100; the weights were declared before the run."
+    told += " p is unadjusted." if ranking.pairs and ranking.primary != of else ""
+    table = Table(
+        (*columns, *(Column(part.label) for part in parts)),
+        rows,
+        "Combined score (higher is better)",
+        notes=(told, *made.stability(lambda who: name(who, 34))),
+        breaks_at=len(columns),
+    )
+    lead = Sentences(("It hides what its parts show: read them beside it.",), "lead", Pen.HTML)
+    yield Panel("combined", "Combined score", (lead, table), "Combined score")
+
+
+def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
+    """Every candidate on every value, item by item against its base; one alone only has its scores."""
+    values, many = shown_values(ranking), len(ranking.standings) > _DETAILED
+    compared = [s for s in ranking.standings if s.versus_base]
+    blocks: list[Block] = []
+    if compared:
+        title, holm = "All metrics, item by item against the base", len(ranking.pairs) > 1
+        lead = (
+            "Differences are paired: both answered the same items. In the drawings right is always better; each metric "
+            "has its own scale. ↑ higher is better, ↓ lower is better. Only the primary metric was declared beforehand"
+            f"{' (its p is Holm-adjusted)' if holm else ''}; p of the others is unadjusted."
+        )
+        blocks.append(Sentences((lead,), "lead", Pen.HTML))
+        for place, s in enumerate(compared):
+            folding = place < 2 if len(compared) > 1 else None
+            blocks.append(against_base(ranking, s, values, Pen.WRITTEN if many else Pen.ALL, folding))
+    else:
+        title, [only] = "All metrics", ranking.standings
+        rows = [
+            [v.flagged, v.arrow, v.number(score.value), v.interval(score)]
+            for v in values
+            if (score := only.score(v.metric, v.name))
+        ]
+        columns = (Column("metric", "text"), Column("", "text"), Column("score"), Column("95 %", "interval"))
+        blocks.append(Table(columns, rows, aside=title, strong=(0,), pens=Pen.WRITTEN))
+        blocks.append(Sentences(("↑ higher is better, ↓ lower is better.",), "lead", Pen.WRITTEN))
+    if many or not compared:
+        blocks += _compact(ranking, [v for v in values if not _stands_above(ranking, v)])
+    blocks.append(Sentences(tuple(flag_notes(values)), "list"))
+    blocks.append(Sentences((zeros(ranking),) if zeros(ranking) else ()))
+    yield Panel("metrics", title, tuple(blocks), "All metrics")
+
+
+def _stands_above(ranking: Ranking, value: Value) -> bool:
+    """Whether a panel above has it: the primary value and the combined score have their own."""
+    return value.is_primary or bool(ranking.metrics[value.metric].parts)
+
+
+def against_base(
+    ranking: Ranking, standing: Standing, values: Sequence[Value], pens: Pen = Pen.ALL, is_open: bool | None = None
+) -> Table:
+    """One candidate and what it is compared with on every value."""
+    base = next(s for s in ranking.standings if s.candidate == standing.compared_with)
+    compared = [s for s in ranking.standings if s.versus_base]
+    rows: list[list[Cell]] = []
+    strong = []
+    for v in values:
+        score, other = standing.score(v.metric, v.name), base.score(v.metric, v.name)
+        if score is None and other is None:
+            continue
+        # All candidates' differences of one value share a scale.
+        differences = [s.versus(v.metric, v.name) for s in compared]
+        spans = [(c.low, c.difference, c.high) if c else None for c in differences]
+        bars = forest_bars(spans, higher_is_better=v.higher_is_better)
+        c, span = next((c, b) for s, c, b in zip(compared, differences, bars, strict=True) if s is standing)
+        strong += [len(rows)] if _stands_above(ranking, v) else []
+        difference, interval, p, mark = _difference(c, v)
+        told = f"{v.label}: difference {difference}, 95 % {interval}"
+        rows.append(
+            [
+                v.flagged,
+                v.arrow,
+                v.number(score.value if score else None),
+                v.interval(score) if score else "",
+                v.number(other.value if other else None),
+                difference,
+                interval,
+                Bar(span, 50.0, outcome(c), told) if c and span else None,
+                p,
+                mark,
+            ]
+        )
+    this, other_name = name(standing.candidate, 34), name(base.candidate, 34)
+    return Table(
+        (
+            Column("", "text"),
+            Column("", "text"),
+            Column(Name(standing.candidate)),
+            Column("95 %", "interval", Pen.MARKDOWN),
+            Column(Name(base.candidate)),
+            Column("Δ"),
+            Column("95 %", "interval"),
+            Column("← worse, better →", "bar", Pen.HTML),
+            Column("p"),
+            Column("", "outcome"),
+        ),
+        rows,
+        f"Secondary metrics, {this} against {other_name} (p unadjusted; ↑ higher, ↓ lower is better)",
+        f"{this} against {other_name}",
+        strong=tuple(strong),
+        is_open=is_open,
+        pens=pens,
+    )
+
+
+def _compact(ranking: Ranking, values: Sequence[Value], step: int = 5) -> Iterator[Table]:
+    """Values down, candidates across, some at a time; ▲ ▼ where the difference to the base is clear."""
+    marks = "; ▲ better, ▼ worse than its base, p < 0.05 unadjusted" if len(ranking.standings) > 1 else ""
+    signs = {True: " ▲", False: " ▼", None: "  "}
+    for start in range(0, len(ranking.standings) if values else 0, step):
+        standings = ranking.standings[start : start + step]
+        rows: list[list[Cell]] = []
+        for v in values:
+            versus = [s.versus(v.metric, v.name) for s in standings]
+            scores = [v.number(s.value(v.metric, v.name)) for s in standings]
+            marked = [x + signs[c.better if c else None] for x, c in zip(scores, versus, strict=True)]
+            rows.append([v.flagged, v.arrow, *marked])
+        columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
+        yield Table(columns, rows, f"Secondary metrics (↑ higher, ↓ lower is better{marks})", pens=Pen.TEXT)
+
+
+def trust_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What audits say of the metrics that scored here."""
+    if not ranking.trust:
+        return
+    doubted = [f"{FLAG} " if t.beaten or not t.audited else "" for t in ranking.trust]
+    told = [f"{t.metric}: {sentence(t)}" for t in ranking.trust]
+    unaudited = [t.metric for t in ranking.trust if not t.audited]
+    blocks: list[Block] = [
+        Sentences(tuple(flag + text for flag, text in zip(doubted, told, strict=True)), "list", Pen.WRITTEN),
+        Sentences(tuple(x for x, t in zip(told, ranking.trust, strict=True) if not t.audited), "list", Pen.TEXT),
+    ]
+    blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric in unaudited]
+    for about, measures, rows in scorer_tables(ranking.trust):
+        lead = (
+            "AUC: how often an empathic reply scores above another one; 0.5 is chance. τ: how well the score of a "
+            "mechanism follows its labelled level; 0 is chance. 95 % intervals over "
+            f"{about.messages} messages of {about.data}. Sentinels know nothing of empathy and are taken in their "
+            "better direction; lex:original and original-semantic are the original project’s scores, the latter with "
+            "the encoder that is named. An audit speaks of its replies and labels only: those that ship with bnbench "
+            "were written and labelled by language models."
+        )
+        columns = (Column("scorer", "name"), *(Column(measure) for measure in measures))
+        own = tuple(i for i, (_, is_own, _) in enumerate(rows) if is_own)
+        cells: list[list[Cell]] = [[Name(*who), *estimates] for who, _, estimates in rows]
+        blocks.append(Sentences((lead,), "lead", Pen.HTML))
+        blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=own, pens=Pen.HTML))
+    yield Panel("trust", "Can these metrics be trusted?", tuple(blocks), "Trust")
+
+
+def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
+    """Every pair on the primary value."""
+    pairs, primary = len(ranking.pairs), primary_value(ranking)
+    if pairs < 2:
+        return
+    lead = (
+        f"p is adjusted by Holm’s method over all {pairs} pairs. “Detectable” is the true difference that this many "
+        "items would show in 80 % of cases."
+    )
+    columns = (
+        Column("candidate", "name"), Column("against", "name"), Column("Δ"), Column("95 %", "interval"),
+        Column("p (Holm)"), Column("", "outcome"), Column("detectable"),
+    )  # fmt: skip
+    rows = [
+        [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
+        for c in ranking.pairs
+    ]
+    table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
+    yield Panel("pairs", f"Every pair on {primary.label}", (Sentences((lead,), "lead", Pen.HTML), table), "All pairs")
+
+
+def examples_panel(ranking: Ranking) -> Iterator[Panel]:
+    """Replies side by side: the largest gains, the largest losses and the median item, by rule, and then all items.
+
+    Gains are those of the best-ranked candidate that is compared with another, on the primary value of single replies.
+    """
+    primary, messages = primary_value(ranking), ranking.runs[0].examples
+    focus = next((s for s in ranking.standings if s.compared_with), None)
+    entries = {e.name: e for e in ranking.entries}
+    formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
+    # What is not finite for a single reply (the perplexity of no text) counts as 0.
+    scores = {
+        who: np.nan_to_num(formula(e.tables[ranking.primary])[:, 0], posinf=0.0, neginf=0.0)
+        for who, e in entries.items()
+    }
+    first = [str(focus.compared_with), focus.candidate] if focus else []
+    names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
+    order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])
+    decimals = 1 if primary.decimals < 3 else primary.decimals
+    flags = {who: _reply_flags(ranking, who) for who in names}
+    beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
+    items = []
+    for i, message in enumerate(messages):
+        replies = []
+        for who in names:
+            reply = entries[who].replies[i]
+            score = number(float(scores[who][i]), decimals)
+            replies.append(Reply(who, reply.reply, score, reply.tokens, flags[who][i]))
+        gain = float(order[i]) if focus else None
+        shown = number(gain, decimals, sign=True) if focus else ""
+        items.append(Item(i + 1, message, tuple(replies[:beside]), tuple(replies[beside:]), gain, shown))
+    chosen = tuple((heading, items[i]) for heading, i in choose(order.tolist(), are_gains=focus is not None))
+    which = (
+        f"the items where {name(first[1])} gains most and loses most against {name(first[0])} in {primary.label} of "
+        "the single reply"
+        if focus
+        else f"the items with the highest and lowest {primary.label} of the single reply"
+    )
+    lead = Sentences((f"Chosen by rule, not by eye: {which}, and the median item.",), "lead", Pen.HTML)
+    shown_items = Replies(chosen, tuple(items[:LISTED]), len(items), primary.label)
+    yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
+
+
+def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
+    """Which items are shown, with a heading: the two ends and the middle of `order`, no item twice."""
+    ascending = sorted(range(len(order)), key=lambda i: order[i])
+    median = ascending[(len(ascending) - 1) // 2]
+    top = [i for i in reversed(ascending) if i != median and (order[i] > 0 or not are_gains)][:_EXTREMES]
+    bottom = [i for i in ascending if i != median and i not in top and (order[i] < 0 or not are_gains)][:_EXTREMES]
+    best, worst = ("Largest gain", "Largest loss") if are_gains else ("Highest score", "Lowest score")
+    return [*((best, i) for i in top), ("Median item", median), *((worst, i) for i in reversed(bottom))]
+
+
+def _reply_flags(ranking: Ranking, candidate: str) -> list[tuple[str, ...]]:
+    """What a reader should know of each reply before reading it: cut at the limit, empty, repeating itself …"""
+    entry = next(e for e in ranking.entries if e.name == candidate)
+    metric, table = ranking.metrics.get("degeneration"), entry.tables.get("degeneration")
+    found = []
+    for i, reply in enumerate(entry.replies):
+        flags = {"empty": not reply.reply.strip(), "cut at the limit": bool(reply.hit_limit)}
+        if metric is not None and table is not None:
+            for value in _FLAGS:
+                flags[metric.labels[value].removesuffix(", %")] = bool(table[i, metric.columns.index(value)] > 0)
+        found.append(tuple(flag for flag, is_so in flags.items() if is_so))
+    return found
+
+
+def training_panel(ranking: Ranking) -> Iterator[Panel]:
+    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve."""
+    trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
+    blocks: list[Block] = []
+    for who, training in trained.items():
+        curve = "Loss of each optimiser step (thin) and its running mean (thick)."
+        blocks.append(Sentences((name(who),), "heading", Pen.HTML))
+        blocks.append(Drawing(loss_svg(training.loss, who), curve))
+        blocks.append(Facts(tuple(training_facts(training)), Pen.HTML))
+    if blocks:
+        yield Panel("training", "Training", tuple(blocks), "Training")
+
+
+def runs_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What was run, from run.json: everything that a reader needs to run it again."""
+    blocks: list[Block] = []
+    for record in (run.record for run in ranking.runs):
+        blocks += [Sentences((name(record.name),), "heading", Pen.HTML)] if len(ranking.runs) > 1 else []
+        columns = (
+            Column("candidate", "name"), Column("kind", "text"), Column("read from", "code"), Column("base", "code"),
+            Column("weights sha256", "code"), Column("time"), Column("speed"),
+        )  # fmt: skip
+        rows = [_candidate_cells(c) for c in record.candidates]
+        blocks.append(Table(columns, rows, aside="Models", pens=Pen.HTML))
+        blocks.append(Facts(tuple(run_facts(record)), Pen.HTML))
+        if record.corpus.steps:
+            about = (Column("step", "text"), Column("changed"), Column("dropped"), Column("why", "wide"))
+            steps = [
+                [str(s.get("name")), str(s.get("changed") or ABSENT), str(s.get("dropped")), str(s.get("why"))]
+                for s in record.corpus.steps
+            ]
+            blocks.append(Sentences(("Cleaning of the corpus",), "heading", Pen.HTML))
+            blocks.append(Table(about, steps, aside="Cleaning steps", pens=Pen.HTML))
+        if record.command:
+            blocks += [Sentences(("Command",), "heading", Pen.HTML), Sentences((record.command,), "code", Pen.HTML)]
+    yield Panel("run", "What was run", tuple(blocks), "What was run")
+
+
+def _candidate_cells(c: CandidateRecord) -> list[Cell]:
+    weights = c.weights_sha256 or c.key_fields.get("weights_sha256")
+    return [
+        Name(c.name),
+        c.kind,
+        name(f"{c.location}@{c.revision}" if c.revision else c.location, 200),
+        name(c.base, 200) if c.base else ABSENT,
+        str(weights)[:12] if weights else ABSENT,
+        ABSENT if c.seconds is None else f"{c.seconds:,.1f} s",
+        ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s",
+    ]
+
+
+def run_facts(record: RunRecord) -> list[tuple[str, str]]:
+    """What one run was, as labels and texts; what it did not record is left out."""
+    corpus, prompt, precision, device = record.corpus, record.prompt, record.precision, record.device
+    source = "" if corpus.source == corpus.name else f" from {corpus.source}"
+    limit = f", limited to {corpus.limit}" if corpus.limit else ""
+    hashes = {"template": prompt.get("template_sha"), "tokenizer": prompt.get("tokenizer_sha")}
+    # Greedy decoding ignores what sampling is told.
+    ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
+    decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
+    quantised = precision.get("quantisation")
+    formats = [precision.get("dtype"), quantised if quantised != "none" else None]
+    cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
+    on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
+    memory = record.peak_memory_bytes
+    facts: dict[str, Any] = {
+        "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
+        "Fingerprint": corpus.fingerprint,
+        "Prompt": ", ".join(
+            [*filter(None, [prompt.get("kind")]), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
+        ),
+        "System prompt": prompt.get("system"),
+        "Decoding": ", ".join(
+            ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
+        ),
+        "Precision": ", ".join(str(f) for f in formats if f)
+        + (f" – {precision['reason']}" if precision.get("reason") else ""),
+        "Device": ", ".join(str(part) for part in on if part),
+        "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
+        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
+        "Run": " to ".join(
+            stamp.replace("T", " ").replace("+00:00", " UTC") for stamp in (record.created, record.finished) if stamp
+        ),
+    }
+    return [(label, str(text)) for label, text in facts.items() if text]
+
+
+def methods_panel(ranking: Ranking) -> Iterator[Panel]:
+    """A paragraph to copy: what was scored, how, with which signatures, and how it was compared."""
+    pairs, several = len(ranking.pairs), len(ranking.standings) > 1
+    said = (
+        f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
+        f"The primary metric, declared before the run, was {primary_value(ranking).label} "
+        f"({ranking.signatures[ranking.primary]}). Intervals are 95 % percentile bootstrap intervals over items "
+        f"({ranking.resamples:,} resamples, seed {ranking.seed})."
+    )
+    if several:
+        family = f", Holm-adjusted over all {pairs} pairs of candidates on the primary metric" if pairs > 1 else ""
+        said += (
+            " Candidates were compared in pairs on the same items with a paired bootstrap interval of the difference "
+            f"and a two-sided paired approximate randomisation test ({ranking.resamples:,} exchanges){family}. "
+            f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; "
+            "p-values of secondary metrics are unadjusted."
+        )
+    others = [s for metric, s in ranking.signatures.items() if metric != ranking.primary]
+    said += f" Secondary metrics: {'; '.join(others)}." if others else ""
+    columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))
+    rows = [[metric, s, ranking.descriptions[metric]] for metric, s in ranking.signatures.items()]
+    only = Sentences(("Scores may be compared only where the signatures are equal.",), "lead", Pen.HTML)
+    signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
+    blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
+    yield Panel("methods", "How it was measured", blocks, "Methods")
+
+
+def limits_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What these numbers do not cover."""
+    said = [
+        "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
+        "with another training run of the same recipe.",
+        f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
+        f"{primary_value(ranking).label} was declared as the primary metric before the run and alone ranks. p-values "
+        "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
+        "The metrics compare with a reference, count words, or measure likelihood. "
+        "They do not replace people who read the replies.",
+    ]
+    if len(ranking.standings) > 1:
+        said.append(
+            f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} exchanges. The "
+            f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
+            f"in 80 % of cases at α = {ALPHA:g}."
+        )
+    yield Panel("limits", "Limits", (Sentences(tuple(said), "list", Pen.WRITTEN),), "Limits")
+
+
+PANELS: tuple[Callable[[Ranking], Iterator[Panel]], ...] = (
+    verdict_panel,
+    notes_panel,
+    ranking_panel,
+    combined_panel,
+    metrics_panel,
+    trust_panel,
+    pairs_panel,
+    examples_panel,
+    training_panel,
+    runs_panel,
+    methods_panel,
+    limits_panel,
+)
+
+
+def evaluation_panel(ranking: Ranking, candidate: str) -> Panel:
+    """What a model card says of one candidate: the verdict on it, and every value beside its base.
+
+    Raises KeyError where the candidate is not among the ranked ones.
+    """
+    found = {s.candidate: s for s in ranking.standings}
+    standing, values = found[candidate], shown_values(ranking)
+    said = verdict_on(ranking, standing)
+    if standing.compared_with:
+        table = against_base(ranking, standing, values)
+        table = Table(table.columns, table.rows)
+    else:
+        rows = [
+            [v.flagged, v.arrow, v.number(x.value), v.interval(x)]
+            for v in values
+            if (x := standing.score(v.metric, v.name))
+        ]
+        columns = (Column("", "text"), Column("", "text"), Column(Name(candidate)), Column("95 %", "interval"))
+        table = Table(columns, rows)
+    notes = Sentences((*flag_notes(values), *filter(None, [zeros(ranking)])))
+    return Panel(
+        "evaluation",
+        said.headline,
+        (Sentences(said.details), table, notes, Sentences(tuple(warnings(ranking)), "note")),
+    )
+
+
+def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:
+    """The numbers that matter most: label, number, and what belongs to it in small."""
+    primary, first = primary_value(ranking), ranking.primary_score(ranking.standings[0])
+    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.n > 1 else ABSENT
+    facts = [
+        ("Items", f"{ranking.n:,}", "answered by all"),
+        ("Candidates", str(len(ranking.standings)), ""),
+        (f"Best {primary.label}" if ranking.pairs else primary.label, primary.number(first.value), ends),
+    ]
+    versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
+    least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
+    if least and ranking.n > 1:
+        span = dict.fromkeys(primary.number(x) for x in (least[0], least[-1]))
+        facts.append(("Detectable difference", "–".join(span), primary.label))
+    return facts
 
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
@@ -10,7 +760,7 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
     preferences = ""
     if gain:
-        ends = f"{gain['margin']:+.2f} nats (95 % {gain['low']:+.2f} to {gain['high']:+.2f})".replace("-", "−")
+        ends = f"{gain['margin']:+.2f} nats (95 % {gain['low']:+.2f} to {gain['high']:+.2f})".replace("-", MINUS)
         preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",

@@ -7,23 +7,23 @@ A place is a range: 1 + how many are certainly above, up to N - how many are cer
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnbench.errors import UsageError
+from bnbench.errors import RunError, UsageError
 from bnbench.metrics.audit.record import read_audits
-from bnbench.metrics.combined import NAME as COMBINED
-from bnbench.metrics.combined import Combined, CombinedScore, combine
+from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
-from bnbench.records import MetricRecord, Run
-from bnbench.reports.entries import Entry, collect, differences_between, same_weights
+from bnbench.records import CandidateRecord, Generation, MetricRecord, Run, RunRecord
 from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
@@ -33,7 +33,6 @@ _OPEN = Interval(-math.inf, math.inf)
 _NO_INTERVAL = Interval(math.nan, math.nan)
 
 Pair = tuple[int, int]
-_Test = tuple[FloatArray, FloatArray, Callable[[FloatArray], FloatArray]]
 
 
 @dataclass(frozen=True)
@@ -102,12 +101,25 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One candidate of one run. `replies` and `tables` are in the order of the items; `own_base` is the name of the
+    base that an adapter was evaluated on.
+    """
+
+    name: str
+    record: CandidateRecord
+    replies: tuple[Generation, ...]
+    tables: Mapping[str, FloatArray]
+    own_base: str | None = None
+
+
+@dataclass(frozen=True)
 class Ranking:
-    """Everything that a report says in numbers. `standings` is sorted by the primary value, best first.
+    """Everything that a report says. `standings` is sorted by the primary value, best first.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
     `combined` has the parts and the stability of the combined score, where one was declared; `trust` what is on record
-    about metrics that were audited.
+    about metrics that were audited. `metrics`, `entries` and `runs` are what the numbers were computed from.
     """
 
     primary: str
@@ -127,11 +139,14 @@ class Ranking:
     notes: tuple[str, ...]
     combined: Combined | None
     trust: tuple[Trust, ...]
+    metrics: Mapping[str, Metric] = field(repr=False, compare=False)
+    entries: tuple[Entry, ...] = field(repr=False, compare=False)
+    runs: tuple[Run, ...] = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: no times, no paths, and null for a number that is not finite."""
-        plain: dict[str, Any] = _finite(asdict(self))
-        return plain
+        """For JSON: the numbers without what they came from; no times, no paths, null for what is not finite."""
+        plain: dict[str, Any] = _finite(asdict(replace(self, metrics={}, entries=(), runs=())))
+        return {key: value for key, value in plain.items() if key not in ("metrics", "entries", "runs")}
 
     def primary_score(self, standing: Standing) -> Score:
         """The value that ranks."""
@@ -139,13 +154,24 @@ class Ranking:
         assert score is not None  # rank() refuses candidates without it
         return score
 
+    def __str__(self) -> str:
+        from bnbench.reports.render import terminal
+
+        return terminal(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the ranking and the metrics, without the page around them."""
+        from bnbench.reports.html import fragment
+
+        return fragment(self)
+
 
 def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None) -> Ranking:
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     Raises:
-        RunError: see `collect`. UsageError: the primary metric is missing for a candidate, or it is not installed here;
-            `audits` cannot be read.
+        RunError: as `collect` does. UsageError: the primary metric is missing for a candidate, or it is not installed
+            here; `audits` cannot be read.
     """
     on_record = [*read_audits(), *(read_audits(audits) if audits else [])]
     entries = collect(runs)
@@ -153,22 +179,22 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
-    described = {m.name: m for run in runs for m in run.record.metrics}
-    if not same_weights(runs):
-        described.pop(COMBINED, None)
+    described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary)
-    pairs = _pairs(entries, metrics[primary], resamples, seed)
-    standings = _standings(entries, list(metrics.values()), pairs, resamples, seed)
-    best_first = -1.0 if metrics[primary].higher_is_better else 1.0
-    main = metrics[primary].values[0]
+    ranks_by = metrics[primary]
+    pairs = _pairs(entries, ranks_by, resamples, seed)
+    baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
+    standings = _standings(entries, baseline, list(metrics.values()), pairs, resamples, seed)
+    main, turn = ranks_by.values[0], -1.0 if ranks_by.higher_is_better else 1.0
+    standings.sort(key=lambda s: turn * (s.value(primary, main) or 0.0))
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {name: described[name].signature for name in metrics}
-    standings.sort(key=lambda s: best_first * next(x.value for x in s.scores if (x.metric, x.name) == (primary, main)))
+    notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
     return Ranking(
         primary=primary,
         primary_value=main,
-        higher_is_better=metrics[primary].higher_is_better,
-        base=_baseline(entries).name,
+        higher_is_better=ranks_by.higher_is_better,
+        base=baseline.name,
         n=len(runs[0].examples),
         seed=seed,
         resamples=resamples,
@@ -179,34 +205,139 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
         signatures=signatures,
         descriptions={name: described[name].description for name in metrics},
         directions={name: m.higher_is_better for name, m in metrics.items()},
-        notes=tuple(
-            dict.fromkeys([*(n for run in runs for n in run.record.notes), *differences_between(runs), *absent])
-        ),
-        combined=_combined(standings, metrics, seed),
+        notes=tuple(dict.fromkeys(notes)),
+        combined=_combined(standings, [described[name] for name in metrics], metrics, seed),
         trust=trust(signatures, values, on_record),
+        metrics=metrics,
+        entries=tuple(entries),
+        runs=tuple(runs),
     )
 
 
-def _combined(standings: Sequence[Standing], metrics: Mapping[str, Metric], seed: int) -> Combined | None:
-    """The parts of the combined score of every candidate that has it, and what other weights would make of them."""
-    of = metrics.get(COMBINED)
-    if not isinstance(of, CombinedScore):
-        return None
-    parts = {
-        s.candidate: {
-            part.name: value for part in of.parts if (value := s.value(part.name, part.values[0])) is not None
-        }
-        for s in standings
+# --------------------------------------------------------------------------------------- the candidates of several runs
+
+
+def collect(runs: Sequence[Run]) -> list[Entry]:
+    """The candidates of all runs, each once; a name that stands for two different candidates gets its run's name added.
+
+    A candidate of a later run is the same when identity (`key_fields`) and decoding are.
+
+    Raises:
+        RunError: no runs, the runs are not over the same items, or a metric has another signature in one of them.
+    """
+    if not runs:
+        raise RunError("nothing to report: name at least one run folder")
+    signatures: dict[str, tuple[str, Run]] = {}
+    entries: dict[str, Entry] = {}
+    known: dict[str, str] = {}  # identity -> the name by which it stands
+    for run in runs:
+        _check_items(run, runs[0])
+        for metric in run.record.metrics:
+            expected, other = signatures.setdefault(metric.name, (metric.signature, run))
+            # Other weights of a combined score leave it out (`_same_weights`), and its parts are checked.
+            if metric.signature != expected and not metric.weights:
+                raise RunError(
+                    f"{run.path}: {metric.signature} cannot be ranked with {expected} of {other.path}; "
+                    "run both evaluations again with the same version (their replies are kept)"
+                )
+        names: dict[str, str] = {}
+        base: str | None = None  # a run has one at most, and it comes first
+        for record in run.record.candidates:
+            identity = json.dumps([record.key_fields, run.record.decoding], sort_keys=True)
+            name = known.get(identity, "")
+            if not name:
+                plain, longer = record.name, f"{record.name} ({run.record.name})"
+                free = (n for n in (plain, longer) if n not in entries)
+                name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
+                own = base if record.kind == "adapter" else None
+                entries[name] = Entry(name, record, run.replies[plain], run.tables[plain], own)
+            names[identity] = name
+            base = name if record.kind == "base" else base
+        known |= names
+    return list(entries.values())
+
+
+def _check_items(run: Run, first: Run) -> None:
+    ours, theirs = ({e["id"]: e for e in r.examples} for r in (run, first))
+    if list(ours) != list(theirs):
+        only = [i for i in ours if i not in theirs] + [i for i in theirs if i not in ours]
+        what = (
+            f"item {only[0]} is in one of them only ({len(only)} such)" if only else "their items are in another order"
+        )
+        raise RunError(
+            f"{run.path} ({len(ours)} items) and {first.path} ({len(theirs)} items) cannot be compared: {what}; "
+            "evaluate both on the same data, --split and --limit"
+        )
+    changed = next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None)
+    if changed:
+        raise RunError(f"{run.path} and {first.path} cannot be compared: item {changed[0]} has another {changed[1]}")
+
+
+def _same_weights(runs: Sequence[Run]) -> bool:
+    """Whether all runs declared the same combined score, or none. RunError where not and it is what ranks."""
+    first = runs[0].record
+    same = all(run.record.combined == first.combined for run in runs)
+    if not same and any(m.weights for m in first.metrics if m.name == first.primary_metric):
+        raise RunError(
+            f"{runs[0].path} ranks by a combined score that not all of {', '.join(str(run.path) for run in runs[1:])} "
+            "declared; evaluate them with the same --combine, or name first a run with another primary metric"
+        )
+    return same
+
+
+def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
+    """A note for each run that does not share more than its candidates with the first: decoding, precision, prompts."""
+    first = runs[0].record
+    for run in (run.record for run in runs[1:]):
+        ours, theirs = _settings(run), _settings(first)
+        different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]
+        if different:
+            yield (
+                f"the runs {first.name} and {run.name} differ in {', '.join(different)}: "
+                "differences between their candidates may come from there"
+            )
+        if run.combined != first.combined:
+            declared = " and ".join(f"{r.name} {weighted(r.combined) or 'none'}" for r in (first, run))
+            yield f"the combined score is left out: the runs declared different ones, {declared}"
+        if run.primary_metric != first.primary_metric:
+            yield (
+                f"the run {run.name} declared {run.primary_metric} as its primary metric; "
+                f"here {first.primary_metric} ranks, as {first.name} declared"
+            )
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """What moves replies; each None where a run has recorded replies only, of which nothing is known."""
+    decoding, precision, prompt = record.decoding, record.precision, record.prompt
+    if all(candidate.kind == "predictions" for candidate in record.candidates):
+        decoding = precision = prompt = {}
+    # max_new_tokens follows from max_words and the tokenizer, so it differs between models that were decoded alike.
+    return {
+        "decoding": {k: v for k, v in decoding.items() if k != "max_new_tokens" or not decoding.get("max_words")},
+        "dtype": precision.get("dtype"),
+        "quantisation": precision.get("quantisation"),
+        "prompt format": prompt.get("kind"),
+        "system prompt": prompt.get("system"),
     }
-    return combine({who: have for who, have in parts.items() if len(have) == len(of.parts)}, of.weights, seed=seed)
+
+
+# --------------------------------------------------------------------------------------------------- scores and tests
 
 
 def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that this installation can compute, the primary first; a note for each that it cannot."""
+    """The metrics that this installation can compute, the primary first, a combined score next; a note for each that
+    it cannot. UsageError where that is the primary.
+    """
     found, notes = {}, []
-    for name in sorted(described, key=lambda n: (n != primary, n != COMBINED)):
+    for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
         try:
-            found[name] = _metric(name, described[name])
+            metric = get_metric(described[name].asked_for)
+            if tuple(metric.columns) != described[name].columns:
+                raise UsageError(
+                    f"the run holds the statistics {', '.join(described[name].columns)}, this version of {name} has "
+                    f"{', '.join(metric.columns)}; run the evaluation again (its replies are kept)"
+                )
+            found[name] = metric
         except UsageError as error:
             if name == primary:
                 raise
@@ -214,64 +345,58 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[
     return found, notes
 
 
-def _metric(name: str, described: MetricRecord) -> Metric:
-    metric = CombinedScore(described.weights) if described.weights else get_metric(name)
-    if list(metric.columns) != list(described.columns):
-        raise UsageError(
-            f"the run holds the statistics {', '.join(described.columns)}, this version of {name} has "
-            f"{', '.join(metric.columns)}; run the evaluation again (its replies are kept)"
-        )
-    return metric
-
-
-def _baseline(entries: Sequence[Entry]) -> Entry:
-    return next((e for e in entries if e.kind == "base"), entries[0])
-
-
-def _base_of(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """What an entry is compared with: its own base where it has one, else the first base (or candidate) of all."""
-    own = next((e for e in entries if e.name == entry.own_base), None)
-    base = own or _baseline(entries)
-    return None if base is entry else base
+def _combined(
+    standings: Sequence[Standing], records: Sequence[MetricRecord], metrics: Mapping[str, Metric], seed: int
+) -> Combined | None:
+    """The parts of the combined score of every candidate that has it, and what other weights would make of them."""
+    weights = next((record.weights for record in records if record.weights), None)
+    if not weights:
+        return None
+    parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
+    whole = {
+        who: {name: value for name, value in scores.items() if value is not None}
+        for who, scores in parts.items()
+        if None not in scores.values()
+    }
+    return combine(whole, weights, seed=seed)
 
 
 def _standings(
-    entries: Sequence[Entry], metrics: Sequence[Metric], pairs: Mapping[Pair, Comparison], resamples: int, seed: int
-) -> list[Standing]:
-    # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
-    certain = {pair: Interval(c.low, c.high) if c.better is not None else _OPEN for pair, c in pairs.items()}
-    ranges = rank_ranges(certain, len(entries), higher_is_better=metrics[0].higher_is_better)
-    adjusted = {frozenset((c.candidate, c.other)): c.p_holm for c in pairs.values()}
-    return [
-        _standing(entry, place, _base_of(entry, entries), metrics, adjusted, resamples, seed)
-        for entry, place in zip(entries, ranges, strict=True)
-    ]
-
-
-def _standing(
-    entry: Entry,
-    place: tuple[int, int],
-    base: Entry | None,
+    entries: Sequence[Entry],
+    baseline: Entry,
     metrics: Sequence[Metric],
-    adjusted: Mapping[frozenset[str], float | None],
+    pairs: Mapping[Pair, Comparison],
     resamples: int,
     seed: int,
-) -> Standing:
-    scores = _scores(entry, metrics, resamples, seed)
-    versus = _compare(entry, base, metrics, resamples, seed) if base else []
-    if base:
-        versus[0] = _with_holm(versus[0], adjusted[frozenset((entry.name, base.name))], metrics[0])
-    return Standing(
-        candidate=entry.name,
-        kind=entry.kind,
-        best_rank=place[0],
-        worst_rank=place[1],
-        compared_with=base.name if base else None,
-        is_own_base=base is not None and base.name == entry.own_base,
-        scores=tuple(scores),
-        versus_base=tuple(versus),
-        hit_limit_share=entry.hit_limit_share,
-    )
+) -> list[Standing]:
+    """Each candidate's place, scores, and differences to its own base or else to the baseline."""
+    ranks_by, *_ = metrics
+    # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
+    certain = {pair: Interval(c.low, c.high) if c.better is not None else _OPEN for pair, c in pairs.items()}
+    ranges = rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
+    standings = []
+    for entry, (best, worst) in zip(entries, ranges, strict=True):
+        own = next((e for e in entries if e.name == entry.own_base), None)
+        base = own or (baseline if baseline is not entry else None)
+        versus = _compare(entry, base, metrics, resamples, seed) if base else []
+        if base:
+            both = {entry.name, base.name}
+            adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == both)
+            versus[0] = _with_holm(versus[0], adjusted, ranks_by)
+        standings.append(
+            Standing(
+                candidate=entry.name,
+                kind=entry.record.kind,
+                best_rank=best,
+                worst_rank=worst,
+                compared_with=base.name if base else None,
+                is_own_base=own is not None,
+                scores=tuple(_scores(entry, metrics, resamples, seed)),
+                versus_base=tuple(versus),
+                hit_limit_share=entry.record.hit_limit_share,
+            )
+        )
+    return standings
 
 
 def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) -> list[Score]:
@@ -293,19 +418,32 @@ def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) 
     return [Score(*name, float(v), i.low, i.high) for name, v, i in zip(names, values, intervals, strict=True)]
 
 
+def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) -> dict[Pair, Comparison]:
+    """Every pair on the primary value, with Holm's correction over the family."""
+    pairs: dict[Pair, Comparison] = {}
+    for i, a in enumerate(entries[:-1]):
+        others = range(i + 1, len(entries))
+        tests = [(a.tables[metric.name], entries[j].tables[metric.name], metric.formula) for j in others]
+        for j, results in zip(others, _paired_tests(tests, resamples, seed), strict=True):
+            pairs[i, j] = _comparison(a, entries[j], metric, metric.values[0], results[0])
+    adjusted = holm([c.p for c in pairs.values()])
+    return {pair: _with_holm(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
+
+
 def _compare(a: Entry, b: Entry, metrics: Sequence[Metric], resamples: int, seed: int) -> list[Comparison]:
     """Every value of every metric that both have."""
     shared = [m for m in metrics if m.name in a.tables and m.name in b.tables]
     tests = [(a.tables[m.name], b.tables[m.name], m.formula) for m in shared]
-    found = _paired_tests(tests, resamples, seed)
     return [
         _comparison(a, b, metric, name, result)
-        for metric, results in zip(shared, found, strict=True)
+        for metric, results in zip(shared, _paired_tests(tests, resamples, seed), strict=True)
         for name, result in zip(metric.values, results, strict=True)
     ]
 
 
-def _paired_tests(tests: Sequence[_Test], resamples: int, seed: int) -> list[list[PairedResult]]:
+def _paired_tests(
+    tests: Sequence[tuple[FloatArray, FloatArray, Callable[[FloatArray], FloatArray]]], resamples: int, seed: int
+) -> list[list[PairedResult]]:
     """`paired_tests`, but from one item follow neither intervals nor p-values."""
     found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
     if len(tests[0][0]) > 1:
@@ -314,39 +452,28 @@ def _paired_tests(tests: Sequence[_Test], resamples: int, seed: int) -> list[lis
 
 
 def _comparison(a: Entry, b: Entry, metric: Metric, name: str, result: PairedResult) -> Comparison:
-    low, high, p = result.interval.low, result.interval.high, result.p_value
-    better = _better(low, high, p, metric.higher_is_better)
-    return Comparison(
-        a.name, b.name, metric.name, name, result.difference, low, high, p, None, result.smallest_detectable, better
-    )  # fmt: skip
-
-
-def _better(low: float, high: float, p: float, higher_is_better: bool) -> bool | None:
-    if not p < ALPHA or low <= 0 <= high:  # p is not a number where there is one item
-        return None
-    return (low > 0) == higher_is_better
+    made = Comparison(
+        candidate=a.name,
+        other=b.name,
+        metric=metric.name,
+        name=name,
+        difference=result.difference,
+        low=result.interval.low,
+        high=result.interval.high,
+        p=result.p_value,
+        p_holm=None,
+        smallest_detectable=result.smallest_detectable,
+        better=None,
+    )
+    return _with_holm(made, None, metric)
 
 
 def _with_holm(comparison: Comparison, p_holm: float | None, metric: Metric) -> Comparison:
+    """The comparison judged by its adjusted p, where it has one."""
     p = comparison.p if p_holm is None else p_holm
-    return replace(
-        comparison, p_holm=p_holm, better=_better(comparison.low, comparison.high, p, metric.higher_is_better)
-    )
-
-
-def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) -> dict[Pair, Comparison]:
-    """Every pair on the primary value, with Holm's correction over the family."""
-    pairs: dict[Pair, Comparison] = {}
-    for i, a in enumerate(entries[:-1]):
-        others = range(i + 1, len(entries))
-        tests = [(a.tables[metric.name], entries[j].tables[metric.name], metric.formula) for j in others]
-        found = _paired_tests(tests, resamples, seed)
-        pairs |= {
-            (i, j): _comparison(a, entries[j], metric, metric.values[0], r[0])
-            for j, r in zip(others, found, strict=True)
-        }
-    adjusted = holm([c.p for c in pairs.values()])
-    return {pair: _with_holm(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
+    clear = p < ALPHA and not comparison.low <= 0 <= comparison.high  # p is not a number where there is one item
+    better = (comparison.low > 0) == metric.higher_is_better if clear else None
+    return replace(comparison, p_holm=p_holm, better=better)
 
 
 def _finite(value: Any) -> Any:

@@ -29,6 +29,7 @@ class AdapterTuner(Tuner):
     """
 
     shares_steps = True
+    timed = True
 
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses a recipe whose two words for the base's precision contradict each other."""

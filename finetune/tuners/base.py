@@ -143,6 +143,9 @@ class Tuner(ABC):
     shares_steps: ClassVar[bool] = False
     """Whether several processes may train one adapter together (see `bnbench.finetune.engine.processes`)."""
 
+    timed: ClassVar[bool] = False
+    """Whether the times that `bnbench.finetune.memory` estimates hold for its kernels."""
+
     def check(self, recipe: Recipe, device: Device | None) -> None:  # noqa: B027 - refuses nothing, and need not
         """Raises RecipeError where the tuner cannot do what the recipe says, or not on this device.
 

@@ -43,7 +43,10 @@ class PreferenceTuner(AdapterTuner):
         """Refuses settings that mean nothing here: TRL pads, and policy and reference differ by the adapter alone."""
         wanted = {"packing": False, "loss": "completion", "dropout": 0.0, "memory_gib": 0.0}
         wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
-        if not recipe.beta:
+        beta = recipe.own["beta"]
+        if not 0 <= beta <= 100:
+            raise RecipeError(f"beta is {beta}: it must lie between 0 and 100")
+        if not beta:
             wrong.append("beta above 0, such as 0.1")
         if wrong:
             raise RecipeError(f'the tuner "dpo" needs {", ".join(wrong)}')
@@ -119,7 +122,7 @@ class PreferenceTuner(AdapterTuner):
                 found.append(torch.stack([base, adapter]).view(2, 2, -1).transpose(1, 2).double().cpu().numpy())
                 bar.advance(len(labels) // 2)
         before, after = np.concatenate(found, 1)
-        return measure_gain(before, after, [tuple(pair["prompt_ids"]) for pair in pairs], job.recipe.beta)
+        return measure_gain(before, after, [tuple(pair["prompt_ids"]) for pair in pairs], job.recipe.own["beta"])
 
 
 def as_pairs(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
@@ -146,7 +149,7 @@ def preference_arguments(job: Job) -> Any:
     return training_arguments(
         job,
         DPOConfig,
-        beta=job.recipe.beta,
+        beta=job.recipe.own["beta"],
         bf16=job.precision.dtype_name == "bfloat16",
         max_length=None,  # no row is cut: those that are too long were dropped whole
         disable_dropout=True,  # policy and reference differ by the adapter alone, whatever dropout the base has

@@ -26,6 +26,7 @@ class UnslothTuner(AdapterTuner):
 
     packages: ClassVar[Mapping[str, str]] = {"unsloth": "unsloth"}
     shares_steps = False
+    timed = False
 
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses what Unsloth does in one way only, set otherwise, and any machine without an NVIDIA GPU."""

@@ -19,11 +19,10 @@ from rich.cells import cell_len
 from bnbench.plot import interval_plot
 from bnbench.records import read_run
 from bnbench.reports import Report, write_report
-from bnbench.reports.examples import _choice
-from bnbench.reports.format import name, number, p_phrase, p_value, storable
+from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
-from bnbench.reports.text import aligned
-from bnbench.reports.values import zeros
+from bnbench.reports.render import aligned
+from bnbench.reports.values import name, number, p_phrase, p_value, storable, zeros
 from bnbench.reports.verdict import verdict
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
 
@@ -119,8 +118,10 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
     assert not re.search(r"[\x00\x1b\ud800-\udfff]", html)
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "<script>" not in markdown
-    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
-    assert widths == {10}
+    tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
 def test_the_page_needs_no_network_and_forbids_other_scripts(make_run: Maker) -> None:
@@ -252,7 +253,7 @@ def test_what_could_not_have_been_found_is_said(make_run: Maker) -> None:
 
 def test_examples_are_the_extremes_and_the_median() -> None:
     gains = np.array([3.0, -5.0, 0.5, 9.0, -1.0, 0.0, 2.0])
-    chosen = _choice(gains, are_gains=True)
+    chosen = choose(gains.tolist(), are_gains=True)
     assert chosen == [
         ("Largest gain", 3),
         ("Largest gain", 0),
@@ -260,9 +261,9 @@ def test_examples_are_the_extremes_and_the_median() -> None:
         ("Largest loss", 4),
         ("Largest loss", 1),
     ]
-    assert _choice(np.array([1.0]), are_gains=True) == [("Median item", 0)]
-    assert _choice(np.array([1.0, 2.0]), are_gains=True) == [("Largest gain", 1), ("Median item", 0)]
-    assert _choice(np.zeros(5), are_gains=True) == [("Median item", 2)]
+    assert choose([1.0], are_gains=True) == [("Median item", 0)]
+    assert choose([1.0, 2.0], are_gains=True) == [("Largest gain", 1), ("Median item", 0)]
+    assert choose([0.0] * 5, are_gains=True) == [("Median item", 2)]
 
 
 def test_examples_on_the_page_are_those_of_the_rule(make_run: Maker) -> None:
@@ -287,7 +288,7 @@ def test_flags_are_shown(make_run: Maker) -> None:
     flags = re.findall(r'data-number="(\d+)"[^>]*data-flags="([^"]*)"', html)
     by_item = {int(number): set(found.split("|")) for number, found in flags}
     assert "empty" in by_item[1]
-    assert "repetition" in by_item[2]
+    assert "looping" in by_item[2]
     assert "wrong script" in by_item[3]
     assert any("cut at the limit" in found for found in by_item.values())
 
