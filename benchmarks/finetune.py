@@ -70,7 +70,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     from qlora_baseline import CHECKPOINT, rows
 
     from bnbench.finetune.engine.rows import Row
-    from bnbench.finetune.plan import _precision
+    from bnbench.finetune.plan import recipe_precision
     from bnbench.finetune.recipes import load_recipe
     from bnbench.finetune.tuners.base import Job
     from bnbench.models.files import Base
@@ -90,7 +90,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
         base=Base("base llama-8b", str(CHECKPOINT), "", CHECKPOINT, "llama-8b"),
         rows=tuple(Row(str(i), ids, ids) for i, ids in enumerate(data)),
         pad_id=128004,
-        precision=_precision(recipe, Device.of("cuda"), 8_030_261_248),
+        precision=recipe_precision(recipe, Device.of("cuda"), 8_030_261_248),
         device="cuda",
         steps=args.steps,
         warmup_steps=1,
@@ -160,13 +160,13 @@ def expectation(job):
     from qlora_baseline import CHECKPOINT
     from transformers import AutoConfig
 
-    from bnbench.finetune.engine.lora import count_parameters
     from bnbench.finetune.memory import Shape, estimate
+    from bnbench.finetune.tuners.adapter import count_parameters
 
     config = AutoConfig.from_pretrained(CHECKPOINT)
     trainable, total = count_parameters(config, job.recipe)
     shape = Shape.of(config, total - trainable)
-    return estimate(shape, job.recipe, job.rows, trainable, job.steps, card=torch.cuda.get_device_name(0))
+    return estimate(shape, job.recipe, job.rows, trainable, job.steps, gpu=torch.cuda.get_device_name(0))
 
 
 def profiled(job, path: Path):

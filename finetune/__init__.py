@@ -1,19 +1,30 @@
 """Fine-tuning: recipes, tuners, and one function that trains an adapter or goes on with one.
 
-    from bnbench.finetune import FinetuneRequest, finetune, load_recipe
+    from bnbench.finetune import finetune, finetune_request, plan
 
-    finetune(FinetuneRequest(base="FOLDER", recipe="t4", examples=..., fingerprint=..., output=Path("adapters/mine")))
+    request = finetune_request("t4", base="owner/name", data="conversations.csv", overrides={"epochs": "2"})
+    print(plan(request))          # what it will take
+    result = finetune(request)    # the same call goes on after an interruption
 
-Importing this package imports no torch; `finetune` and `plan` do, when they are called.
+A request says all that `bnbench finetune` can be told: `finetune_request` reads the data file as the command does, and
+a `FinetuneRequest` of one's own takes examples that are in memory already. Importing this package imports no torch;
+`finetune` and `plan` do, when they are called.
 """
 
 from bnbench.data.pairs import Pair, load_pairs
-from bnbench.finetune.engine.lora import count_parameters
-from bnbench.finetune.plan import FinetuneRequest, Plan, plan
+from bnbench.finetune.plan import (
+    FinetuneRequest,
+    Plan,
+    finetune_request,
+    parse_duration,
+    plan,
+    recipe_list,
+    recipe_table,
+)
 from bnbench.finetune.publish import Published, publish
-from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.finetune.request import copy_recipe, finetune_request, parse_duration, recipe_list, recipe_table
+from bnbench.finetune.recipes import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.session import FinetuneResult, finetune
+from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, save_adapter
 from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner, tuner_names
 
 __all__ = [
@@ -27,12 +38,14 @@ __all__ = [
     "Published",
     "Recipe",
     "Tuner",
+    "adapt",
     "copy_recipe",
     "count_parameters",
     "finetune",
     "finetune_request",
     "get_tuner",
     "list_recipes",
+    "load_base",
     "load_pairs",
     "load_recipe",
     "parse_duration",
@@ -41,5 +54,6 @@ __all__ = [
     "recipe_list",
     "recipe_table",
     "recipe_text",
+    "save_adapter",
     "tuner_names",
 ]

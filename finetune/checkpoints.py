@@ -10,7 +10,6 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bnbench.records import write_json
 
@@ -30,44 +29,28 @@ class Checkpoint:
 
 def seal(folder: Path, seconds: float) -> None:
     """Syncs every file of a checkpoint to the disk, then writes the seal over their hashes."""
-    files = {}
-    for file in _files(folder):
+    hashes = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _SEAL and not f.name.startswith(".")):
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
-            files[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_json(folder / _SEAL, {"seconds": seconds, "files": files})
+            hashes[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    write_json(folder / _SEAL, {"seconds": seconds, "files": hashes})
 
 
 def newest_checkpoint(parent: Path) -> Checkpoint | None:
     """The newest whole checkpoint below `parent`. Torn ones that are newer are named in the log and removed."""
-    for folder in sorted(_folders(parent), key=_step, reverse=True):
-        sealed = _read_seal(folder)
-        if sealed is not None:
-            return Checkpoint(folder, _step(folder), sealed["seconds"])
-        _log.warning("checkpoint %s is torn (written while the process was killed, or damaged): removed", folder)
-        shutil.rmtree(folder)
+    found = [
+        (int(match[1]), f) for f in parent.glob("checkpoint-*") if f.is_dir() and (match := _NAME.fullmatch(f.name))
+    ]
+    for step, folder in sorted(found, reverse=True):
+        try:
+            sealed = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+            for name, sha256 in sealed["files"].items():
+                with (folder / name).open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                        raise ValueError(f"{name} is not what was sealed")
+            return Checkpoint(folder, step, sealed["seconds"])
+        except (OSError, ValueError, KeyError):
+            _log.warning("checkpoint %s is torn (written while the process was killed, or damaged): removed", folder)
+            shutil.rmtree(folder)
     return None
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [f for f in parent.glob("checkpoint-*") if f.is_dir() and _NAME.fullmatch(f.name)]
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _SEAL and not f.name.startswith("."))
-
-
-def _read_seal(folder: Path) -> dict[str, Any] | None:
-    try:
-        sealed: dict[str, Any] = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        for name, sha256 in sealed["files"].items():
-            with (folder / name).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                    return None
-    except (OSError, ValueError, KeyError):
-        return None
-    return sealed

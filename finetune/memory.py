@@ -1,12 +1,12 @@
-"""The peak memory of a training on a card and the time it takes, from shapes alone: no weights, no card.
+"""The peak memory of a training on a GPU and the time it takes, from shapes alone: no weights, no GPU.
 
     peak = weights + adapter + gradients + optimizer + activations kept + max(one layer, loss chunk) + allocator
 
 The terms hold for decoders of Llama's plan (two norms, attention, a gated MLP a layer). Measured on one H100 with
 Llama-3.1-8B's shape, GiB reserved, estimate in brackets: t4 at rows of 4,096 tokens 6.64 (6.40), without Liger's
 kernels 6.96 (6.85), on the benchmark's mixed lengths 6.63 (6.40); t4-r16-all-linear at 4,096 7.19 (7.17); lora-16bit
-at 4,096 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic. dpo
-ran on the H100 with a small base only.
+at 4,096 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic.
+Preference pairs were trained on the H100 with a small base only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine.rows import Row
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe
+from bnbench.finetune.tuners.base import get_tuner
 
 CONTEXT = 0.6 * 2**30
-"""What the CUDA context and its libraries take beside PyTorch's allocator."""
+"""What the CUDA context and its libraries take beside PyTorch's allocator, in bytes."""
 ALLOCATOR = 0.05
 """Share that the allocator reserves beyond what is allocated; 2–9 % measured with expandable segments."""
 PEAK_RATE: Mapping[str, float] = {
@@ -31,13 +32,26 @@ PEAK_RATE: Mapping[str, float] = {
 }  # fmt: skip
 """Makers' dense 16-bit multiplications and additions a second."""
 EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
-"""The same in float32 and, below compute capability 8, in bfloat16, which these cards only emulate."""
+"""The same in float32 and, below compute capability 8, in bfloat16, which these GPUs only emulate."""
 REACHED = 0.35
 """Share of that rate which a step reaches (H100, rows of 4,096 tokens: 2.1 s for four of them)."""
 CHUNK_BYTES = 2**28
 """Of one chunk's float32 logits: 523 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
 HOST = 0.014
 """Seconds that a layer's kernels take to launch, forward and backward (the H100 machine's CPU: 0.5 s a step)."""
+SAMPLES, MEAN_TOKENS = 4000, 660
+"""The original project's training set, which `outlook` is for."""
+
+_ADVICE: Mapping[str, str] = {
+    "weights": 'Set tuner = "qlora" and quantisation = "nf4" in the recipe, or take a smaller base',
+    "adapter": "Lower r, or name fewer targets",
+    "gradients": "Lower r, or name fewer targets",
+    "optimizer": 'Set optimizer = "paged_adamw_8bit"',
+    "activations kept": 'Set checkpointing = "non-reentrant", or lower tokens_per_row, batch_size or max_tokens',
+    "one layer or loss chunk": "Lower tokens_per_row, batch_size or max_tokens",
+    "allocator": "Take a smaller base",
+    "CUDA context": "Take a smaller base",
+}
 
 
 @dataclass(frozen=True)
@@ -77,20 +91,18 @@ class Shape:
 
 LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096)
 """Llama-3.1-8B, what the shipped recipes are made for."""
-SAMPLES, MEAN_TOKENS = 4000, 660
-"""The original project's training set."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by term and seconds of the whole training; `largest_pass` is in tokens. `seconds` is None where the card's
-    rate is not known.
+    """Bytes by term and seconds of the whole training; `largest_pass` is in tokens. `seconds` is None where the rate of
+    the GPU, or of the tuner's kernels, is not known.
     """
 
     terms: Mapping[str, float]
     largest_pass: int
     seconds: float | None
-    card: str
+    gpu: str
 
     @property
     def peak(self) -> float:
@@ -104,19 +116,19 @@ class Estimate:
             "terms_gib": {k: round(v / 2**30, 2) for k, v in self.terms.items()},
             "largest_pass_tokens": self.largest_pass,
             "seconds": None if self.seconds is None else round(self.seconds),
-            "card": self.card,
+            "card": self.gpu,
         }
 
     def __str__(self) -> str:
         shown = {k: v for k, v in self.terms.items() if v >= 0.005 * 2**30}
         beside = f"; beside it the CUDA context, {shown.pop('CUDA context') / 2**30:.2f}"
         terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in shown.items()) + beside
-        time = "" if self.seconds is None else f"; about {duration(self.seconds)} on {self.card}"
+        time = "" if self.seconds is None else f"; about {duration(self.seconds)} on {self.gpu}"
         peak = f"{self.peak / 2**30:.1f} GiB at {self.largest_pass} tokens"
-        return f"estimated peak on {self.card}: {peak} ({terms}){time}"
+        return f"estimated peak on {self.gpu}: {peak} ({terms}){time}"
 
     def check_fits(self, memory: int, name: str) -> None:
-        """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes."""
+        """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes of the GPU `name`."""
         needed = sum(self.terms.values())
         if needed <= memory:
             return
@@ -127,18 +139,6 @@ class Estimate:
         )
 
 
-_ADVICE: Mapping[str, str] = {
-    "weights": 'Set tuner = "qlora" and quantisation = "nf4" in the recipe, or take a smaller base',
-    "adapter": "Lower r, or name fewer targets",
-    "gradients": "Lower r, or name fewer targets",
-    "optimizer": 'Set optimizer = "paged_adamw_8bit"',
-    "activations kept": 'Set checkpointing = "non-reentrant", or lower tokens_per_row, batch_size or max_tokens',
-    "one layer or loss chunk": "Lower tokens_per_row, batch_size or max_tokens",
-    "allocator": "Take a smaller base",
-    "CUDA context": "Take a smaller base",
-}
-
-
 def estimate(
     shape: Shape,
     recipe: Recipe,
@@ -146,51 +146,123 @@ def estimate(
     trainable: int,
     steps: int,
     *,
-    card: str = "T4",
+    gpu: str = "T4",
     fused: bool | None = None,
 ) -> Estimate:
-    """Of a training of `rows`; `card` names the one that the time is for; `fused`: with Liger's kernels."""
+    """Of a training of `rows` in so many optimiser steps, with so many trainable parameters.
+
+    `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed).
+    """
     size = 4 if recipe.precision == "float32" else 2
     tokens = largest_pass([len(row.ids) for row in rows], recipe)
     fused = find_spec("liger_kernel") is not None if fused is None else fused
-    fused = fused and not recipe.pairs  # TRL's trainer takes the layers as they are
+    saved = _saved(shape, recipe, size, fused and not recipe.pairs)  # TRL's trainer takes the layers as they are
+
+    # NF4 is half a byte, and a scale for 64 weights: one byte and a float32 for 256 such scales where they are
+    # quantised too, else a float32 (Dettmers et al. 2023, QLoRA, section 3). Embeddings and norms stay as they are.
+    per_weight = float(size)
+    if recipe.quantisation == "nf4":
+        per_weight = 0.5 + ((1 + 4 / 256) / 64 if recipe.double_quantisation else 4 / 64)
+    # Untied input embeddings stay in the CPU's memory, but under TRL's trainer.
+    on_gpu = shape.other if shape.tied or recipe.pairs else shape.other / 2
+
+    # With checkpointing every layer's input waits for the backward pass, and what a layer saves is there for one layer
+    # at a time (Chen et al. 2016); without, all of it waits.
+    kept: float = (shape.layers + 1) * shape.hidden * size
+    if recipe.checkpointing == "none":
+        kept, saved = kept + shape.layers * saved, 0.0
+
+    # One layer's backward pass: what it saved, the widest gradients, and one weight unpacked from 4 bits. The loss is
+    # gone by then: a chunk's logits, in float32 and in the model's dtype, and three copies of the hidden states.
+    widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
+    unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
+    layer = (saved + widest * size) * tokens + unpacked
+    positions = min(tokens, chunk_positions(shape.vocabulary))
+    chunk = positions * shape.vocabulary * (4 + size) + 3.0 * tokens * shape.hidden * size
+
     terms = {
-        "weights": _weights(shape, recipe, size),
+        "weights": shape.block * per_weight + on_gpu * size,
+        # The adapter is trained in float32; Adam has two moments for each parameter, of four bytes or of one.
         "adapter": 4.0 * trainable,
         "gradients": 4.0 * trainable,
         "optimizer": trainable * (8.0 if recipe.optimizer == "adamw_torch" else 2.0),
-        "activations kept": _kept(shape, recipe, size, fused) * tokens,
-        "one layer or loss chunk": max(_layer(shape, recipe, size, fused, tokens), _chunk(shape, size, tokens)),
+        "activations kept": kept * tokens,
+        "one layer or loss chunk": max(layer, chunk),
     }
     terms["allocator"] = ALLOCATOR * sum(terms.values())
-    terms = _to_budget(terms, recipe)
+    spare = recipe.memory_gib * 2**30 - sum(terms.values())
+    if recipe.checkpointing == "non-reentrant" and spare > 0:  # layers keep what they can below memory_gib
+        terms["activations kept"] += spare
     terms["CUDA context"] = CONTEXT
-    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, card), card)
+    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu), gpu)
 
 
-def card_of(recipe: Recipe) -> str | None:
-    """The first card of `PEAK_RATE` that the recipe's `card` names; None where it needs none."""
+def _adapted(recipe: Recipe, *names: str) -> int:
+    """How many of these modules have an adapter."""
+    return len(names) if recipe.targets == (ALL_LINEAR,) else len(set(names) & set(recipe.targets))
+
+
+def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
+    """Bytes a token of what one layer keeps for its backward pass when it is not recomputed, its input left out.
+
+    Counted as in Korthikanti et al. (2022, section 4.1), for a frozen layer: a linear map without an adapter needs its
+    input for nothing, since its weight has no gradient.
+    """
+    attention, gates = _adapted(recipe, "q_proj", "k_proj", "v_proj"), _adapted(recipe, "gate_proj", "up_proj")
+    output, down = _adapted(recipe, "o_proj"), _adapted(recipe, "down_proj")
+    # Queries and attention's output, keys and values, the residual stream, both halves of the gate; then the inputs of
+    # the adapted maps, which those of one group share.
+    elements = 2 * shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner
+    elements += shape.hidden * (bool(attention) + bool(gates)) + shape.inner * down
+    masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
+    if recipe.pairs:  # PEFT's own forward: every adapted module has a copy of its input
+        elements += masks
+    eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
+    return size * elements + eager + (masks if recipe.dropout else 0)  # a dropout's mask is a byte an element
+
+
+def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu: str) -> float | None:
+    """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
+    known = next((name for name in sorted(PEAK_RATE, key=len, reverse=True) if name in gpu), None)
+    if known is None or not get_tuner(recipe.tuner).timed:
+        return None
+    rate = PEAK_RATE[known]
+    if recipe.precision in ("bfloat16", "float32"):
+        rate = EMULATED_RATE.get(known, rate)
+    # A pass is two operations a weight and token (Kaplan et al. 2020, section 2.1): one forward, one backward to the
+    # activations (frozen weights have no gradients), one forward again where layers are recomputed, and one of the base
+    # alone, the reference that pairs are measured against. The head works for supervised tokens only.
+    reference = 1 if recipe.pairs else 0
+    passes = 2 + (recipe.checkpointing != "none") + reference
+    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * recipe.rows_per_sample * steps
+    share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
+    head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
+    arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
+    per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
+    return max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """How many positions' logits the loss keeps alive at once."""
+    return max(16, CHUNK_BYTES // (4 * vocabulary))
+
+
+def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
+    """Tokens of the pass that needs most, padding included, of rows of these lengths."""
+    longest = sorted(lengths, reverse=True)[: recipe.batch_size * recipe.rows_per_sample]
+    if recipe.packing:
+        return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
+    return longest[0] * len(longest)
+
+
+def gpu_of(recipe: Recipe) -> str | None:
+    """The first GPU of `PEAK_RATE` that the recipe's `card` names; None where it needs none."""
     named = [(recipe.card.index(name), -len(name), name) for name in PEAK_RATE if name in recipe.card]
     return min(named)[2] if named else None
 
 
-def outlook(recipe: Recipe) -> Estimate | None:
-    """What a recipe asks of its card for Llama-3.1-8B and the original's samples; None for one that needs no card.
-
-    4,000 samples of 660 tokens in the mean, some as long as `max_tokens`, every token supervised.
-    """
-    card, longest = card_of(recipe), min(recipe.batch_size * recipe.rows_per_sample, SAMPLES)
-    if card is None:
-        return None
-    rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))
-    long, usual = (Row("", (0,) * n, (0,) * n) for n in (recipe.max_tokens, rest))
-    rows = [long] * longest + [usual] * (SAMPLES - longest)
-    steps = math.ceil(recipe.epochs * math.ceil(SAMPLES / recipe.samples_per_step))
-    return estimate(LLAMA_8B, recipe, rows, _trainable(LLAMA_8B, recipe), steps, card=card)
-
-
-def _trainable(shape: Shape, recipe: Recipe) -> int:
-    """LoRA's parameters: of each adapted layer, `r` times its inputs and outputs."""
+def lora_parameters(shape: Shape, recipe: Recipe) -> int:
+    """LoRA's parameters: of each adapted layer, `r` times its inputs and outputs (Hu et al. 2021, section 4.1)."""
     hidden, inner = shape.hidden, shape.inner
     sizes = {
         "q_proj": hidden + shape.queries, "k_proj": hidden + shape.keys, "v_proj": hidden + shape.keys,
@@ -200,95 +272,19 @@ def _trainable(shape: Shape, recipe: Recipe) -> int:
     return shape.layers * recipe.r * sum(size for name, size in sizes.items() if _adapted(recipe, name))
 
 
-def chunk_positions(vocabulary: int) -> int:
-    """How many positions' logits the loss keeps alive at once."""
-    return max(16, CHUNK_BYTES // (4 * vocabulary))
+def outlook(recipe: Recipe) -> Estimate | None:
+    """What a recipe asks of its GPU for Llama-3.1-8B and the original's samples; None for one that needs no GPU.
 
-
-def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
-    """Tokens of the pass that needs most, padding included."""
-    longest = sorted(lengths, reverse=True)[: recipe.batch_size * recipe.rows_per_sample]
-    if recipe.packing:
-        return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
-    return longest[0] * len(longest)
-
-
-def _weights(shape: Shape, recipe: Recipe, size: int) -> float:
-    """NF4: half a byte, and a scale for 64 weights, in one byte (and one of 4 for 256 scales) or in four."""
-    per_weight = float(size)
-    if recipe.quantisation == "nf4":
-        per_weight = 0.5 + ((1 + 4 / 256) / 64 if recipe.double_quantisation else 4 / 64)
-    # Untied input embeddings stay in the CPU's memory, but under TRL's trainer.
-    on_card = shape.other if shape.tied or recipe.pairs else shape.other / 2
-    return shape.block * per_weight + on_card * size
-
-
-def _adapted(recipe: Recipe, *names: str) -> int:
-    """How many of these modules have an adapter."""
-    return len(names) if recipe.targets == (ALL_LINEAR,) else len(set(names) & set(recipe.targets))
-
-
-def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
-    """Bytes a token of what one layer keeps for its backward pass when it is not recomputed, its input left out."""
-    attention, gates = _adapted(recipe, "q_proj", "k_proj", "v_proj"), _adapted(recipe, "gate_proj", "up_proj")
-    output, down = _adapted(recipe, "o_proj"), _adapted(recipe, "down_proj")
-    elements = 2 * shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner
-    elements += shape.hidden * (bool(attention) + bool(gates)) + shape.inner * down
-    masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
-    if recipe.pairs:  # PEFT's own forward: every adapted module has a copy of its input
-        elements += shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
-    eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
-    return size * elements + eager + (masks if recipe.dropout else 0)
-
-
-def _kept(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
-    """Bytes a token that wait for the backward pass: every layer's input, or all that it saved."""
-    inputs = (shape.layers + 1) * shape.hidden * size
-    if recipe.checkpointing != "none":
-        return inputs
-    return inputs + shape.layers * _saved(shape, recipe, size, fused)
-
-
-def _layer(shape: Shape, recipe: Recipe, size: int, fused: bool, tokens: int) -> float:
-    """One layer's backward pass: what it saved, the widest gradients, and one weight unpacked from 4 bits."""
-    saved = _saved(shape, recipe, size, fused) if recipe.checkpointing != "none" else 0.0
-    widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
-    unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
-    return (saved + widest * size) * tokens + unpacked
-
-
-def _chunk(shape: Shape, size: int, tokens: int) -> float:
-    """Logits in float32 and in the model's dtype, and three copies of the hidden states."""
-    return (
-        min(tokens, chunk_positions(shape.vocabulary)) * shape.vocabulary * (4 + size)
-        + 3.0 * tokens * shape.hidden * size
-    )
-
-
-def _to_budget(terms: dict[str, float], recipe: Recipe) -> dict[str, float]:
-    """With memory_gib set, layers keep what they can below it."""
-    spare = recipe.memory_gib * 2**30 - sum(terms.values())
-    if recipe.checkpointing == "non-reentrant" and spare > 0:
-        terms = {**terms, "activations kept": terms["activations kept"] + spare}
-    return terms
-
-
-def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, card: str) -> float | None:
-    """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
-    known = next((name for name in sorted(PEAK_RATE, key=len, reverse=True) if name in card), None)
-    if known is None or recipe.tuner == "unsloth":  # whose kernels reach another rate; its memory is about ours
+    4,000 samples of 660 tokens in the mean, some as long as `max_tokens`, every token supervised.
+    """
+    gpu, longest = gpu_of(recipe), min(recipe.batch_size * recipe.rows_per_sample, SAMPLES)
+    if gpu is None:
         return None
-    rate = PEAK_RATE[known]
-    if recipe.precision in ("bfloat16", "float32"):
-        rate = EMULATED_RATE.get(known, rate)
-    reference = 1 if recipe.pairs else 0  # a forward pass of the base for the same rows
-    passes = 2 + (recipe.checkpointing != "none") + reference
-    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * recipe.rows_per_sample * steps
-    share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
-    head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
-    per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
-    arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
-    return max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+    rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))
+    long, usual = (Row("", (0,) * n, (0,) * n) for n in (recipe.max_tokens, rest))
+    rows = [long] * longest + [usual] * (SAMPLES - longest)
+    trainable, steps = lora_parameters(LLAMA_8B, recipe), recipe.count_steps(SAMPLES)
+    return estimate(LLAMA_8B, recipe, rows, trainable, steps, gpu=gpu)
 
 
 def duration(seconds: float) -> str:

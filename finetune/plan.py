@@ -1,38 +1,51 @@
-"""Everything that can be known about a training before a weight is loaded; `bnbench finetune --dry-run` prints it."""
+"""What to train, and everything that can be known about a training before a weight is loaded.
+
+    request = finetune_request("t4", "owner/base", "conversations.csv")
+    print(plan(request, weights=False))
+
+`finetune_request` goes from what a user names (a recipe, a base, a data file) to a `FinetuneRequest`; `plan` checks one
+and counts what it will take. `bnbench finetune --dry-run` prints that, `bnbench finetune --list` prints `recipe_table`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from bnbench.data.corpus import Example
-from bnbench.data.pairs import Pair
+from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
+from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError
 from bnbench.extras import require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.lora import count_parameters
 from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
-from bnbench.finetune.memory import Estimate, Shape, card_of, estimate
-from bnbench.finetune.recipes import Recipe, load_recipe, override
-from bnbench.models.files import Base, load_config, load_generation_config, load_tokenizer, resolve_base
+from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
+from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
+from bnbench.finetune.tuners.adapter import count_parameters
+from bnbench.finetune.tuners.base import get_tuner
+from bnbench.models.files import BUNDLED, Base, load_config, load_generation_config, load_tokenizer, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
+from bnbench.records import slug
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_log = logging.getLogger("bnbench.finetune")
 
 
 @dataclass(frozen=True)
 class FinetuneRequest:
     """What to train: a base (folder or hub id), a recipe (name, path or Recipe), examples, and a folder for the
-    adapter.
+    adapter. `finetune_request` makes one of a data file.
 
     `fingerprint` is the corpus's. `overrides` are the recipe's keys as `--set key=value` gives them. `base_folder` is
     where the base lies if `base` is only the name that the adapter should record. `stop_after` (seconds) ends the
     session early with everything saved. `command` is what a user would type to go on, for messages. `device` is "auto",
-    "cpu" or "cuda". A recipe whose tuner is dpo takes `pairs`, and no examples; the result tells what it did to
-    those `held_out`.
+    "cpu" or "cuda". A recipe whose tuner trains on pairs takes `pairs`, and no examples; the result tells what it did
+    to those `held_out`.
     """
 
     base: str
@@ -52,11 +65,87 @@ class FinetuneRequest:
     held_out: tuple[Pair, ...] = ()
 
 
+def finetune_request(
+    recipe: str | None = None,
+    base: str | None = None,
+    data: str | None = None,
+    out: Path | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    split_sizes: str = "4000/300/300",
+    split: str = "train",
+    limit: int | None = None,
+    overrides: Mapping[str, str] | None = None,
+    stop_after: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    command: str = "",
+    weights: bool = True,
+) -> FinetuneRequest:
+    """Reads the corpus as `bnbench evaluate` splits it, so that a test row is never trained on, and names the folder.
+
+    `base` is a folder or hub id with an optional @revision; None is the bundled base. `recipe` is "t4" by default, and
+    "demo" for the bundled base. Rows that the recipe's `max_tokens` would cut are dropped whole. `out` is
+    adapters/RECIPE-BASE by default. Without `weights` those of the base need not be there: a dry run reads none.
+
+    Raises:
+        CorpusError, CandidateError, PromptError, RecipeError: what is wrong with the data, the base or the recipe.
+    """
+    if split not in ("train", "all"):
+        raise RecipeError(f"--split {split}: train on train, or on all; the other rows are for testing")
+    if columns and not data:
+        raise RecipeError("--columns says what the columns of --data are called: give --data too")
+    seconds = parse_duration(stop_after) if stop_after else None
+    recipe = recipe or ("t4" if base else "demo")
+    loaded = load_recipe(recipe, overrides)
+
+    # Name and revision as the adapter's configuration will state them. A folder's name is absolute, since the adapter's
+    # record of its base must hold wherever `evaluate` is started.
+    location, _, revision = (base or f"{BUNDLED}base").partition("@")
+    if base and Path(base).exists():
+        location, revision = str(Path(base).resolve()), ""
+    files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
+    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    count, longest = Prompter.of(tokenizer, load_generation_config(files)).count_tokens, loaded.max_tokens
+
+    read: dict[str, Any] = {"columns": columns or {}, "sizes": SplitSizes.parse(split_sizes), "max_tokens": longest}
+    chosen: dict[str, Any] = {"examples": ()}
+    if loaded.pairs:
+        found = load_pairs(data, **read, count_tokens=count)
+        corpus, chosen["pairs"], chosen["held_out"] = found.corpus, found.select(split, limit), found.held_out(split)
+    else:
+        corpus = load_corpus(data, **read, count_tokens=count) if data else demo_corpus(longest, count)
+        chosen["examples"] = corpus.select(split, limit)
+    if not corpus.is_split:
+        _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
+    return FinetuneRequest(
+        base=location,
+        fingerprint=corpus.fingerprint,
+        output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
+        recipe=loaded,
+        revision=revision or None,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        stop_after=seconds,
+        command=command,
+        **chosen,
+    )
+
+
+def parse_duration(text: str) -> float:
+    """`11h30m`, `45m` or `90s` in seconds; RecipeError for anything else."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise RecipeError(f"{text!r} is no length of time: write it as 11h30m, 45m or 90s")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A training that passed every check. Token counts are over one epoch; steps are optimiser steps.
 
-    The estimate is for one of the processes, which have a card each. A pair is two rows, chosen and rejected.
+    The estimate is for one of the processes, which have a GPU each. A pair is two rows, chosen and rejected.
     """
 
     recipe: Recipe
@@ -88,21 +177,19 @@ class Plan:
             held_out = len(self.held_out) // 2
             unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {held_out} held out"
             longest = f"reply with its prompt {longest}"
-        return (
+        text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
             f"{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
-            f"{'' if self.base.has_weights else self._missing}"
         )
-
-    @property
-    def _missing(self) -> str:
-        return f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
+        if not self.base.has_weights:
+            text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
+        return text
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be gone on from."""
+        """What must be the same for a checkpoint to be gone on from, as plain JSON values."""
         return {
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
@@ -140,16 +227,17 @@ class Plan:
 def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     """Checks recipe, base and rows, and counts what the training will be; loads the tokenizer but no weights.
 
-    Without `weights` (a dry run) they need not even be on this machine, and none are fetched. Raises RecipeError,
-    CandidateError, PromptError, TrainingError (rows that must not be trained on, a card too small)
-    or MissingExtraError.
+    Without `weights` (a dry run) they need not even be on this machine, and none are fetched; nor need the device that
+    the tuner wants be here, or its packages, which the log then names. Raises RecipeError, CandidateError, PromptError,
+    TrainingError (rows that must not be trained on, a GPU too small) or MissingExtraError.
     """
-    recipe = _recipe(request)
+    recipe = load_recipe(request.recipe, request.overrides)
     share = recipe.shared(processes.count())
-    _check_installed(recipe)
-    device = _device(request.device)
-    if recipe.tuner == "unsloth" and weights:
-        _check_unsloth(device)
+    device = _check_machine(recipe, request.device, weights)
+    if recipe.pairs != bool(request.pairs) or (request.pairs and request.examples):
+        wanted = "pairs, and no examples" if recipe.pairs else "examples, and no pairs"
+        raise RecipeError(f'recipe {recipe.name}: the tuner "{recipe.tuner}" trains on {wanted}')
+
     trust = request.trust_remote_code
     base = resolve_base(
         request.base, request.revision, folder=request.base_folder, trust_remote_code=trust, weights=weights
@@ -157,13 +245,18 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     config, tokenizer = load_config(base, trust_remote_code=trust), load_tokenizer(base, trust_remote_code=trust)
     prompts = Prompter.of(tokenizer, load_generation_config(base), request.system)
     pad = pad_id(tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
-    rows, held_out = (make_rows(examples, prompts, recipe.loss) for examples in _examples(request, recipe))
+
+    # A pair is two examples in turns, and so two rows.
+    examples = request.examples or [e for p in request.pairs for e in (p.chosen, p.rejected)]
+    rows = make_rows(examples, prompts, recipe.loss)
+    held_out = make_rows([e for p in request.held_out for e in (p.chosen, p.rejected)], prompts, recipe.loss)
     for part in (rows, held_out) if held_out else (rows,):
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
+
     trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
-    steps = count_steps(len(rows) // recipe.rows_per_sample, recipe)
-    name = device.name if device.type == "cuda" else card_of(recipe) or "T4"
-    expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, card=name)
+    steps = recipe.count_steps(len(rows) // recipe.rows_per_sample)
+    gpu = device.name if device.type == "cuda" else gpu_of(recipe) or "T4"
+    expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
     return Plan(
@@ -174,73 +267,41 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         fingerprint=request.fingerprint,
         prompt=prompts.describe(),
         pad_id=pad,
-        precision=_precision(recipe, device, total - trainable),
+        precision=recipe_precision(recipe, device, total - trainable),
         device=device.type,
         trainable=trainable,
         total=total,
         steps=steps,
-        warmup_steps=count_warmup(steps, recipe),
+        warmup_steps=recipe.count_warmup(steps),
         processes=processes.count(),
         estimate=expected,
     )
 
 
-def _examples(request: FinetuneRequest, recipe: Recipe) -> tuple[Sequence[Example], Sequence[Example]]:
-    """What is trained on, and what is held out. Raises RecipeError for examples where pairs are wanted, or pairs where
-    they are not.
-    """
-    if recipe.pairs != bool(request.pairs) or (request.pairs and request.examples):
-        wanted = "pairs, and no examples" if recipe.pairs else "examples, and no pairs"
-        raise RecipeError(f'recipe {recipe.name}: the tuner "{recipe.tuner}" trains on {wanted}')
-    trained, held_out = (
-        [e for p in pairs for e in (p.chosen, p.rejected)] for pairs in (request.pairs, request.held_out)
-    )
-    return request.examples or trained, held_out
-
-
-def count_steps(rows: int, recipe: Recipe) -> int:
-    """Optimiser steps of a run; the last step of each epoch may see fewer samples."""
-    per_epoch = math.ceil(math.ceil(rows / recipe.batch_size) / recipe.accumulate)
-    return math.ceil(recipe.epochs * per_epoch)
-
-
-def count_warmup(steps: int, recipe: Recipe) -> int:
-    """Steps of rising rate, as transformers counts them; the first has rate 0, so one alone would only be lost."""
-    warmup = math.ceil(recipe.warmup * steps)
-    return warmup if warmup > 1 else 0
-
-
-def _recipe(request: FinetuneRequest) -> Recipe:
-    given = request.recipe
-    return override(given, request.overrides) if isinstance(given, Recipe) else load_recipe(given, request.overrides)
-
-
-def _check_installed(recipe: Recipe) -> None:
+def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
+    """The device. Raises RecipeError or MissingExtraError where it, or a package that the recipe needs, is not here."""
     for module in ("torch", "transformers"):
         require(module, extra="models")
-    more = (("bitsandbytes",) if _needs_bitsandbytes(recipe) else ()) + (("trl",) if recipe.pairs else ())
-    for module in ("peft", *more):
+    eight_bits = recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
+    for module in ("peft", *(("bitsandbytes",) if eight_bits else ())):
         require(module, extra="finetune")
-
-
-def _needs_bitsandbytes(recipe: Recipe) -> bool:
-    return recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
-
-
-def _check_unsloth(device: Device) -> None:
-    if device.type != "cuda":
-        raise RecipeError(f'the tuner "unsloth" needs an NVIDIA GPU (this is {device.type}): set tuner = "qlora"')
-    if find_spec("unsloth") is None:
-        raise MissingExtraError('unsloth is not installed: pip install unsloth, or set tuner = "qlora"')
-
-
-def _device(wanted: str) -> Device:
     if wanted not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"device is {wanted!r}: choose auto, cpu or cuda (and a card by CUDA_VISIBLE_DEVICES)")
-    return Device.of(wanted)
+    device, tuner = Device.of(wanted), get_tuner(recipe.tuner)
+    tuner.check(recipe, device if trains else None)
+    for module, name in tuner.packages.items():
+        if find_spec(module) is None:  # found, and not imported: some change torch as they load
+            missing = f'{module} is not installed: pip install {name} (the tuner "{recipe.tuner}" needs it)'
+            if trains:
+                raise MissingExtraError(missing)
+            _log.warning("%s", missing)
+    return device
 
 
-def _precision(recipe: Recipe, device: Device, parameters: int) -> Precision:
+def recipe_precision(recipe: Recipe, device: Device, parameters: int) -> Precision:
+    """The arithmetic of a training: what the device is fast in, or what the recipe insists on; RecipeError for float16
+    on a CPU. `parameters` are those of the base.
+    """
     chosen = choose_precision(device, parameters, recipe.quantisation == "nf4")
     if recipe.precision != "auto":
         reason = f"{recipe.precision}, because the recipe {recipe.name} asks for it"
@@ -250,3 +311,24 @@ def _precision(recipe: Recipe, device: Device, parameters: int) -> Precision:
     if device.type == "cpu" and chosen.dtype_name == "float16":
         raise RecipeError('precision "float16" cannot be trained on a CPU: set precision = "auto"')
     return chosen
+
+
+def recipe_list() -> list[dict[str, Any]]:
+    """The shipped recipes as plain JSON values; `estimate` is for Llama-3.1-8B and 4,000 samples, null where no GPU is
+    needed.
+    """
+    recipes = [load_recipe(name) for name in list_recipes()]
+    return [{**r.to_dict(), "estimate": e.summary() if (e := outlook(r)) else None} for r in recipes]
+
+
+def recipe_table() -> str:
+    """The same for a terminal: name, what it is, the GPU it is for, and what it asks of that GPU."""
+    recipes = [load_recipe(name) for name in list_recipes()]
+    width, lines = max(len(recipe.name) for recipe in recipes), []
+    for recipe in recipes:
+        lines += [f"{recipe.name:<{width}}  {recipe.description}", f"{'':<{width}}  card: {recipe.card}"]
+        if expected := outlook(recipe):
+            peak = f"{expected.peak / 2**30:.1f} GiB at {recipe.max_tokens:,} tokens"
+            time = f", {SAMPLES:,} samples in about {duration(expected.seconds)}" if expected.seconds else ""
+            lines.append(f"{'':<{width}}  estimated for Llama-3.1-8B on {expected.gpu}: {peak}{time}")
+    return "\n".join(lines)

@@ -4,28 +4,40 @@
 
     publish(Path("adapters/mine"), run=Path("runs/mine"), repo="owner/name")
 
-The token is huggingface_hub's: `HF_TOKEN`, else the file that `HF_TOKEN_PATH` names. There is no flag for it.
+The token is huggingface_hub's: `HF_TOKEN`, else the file that `HF_TOKEN_PATH` names. There is no flag for it. The front
+matter of the card with its `model-index`, and `.eval_results/*.yaml`, are written by huggingface_hub's own classes. The
+latter (hub-docs, docs/hub/eval-results.md) is for data sets of the hub that are benchmarks there, with the task that
+their eval.yaml names, so only the user can say which.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError, TrainingError, UsageError
+from bnbench.errors import CandidateError, RunError, TrainingError, UsageError
 from bnbench.extras import require
-from bnbench.finetune import card
 from bnbench.models.files import BUNDLED, ModelFiles, hub_id, is_offline
+from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
-from bnbench.records import TRAINING, TrainingRecord, as_json, read_training, slug, write_json, write_text
+from bnbench.records import TRAINING, RunRecord, TrainingRecord, read_run, read_training, slug, write_json, write_text
+from bnbench.reports.panels import training_facts
+from bnbench.reports.ranking import Ranking, Standing, rank
+from bnbench.reports.render import escaped, evaluation_md, table_md
+from bnbench.reports.values import primary_value, shown_values
 
+MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_HUB_METRICS = {"chrF++": "chrf", "chrF": "chrf", "BLEU": "bleu", "ROUGE": "rouge", "perplexity": "perplexity"}
+_TOPIC, _MESSAGE = "মানসিক স্বাস্থ্য", "আমার মন খারাপ, কিছুতেই ঘুম আসে না।"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
-_WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", TRAINING, "loss.svg")
+_WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", TRAINING, "loss.svg", ".eval_results/*.yaml")
 
 
 @dataclass(frozen=True)
@@ -46,14 +58,26 @@ class Published:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """An adapter as it lies in its folder; `record` is None where bnbench did not train it."""
+class Adapter:
+    """An adapter as it lies in its folder, with the hub id and revision of its base.
+
+    `record` is None where bnbench did not train it.
+    """
 
     files: ModelFiles
     config: Mapping[str, Any]
     record: TrainingRecord | None
     base: str
     revision: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One adapter's part of a run: the run's record, its ranking, and the adapter's standing therein."""
+
+    run: RunRecord
+    ranking: Ranking
+    standing: Standing
 
 
 def publish(
@@ -85,150 +109,237 @@ def publish(
         RunError: `run` is no finished run of this adapter, or the record of its training is damaged.
         TrainingError: the hub did not take it; the folder stays, and the same call tries again.
     """
-    if not (repo is None and dry_run) and not card.HUB_ID.fullmatch(repo or ""):
+    if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
-    source = _read(adapter, base_id)
-    evaluation = card.read_evaluation(run, source.files.weights_sha256()) if run else None
-    if dataset_id:
-        card.check_dataset(dataset_id, evaluation)
+    source = _read_adapter(adapter, base_id)
+    evaluation = _read_evaluation(run, source.files.weights_sha256()) if run else None
+    if dataset_id and not HUB_ID.fullmatch(re.split("[@#]", dataset_id)[0]):
+        raise UsageError(f"--dataset-id {dataset_id}: write it as owner/name[@revision][#task]")
+    if dataset_id and evaluation is None:
+        raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder = out or Path("published") / slug(adapter.resolve().name)
     name = repo.rpartition("/")[2] if repo else adapter.resolve().name
-    readme = _card(source, evaluation, name, repo, dataset_id, license)
-    _make_room(folder, adapter)
+    data = card_data(source, evaluation, name, dataset_id, license)
+    readme = _readme(source, evaluation, name, repo, data)
+    results = _eval_results(evaluation, dataset_id, repo) if evaluation and dataset_id else ""
+
+    if folder.resolve() == adapter.resolve():
+        raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
+    if folder.exists() and any(folder.iterdir()):
+        before = folder / "README.md"
+        if not before.is_file() or MARK not in before.read_text(encoding="utf-8", errors="replace"):
+            raise UsageError(f"--out {folder} holds files that bnbench publish did not write: name another folder")
+        for pattern in _WRITTEN:
+            for file in filter(Path.is_file, folder.glob(pattern)):
+                file.unlink()
     write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
     _copy(source, folder)
-    if evaluation and dataset_id:
-        results = require("yaml", extra="models").safe_dump(evaluation.eval_results(dataset_id, repo), **_YAML)
+    if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private))
 
 
-_YAML: Mapping[str, Any] = {"allow_unicode": True, "sort_keys": False, "width": 1000}
-
-
-def _read(adapter: Path, base_id: str | None) -> _Source:
+def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
+    """The adapter and its base. Raises UsageError where the base is a folder, which nobody else can load."""
     label = f"adapter {adapter}"
     if not (adapter / "adapter_config.json").is_file():
         raise CandidateError(f"{label}: there is no adapter_config.json, so this is no folder of a PEFT adapter")
-    files = ModelFiles(label, str(adapter), "", adapter)
     if not (adapter / "adapter_model.safetensors").is_file():
         raise CandidateError(f"{label}: there is no adapter_model.safetensors: finish its training, or save it by PEFT")
+    files = ModelFiles(label, str(adapter), "", adapter)
     config = files.read_json("adapter_config.json")
-    base, revision = _base(str(config.get("base_model_name_or_path") or ""), config.get("revision"), base_id, adapter)
-    return _Source(files, config, read_training(adapter), base, revision)
-
-
-def _base(named: str, revision: str | None, given: str | None, adapter: Path) -> tuple[str, str | None]:
-    """The base's hub id and revision. A folder of the hub's cache says both; another folder must not be published."""
-    if given is not None:
-        if not card.HUB_ID.fullmatch(given):
-            raise UsageError(f"--base-id {given}: write it as owner/name, as on the hub")
-        return given, revision if given == named else None
+    named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     path = Path(named).expanduser()
-    if cached := hub_id(path):
-        return cached, path.resolve().name
-    if named.startswith(BUNDLED) or not card.HUB_ID.fullmatch(named) or path.is_dir() or (adapter / named).is_dir():
+    if base_id is not None:
+        if not HUB_ID.fullmatch(base_id):
+            raise UsageError(f"--base-id {base_id}: write it as owner/name, as on the hub")
+        base, revision = base_id, revision if base_id == named else None
+    elif cached := hub_id(path):  # a folder of the hub's cache, whose path says id and commit
+        base, revision = cached, path.resolve().name
+    elif named.startswith(BUNDLED) or not HUB_ID.fullmatch(named) or path.is_dir() or (adapter / named).is_dir():
         raise UsageError(
             f"{adapter / 'adapter_config.json'} names its base {named!r}, which nobody else can load: give the hub id "
             "of the same weights with --base-id owner/name"
         )
-    return named, revision
+    else:
+        base = named
+    return Adapter(files, config, read_training(adapter), base, revision)
 
 
-def _make_room(folder: Path, adapter: Path) -> None:
-    """The folder without what an earlier call wrote, but for its README, which is replaced.
-
-    Raises UsageError for one that something else wrote.
-    """
-    if folder.resolve() == adapter.resolve():
-        raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    readme = folder / "README.md"
-    if not readme.is_file() or card.MARK not in readme.read_text(encoding="utf-8", errors="replace"):
-        raise UsageError(f"--out {folder} holds files that bnbench publish did not write: name another folder")
-    for pattern in (*_WRITTEN, ".eval_results/*.yaml"):
-        for file in filter(Path.is_file, folder.glob(pattern)):
-            file.unlink()
+def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
+    """The part of a run folder that is about the adapter whose weights have this hash; RunError where none is."""
+    run = read_run(folder)
+    adapters = [c for c in run.record.candidates if c.kind == "adapter"]
+    mine = next((c.name for c in adapters if c.weights_sha256 == sha256), None)
+    if mine is None:
+        others = ", ".join(f"{c.name} ({str(c.weights_sha256)[:12]})" for c in adapters) or "no adapter"
+        raise RunError(
+            f"{folder}: this run is about {others}, not about these weights ({sha256[:12]}): evaluate them with "
+            "`bnbench evaluate --adapter`, or leave out --run"
+        )
+    ranking = rank([run])
+    return Evaluation(run.record, ranking, next(s for s in ranking.standings if s.candidate == mine))
 
 
-def _copy(source: _Source, folder: Path) -> None:
+def _copy(source: Adapter, folder: Path) -> None:
     """PEFT's files and the training's record, without what is only true on this machine."""
     for pattern in (*_COPIED, *_TOKENIZER):
         for file in filter(Path.is_file, source.files.folder.glob(pattern)):
             shutil.copyfile(file, folder / file.name)
     named = {"base_model_name_or_path": source.base, "revision": source.revision}
     write_json(folder / "adapter_config.json", {**source.config, **named})
-    if source.record is None:
-        return
-    base = replace(source.record.base, name=source.base)
-    write_json(folder / TRAINING, as_json(replace(source.record, command="", base=base)))
-    write_text(folder / "recipe.toml", "".join(_toml(k, v) for k, v in source.record.recipe.items()))
-    write_text(folder / "loss.svg", loss_svg(source.record.curve))
+    if source.record is not None:
+        base = replace(source.record.base, name=source.base)
+        write_json(folder / TRAINING, replace(source.record, command="", base=base))
+        # TOML's strings, numbers, booleans and lists of strings are JSON's.
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
+        write_text(folder / "recipe.toml", "".join(lines))
+        write_text(folder / "loss.svg", loss_svg(source.record.curve))
 
 
-def _toml(key: str, value: Any) -> str:
-    """A line of TOML: its strings, numbers, booleans and lists of strings are JSON's."""
-    return f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+def card_data(
+    source: Adapter, evaluation: Evaluation | None, name: str, dataset: str | None, license: str | None
+) -> Any:
+    """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show.
 
-
-def _card(
-    source: _Source,
-    evaluation: card.Evaluation | None,
-    name: str,
-    repo: str | None,
-    dataset: str | None,
-    license: str | None,
-) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # Markdown: `md` escapes
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    `dataset` is the hub id of the data, with what may follow it; without one it is the corpus, where that is a hub id.
+    """
+    hub = require("huggingface_hub", extra="models")
+    tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
+    results: dict[str, Any] = {}
+    if evaluation is not None:
+        corpus, standing = evaluation.run.corpus, evaluation.standing
+        place = corpus.source
+        is_hub = HUB_ID.fullmatch(place.partition("@")[0]) and not Path(place).suffix and not Path(place).exists()
+        data_set = re.split("[@#]", dataset or (place if is_hub else ""))[0] or slug(corpus.name)
+        results = {"model_name": name, "eval_results": []}
+        for value in shown_values(evaluation.ranking):
+            if score := standing.score(value.metric, value.name):
+                result = hub.EvalResult(
+                    task_type="text-generation",
+                    task_name="Replies to messages in Bengali",
+                    dataset_type=data_set,
+                    dataset_name=corpus.name,
+                    dataset_split=corpus.split,
+                    metric_type=_HUB_METRICS.get(value.metric, value.metric),
+                    metric_name=f"{value.metric}: {value.name}",
+                    metric_value=score.value,
+                )
+                results["eval_results"].append(result)
+    return hub.ModelCardData(
+        base_model=source.base,
+        base_model_relation="adapter",
+        library_name="peft",
+        pipeline_tag="text-generation",
+        language="bn",
+        license=license,
+        tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])],
+        **results,
     )
-    environment.filters["md"] = card.escaped
-    prompt = source.record.prompt if source.record else evaluation.meta.prompt if evaluation else {}
-    front = _front(source, evaluation, name, dataset, license)
-    return environment.get_template("card.md.j2").render(
-        front=require("yaml", extra="models").safe_dump(front, **_YAML),
-        mark=card.MARK,
-        name=name,
-        kind=str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA"),
-        base=source.base,
-        adapter=_shape(source.config),
-        snippet=card.snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
-        evaluation=evaluation,
-        training=card.facts(source.record) if source.record else None,
-    )
 
 
-def _front(
-    source: _Source, evaluation: card.Evaluation | None, name: str, dataset: str | None, license: str | None
-) -> dict[str, Any]:
-    trained = source.record.recipe if source.record else {}
-    tuner = str(trained.get("tuner") or source.config.get("peft_type", "")).lower()
-    return {
-        "base_model": source.base,
-        "base_model_relation": "adapter",
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "language": "bn",
-        **({"license": license} if license else {}),
-        "tags": ["bengali", "bnbench", *([tuner] if tuner else [])],
-        **({"model-index": evaluation.model_index(name, dataset)} if evaluation else {}),
-    }
-
-
-def _shape(config: Mapping[str, Any]) -> str:
+def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str | None, data: Any) -> str:
+    """The card: the template's words around what the report's pens draw."""
+    hub = require("huggingface_hub", extra="models")
+    parts = ("verdict", "about", "primary", "evaluation", "signatures", "training")
+    record, drawn = source.record, dict.fromkeys(parts, "")
+    prompt: Mapping[str, Any] = record.prompt if record else {}
+    if evaluation is not None:
+        run, ranking = evaluation.run, evaluation.ranking
+        corpus, decoding, prompt = run.corpus, run.decoding, prompt or run.prompt
+        how = "greedy" if decoding["greedy"] else f"temperature {decoding['temperature']}, top-p {decoding['top_p']}"
+        about = (
+            f"{ranking.n} messages of {corpus.name} (split {corpus.split}, fingerprint {corpus.fingerprint[:12]}), "
+            f"bnbench {run.bnbench}, {how}, repetition penalty {decoding['repetition_penalty']}."
+        )
+        drawn["about"], drawn["primary"] = escaped(about), escaped(primary_value(ranking).label)
+        verdict, drawn["evaluation"] = evaluation_md(ranking, evaluation.standing.candidate)
+        drawn["verdict"] = escaped(verdict)
+        drawn["signatures"] = "\n".join(f"* `{signature}`" for signature in ranking.signatures.values())
+    if record is not None:
+        packages = {"bnbench": record.bnbench, **record.packages}
+        facts = [
+            *training_facts(record.summary()),
+            ("Parameters", f"{record.parameters.trainable:,} trained, of {record.parameters.total:,}"),
+            ("Data", f"fingerprint {record.data.fingerprint}"),
+            ("Base weights", f"sha256 {record.base.weights_sha256}"),
+            ("Packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
+        ]
+        drawn["training"] = table_md([["", ""], *map(list, facts)])
     keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "peft_version")
-    return ", ".join(f"{key} {config[key]}" for key in keys if config.get(key) is not None)
+    card = hub.ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).parent / "templates" / "card.md.j2"),
+        mark=MARK,
+        title=escaped(name),
+        kind=str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA"),
+        base=escaped(source.base),
+        snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
+        adapter=escaped(", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None)),
+        **drawn,
+    )
+    return f"{card}\n"
+
+
+def _eval_results(evaluation: Evaluation, dataset: str, repo: str | None) -> str:
+    """The YAML of `.eval_results`: one entry, the primary value. `dataset` is owner/name[@revision][#task]."""
+    hub = require("huggingface_hub", extra="models")
+    if not hasattr(hub, "EvalResultEntry"):
+        raise UsageError(f"--dataset-id needs a newer huggingface_hub than {hub.__version__}: pip install -U it")
+    rest, _, task = dataset.partition("#")
+    identity, _, revision = rest.partition("@")
+    ranking, value = evaluation.ranking, primary_value(evaluation.ranking)
+    score = ranking.primary_score(evaluation.standing)
+    entry = hub.EvalResultEntry(
+        dataset_id=identity,
+        task_id=task or "default",
+        dataset_revision=revision or None,
+        value=score.value,
+        date=evaluation.run.finished,
+        source_url=f"https://huggingface.co/{repo}" if repo else None,
+        source_name="Model card" if repo else None,
+        notes=f"{value.name}, 95 % {value.number(score.low)} to {value.number(score.high)}, "
+        f"{ranking.signatures[ranking.primary]}",
+    )
+    written: str = hub.utils.yaml_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return written
+
+
+def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, Any]) -> str:
+    """Python that loads base and adapter and replies to one message, prompted as in training where that is known."""
+    at = f", revision={json.dumps(revision)}" if revision else ""
+    system = str(prompt.get("system") or SYSTEM).replace("{topic}", _TOPIC)
+    written = template_of(str(prompt.get("kind"))).replace("{user}", "{message}")
+    llama = prompt.get("kind") == "llama-3.1"
+    plain = "add_special_tokens=False, " if llama else ""
+    asked = (
+        f"prompt = f{json.dumps(written, ensure_ascii=False)}\n"
+        f'inputs = tokenizer(prompt, {plain}return_tensors="pt").to(model.device)'
+        if written
+        else 'messages = [{"role": "system", "content": system}, {"role": "user", "content": message}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n).to(model.device)'
+    )
+    stop = ',\n    eos_token_id=tokenizer.convert_tokens_to_ids("<|eot_id|>")' if llama else ""
+    return f"""\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)}{at})
+base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{at}, dtype="auto", device_map="auto")
+model = PeftModel.from_pretrained(base, {json.dumps(adapter)})
+
+system = {json.dumps(system, ensure_ascii=False)}
+message = {json.dumps(_MESSAGE, ensure_ascii=False)}
+{asked}
+output = model.generate(
+    **inputs, max_new_tokens=400, do_sample=True, temperature=0.7, top_p=0.9, repetition_penalty=1.1{stop},
+)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
 def _push(folder: Path, repo: str, private: bool) -> str:
+    """Uploads the folder; the page of its repository. Raises as `publish` does."""
     hub = require("huggingface_hub", extra="models")
     again = f"{folder} is ready; the same command tries again"
     if is_offline():

@@ -3,7 +3,8 @@
     recipe = load_recipe("t4", {"epochs": "2"})
 
 Shipped recipes are listed by `list_recipes()`; a path to a file of one's own works in the same places. A file may leave
-out any key but `name`: the defaults are those of the recipe `t4`.
+out any key but `name`: the defaults are those of the recipe `t4`. A tuner may have keys of its own beside the common
+ones (`bnbench.finetune.tuners.base.Tuner.keys`); they stand in the file like any other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from typing import Any
 from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
+from bnbench.finetune.tuners.base import TUNERS, get_tuner
+from bnbench.records import write_text
 
 ALL_LINEAR = "all-linear"
 """The value of `targets` that adapts every linear layer but the output head."""
 
+_SHIPPED = resources.files("bnbench.finetune") / "recipes"
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "quantisation": ("nf4", "none"),
     "precision": ("auto", "float32", "float16", "bfloat16"),
@@ -41,46 +45,34 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "learning_rate": (1e-9, 1.0),
     "epochs": (1e-3, 1000.0),
     "max_grad_norm": (0.0, 1000.0),
-    "beta": (0.0, 100.0),
     "memory_gib": (0.0, 10_000.0),
     "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
 }
-_ALSO_CALLED: Mapping[str, str] = {
-    "lr": "learning_rate",
-    "rank": "r",
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "accumulate",
-    "gradient_checkpointing": "checkpointing",
-    "max_length": "max_tokens",
-    "max_seq_length": "max_tokens",
-    "optim": "optimizer",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "save_steps": "save_every",
-    "logging_steps": "log_every",
-    "dpo_beta": "beta",
-}
-_NO_INFLUENCE = frozenset({"name", "description", "card", "save_every", "log_every", "keep_checkpoints"})
+_ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
+    "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
+    "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate", "gradient_checkpointing": "checkpointing", "max_length": "max_tokens",
+    "max_seq_length": "max_tokens", "optim": "optimizer", "lr_scheduler_type": "schedule", "warmup_ratio": "warmup",
+    "save_steps": "save_every", "logging_steps": "log_every",
+}  # fmt: skip
+_NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All settings of one training run. Lengths are in tokens, `save_every` and `log_every` in optimiser steps.
 
-    `tuner` names an entry of the registry (`bnbench.finetune.tuners.base`). `precision = "auto"` takes the
-    arithmetic that the card is fast in. `loss` says which tokens count: the reply and its end-of-turn
-    ("completion"), or all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size *
-    accumulate` samples; `packing` puts the samples of a batch into rows of up to `tokens_per_row` tokens without
-    padding, which changes memory and time but not the step. `memory_gib` is a peak to stay under: layers whose
-    activations fit below it are not computed twice (0: none but where a row is shorter than the longest); it never
-    makes room, it uses what there is. `beta` is the tuner dpo's alone, whose samples are pairs: the larger, the
-    closer the adapter stays to the base.
+    `card` is the GPU that it is made for, in words. `tuner` names an entry of the registry
+    (`bnbench.finetune.tuners.base`), and `own` has the keys that only this tuner has. `precision = "auto"` takes the
+    arithmetic that the GPU is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or
+    all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples;
+    `packing` puts the samples of a batch into rows of up to `tokens_per_row` tokens without padding, which changes
+    memory and time but not the step. `memory_gib` is a peak to stay under: layers whose activations fit below it are
+    not computed twice (0: none but where a row is shorter than the longest); it never makes room, it uses what there
+    is.
+
+    Raises RecipeError, when it is made, for a value out of its range and for settings that contradict each other.
     """
 
     name: str
@@ -95,7 +87,6 @@ class Recipe:
     double_quantisation: bool = True
     precision: str = "auto"
     loss: str = "completion"
-    beta: float = 0.0
     checkpointing: str = "non-reentrant"
     memory_gib: float = 0.0
     max_tokens: int = 4096
@@ -114,24 +105,57 @@ class Recipe:
     keep_checkpoints: int = 2
     log_every: int = 50
     seed: int = 42
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        _check(self)
+        """Fills in what the tuner's own keys are by default, and checks every value and what they say together."""
+        tuner = get_tuner(self.tuner)
+        object.__setattr__(self, "own", {**tuner.keys, **self.own})
+        for key in self.own:
+            if key not in tuner.keys:
+                raise RecipeError(f'the tuner "{self.tuner}" has no key {key!r}')
+        for key, choices in _CHOICES.items():
+            if (value := getattr(self, key)) not in choices:
+                raise RecipeError(f"{key} is {value!r}{nearest(value, choices)} (one of {', '.join(choices)})")
+        for key in _AT_LEAST_ONE:
+            if getattr(self, key) < 1:
+                raise RecipeError(f"{key} is {getattr(self, key)}: it must be at least 1")
+        for key, (low, high) in _RANGES.items():
+            if not low <= getattr(self, key) <= high:  # no number lies there, nor does nan
+                raise RecipeError(f"{key} is {getattr(self, key)}: it must lie between {low:g} and {high:g}")
+        if not self.targets or "" in self.targets:
+            raise RecipeError(f'targets is empty: name modules such as "q_proj", or "{ALL_LINEAR}"')
+        if ALL_LINEAR in self.targets and len(self.targets) > 1:
+            raise RecipeError(f"targets names {ALL_LINEAR} and modules beside it: {ALL_LINEAR} already has them")
+        if self.schedule != "constant_with_warmup" and self.warmup >= 1:
+            raise RecipeError(
+                f"warmup is {self.warmup:g}: the learning rate would rise for the whole run and never fall"
+            )
+        tuner.check(self, None)
 
     @property
     def samples_per_step(self) -> int:
-        """How many samples one optimiser step sees, on all cards together."""
+        """How many samples one optimiser step sees, on all GPUs together."""
         return self.batch_size * self.accumulate
 
     @property
     def pairs(self) -> bool:
-        """Whether a sample is a pair of a chosen and a rejected reply, as for the tuner dpo."""
-        return self.tuner == "dpo"
+        """Whether a sample is a pair of a chosen and a rejected reply, which are two rows."""
+        return get_tuner(self.tuner).data == "pairs"
 
     @property
     def rows_per_sample(self) -> int:
         """2 where samples are pairs, else 1."""
         return 2 if self.pairs else 1
+
+    def count_steps(self, samples: int) -> int:
+        """Optimiser steps of a run; the last step of each epoch may see fewer samples."""
+        return math.ceil(self.epochs * math.ceil(samples / self.samples_per_step))
+
+    def count_warmup(self, steps: int) -> int:
+        """Steps of rising rate, as transformers counts them; the first has rate 0, so one alone would only be lost."""
+        warmup = math.ceil(self.warmup * steps)
+        return warmup if warmup > 1 else 0
 
     def shared(self, processes: int) -> Recipe:
         """The recipe as one of several processes sees it: its share of a step, in batches no larger.
@@ -148,8 +172,9 @@ class Recipe:
         return replace(self, batch_size=size, accumulate=math.ceil(share / size))
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values."""
-        return {**asdict(self), "targets": list(self.targets)}
+        """The recipe as plain JSON values, the tuner's own keys last; `parse_recipe` gives it back."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "own"}
+        return {**plain, "targets": list(self.targets), **self.own}
 
     def influences(self) -> dict[str, Any]:
         """The settings that move the result; those of saving and logging are left out."""
@@ -163,7 +188,7 @@ class Recipe:
 
 def list_recipes() -> tuple[str, ...]:
     """The names of the shipped recipes, in alphabetical order."""
-    return tuple(sorted(f.name.removesuffix(".toml") for f in _shipped().iterdir() if f.name.endswith(".toml")))
+    return tuple(sorted(f.name.removesuffix(".toml") for f in _SHIPPED.iterdir() if f.name.endswith(".toml")))
 
 
 def recipe_text(name: str) -> str:
@@ -173,76 +198,72 @@ def recipe_text(name: str) -> str:
             f"there is no recipe {name!r}{nearest(name, list_recipes())} "
             f"(shipped: {', '.join(list_recipes())}; or give the path of a .toml file)"
         )
-    return str((_shipped() / f"{name}.toml").read_text(encoding="utf-8"))
+    return (_SHIPPED / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def load_recipe(name_or_path: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """A shipped recipe by name, or a TOML file by path (ending in `.toml`), with `overrides` as `--set key=value` gives
-    them.
+def copy_recipe(name: str, path: Path) -> None:
+    """Writes a shipped recipe to a file of the user's own; RecipeError when there is one already."""
+    text = recipe_text(name)
+    if path.exists():
+        raise RecipeError(f"{path} exists: name another file")
+    write_text(path, text)
 
-    Raises RecipeError for a file that is missing or no TOML, an unknown key (with the nearest one), a value of the
-    wrong type or out of its range, and settings that contradict each other.
+
+def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """A shipped recipe by name, a TOML file by path (ending in `.toml`), or one that is loaded already.
+
+    `overrides` are settings as `--set key=value` gives them: a value is what TOML reads in it (`2`, `true`,
+    `["q_proj"]`), anything else is a bare string. Raises RecipeError for a file that is missing or no TOML, an unknown
+    key (with the nearest one), a value of the wrong type or out of its range, and settings that contradict each other.
     """
-    given = str(name_or_path)
-    text = _read(Path(given)) if given.endswith(".toml") else recipe_text(given)
-    try:
-        settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"recipe {given}: not valid TOML: {error}") from None
-    settings.setdefault("name", Path(given).stem)
-    return parse_recipe({**settings, **_parse_overrides(overrides or {})}, given)
-
-
-def override(recipe: Recipe, overrides: Mapping[str, str]) -> Recipe:
-    """The recipe with some settings changed, given as `--set key=value` gives them. Raises RecipeError."""
-    return parse_recipe({**recipe.to_dict(), **_parse_overrides(overrides)}, recipe.name)
+    if isinstance(recipe, Recipe):
+        where, settings = recipe.name, recipe.to_dict()
+    else:
+        where = str(recipe)
+        try:
+            text = Path(recipe).read_text(encoding="utf-8") if where.endswith(".toml") else recipe_text(where)
+            settings = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"recipe {where}: not valid TOML: {error}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {where}: cannot be read: {error}") from None
+        settings.setdefault("name", Path(recipe).stem)
+    for key, value in (overrides or {}).items():
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return parse_recipe(settings, where)
 
 
 def parse_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
     """A Recipe of plain values; `where` names their source in messages. Raises RecipeError as `load_recipe` does."""
-    known = {field.name: str(field.type) for field in fields(Recipe)}
-    for key in settings:
-        if key not in known:
-            raise RecipeError(f"recipe {where}: unknown key {key!r}{nearest(key, tuple(known))}")
-    values = {key: _typed(key, value, known[key], where) for key, value in settings.items()}
+    kinds = {one.name: str(one.type) for one in fields(Recipe) if one.name != "own"}
+    common, own = {}, {}
     try:
-        return Recipe(**values)
+        name = str(settings.get("tuner", Recipe.tuner))
+        tuner = get_tuner(name)
+        for key, value in settings.items():
+            if key in kinds:
+                common[key] = _typed(key, value, kinds[key])
+            elif key in tuner.keys:
+                own[key] = _typed(key, value, type(tuner.keys[key]).__name__)
+            elif owners := [other for other in TUNERS.built_in if key in get_tuner(other).keys]:
+                # Recipes that older versions recorded hold every tuner's keys: one that says nothing is passed over.
+                if value != get_tuner(owners[0]).keys[key]:
+                    raise RecipeError(f'{key} is {value}, and only the tuner "{owners[0]}" has one (this is "{name}")')
+            else:
+                raise RecipeError(f"unknown key {key!r}{nearest(key, (*kinds, *tuner.keys))}")
+        return Recipe(**common, own=own)
     except RecipeError as error:
         raise RecipeError(f"recipe {where}: {error}") from None
 
 
-def _shipped() -> Any:
-    return resources.files("bnbench.finetune") / "recipes"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}: cannot be read: {error}") from None
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'epochs'?`, the end of a message about a word that is not among the known ones."""
-    synonym = _ALSO_CALLED.get(word)
-    best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
-    return f"; did you mean {best!r}?"
-
-
-def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
-    return {key: _parse_override(value) for key, value in overrides.items()}
-
-
-def _parse_override(text: str) -> Any:
-    """A value as TOML spells it (`2`, `true`, `["q_proj"]`); anything else is a bare string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _typed(key: str, value: Any, kind: str, where: str) -> Any:
+def _typed(key: str, value: Any, kind: str) -> Any:
+    """A value as its key wants it: a whole number is taken for a float, and `a, b` for a list of strings."""
+    wanted = {"int": "a whole number", "float": "a number"}.get(kind, kind)
     if kind.startswith("tuple"):
+        wanted = "a list of strings"
         parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else value
         if isinstance(parts, list) and all(isinstance(p, str) for p in parts):
             return tuple(parts)
@@ -250,67 +271,11 @@ def _typed(key: str, value: Any, kind: str, where: str) -> Any:
         return float(value)
     elif type(value).__name__ == kind:
         return value
-    wanted = (
-        "a list of strings" if kind.startswith("tuple") else {"int": "a whole number", "float": "a number"}.get(kind)
-    )
-    raise RecipeError(f"recipe {where}: {key} must be {wanted or kind}, not {value!r}")
+    raise RecipeError(f"{key} must be {wanted}, not {value!r}")
 
 
-def _check(recipe: Recipe) -> None:
-    for key, choices in _CHOICES.items():
-        if (value := getattr(recipe, key)) not in choices:
-            raise RecipeError(f"{key} is {value!r}{nearest(value, choices)} (one of {', '.join(choices)})")
-    for key in _AT_LEAST_ONE:
-        if getattr(recipe, key) < 1:
-            raise RecipeError(f"{key} is {getattr(recipe, key)}: it must be at least 1")
-    for key, (low, high) in _RANGES.items():
-        if not low <= getattr(recipe, key) <= high:
-            raise RecipeError(f"{key} is {getattr(recipe, key)}: it must lie between {low:g} and {high:g}")
-    _check_together(recipe)
-
-
-def _check_together(recipe: Recipe) -> None:
-    if not recipe.targets or "" in recipe.targets:
-        raise RecipeError(f'targets is empty: name modules such as "q_proj", or "{ALL_LINEAR}"')
-    if ALL_LINEAR in recipe.targets and len(recipe.targets) > 1:
-        raise RecipeError(f"targets names {ALL_LINEAR} and modules beside it: {ALL_LINEAR} already has them")
-    if recipe.tuner == "qlora" and recipe.quantisation == "none":
-        raise RecipeError('tuner "qlora" contradicts quantisation "none": set tuner = "lora", or quantisation = "nf4"')
-    if recipe.tuner == "lora" and recipe.quantisation != "none":
-        raise RecipeError(
-            f'tuner "lora" contradicts quantisation "{recipe.quantisation}": '
-            'set tuner = "qlora", or quantisation = "none"'
-        )
-    _check_preference(recipe)
-    if recipe.tuner == "unsloth":
-        _check_unsloth(recipe)
-    if recipe.schedule != "constant_with_warmup" and recipe.warmup >= 1:
-        raise RecipeError(f"warmup is {recipe.warmup:g}: the learning rate would rise for the whole run and never fall")
-
-
-def _check_unsloth(recipe: Recipe) -> None:
-    """What Unsloth does in one way only."""
-    wanted: dict[str, tuple[Any, ...]] = {
-        "packing": (False,),
-        "double_quantisation": (True,),
-        "memory_gib": (0.0,),
-        "checkpointing": ("non-reentrant", "none"),
-        "precision": ("auto", "float16", "bfloat16"),
-    }
-    wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
-    if wrong:
-        raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
-
-
-def _check_preference(recipe: Recipe) -> None:
-    """What dpo needs and what has no meaning there; `beta` has none elsewhere."""
-    if not recipe.pairs:
-        if recipe.beta:
-            raise RecipeError(f'beta is {recipe.beta:g}, and only the tuner "dpo" has one (this is "{recipe.tuner}")')
-        return
-    wanted = {"packing": False, "loss": "completion", "dropout": 0.0, "memory_gib": 0.0}
-    wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
-    if not recipe.beta:
-        wrong.append("beta above 0, such as 0.1")
-    if wrong:
-        raise RecipeError(f'the tuner "dpo" needs {", ".join(wrong)}')
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'epochs'?`, the end of a message about a word that is not among the known ones."""
+    synonym = _ALSO_CALLED.get(word)
+    best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
+    return f"; did you mean {best!r}?"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,29 +13,34 @@ from pathlib import Path
 from typing import Any
 
 import bnbench
-from bnbench.errors import PartialRunError, RecipeError, TrainingError
+from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError
 from bnbench.extras import require
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.stopping import Stop, listening
+from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
-from bnbench.finetune.tuners.base import Job, Outcome, Point, get_tuner
-from bnbench.finetune.tuners.gain import NOTHING_HELD_OUT, Gain, gain_from
+from bnbench.finetune.recipes import parse_recipe
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner, write_curve
 from bnbench.plot import loss_svg
-from bnbench.records import SCHEMA_VERSION, TRAINING, describe_environment, ends, write_json, write_text
+from bnbench.records import (
+    TRAINING,
+    BaseRecord,
+    ParameterCount,
+    TrainingData,
+    TrainingRecord,
+    describe_environment,
+    ends,
+    read_json,
+    read_training,
+    write_json,
+    write_text,
+)
 
 JOB = "job.json"
+"""In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
 _PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "safetensors",
-    "tokenizers",
-)
+    "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "safetensors", "tokenizers",
+)  # fmt: skip
 _log = logging.getLogger("bnbench.finetune")
 
 
@@ -44,7 +49,7 @@ class FinetuneResult:
     """What a session did. `finished` is False only when `stop_after` ended it: the same request goes on from there.
 
     `steps` of `total_steps` are done in all sessions together, `resumed_from` of them before this one; `seconds` is
-    their training time. `curve` has one point a step. `peak_memory_bytes` is None off a card. `gain` is what a training
+    their training time. `curve` has one point a step. `peak_memory_bytes` is None off a GPU. `gain` is what a training
     on pairs did to held-out ones, None where there were none, and before it is finished.
     """
 
@@ -70,13 +75,13 @@ class FinetuneResult:
         }
 
     def __str__(self) -> str:
-        told = self.summary()
-        unit = "pair" if self.tuner == "dpo" else "token"
-        loss = f"loss {told['loss_at_start']:.3f} → {told['loss_at_end']:.3f} nats a {unit}"
+        told, on_pairs = self.summary(), get_tuner(self.tuner).data == "pairs"
+        loss = f"loss {told['loss_at_start']:.3f} → {told['loss_at_end']:.3f} nats a {'pair' if on_pairs else 'token'}"
         head = f"{self.steps} of {self.total_steps} steps in {self.seconds:.0f} s, {loss}"
         if not self.finished:
             return f"{head}; stopped for the time limit, the same command goes on from there"
-        gain = f"\n{self.gain or NOTHING_HELD_OUT}" if self.tuner == "dpo" else ""
+        none = "no pairs were held out, so what the chosen replies gained on other messages is not known"
+        gain = f"\n{self.gain or none}" if on_pairs else ""
         return f"{head}{gain}\nadapter: {self.output} ({self.trainable:,} parameters)"
 
 
@@ -90,98 +95,82 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
 
     Raises:
         RecipeError, CandidateError, PromptError, MissingExtraError: the request cannot be carried out as it is.
-        TrainingError: rows that must not be trained on, a folder that belongs to another training, a card too small.
+        TrainingError: rows that must not be trained on, a folder that belongs to another training, a GPU too small.
         PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
     """
-    checkpoints = request.output / "checkpoints"
-    with processes.joined(request.device):
-        planned, before = processes.first(lambda: _begin(request, checkpoints))
-        if isinstance(before, FinetuneResult):
-            return before
-        resumed_from = before.step if before else 0
-        with listening(request.stop_after) as stop:
-            job = _job(request, planned, checkpoints, before, stop)
+    with processes.meet(request.device):
+        planned, done, checkpoint = processes.first(lambda: _begin(request))
+        resumed_from = checkpoint.step if checkpoint else 0
+        if done is not None:
+            return _result(request, planned, done, resumed_from=done.steps)
+        with stop_on_signals(request.stop_after) as stop:
+            job = make_job(request, planned, checkpoint, stop)
             try:
                 outcome = get_tuner(planned.recipe.tuner).train(job)
             except KeyboardInterrupt:
-                raise _stopped(request, checkpoints, signal.SIGINT) from None
-        processes.first(lambda: _end(request, checkpoints, planned, outcome, resumed_from, stop))
-    return _result(request.output, planned, outcome, resumed_from)
+                raise _stopped(request, signal.SIGINT) from None
+        processes.first(lambda: _end(request, planned, outcome, resumed_from, stop.signal))
+    return _result(request, planned, outcome, resumed_from)
 
 
-def _begin(request: FinetuneRequest, checkpoints: Path) -> tuple[Plan, Checkpoint | FinetuneResult | None]:
-    """The plan, and the checkpoint to go on from or the result that is there already."""
+def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint | None]:
+    """The plan, with the outcome where the training is finished already, or the checkpoint to go on from.
+
+    Raises TrainingError for a folder of another training, or of another tool; nothing in those is touched.
+    """
     planned = plan(request)
-    tuner = get_tuner(planned.recipe.tuner)
-    if planned.processes > 1 and not getattr(tuner, "shares_steps", False):
-        raise RecipeError(f"the tuner {planned.recipe.tuner!r} trains in one process: start it without a launcher")
-    if (request.output / TRAINING).is_file():
-        return planned, _finished_before(request.output, planned)
-    resume = _resume_from(request.output, checkpoints, planned)
-    write_json(checkpoints / JOB, planned.identity())
-    _log.info("%s", planned)
-    return planned, resume
+    tuner = planned.recipe.tuner
+    if planned.processes > 1 and not get_tuner(tuner).shares_steps:
+        raise RecipeError(f"the tuner {tuner!r} trains in one process: start it without a launcher")
+    output, checkpoints = request.output, request.output / "checkpoints"
 
+    if (output / TRAINING).is_file():
+        try:
+            record = read_training(output)
+        except RunError as error:
+            raise TrainingError(f"{error}; or choose another folder") from None
+        if record is None:
+            raise TrainingError(f"{output / TRAINING} is not what this bnbench writes: choose another folder")
+        _check_same(output, record.identity, planned)
+        _log.info("%s already holds this training, finished", output)
+        curve = tuple(Point(*point) for point in record.loss)
+        gain = Gain(**record.gain) if record.gain else None
+        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, gain), None
 
-def _end(
-    request: FinetuneRequest, checkpoints: Path, planned: Plan, outcome: Outcome, resumed_from: int, stop: Stop
-) -> None:
-    if outcome.steps == planned.steps:
-        _check_trained(request.output)
-        write_text(request.output / "loss.svg", loss_svg([(p.step, p.loss) for p in outcome.curve]))
-        write_json(request.output / TRAINING, _record(request, planned, outcome, resumed_from))
-    elif stop.signal is not None:
-        raise _stopped(request, checkpoints, stop.signal)
-
-
-def _check_trained(output: Path) -> None:
-    """LoRA starts with every B matrix at zero. Raises TrainingError where all still are: nothing was learned."""
-    safetensors = require("safetensors", extra="finetune")
-    with safetensors.safe_open(output / "adapter_model.safetensors", framework="pt") as file:
-        ends = [name for name in file.keys() if ".lora_B." in name]  # noqa: SIM118 - it is no mapping
-        if ends and not any(file.get_tensor(name).any() for name in ends):
-            raise TrainingError(
-                f"{output}: the adapter is as it began, every lora_B zero: no step changed it. Train for more steps, "
-                'raise learning_rate, or set precision = "float32"; remove the folder first'
-            )
-
-
-def _finished_before(output: Path, planned: Plan) -> FinetuneResult:
-    record = _read(output / TRAINING)
-    _refuse_other(output, record.get("identity", {}), planned)
-    _log.info("%s already holds this training, finished", output)
-    return _from_record(output, record)
-
-
-def _resume_from(output: Path, checkpoints: Path, planned: Plan) -> Checkpoint | None:
-    """The newest whole checkpoint of this very training. Nothing of another one, or of another tool, is touched."""
+    newest = None
     if (checkpoints / JOB).is_file():
         newest = newest_checkpoint(checkpoints)
         if newest is not None:
-            _refuse_other(output, _read(checkpoints / JOB), planned)
-            return newest
+            _check_same(output, read_json(checkpoints / JOB, "; choose another folder, or remove this one"), planned)
     elif checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
-    if (output / "adapter_config.json").exists():
+    if newest is None and (output / "adapter_config.json").exists():
         raise TrainingError(f"{output} holds an adapter without {TRAINING}: choose another folder, or remove it")
-    return None
+    write_json(checkpoints / JOB, planned.identity())
+    _log.info("%s", planned)
+    return planned, None, newest
 
 
-def _refuse_other(output: Path, before: Mapping[str, Any], planned: Plan) -> None:
-    now = planned.identity()
-    if before == now:
-        return
+def _check_same(output: Path, before: Mapping[str, Any], planned: Plan) -> None:
+    """Raises TrainingError that names what the training in `output` has otherwise, `before` being its identity."""
+    now, then = planned.identity(), dict(before.get("recipe") or {})
+    with suppress(
+        RecipeError
+    ):  # an older version may have recorded other keys: those that it lacks have their defaults
+        then = parse_recipe({**then, "name": ""}, "").influences()
     changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
-    then = before.get("recipe", {})
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
-    parts = [f"recipe: {', '.join(keys)}"] if keys else []
-    raise TrainingError(
-        f"{output} belongs to another training; different: {'; '.join([*parts, *changed])}. "
-        "Give the same request to go on with it, or choose another folder"
-    )
+    if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
+        raise TrainingError(
+            f"{output} belongs to another training; different: {'; '.join(parts)}. "
+            "Give the same request to go on with it, or choose another folder"
+        )
 
 
-def _job(request: FinetuneRequest, planned: Plan, checkpoints: Path, resume: Checkpoint | None, stop: Stop) -> Job:
+def make_job(
+    request: FinetuneRequest, planned: Plan, checkpoint: Checkpoint | None, should_stop: Callable[[], bool]
+) -> Job:
+    """What a tuner is given for a plan, to begin or to go on from a checkpoint."""
     return Job(
         recipe=planned.recipe,
         base=planned.base,
@@ -192,15 +181,17 @@ def _job(request: FinetuneRequest, planned: Plan, checkpoints: Path, resume: Che
         steps=planned.steps,
         warmup_steps=planned.warmup_steps,
         output=request.output,
-        checkpoints=checkpoints,
-        resume=resume,
+        checkpoints=request.output / "checkpoints",
+        resume=checkpoint,
         trust_remote_code=request.trust_remote_code,
-        should_stop=stop,
+        should_stop=should_stop,
         held_out=planned.held_out,
     )
 
 
-def _stopped(request: FinetuneRequest, checkpoints: Path, number: int) -> PartialRunError:
+def _stopped(request: FinetuneRequest, number: int) -> PartialRunError:
+    """The error of a training that a signal ended, with the step that is saved and the command that goes on."""
+    checkpoints = request.output / "checkpoints"
     newest = newest_checkpoint(checkpoints)
     kept = f"step {newest.step} is saved" if newest else "no step was saved yet"
     again = f"\n  {request.command}" if request.command else ""
@@ -211,60 +202,65 @@ def _stopped(request: FinetuneRequest, checkpoints: Path, number: int) -> Partia
     return error
 
 
-def _record(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "bnbench": bnbench.__version__,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": request.command,
-        "recipe": planned.recipe.to_dict(),
-        "recipe_sha256": planned.recipe.sha256,
-        "base": {
-            "name": planned.base.name,
-            "revision": planned.base.revision,
-            "commit": planned.base.commit,
-            **planned.base.hashes(),
-        },
-        "data": planned.identity()["data"],
-        "prompt": dict(planned.prompt),
-        "precision": asdict(planned.precision),
-        "device": planned.device,
-        "machine": describe_environment()["device"],
-        "processes": planned.processes,
-        "seed": planned.recipe.seed,
-        "parameters": {"trainable": planned.trainable, "total": planned.total},
-        "steps": outcome.steps,
-        "resumed_from": resumed_from,
-        "seconds": round(outcome.seconds, 3),
-        "peak_memory_bytes": outcome.peak_memory_bytes,
-        "packages": {p: v for p in _PACKAGES if (v := _version(p)) is not None},
-        "loss": [[p.step, p.loss, p.learning_rate] for p in outcome.curve],
-        **({"gain": outcome.gain.to_dict() if outcome.gain else None} if planned.recipe.pairs else {}),
-        "examples": [row.id for row in planned.rows],
-        "identity": planned.identity(),
-    }
+def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
+    """Records a finished training. Raises PartialRunError for one that a signal ended, TrainingError for one that
+    learned nothing.
+    """
+    if outcome.steps < planned.steps:
+        if stopped_by is not None:
+            raise _stopped(request, stopped_by)
+        return  # for the time limit, which is no error
+
+    # LoRA starts with every B matrix at zero, and the adapter does nothing while all are.
+    safetensors = require("safetensors", extra="finetune")
+    with safetensors.safe_open(request.output / "adapter_model.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if ".lora_B." in name]  # noqa: SIM118 - it is no mapping
+        if names and not any(file.get_tensor(name).any() for name in names):
+            raise TrainingError(
+                f"{request.output}: the adapter is as it began, every lora_B zero: no step changed it. Train for more "
+                'steps, raise learning_rate, or set precision = "float32"; remove the folder first'
+            )
+
+    packages = {}
+    for package in _PACKAGES:
+        try:
+            packages[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    identity, base = planned.identity(), planned.base
+    record = TrainingRecord(
+        bnbench=bnbench.__version__,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=request.command,
+        recipe=planned.recipe.to_dict(),
+        recipe_sha256=planned.recipe.sha256,
+        base=BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
+        data=TrainingData(**identity["data"]),
+        prompt=planned.prompt,
+        precision=asdict(planned.precision),
+        device=planned.device,
+        machine=describe_environment()["device"],
+        processes=planned.processes,
+        seed=planned.recipe.seed,
+        parameters=ParameterCount(trainable=planned.trainable, total=planned.total),
+        steps=outcome.steps,
+        resumed_from=resumed_from,
+        seconds=round(outcome.seconds, 3),
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        packages=packages,
+        loss=tuple((p.step, p.loss, p.learning_rate) for p in outcome.curve),
+        gain=outcome.gain.to_dict() if outcome.gain else None,
+        examples=tuple(row.id for row in planned.rows),
+        identity=identity,
+    )
+    write_text(request.output / "loss.svg", loss_svg(record.curve))
+    write_curve(request.output / "loss.csv", outcome.curve)
+    write_json(request.output / TRAINING, record)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}): choose another folder, or remove this one") from None
-    if not isinstance(value, dict):
-        raise TrainingError(f"{path} is no JSON object: choose another folder, or remove this one")
-    return value
-
-
-def _result(output: Path, planned: Plan, outcome: Outcome, resumed_from: int) -> FinetuneResult:
+def _result(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int) -> FinetuneResult:
     return FinetuneResult(
-        output=output,
+        output=request.output,
         finished=outcome.steps == planned.steps,
         steps=outcome.steps,
         total_steps=planned.steps,
@@ -276,21 +272,4 @@ def _result(output: Path, planned: Plan, outcome: Outcome, resumed_from: int) ->
         peak_memory_bytes=outcome.peak_memory_bytes,
         tuner=planned.recipe.tuner,
         gain=outcome.gain,
-    )
-
-
-def _from_record(output: Path, record: Mapping[str, Any]) -> FinetuneResult:
-    return FinetuneResult(
-        output=output,
-        finished=True,
-        steps=record["steps"],
-        total_steps=record["steps"],
-        resumed_from=record["steps"],
-        curve=tuple(Point(*point) for point in record["loss"]),
-        seconds=record["seconds"],
-        trainable=record["parameters"]["trainable"],
-        total=record["parameters"]["total"],
-        peak_memory_bytes=record["peak_memory_bytes"],
-        tuner=record["recipe"]["tuner"],
-        gain=gain_from(record),
     )

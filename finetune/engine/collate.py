@@ -1,9 +1,13 @@
-"""The samples of a batch as passes: what goes through the model at once, padded, or packed one after another."""
+"""The samples of a batch as passes: what goes through the model at once, padded, or packed one after another.
+
+Packing changes memory and time, never the step: attention (`layers.attend`) is cut at the samples'
+ends, positions begin at 0 in each, and no sample's last token predicts the next one's first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -28,11 +32,6 @@ class Pass:
     def supervised(self) -> int:
         """How many tokens the loss counts."""
         return len(self.targets)
-
-    def on(self, device: torch.device) -> Pass:
-        """The same on a device, but for `ids`, which go where the embedding lies."""
-        moved = {n: getattr(self, n).to(device, non_blocking=True) for n in ("positions", "index", "targets")}
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,14 @@ def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -
     if count == 1:
         return [list(batch) for batch in batches]
     rows = _longest([row for batch in batches for row in batch])
+    # Of two processes the first has rows 0, 3, 4, 7 …, the second 1, 2, 5, 6 …
     mine = [row for i, row in enumerate(rows) if i % (2 * count) in (index, 2 * count - 1 - index)]
     parts = [mine[i : i + size] for i in range(0, len(mine), size)]
     return [[] for _ in range(len(batches) - len(parts))] + parts
 
 
 def pack(rows: Sequence[Row]) -> Pass:
-    """The rows one after another, each with positions from 0."""
+    """The rows one after another in one, each with positions from 0, as if it stood alone."""
     lengths = tuple(len(row.ids) for row in rows)
     starts = [sum(lengths[:i]) for i in range(len(rows))]
     ids = torch.tensor([[i for row in rows for i in row.ids]])
@@ -109,14 +109,14 @@ def pack(rows: Sequence[Row]) -> Pass:
 
 
 def _supervised(rows: Sequence[Row], starts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat positions whose next token is supervised, and that token; no sample's last position predicts the next's."""
-    found = [
-        (start + i, label)
-        for row, start in zip(rows, starts, strict=True)
-        for i, label in enumerate(row.labels[1:])
-        if label != IGNORED
-    ]
-    return torch.tensor([f[0] for f in found]), torch.tensor([f[1] for f in found])
+    """Flat positions whose next token is supervised, and that token: what stands at i predicts the label at i + 1."""
+    index, targets = [], []
+    for row, start in zip(rows, starts, strict=True):
+        for i, label in enumerate(row.labels[1:]):
+            if label != IGNORED:
+                index.append(start + i)
+                targets.append(label)
+    return torch.tensor(index), torch.tensor(targets)
 
 
 def _longest(rows: Sequence[Row]) -> list[Row]:

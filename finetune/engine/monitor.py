@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +15,8 @@ from transformers import TrainerCallback
 from bnbench.errors import TrainingError
 from bnbench.finetune.checkpoints import seal
 from bnbench.finetune.engine import processes
-from bnbench.finetune.tuners.base import Job, Point
+from bnbench.finetune.tuners.base import Job, Point, write_curve
 from bnbench.progress import stage
-from bnbench.records import write_text
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -30,23 +26,17 @@ def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
     return tuple(Point(e["step"], e["loss"], e["learning_rate"]) for e in history if "loss" in e)
 
 
-def write_curve(path: Path, curve: Iterable[Point]) -> None:
-    """loss.csv: step, loss (nats a supervised token), learning rate; one line an optimiser step."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("step", "loss", "learning_rate"))
-    lines.writerows((p.step, repr(p.loss), repr(p.learning_rate)) for p in curve)
-    write_text(path, text.getvalue())
-
-
 class Monitor(TrainerCallback):  # type: ignore[misc]
-    """Draws progress, refuses a loss that is no number, seals checkpoints, keeps loss.csv, and passes on a wish to
-    stop.
+    """Tries the longest rows first, draws progress, refuses a loss that is no number, seals checkpoints, keeps
+    loss.csv, and passes on a wish to stop.
+
+    `try_largest` is the trainer's: one forward and backward pass on the rows that need most memory.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.start = time.monotonic() - (job.resume.seconds if job.resume else 0.0)
+        self.try_largest: Callable[[], None] | None = None
         self._display = ExitStack()
 
     @property
@@ -54,27 +44,56 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         """Training time of all sessions so far."""
         return time.monotonic() - self.start
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts the display on the steps that are left, and each process's own random numbers."""
-        if processes.count() > 1:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Starts the display on the steps that are left, and each process's own random numbers.
+
+        Then a GPU too small says so at once: the trial leaves no trace, since gradients are zeroed and the random
+        state is restored. Raises TrainingError, which names the longest sample and what to lower.
+        """
+        if processes.count() > 1:  # transformers has given all the same, and with them the same dropout
             torch.manual_seed(self.job.recipe.seed + processes.index())
         left = state.max_steps - state.global_step
         self._stage = self._display.enter_context(stage("train (steps)", left, quiet=processes.index() > 0))
+        if self.try_largest is None:
+            return
+        model.train()  # checkpointing and dropout are off in a model just loaded, and so are their costs
+        try:
+            with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.job.device == "cuda" else []):
+                self.try_largest()
+        except torch.OutOfMemoryError:
+            recipe, row = self.job.recipe, max(self.job.rows, key=lambda r: len(r.ids))
+            if recipe.packing and recipe.tokens_per_row > len(row.ids):
+                size, advice = f"a row of {recipe.tokens_per_row} tokens", "lower tokens_per_row"
+            elif recipe.packing or recipe.batch_size == 1:
+                size, advice = "one sample", "lower max_tokens and drop the longest rows"
+            else:
+                size, advice = f"{recipe.batch_size} at once", "lower batch_size (and raise accumulate as much)"
+            raise TrainingError(
+                f"out of memory on the longest rows, tried first: {size}, the longest sample with {len(row.ids)} "
+                f'tokens (id {row.id}). In the recipe, {advice}, or set checkpointing = "non-reentrant" (now: '
+                f'{recipe.checkpointing}) or quantisation = "nf4" (now: {recipe.quantisation})'
+            ) from None
+        finally:
+            model.zero_grad()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
-        """One optimiser step's loss."""
+        """One optimiser step's loss; every `log_every` steps, and at the last, a line in the log and loss.csv."""
         if "loss" not in logs:
             return
+        step, every = state.global_step, self.job.recipe.log_every
         if not math.isfinite(logs["loss"]):
             processes.refuse(
                 TrainingError(
-                    f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate in the recipe, or "
+                    f"the loss is {logs['loss']} at step {step}: lower learning_rate in the recipe, or "
                     f'set precision = "float32" (now: {self.job.precision.dtype_name})'
                 )
             )
-        at_last = state.global_step == state.max_steps
-        if processes.index() == 0 and (at_last or state.global_step % self.job.recipe.log_every == 0):
-            self._report(state)
+        if processes.index() == 0 and (step == state.max_steps or step % every == 0):
+            curve = curve_of(state.log_history)
+            recent = [p.loss for p in curve[-every:]]
+            mean = sum(recent) / len(recent)
+            _log.info("step %d/%d: loss %.4f (mean of %d)", step, state.max_steps, mean, len(recent))
+            write_curve(self.job.output / "loss.csv", curve)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
@@ -85,51 +104,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The trainer has written a checkpoint, to which each process adds a file."""
         processes.wait()
-        if processes.index() > 0:
-            return
-        seal(self.job.checkpoints / f"checkpoint-{state.global_step}", self.seconds)
-        write_curve(self.job.output / "loss.csv", curve_of(state.log_history))
+        if processes.index() == 0:
+            seal(self.job.checkpoints / f"checkpoint-{state.global_step}", self.seconds)
+            write_curve(self.job.output / "loss.csv", curve_of(state.log_history))
 
     def close(self) -> None:
         """Ends the display, also after an error."""
         self._display.close()
-
-    def _report(self, state: Any) -> None:
-        curve = curve_of(state.log_history)
-        recent = [p.loss for p in curve[-self.job.recipe.log_every :]]
-        mean = sum(recent) / len(recent)
-        _log.info("step %d/%d: loss %.4f (mean of %d)", state.global_step, state.max_steps, mean, len(recent))
-        write_curve(self.job.output / "loss.csv", curve)
-
-
-class LongestFirst(TrainerCallback):  # type: ignore[misc]
-    """One forward and backward on the longest rows before the first step, so that a card too small says so at once."""
-
-    def __init__(self, job: Job, step: Callable[[], None]) -> None:
-        self.job, self.step = job, step
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Leaves no trace: gradients are zeroed and the random state is restored."""
-        devices = [torch.cuda.current_device()] if self.job.device == "cuda" else []
-        model.train()  # checkpointing and dropout are off in a model just loaded, and so are their costs
-        try:
-            with torch.random.fork_rng(devices=devices):
-                self.step()
-        except torch.OutOfMemoryError:
-            raise self._too_small() from None
-        finally:
-            model.zero_grad()
-
-    def _too_small(self) -> TrainingError:
-        recipe, row = self.job.recipe, max(self.job.rows, key=lambda r: len(r.ids))
-        if recipe.packing and recipe.tokens_per_row > len(row.ids):
-            size, advice = f"a row of {recipe.tokens_per_row} tokens", "lower tokens_per_row"
-        elif recipe.packing or recipe.batch_size == 1:
-            size, advice = "one sample", "lower max_tokens and drop the longest rows"
-        else:
-            size, advice = f"{recipe.batch_size} at once", "lower batch_size (and raise accumulate as much)"
-        return TrainingError(
-            f"out of memory on the longest rows, tried first: {size}, the longest sample with {len(row.ids)} tokens "
-            f'(id {row.id}). In the recipe, {advice}, or set checkpointing = "non-reentrant" (now: '
-            f'{recipe.checkpointing}) or quantisation = "nf4" (now: {recipe.quantisation})'
-        )

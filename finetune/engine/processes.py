@@ -1,18 +1,23 @@
-"""Several processes that train one adapter together: `accelerate launch -m bnbench finetune …`, or torchrun.
+"""Processes that train one adapter together, and when they stop: at a signal, or after a time that the user gave.
 
-Each holds the whole model on a card of its own and takes its share of every step's samples. The gradients are added up
-once a step, in one buffer: LoRA's are small, and unlike with DDP no process needs as many passes as the others. The
-first process plans, writes and speaks. What they tell each other otherwise goes through the CPU, so no card waits.
+`accelerate launch -m bnbench finetune …` or torchrun starts them; without a launcher there is one. Each holds the whole
+model on a GPU of its own and takes its share of every step's samples. The gradients are added up once a step, in one
+buffer: LoRA's are small, and unlike with DDP no process needs as many passes as the others. The first process plans,
+writes and speaks. What they tell each other otherwise goes through the CPU, so no GPU waits.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from bnbench.errors import BnbenchError, RecipeError, TrainingError
@@ -33,18 +38,18 @@ def index() -> int:
     return int(os.environ["RANK"]) if count() > 1 else 0
 
 
-def card() -> int:
-    """The number of this process's card on its machine."""
+def gpu() -> int:
+    """The number of this process's GPU on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Meets the others, if there are any; `device` is the request's.
+def meet(device: str) -> Iterator[None]:
+    """The time that this process spends with the others, if there are any; `device` is the request's.
 
-    Raises RecipeError where the machine has fewer cards than processes, or the launcher is to split the model.
+    Raises RecipeError where the machine has fewer GPUs than processes, or the launcher is to split the model.
     """
-    if sys.platform == "linux":  # read once, when torch first allocates on a card; other platforms warn of it
+    if sys.platform == "linux":  # read once, when torch first allocates on a GPU; other platforms warn of it
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if count() == 1:
         yield
@@ -53,17 +58,17 @@ def joined(device: str) -> Iterator[None]:
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             refuse(RecipeError(f"{name} splits a model; here each process has a whole one: launch with --multi_gpu"))
     torch = require("torch", extra="models")
-    on_cards = device != "cpu" and torch.cuda.is_available()
-    if on_cards:
-        cards, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
-        if here > cards:
-            refuse(RecipeError(f"{here} processes and {cards} cards on this machine: start one process a card"))
-        torch.cuda.set_device(card())
-    meeting = not torch.distributed.is_initialized()
-    if meeting:
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cards else "gloo", timeout=PATIENCE)
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
+        there, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+        if here > there:
+            refuse(RecipeError(f"{here} processes and {there} cards on this machine: start one process a card"))
+        torch.cuda.set_device(gpu())
+    ours = not torch.distributed.is_initialized()
+    if ours:
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
     yield
-    if meeting:  # and no error, after which this could wait for who is gone
+    if ours:  # and no error, after which this could wait for who is gone
         atexit.register(torch.distributed.destroy_process_group)
 
 
@@ -107,6 +112,7 @@ def add_gradients(parameters: Sequence[Any]) -> None:
     """Makes each parameter's gradient the sum of all processes'; a process without one adds nothing."""
     import torch
 
+    # One buffer, one call: the sizes are the same everywhere, whichever parameters a process's rows have reached.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     together = torch.cat([g.reshape(-1) for g in gradients])
     with _in_company():
@@ -131,3 +137,48 @@ def _in_company() -> Iterator[None]:
             f"process {index()} of {count()} lost the others: one failed (its message is above) or was killed. "
             f"The same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
         ) from None
+
+
+TIME = 1
+"""Stands for the time limit where processes tell each other why they stop: the signals heard have higher numbers."""
+
+
+class Stop:
+    """Asked after every optimiser step, by all processes. `signal` is the one that came to any, None while none did.
+
+    `after` is the time limit in seconds from now on, None for none.
+    """
+
+    def __init__(self, after: float | None = None) -> None:
+        self.signal: int | None = None
+        self._deadline = None if after is None else time.monotonic() + after
+
+    def __call__(self) -> bool:
+        """True once a signal came or the time is up, in whichever process."""
+        time_is_up = self._deadline is not None and time.monotonic() >= self._deadline
+        why = largest(self.signal or (TIME if time_is_up else 0))
+        if why > TIME:
+            self.signal = why
+        return why > 0
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler. A second Ctrl-C ends a process at once; a launcher passes on the first one twice."""
+        if self.signal is not None and number == signal.SIGINT and count() == 1:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextmanager
+def stop_on_signals(after: float | None = None) -> Iterator[Stop]:
+    """SIGTERM and Ctrl-C ask for a stop at the end of the step (a second Ctrl-C stops at once), and so does the time.
+
+    Signals are heard in the main thread only: Python allows no other to set a handler.
+    """
+    stop = Stop(after)
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, stop.hear) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

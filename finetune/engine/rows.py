@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,10 +18,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Row:
-    """One training sample:
-
-    `ids` go in, `labels` (same length) are what each position must be, `IGNORED` where none counts.
-    """
+    """One training sample: `ids` go in, `labels` (same length) say what each must be, `IGNORED` where none counts."""
 
     id: str
     ids: tuple[int, ...]
@@ -31,11 +28,6 @@ class Row:
     def supervised(self) -> int:
         """How many tokens the loss counts. The first token has nothing before it to be predicted from."""
         return sum(label != IGNORED for label in self.labels[1:])
-
-    @property
-    def unsupervised(self) -> int:
-        """How many tokens stand before the first that the loss counts: the prompt, where the reply is supervised."""
-        return next(i for i, label in enumerate(self.labels) if label != IGNORED)
 
 
 def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tuple[Row, ...]:
@@ -59,19 +51,22 @@ def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pa
         raise TrainingError("there is no example to train on")
     if pad in stops:
         raise TrainingError(f"the pad token {pad} is an end token: a model trained so never learns to stop")
-    _refuse(
-        [r for r in rows if len(r.ids) > max_tokens],
-        rows,
-        f"longer than max_tokens = {max_tokens} (the longest has {max(len(r.ids) for r in rows)}) and would be cut: "
-        f"drop them with the corpus option max_tokens, or raise max_tokens in the recipe",
+    faults: tuple[tuple[Callable[[Row], bool], str], ...] = (
+        (
+            lambda row: len(row.ids) > max_tokens,
+            f"longer than max_tokens = {max_tokens} (the longest has {max(len(r.ids) for r in rows)}) and would be "
+            "cut: drop them with the corpus option max_tokens, or raise max_tokens in the recipe",
+        ),
+        (lambda row: not row.supervised, "without a supervised token: is the reply empty?"),
+        (
+            lambda row: next(label for label in reversed(row.labels) if label != IGNORED) not in stops,
+            f"whose last supervised token is no end token (end tokens: {', '.join(map(str, stops))}): "
+            "the chat template does not close the reply; see `bnbench inspect-prompt`",
+        ),
     )
-    _refuse([r for r in rows if not r.supervised], rows, "without a supervised token: is the reply empty?")
-    _refuse(
-        [r for r in rows if _last_supervised(r) not in stops],
-        rows,
-        f"whose last supervised token is no end token (end tokens: {', '.join(map(str, stops))}): "
-        "the chat template does not close the reply; see `bnbench inspect-prompt`",
-    )
+    for has_fault, why in faults:
+        if bad := [row for row in rows if has_fault(row)]:
+            raise TrainingError(f"{len(bad)} of {len(rows)} rows (the first has the id {bad[0].id}): {why}")
 
 
 def rows_sha256(rows: Sequence[Row]) -> str:
@@ -80,12 +75,3 @@ def rows_sha256(rows: Sequence[Row]) -> str:
     for row in rows:
         digest.update(json.dumps([row.id, row.ids, row.labels]).encode())
     return digest.hexdigest()
-
-
-def _last_supervised(row: Row) -> int:
-    return next(label for label in reversed(row.labels) if label != IGNORED)
-
-
-def _refuse(bad: Sequence[Row], rows: Sequence[Row], why: str) -> None:
-    if bad:
-        raise TrainingError(f"{len(bad)} of {len(rows)} rows (the first has the id {bad[0].id}): {why}")

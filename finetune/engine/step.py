@@ -8,14 +8,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import Pass, share
-from bnbench.finetune.engine.linear import make_lean
-from bnbench.finetune.engine.loss import summed_loss
-from bnbench.finetune.engine.recompute import Recomputation
-from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.engine.collate import Packed, Padded, Pass, share
+from bnbench.finetune.engine.layers import Recomputation, make_lean
+from bnbench.finetune.engine.monitor import Monitor
+from bnbench.finetune.engine.rows import IGNORED, Row
+from bnbench.finetune.memory import chunk_positions
+from bnbench.finetune.tuners.base import Job
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -28,59 +30,141 @@ def prepare(model: Any, device: str) -> None:
     # For every new length cuDNN makes a plan: 2 ms a call, 0.9 s of a 1.3 s step (H100). Flash has none to make.
     torch.backends.cuda.enable_cudnn_sdp(False)
     base = model.get_base_model()
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     place = next(p.device for p in model.parameters() if p.requires_grad)
-    plain = _is_plain(base)
+    # Are the logits the head's of the last hidden state, without a soft cap or a scale, as some models have? Four
+    # tokens through the model as it was loaded tell.
+    with torch.no_grad():
+        ids = torch.arange(4, device=embedding.weight.device)[None]
+        expected = base(input_ids=ids, use_cache=False).logits
+        found = head(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        plain = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
     if not plain:
         _log.warning(
             "%s does more to its logits than its head: they are made whole, not in chunks", type(base).__name__
         )
     make_lean(model)
-    embedding = base.get_input_embeddings()
-    if device == "cuda" and embedding.weight is not base.get_output_embeddings().weight:
+    if device == "cuda" and embedding.weight is not head.weight:
         embedding.to("cpu")
         embedding._apply = lambda *_, **__: embedding  # whatever moves the model leaves it there
-        embedding.forward = partial(_look_up, embedding, place)
-    base.forward = partial(_loss, base, type(base).forward if not plain else None, place)
+        look_up = partial(type(embedding).forward, embedding)
+        # From pinned memory the copy to the GPU waits for nobody.
+        embedding.forward = lambda ids: look_up(ids).pin_memory().to(place, non_blocking=True)
+    base.forward = partial(_loss_of_pass, base, type(base).forward if not plain else None, place)
 
 
-def _look_up(embedding: Any, place: torch.device, ids: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = type(embedding).forward(embedding, ids)
-    return found.pin_memory().to(place, non_blocking=True)
-
-
-def _loss(base: Any, whole: Any, place: torch.device, *, one_pass: Pass, **_: Any) -> dict[str, torch.Tensor]:
-    """Weights and activations already have their dtype: autocast, which fp16's scaler brings along, has no part."""
+def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass, **_: Any) -> dict[str, torch.Tensor]:
+    """The forward of the model; `whole` is its own, where its logits are more than the head's."""
     ids = one_pass.ids.to(base.get_input_embeddings().weight.device)
-    moved = one_pass.on(place)
-    settings = {"input_ids": ids, "position_ids": moved.positions, "lengths": moved.lengths, "use_cache": False}
+    on_place = partial(torch.Tensor.to, device=place, non_blocking=True)
+    positions, index, targets = map(on_place, (one_pass.positions, one_pass.index, one_pass.targets))
+    # `lengths` go through the model's layers to `attend`, which cuts the packed row there.
+    settings = {"input_ids": ids, "position_ids": positions, "lengths": one_pass.lengths, "use_cache": False}
+    # Weights and activations already have their dtype: autocast, which fp16's scaler brings along, has no part.
     with torch.autocast(place.type, enabled=False):
         if whole is not None:
             logits = whole(base, **settings).logits
-            chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, moved.index).float()
-            return {"loss": torch.nn.functional.cross_entropy(chosen, moved.targets, reduction="sum")}
+            chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, index).float()
+            return {"loss": torch.nn.functional.cross_entropy(chosen, targets, reduction="sum")}
         hidden = base.base_model(**settings).last_hidden_state
-        supervised = hidden.reshape(-1, hidden.shape[-1]).index_select(0, moved.index)
-        return {"loss": summed_loss(supervised, base.get_output_embeddings(), moved.targets)}
+        supervised = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+        return {"loss": summed_loss(supervised, base.get_output_embeddings(), targets)}
 
 
-@torch.no_grad()
-def _is_plain(base: Any) -> bool:
-    """Whether the logits are the head's of the last hidden state: no soft cap, no scale, as some models have."""
-    ids = torch.arange(4, device=base.get_input_embeddings().weight.device)[None]
-    expected = base(input_ids=ids, use_cache=False).logits
-    found = base.get_output_embeddings()(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    return torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
+def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+    """The sum of -log p(target) in nats over (n, width) hidden states and (n,) targets, float32; the head is frozen.
+
+    A chunk of positions at a time (`memory.chunk_positions`) meets the vocabulary: logits of whole rows, 2.1 GB in
+    float32 for 4,096 tokens of Llama-3.1, are never made.
+    """
+    loss: torch.Tensor = _SummedLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SummedLoss(torch.autograd.Function):
+    """L = Σ (log Σ_v exp z_v − z_target) with z = h Wᵀ, so ∂L/∂h = (softmax(z) − onehot(target)) W.
+
+    The gradient is taken in the forward pass, while a chunk's logits are there: they are never kept nor computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        size = chunk_positions(head.out_features)
+        for h, t, g in zip(*(torch.split(x, size) for x in (hidden, targets, gradient)), strict=True):
+            # One float32 buffer (chunk, vocabulary) is in turn logits, exponentials, probabilities and gradient.
+            logits = head(h).float()
+            logits -= logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, t[:, None])
+            sums = logits.exp_().sum(-1, keepdim=True)
+            total += (sums.log() - chosen).sum()
+            logits /= sums
+            logits.scatter_add_(-1, t[:, None], torch.full_like(chosen, -1.0))
+            torch.mm(logits.to(h.dtype), head.weight, out=g)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.saved_tensors[0] * upstream[0].to(ctx.saved_tensors[0].dtype), None, None
+
+
+def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> Any:
+    """The recipe in transformers' words. Logged every step: the curve is whole wherever a run is cut and resumed.
+
+    `kind` is the class of arguments, `more` what it takes beside the recipe's or instead of them.
+    """
+    recipe = job.recipe
+    settings = {
+        "output_dir": str(job.checkpoints),
+        "max_steps": job.steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.accumulate,
+        "optim": recipe.optimizer,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": job.warmup_steps,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "fp16": job.precision.dtype_name == "float16",
+        "use_cpu": job.device == "cpu",
+        "gradient_checkpointing": recipe.checkpointing != "none",
+        "gradient_checkpointing_kwargs": {"use_reentrant": recipe.checkpointing == "reentrant"},
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,  # a pass is small, and is moved when its turn comes
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every,
+        "save_total_limit": recipe.keep_checkpoints,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": recipe.seed,
+    }
+    arguments = kind(**{**settings, **more})
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process drives one GPU; more than one is `accelerate launch`, never DataParallel
+    return arguments
 
 
 class StepTrainer(Trainer):  # type: ignore[misc]
     """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens.
 
     `collate` makes passes of rows. `recomputation` chooses the layers that are checkpointed, where the recipe
-    checkpoints and there is a card. Of several processes each sees every row, so that all know the step's tokens.
+    checkpoints and there is a GPU. Of several processes each sees every row, so that all know the step's tokens.
+    `more` are arguments of transformers' beside the recipe's.
     """
 
-    collate: Callable[[Sequence[Row]], list[Pass]]
     recomputation: Recomputation | None = None
+
+    def __init__(self, job: Job, model: Any, collate: Packed | Padded, monitor: Monitor, **more: Any) -> None:
+        arguments = training_arguments(job, **more)
+        super().__init__(model=model, args=arguments, train_dataset=job.rows, data_collator=list, callbacks=[monitor])
+        self.collate: Callable[[Sequence[Row]], list[Pass]] = collate
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
+        largest = collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
+        monitor.try_largest = partial(self.try_largest, largest)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Without DDP: gradients are added up in `training_step`."""
@@ -92,19 +176,18 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """Lists of rows, the same in every process."""
         loader = super().get_train_dataloader()
         if processes.count() > 1:
+            # Accelerate has wrapped the sampler to deal batches to the processes; `share` does that, by length.
             vars(loader.batch_sampler).update(num_processes=1, process_index=0, even_batches=False)
         return loader
 
     def try_largest(self, largest: Pass) -> None:
         """One forward and backward of the pass that needs most, and what it tells about the memory of the others."""
-
-        def step() -> None:
-            self.training_step(self.model_wrapped, [largest], largest.supervised)
-
+        step = partial(self.training_step, self.model_wrapped, [largest], largest.supervised)
         if self.recomputation is None:
             step()
         else:
-            self.recomputation.measure(largest, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
+            tokens = largest.ids.numel()
+            self.recomputation.measure(tokens, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
@@ -114,20 +197,18 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return [self.collate(batch) if batch else [] for batch in shared], tokens
 
     def training_step(self, model: Any, inputs: list[Pass], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of each pass of a batch; gives their share of the step's mean loss.
-
-        Transformers takes the mean of the processes' losses for its log, so theirs are scaled to add up there.
-        """
+        """Forward and backward of each pass of a batch; gives their share of the step's mean loss."""
         model.train()
         total = torch.zeros((), device=self.args.device)
         for one_pass in inputs:
             if self.recomputation is not None:
-                self.recomputation.set_for(one_pass)
+                self.recomputation.set_for(one_pass.ids.numel())
             loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
             self.accelerator.backward(loss)
             total += loss.detach()
-        if processes.count() > 1 and self.accelerator.sync_gradients:
+        if processes.count() > 1 and self.accelerator.sync_gradients:  # the last batch of the step
             processes.add_gradients([p for p in model.parameters() if p.requires_grad])
+        # For its log transformers takes the mean over the processes, so the shares are scaled to add up there.
         return total * processes.count() if processes.count() > 1 else total
 
     def compute_loss(
@@ -139,3 +220,19 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would estimate it from padded ids."""
         return 0
+
+
+class LabelTrainer(StepTrainer):
+    """The step on a model that is not ours: it takes labels, and divides by the step's tokens itself."""
+
+    def compute_loss(
+        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Nats of a pass over the supervised tokens of the whole step."""
+        # Labels stand where the token itself is: the model shifts them by one.
+        labels = torch.full((inputs.ids.numel(),), IGNORED)
+        labels[inputs.index + 1] = inputs.targets
+        place = self.args.device
+        count = torch.tensor(num_items_in_batch, device=place)
+        ids, labels = inputs.ids.to(place), labels.view_as(inputs.ids).to(place)
+        return model(input_ids=ids, labels=labels, num_items_in_batch=count).loss

@@ -8,35 +8,45 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers.trainer_callback import PrinterCallback
-
+from bnbench.errors import RecipeError
+from bnbench.extras import require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.attention import NAME
-from bnbench.finetune.engine.collate import Packed, Padded
-from bnbench.finetune.engine.lora import adapt
-from bnbench.finetune.engine.monitor import LongestFirst, Monitor, curve_of, write_curve
-from bnbench.finetune.engine.recompute import Recomputation
-from bnbench.finetune.engine.step import StepTrainer, prepare
-from bnbench.finetune.tuners.base import Job, Outcome
-from bnbench.finetune.tuners.gain import Gain
-from bnbench.models.four_bits import make_portable
+from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
+from bnbench.models.precision import Device
 from bnbench.quiet import quiet
 from bnbench.records import write_json
 
 
-class AdapterTuner:
-    """The tuner that recipes name "qlora" (4-bit base) or "lora" (base as it is)."""
+class AdapterTuner(Tuner):
+    """The tuner that recipes name "qlora" (4-bit base) or "lora" (base as it is).
+
+    Others are made of it: they load the base, make the trainer or measure the gain in their own way.
+    """
 
     shares_steps = True
+    timed = True
+
+    def check(self, recipe: Recipe, device: Device | None) -> None:
+        """Refuses a recipe whose two words for the base's precision contradict each other."""
+        for name, wrong, other, right in (("qlora", "none", "lora", "nf4"), ("lora", "nf4", "qlora", "none")):
+            if recipe.tuner.casefold() == name and recipe.quantisation == wrong:
+                raise RecipeError(
+                    f'tuner "{name}" contradicts quantisation "{wrong}": '
+                    f'set tuner = "{other}", or quantisation = "{right}"'
+                )
 
     def train(self, job: Job) -> Outcome:
-        """Trains, from `job.resume` if there is one; see `bnbench.finetune.tuners.base.Tuner`."""
+        """Trains, from `job.resume` if there is one, as `Tuner.train` says."""
+        import torch
+        import transformers
+
+        from bnbench.finetune.engine.monitor import Monitor, curve_of
+
         with quiet():
             transformers.set_seed(job.recipe.seed)
             base = self.load(job)
@@ -46,28 +56,41 @@ class AdapterTuner:
                 trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
             finally:
                 monitor.close()
+            seconds, steps = monitor.seconds, trainer.state.global_step
             curve = curve_of(trainer.state.log_history)
-            seconds = monitor.seconds
-            gain = self.gain(job, trainer) if trainer.state.global_step == job.steps else None
-            if processes.index() == 0:
-                write_curve(job.output / "loss.csv", curve)
-                if trainer.state.global_step == job.steps:
-                    save_adapter(job, trainer.model)
-        return Outcome(
-            steps=trainer.state.global_step,
-            curve=curve,
-            seconds=seconds,
-            peak_memory_bytes=processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None,
-            gain=gain,
-        )
+            gain = self.gain(job, trainer) if steps == job.steps else None
+            if processes.index() == 0 and steps == job.steps:
+                save_adapter(job, trainer.model)
+        peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
+        return Outcome(steps, curve, seconds, peak, gain)
 
     def load(self, job: Job) -> Any:
         """The frozen base."""
         return load_base(job)
 
-    def trainer(self, job: Job, base: Any, monitor: Monitor) -> Any:
-        """The trainer of a job, with the adapter around the base that it trains."""
-        return make_trainer(job, adapt(base, job.recipe), monitor)
+    def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
+        """The trainer of a job, with the adapter around the base that it trains, and `monitor` among its callbacks."""
+        from bnbench.finetune.engine.collate import Packed, Padded
+        from bnbench.finetune.engine.layers import Recomputation
+        from bnbench.finetune.engine.step import StepTrainer, prepare
+
+        recipe, on_gpu = job.recipe, job.device == "cuda"
+        model = adapt(base, recipe)
+        if recipe.checkpointing == "reentrant":
+            model.enable_input_require_grads()
+        trainer = StepTrainer(
+            job,
+            model,
+            Packed(recipe.tokens_per_row) if recipe.packing else Padded(job.pad_id),
+            monitor,
+            use_liger_kernel=on_gpu and find_spec("liger_kernel") is not None,
+            liger_kernel_config={"fused_linear_cross_entropy": False},
+        )
+        # The trainer has put Liger's kernels in, which want the model's own forward; ours comes over it.
+        prepare(model, job.device)
+        if on_gpu and recipe.checkpointing == "non-reentrant":
+            trainer.recomputation = Recomputation(model, recipe.memory_gib * 2**30)
+        return trainer
 
     def gain(self, job: Job, trainer: Any) -> Gain | None:
         """What the finished training did to held-out pairs, for a tuner that trains on pairs."""
@@ -75,10 +98,16 @@ class AdapterTuner:
 
 
 def load_base(job: Job) -> Any:
-    """The frozen base on its device, in the job's precision.
+    """The frozen base on its device, in the job's precision. It attends causally and knows no mask: pad on the right.
 
-    Its embeddings stay as they are: no float32 copy is made.
+    Its embeddings stay as they are: no float32 copy is made, as PEFT's `prepare_model_for_kbit_training` would.
     """
+    import torch
+    import transformers
+
+    from bnbench.finetune.engine.layers import ATTENTION
+    from bnbench.models.four_bits import make_portable
+
     dtype = getattr(torch, job.precision.dtype_name)
     options: dict[str, Any] = {}
     if job.precision.quantisation == "nf4":
@@ -89,12 +118,12 @@ def load_base(job: Job) -> Any:
             bnb_4bit_compute_dtype=dtype,
         )
     if job.device == "cuda":
-        options["device_map"] = {"": processes.card()}
+        options["device_map"] = {"": processes.gpu()}
         torch.cuda.reset_peak_memory_stats()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         job.base.folder,
         dtype=dtype,
-        attn_implementation=NAME,
+        attn_implementation=ATTENTION,
         use_safetensors=True,
         trust_remote_code=job.trust_remote_code,
         **options,
@@ -103,78 +132,58 @@ def load_base(job: Job) -> Any:
     return make_portable(model)
 
 
-def make_trainer(job: Job, model: Any, monitor: Monitor) -> Any:
-    """The trainer of a job, with our collator and callbacks."""
-    collator = Packed(job.recipe.tokens_per_row) if job.recipe.packing else Padded(job.pad_id)
-    if job.recipe.checkpointing == "reentrant":
-        model.enable_input_require_grads()
-    trainer = StepTrainer(
-        model=model,
-        args=training_arguments(
-            job,
-            use_liger_kernel=job.device == "cuda" and find_spec("liger_kernel") is not None,
-            liger_kernel_config={"fused_linear_cross_entropy": False},
-        ),
-        train_dataset=job.rows,
-        data_collator=list,
-        callbacks=[monitor],
+def lora_config(recipe: Recipe) -> Any:
+    """The `peft.LoraConfig` of a recipe."""
+    peft = require("peft", extra="finetune")
+    return peft.LoraConfig(
+        r=recipe.r,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=ALL_LINEAR if recipe.targets == (ALL_LINEAR,) else list(recipe.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
     )
-    # Liger's kernels want the model's own forward; ours comes over it.
-    prepare(model, job.device)
-    if job.device == "cuda" and job.recipe.checkpointing == "non-reentrant":
-        trainer.recomputation = Recomputation(model, job.recipe.memory_gib * 2**30)
-    return on_rows(trainer, job, collator)
 
 
-def on_rows(trainer: StepTrainer, job: Job, collator: Packed | Padded) -> StepTrainer:
-    """Gives the trainer its collator, and the longest rows to try first."""
-    trainer.collate = collator
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-    largest = collator.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
-    trainer.add_callback(LongestFirst(job, partial(trainer.try_largest, largest)))
-    return trainer
+def adapt(model: Any, recipe: Recipe, *, low_cpu_mem_usage: bool = False) -> Any:
+    """The model with a fresh adapter around it (a `peft.PeftModel`) and all else frozen.
 
-
-def training_arguments(job: Job, kind: Any = transformers.TrainingArguments, **more: Any) -> Any:
-    """The recipe in transformers' words. Logged every step: the curve is whole wherever a run is cut and resumed.
-
-    `kind` is the class of arguments, `more` what it takes beside the recipe's or instead of them.
+    Raises RecipeError for a target that it does not have.
     """
-    recipe = job.recipe
-    settings = {
-        "output_dir": str(job.checkpoints),
-        "max_steps": job.steps,
-        "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.accumulate,
-        "optim": recipe.optimizer,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.schedule,
-        "warmup_steps": job.warmup_steps,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.max_grad_norm,
-        "fp16": job.precision.dtype_name == "float16",
-        "use_cpu": job.device == "cpu",
-        "gradient_checkpointing": recipe.checkpointing != "none",
-        "gradient_checkpointing_kwargs": {"use_reentrant": recipe.checkpointing == "reentrant"},
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,  # a pass is small, and is moved when its turn comes
-        "save_strategy": "steps",
-        "save_steps": recipe.save_every,
-        "save_total_limit": recipe.keep_checkpoints,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": recipe.seed,
-    }
-    arguments = kind(**{**settings, **more})
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # one process drives one card; more than one is `accelerate launch`, never DataParallel
-    return arguments
+    names = [name for name, _ in model.named_modules()]
+    ends = sorted({name.rpartition(".")[2] for name in names} - {""})
+    for target in recipe.targets:
+        if target != ALL_LINEAR and not any(n == target or n.endswith(f".{target}") for n in names):
+            raise RecipeError(
+                f"recipe {recipe.name}: targets names {target!r}, which the base has not{nearest(target, ends)}"
+            )
+    peft = require("peft", extra="finetune")
+    return peft.get_peft_model(model, lora_config(recipe), low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
+    """(trainable, total) parameters of a recipe on a base, adapter included, counted on the meta device: no weights
+    needed.
+
+    `base` is a folder that holds a config.json, or a transformers configuration. Tied weights count once.
+    """
+    torch = require("torch", extra="models")
+    transformers = require("transformers", extra="models")
+    config = base
+    if isinstance(base, str | Path):
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    with quiet(), torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        adapted = adapt(model, recipe, low_cpu_mem_usage=True)
+    sizes = [(p.numel(), p.requires_grad) for p in adapted.parameters()]
+    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
 
 
 def save_adapter(job: Job, model: Any) -> None:
-    """Writes the PEFT files, with the base named as the user named it; old ones stay until the new are whole."""
+    """Writes the files of a PEFT model's adapter to `job.output`, with the base named as the user named it.
+
+    Old files stay until the new ones are whole.
+    """
     model.peft_config["default"].base_model_name_or_path = job.base.name
     model.peft_config["default"].revision = job.base.revision
     temporary = job.output / ".adapter"

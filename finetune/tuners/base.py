@@ -1,38 +1,51 @@
-"""What a tuner is, and the registry of them.
+"""What a tuner is, what it is given and hands back, and the registry of them.
 
-A tuner is any class with a `train(job) -> Outcome` method. Those of other packages join through the entry-point group
-`bnbench.finetuners`; a recipe names one by its `tuner` key:
+A tuner of another package is a subclass of `Tuner` with a `train` method, named by an entry point:
 
     [project.entry-points."bnbench.finetuners"]
-    my-tuner = "my_package:MyTuner"
+    plain = "my_package:Plain"
+
+    class Plain(Tuner):
+        def train(self, job: Job) -> Outcome:
+            model = adapt(load_base(job), job.recipe)  # these two and save_adapter are in bnbench.finetune
+            ...
+            save_adapter(job, model)
+            return Outcome(job.steps, tuple(curve), seconds)
+
+`bnbench finetune --set tuner=plain` trains with it. Importing this module, or a tuner of ours, imports no torch: what a
+tuner needs and takes is asked before it trains, and where nothing is trained.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bnbench.errors import RecipeError
 from bnbench.finetune.checkpoints import Checkpoint
 from bnbench.finetune.engine.rows import Row
-from bnbench.finetune.recipes import Recipe, nearest
-from bnbench.finetune.tuners.gain import Gain
+from bnbench.metrics.registry import Registry
 from bnbench.models.files import Base
-from bnbench.models.precision import Precision
+from bnbench.models.precision import Device, Precision
+from bnbench.records import write_text
 
-GROUP = "bnbench.finetuners"
-_SHIPPED = {
-    "qlora": "bnbench.finetune.tuners.adapter:AdapterTuner",
-    "lora": "bnbench.finetune.tuners.adapter:AdapterTuner",
-    "dpo": "bnbench.finetune.tuners.dpo:PreferenceTuner",
-    "unsloth": "bnbench.finetune.tuners.unsloth:UnslothTuner",
-}
-_log = logging.getLogger("bnbench.finetune")
+if TYPE_CHECKING:  # recipes ask their tuner whether it can do what they say, so they stand above this module
+    from bnbench.finetune.recipes import Recipe
+
+TUNERS = Registry(
+    "bnbench.finetuners",
+    "tuner",
+    {
+        "dpo": "bnbench.finetune.tuners.dpo:PreferenceTuner",
+        "lora": "bnbench.finetune.tuners.adapter:AdapterTuner",
+        "qlora": "bnbench.finetune.tuners.adapter:AdapterTuner",
+        "unsloth": "bnbench.finetune.tuners.unsloth:UnslothTuner",
+    },
+    RecipeError,
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,45 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a tuner is given. `rows` are checked; the adapter goes to `output`.
+class Gain:
+    """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
 
-    `resume` is the newest whole checkpoint, None at the start. `steps` and `warmup_steps` are optimiser steps.
-    `should_stop()` is asked after every step: a tuner that hears True saves a checkpoint and returns. The tuner
-    "dpo" has two rows for each pair, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
+    `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
+    log p(chosen) − log p(rejected) is above the base's, so 0 before the training. `low` and `high` are its 95 %
+    bootstrap interval, `p_value` is of the paired randomisation. `chosen` and `rejected` are the changes of log p of
+    either reply in nats, `won` is the share of pairs whose margin is above 0.
+    """
+
+    pairs: int
+    messages: int
+    beta: float
+    margin: float
+    low: float
+    high: float
+    p_value: float
+    won: float
+    chosen: float
+    rejected: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `Gain(**them)` gives it back."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
+            f"(95 % {self.low:+.3f} to {self.high:+.3f}, p = {self.p_value:.4f}); the chosen reply gained on the "
+            f"rejected one in {100 * self.won:.0f} % (log p {self.chosen:+.1f} and {self.rejected:+.1f} nats)"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a tuner is given: checked `rows`, and `output`, the folder that the adapter goes to.
+
+    `steps` and `warmup_steps` are optimiser steps. `resume` is the newest whole checkpoint, None at the start.
+    `should_stop()` is asked after every step: a tuner that hears True saves a checkpoint in `checkpoints` and returns.
+    A tuner of pairs has two rows for each, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
     """
 
     recipe: Recipe
@@ -71,52 +117,66 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a tuner hands back.
+    """What a tuner hands back: `steps` done in all sessions together, and their loss `curve`, one point a step.
 
-    `steps` done in all sessions together; the adapter is written when they are `Job.steps`. `gain` is what a finished
+    The adapter is written when `steps` are the job's. `peak_memory_bytes` is None off a GPU, `gain` is what a finished
     training on pairs did to held-out ones, None where there were none.
     """
 
     steps: int
     curve: tuple[Point, ...]
     seconds: float
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = None
     gain: Gain | None = None
 
 
-class Tuner(Protocol):
-    """Trains an adapter: goes on from `job.resume`, writes PEFT files to `job.output`.
+class Tuner(ABC):
+    """A way to train an adapter. Only `train` must be written; the rest says what it needs, with defaults."""
 
-    One with `shares_steps = True` may be started in several processes (see `bnbench.finetune.engine.processes`).
-    """
+    packages: ClassVar[Mapping[str, str]] = {}
+    """Modules beyond torch, transformers and peft that it imports, each with what to give to `pip install`."""
+    data: ClassVar[Literal["examples", "pairs"]] = "examples"
+    """What it trains on; a pair is a chosen and a rejected reply to one message, and two rows."""
+    keys: ClassVar[Mapping[str, Any]] = {}
+    """Recipe keys beyond the common ones, with their defaults, whose types are those of the keys. Other tuners'
+    recipes may not name them."""
+    shares_steps: ClassVar[bool] = False
+    """Whether several processes may train one adapter together (see `bnbench.finetune.engine.processes`)."""
 
+    timed: ClassVar[bool] = False
+    """Whether the times that `bnbench.finetune.memory` estimates hold for its kernels."""
+
+    def check(self, recipe: Recipe, device: Device | None) -> None:  # noqa: B027 - refuses nothing, and need not
+        """Raises RecipeError where the tuner cannot do what the recipe says, or not on this device.
+
+        It is asked when a recipe is read, with None for the device, and again before a training.
+        """
+
+    @abstractmethod
     def train(self, job: Job) -> Outcome:
-        """Trains until `job.steps` or until `job.should_stop()`. Raises TrainingError when it cannot go on."""
+        """Trains, from `job.resume` where there is one, until `job.steps` or until `job.should_stop()`.
+
+        Writes PEFT's files to `job.output` at the end. Raises TrainingError when it cannot go on.
+        """
 
 
 def tuner_names() -> tuple[str, ...]:
-    """The names that a recipe's `tuner` may have: the shipped ones and those of installed plug-ins."""
-    return tuple(sorted({*_SHIPPED, *(e.name for e in _plugins())}))
+    """The names that a recipe's `tuner` may have: ours, then those of plug-ins that load."""
+    return TUNERS.names()
 
 
 def get_tuner(name: str) -> Tuner:
-    """The tuner of that name.
+    """A tuner of that name; capitals do not matter.
 
-    A plug-in that does not load is named in the log and taken as absent. Raises RecipeError.
+    Raises RecipeError for an unknown name, a plug-in that does not load, or one that is no `Tuner`.
     """
-    broken = ""
-    for plugin in _plugins():
-        if plugin.name == name:
-            try:
-                return plugin.load()()  # type: ignore[no-any-return]
-            except Exception as error:
-                broken = f" (the plug-in {plugin.value} does not load: {error})"
-                _log.warning("tuner %s: the plug-in %s does not load and is skipped: %s", name, plugin.value, error)
-    if name not in _SHIPPED:
-        raise RecipeError(f"there is no tuner {name!r}{nearest(name, tuner_names())}{broken}")
-    module, _, attribute = _SHIPPED[name].partition(":")
-    return getattr(import_module(module), attribute)()  # type: ignore[no-any-return]
+    kind = TUNERS.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Tuner)):
+        raise RecipeError(f"the tuner {name!r} is {kind!r}, which is no subclass of bnbench.finetune.Tuner")
+    return kind()
 
 
-def _plugins() -> list[EntryPoint]:
-    return [e for e in entry_points(group=GROUP) if e.name not in _SHIPPED]
+def write_curve(path: Path, curve: Iterable[Point]) -> None:
+    """Writes loss.csv: step, loss (nats a supervised token, of pairs: a pair), learning rate; one line a step."""
+    lines = [f"{p.step},{p.loss!r},{p.learning_rate!r}\n" for p in curve]
+    write_text(path, "".join(["step,loss,learning_rate\n", *lines]))

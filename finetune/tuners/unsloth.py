@@ -1,25 +1,22 @@
 """LoRA through Unsloth's patched models: on our rows and loss, ending in PEFT files like any other.
 
 Unsloth's part: loading, the adapter, checkpointing, its kernels (driven as in `benchmarks/qlora_baseline.py`). It has
-a card to itself, draws its own dropout, and prints to stdout, which is for results.
+a GPU to itself, draws its own dropout, and prints to stdout, which is for results.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-
+from bnbench.errors import RecipeError
 from bnbench.extras import require
-from bnbench.finetune.engine.collate import Padded, Pass
-from bnbench.finetune.engine.monitor import Monitor
-from bnbench.finetune.engine.rows import IGNORED
-from bnbench.finetune.engine.step import StepTrainer
-from bnbench.finetune.recipes import ALL_LINEAR
-from bnbench.finetune.tuners.adapter import AdapterTuner, on_rows, training_arguments
+from bnbench.finetune.recipes import ALL_LINEAR, Recipe
+from bnbench.finetune.tuners.adapter import AdapterTuner
 from bnbench.finetune.tuners.base import Job, Outcome
+from bnbench.models.precision import Device
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -27,15 +24,34 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 class UnslothTuner(AdapterTuner):
     """The tuner "unsloth", where the package and an NVIDIA GPU are."""
 
+    packages: ClassVar[Mapping[str, str]] = {"unsloth": "unsloth"}
     shares_steps = False
+    timed = False
+
+    def check(self, recipe: Recipe, device: Device | None) -> None:
+        """Refuses what Unsloth does in one way only, set otherwise, and any machine without an NVIDIA GPU."""
+        wanted: dict[str, tuple[Any, ...]] = {
+            "packing": (False,),
+            "double_quantisation": (True,),
+            "memory_gib": (0.0,),
+            "checkpointing": ("non-reentrant", "none"),
+            "precision": ("auto", "float16", "bfloat16"),
+        }
+        wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
+        if wrong:
+            raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
+        if device is not None and device.type != "cuda":
+            raise RecipeError(f'the tuner "unsloth" needs an NVIDIA GPU (this is {device.type}): set tuner = "qlora"')
 
     def train(self, job: Job) -> Outcome:
-        """As `AdapterTuner.train`."""
+        """As `AdapterTuner.train`, with what Unsloth prints on stderr."""
         with redirect_stdout(sys.stderr):
             return super().train(job)
 
     def load(self, job: Job) -> Any:
         """The base as Unsloth patches it; its tokenizer is not used."""
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
         model, _ = require("unsloth", extra="unsloth").FastLanguageModel.from_pretrained(
             model_name=str(job.base.folder),
@@ -43,14 +59,17 @@ class UnslothTuner(AdapterTuner):
             dtype=getattr(torch, job.precision.dtype_name),
             use_safetensors=True,
             load_in_4bit=job.precision.quantisation == "nf4",
-            use_gradient_checkpointing=_checkpointing(job),
+            use_gradient_checkpointing="unsloth" if job.recipe.checkpointing != "none" else False,
             trust_remote_code=job.trust_remote_code,
             random_state=job.recipe.seed,
         )
         return model
 
-    def trainer(self, job: Job, base: Any, monitor: Monitor) -> Any:
+    def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """Our trainer around Unsloth's adapter. Arithmetic is by autocast, which Unsloth's kernels rely on."""
+        from bnbench.finetune.engine.collate import Padded
+        from bnbench.finetune.engine.step import LabelTrainer
+
         recipe = job.recipe
         model = require("unsloth", extra="unsloth").FastLanguageModel.get_peft_model(
             base,
@@ -59,28 +78,8 @@ class UnslothTuner(AdapterTuner):
             lora_dropout=recipe.dropout,
             target_modules=list(LINEAR if recipe.targets == (ALL_LINEAR,) else recipe.targets),
             bias="none",
-            use_gradient_checkpointing=_checkpointing(job),
+            use_gradient_checkpointing="unsloth" if recipe.checkpointing != "none" else False,
             random_state=recipe.seed,
         )
-        arguments = training_arguments(job, bf16=job.precision.dtype_name == "bfloat16", gradient_checkpointing=False)
-        trainer = _Trainer(model=model, args=arguments, train_dataset=job.rows, data_collator=list, callbacks=[monitor])
-        return on_rows(trainer, job, Padded(job.pad_id))
-
-
-class _Trainer(StepTrainer):
-    """The step on a model that takes labels and divides by the step's tokens itself."""
-
-    def compute_loss(
-        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Nats of a pass over the supervised tokens of the whole step."""
-        labels = torch.full((inputs.ids.numel(),), IGNORED)
-        labels[inputs.index + 1] = inputs.targets
-        place = self.args.device
-        count = torch.tensor(num_items_in_batch, device=place)
-        ids, labels = inputs.ids.to(place), labels.view_as(inputs.ids).to(place)
-        return model(input_ids=ids, labels=labels, num_items_in_batch=count).loss
-
-
-def _checkpointing(job: Job) -> str | bool:
-    return "unsloth" if job.recipe.checkpointing != "none" else False
+        bf16 = job.precision.dtype_name == "bfloat16"
+        return LabelTrainer(job, model, Padded(job.pad_id), monitor, bf16=bf16, gradient_checkpointing=False)

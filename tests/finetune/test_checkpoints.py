@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bnbench.finetune.checkpoints import newest_checkpoint, seal
-from bnbench.finetune.engine.stopping import listening
+from bnbench.finetune.engine.processes import stop_on_signals
 
 
 def checkpoint(parent: Path, step: int, *, sealed: bool = True) -> Path:
@@ -54,7 +54,7 @@ def test_torn_is_skipped_for_the_one_before(tmp_path: Path, damage: str, caplog:
 
 def test_signals_ask_for_a_stop_and_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with listening() as stop:
+    with stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop() and stop.signal == signal.SIGTERM
@@ -62,14 +62,14 @@ def test_signals_ask_for_a_stop_and_handlers_come_back() -> None:
 
 
 def test_second_interrupt_stops_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), listening() as stop:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_time_is_up() -> None:
-    with listening(after=0.0) as stop:
+    with stop_on_signals(after=0.0) as stop:
         assert stop() and stop.signal is None
-    with listening(after=60.0) as stop:
+    with stop_on_signals(after=60.0) as stop:
         assert not stop()

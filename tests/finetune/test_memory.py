@@ -11,9 +11,9 @@ import pytest
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
 from bnbench.finetune.engine.collate import Packed, Padded
-from bnbench.finetune.engine.recompute import Room
+from bnbench.finetune.engine.layers import Room
 from bnbench.finetune.engine.rows import Row
-from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, _trainable, estimate, largest_pass
+from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, largest_pass, lora_parameters
 from bnbench.finetune.recipes import Recipe
 
 ROWS = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((4096, 600, 300, 900, 48))]
@@ -36,7 +36,7 @@ def test_shape_of_a_configuration() -> None:
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_parameters_from_shapes_alone(name: str) -> None:
-    assert _trainable(LLAMA_8B, load_recipe(name)) == TRAINABLE[name]
+    assert lora_parameters(LLAMA_8B, load_recipe(name)) == TRAINABLE[name]
 
 
 def test_listing_the_recipes_loads_no_torch() -> None:
@@ -71,7 +71,7 @@ def test_terms_add_up_and_steps_cost_time() -> None:
     assert one.peak + one.terms["CUDA context"] == pytest.approx(sum(one.terms.values()))
     assert one.summary()["peak_gib"] == pytest.approx(sum(one.summary()["terms_gib"].values()) - 0.6, abs=0.05)
     assert one.terms["weights"] == pytest.approx(4.65e9, rel=0.01)
-    long, unknown = (estimate(LLAMA_8B, load_recipe("t4"), ROWS, 1, n, card=c) for n, c in ((20, "T4"), (10, "Radeon")))
+    long, unknown = (estimate(LLAMA_8B, load_recipe("t4"), ROWS, 1, n, gpu=c) for n, c in ((20, "T4"), (10, "Radeon")))
     assert one.seconds is not None and long.seconds == pytest.approx(2 * one.seconds) and unknown.seconds is None
 
 
@@ -84,16 +84,16 @@ def test_largest_pass_is_the_collator_s() -> None:
         assert tried >= max(p.ids.numel() for p in collator(ROWS[:4]))
 
 
-def test_too_small_a_card_is_refused_by_the_largest_term() -> None:
+def test_too_small_a_gpu_is_refused_by_the_largest_term() -> None:
     lora = peak(load_recipe("lora-16bit"))
     lora.check_fits(24 * 2**30, "an L4")
     with pytest.raises(
         TrainingError, match=r"needs about 1\d\.\d GiB and a T4 has 14\.6; the largest part: weights, 14"
     ):
         lora.check_fits(int(14.6 * 2**30), "a T4")
-    peak(load_recipe("t4")).check_fits(8 * 2**30, "a laptop's card")
+    peak(load_recipe("t4")).check_fits(8 * 2**30, "a laptop's GPU")
     with pytest.raises(TrainingError, match=r"the largest part: activations kept.*non-reentrant"):
-        peak(load_recipe("t4"), checkpointing="none").check_fits(8 * 2**30, "a laptop's card")
+        peak(load_recipe("t4"), checkpointing="none").check_fits(8 * 2**30, "a laptop's GPU")
 
 
 def test_the_dry_run_tells(request_for: Callable[..., FinetuneRequest]) -> None:

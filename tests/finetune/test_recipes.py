@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bnbench.errors import RecipeError
-from bnbench.finetune import Recipe, list_recipes, load_recipe, recipe_text
-from bnbench.finetune.recipes import override
+from bnbench.finetune import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
+from bnbench.finetune.recipes import parse_recipe
 
 
 def test_original_value_by_value() -> None:
@@ -53,9 +53,11 @@ def test_defaults_are_those_of_t4() -> None:
 
 
 def test_copied_recipe_gives_the_same(tmp_path: Path) -> None:
-    copy = tmp_path / "mine.toml"
-    copy.write_text(recipe_text("t4"), encoding="utf-8")
-    assert load_recipe(copy) == load_recipe("t4")
+    copy_recipe("t4", tmp_path / "mine.toml")
+    assert load_recipe(tmp_path / "mine.toml") == load_recipe("t4")
+    assert (tmp_path / "mine.toml").read_text(encoding="utf-8") == recipe_text("t4")
+    with pytest.raises(RecipeError, match="exists: name another file"):
+        copy_recipe("demo", tmp_path / "mine.toml")
 
 
 def test_file_may_leave_out_keys(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_overrides_are_parsed_by_type() -> None:
     assert (recipe.epochs, recipe.learning_rate, recipe.targets) == (2.0, 1e-5, ("q_proj", "k_proj"))
     assert (recipe.optimizer, recipe.double_quantisation) == ("adamw_torch", False)
     assert load_recipe("t4", {"targets": '["q_proj"]'}).targets == ("q_proj",)
-    assert override(recipe, {"seed": "7"}) == replace(recipe, seed=7)
+    assert load_recipe(recipe, {"seed": "7"}) == replace(recipe, seed=7)
 
 
 @pytest.mark.parametrize(
@@ -127,3 +129,31 @@ def test_hash_follows_what_moves_the_result() -> None:
     same = replace(recipe, name="other", description="", save_every=7, log_every=3, keep_checkpoints=5)
     assert same.sha256 == recipe.sha256
     assert replace(recipe, learning_rate=1e-4).sha256 != recipe.sha256
+
+
+def test_steps() -> None:
+    recipe = load_recipe("t4")
+    assert (recipe.count_steps(4000), recipe.count_steps(4001)) == (1000, 1001)
+    odd = load_recipe("t4", {"epochs": "2.5", "batch_size": "3", "accumulate": "4"})
+    assert odd.count_steps(160) == 35  # 54 batches, 14 steps, ×2.5
+
+
+def test_the_first_step_of_a_short_training_has_a_rate() -> None:
+    recipe = load_recipe("t4")
+    assert [recipe.count_warmup(steps) for steps in (1, 10, 33, 34, 1000, 1001)] == [0, 0, 0, 2, 30, 31]
+    assert load_recipe("t4", {"warmup": "1", "schedule": "constant_with_warmup"}).count_warmup(1) == 0
+
+
+def test_a_tuner_s_own_keys() -> None:
+    recipe = load_recipe("dpo", {"beta": "0.3"})
+    assert recipe.own == {"beta": 0.3} and recipe.to_dict()["beta"] == 0.3
+    assert parse_recipe(recipe.to_dict(), "record") == recipe and recipe.sha256 != load_recipe("dpo").sha256
+    with pytest.raises(RecipeError, match=r"beta must be a number, not 'much'"):
+        load_recipe("dpo", {"beta": "much"})
+    with pytest.raises(RecipeError, match="the tuner \"lora\" has no key 'beta'"):
+        replace(load_recipe("demo"), own={"beta": 0.1})
+
+
+def test_a_record_of_an_older_version_says_the_same() -> None:
+    recipe = load_recipe("t4")
+    assert parse_recipe({**recipe.to_dict(), "beta": 0.0}, "record") == recipe

@@ -17,7 +17,7 @@ import pytest
 import bnbench
 from bnbench.errors import PartialRunError, TrainingError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
-from bnbench.finetune.engine.stopping import Stop
+from bnbench.finetune.engine.processes import Stop
 
 from .conftest import make_request
 

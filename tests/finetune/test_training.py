@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, Plan, finetune, plan
 from bnbench.finetune.engine.rows import IGNORED
+from bnbench.finetune.recipes import Recipe
 
 Request = Callable[..., FinetuneRequest]
 
@@ -163,9 +163,9 @@ def test_longest_rows_are_tried_first(request_for: Request, monkeypatch: pytest.
 def test_trying_the_longest_leaves_no_trace(
     request_for: Request, undisturbed: FinetuneResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bnbench.finetune.engine.monitor import LongestFirst
+    from bnbench.finetune.engine.step import StepTrainer
 
-    monkeypatch.setattr(LongestFirst, "on_train_begin", lambda *_, **__: None)
+    monkeypatch.setattr(StepTrainer, "try_largest", lambda *_: None)
     assert finetune(request_for()).curve == undisturbed.curve
 
 
@@ -185,7 +185,7 @@ def test_a_training_of_one_step_trains(request_for: Request) -> None:
 
 
 def test_an_adapter_that_did_not_change_is_not_done(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("bnbench.finetune.plan"), "count_warmup", lambda *_: 1)  # the only step at rate 0
+    monkeypatch.setattr(Recipe, "count_warmup", lambda *_: 1)  # the only step at rate 0
     request = request_for(rows=4, overrides={"epochs": "1"})
     with pytest.raises(TrainingError, match="as it began, every lora_B zero"):
         finetune(request)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from bnbench.finetune.engine.collate import Packed, Padded, Pass, pack, share
-from bnbench.finetune.engine.lora import adapt
-from bnbench.finetune.engine.loss import summed_loss
+from bnbench.finetune.engine.layers import ATTENTION, Recomputation, Room, attend
 from bnbench.finetune.engine.rows import IGNORED, Row
-from bnbench.finetune.engine.step import prepare
+from bnbench.finetune.engine.step import prepare, summed_loss
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
+from bnbench.finetune.tuners.adapter import adapt
 from bnbench.models.four_bits import make_portable
 
 LENGTHS = (97, 3, 41, 12, 230, 5)
@@ -33,10 +33,8 @@ ROWS = [row(length, seed) for seed, length in enumerate(LENGTHS)]
 def make_model(base: Path, recipe: Recipe, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    from bnbench.finetune.engine import attention
-
     torch.manual_seed(1)
-    loaded = AutoModelForCausalLM.from_pretrained(base, attn_implementation=attention.NAME, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(base, attn_implementation=ATTENTION, **options)
     model = adapt(make_portable(loaded), recipe)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide every gradient of lora_A
@@ -185,8 +183,6 @@ def test_logits_that_are_more_than_the_head_s_are_made_whole(
 
 
 def test_sliding_windows_are_kept(tiny_base: Path) -> None:
-    from bnbench.finetune.engine.attention import attend
-
     q, k = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
     found = attend(None, q, k, k, None, lengths=(6, 3), sliding_window=4)[0]
     position = torch.arange(9)
@@ -221,6 +217,39 @@ def test_untied_input_embeddings_stay_on_the_cpu_wherever_the_model_goes(
     other.to("meta")
     base = other.get_base_model()
     assert base.get_input_embeddings().weight.device.type == "cpu" and base.lm_head.weight.device.type == "meta"
+
+
+def test_the_last_layers_keep_what_the_measured_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with 1,000 bytes taken: a layer keeps 4 a token, or 1 when it recomputes; a step takes 20 a token."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model = torch.nn.ModuleList(GradientCheckpointingLayer() for _ in range(3))
+    recomputation = Recomputation(model, budget=0.0)
+    alive = 1000
+
+    def forward() -> object:
+        nonlocal alive
+        alive = 1000 + 100 * sum(1 if layer.gradient_checkpointing else 4 for layer in model)
+        return object()
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: alive)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3000 if stepped else alive + 50)
+    stepped: list[bool] = []
+    recomputation.set_for(10)
+    assert all(layer.gradient_checkpointing for layer in model)
+    recomputation.measure(100, forward, lambda: stepped.append(True))
+    assert recomputation.room == Room(fixed=1000, per_token=20, forward=3, chunk=50, kept=3, budget=3000)
+    for tokens, kept in (
+        (100, 0),
+        (87, 0),
+        (86, 1),
+        (76, 2),
+        (10, 3),
+    ):  # of 2,000 bytes a token takes 20, and 3 a layer
+        recomputation.set_for(tokens)
+        assert [layer.gradient_checkpointing for layer in model] == [True] * (3 - kept) + [False] * kept
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -20,6 +20,7 @@ from bnbench.errors import RecipeError
 from bnbench.finetune import FinetuneRequest, finetune, load_recipe, plan, session
 from bnbench.finetune.engine.collate import share
 from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.tuners.adapter import AdapterTuner
 
 Request = Callable[..., FinetuneRequest]
 ROOT = Path(bnbench.__file__).parents[1]
@@ -32,7 +33,7 @@ import torch
 from bnbench.data.corpus import Example
 from bnbench.errors import BnbenchError
 from bnbench.finetune import FinetuneRequest, finetune
-from bnbench.finetune.engine.stopping import Stop
+from bnbench.finetune.engine.processes import Stop
 torch.set_num_threads(1)
 given = json.loads(sys.stdin.read())
 examples = tuple(Example(**e) for e in given["examples"])
@@ -152,13 +153,11 @@ def test_plan_says_how_many_processes(request_for: Request) -> None:
 
 
 @pytest.mark.usefixtures("three")
-def test_a_tuner_of_one_process_is_not_started_in_three(
-    request_for: Request, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(session, "get_tuner", lambda name: object())
+def test_a_tuner_of_one_process_is_not_started_in_three(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AdapterTuner, "shares_steps", False)
     six = request_for(overrides={"batch_size": "6"})
     with pytest.raises(RecipeError, match="the tuner 'lora' trains in one process"):
-        session._begin(six, tmp_path / "checkpoints")
+        session._begin(six)
 
 
 @pytest.mark.usefixtures("three")

@@ -18,11 +18,11 @@ from bnbench.data.corpus import make_example
 from bnbench.data.pairs import Pair
 from bnbench.errors import PartialRunError, RecipeError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune, finetune_request, load_recipe, plan
+from bnbench.finetune.engine.processes import Stop
 from bnbench.finetune.engine.rows import IGNORED, Row
-from bnbench.finetune.engine.stopping import Stop
 from bnbench.finetune.memory import LLAMA_8B, estimate
-from bnbench.finetune.session import _job
-from bnbench.finetune.tuners.gain import measure_gain
+from bnbench.finetune.session import make_job
+from bnbench.finetune.tuners.dpo import measure_gain
 from bnbench.models.files import load_generation_config, load_tokenizer
 from bnbench.models.prompts import Prompter
 from tests.finetune.conftest import MESSAGES, make_request
@@ -72,7 +72,7 @@ def trainer_of(request: FinetuneRequest) -> Any:
     from bnbench.finetune.tuners.adapter import load_base
     from bnbench.finetune.tuners.dpo import PreferenceTuner
 
-    job = _job(request, plan(request), request.output / "checkpoints", None, Stop())
+    job = make_job(request, plan(request), None, Stop())
     return PreferenceTuner().trainer(job, load_base(job), Monitor(job))
 
 
@@ -110,11 +110,11 @@ def test_no_second_model_and_no_second_adapter(pairs_for: Make) -> None:
 
 @pytest.mark.parametrize(("dtype", "flags"), [("bfloat16", (True, False)), ("float16", (False, True))])
 def test_sixteen_bit_arithmetic_is_the_job_s(pairs_for: Make, dtype: str, flags: tuple[bool, bool]) -> None:
-    from bnbench.finetune.tuners.dpo import _arguments
+    from bnbench.finetune.tuners.dpo import preference_arguments
 
     planned = plan(pairs_for())
     planned = replace(planned, precision=replace(planned.precision, dtype_name=dtype))
-    arguments = _arguments(_job(pairs_for(), planned, Path("unused"), None, Stop()))
+    arguments = preference_arguments(make_job(pairs_for(), planned, None, Stop()))
     assert (arguments.bf16, arguments.fp16) == flags and arguments.max_length is None
     assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False} and arguments.n_gpu <= 1
 
@@ -203,8 +203,8 @@ def test_four_bit_base_under_autocast_has_a_float32_adapter(pairs_for: Make) -> 
 
 def test_nothing_held_out(pairs_for: Make) -> None:
     result = finetune(pairs_for(held_out=(), pairs=make_pairs(4), overrides={"epochs": "1"}))
-    assert "no pairs were held out" in str(result) and result.summary()["gain"] is None
-    assert json.loads((result.output / "training.json").read_text(encoding="utf-8"))["gain"] is None
+    assert "no pairs were held out" in str(result) and result.summary().get("gain") is None
+    assert json.loads((result.output / "training.json").read_text(encoding="utf-8")).get("gain") is None
     assert finetune(pairs_for(held_out=(), pairs=make_pairs(4), overrides={"epochs": "1"})).gain is None
 
 
@@ -226,9 +226,9 @@ def test_plan_counts_pairs(pairs_for: Make) -> None:
 def test_estimate_counts_both_rows_and_the_reference() -> None:
     recipe = load_recipe("dpo")
     rows = [Row("", (0,) * 500, (0,) * 500)] * 2 + [Row("", (0,) * 400, (0,) * 400)] * 6
-    pairs = estimate(LLAMA_8B, recipe, rows, 1, 100, card="H100")
-    alone = replace(recipe, tuner="qlora", beta=0.0)
-    rows_alone = estimate(LLAMA_8B, alone, rows, 1, 100, card="H100", fused=False)
+    pairs = estimate(LLAMA_8B, recipe, rows, 1, 100, gpu="H100")
+    alone = replace(recipe, tuner="qlora", own={})
+    rows_alone = estimate(LLAMA_8B, alone, rows, 1, 100, gpu="H100", fused=False)
     assert (pairs.largest_pass, rows_alone.largest_pass) == (1000, 500)
     assert pairs.terms["activations kept"] == 2 * rows_alone.terms["activations kept"]
     assert pairs.terms["one layer or loss chunk"] > 2 * rows_alone.terms["one layer or loss chunk"] - 2**30

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from bnbench.errors import MissingExtraError, RecipeError
 from bnbench.finetune import FinetuneRequest, finetune, load_recipe, plan
 from bnbench.finetune.engine.rows import IGNORED
+from bnbench.finetune.tuners.unsloth import UnslothTuner
 from bnbench.models.precision import Device
 
 planning = import_module("bnbench.finetune.plan")
@@ -59,7 +60,7 @@ class Stand:
 def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
     made = Stand()
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=made, __spec__=object()))
-    monkeypatch.setattr(planning, "_check_unsloth", lambda device: None)
+    monkeypatch.setattr(UnslothTuner, "check", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     return made
 
@@ -116,7 +117,7 @@ def test_refused_before_anything_is_loaded(request_for: Request, monkeypatch: py
     monkeypatch.setattr(planning, "resolve_base", lambda *_, **__: pytest.fail("the base was looked for"))
     with pytest.raises(RecipeError, match='tuner "unsloth" needs an NVIDIA GPU'):
         plan(request)
-    monkeypatch.setattr(planning, "_device", lambda wanted: Device("cuda", "Tesla T4", (7, 5), 15 * 2**30))
+    monkeypatch.setattr(Device, "of", lambda wanted: Device("cuda", "Tesla T4", (7, 5), 15 * 2**30))
     monkeypatch.setitem(sys.modules, "unsloth", None)
     monkeypatch.setattr(planning, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="unsloth is not installed: pip install unsloth"):

@@ -37,7 +37,7 @@ def run(tiny_base: Path, undisturbed: FinetuneResult, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("run") / "run"
     decoding = Decoding(max_new_tokens=8)
     evaluate(EvaluationRequest(candidates, out, limit=6, decoding=decoding, device="cpu", quantise=False, quiet=True))
-    write_report([read_run(out)], out, resamples=200)
+    write_report([read_run(out)], out)
     return out
 
 
@@ -83,7 +83,7 @@ def test_a_card_without_an_evaluation_says_so(write: Callable[..., Published]) -
         "base_model": BASE, "base_model_relation": "adapter", "library_name": "peft",
         "pipeline_tag": "text-generation", "language": "bn", "license": "mit", "tags": ["bengali", "bnbench", "lora"],
     }  # fmt: skip
-    assert "| Data | fingerprint `f00d` |" in text and "22 rows" in text and "18 steps" in text and "torch " in text
+    assert "| Data | fingerprint f00d |" in text and "22 rows" in text and "18 steps" in text and "torch " in text
 
 
 def test_the_hub_reads_the_evaluation(write: Callable[..., Published], run: Path) -> None:
@@ -112,18 +112,38 @@ def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) ->
     text = (folder / "README.md").read_text(encoding="utf-8")
     ranking = json.loads((run / "ranking.json").read_text(encoding="utf-8"))
     mine = next(s for s in ranking["standings"] if s["kind"] == "adapter")
-    score, c = mine["scores"][0], mine["versus_base"][0]
-    minus = lambda x, sign="": f"{x:{sign}.2f}".replace("-", "−")  # noqa: E731
-    assert f"| chrF++ ↑ | chrF++ | {minus(score['value'])} | {minus(score['low'])} to {minus(score['high'])} |" in text
-    assert f"| {minus(c['difference'], '+')} | {minus(c['low'], '+')} to {minus(c['high'], '+')} |" in text
-    assert (
-        "its base ভিত্তি" in text
-        and "6 messages are too few for intervals" in text
-        and "would often go undetected" in text
-    )
+    # Every cell of every row is a number of ranking.json, rounded.
+    numbers = re.compile(r"[-+]?\d+(?:\.\d+)?")
+    table = [
+        line.replace("−", "-").split(" | ") for line in text.splitlines() if " | ↑ | " in line or " | ↓ | " in line
+    ]
+    labels = {
+        "chrF++": ("chrF++", "chrF++"),
+        "ROUGE-L": ("ROUGE", "rougeL"),
+        "unfinished, %": ("degeneration", "unfinished"),
+    }
+    for label, (metric, name) in labels.items():
+        cells = next(cells for cells in table if cells[0] == f"| {label}")
+        score, c = (
+            next(x for x in mine[part] if x["name"] == name and x["metric"] == metric)
+            for part in ("scores", "versus_base")
+        )
+        expected = [
+            score["value"],
+            score["low"],
+            score["high"],
+            score["value"] - c["difference"],
+            c["difference"],
+            c["low"],
+            c["high"],
+        ]
+        assert [float(n) for cell in cells[2:7] for n in numbers.findall(cell)] == pytest.approx(expected, abs=0.06)
+    assert len(table) > 3 and len({len(cells) for cells in table}) == 1
+    head = next(line for line in text.splitlines() if "অ্যাডাপ্টার" in line and line.startswith("| "))
+    assert "আমার\\|অ্যাডাপ্টার" in head and len(head.split(" | ")) == len(table[0])
+    assert "than its base ভিত্তি" in text or "from its base ভিত্তি" in text
+    assert "> **Note:** 6 items: too few for the bootstrap" in text and "would often go undetected" in text
     assert f"`{ranking['signatures']['chrF++']}`" in text and "the variance of training itself" in text
-    heads = [line.count("|") for line in text.splitlines() if line.startswith("| metric") or "↑ |" in line]
-    assert len(heads) > 3 and len(set(heads)) == 1
     assert not (folder / ".eval_results").exists()
     with pytest.raises(UsageError, match="give the evaluation with --run"):
         write(dataset_id="me/data")
@@ -138,11 +158,20 @@ def test_a_run_of_other_weights_is_refused(write: Callable[..., Published], run:
         write(tiny_adapter, run=run)
 
 
-def test_a_run_without_a_ranking(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_report_is_ranked(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(run, tmp_path / "bare")
     (bare / "ranking.json").unlink()
-    with pytest.raises(RunError, match="write it with `bnbench report"):
-        write(run=bare)
+    (bare / "report.md").unlink()
+    card = (write(run=run).folder / "README.md").read_bytes()
+    assert (write(run=bare).folder / "README.md").read_bytes() == card
+
+
+def test_a_run_that_is_not_finished(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(run, tmp_path / "half")
+    record = json.loads((half / "run.json").read_text(encoding="utf-8"))
+    (half / "run.json").write_text(json.dumps({**record, "finished": None}), encoding="utf-8")
+    with pytest.raises(RunError, match="this run is not finished; go on with"):
+        write(run=half)
 
 
 @pytest.mark.parametrize("kind", ["llama-3.1", "plain", "chat"])
@@ -152,7 +181,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
     import torch
 
     from bnbench.data.corpus import Example
-    from bnbench.finetune.card import snippet
+    from bnbench.finetune.publish import snippet
     from bnbench.models.prompts import Prompter
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"

@@ -3,19 +3,27 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bnbench.errors import CandidateError, MissingExtraError, RecipeError, TrainingError
-from bnbench.finetune import FinetuneRequest, count_parameters, load_recipe, plan
-from bnbench.finetune.plan import count_steps, count_warmup
+from bnbench.finetune import (
+    FinetuneRequest,
+    count_parameters,
+    finetune_request,
+    list_recipes,
+    load_recipe,
+    parse_duration,
+    plan,
+    recipe_list,
+    recipe_table,
+)
+from bnbench.finetune.plan import recipe_precision
 from bnbench.models.files import resolve_base
 from bnbench.models.precision import Device
 
-planning = import_module("bnbench.finetune.plan")
 Request = Callable[..., FinetuneRequest]
 
 
@@ -46,21 +54,6 @@ def test_parameters_of_all_linear_layers(llama_8b: Any) -> None:
 def test_unknown_target_names_the_nearest(llama_8b: Any) -> None:
     with pytest.raises(RecipeError, match="targets names 'v_prj', which the base has not; did you mean 'v_proj'"):
         count_parameters(llama_8b, load_recipe("t4", {"targets": "q_proj,v_prj"}))
-
-
-def test_steps() -> None:
-    recipe = load_recipe("t4")
-    assert count_steps(4000, recipe) == 1000
-    assert count_steps(4001, recipe) == 1001
-    assert (
-        count_steps(160, load_recipe("t4", {"epochs": "2.5", "batch_size": "3", "accumulate": "4"})) == 35
-    )  # 54 batches, 14 steps, ×2.5
-
-
-def test_the_first_step_of_a_short_training_has_a_rate() -> None:
-    recipe = load_recipe("t4")
-    assert [count_warmup(steps, recipe) for steps in (1, 10, 33, 34, 1000, 1001)] == [0, 0, 0, 2, 30, 31]
-    assert count_warmup(1, load_recipe("t4", {"warmup": "1", "schedule": "constant_with_warmup"})) == 0
 
 
 @pytest.fixture
@@ -172,7 +165,7 @@ def test_base_from_the_hub_cache(tiny_base: Path, tmp_path: Path, monkeypatch: p
     ("name", "dtype"), [("t4", "float16"), ("full-3-epochs", "float16"), ("original-t4", "bfloat16")]
 )
 def test_a_t4_computes_in_float16_unless_a_recipe_insists(name: str, dtype: str) -> None:
-    chosen = planning._precision(load_recipe(name), Device("cuda", "Tesla T4", (7, 5), 15 * 2**30), 8_030_261_248)
+    chosen = recipe_precision(load_recipe(name), Device("cuda", "Tesla T4", (7, 5), 15 * 2**30), 8_030_261_248)
     assert chosen.dtype_name == dtype and ("Tesla T4 only emulates it" in chosen.reason) == (dtype == "bfloat16")
 
 
@@ -186,3 +179,45 @@ def test_pad_of_a_tokenizer_that_pads_with_its_end(
     tokenizer.add_special_tokens({"pad_token": "<|added|>"})
     request = request_for(base=str(make_base(tmp_path / "beyond", tokenizer, vocab_size=len(tokenizer) - 1)))
     assert plan(request).pad_id < len(tokenizer) - 1
+
+
+def test_durations() -> None:
+    assert [parse_duration(t) for t in ("11h30m", "45m", "90s", "1h1m1s")] == [41400.0, 2700.0, 90.0, 3661.0]
+    for wrong in ("", "12", "1.5h", "30m11h"):
+        with pytest.raises(RecipeError, match="write it as 11h30m"):
+            parse_duration(wrong)
+
+
+def test_columns_of_no_file() -> None:
+    with pytest.raises(RecipeError, match="--columns says what the columns of --data are called"):
+        finetune_request("dpo", None, columns={"chosen": "better"})
+
+
+def test_recipe_table() -> None:
+    table = recipe_table()
+    assert all(name in table and load_recipe(name).card in table for name in list_recipes())
+    estimates = {r["name"]: r["estimate"] for r in recipe_list()}
+    assert estimates["demo"] is None and "on T4: 6.8 GiB at 4,096 tokens, 4,000 samples in about" in table
+    assert estimates["original-t4"]["seconds"] == pytest.approx(9.7 * 3600, rel=0.2)  # as long as it did take
+    assert estimates["lora-16bit"]["card"] == "L4" and estimates["t4"]["peak_gib"] < 7.2
+
+
+def test_request_from_a_file(tiny_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "তথ্য.csv"
+    rows = "\n".join(f"ঘুম,রাত জাগা {i},রাতে ঘুম আসে না {i} দিন ধরে,আজ রাতে {i} মিনিট হাঁটুন; আমরা পাশে আছি।" for i in range(12))
+    file.write_text(f"Topics,Question-Title,Questions,Answers\n{rows}\n", encoding="utf-8")
+    request = finetune_request("demo", str(tiny_base), str(file), limit=5, overrides={"epochs": "2"}, stop_after="90s")
+    assert (request.output, request.stop_after, len(request.examples)) == (Path("adapters/demo-base"), 90.0, 5)
+    assert request.base == str(tiny_base.resolve()) and request.base_folder is None
+    assert plan(request).recipe.epochs == 2
+
+
+def test_rows_that_do_not_fit_are_dropped_whole(tiny_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    long = "অনেক কথা জমে আছে। বলার মতো কেউ নেই। " * 60
+    file.write_text(
+        f"Questions,Answers\nঘুম আসে না কেন?,আজ একটু হাঁটুন। পাশে আছি।\n{long},শুনছি। সব বলুন আমাকে।\n", encoding="utf-8"
+    )
+    request = finetune_request("demo", str(tiny_base), str(file))
+    assert len(request.examples) == 1
+    assert plan(request).longest <= load_recipe("demo").max_tokens
