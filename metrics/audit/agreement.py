@@ -31,7 +31,6 @@ width.
 _BLOCK = 256  # rows that are compared with all others at once
 
 Groups = npt.NDArray[np.int64]
-Compared = Callable[[Groups, Groups], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,17 @@ class Measured:
     @property
     def interval(self) -> Interval:
         """The percentile interval, 95 %."""
-        return _interval(self.resampled)
+        low, high = np.quantile(self.resampled, [0.025, 0.975])
+        return Interval(float(low), float(high))
+
+    def against(self, other: Measured) -> tuple[Measured, float]:
+        """This measure minus another on the same R resamples, and the two-sided bootstrap p that they do not differ.
+
+        p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1.
+        """
+        lead = Measured(self.value - other.value, self.resampled - other.resampled)
+        rarer = int(min(np.count_nonzero(lead.resampled <= 0), np.count_nonzero(lead.resampled >= 0)))
+        return lead, min(1.0, 2 * (1 + rarer) / (1 + len(lead.resampled)))
 
 
 def group_numbers(clusters: Sequence[Hashable]) -> Groups:
@@ -79,50 +88,40 @@ def group_numbers(clusters: Sequence[Hashable]) -> Groups:
 def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups) -> Agreement:
     """The chance that a positive row scores above another one, half a chance where they tie; 0.5 without such pairs."""
 
-    def pairs(a: Groups, b: Groups) -> FloatArray:
-        return np.asarray(positive[a] & ~positive[b], dtype=np.float64)
+    def counts(a: Groups, b: Groups) -> list[FloatArray]:
+        pairs = np.asarray(positive[a] & ~positive[b], dtype=np.float64)
+        return [pairs * (np.sign(scores[a] - scores[b]) + 1) / 2, pairs]
 
-    def wins(a: Groups, b: Groups) -> FloatArray:
-        won: FloatArray = pairs(a, b) * (np.sign(scores[a] - scores[b]) + 1) / 2
-        return won
+    def share(sums: FloatArray) -> FloatArray:
+        return np.where(sums[..., 1] > 0, ratio(sums[..., 0], sums[..., 1]), 0.5)
 
-    return Agreement(np.stack([_by_group(groups, wins), _by_group(groups, pairs)]), _auc)
-
-
-def _auc(counts: FloatArray) -> FloatArray:
-    share: FloatArray = np.where(counts[..., 1] > 0, ratio(counts[..., 0], counts[..., 1]), 0.5)
-    return share
+    return Agreement(_by_group(groups, counts), share)
 
 
 def kendall(scores: FloatArray, labels: FloatArray, groups: Groups, threshold: float | None = None) -> Agreement:
     """tau-b, where scores that differ by at most `threshold` are tied (None: see `tie_threshold`); 0 where all tie."""
     tied = tie_threshold(scores, labels) if threshold is None else threshold
 
-    def order(a: Groups, b: Groups) -> FloatArray:
-        gaps = scores[a] - scores[b]
-        return np.sign(gaps) * (np.abs(gaps) > tied)
+    def counts(a: Groups, b: Groups) -> list[FloatArray]:
+        gaps, truth = scores[a] - scores[b], np.sign(labels[a] - labels[b])
+        order = np.sign(gaps) * (np.abs(gaps) > tied)
+        return [order * truth, np.abs(order), np.abs(truth)]
 
-    def truth(a: Groups, b: Groups) -> FloatArray:
-        return np.sign(labels[a] - labels[b])
+    def tau(sums: FloatArray) -> FloatArray:
+        return ratio(sums[..., 0], np.sqrt(sums[..., 1] * sums[..., 2]))
 
-    compared: tuple[Compared, ...] = (
-        lambda a, b: order(a, b) * truth(a, b),
-        lambda a, b: np.abs(order(a, b)),
-        lambda a, b: np.abs(truth(a, b)),
-    )
-    return Agreement(np.stack([_by_group(groups, each) for each in compared]), _tau, tied)
-
-
-def _tau(counts: FloatArray) -> FloatArray:
-    return ratio(counts[..., 0], np.sqrt(counts[..., 1] * counts[..., 2]))
+    return Agreement(_by_group(groups, counts), tau, tied)
 
 
 def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
     """The difference up to which scores are to count as tied so that tau-b is largest; the smallest such, 0 or more."""
     first, second = np.triu_indices(len(scores), 1)
     gaps = scores[first] - scores[second]
+    # A pair that ties whatever the threshold is put before the others, so that 0 is among the thresholds.
     agreeing = np.append(0.0, np.sign(gaps) * np.sign(labels[first] - labels[second]))
-    sizes = np.append(0.0, np.abs(gaps))  # a pair that ties whatever the threshold, so that 0 is among them
+    sizes = np.append(0.0, np.abs(gaps))
+    # With the pairs sorted by the gap of their scores, a threshold at pair i leaves the later ones untied: what agrees
+    # among them is a sum that only shrinks, so all thresholds are tried at once.
     order = np.argsort(sizes, kind="stable")
     sizes, left = sizes[order], agreeing.sum() - np.cumsum(agreeing[order])
     untied = np.arange(len(sizes) - 1, -1, -1)
@@ -130,37 +129,16 @@ def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
     return float(sizes[last][np.argmax(ratio(left, np.sqrt(untied))[last])])
 
 
-def _by_group(groups: Groups, compared: Compared) -> FloatArray:
-    """What `compared` gives for all pairs of rows, summed over the rows of each pair of groups, shape (c, c)."""
+def _by_group(groups: Groups, counts: Callable[[Groups, Groups], list[FloatArray]]) -> FloatArray:
+    """Each of m counts over all pairs of rows, summed over the rows of each pair of groups, shape (m, c, c)."""
     rows = np.arange(len(groups))
     member = np.zeros((len(groups), int(groups.max()) + 1))
     member[rows, groups] = 1
-    sums = np.zeros((member.shape[1],) * 2)
-    for start in range(0, len(rows), _BLOCK):
+    sums = np.zeros((1, 1, 1))
+    for start in range(0, len(rows), _BLOCK):  # all pairs at once would be n x n numbers for each count
         block = rows[start : start + _BLOCK]
-        sums += member[block].T @ (compared(block[:, None], rows[None, :]) @ member)
+        sums = sums + np.stack([member[block].T @ (count @ member) for count in counts(block[:, None], rows[None, :])])
     return sums
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One measure minus another, its bootstrap interval, and the two-sided bootstrap p that they do not differ."""
-
-    value: float
-    interval: Interval
-    p_value: float
-
-
-def _interval(resampled: FloatArray) -> Interval:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(low), float(high))
-
-
-def difference(a: Measured, b: Measured) -> Difference:
-    """a - b on the same R resamples. p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1."""
-    drawn = a.resampled - b.resampled
-    rarer = int(min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)))
-    return Difference(a.value - b.value, _interval(drawn), min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
 
 
 def krippendorff_alpha(units: Sequence[Sequence[int | None]]) -> float:

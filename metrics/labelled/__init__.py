@@ -22,23 +22,19 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import InputError, UsageError
 
 REQUIRED = ("message", "reply", *MECHANISMS)
 SECOND = tuple(f"{name}_second" for name in MECHANISMS)
 HALVES = ("development", "held-out")
-LEVELS = (0, 1, 2)
 EMPATHIC = "empathic"
 """The kind that counts as empathic; every other kind is "the rest"."""
-OTHER = "other"
-_SHIPPED = "empathy_bn.csv"
 
 Levels = npt.NDArray[np.int64]
 
@@ -108,12 +104,13 @@ class LabelledSet:
         return LabelledSet(rows, f"{self.source} ({half})", self.sha256)
 
 
+@lru_cache(maxsize=4)
 def labelled_set(half: str | None = None) -> LabelledSet:
     """The shipped set, 80 messages with six replies each, or one half of it: "development" or "held-out".
 
     Calibrate on the development half; report the held-out one. What it is, and is not good for: `README.md` beside it.
     """
-    return _shipped().part(half)
+    return labelled_set().part(half) if half else read_labelled(Path(__file__).parent / "empathy_bn.csv")
 
 
 def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
@@ -122,11 +119,6 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     return parse_labelled(path.read_bytes(), path.name).part(half)
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> LabelledSet:
-    return parse_labelled(files(__name__).joinpath(_SHIPPED).read_bytes(), _SHIPPED)
 
 
 def parse_labelled(data: bytes, source: str) -> LabelledSet:
@@ -142,42 +134,6 @@ def parse_labelled(data: bytes, source: str) -> LabelledSet:
     if missing:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
     rows = tuple(_row(f"{source}, line {lines.line_num}", record) for record in lines)
-    _check_rows(rows, source)
-    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest())
-
-
-def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
-    if None in record:
-        raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
-    empty = [name for name in ("id", "message", "reply", "kind") if not (record.get(name, "absent") or "").strip()]
-    if empty:
-        raise InputError(f"{place}: {empty[0]} is empty")
-    half = record.get("half") or ""
-    if half not in ("", *HALVES):
-        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
-    levels = _levels(place, record, MECHANISMS)
-    return LabelledReply(
-        id=record.get("id") or record["message"] or "",
-        half=half,
-        topic=record.get("topic") or "",
-        message=record["message"] or "",
-        reply=record["reply"] or "",
-        kind=record.get("kind") or (EMPATHIC if max(levels) == max(LEVELS) else OTHER),
-        levels=levels,
-        second=_levels(place, record, SECOND) if any(record.get(name) for name in SECOND) else None,
-    )
-
-
-def _levels(place: str, record: Mapping[str | None, str | None], names: Sequence[str]) -> tuple[int, int, int]:
-    known = {str(level): level for level in LEVELS}
-    for name in names:
-        if (record.get(name) or "").strip() not in known:
-            raise InputError(f"{place}: {name} is {record.get(name)!r}; a level is 0 (none), 1 (weak) or 2 (strong)")
-    a, b, c = (known[(record[name] or "").strip()] for name in names)
-    return a, b, c
-
-
-def _check_rows(rows: Sequence[LabelledReply], source: str) -> None:
     if not rows:
         raise InputError(f"{source}: there is no row")
     first: dict[str, LabelledReply] = {}
@@ -186,3 +142,36 @@ def _check_rows(rows: Sequence[LabelledReply], source: str) -> None:
         if (known.message, known.half) != (row.message, row.half):
             what = "messages" if known.message != row.message else "halves"
             raise InputError(f"{source}: id {row.id!r} has two different {what}; an id names one message, in one half")
+    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest())
+
+
+def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
+    if None in record:
+        raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
+    for name in ("id", "message", "reply", "kind"):
+        if not (record.get(name, "absent") or "").strip():
+            raise InputError(f"{place}: {name} is empty")
+    half = record.get("half") or ""
+    if half not in ("", *HALVES):
+        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
+
+    def levels(names: Sequence[str]) -> tuple[int, int, int]:
+        for name in names:
+            if (record.get(name) or "").strip() not in ("0", "1", "2"):
+                raise InputError(
+                    f"{place}: {name} is {record.get(name)!r}; a level is 0 (none), 1 (weak) or 2 (strong)"
+                )
+        a, b, c = (int(record[name] or "") for name in names)
+        return a, b, c
+
+    found = levels(MECHANISMS)
+    return LabelledReply(
+        id=record.get("id") or record["message"] or "",
+        half=half,
+        topic=record.get("topic") or "",
+        message=record["message"] or "",
+        reply=record["reply"] or "",
+        kind=record.get("kind") or (EMPATHIC if 2 in found else "other"),
+        levels=found,
+        second=levels(SECOND) if any(record.get(name) for name in SECOND) else None,
+    )

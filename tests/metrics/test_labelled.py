@@ -14,7 +14,7 @@ import pytest
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokenize
 from bnbench.metrics.audit import krippendorff_alpha
 from bnbench.metrics.audit.agreement import auc
-from bnbench.metrics.empathy.lexicon import MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, parse_labelled, read_labelled
 from bnbench.metrics.tokenization import is_word

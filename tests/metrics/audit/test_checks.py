@@ -24,12 +24,11 @@ from bnbench.metrics.audit import (
     unnumbered,
     write_audits,
 )
-from bnbench.metrics.audit.auditing import _references
-from bnbench.metrics.audit.perturbations import PERTURBATIONS
-from bnbench.metrics.audit.spelling import SPELLINGS
+from bnbench.metrics.audit.checks import references_of
+from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.empathy.lexicon import MECHANISMS
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import LabelledReply, LabelledSet, labelled_set
 
@@ -226,7 +225,7 @@ def test_each_kind_is_held_against_the_same_messages_empathic_replies() -> None:
 
 def test_references_are_other_empathic_replies() -> None:
     data = labelled_set("held-out")
-    references = _references(data)
+    references = references_of(data)
     for row, reference in zip(data.rows, references, strict=True):
         empathic = [other for other in data.rows if other.id == row.id and other.kind == "empathic" and other != row]
         assert reference != row.reply and reference in [other.reply for other in empathic]

@@ -12,7 +12,6 @@ from bnbench.metrics.audit.agreement import (
     MOST_GROUPS,
     Agreement,
     auc,
-    difference,
     group_numbers,
     kendall,
     krippendorff_alpha,
@@ -104,14 +103,16 @@ def drawn_from(scores: np.ndarray, groups: np.ndarray, weights: np.ndarray):  # 
     return auc(scores, np.arange(len(scores)) % 2 == 0, groups).measured(weights)
 
 
-def test_difference_is_paired() -> None:
+def test_a_difference_is_paired() -> None:
     groups, weights = np.arange(40) // 2, np.random.default_rng(2).multinomial(20, [1 / 20] * 20, 999).astype(float)
     perfect = drawn_from(np.arange(40) % 2 * -1.0, groups, weights)
     random = drawn_from(np.random.default_rng(3).normal(size=40), groups, weights)
-    same, better, worse = difference(random, random), difference(perfect, random), difference(random, perfect)
-    assert (same.value, same.p_value, same.interval.low, same.interval.high) == (0, 1, 0, 0)
-    assert better.value > 0.2 and better.interval.low > 0 and better.p_value == pytest.approx(2 / 1000)
-    assert worse.value == -better.value and worse.p_value == better.p_value
+    (same, p_same), (better, p_better), (worse, p_worse) = (
+        a.against(b) for a, b in ((random, random), (perfect, random), (random, perfect))
+    )
+    assert (same.value, p_same, same.interval.low, same.interval.high) == (0, 1, 0, 0)
+    assert better.value > 0.2 and better.interval.low > 0 and p_better == pytest.approx(2 / 1000)
+    assert worse.value == -better.value and p_worse == p_better
 
 
 def test_many_clusters_share_groups() -> None:

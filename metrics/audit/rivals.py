@@ -1,0 +1,58 @@
+"""What a metric of empathy is shown beside: scores that know nothing of empathy, and those of the original project.
+
+A metric that one of the first, a sentinel, matches measures nothing more on these replies. Each sentinel is taken in
+whichever direction serves it better: where short replies are the warm ones, it is brevity that has to be beaten.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import numpy as np
+
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.empathy.encoder import Encoder
+from bnbench.metrics.labelled import LabelledSet
+from bnbench.metrics.original import semantic_scores
+from bnbench.metrics.tokenization import is_word, tokenize
+
+
+def sentinel_scores(data: LabelledSet) -> dict[str, FloatArray]:
+    """Each sentinel's n scores, by its name."""
+    words = {text: [*filter(is_word, tokenize(text))] for text in {*data.replies, *data.messages}}
+    copied = np.zeros(len(data))  # F1 of the words shared with the message: 1 for the message given back
+    for place, row in enumerate(data.rows):
+        ours, theirs = words[row.reply], words[row.message]
+        shared = sum((Counter(ours) & Counter(theirs)).values())
+        copied[place] = 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
+    return {
+        "length": np.array([float(len(words[reply])) for reply in data.replies]),
+        "constant": np.zeros(len(data)),
+        "copy of the message": copied,
+        "question mark": np.array([float("?" in reply) for reply in data.replies]),
+    }
+
+
+class OriginalSemantic(Metric):
+    """How many of 12 patterns have cosine > 0.7 with the reply, by any encoder; see `bnbench.metrics.original`."""
+
+    name: ClassVar[str] = "original-semantic"
+    description: ClassVar[str] = "the original project's semantic empathy, 0-100, higher is better"
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.columns, self.values = ("semantic", "replies"), ("semantic",)
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """n x 2: the score of each reply, 0-1, and 1 for the count."""
+        scores = semantic_scores(texts.replies, self._encoder.encode) / 100
+        return np.stack([scores, np.ones(len(texts))], axis=1)
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """(..., 2) to (..., 1): the mean."""
+        return 100 * ratio(sums[..., :1], sums[..., 1:])
+
+    def signature(self, n: int) -> str:
+        """`original-semantic|enc:bn-static@1a2b3c4d|n:300|bnbench:0.2`."""
+        return signature(self.name, n, enc=self._encoder.id)
