@@ -38,8 +38,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.empathy import MECHANISMS
+from bnbench.metrics.core import FloatArray, Texts, signature
+from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.normalization import normalize
@@ -92,16 +92,13 @@ class Span:
     counted: bool
 
 
-class KeywordEmpathy(Metric):
+class KeywordEmpathy(EmpathyMetric):
     """Keyword empathy by a lexicon: `bn`, `original` (the original project's 14 substrings), or a TOML file's path.
 
-    `KeywordEmpathy().score(replies, messages=messages)` gives a `Result` with `mechanisms`; `UsageError` for a bad
-    lexicon.
+    Raises `UsageError` for a bad lexicon.
     """
 
     name: ClassVar[str] = "keyword-empathy"
-    description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"messages"})
 
     def __init__(self, lexicon: str | Path = "bn") -> None:
         self._named = lexicon
@@ -115,9 +112,8 @@ class KeywordEmpathy(Metric):
         """The lexicon, read once in a process."""
         return load_lexicon(self._named)
 
-    def statistics(self, texts: Texts) -> FloatArray:
-        """n x 4: credit 0-1 for each mechanism, and 1 for the count; n x 2 for a lexicon without mechanisms."""
-        self.check(texts)
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x 3: credit 0-1 for each mechanism; n x 1 for a lexicon without mechanisms."""
         lexicon = self.lexicon
         if self._mechanisms:
             messages = {message: _Message.of(lexicon, message) for message in set(texts.messages or ())}
@@ -126,13 +122,7 @@ class KeywordEmpathy(Metric):
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
-        rows = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
-        return np.hstack([rows, np.ones((len(texts), 1))])
-
-    def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 4) to (..., 4): the mean of the three mechanisms, then each. Without them (..., 2) to (..., 1)."""
-        means = 100 * ratio(sums[..., :-1], sums[..., -1:])
-        return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1) if self._mechanisms else means
+        return np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""
