@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bnbench.metrics.bleu import BLEU
     from bnbench.metrics.chrf import ChrF, ChrFPlusPlus
     from bnbench.metrics.combined import Combined, CombinedScore, combine, combined_result
-    from bnbench.metrics.core import Metric, Result, Texts
+    from bnbench.metrics.core import MeanMetric, Metric, Result, Texts, paired_test, table_of
     from bnbench.metrics.degeneration import Degeneration, Diversity
     from bnbench.metrics.empathy.keyword import KeywordEmpathy
     from bnbench.metrics.empathy.semantic import SemanticEmpathy
@@ -28,87 +28,41 @@ if TYPE_CHECKING:
     from bnbench.metrics.normalization import Normalizer, flags, normalize
     from bnbench.metrics.original import original_scores
     from bnbench.metrics.perplexity import Perplexity
-    from bnbench.metrics.registry import default_metrics, get_metric, metric_names
+    from bnbench.metrics.registry import Registry, default_metrics, get_metric, metric_names
     from bnbench.metrics.rouge import ROUGE
-    from bnbench.metrics.significance import (
-        Interval,
-        PairedResult,
-        bootstrap,
-        holm,
-        paired_test,
-        paired_tests,
-        rank_ranges,
-    )
+    from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
     from bnbench.metrics.tokenization import BengaliTokenizer, split_sentences, tokenize
 
-# Each public name and the module it is in: read on first use, so that importing one metric does not pay for the others.
-_WHERE = {
-    name: module
-    for module, names in {
-        "bertscore": "BERTScore",
-        "bleu": "BLEU",
-        "chrf": "ChrF ChrFPlusPlus",
-        "combined": "Combined CombinedScore combine combined_result",
-        "core": "Metric Result Texts",
-        "degeneration": "Degeneration Diversity",
-        "empathy.keyword": "KeywordEmpathy",
-        "errors": "BnbenchError InputError MissingExtraError UsageError",
-        "evaluation": "evaluate_pairs evaluate_stream statistics",
-        "normalization": "Normalizer flags normalize",
-        "original": "original_scores",
-        "perplexity": "Perplexity",
-        "registry": "default_metrics get_metric metric_names",
-        "rouge": "ROUGE",
-        "empathy.semantic": "SemanticEmpathy",
-        "significance": "Interval PairedResult bootstrap holm paired_test paired_tests rank_ranges",
-        "tokenization": "BengaliTokenizer split_sentences tokenize",
-    }.items()
-    for name in names.split()
-}
-
 __all__ = [
-    "BLEU",
-    "ROUGE",
-    "BERTScore",
-    "BengaliTokenizer",
-    "BnbenchError",
-    "ChrF",
-    "ChrFPlusPlus",
-    "Combined",
-    "CombinedScore",
-    "Degeneration",
-    "Diversity",
-    "InputError",
-    "Interval",
-    "KeywordEmpathy",
-    "Metric",
-    "MissingExtraError",
-    "Normalizer",
-    "PairedResult",
-    "Perplexity",
-    "Result",
-    "SemanticEmpathy",
-    "Texts",
-    "UsageError",
-    "bootstrap",
-    "combine",
-    "combined_result",
-    "default_metrics",
-    "evaluate_pairs",
-    "evaluate_stream",
-    "flags",
-    "get_metric",
-    "holm",
-    "metric_names",
-    "normalize",
-    "original_scores",
-    "paired_test",
-    "paired_tests",
-    "rank_ranges",
-    "split_sentences",
-    "statistics",
-    "tokenize",
-]
+    "BLEU", "ROUGE", "BERTScore", "BengaliTokenizer", "BnbenchError", "ChrF", "ChrFPlusPlus", "Combined",
+    "CombinedScore", "Degeneration", "Diversity", "InputError", "Interval", "KeywordEmpathy", "MeanMetric", "Metric",
+    "MissingExtraError", "Normalizer", "PairedResult", "Perplexity", "Registry", "Result", "SemanticEmpathy", "Texts",
+    "UsageError", "bootstrap", "combine", "combined_result", "default_metrics", "evaluate_pairs", "evaluate_stream",
+    "flags", "get_metric", "holm", "metric_names", "normalize", "original_scores", "paired_test", "paired_tests",
+    "rank_ranges", "split_sentences", "statistics", "table_of", "tokenize",
+]  # fmt: skip
+
+# The module of each public name: read on first use, so that importing one metric does not pay for the others.
+_MODULES = {
+    "bertscore": "BERTScore",
+    "bleu": "BLEU",
+    "chrf": "ChrF ChrFPlusPlus",
+    "combined": "Combined CombinedScore combine combined_result",
+    "core": "MeanMetric Metric Result Texts paired_test table_of",
+    "degeneration": "Degeneration Diversity",
+    "empathy.keyword": "KeywordEmpathy",
+    "empathy.semantic": "SemanticEmpathy",
+    "errors": "BnbenchError InputError MissingExtraError UsageError",
+    "evaluation": "evaluate_pairs evaluate_stream statistics",
+    "normalization": "Normalizer flags normalize",
+    "original": "original_scores",
+    "perplexity": "Perplexity",
+    "registry": "Registry default_metrics get_metric metric_names",
+    "rouge": "ROUGE",
+    "significance": "Interval PairedResult bootstrap holm paired_tests rank_ranges",
+    "tokenization": "BengaliTokenizer split_sentences tokenize",
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,7 @@ class BERTScore(Metric):
 
     name: ClassVar[str] = "BERTScore"
     description: ClassVar[str] = "contextual token similarity F1 with its random-pair floor, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"references"})
+    needs = frozenset({"references"})
 
     def __init__(
         self,

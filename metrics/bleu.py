@@ -27,7 +27,7 @@ class BLEU(Metric):
 
     name: ClassVar[str] = "BLEU"
     description: ClassVar[str] = "1-4-gram precision with brevity penalty, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"references"})
+    needs = frozenset({"references"})
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
         self.preparation: Preparation = preparation(norm, tokenizer)

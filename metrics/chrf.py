@@ -29,7 +29,7 @@ class ChrF(Metric):
 
     name: ClassVar[str] = "chrF"
     description: ClassVar[str] = "character n-gram F2, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"references"})
+    needs = frozenset({"references"})
     word_order: ClassVar[int] = 0
     char_order: ClassVar[int] = 6
     beta: ClassVar[int] = 2

@@ -1,7 +1,8 @@
 """A combined score: a weighted mean of scores that are all on 0-100, with declared weights.
 
-`CombinedScore` is a metric like any other: its statistics are those of its parts side by side, and its formula the
-weighted mean of their main values, so that intervals and paired tests come as everywhere.
+`CombinedScore` is a metric like any other, `get_metric("combined:chrF++=0.25,semantic-empathy=0.75")`: its statistics
+are those of its parts side by side, and its formula the weighted mean of their main values, so that intervals and
+paired tests come as everywhere.
 
 One number hides what it is made of, and its order of candidates hangs on the weights. So it is never given alone: the
 parts stand beside it, and how much of the order other weights would keep (`combine`).
@@ -19,13 +20,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts, signature
+from bnbench.metrics.core import FloatArray, Metric, Result, Texts, signature, table_of
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.registry import get_metric
 
@@ -37,23 +38,25 @@ _TURNS = 5  # that are told, the nearest ones
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by the metrics' names.
+    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by the metrics' names (or `name:argument`).
 
     Raises `UsageError` for what is not written so, a metric that is not known (with the nearest name), named twice or
     alone, or a weight that is not a positive number.
     """
     weights: dict[str, float] = {}
     for part in text.split(","):
-        name, sign, number = part.strip().rpartition("=")
-        if not (name.strip() and sign):
+        spelling, sign, number = part.strip().rpartition("=")
+        if not (spelling.strip() and sign):
             raise UsageError(f"combined score, {part.strip()!r}: write METRIC=WEIGHT,METRIC=WEIGHT")
-        name = get_metric(name.strip()).name
-        if name in weights:
-            raise UsageError(f"combined score: {name} is named twice")
+        metric = get_metric(spelling.strip())
+        if metric.name in {name.partition(":")[0] for name in weights}:
+            raise UsageError(f"combined score: {metric.name} is named twice")
         try:
-            weights[name] = float(number)
+            weights[metric.spelling] = float(number)
         except ValueError:
-            raise UsageError(f"combined score: the weight of {name} is {number.strip()!r}, not a number") from None
+            raise UsageError(
+                f"combined score: the weight of {metric.name} is {number.strip()!r}, not a number"
+            ) from None
     declared = _declared(weights)
     if len(declared) == 1:
         raise UsageError(f"combined score: {next(iter(declared))} alone is no combination; name two metrics or more")
@@ -63,17 +66,21 @@ def parse_weights(text: str) -> dict[str, float]:
 class CombinedScore(Metric):
     """The weighted mean of the main values of several metrics, each on 0-100 and higher better.
 
-    `weights`: metric -> weight, which need not sum to 1; `metrics` are the parts where they have other settings than
-    `get_metric` gives. Raises `UsageError` for a weight that is not positive or a metric of which lower is better.
+    `weights`: metric (as `get_metric` takes it) -> weight, which need not sum to 1, or the same as `parse_weights`
+    takes it; `metrics` are the parts where they have other settings than `get_metric` gives. Raises `UsageError` for a
+    weight that is not positive or a metric of which lower is better.
+
+    It counts nothing itself: its table is its parts' (`table_of`), so it can be asked for beside them at no cost.
     """
 
     name: ClassVar[str] = NAME
     description: ClassVar[str] = "weighted mean of its parts, 0-100, higher is better; weights declared before the run"
     values = (NAME,)
 
-    def __init__(self, weights: Mapping[str, float], metrics: Sequence[Metric] | None = None) -> None:
-        self.weights = _declared(weights)
-        self.parts = [get_metric(name) for name in weights] if metrics is None else list(metrics)
+    def __init__(self, weights: str | Mapping[str, float], metrics: Sequence[Metric] | None = None) -> None:
+        declared = parse_weights(weights) if isinstance(weights, str) else _declared(weights)
+        self.parts = tuple([get_metric(name) for name in declared] if metrics is None else metrics)
+        self.weights = dict(zip((part.name for part in self.parts), declared.values(), strict=True))
         for part in self.parts:
             if not part.higher_is_better:
                 raise UsageError(
@@ -81,15 +88,12 @@ class CombinedScore(Metric):
                     f"it is {part.description}"
                 )
         self.columns = tuple(f"{part.name}/{column}" for part in self.parts for column in part.columns)
-
-    def check(self, texts: Texts) -> None:
-        """Raise `InputError` when something that a part needs is missing."""
-        for part in self.parts:
-            part.check(texts)
+        self.needs = frozenset[str]().union(*(part.needs for part in self.parts))
+        self.argument = ",".join(f"{p.spelling}={w!r}" for p, w in zip(self.parts, declared.values(), strict=True))
 
     def statistics(self, texts: Texts) -> FloatArray:
         """The tables of the parts side by side."""
-        return np.hstack([part.statistics(texts) for part in self.parts])
+        return table_of(self, {part.name: part.statistics(texts) for part in self.parts})
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., k) to (..., 1)."""
@@ -115,9 +119,8 @@ def combined_result(results: Mapping[str, Result], weights: Mapping[str, float])
     if missing or not weights:
         raise InputError(f"combined score: {', '.join(missing) or 'no metric'} was not scored")
     parts = [results[name] for name in weights]
-    of, one = CombinedScore(weights, [part.of for part in parts]), parts[0]
-    table = np.hstack([part.table for part in parts])
-    return Result(of, table, one.resamples, one.seed, one.level, one.clusters, one.items)
+    of = CombinedScore(weights, [part.of for part in parts])
+    return replace(parts[0], of=of, table=table_of(of, {part.metric: part.table for part in parts}))
 
 
 @dataclass(frozen=True)
@@ -166,13 +169,17 @@ class Combined:
         """Sentences: how much of the order other weights keep, and where it turns. `shown` spells a candidate."""
         if not self.neighbours:
             return []
+        kept, kept_near = (
+            "all" if share >= 1 else f"{math.floor(100 * share)} % of all"
+            for share in (self.order_kept, self.order_kept_near)
+        )
         span = f"that lie within ±{100 * NEAR:.0f} % of the declared ones"
-        near = f", and under {_share(self.order_kept_near)} {span}" if self.order_kept < 1 else ""
+        near = f", and under {kept_near} {span}" if self.order_kept < 1 else ""
         drawn = f"{self.draws:,} {'of each ' if near else ''}drawn, seed {self.seed}"
         turns = [(pair, flip) for pair in self.neighbours if (flip := pair.flip)]
         turns.sort(key=lambda turn: abs(turn[1].weight - turn[1].declared))
         return [
-            f"The order of these scores stays under {_share(self.order_kept)} weights{near} ({drawn}).",
+            f"The order of these scores stays under {kept} weights{near} ({drawn}).",
             *(
                 f"{shown(pair.above)} and {shown(pair.below)} change places where {flip.part} weighs {flip.weight:.2f} "
                 f"instead of {flip.declared:.2f}; {math.floor(100 * pair.kept)} % of all weights keep their order."
@@ -182,8 +189,7 @@ class Combined:
 
     def __str__(self) -> str:
         """A table in Markdown, and below it the weights and how stable the order is."""
-        names = list(self.weights)
-        head = ["candidate", NAME, *names, "first under other weights"]
+        head = ["candidate", NAME, *self.weights, "first under other weights"]
         rows = [
             [who, *(f"{x:.2f}" for x in (score, *self.parts[who].values())), f"{self.first[who]:.0%}"]
             for who, score in self.scores.items()
@@ -205,14 +211,28 @@ def combine(
     a part or a part lies outside 0-100. The scores of one metric must come from one signature.
     """
     declared = _declared(weights)
-    table = _table(parts, list(declared))
+    if not parts:
+        raise InputError("there is no candidate to score")
+    for who, scores in parts.items():
+        missing = [name for name in declared if name not in scores]
+        if missing:
+            raise InputError(f"{who} has no score for {', '.join(missing)}; every candidate needs every part")
+        wrong = [name for name in declared if not -_TIE <= scores[name] <= 100 + _TIE]
+        if wrong:
+            raise InputError(f"{who}: {', '.join(f'{name} is {scores[name]}' for name in wrong)}; parts are on 0-100")
+
+    table = np.array([[scores[name] for name in declared] for scores in parts.values()], dtype=np.float64)
     own = np.array(list(declared.values()))
     order = np.argsort(-(table @ own), kind="stable")
     names, table = [list(parts)[place] for place in order], table[order]
+
+    # What other weights would make of it: any at all, and such as lie near the declared ones.
     generator = np.random.default_rng(seed)
     drawn = generator.dirichlet(np.ones(len(own)), size=draws) @ table.T
     near = own * generator.uniform(1 - NEAR, 1 + NEAR, size=(draws, len(own)))
-    kept, kept_near = (_kept(scores) for scores in (drawn, near / near.sum(axis=1, keepdims=True) @ table.T))
+    kept, kept_near = (  # whether each two neighbours keep their order, (draws, candidates - 1)
+        scores[:, :-1] - scores[:, 1:] >= -_TIE for scores in (drawn, near / near.sum(axis=1, keepdims=True) @ table.T)
+    )
     best = drawn >= drawn.max(axis=1, keepdims=True) - _TIE
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     return Combined(
@@ -236,44 +256,26 @@ def weighted(weights: Mapping[str, float]) -> str:
     return " + ".join(f"{weight:.3g} {name}" for name, weight in weights.items())
 
 
-def _kept(scores: FloatArray) -> FloatArray:
-    """Whether each two neighbours keep their order, (draws, candidates - 1)."""
-    return np.asarray(scores[:, :-1] - scores[:, 1:] >= -_TIE, dtype=np.float64)
-
-
 def _flip(gap: FloatArray, weights: Mapping[str, float]) -> Flip | None:
     """The nearest change of one weight that closes the gap (by part) of two candidates; None where none does."""
     found = []
     for place, (name, weight) in enumerate(weights.items()):
         if weight == 1:
             continue
-        others = (float(gap @ np.array(list(weights.values()))) - weight * gap[place]) / (1 - weight)
-        if others != gap[place] and 0 <= (turn := others / (others - gap[place])) <= 1:
+        # The gap is w own + (1 - w) others, where `others` is the mean gap of the other parts in their proportions.
+        own = gap[place]
+        others = (float(gap @ np.array(list(weights.values()))) - weight * own) / (1 - weight)
+        if others != own and 0 <= (turn := others / (others - own)) <= 1:
             found.append(Flip(name, float(turn), weight))
     return min(found, key=lambda flip: abs(flip.weight - flip.declared), default=None)
 
 
-def _share(share: float) -> str:
-    return "all" if share >= 1 else f"{math.floor(100 * share)} % of all"
-
-
 def _declared(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights so that they sum to 1; `UsageError` where one is not a positive number, or there is none."""
     bad = [name for name, weight in weights.items() if not (math.isfinite(weight) and weight > 0)]
     if bad or not weights:
         raise UsageError(f"weights must be positive numbers, one for each part: {', '.join(bad) or 'there is none'}")
-    total = sum(weights.values())
+    total = math.fsum(weights.values())
+    if math.isclose(total, 1, rel_tol=1e-12):  # they do already, and stay to the last digit what they were
+        total = 1.0
     return {name: weight / total for name, weight in weights.items()}
-
-
-def _table(parts: Mapping[str, Mapping[str, float]], names: list[str]) -> FloatArray:
-    """(candidates, parts)."""
-    if not parts:
-        raise InputError("there is no candidate to score")
-    for who, scores in parts.items():
-        missing = [name for name in names if name not in scores]
-        if missing:
-            raise InputError(f"{who} has no score for {', '.join(missing)}; every candidate needs every part")
-        wrong = [name for name in names if not -_TIE <= scores[name] <= 100 + _TIE]
-        if wrong:
-            raise InputError(f"{who}: {', '.join(f'{name} is {scores[name]}' for name in wrong)}; parts are on 0-100")
-    return np.array([[scores[name] for name in names] for scores in parts.values()], dtype=np.float64)

@@ -5,6 +5,7 @@ words are.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -29,6 +30,22 @@ _LETTER = regex.compile(r"\p{L}")
 _BENGALI_LETTER = regex.compile(r"[\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1]")
 _ENDED = regex.compile(r"[।॥?!.…:;)\]”’\"'»\p{Extended_Pictographic}\ufe0f\p{Emoji_Modifier}]\s*$")
 
+# Each value, what a reader's table calls it, and the column that counts what it is a share of.
+_SHARES = {
+    "degenerate": ("broken replies, %", "replies"),
+    "empty": ("empty, %", "replies"),
+    "cut": ("cut at the limit, %", "known_limit"),
+    "replacement": ("broken characters, %", "replies"),
+    "template": ("template remnants, %", "replies"),
+    "loop": ("looping, %", "replies"),
+    "wrong_script": ("wrong script, %", "replies"),
+    "copy": ("copy of the message, %", "with_message"),
+    "unfinished": ("unfinished, %", "replies"),
+    "too_short": ("too short, %", "with_reference"),
+    "too_long": ("too long, %", "with_reference"),
+    "foreign_letters": ("foreign letters, %", "letters"),
+    "repeated_4grams": ("repeated 4-grams, %", "4grams"),
+}
 _FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
 
 
@@ -50,79 +67,66 @@ class Degeneration(Metric):
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
         self.preparation: Preparation = preparation(norm, tokenizer)
-        extra = ("unfinished", "too_short", "too_long")
+        known = ("replies", "known_limit", "with_message", "with_reference")
         counts = ("foreign_letters", "letters", "repeated_4grams", "4grams")
-        self.columns = (
-            "replies",
-            "known_limit",
-            "with_message",
-            "with_reference",
-            "degenerate",
-            *_FLAGS,
-            *extra,
-            *counts,
-        )
-        self.values = ("degenerate", *_FLAGS, *extra, "foreign_letters", "repeated_4grams")
+        self.columns = (*known, "degenerate", *_FLAGS, "unfinished", "too_short", "too_long", *counts)
+        self.values = tuple(_SHARES)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What a reader's table calls each share."""
+        return {value: label for value, (label, _) in _SHARES.items()}
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""
-        return np.array([self._row(texts, row) for row in range(len(texts))], dtype=np.float64).reshape(
-            -1, len(self.columns)
-        )
+        rows = [self._row(texts, row) for row in range(len(texts))]
+        table = [[row[column] for column in self.columns] for row in rows]
+        return np.array(table, dtype=np.float64).reshape(-1, len(self.columns))
 
-    def _row(self, texts: Texts, row: int) -> list[float]:
+    def _row(self, texts: Texts, row: int) -> dict[str, float]:
         raw = texts.replies[row]
         seen, reply = flags(raw), self.preparation.normalizer(raw)
         words = _words(texts, self.preparation, raw)
         message = _words(texts, self.preparation, texts.messages[row]) if texts.messages is not None else []
-        encoded, asked = _encoded(words, message)
+        references = () if texts.references is None else texts.references[row]
+        lengths = [len(_words(texts, self.preparation, reference)) for reference in references]
+        # One character for each word, so that loops, copies and n-grams of words are those of strings.
+        vocabulary = Vocabulary()
+        encoded, asked = ("".join(map(vocabulary.__getitem__, tokens)) for tokens in (words, message))
         letters = len(_LETTER.findall(reply))
         foreign = letters - len(_BENGALI_LETTER.findall(reply))
+        repeated, total = repeated_ngrams(encoded, 4)
         found = {
             "empty": not words,
-            "cut": bool(texts.cut is not None and texts.cut[row]),
+            "cut": texts.cut is not None and texts.cut[row],
             "replacement": "replacement" in seen,
             "template": "template" in seen,
-            "loop": _loops(encoded, reply),
+            "loop": bool(_LOOPING_WORDS.search(encoded) or _LOOPING_LETTERS.search(reply)),
             "wrong_script": 2 * foreign > letters,
             "copy": len(words) >= 4 and LCSseq.similarity(encoded, asked) >= COPIED * len(words),
         }
-        known = [1, texts.cut is not None, texts.messages is not None, texts.references is not None]
-        short, long = self._lengths(texts, row, len(words))
-        repeated, total = repeated_ngrams(encoded, 4)
-        unfinished = bool(words) and not _ENDED.search(reply)
-        return [
-            *known,
-            any(found.values()),
-            *found.values(),
-            unfinished,
-            short,
-            long,
-            foreign,
-            letters,
-            repeated,
-            total,
-        ]
-
-    def _lengths(self, texts: Texts, row: int, words: int) -> tuple[bool, bool]:
-        if texts.references is None:
-            return False, False
-        lengths = [len(_words(texts, self.preparation, reference)) for reference in texts.references[row]]
-        return words < SHORT * min(lengths), words > LONG * max(lengths)
+        return {
+            "replies": 1,
+            "known_limit": texts.cut is not None,
+            "with_message": texts.messages is not None,
+            "with_reference": texts.references is not None,
+            "degenerate": any(found.values()),
+            **found,
+            "unfinished": bool(words) and not _ENDED.search(reply),
+            "too_short": bool(lengths) and len(words) < SHORT * min(lengths),
+            "too_long": bool(lengths) and len(words) > LONG * max(lengths),
+            "foreign_letters": foreign,
+            "letters": letters,
+            "repeated_4grams": repeated,
+            "4grams": total,
+        }
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 19) to (..., 13): 100 times each count over the replies (letters, 4-grams) of which it could be
         known.
         """
         at = {name: sums[..., column] for column, name in enumerate(self.columns)}
-        out_of = {
-            "cut": "known_limit",
-            "copy": "with_message",
-            "too_short": "with_reference",
-            "too_long": "with_reference",
-        }
-        out_of |= {"foreign_letters": "letters", "repeated_4grams": "4grams"}
-        return np.stack([100 * ratio(at[value], at[out_of.get(value, "replies")]) for value in self.values], axis=-1)
+        return np.stack([100 * ratio(at[value], at[out_of]) for value, (_, out_of) in _SHARES.items()], axis=-1)
 
     def signature(self, n: int) -> str:
         """`degeneration|norm:bn1|tok:bn1|n:...|bnbench:...`."""
@@ -141,22 +145,22 @@ class Diversity(Metric):
     description: ClassVar[str] = (
         "distinct words and word pairs within replies, 0-100, higher is more varied; length ratio in percent"
     )
+    columns = ("distinct1", "words", "distinct2", "pairs", "compared_words", "reference_words")
+    values = ("distinct1", "distinct2", "length_ratio")
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
         self.preparation: Preparation = preparation(norm, tokenizer)
-        self.columns = ("distinct1", "words", "distinct2", "pairs", "compared_words", "reference_words")
-        self.values = ("distinct1", "distinct2", "length_ratio")
 
     def statistics(self, texts: Texts) -> FloatArray:
-        """n x 6."""
+        """n x 6: different words and words, different pairs and pairs, words of reply and of reference."""
         rows = []
         for row, reply in enumerate(texts.replies):
             own = _words(texts, self.preparation, reply)
-            pairs = set(pairwise(own))
-            first = "" if texts.references is None else texts.references[row][0]
-            reference = len(_words(texts, self.preparation, first))
-            compared = len(own) if texts.references is not None else 0
-            rows.append([len(set(own)), len(own), len(pairs), max(len(own) - 1, 0), compared, reference])
+            distinct, pairs = len(set(own)), len(set(pairwise(own)))
+            compared = [0, 0]
+            if texts.references is not None:
+                compared = [len(own), len(_words(texts, self.preparation, texts.references[row][0]))]
+            rows.append([distinct, len(own), pairs, max(len(own) - 1, 0), *compared])
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.columns))
 
     def formula(self, sums: FloatArray) -> FloatArray:
@@ -177,12 +181,3 @@ def repeated_ngrams(words: str, n: int) -> tuple[int, int]:
     """(n-grams that stand earlier in the same string, all n-grams)."""
     total = max(len(words) - n + 1, 0)
     return total - len({words[i : i + n] for i in range(total)}), total
-
-
-def _encoded(*token_lists: list[str]) -> list[str]:
-    vocabulary = Vocabulary()
-    return ["".join(map(vocabulary.__getitem__, tokens)) for tokens in token_lists]
-
-
-def _loops(encoded: str, reply: str) -> bool:
-    return bool(_LOOPING_WORDS.search(encoded) or _LOOPING_LETTERS.search(reply))

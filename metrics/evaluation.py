@@ -7,20 +7,38 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts
+from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
 from bnbench.metrics.errors import BnbenchError, InputError
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import BLOCKS
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 PART = 2_000
 """Replies whose derived texts (tokens, n-grams) are held at once."""
+
+
+class Results(dict[str, Result]):
+    """Results by the metric's name; capitals do not matter when one is asked for."""
+
+    def __missing__(self, name: str) -> Result:
+        for own, result in self.items():
+            if isinstance(name, str) and own.casefold() == name.casefold():
+                return result
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.casefold() in map(str.casefold, self)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The result of that name, or the default."""
+        return self[name] if name in self else default  # noqa: SIM401  # it is what `get` is made of
 
 
 def evaluate_pairs(
@@ -35,23 +53,22 @@ def evaluate_pairs(
     resamples: int = 10_000,
     seed: int = 42,
     progress: Callable[[int], object] | None = None,
-) -> dict[str, Result]:
+) -> Results:
     """Score n predictions with several metrics, by default all that what is given allows; results by the metric's name.
 
-    `metrics` are names or `Metric`s. `progress` is called with the number of replies done since its last call.
-    Raises `InputError` on unequal lengths, no predictions, or something a named metric needs that is not given.
+    `metrics` are names (as `get_metric` takes them) or `Metric`s. `progress` is called with the number of replies done
+    since its last call. Raises `InputError` on unequal lengths, no predictions, or something a named metric needs that
+    is not given.
     """
     texts = Texts.of(predictions, references, messages, likelihoods, cut)
-    if not len(texts):
-        raise InputError("there is no reply to score")
-    if clusters is not None and len(clusters) != len(texts):
-        raise InputError(f"{len(texts)} replies but {len(clusters)} clusters: name the cluster of each reply")
-    chosen = _chosen(metrics, texts)
+    clusters = texts.clusters(clusters)
+    if metrics is None:
+        given = ("references", "messages", "likelihoods")
+        metrics = default_metrics(frozenset(name for name in given if getattr(texts, name) is not None))
+    chosen = _named(metrics)
     tables = statistics(texts, chosen, progress)
-    return {
-        metric.name: Result(metric, table, resamples, seed, clusters=clusters)
-        for metric, table in zip(chosen, tables, strict=True)
-    }
+    results = (Result(m, table, resamples, seed, clusters=clusters) for m, table in zip(chosen, tables, strict=True))
+    return Results({result.metric: result for result in results})
 
 
 def evaluate_stream(
@@ -62,7 +79,7 @@ def evaluate_stream(
     resamples: int = 10_000,
     seed: int = 42,
     progress: Callable[[int], object] | None = None,
-) -> dict[str, Result]:
+) -> Results:
     """Score more texts than fit in memory: `stream` gives them some at a time, in order.
 
     The results equal those of `evaluate_pairs` on all texts at once, intervals included (which above 10,000 replies
@@ -83,7 +100,8 @@ def evaluate_stream(
             progress(len(rows))
     if not n:
         raise InputError("there is no reply to score")
-    return {m.name: Result(m, total[:n], resamples, seed, items=n) for m, total in zip(chosen, sums, strict=True)}
+    made = zip(chosen, sums, strict=True)
+    return Results({m.name: Result(m, total[:n], resamples, seed, items=n) for m, total in made})
 
 
 def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Iterator[list[FloatArray]]:
@@ -91,7 +109,14 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
     if workers < 2:
         yield from (statistics(piece, metrics) for piece in pieces)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_ctrl_c_to_the_parent) as pool:
+    # Imported here, since one process is the rule and these take a while.
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    # Ctrl-C is the parent's to handle: the workers end when it shuts the pool down.
+    ignore = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with ProcessPoolExecutor(workers, get_context("spawn"), *ignore) as pool:
         waiting: deque[Future[list[FloatArray]]] = deque()
         try:
             for piece in pieces:
@@ -109,25 +134,27 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def statistics(
     texts: Texts, metrics: Sequence[Metric], progress: Callable[[int], object] | None = None
 ) -> list[FloatArray]:
     """The table of each metric, (n, k) in the order of `metrics`; raises as `evaluate_pairs` does."""
     for metric in metrics:
         metric.check(texts)
-    tables: list[list[FloatArray]] = [[] for _ in metrics]
-    for part in parts(texts):
-        for metric, table in zip(metrics, tables, strict=True):
-            table.append(metric.statistics(part))
+    counted = {metric.name: metric for metric in metrics if not metric.parts}
+    for part in (part for metric in metrics for part in metric.parts):
+        other = counted.setdefault(part.name, part)
+        if other is not part and other.signature(0) != part.signature(0):
+            raise InputError(
+                f"a combined score reads {part.signature(0)}, but {other.signature(0)} is scored beside it"
+            )
+    tables: dict[str, list[FloatArray]] = {name: [np.empty((0, len(m.columns)))] for name, m in counted.items()}
+    for piece in parts(texts):
+        for name, metric in counted.items():
+            tables[name].append(metric.statistics(piece))
         if progress is not None:
-            progress(len(part))
-    return [
-        np.vstack(table) if table else np.empty((0, len(m.columns))) for m, table in zip(metrics, tables, strict=True)
-    ]
+            progress(len(piece))
+    whole = {name: np.vstack(table) for name, table in tables.items()}
+    return [table_of(metric, whole) for metric in metrics]
 
 
 def parts(texts: Texts, size: int = PART) -> Iterable[Texts]:
@@ -135,14 +162,8 @@ def parts(texts: Texts, size: int = PART) -> Iterable[Texts]:
     return (texts.part(slice(start, start + size)) for start in range(0, len(texts), size))
 
 
-def _chosen(metrics: Sequence[str | Metric] | None, texts: Texts) -> list[Metric]:
-    if metrics is None:
-        given = ("references", "messages", "likelihoods")
-        return default_metrics(frozenset(name for name in given if getattr(texts, name) is not None))
-    return _named(metrics)
-
-
 def _named(metrics: Sequence[str | Metric]) -> list[Metric]:
+    """The metrics, each once."""
     if isinstance(metrics, str):
         raise InputError(f"metrics is one string; give a list: [{metrics!r}]")
     chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]

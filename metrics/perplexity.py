@@ -33,12 +33,13 @@ class Perplexity(Metric):
     name: ClassVar[str] = "perplexity"
     description: ClassVar[str] = "bits per character and per byte, token perplexity of the references; lower is better"
     higher_is_better: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"likelihoods"})
+    needs = frozenset({"likelihoods"})
 
     def __init__(self, norm: str | Normalizer = "bn1") -> None:
         self.normalizer = normalizer(norm)
         self.columns = ("nll", "tokens", "bytes", "characters")
         self.values = ("bits_per_character", "bits_per_byte", "token_perplexity")
+        self.details = frozenset({"bits_per_byte"})
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 4: nll in nats, tokens, bytes, characters. Raises `InputError` on a row that is not finite or is

@@ -1,55 +1,133 @@
-"""Metrics by name: the built-in ones and those that other packages offer under the entry-point group `bnbench.metrics`.
+"""Things by name, ours and those of other packages: one registry for metrics, backends and tuners.
 
-A plug-in is an entry point whose name is the metric's name and whose object is a `Metric` subclass (or any callable
-without arguments) that gives a `Metric`. A plug-in that cannot be loaded is named in the log and skipped: it never
-stops a run.
+A plug-in is an entry point under the group of its kind (`bnbench.metrics`, `bnbench.backends`, `bnbench.finetuners`)
+whose name is the thing's name and whose object is what a built-in name stands for: for metrics a `Metric` subclass, or
+any callable that gives a `Metric`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import logging
-from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
 
 from bnbench.metrics.core import Metric
-from bnbench.metrics.errors import UsageError
+from bnbench.metrics.errors import BnbenchError, UsageError
 
-GROUP = "bnbench.metrics"
+_log = logging.getLogger("bnbench")
 
-_BUILT_IN = {
-    "chrF++": "chrf:ChrFPlusPlus",
-    "chrF": "chrf:ChrF",
-    "BLEU": "bleu:BLEU",
-    "ROUGE": "rouge:ROUGE",
-    "keyword-empathy": "empathy.keyword:KeywordEmpathy",
-    "semantic-empathy": "empathy.semantic:SemanticEmpathy",
-    "perplexity": "perplexity:Perplexity",
-    "degeneration": "degeneration:Degeneration",
-    "diversity": "degeneration:Diversity",
-    "BERTScore": "bertscore:BERTScore",
-}
-_DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
 
-_log = logging.getLogger(__name__)
+class Registry:
+    """The things of one kind by name; capitals do not matter.
+
+    `group` is the entry-point group of the plug-ins, `kind` what a message calls one of them ("metric"), `built_in`
+    maps our own names to "package.module:attribute", which is imported when it is asked for, and `error` is what `get`
+    raises. A built-in name wins over a plug-in's. A plug-in that cannot be loaded is named in the log and skipped: it
+    never stops who did not ask for it.
+    """
+
+    def __init__(
+        self, group: str, kind: str, built_in: Mapping[str, str], error: type[BnbenchError] = UsageError
+    ) -> None:
+        self.group, self.kind, self.built_in, self.error = group, kind, dict(built_in), error
+
+    def names(self) -> tuple[str, ...]:
+        """The names that `get` knows: the built-in ones in their order, then those of the plug-ins that load."""
+        names = list(self.built_in)
+        for point in metadata.entry_points(group=self.group):
+            if point.name.casefold() in map(str.casefold, names):
+                _log.warning("%s plug-in %r (%s) is skipped: the name is taken", self.kind, point.name, point.value)
+            elif not isinstance(self._load(point), Exception):
+                names.append(point.name)
+        return tuple(names)
+
+    def get(self, name: str) -> Any:
+        """The object that the name stands for.
+
+        Raises `error` for an unknown name (with the nearest one and all that there are), and for a plug-in that does
+        not load, with the reason.
+        """
+        wanted = name.casefold()
+        for known, target in self.built_in.items():
+            if known.casefold() == wanted:
+                module, _, attribute = target.partition(":")
+                return getattr(importlib.import_module(module), attribute)
+        reasons = []
+        for point in metadata.entry_points(group=self.group):
+            if point.name.casefold() == wanted:
+                found = self._load(point)
+                if not isinstance(found, Exception):
+                    return found  # of two with one name the first that works
+                reasons.append(f"the plug-in {point.value} does not load: {type(found).__name__}: {found}")
+        if reasons:
+            raise self.error(f"there is no usable {self.kind} {name!r}: {'; '.join(reasons)}")
+        names = {known.casefold(): known for known in self.names()}
+        near = difflib.get_close_matches(wanted, names, n=1)
+        hint = f"; did you mean {names[near[0]]!r}?" if near else ";"
+        raise self.error(f"there is no {self.kind} {name!r}{hint} known: {', '.join(names.values())}")
+
+    def _load(self, point: metadata.EntryPoint) -> Any:
+        try:
+            return point.load()
+        except Exception as error:  # whatever a stranger's module raises, it is theirs and must not end us
+            why = f"{type(error).__name__}: {error}"
+            _log.warning("%s plug-in %r (%s) is skipped: %s", self.kind, point.name, point.value, why)
+            return error
+
+
+METRICS = Registry(
+    "bnbench.metrics",
+    "metric",
+    {
+        "chrF++": "bnbench.metrics.chrf:ChrFPlusPlus",
+        "chrF": "bnbench.metrics.chrf:ChrF",
+        "BLEU": "bnbench.metrics.bleu:BLEU",
+        "ROUGE": "bnbench.metrics.rouge:ROUGE",
+        "keyword-empathy": "bnbench.metrics.empathy.keyword:KeywordEmpathy",
+        "semantic-empathy": "bnbench.metrics.empathy.semantic:SemanticEmpathy",
+        "perplexity": "bnbench.metrics.perplexity:Perplexity",
+        "degeneration": "bnbench.metrics.degeneration:Degeneration",
+        "diversity": "bnbench.metrics.degeneration:Diversity",
+        "BERTScore": "bnbench.metrics.bertscore:BERTScore",
+        "combined": "bnbench.metrics.combined:CombinedScore",
+    },
+)
+DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
+"""The metrics of a run that asks for none, the primary one first."""
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of all metrics, built-in ones first, then the plug-ins that load."""
-    return (*_BUILT_IN, *(name for name in _plug_ins() if name not in _BUILT_IN))
+    """The names of all metrics, built-in ones first, then the plug-ins that load.
+
+    The combined score is not among them: it is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`).
+    """
+    return tuple(name for name in METRICS.names() if name != "combined")
 
 
 def get_metric(name: str) -> Metric:
-    """A new metric with its default settings; capitals do not matter. Raises `UsageError` naming the nearest name."""
-    wanted = {known.casefold(): known for known in _BUILT_IN}.get(name.casefold())
-    if wanted is not None:
-        module, _, attribute = _BUILT_IN[wanted].partition(":")
-        return _made(getattr(importlib.import_module(f"bnbench.metrics.{module}"), attribute))
-    plug_ins = {known.casefold(): make for known, make in _plug_ins().items()}
-    if name.casefold() in plug_ins:
-        return _made(plug_ins[name.casefold()])
-    raise UsageError(f"there is no metric {name!r}{_nearest(name)}; known: {', '.join(metric_names())}")
+    """A new metric: `ROUGE`, or `name:argument` for one that is made with something, a folder, a file or a model's id.
+
+    Capitals do not matter. The argument is the first of the metric's constructor: `semantic-empathy:FOLDER`,
+    `BERTScore:google/muril-base-cased`, `keyword-empathy:mine.toml`, `chrF++:none`. Raises `UsageError` naming the
+    nearest name, or where the metric takes no argument or does not take this one.
+    """
+    name, _, argument = name.partition(":")
+    make = METRICS.get(name)
+    given = (argument,) if argument else ()
+    try:
+        inspect.signature(make).bind(*given)
+    except TypeError:
+        takes = "takes no argument" if argument else "needs an argument"
+        raise UsageError(f"the metric {name} {takes}: write {name}{'' if argument else ':ARGUMENT'}") from None
+    metric = make(*given)
+    if not isinstance(metric, Metric):
+        raise UsageError(f"{make!r} gives {type(metric).__name__}, not a bnbench.metrics.Metric")
+    metric.argument = metric.argument or argument
+    return metric
 
 
 def default_metrics(needs_available: frozenset[str]) -> list[Metric]:
@@ -57,37 +135,4 @@ def default_metrics(needs_available: frozenset[str]) -> list[Metric]:
 
     `needs_available` is any of "references", "messages", "likelihoods".
     """
-    return [metric for metric in map(get_metric, _DEFAULT) if metric.needs <= needs_available]
-
-
-def _plug_ins() -> dict[str, Callable[[], object]]:
-    """The plug-ins that load, by name; of two with one name the first is taken."""
-    found: dict[str, Callable[[], object]] = {}
-    for entry in entry_points(group=GROUP):
-        if entry.name in _BUILT_IN or entry.name in found:
-            _log.warning("metric plug-in %r (%s) is skipped: the name is taken", entry.name, entry.value)
-        elif (make := _loaded(entry)) is not None:
-            found[entry.name] = make
-    return found
-
-
-def _loaded(entry: EntryPoint) -> Callable[[], object] | None:
-    try:
-        _made(make := entry.load())
-    except Exception as error:  # whatever a stranger's module raises, it is theirs and not the run's
-        _log.warning("metric plug-in %r (%s) is skipped: %s: %s", entry.name, entry.value, type(error).__name__, error)
-        return None
-    loaded: Callable[[], object] = make
-    return loaded
-
-
-def _made(make: Callable[[], object]) -> Metric:
-    metric = make()
-    if not isinstance(metric, Metric):
-        raise UsageError(f"{make!r} gives {type(metric).__name__}, not a bnbench.metrics.Metric")
-    return metric
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name.casefold(), [known.casefold() for known in _BUILT_IN], n=1)
-    return f" (did you mean {next(k for k in _BUILT_IN if k.casefold() == close[0])!r}?)" if close else ""
+    return [metric for metric in map(get_metric, DEFAULT) if metric.needs <= needs_available]

@@ -5,16 +5,15 @@ faster.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio, signature
 from bnbench.metrics.errors import UsageError
-from bnbench.metrics.ngrams import IntArray
 from bnbench.metrics.normalization import Normalizer
 from bnbench.metrics.overlap import Pairs
 from bnbench.metrics.tokenization import Preparation, preparation
@@ -22,7 +21,7 @@ from bnbench.metrics.tokenization import Preparation, preparation
 TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 
-class ROUGE(Metric):
+class ROUGE(MeanMetric):
     """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), and that by sentence
     (Lsum).
 
@@ -33,7 +32,7 @@ class ROUGE(Metric):
 
     name: ClassVar[str] = "ROUGE"
     description: ClassVar[str] = "word overlap F1 (and precision, recall), mean over replies, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"references"})
+    needs = frozenset({"references"})
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES) -> None:
         for kind in types:
@@ -44,18 +43,19 @@ class ROUGE(Metric):
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
         self.values = (*self.types, *parts)
         self.columns = (*self.values, "replies")
+        self.details = frozenset({"rougeLsum", *parts})
 
-    def statistics(self, texts: Texts) -> FloatArray:
-        """n x (3 types + 1): F of each type, then precision and recall of each, on 0-1, then 1."""
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """`ROUGE-L`, as papers write it."""
+        return {**super().labels, **{kind: kind.replace("rouge", "ROUGE-") for kind in self.types}}
+
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x (3 types): F of each type, then precision and recall of each, on 0-1."""
         pairs = Pairs.of(texts, self.preparation)
         found = [_scores(pairs, kind) for kind in self.types]
         best = [pairs.best(scores, scores[:, 0]) for scores in found]
-        parts = [scores[:, part] for scores in best for part in (1, 2)]
-        return np.column_stack([*(scores[:, 0] for scores in best), *parts, np.ones(len(texts))])
-
-    def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 3 types + 1) to (..., 3 types): 100 times the means."""
-        return 100 * ratio(sums[..., :-1], sums[..., -1:])
+        return np.column_stack([*(scores[:, 0] for scores in best), *(scores[:, 1:] for scores in best)])
 
     def signature(self, n: int) -> str:
         """`ROUGE|norm:bn1|tok:bn1|stem:no|n:...|bnbench:...`."""
@@ -66,32 +66,17 @@ def _scores(pairs: Pairs, kind: str) -> FloatArray:
     """(pairs, 3): F, precision, recall."""
     if kind in ("rouge1", "rouge2"):
         hyp, ref, match = pairs.word_ngrams()[:, int(kind[-1]) - 1].T
-        return _f_scores(match, hyp, ref)
-    words = pairs.words()
-    hypotheses, references = [words[t] for t in pairs.replies], [words[t] for t in pairs.references]
-    common = _summary_hits(pairs) if kind == "rougeLsum" else _subsequences(hypotheses, references)
-    return _f_scores(common, _lengths(hypotheses), _lengths(references))
-
-
-def _f_scores(match: IntArray, hyp: IntArray, ref: IntArray) -> FloatArray:
+    else:
+        words, sentences = pairs.words(), pairs.sentences() if kind == "rougeLsum" else {}
+        replies, references = ([words[text] for text in texts] for texts in (pairs.replies, pairs.references))
+        hyp, ref = (np.array(list(map(len, strings)), dtype=np.int64) for strings in (replies, references))
+        if kind == "rougeL":
+            match = process.cpdist(replies, references, scorer=LCSseq.similarity, dtype=np.int64)
+        else:
+            both = zip(pairs.replies, pairs.references, strict=True)
+            match = np.array([_union_hits(sentences[r], sentences[t]) for t, r in both], dtype=np.int64)
     precision, recall = ratio(match, hyp), ratio(match, ref)
     return np.column_stack([ratio(2 * precision * recall, precision + recall), precision, recall])
-
-
-def _subsequences(hypotheses: Sequence[str], references: Sequence[str]) -> IntArray:
-    """Lengths of the longest common subsequences."""
-    found: IntArray = process.cpdist(hypotheses, references, scorer=LCSseq.similarity, dtype=np.int64)
-    return found
-
-
-def _lengths(strings: Sequence[str]) -> IntArray:
-    return np.array(list(map(len, strings)), dtype=np.int64)
-
-
-def _summary_hits(pairs: Pairs) -> IntArray:
-    sentences = pairs.sentences()
-    found = [_union_hits(sentences[r], sentences[t]) for t, r in zip(pairs.replies, pairs.references, strict=True)]
-    return np.array(found, dtype=np.int64)
 
 
 def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
@@ -102,9 +87,13 @@ def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
         return LCSseq.similarity(references[0], candidates[0])
     distinct = Counter(references)  # a text that loops says the same sentence a thousand times
     words, times = "\n".join(distinct), [n for sentence, n in distinct.items() for _ in f"{sentence}\n"]
+    bits = _union(list(distinct), dict.fromkeys(candidates))
     found: Counter[str] = Counter()
-    for position in _positions(_union(list(distinct), dict.fromkeys(candidates))):
+    while bits:  # each set bit, lowest first
+        bit = bits & -bits
+        position = bit.bit_length() - 1
         found[words[position]] += times[position]
+        bits ^= bit
     ours = "".join(candidates)
     return sum(min(n, ours.count(word)) for word, n in found.items())
 
@@ -116,24 +105,7 @@ def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
     between them, so that a carry cannot pass: bit p of `state` is 0 where the table grows from the reference word
     before p to p.
     """
-    segments, where, inside = _laid_out(references)
-    union = 0
-    for candidate in candidates:
-        masks = [where.get(word, 0) for word in candidate]
-        state, stops = inside, []
-        for mask in masks:
-            if mask:
-                state = ((state + (state & mask)) | (state & ~mask)) & inside
-            stops.append(mask | (state ^ inside))
-        grown = state ^ inside
-        for segment in segments:
-            if grown & segment:
-                union |= _walk_back(masks, stops, segment)
-    return union
-
-
-def _laid_out(references: Sequence[str]) -> tuple[list[int], dict[str, int], int]:
-    """The bits of each sentence, those of each word, and all of them; one bit between sentences is left out."""
+    # Where each sentence lies, where each word stands in any of them, and all bits that are words.
     segments: list[int] = []
     where: dict[str, int] = {}
     bit = 1
@@ -142,31 +114,33 @@ def _laid_out(references: Sequence[str]) -> tuple[list[int], dict[str, int], int
         for word in sentence:
             where[word] = where.get(word, 0) | bit
             bit <<= 1
-        bit <<= 1
-    return segments, where, sum(segments)
+        bit <<= 1  # the bit between two sentences
+    inside = sum(segments)
 
-
-def _walk_back(masks: Sequence[int], stops: Sequence[int], segment: int) -> int:
-    """The bits of one LCS of a reference sentence and a candidate: of equally long ones the one that rouge-score finds.
-
-    From the last candidate word back, rouge-score moves towards the beginning of the reference until it meets a
-    match, which it takes, or a place where the table grows; `stops` has both.
-    """
-    found = 0
-    for mask, stop in zip(reversed(masks), reversed(stops), strict=True):
-        if not (stop := stop & segment):
-            break
-        bit = 1 << (stop.bit_length() - 1)
-        if mask & bit:
-            found |= bit
-            segment &= bit - 1
-        else:
-            segment &= (bit << 1) - 1
-    return found
-
-
-def _positions(bits: int) -> Iterator[int]:
-    while bits:
-        bit = bits & -bits
-        yield bit.bit_length() - 1
-        bits ^= bit
+    union = 0
+    for candidate in candidates:
+        # Forwards: one row of the table for each candidate word. `stops` keeps, for the way back, every place where the
+        # word matches or the table grows.
+        masks = [where.get(word, 0) for word in candidate]
+        state, stops = inside, []
+        for mask in masks:
+            if mask:
+                state = ((state + (state & mask)) | (state & ~mask)) & inside
+            stops.append(mask | (state ^ inside))
+        grown = state ^ inside
+        # Backwards: of equally long subsequences the one that rouge-score finds. From the last candidate word back it
+        # moves towards the beginning of the reference until it meets a match, which it takes, or a place where the
+        # table grows, from where the next word looks on.
+        for segment in segments:
+            if not grown & segment:
+                continue
+            for mask, stop in zip(reversed(masks), reversed(stops), strict=True):
+                if not (stop := stop & segment):
+                    break
+                bit = 1 << (stop.bit_length() - 1)
+                if mask & bit:
+                    union |= bit
+                    segment &= bit - 1
+                else:
+                    segment &= (bit << 1) - 1
+    return union

@@ -40,6 +40,9 @@ class Interval:
     high: float
     level: float = 0.95
 
+    def __str__(self) -> str:
+        return f"[{self.low:.2f}, {self.high:.2f}]"
+
 
 @dataclass(frozen=True)
 class PairedResult:
@@ -52,6 +55,9 @@ class PairedResult:
     interval: Interval
     p_value: float
     smallest_detectable: float
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.2f} {self.interval}, p = {self.p_value:.4f}"
 
 
 def bootstrap(
@@ -68,24 +74,8 @@ def bootstrap(
     `clusters` names the dialogue of each row; whole dialogues are then resampled. Raises `InputError` on an empty
     table.
     """
-    scores = formula(resampled_sums(table, resamples=resamples, seed=seed, clusters=clusters))
-    return _intervals(scores, level)
-
-
-def paired_test(
-    table_a: FloatArray,
-    table_b: FloatArray,
-    formula: Formula,
-    *,
-    resamples: int = 10_000,
-    seed: int = 42,
-    level: float = 0.95,
-    clusters: Clusters = None,
-) -> list[PairedResult]:
-    """Compare two candidates on the same n items: one `PairedResult` of A - B for each value of `formula`."""
-    return paired_tests([(table_a, table_b, formula)], resamples=resamples, seed=seed, level=level, clusters=clusters)[
-        0
-    ]
+    drawn = resampled_sums(table, resamples=resamples, seed=seed, clusters=clusters)
+    return _intervals(formula(drawn), level)
 
 
 def paired_tests(
@@ -96,31 +86,39 @@ def paired_tests(
     level: float = 0.95,
     clusters: Clusters = None,
 ) -> list[list[PairedResult]]:
-    """Several `paired_test`s on the same items (other metrics, other candidates) for little more than the price of one.
+    """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
-    Each comparison is (table A, table B, formula). The numbers are exactly those of single calls.
+    A comparison is (table A, table B, formula): of two candidates under one metric. Many at once (other metrics, other
+    candidates) cost little more than one, and their numbers are exactly those of single calls. Raises `InputError`
+    where the tables of a comparison have different shapes.
     """
     for a, b, _ in comparisons:
         if np.shape(a) != np.shape(b):
             raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
-    columns = np.cumsum([0, *(part.shape[1] for a, b, _ in comparisons for part in (a, b))])
+    # All tables lie side by side in one, so that every comparison sees the same resamples and the same coins.
+    edges = np.cumsum([0, *(part.shape[1] for a, b, _ in comparisons for part in (a, b))])
     stacked = np.hstack([part for a, b, _ in comparisons for part in (a, b)])
-    drawn = resampled_sums(stacked, resamples=resamples, seed=seed, clusters=clusters)
-    swapped = _swapped_sums(_blocks(stacked, clusters), columns, resamples, seed)
+    blocks = block_sums(stacked, clusters)
+    drawn = resampled_sums(blocks, resamples=resamples, seed=seed)
+    swapped = _swapped_sums(blocks, edges, resamples, seed)
     found = []
     for c, (a, b, formula) in enumerate(comparisons):
-        in_a, in_b = slice(columns[2 * c], columns[2 * c + 1]), slice(columns[2 * c + 1], columns[2 * c + 2])
+        in_a, in_b = slice(edges[2 * c], edges[2 * c + 1]), slice(edges[2 * c + 1], edges[2 * c + 2])
         observed = formula(a.sum(axis=0)) - formula(b.sum(axis=0))
         differences = formula(drawn[:, in_a]) - formula(drawn[:, in_b])
         exchanged = formula(swapped[:, in_a]) - formula(swapped[:, in_b])
-        found.append(_paired_results(observed, differences, exchanged, level))
+        # Sums of the same rows in another order differ in the last digits, which must not turn a tie into a difference.
+        tolerance = 1e-9 * np.maximum(1.0, np.abs(observed))
+        as_extreme = (np.abs(exchanged) >= np.abs(observed) - tolerance).sum(axis=0)
+        p_values = (as_extreme + 1) / (resamples + 1)  # the observed arrangement is one of the possible ones: never 0
+        detectable = _DETECTABLE * differences.std(axis=0, ddof=1)
+        columns = zip(observed, _intervals(differences, level), p_values, detectable, strict=True)
+        found.append([PairedResult(float(d), interval, float(p), float(least)) for d, interval, p, least in columns])
     return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: reject where the adjusted p is below alpha, and the family-wise error stays below
-    it.
-    """
+    """Holm's step-down adjustment: reject where the adjusted p is below alpha, and so is the family-wise error."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -153,15 +151,26 @@ def resampled_sums(
     table: FloatArray, *, resamples: int = 10_000, seed: int = 42, clusters: Clusters = None
 ) -> FloatArray:
     """The column sums of each bootstrap resample, shape (resamples, k)."""
-    blocks = _blocks(table, clusters)
+    blocks = block_sums(table, clusters)
+    n = len(blocks)
     drawn = np.empty((resamples, blocks.shape[1]))
-    for rows, weights in _bootstrap_weights(len(blocks), resamples, seed):
+    generator = np.random.default_rng([seed, 0])
+    for rows in _row_slices(n, resamples):
+        # Multinomial(n; 1/n ...) counts, some resamples at a time: drawing n items and counting them is the fast way to
+        # get them. One bincount serves all resamples, since those of resample r are counted from r n on.
+        height = rows.stop - rows.start
+        items = generator.integers(0, n, size=(height, n), dtype=np.int32)
+        items += np.arange(0, height * n, n, dtype=np.int32)[:, None]
+        weights = np.bincount(items.ravel(), minlength=height * n).reshape(height, n).astype(np.float64)
         np.matmul(weights, blocks, out=drawn[rows])
     return drawn
 
 
-def _blocks(table: FloatArray, clusters: Clusters) -> FloatArray:
-    """What is resampled as one: rows, or sums over clusters, or sums over `BLOCKS` blocks of either."""
+def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
+    """What is resampled as one, a row each: the table's rows, or sums over clusters, or over `BLOCKS` blocks of either.
+
+    Raises `InputError` on an empty table, or where there is not one cluster for each row.
+    """
     if table.ndim != 2 or not len(table):
         raise InputError(
             f"a table of shape {table.shape} cannot be resampled: it needs one row per reply, at least one"
@@ -180,37 +189,23 @@ def _summed(table: FloatArray, group: npt.NDArray[np.int64], groups: int) -> Flo
     return np.stack([np.bincount(group, weights=column, minlength=groups) for column in table.T], axis=1)
 
 
-def _bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[tuple[slice, FloatArray]]:
-    """Rows of multinomial(n; 1/n ...) counts, some at a time; drawing n items and counting them is the fast way to
-    get them.
-    """
-    generator = np.random.default_rng([seed, 0])
-    for rows in _row_slices(n, resamples):
-        height = rows.stop - rows.start
-        drawn = generator.integers(0, n, size=(height, n), dtype=np.int32)
-        drawn += np.arange(0, height * n, n, dtype=np.int32)[:, None]
-        yield rows, np.bincount(drawn.ravel(), minlength=height * n).reshape(height, n).astype(np.float64)
+def _swapped_sums(blocks: FloatArray, edges: npt.NDArray[np.int64], resamples: int, seed: int) -> FloatArray:
+    """Column sums after each block's rows of A and B were exchanged or not by a fair coin, shape (resamples, k).
 
-
-def _swapped_sums(blocks: FloatArray, columns: npt.NDArray[np.int64], resamples: int, seed: int) -> FloatArray:
-    """Column sums after each block's rows of A and B were exchanged or not by a fair coin, for each (A, B) in
-    `columns`.
-
-    Summed as (A + B) / 2 +- signs @ (A - B) / 2, one product for both sides.
+    `edges` are where the columns of A, B, the next A, the next B ... begin, and the end. With signs of +-1 the sums of
+    both sides are (A + B) / 2 +- signs @ (A - B) / 2, so that one product serves both.
     """
     generator = np.random.default_rng([seed, 1])
-    edges = list(zip(columns[::2], columns[1::2], columns[2::2], strict=False))
-    halves = np.hstack([blocks[:, a:b] - blocks[:, b:end] for a, b, end in edges]) / 2
+    pairs = list(zip(edges[::2], edges[1::2], edges[2::2], strict=False))
+    n, halves = len(blocks), np.hstack([blocks[:, a:b] - blocks[:, b:end] for a, b, end in pairs]) / 2
     swing = np.empty((resamples, halves.shape[1]))
-    for rows in _row_slices(len(blocks), resamples):
-        bits = np.unpackbits(
-            np.frombuffer(generator.bytes(-(-(rows.stop - rows.start) * len(blocks) // 8)), dtype=np.uint8)
-        )
-        signs = bits[: (rows.stop - rows.start) * len(blocks)].reshape(-1, len(blocks)) * 2.0 - 1.0
-        np.matmul(signs, halves, out=swing[rows])
+    for rows in _row_slices(n, resamples):
+        count = (rows.stop - rows.start) * n
+        bits = np.unpackbits(np.frombuffer(generator.bytes(-(-count // 8)), dtype=np.uint8))  # a bit is a coin
+        np.matmul(bits[:count].reshape(-1, n) * 2.0 - 1.0, halves, out=swing[rows])
     swapped = np.empty((resamples, blocks.shape[1]))
     done = 0
-    for a, b, end in edges:
+    for a, b, end in pairs:
         middle = (blocks[:, a:b].sum(axis=0) + blocks[:, b:end].sum(axis=0)) / 2
         part = swing[:, done : done + b - a]
         swapped[:, a:b], swapped[:, b:end] = middle + part, middle - part
@@ -219,25 +214,13 @@ def _swapped_sums(blocks: FloatArray, columns: npt.NDArray[np.int64], resamples:
 
 
 def _row_slices(n: int, resamples: int) -> Iterator[slice]:
+    """The resamples in slices of constant memory: `_CELLS` weights at most."""
     step = max(1, _CELLS // n)
     return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
 
 
 def _intervals(scores: FloatArray, level: float) -> list[Interval]:
+    """The percentile interval of each column of (resamples, v)."""
     tail = (1 - level) / 2
     low, high = np.quantile(scores, [tail, 1 - tail], axis=0)
     return [Interval(float(a), float(b), level) for a, b in zip(low, high, strict=True)]
-
-
-def _paired_results(
-    observed: FloatArray, differences: FloatArray, exchanged: FloatArray, level: float
-) -> list[PairedResult]:
-    # sums of the same rows in another order differ in the last digits, which must not turn a tie into an exceedance
-    tolerance = 1e-9 * np.maximum(1.0, np.abs(observed))
-    as_extreme = (np.abs(exchanged) >= np.abs(observed) - tolerance).sum(axis=0)
-    p_values = (as_extreme + 1) / (len(exchanged) + 1)
-    detectable = _DETECTABLE * differences.std(axis=0, ddof=1)
-    return [
-        PairedResult(float(d), interval, float(p), float(least))
-        for d, interval, p, least in zip(observed, _intervals(differences, level), p_values, detectable, strict=True)
-    ]

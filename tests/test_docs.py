@@ -62,7 +62,7 @@ def test_the_table_of_metrics():
         assert cells[0] == f"`{metric.values[0]}`"
         assert cells[2] == ("higher" if metric.higher_is_better else "lower")
         assert cells[3] == (", ".join(metric.needs) or "nothing")
-        assert cells[4].startswith("yes" if name in registry._DEFAULT else "no")
+        assert cells[4].startswith("yes" if name in registry.DEFAULT else "no")
         anchor = line.split("#")[1].split(")")[0]
         assert anchor in {title.lower().replace(" ", "-") for title in SECTIONS}
 
@@ -159,8 +159,8 @@ def test_the_metric_of_your_own_is_one_like_any_other(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "my_package.metrics", module)
     toml = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1]
     group, name, target = re.fullmatch(r'\[project\.entry-points\."(.+?)"\]\n(\w+) = "(.+?)"\n', toml).groups()
-    assert group == registry.GROUP
-    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint(name, target, group)])
+    assert group == registry.METRICS.group
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [EntryPoint(name, target, group)])
     replies = tmp_path / "replies.txt"
     replies.write_text("কেমন আছো?\nভালো।\n\n", encoding="utf-8")
     result = score_files(replies, metrics=[name], quiet=True).results[name]

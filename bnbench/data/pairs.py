@@ -32,7 +32,7 @@ from bnbench.data.corpus import (
 from bnbench.data.files import as_text, check_table, find_column, iter_table, place, plain_name, texts_of
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
-from bnbench.metrics.empathy.lexicon import MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
 from bnbench.records import write_text

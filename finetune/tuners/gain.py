@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.significance import paired_test
+from bnbench.metrics.significance import paired_tests
 
 NOTHING_HELD_OUT = "no pairs were held out, so what the chosen replies gained on other messages is not known"
 
@@ -54,7 +54,7 @@ def measure_gain(
     Raises InputError for no pairs.
     """
     after, before = (np.stack([beta * (p[:, 0] - p[:, 1]), np.ones(len(p))], 1) for p in (adapter, base))
-    found = paired_test(after, before, _mean, clusters=messages)[0]
+    [[found]] = paired_tests([(after, before, _mean)], clusters=messages)
     chosen, rejected = (adapter - base).mean(0)
     return Gain(
         pairs=len(base),

@@ -6,12 +6,12 @@ Understanding Empathy Expressed in Text-Based Mental Health Support").
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts, ratio
+from bnbench.metrics.core import FloatArray, MeanMetric, Result
 from bnbench.metrics.errors import InputError
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
@@ -20,30 +20,30 @@ through; asking about it."""
 
 
 def mechanisms(result: Result) -> FloatArray:
-    """Each reply's score of the three mechanisms, (n, 3), 0-100. `InputError` where the metric has none."""
-    places = [place for place, name in enumerate(result.of.values) if name in MECHANISMS]
-    if len(places) < len(MECHANISMS):
+    """Each reply's score of the three mechanisms, (n, 3), 0-100.
+
+    Raises `InputError` where the metric has none, or only sums were kept.
+    """
+    if not set(MECHANISMS) <= set(result.of.values):
         raise InputError(f'{result.signature}: it has no mechanisms, as KeywordEmpathy("bn") and SemanticEmpathy have')
-    return result.of.formula(result.table)[:, places]
+    return np.column_stack([result.per_reply[name] for name in MECHANISMS])
 
 
-class EmpathyMetric(Metric):
-    """A metric whose main value is the mean of three others, the mechanisms; each of them is a mean over replies."""
+class EmpathyMetric(MeanMetric):
+    """A metric whose main value is the mean of its others, the mechanisms, of which each is a mean over replies."""
 
     description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
-    needs: ClassVar[frozenset[str]] = frozenset({"messages"})
+    needs = frozenset({"messages"})
     columns = (*MECHANISMS, "replies")
 
-    @abstractmethod
-    def per_reply(self, texts: Texts) -> FloatArray:
-        """n x 3: the mechanisms of each reply, 0-1."""
-
-    def statistics(self, texts: Texts) -> FloatArray:
-        """The numbers of each reply, and 1 for the count."""
-        self.check(texts)
-        return np.column_stack([self.per_reply(texts), np.ones(len(texts))])
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """As of any metric; and since two metrics measure the same mechanisms, each says by which means."""
+        means = self.name.removesuffix("-empathy")
+        own = super().labels
+        return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
 
     def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 4) to (..., 4): the mean of the three mechanisms, then each; just the one of a metric without them."""
-        means = 100 * ratio(sums[..., :-1], sums[..., -1:])
+        """(..., 4) to (..., 4): the mean of the three mechanisms, then each. A lexicon without them has one mean."""
+        means = super().formula(sums)
         return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1) if self.values[1:] else means

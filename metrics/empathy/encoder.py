@@ -178,9 +178,10 @@ class TransformerEncoder:
             self._model: Any = SentenceTransformer(
                 name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of the hub, safetensors, tokenizers or torch: a user is told the first line
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UsageError(
-                f"the encoder {name!r} could not be loaded: {error}. Give the folder or the hub id of a "
+                f"the encoder {name!r} could not be loaded: {why}. Give the folder or the hub id of a "
                 "sentence-transformers model with safetensors weights, or none for the encoder that ships with bnbench"
             ) from error
         folder = Path(name)
@@ -248,10 +249,11 @@ def words_only(encoder: Encoder) -> Encoder:
 def _load(name: str | None) -> Encoder:
     if name is None:
         return StaticEncoder()
-    config = Path(name) / "config.json"
-    if config.is_file() and json.loads(config.read_text("utf-8")).get("text") == _MARK:
-        return StaticEncoder(name)
-    return TransformerEncoder(name)
+    try:
+        ours = json.loads((Path(name) / "config.json").read_text("utf-8")).get("text") == _MARK
+    except (OSError, ValueError, AttributeError):  # no such folder, or one that sentence-transformers may judge
+        ours = False
+    return StaticEncoder(name) if ours else TransformerEncoder(name)
 
 
 def _unit(rows: Vectors) -> Vectors:

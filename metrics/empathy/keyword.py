@@ -159,7 +159,8 @@ class _Words:
     @classmethod
     def of(cls, raw: str) -> _Words:
         text = normalize(raw)
-        words, starts, quoted, clause_ends, sentences = list[str](), list[int](), list[bool](), list[bool](), []
+        words, starts, sentences = list[str](), list[int](), list[_Sentence]()
+        quoted, clause_ends = list[bool](), list[bool]()
 
         def end_sentence(question: bool = False) -> None:
             start = sentences[-1].end if sentences else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib.metadata import EntryPoint
 from typing import ClassVar
@@ -9,8 +10,17 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from bnbench.metrics import Metric, Texts, UsageError, default_metrics, evaluate_pairs, get_metric, metric_names
-from bnbench.metrics import registry as module
+from bnbench.metrics import (
+    Metric,
+    Registry,
+    Texts,
+    UsageError,
+    default_metrics,
+    evaluate_pairs,
+    get_metric,
+    metric_names,
+)
+from bnbench.metrics.registry import METRICS
 
 
 class Length(Metric):
@@ -34,7 +44,7 @@ def not_a_metric() -> str:
 
 
 def entry(name: str, target: str) -> EntryPoint:
-    return EntryPoint(name, target, module.GROUP)
+    return EntryPoint(name, target, METRICS.group)
 
 
 @pytest.fixture
@@ -50,7 +60,7 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
         entry("wrong", "someones_metrics:not_a_metric"),
         entry("BLEU", "someones_metrics:Length"),
     ]
-    monkeypatch.setattr(module, "entry_points", lambda group: entries if group == "bnbench.metrics" else [])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries if group == "bnbench.metrics" else [])
 
 
 def test_built_in_names() -> None:
@@ -94,7 +104,7 @@ def test_every_metric_is_a_table_and_a_formula() -> None:
 
 @pytest.mark.usefixtures("plug_ins")
 def test_a_plug_in_is_a_metric_like_any_other() -> None:
-    assert metric_names()[-1] == "length"
+    assert metric_names()[-3:] == ("BERTScore", "length", "wrong")
     assert get_metric("length").score(["ভালো"]).value == 4
     made = evaluate_pairs(["ভালো", "না"], ["ভালো", "না"], ["length", "BLEU"])
     assert made["length"].value == 3
@@ -105,13 +115,44 @@ def test_a_plug_in_is_a_metric_like_any_other() -> None:
 def test_a_broken_plug_in_is_named_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         names = metric_names()
-    assert not {"broken", "gone", "wrong"} & set(names)
-    for name, why in (
-        ("broken", "Missing"),
-        ("gone", "no_such_package"),
-        ("wrong", "not a bnbench.metrics.Metric"),
-        ("BLEU", "taken"),
-    ):
+    assert not {"broken", "gone"} & set(names)
+    for name, why in (("broken", "Missing"), ("gone", "no_such_package"), ("BLEU", "taken")):
         assert any(f"'{name}'" in message and why in message for message in caplog.messages), name
-    with pytest.raises(UsageError, match="no metric 'broken'"):
+    with pytest.raises(UsageError, match=r"no usable metric 'broken': .*Missing"):
         get_metric("broken")
+    with pytest.raises(UsageError, match=r"gives str, not a bnbench.metrics.Metric"):
+        get_metric("wrong")
+
+
+@pytest.mark.usefixtures("plug_ins")
+def test_a_registry_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnError(UsageError):
+        pass
+
+    kinds = Registry("bnbench.metrics", "tuner", {"one": "json:loads", "Two": "json:dumps"}, OwnError)
+    assert kinds.names() == ("one", "Two", "length", "wrong", "BLEU")
+    assert kinds.get("TWO") is json.dumps
+    assert kinds.get("LENGTH") is Length
+    with pytest.raises(OwnError, match=r"there is no tuner 'lenght'; did you mean 'length'.* known: one, Two"):
+        kinds.get("lenght")
+    # Of two plug-ins with one name, the broken one hides not the other.
+    entries = [entry("length", "someones_metrics:Missing"), entry("length", "someones_metrics:Length")]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries)
+    assert kinds.get("length") is Length
+
+
+def test_an_argument_after_the_colon() -> None:
+    metric = get_metric("chrf++:none")
+    assert metric.signature(1).startswith("chrF++|norm:none")
+    assert metric.spelling == "chrF++:none"
+    assert get_metric("rouge").spelling == "ROUGE"
+    with pytest.raises(UsageError, match="no normalisation profile 'bn9'"):
+        get_metric("ROUGE:bn9")
+    with pytest.raises(UsageError, match="no metric 'rogue'"):
+        get_metric("rogue:none")
+
+
+@pytest.mark.usefixtures("plug_ins")
+def test_an_argument_that_a_metric_does_not_take() -> None:
+    with pytest.raises(UsageError, match="the metric length takes no argument"):
+        get_metric("length:5")

@@ -13,15 +13,19 @@ from bnbench.metrics import (
     BengaliTokenizer,
     InputError,
     Interval,
+    PairedResult,
     bootstrap,
     holm,
-    paired_test,
     paired_tests,
     rank_ranges,
 )
 from bnbench.metrics import significance as module
 
 FloatArray = np.ndarray
+
+
+def paired(a: FloatArray, b: FloatArray, formula: object, **how: object) -> list[PairedResult]:
+    return paired_tests([(a, b, formula)], **how)[0]
 
 
 def mean(sums: FloatArray) -> FloatArray:
@@ -48,7 +52,7 @@ def test_interval_of_a_mean_is_the_normal_one(scores: FloatArray) -> None:
 
 
 def test_weights_are_multinomial_and_seeded(scores: FloatArray) -> None:
-    weights = np.vstack([w for _, w in module._bootstrap_weights(400, 2000, 1)])
+    weights = module.resampled_sums(np.eye(400), resamples=2000, seed=1)
     assert weights.shape == (2000, 400)
     assert (weights.sum(axis=1) == 400).all()
     assert weights.var() == pytest.approx(1 - 1 / 400, abs=0.01)
@@ -64,18 +68,18 @@ def test_coverage_is_what_it_says() -> None:
 
 def test_chunks_do_not_change_the_numbers(scores: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = table(scores), table(scores[::-1] + 1)
-    whole = paired_test(a, b, mean)
+    whole = paired(a, b, mean)
     monkeypatch.setattr(module, "_CELLS", 40_000)
     sums = module.resampled_sums(a, resamples=500)
     assert sums.shape == (500, 2)
-    assert paired_test(a, b, mean)[0].interval.low == pytest.approx(whole[0].interval.low, abs=0.15)
+    assert paired(a, b, mean)[0].interval.low == pytest.approx(whole[0].interval.low, abs=0.15)
 
 
 def test_randomisation_p_equals_the_exact_one() -> None:
     a, b = np.array([5.0, 7, 8, 6, 9, 4, 7, 9]), np.array([4.0, 5, 8, 3, 7, 4, 6, 5])
     signs = np.array(list(product([1, -1], repeat=8)))
     exact = np.mean(np.abs(signs @ (a - b)) >= abs((a - b).sum()) - 1e-9)
-    made = paired_test(table(a), table(b), mean, resamples=40_000)[0]
+    made = paired(table(a), table(b), mean, resamples=40_000)[0]
     assert made.p_value == pytest.approx(exact, abs=0.004)
     assert made.difference == pytest.approx((a - b).mean())
 
@@ -83,30 +87,30 @@ def test_randomisation_p_equals_the_exact_one() -> None:
 def test_p_is_uniform_without_a_difference() -> None:
     chance = np.random.default_rng(3)
     drawn = chance.normal(0, 1, (200, 2, 60))
-    p = [paired_test(table(a), table(b), mean, resamples=400, seed=s)[0].p_value for s, (a, b) in enumerate(drawn)]
+    p = [paired(table(a), table(b), mean, resamples=400, seed=s)[0].p_value for s, (a, b) in enumerate(drawn)]
     assert 0.01 < np.mean(np.array(p) < 0.05) < 0.10
     assert np.mean(p) == pytest.approx(0.5, abs=0.07)
 
 
 def test_a_candidate_against_itself(scores: FloatArray) -> None:
-    made = paired_test(table(scores), table(scores), mean)[0]
+    made = paired(table(scores), table(scores), mean)[0]
     assert (made.difference, made.p_value, made.smallest_detectable) == (0.0, 1.0, 0.0)
     assert made.interval == Interval(0.0, 0.0)
 
 
 def test_p_is_never_zero(scores: FloatArray) -> None:
-    made = paired_test(table(scores + 30), table(scores), mean, resamples=999)[0]
+    made = paired(table(scores + 30), table(scores), mean, resamples=999)[0]
     assert made.p_value == 1 / 1000
 
 
 def test_smallest_detectable_difference_is_detected_in_four_cases_of_five() -> None:
     chance = np.random.default_rng(8)
     base = chance.normal(0, 1, 150)
-    least = paired_test(table(base), table(np.zeros(150)), mean)[0].smallest_detectable
+    least = paired(table(base), table(np.zeros(150)), mean)[0].smallest_detectable
     found = []
     for seed in range(150):
         drawn = chance.normal(least, 1, 150)
-        found.append(paired_test(table(drawn), table(np.zeros(150)), mean, resamples=300, seed=seed)[0].p_value < 0.05)
+        found.append(paired(table(drawn), table(np.zeros(150)), mean, resamples=300, seed=seed)[0].p_value < 0.05)
     assert 0.68 < np.mean(found) < 0.92
 
 
@@ -138,7 +142,7 @@ def test_several_at_once_are_the_same_as_one_by_one(scores: FloatArray) -> None:
     first = (table(scores), table(scores[::-1].copy()), mean)
     second = (np.column_stack([scores**2, np.ones(400), scores]), np.column_stack([scores, np.ones(400), scores]), two)
     together = paired_tests([first, second])
-    alone = [paired_test(*first), paired_test(*second)]
+    alone = [paired(*first), paired(*second)]
     assert [len(found) for found in together] == [1, 2]
     for ours, theirs in zip(together, alone, strict=True):
         for a, b in zip(ours, theirs, strict=True):
@@ -162,7 +166,7 @@ def test_agrees_with_sacrebleu(pairs: tuple[list[str], list[str]]) -> None:
     assert (a.interval.low + a.interval.high) / 2 == pytest.approx(centre, abs=0.25)
     base = {"BLEU": (stats, peer._aggregate_and_compute(stats))}
     _, found = _paired_ar_test(base, "other", others, [theirs], {"BLEU": peer}, n_samples=2000, seed=1)
-    made = paired_test(a.table, b.table, metric.formula)[0]
+    made = paired(a.table, b.table, metric.formula)[0]
     assert made.p_value == pytest.approx(found["BLEU"].p_value, abs=0.03)
 
 
@@ -188,4 +192,4 @@ def test_impossible_requests(scores: FloatArray) -> None:
     with pytest.raises(InputError, match="399"):
         bootstrap(table(scores), mean, clusters=["a"] * 399)
     with pytest.raises(InputError, match="compared in pairs"):
-        paired_test(table(scores), table(scores[:-1]), mean)
+        paired(table(scores), table(scores[:-1]), mean)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
-from bnbench.metrics.empathy.lexicon import MECHANISMS, lexicon_names, load_lexicon
+from bnbench.metrics.empathy.lexicon import lexicon_names, load_lexicon
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.evaluation import evaluate_pairs
 
@@ -40,14 +41,14 @@ def test_a_warm_concrete_reply_scores_above_cold_stuffed_and_copied_ones() -> No
 def test_result_has_what_the_issue_asks_for() -> None:
     replies, messages = [WARM, COLD, STUFFED], [MESSAGE] * 3
     result = KeywordEmpathy().score(replies, messages=messages)
-    assert result.mechanisms.shape == (3, 3)
+    assert mechanisms(result).shape == (3, 3)
     assert result.table.shape == (3, 4)
-    np.testing.assert_allclose(result.per_item, result.mechanisms.mean(axis=1))
+    np.testing.assert_allclose(result.per_item, mechanisms(result).mean(axis=1))
     beside = evaluate_pairs(replies, messages=messages, metrics=["keyword-empathy", "semantic-empathy", "degeneration"])
-    np.testing.assert_array_equal(beside["keyword-empathy"].mechanisms, result.mechanisms)
-    assert beside["semantic-empathy"].mechanisms.shape == (3, 3)
+    np.testing.assert_array_equal(mechanisms(beside["keyword-empathy"]), mechanisms(result))
+    assert mechanisms(beside["semantic-empathy"]).shape == (3, 3)
     with pytest.raises(InputError, match=r"degeneration.*no mechanisms"):
-        _ = beside["degeneration"].mechanisms
+        _ = mechanisms(beside["degeneration"])
     assert result.value == pytest.approx(result.per_item.mean())
     assert list(result.scores) == ["keyword_empathy", *MECHANISMS]
     assert result.interval.low <= result.value <= result.interval.high
@@ -179,7 +180,7 @@ def test_stuffing_is_found_at_any_length() -> None:
 
 def test_a_stamp_is_worth_more_where_the_reply_takes_something_up() -> None:
     reply = "শুনে খুব খারাপ লাগল। শালটা এখনও আলমারিতেই থাক।"
-    reaction = KeywordEmpathy().score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]).mechanisms[:, 0]
+    reaction = mechanisms(KeywordEmpathy().score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]))[:, 0]
     assert reaction[0] > 2 * reaction[1] > 0
 
 
@@ -221,11 +222,8 @@ def test_an_anchored_word_carries_twice() -> None:
 
 
 def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
-    explored = (
-        KeywordEmpathy()
-        .score(["শালটায় কার গন্ধ পেলেন?", "কেমন লাগছে?", "আপনি কী মনে করেন?"], messages=[HOME] * 3)
-        .mechanisms[:, 2]
-    )
+    replies = ["শালটায় কার গন্ধ পেলেন?", "কেমন লাগছে?", "আপনি কী মনে করেন?"]
+    explored = mechanisms(KeywordEmpathy().score(replies, messages=[HOME] * 3))[:, 2]
     assert explored[0] >= 2 * explored[1] > 0
     assert explored[0] > explored[2]
 
@@ -244,7 +242,7 @@ def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
     ],
 )
 def test_specific_and_figurative_replies_are_found(reply: str, mechanism: int) -> None:
-    assert KeywordEmpathy().score([reply], messages=[HOME]).mechanisms[0, mechanism] >= 25, spans(reply, HOME)
+    assert mechanisms(KeywordEmpathy().score([reply], messages=[HOME]))[0, mechanism] >= 25, spans(reply, HOME)
 
 
 def test_an_unknown_statement_about_the_message_earns_a_little_interpretation() -> None:
@@ -333,7 +331,7 @@ def test_original_lexicon_scores_as_the_original_did() -> None:
     assert metric.score([STUFFED], messages=[""]).value > 80
     assert "lex:original.1-" in result.signature
     with pytest.raises(InputError, match="no mechanisms"):
-        _ = result.mechanisms
+        _ = mechanisms(result)
     with pytest.raises(InputError, match="explain"):
         metric.explain("কষ্ট")
     from bnbench.metrics.original import PATTERNS
@@ -361,9 +359,8 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_a_user_gives_his_own_lexicon(tmp_path: Path) -> None:
     path = write(tmp_path, f'{HEAD}{GROUP}phrases = ["আকাশ+noun ..2 নীল", "{{you}} খুব? ভালো"]\n')
     metric = KeywordEmpathy(path)
-    assert metric.score(["আকাশটা আজ বড় নীল।", "তুমি খুব ভালো।", "আকাশ এক দুই তিন নীল"], messages=[""] * 3).mechanisms[
-        :, 1
-    ].tolist() == [25, 25, 0]
+    result = metric.score(["আকাশটা আজ বড় নীল।", "তুমি খুব ভালো।", "আকাশ এক দুই তিন নীল"], messages=[""] * 3)
+    assert mechanisms(result)[:, 1].tolist() == [25, 25, 0]
     assert metric.signature(2).startswith("keyword-empathy|lex:mine.1-")
 
 
@@ -403,7 +400,7 @@ def test_an_unknown_lexicon_names_the_nearest(tmp_path: Path) -> None:
 def test_importing_reads_no_lexicon_and_nothing_heavy() -> None:
     code = (
         "import sys; import bnbench.metrics.empathy.keyword as e; e.KeywordEmpathy(); "
-        "from bnbench.metrics.empathy.lexicon import _loaded; assert _loaded.cache_info().currsize == 0; "
+        "from bnbench.metrics.empathy.lexicon import load_lexicon; assert load_lexicon.cache_info().currsize == 0; "
         "assert not {'torch', 'pandas', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
