@@ -54,9 +54,10 @@ def main() -> None:
 
     print(f"{data.source}: {len(data)} replies, {reader.encoder.id}, {reader.anchors.id}, cross-validated by message")
     scores, groups = cross_validated(reader, data), group_numbers(data.ids)
-    print(f"AUC, empathic against the rest: {auc(scores.mean(axis=1), data.empathic, groups).value:.3f}")
+    none = np.zeros((0, int(groups.max()) + 1))  # no resamples: no intervals are shown
+    print(f"AUC, empathic against the rest: {auc(scores.mean(axis=1), data.empathic, groups, none).value:.3f}")
     for name, ours, levels in zip(MECHANISMS, scores.T, data.levels.T.astype(np.float64), strict=True):
-        print(f"Kendall's tau, {name}: {kendall(ours, levels, groups).value:.3f}")
+        print(f"Kendall's tau, {name}: {kendall(ours, levels, groups, none).value:.3f}")
 
     found = calibrate(reader, data)
     for name, weights in zip(MECHANISMS, found.weights, strict=True):

@@ -6,12 +6,13 @@ Higher scores are better throughout: those of a metric that is better lower are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnbench.metrics.audit.agreement import MOST_ROWS, Agreement, Groups, Measured, auc, group_numbers, kendall
+from bnbench.metrics.audit.agreement import MOST_ROWS, Agreement, Groups, auc, group_numbers, kendall
 from bnbench.metrics.audit.findings import (
     AUC,
     FAILS,
@@ -48,7 +49,8 @@ _MAIN = ""  # the name of a metric's main scores among its scores
 _COMMON_CHOICES = ("norm", "tok", "n", "bnbench")  # parts of signatures that do not tell one scorer from another
 
 Scores = Mapping[str, FloatArray]
-Labelled = Mapping[str, Measured]
+Agreements = Mapping[str, Agreement]
+Moves = Mapping[int, float]  # of a row's number: how far its score moves
 
 
 def audits(
@@ -94,25 +96,27 @@ def audit(
     }
     variants |= {each.name: perturbed(each, data, seed) for each in PERTURBATIONS}
     scores, moves = _scored(metric, data, variants)
+    main = scores[_MAIN]
 
     # How all scorers agree with the labels: each under the same resamples of messages, so that they can be compared.
     groups = group_numbers(data.ids)
     weights = resampled_sums(np.eye(int(groups.max()) + 1), resamples=resamples, seed=seed)
-
-    def measured(found: Mapping[str, Agreement]) -> Labelled:
-        return {name: agreement.measured(weights) for name, agreement in found.items()}
-
+    agreements = partial(_agreements, data=data, groups=groups, weights=weights)
     if beside is None:
         originals = (KeywordEmpathy("original"), OriginalSemantic(words_only(load_encoder())))
         beside = [original for original in originals if _label(original) != _label(metric)]
-    metrics = {_label(metric): measured(_agreements(scores, data, groups))}
-    metrics |= {_label(each): measured(_agreements(_scored(each, data, {})[0], data, groups)) for each in beside}
-    sentinels = {}
+    found = {_label(metric): agreements(scores)}
+    found |= {_label(each): agreements(_scored(each, data, {})[0]) for each in beside}
+    sentinels: dict[str, Agreements] = {}
     for name, values in sentinel_scores(data).items():
-        ways = [_agreements({_MAIN: turned}, data, groups) for turned in (values, -values)]
-        sentinels[name] = measured({m: max((way[m] for way in ways), key=lambda a: a.value) for m in ways[0]})
+        ways = [agreements({_MAIN: turned}) for turned in (values, -values)]
+        sentinels[name] = {key: max((way[key] for way in ways), key=lambda a: a.value) for key in ways[0]}
 
-    changes = [change.check(scores[_MAIN], resamples, seed) for change in _changes(scores[_MAIN], moves, data)]
+    equal = EQUAL_WITHIN * float(np.ptp(main))
+    checks = [_spelling_check(name, moves[name], equal) for name in SPELLINGS]
+    how: dict[str, Any] = {"deviation": float(main.std()), "equal": equal, "resamples": resamples, "seed": seed}
+    checks += [_change_check(change, data, **how) for change in _changes(main, moves, data)]
+    checks += _label_checks(scores, found[_label(metric)], sentinels, len(set(data.ids)))
     return AuditReport(
         metric=metric.name,
         signature=metric.signature(len(data)),
@@ -122,12 +126,12 @@ def audit(
         messages=len(set(data.ids)),
         seed=seed,
         resamples=resamples,
-        checks=(
-            *(_spelling_check(name, moves[name], _tolerance(scores[_MAIN])) for name in SPELLINGS),
-            *changes,
-            *_label_checks(scores, metrics[_label(metric)], sentinels, len(set(data.ids))),
+        checks=tuple(checks),
+        standings=tuple(
+            Standing(name, is_sentinel, {key: each.estimate for key, each in measures.items()})
+            for is_sentinel, scorers in ((False, found), (True, sentinels))
+            for name, measures in scorers.items()
         ),
-        standings=(*_standings(metrics, sentinel=False), *_standings(sentinels, sentinel=True)),
     )
 
 
@@ -172,7 +176,7 @@ def references_of(data: LabelledSet) -> list[str]:
 
 def _scored(
     metric: Metric, data: LabelledSet, variants: Mapping[str, Mapping[int, str]]
-) -> tuple[Scores, dict[str, dict[int, float]]]:
+) -> tuple[Scores, dict[str, Moves]]:
     """The metric's scores of the replies, main and of each mechanism that it names, and how far each variant of a
     reply moves the main one, by the reply's number. Everything is scored in one pass.
     """
@@ -190,7 +194,9 @@ def _scored(
     main = values[: len(data), 0]
     named = {name: values[: len(data), place] for place, name in enumerate(metric.values) if name in MECHANISMS}
     changed = iter(values[len(data) :, 0])
-    moves = {name: {row: float(next(changed) - main[row]) for row in texts_of} for name, texts_of in variants.items()}
+    moves: dict[str, Moves] = {
+        name: {row: float(next(changed) - main[row]) for row in texts_of} for name, texts_of in variants.items()
+    }
     return {_MAIN: main, **named}, moves
 
 
@@ -200,32 +206,18 @@ def _label(metric: Metric) -> str:
     return " ".join([name, *(part for part in parts if part.partition(":")[0] not in _COMMON_CHOICES)])
 
 
-def _agreements(scores: Scores, data: LabelledSet, groups: Groups) -> dict[str, Agreement]:
+def _agreements(scores: Scores, data: LabelledSet, groups: Groups, weights: FloatArray) -> Agreements:
     """AUC by the main scores, and tau-b with each label by the scores of its name, or the main ones."""
-    found = {AUC: auc(scores[_MAIN], data.empathic, groups)}
+    found = {AUC: auc(scores[_MAIN], data.empathic, groups, weights)}
     for name, levels in zip(MECHANISMS, data.levels.T.astype(np.float64), strict=True):
-        found[f"tau {name}"] = kendall(scores.get(name, scores[_MAIN]), levels, groups)
+        found[f"tau {name}"] = kendall(scores.get(name, scores[_MAIN]), levels, groups, weights)
     return found
 
 
-def _standings(labelled: Mapping[str, Labelled], *, sentinel: bool) -> Iterator[Standing]:
-    for name, measures in labelled.items():
-        estimates = {key: Estimate(m.value, m.interval.low, m.interval.high) for key, m in measures.items()}
-        yield Standing(name, sentinel, estimates)
-
-
-def _tolerance(scores: FloatArray) -> float:
-    return EQUAL_WITHIN * float(np.ptp(scores))
-
-
-def _verdict(good: bool, gate: bool) -> str:
-    return PASSES if good else FAILS if gate else LIMIT
-
-
-def _spelling_check(name: str, moves: Mapping[int, float], tolerance: float) -> Check:
+def _spelling_check(name: str, moves: Moves, equal: float) -> Check:
     """No reply may score otherwise in another spelling."""
     sizes = [abs(move) for move in moves.values()]
-    moved, largest = sum(size > tolerance for size in sizes), max(sizes, default=0.0)
+    moved, largest = sum(size > equal for size in sizes), max(sizes, default=0.0)
     numbers = {"changed": moved, "share": moved / max(1, len(sizes)), "largest_change": largest}
     if not sizes:
         return Check("spelling", name, SAME, 0, "", NOT_APPLICABLE, True, numbers)
@@ -233,66 +225,74 @@ def _spelling_check(name: str, moves: Mapping[int, float], tolerance: float) -> 
     return Check("spelling", name, SAME, len(sizes), shown, FAILS if moved else PASSES, True, numbers)
 
 
-@dataclass(frozen=True)
-class _Change:
-    """What becomes of the scores of one message's replies on average, `moves`, one for each message.
+class _Change(NamedTuple):
+    """What is done to replies and how far their scores move; `expected` and `in_most` are as in `Perturbation`.
 
-    `expected` and `in_most` are as in `Perturbation`; with `in_most` the check is a gate.
+    With `in_most` the check is a gate.
     """
 
     group: str
     name: str
     expected: str
     in_most: float
-    moves: FloatArray
-
-    def check(self, scores: FloatArray, resamples: int, seed: int) -> Check:
-        """The mean move over messages, against what is expected."""
-        moves, gate = self.moves, self.in_most > 0
-        if len(moves) < FEWEST:
-            shown = f"fewer than {FEWEST} messages"
-            return Check(self.group, self.name, self.expected, len(moves), shown, NOT_APPLICABLE, gate, {})
-        table = np.stack([moves, np.ones(len(moves))], axis=1)
-        [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
-        worse = float(np.mean(moves < -_tolerance(scores)))
-        better = float(np.mean(moves > _tolerance(scores)))
-        mean, size, limit = float(moves.mean()), float(np.abs(moves).mean()), SAME_WITHIN * float(scores.std())
-        if self.expected == SAME:
-            good, shown = size <= limit, f"{size:.2f} on average, limit {limit:.2f}"
-        else:
-            good = spread.high < 0 and worse >= self.in_most
-            shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
-        numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
-        numbers |= {"worse": worse, "better": better}
-        verdict = _verdict(good, gate)
-        return Check(self.group, self.name, self.expected, len(moves), shown, verdict, gate, numbers)
+    moves: Moves
 
 
-def _changes(scores: FloatArray, moves: Mapping[str, Mapping[int, float]], data: LabelledSet) -> Iterator[_Change]:
-    """What each perturbation does to empathic replies, and how far each other kind lies from the empathic replies to
-    the same message.
+def _changes(scores: FloatArray, moves: Mapping[str, Moves], data: LabelledSet) -> Iterator[_Change]:
+    """What each perturbation does to empathic replies, and how far each other kind lies from the mean of the empathic
+    replies to the same message.
     """
-
-    def by_message(values: Mapping[int, float]) -> dict[str, float]:
-        found: dict[str, list[float]] = {}
-        for row, value in values.items():
-            found.setdefault(data.rows[row].id, []).append(value)
-        return {message: float(np.mean(each)) for message, each in found.items()}
-
-    def moved(values: Mapping[int, float]) -> FloatArray:
-        return np.array(list(by_message(values).values()), dtype=np.float64)
-
     for each in PERTURBATIONS:
-        yield _Change("change", each.name, each.expected, each.in_most, moved(moves[each.name]))
+        yield _Change("change", each.name, each.expected, each.in_most, moves[each.name])
     rows = list(enumerate(data.rows))
-    empathic = by_message({place: float(scores[place]) for place, row in rows if row.kind == EMPATHIC})
+    empathic = _by_message({place: float(scores[place]) for place, row in rows if row.kind == EMPATHIC}, data)
     for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
         of_kind = [(place, row.id) for place, row in rows if row.kind == kind and row.id in empathic]
         distances = {place: float(scores[place] - empathic[message]) for place, message in of_kind}
-        yield _Change("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, moved(distances))
+        yield _Change("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances)
 
 
-def _label_checks(scores: Scores, ours: Labelled, sentinels: Mapping[str, Labelled], messages: int) -> Iterator[Check]:
+def _by_message(values: Moves, data: LabelledSet) -> dict[str, float]:
+    """The mean of each message's values."""
+    found: dict[str, list[float]] = {}
+    for row, value in values.items():
+        found.setdefault(data.rows[row].id, []).append(value)
+    return {message: float(np.mean(each)) for message, each in found.items()}
+
+
+def _change_check(
+    change: _Change, data: LabelledSet, *, deviation: float, equal: float, resamples: int, seed: int
+) -> Check:
+    """The mean over messages of what their replies move on average, against what is expected.
+
+    `deviation` is the scores' standard deviation, `equal` what is no change.
+    """
+    group, name, expected, in_most, _ = change
+    moves, gate = np.array(list(_by_message(change.moves, data).values()), dtype=np.float64), in_most > 0
+    if len(moves) < FEWEST:
+        shown = f"fewer than {FEWEST} messages"
+        return Check(group, name, expected, len(moves), shown, NOT_APPLICABLE, gate, {})
+    table = np.stack([moves, np.ones(len(moves))], axis=1)
+    [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
+    worse, better = float(np.mean(moves < -equal)), float(np.mean(moves > equal))
+    mean, size, limit = float(moves.mean()), float(np.abs(moves).mean()), SAME_WITHIN * deviation
+    if expected == SAME:
+        good, shown = size <= limit, f"{size:.2f} on average, limit {limit:.2f}"
+    else:
+        good = spread.high < 0 and worse >= in_most
+        shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
+    numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
+    numbers |= {"worse": worse, "better": better}
+    return Check(group, name, expected, len(moves), shown, _verdict(good, gate), gate, numbers)
+
+
+def _verdict(good: bool, gate: bool) -> str:
+    return PASSES if good else FAILS if gate else LIMIT
+
+
+def _label_checks(
+    scores: Scores, ours: Agreements, sentinels: Mapping[str, Agreements], messages: int
+) -> Iterator[Check]:
     """The metric against the sentinel that is best at each measure, on the same resamples of messages.
 
     A gate is what the metric claims: AUC, and the mechanisms of which it has a score.
@@ -307,8 +307,8 @@ def _label_checks(scores: Scores, ours: Labelled, sentinels: Mapping[str, Labell
             "sentinel": best,
             "sentinel_value": theirs.value,
             "difference": lead.value,
-            "low": lead.interval.low,
-            "high": lead.interval.high,
+            "low": lead.estimate.low,
+            "high": lead.estimate.high,
             "p_value": p_value,
             "p_values": {name: found.against(each[measure])[1] for name, each in sentinels.items()},
             "tie_threshold": found.tie_threshold,

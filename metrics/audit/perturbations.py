@@ -25,7 +25,7 @@ STAMPS_IN_A_CHAIN = range(3, 9)
 
 Spelling = Callable[[str], str]
 
-# --- Spellings: no score may notice them ------------------------------------------------------------------------------
+# --- Spellings: no score may notice them ---
 
 _NUKTA = {"\u09df": "\u09af\u09bc", "\u09dc": "\u09a1\u09bc", "\u09dd": "\u09a2\u09bc"}
 
@@ -78,7 +78,7 @@ SPELLINGS: Mapping[str, Spelling] = {
 }
 """Eight ways to write one text, by name; a text in which there is nothing to spell otherwise comes back as it is."""
 
-# --- The language of the other changes; patterns see য় ড় ঢ় as two code points -----------------------------------------
+# --- What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points ---
 
 _BN = tomllib.loads(decompose_nukta((Path(__file__).parent / "bn.toml").read_text("utf-8")))
 GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]
@@ -97,23 +97,16 @@ def _rewritten(text: str, change: Callable[[str], str | None]) -> str | None:
     return changed if plain == text else compose_nukta(changed)
 
 
-# --- Negation ---------------------------------------------------------------------------------------------------------
-
-
-def _one_of(words: str) -> str:
-    return f"(?<!{_LETTER})(?:{'|'.join(words.split())})"
-
+# --- Negation ---
 
 _NOT = _BN["negation"]
+_NEGATORS, _ASKING, _NEEDS_NA = (f"(?<!{_LETTER})(?:{'|'.join(_NOT[k])})" for k in ("negators", "asking", "negative"))
+_NOT_TO_NEGATE = re.compile(f"(?:{_NEGATORS}|{_ASKING}|[িেোইওন\u09bc]নি)(?!{_LETTER})|[?!]\\s*$")
+_NOT_TO_AFFIRM = re.compile(f"{_NEEDS_NA}|[?!]\\s*$")
 _SENTENCE = re.compile("[^।॥?!|\n]+(?:[।॥?!|]+|\n|$)")
-_ASKS_OR_EXCLAIMS = re.compile(r"[?!]\s*$")
 _LAST_WORD = re.compile(f"(?<![\u0980-\u09fe-])({_LETTER}+)(?=[।॥|\\s]*$)")
-_NOT_TO_NEGATE = re.compile(
-    f"{_one_of(_NOT['negators'])}(?!{_LETTER})|[িেোইওন\u09bc]নি(?!{_LETTER})|{_one_of(_NOT['asking'])}(?!{_LETTER})"
-)
-_FINITE, _NO_VERBS = re.compile("|".join(_NOT["finite"])), frozenset(_NOT["no_verbs"].split())
 _NA = re.compile(f"({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
-_KEEPS_NA, _NEEDS_NA = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile(_one_of(_NOT["negative"]))
+_KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile("|".join(_NOT["finite"]))
 
 
 def with_negation(text: str) -> str | None:
@@ -128,12 +121,10 @@ def with_negation(text: str) -> str | None:
     def negative(word: re.Match[str]) -> str:
         if re.fullmatch("আছ(?:ি|ে|েন|ো)?", word[1]):
             return "নেই"
-        return f"{word[1]} না" if _FINITE.fullmatch(word[1]) and word[1] not in _NO_VERBS else word[1]
+        return f"{word[1]} না" if _FINITE.fullmatch(word[1]) and word[1] not in _NOT["no_verbs"] else word[1]
 
     def negated(sentence: re.Match[str]) -> str:
-        if _ASKS_OR_EXCLAIMS.search(sentence[0]) or _NOT_TO_NEGATE.search(sentence[0]):
-            return sentence[0]
-        return _LAST_WORD.sub(negative, sentence[0])
+        return sentence[0] if _NOT_TO_NEGATE.search(sentence[0]) else _LAST_WORD.sub(negative, sentence[0])
 
     return _rewritten(text, lambda plain: _SENTENCE.sub(negated, plain))
 
@@ -146,64 +137,58 @@ def without_negation(text: str) -> str | None:
     মানুষ না, জিনিস), not part of a word (না-বলা), and not where another word asks for it (কেউ, কিচ্ছু, কখনো).
     """
 
+    def positive(found: re.Match[str]) -> str:
+        return found[0] if _KEEPS_NA.fullmatch(found[1]) else found[1]
+
     def affirmed(sentence: re.Match[str]) -> str:
-        if _ASKS_OR_EXCLAIMS.search(sentence[0]) or _NEEDS_NA.search(sentence[0]):
-            return sentence[0]
-        return _NA.sub(lambda found: found[0] if _KEEPS_NA.fullmatch(found[1]) else found[1], sentence[0])
+        return sentence[0] if _NOT_TO_AFFIRM.search(sentence[0]) else _NA.sub(positive, sentence[0])
 
     return _rewritten(text, lambda plain: _SENTENCE.sub(affirmed, plain))
 
 
-# --- Register ---------------------------------------------------------------------------------------------------------
+# --- Register ---
 
 
-def _pairs(words: str) -> dict[str, str]:
-    return dict(pair.split("-") for pair in words.split())
+def _with(suffixes: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
+    """The table, and both sides of it with each suffix; where a form is had in two ways, without one."""
+    return {**{old + each: new + each for each in reversed(suffixes) for old, new in table.items()}, **table}
 
 
 _YOU = _BN["register"]
 _WORD = re.compile(f"{_LETTER}+")
-_PRONOUNS, _COMMANDS = _pairs(_YOU["pronouns"]), _pairs(_YOU["commands"])
 _ANY_PRONOUN = re.compile("আপন|তুমি|তোমা|তোমরা|(?:তুই|তোর|তোকে|তোদের|তোরা)(?:ই|ও)?$")
-_RESPECTED = re.compile(f"(?:{'|'.join(_YOU['people'].split())})(?:ই|ও|র|কে|টা|রা|দের|য\u09bcের|জি|জান|মা)*")
+_RESPECTED = re.compile(f"(?:{'|'.join(_YOU['people'])})(?:ই|ও|র|কে|টা|রা|দের|য\u09bcের|জি|জান|মা)*")
 _CLAUSE_END = re.compile(r"\s*(?:[।॥,;:!?—–|.\n’”]|তুমি|$)")  # or goes on with its subject: ভাবতে তুমি
 _COMMAND_END = re.compile(r"\s*(?:[।!]|না(?![\u0980-\u09fe])|$)")
 _VERB_ENDING = re.compile("(.*[েুা])ন(ই|ও|নি)?")
-_NO_POLITE_VERBS = frozenset(_YOU["no_verbs"].split())
 _PRESENT = re.compile("(?!(?:গা|মা|কা|পা)ছো?$)(.*ছ)ো?")
-_UNCLEAR = re.compile("(?!(?:হবে|লাগবে|অথবা|সেবা|বাবা|.*(?:তো|লো|নো|টো|গো)|(?:আ|বা|তে|কা)রো|বড\u09bcো)$)(?:.*(?:বে|বা|ো)|রে)")
+_SURE = "হবে|লাগবে|অথবা|সেবা|বাবা|.*(?:তো|লো|নো|টো|গো)|(?:আ|বা|তে|কা)রো|বড\u09bcো"
+_UNCLEAR = re.compile(f"(?!(?:{_SURE})$)(?:.*(?:বে|বা|ো)|রে)")
 
-# Verbs with their two forms, as far as the endings are not the same for every verb.
-_STEMS = {**{stem: stem for stem in _YOU["stems"].split()}, **_pairs(_YOU["shifting_stems"])}
-_TO_FAMILIAR = {
-    **_pairs(_YOU["irregular"]),
-    **{f"{stem}ন": f"{stem}ও" for stem in _YOU["long_stems"].split()},
+# Pronouns, and verbs as far as their endings are not the same for every verb. One familiar form may stand for two
+# polite ones: the later of these wins, করেন before করুন.
+_STEMS = {**{stem: stem for stem in _YOU["stems"]}, **_YOU["shifting_stems"]}
+_VERBS = {
+    **_YOU["irregular"],
+    **{f"{stem}ন": f"{stem}ও" for stem in _YOU["long_stems"]},
     **{f"{high}ুন": f"{low}ো" for high, low in _STEMS.items()},
     **{f"{low}েন": f"{low}ো" for low in _STEMS.values()},
 }
-# One familiar form may stand for two polite ones: the later of these wins, করেন before করুন.
-_TO_POLITE = {**_backwards(_TO_FAMILIAR), **_backwards(_COMMANDS), "হও": "হন", "নাও": "নেন"}
-
-
-def _looked_up(word: str, table: Mapping[str, str], *suffixes: str) -> str | None:
-    """The table's form of a word that may have one of these suffixes, with the suffix."""
-    for suffix in ("", *suffixes):
-        if word.endswith(suffix) and (found := table.get(word.removesuffix(suffix))):
-            return found + suffix
-    return None
-
-
-def _other_pronoun(word: str, table: Mapping[str, str]) -> str | None:
-    return _looked_up(word, table, "ই", "ও", "টা")
+_BACK = {**_backwards(_VERBS), **_backwards(_YOU["commands"]), "হও": "হন", "নাও": "নেন"}
+_FAMILIAR_PRONOUNS = _with(("ই", "ও", "টা"), _YOU["pronouns"])
+_POLITE_PRONOUNS = _with(("ই", "ও", "টা"), _backwards(_YOU["pronouns"]))
+_TO_FAMILIAR = {**_with(("ই", "ও", "নি"), _VERBS), **_FAMILIAR_PRONOUNS}
+_TO_POLITE = {**_with(("নি",), _BACK), **_POLITE_PRONOUNS}
 
 
 def _familiar(word: str, after: str) -> str | None:
     """A word of an আপনি reply in a তুমি reply, by what follows it; None where that is not certain."""
-    if known := _other_pronoun(word, _PRONOUNS) or _looked_up(word, _TO_FAMILIAR, "ই", "ও", "নি"):
+    if known := _TO_FAMILIAR.get(word):
         return known
-    if word in _COMMANDS and _COMMAND_END.match(after):
-        return _COMMANDS[word]
-    if word in _NO_POLITE_VERBS or not (verb := _VERB_ENDING.fullmatch(word)):
+    command: str | None = _YOU["commands"].get(word)
+    if command and _COMMAND_END.match(after):
+        return command
+    if word in _YOU["no_verbs"] or not (verb := _VERB_ENDING.fullmatch(word)):
         return None if word == "দিন" and _CLAUSE_END.match(after) else word
     stem, suffix = verb[1], verb[2] or ""
     if stem.endswith("ছে"):
@@ -213,7 +198,7 @@ def _familiar(word: str, after: str) -> str | None:
 
 def _polite(word: str, after: str) -> str | None:
     """A word of a তুমি reply in an আপনি reply, by what follows it; None where that is not certain."""
-    if known := _other_pronoun(word, _backwards(_PRONOUNS)) or _looked_up(word, _TO_POLITE, "নি"):
+    if known := _TO_POLITE.get(word):
         return known
     if word.endswith("ছিলে"):
         return word + "ন"
@@ -242,14 +227,10 @@ def other_register(text: str) -> str | None:
         pronouns = [word for word in words if _ANY_PRONOUN.match(word)]
         if not pronouns:
             return None
-        if all(_other_pronoun(word, _PRONOUNS) for word in pronouns):
-            if any(map(_RESPECTED.fullmatch, words)):
-                return None
-            other = _familiar
-        elif all(_other_pronoun(word, _backwards(_PRONOUNS)) for word in pronouns):
-            other = _polite
-        else:
+        to_familiar, to_polite = (set(pronouns) <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
+        if not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
             return None
+        other = _familiar if to_familiar else _polite
         found = [other(match[0], plain[match.end() :]) for match in _WORD.finditer(plain)]
         certain = iter([word for word in found if word is not None])
         return None if None in found else _WORD.sub(lambda _: next(certain), plain)
@@ -257,22 +238,19 @@ def other_register(text: str) -> str | None:
     return _rewritten(text, exchanged)
 
 
-# --- The perturbations of an audit ------------------------------------------------------------------------------------
+# --- The perturbations of an audit ---
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a perturbation may use beside the reply: the empathic replies to another message, and a seeded generator."""
+    """What a perturbation may use: the empathic replies to another message beside the row's own, a seeded generator,
+    and the reply's register, "তুমি" where it says so, else "আপনি".
+    """
 
     row: LabelledReply
     elsewhere: Sequence[str]
     chance: random.Random
-
-    @property
-    def register(self) -> str:
-        """ "তুমি" where the reply says so, else "আপনি"."""
-        familiar = re.search("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)", self.row.reply)
-        return "তুমি" if familiar else "আপনি"
+    register: str
 
 
 @dataclass(frozen=True)
@@ -334,7 +312,9 @@ def perturbed(perturbation: Perturbation, data: LabelledSet, seed: int) -> dict[
         if row.kind == EMPATHIC:
             # A generator of the row's own: what happens to it does not hang on the rows before it.
             chance = random.Random(f"{seed}:{perturbation.name}:{place}")
-            text = perturbation.apply(Context(row, elsewhere[row.id], chance))
+            familiar = re.search("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)", row.reply)
+            register = "তুমি" if familiar else "আপনি"
+            text = perturbation.apply(Context(row, elsewhere[row.id], chance, register))
             if text is not None and text != row.reply:
                 found[place] = text
     return found

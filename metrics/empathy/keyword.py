@@ -270,7 +270,7 @@ class _Reading:
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
         self.lexicon, self.message, self.text = lexicon, message, _Words.of(reply)
         sentences = self.text.sentences
-        found = [lexicon.find(self.text.words[each.start : each.end]) for each in sentences]
+        found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [
             not sentence.question and any(each.phrase in lexicon.advising for each in phrases)
             for sentence, phrases in zip(sentences, found, strict=True)

@@ -13,19 +13,18 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import UsageError
-from bnbench.metrics.normalization import normalize
+from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 
-_FILE_KEYS = (
-    *("name", "version", "scoring", "patterns"),
-    *("group", "stamps", "common", "address", "advising", "negators", "nonfinite", "endings", "classes"),
-)
+_TABLES = ("classes", "endings")
+_WORDS = ("negators", "nonfinite", "common", "address")
+_FILE_KEYS = ("name", "version", "scoring", "patterns", "group", "stamps", "advising", *_WORDS, *_TABLES)
 _GROUP_KEYS = ("mechanism", "level", "polarity", "negation", "when", "excludes", "family", "stock", "phrases")
 _CHOICES: dict[str, tuple[object, ...]] = {
     "mechanism": MECHANISMS,
@@ -69,9 +68,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """A checked lexicon. `load_lexicon` makes it; `find` is what the metric uses.
+    """A checked lexicon, made by `load_lexicon`; `matcher.find` is what the metric uses.
 
-    `you` are the words of class `you`, `persons` those of `you` and `me`; empty where the lexicon has none.
+    `you` are the words of class `you`, `persons` those of `you` and `me`; empty where the lexicon has none. `endings`
+    are all that may be cut off a word.
     """
 
     name: str
@@ -79,10 +79,9 @@ class Lexicon:
     sha256: str
     scoring: str
     entries: Mapping[str, Entry]
+    matcher: Matcher = field(repr=False)
     stamps: frozenset[str]
     patterns: tuple[str, ...]
-    classes: Mapping[str, tuple[str, ...]] = field(repr=False)
-    endings: Mapping[str, tuple[str, ...]] = field(repr=False)
     negators: frozenset[str]
     nonfinite: tuple[str, ...]
     common: frozenset[str]
@@ -90,6 +89,8 @@ class Lexicon:
     advising: frozenset[str]
     you: frozenset[str]
     persons: frozenset[str]
+    endings: frozenset[str]
+    longest_ending: int
     _stems: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _keys: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -98,30 +99,15 @@ class Lexicon:
         """`bn.2-1a2b3c4d`: name, version and the first eight digits of the file's sha256."""
         return f"{self.name}.{self.version}-{self.sha256[:8]}"
 
-    @cached_property
-    def _compiled(self) -> _Patterns:
-        excluded = (phrase for entry in self.entries.values() for phrase in entry.excludes)
-        return _Patterns(self, dict.fromkeys((*self.entries, *self.stamps, *self.advising, *excluded)))
-
-    def find(self, words: Sequence[str]) -> list[Found]:
-        """Every phrase (entry, stamp or exclusion) at every place of one sentence, given as its words."""
-        return self._compiled.find(words)
-
-    @cached_property
-    def _all_endings(self) -> tuple[frozenset[str], int]:
-        """All that may be cut off a word, and the length of the longest."""
-        found = _normalised_set(itertools.chain.from_iterable(self.endings.values())) - {""}
-        return found, max(map(len, found), default=0)
-
     def stems(self, word: str) -> frozenset[str]:
         """The normalised word, and what is left of it without each ending of [endings] that it may have."""
         if word not in self._stems:
-            endings, longest = self._all_endings
-            cuts = range(1, min(len(word) - 1, longest) + 1)
-            kept = [word[:-cut] for cut in cuts if word[-cut:] in endings]
-            letters = [sum(unicodedata.category(c) in ("Lo", "Ll", "Lu", "Nd") for c in stem) for stem in kept]
-            stems = (stem for stem, count in zip(kept, letters, strict=True) if count >= _SHORTEST_STEM)
-            self._stems[word] = frozenset({word, *stems})
+            found = {word}
+            for cut in range(1, min(len(word) - 1, self.longest_ending) + 1):
+                if word[-cut:] in self.endings:
+                    letters = sum(unicodedata.category(c) in ("Lo", "Ll", "Lu", "Nd") for c in word[:-cut])
+                    found |= {word[:-cut]} if letters >= _SHORTEST_STEM else set()
+            self._stems[word] = frozenset(found)
         return self._stems[word]
 
     def key(self, word: str) -> str:
@@ -156,11 +142,19 @@ class _Step(NamedTuple):
     gap: int
 
 
-class _Patterns:
-    """Patterns as steps over numbered elements, indexed by the element they begin with."""
+class Matcher:
+    """Phrases as patterns of steps over numbered elements, indexed by the element that they begin with.
 
-    def __init__(self, lexicon: Lexicon, phrases: Iterable[str]) -> None:
-        self._lexicon = lexicon
+    Raises `UsageError` for a pattern that cannot be read, or that names a class or an ending there is not.
+    """
+
+    def __init__(
+        self,
+        phrases: Iterable[str],
+        classes: Mapping[str, tuple[str, ...]],
+        endings: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        self._tables = {"classes": classes, "endings": endings}
         numbers: dict[_Element, int] = {}
         parts: dict[str, int] = {}  # the number of each part as it is written, since most stand in many phrases
         self._beginning: dict[int, list[tuple[str, tuple[_Step, ...], frozenset[int]]]] = defaultdict(list)
@@ -193,10 +187,11 @@ class _Patterns:
             for suffix in element.suffixes:
                 self._suffixes[suffix].append((number, element.refused))
         self._longest = max(map(len, self._suffixes), default=0)
-        self._known: dict[str, frozenset[int]] = {}
+        self._known: Memo[frozenset[int]] = Memo(self._elements)
 
     def find(self, words: Sequence[str]) -> list[Found]:
-        taken = list(map(self._elements, words))
+        """Every phrase (entry, stamp or exclusion) at every place of one sentence, given as its words."""
+        taken = list(map(self._known.__getitem__, words))
         present: frozenset[int] = frozenset().union(*taken)
         return [
             Found(phrase, places)
@@ -208,12 +203,10 @@ class _Patterns:
 
     def _elements(self, word: str) -> frozenset[int]:
         """The numbers of the elements that take a word."""
-        if word not in self._known:
-            found = set(self._words.get(word, ()))
-            for length in range(1, min(len(word) - 1, self._longest) + 1):
-                found.update(n for n, refused in self._suffixes.get(word[-length:], ()) if word not in refused)
-            self._known[word] = frozenset(found)
-        return self._known[word]
+        found = set(self._words.get(word, ()))
+        for length in range(1, min(len(word) - 1, self._longest) + 1):
+            found.update(n for n, refused in self._suffixes.get(word[-length:], ()) if word not in refused)
+        return frozenset(found)
 
     def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
         """What a part's alternatives take: {class}, *suffix, -refused, stem+endings, or a word."""
@@ -235,7 +228,7 @@ class _Patterns:
         return _Element(frozenset(words), frozenset(suffixes), frozenset(refused))
 
     def _named(self, table: str, name: str, phrase: str) -> tuple[str, ...]:
-        known: Mapping[str, tuple[str, ...]] = getattr(self._lexicon, table)
+        known = self._tables[table]
         if name not in known:
             raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{_nearest(name, known)}")
         return known[name]
@@ -257,10 +250,6 @@ def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: in
 @lru_cache(maxsize=100_000)
 def _normalised(text: str) -> str:
     return normalize(text)
-
-
-def _normalised_set(words: Iterable[str]) -> frozenset[str]:
-    return frozenset(map(_normalised, words))
 
 
 def _literal(text: str, phrase: str) -> str:
@@ -296,11 +285,9 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"lexicon {name}: not a TOML file in UTF-8: {error}") from error
     try:
-        lexicon = _checked(table, text, hashlib.sha256(raw).hexdigest())
-        lexicon.find(())  # compiles the patterns, so that a bad one is told now
+        return _checked(table, text, hashlib.sha256(raw).hexdigest())
     except UsageError as error:
         raise UsageError(f"lexicon {name}: {error}") from error
-    return lexicon
 
 
 def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
@@ -331,25 +318,30 @@ def _checked(table: Mapping[str, Any], text: str, sha256: str) -> Lexicon:
     patterns = _strings(table, "patterns")
     if not (patterns if scoring == "substrings" else entries):
         raise UsageError('it has no phrase: add [[group]] tables with phrases, or patterns with scoring = "substrings"')
-    classes = {key: _strings(table["classes"], key) for key in table.get("classes", {})}
-    you = _normalised_set(classes.get("you", ()))
+    classes, endings = ({key: _strings(of, key) for key in of} for of in (table.get(k, {}) for k in _TABLES))
+    stamps, advising = frozenset(_strings(table, "stamps")), frozenset(_strings(table, "advising"))
+    excluded = (phrase for entry in entries.values() for phrase in entry.excludes)
+    words = {key: tuple(map(_normalised, _strings(table, key))) for key in _WORDS}
+    you, me = (frozenset(map(_normalised, classes.get(name, ()))) for name in ("you", "me"))
+    all_endings = frozenset(map(_normalised, itertools.chain.from_iterable(endings.values()))) - {""}
     return Lexicon(
         name=table["name"],
         version=table["version"],
         sha256=sha256,
         scoring=scoring,
         entries=entries,
-        stamps=frozenset(_strings(table, "stamps")),
+        matcher=Matcher(dict.fromkeys((*entries, *stamps, *advising, *excluded)), classes, endings),
+        stamps=stamps,
         patterns=patterns,
-        classes=classes,
-        endings={key: _strings(table["endings"], key) for key in table.get("endings", {})},
-        negators=_normalised_set(_strings(table, "negators")),
-        nonfinite=tuple(map(_normalised, _strings(table, "nonfinite"))),
-        common=_normalised_set(_strings(table, "common")),
-        address=_normalised_set(_strings(table, "address")),
-        advising=frozenset(_strings(table, "advising")),
+        negators=frozenset(words["negators"]),
+        nonfinite=words["nonfinite"],
+        common=frozenset(words["common"]),
+        address=frozenset(words["address"]),
+        advising=advising,
         you=you,
-        persons=you | _normalised_set(classes.get("me", ())),
+        persons=you | me,
+        endings=all_endings,
+        longest_ending=max(map(len, all_endings), default=0),
     )
 
 

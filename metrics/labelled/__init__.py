@@ -25,7 +25,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import InputError, UsageError
@@ -35,8 +34,6 @@ SECOND = tuple(f"{name}_second" for name in MECHANISMS)
 HALVES = ("development", "held-out")
 EMPATHIC = "empathic"
 """The kind that counts as empathic; every other kind is "the rest"."""
-
-Levels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,41 +53,24 @@ class LabelledReply:
     second: tuple[int, int, int] | None = None
 
 
-@dataclass(frozen=True)
 class LabelledSet:
-    """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file."""
+    """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file.
 
-    rows: tuple[LabelledReply, ...]
-    source: str
-    sha256: str
+    `ids`, `replies` and `messages` are tuples of n strings: the message's id (the cluster of a bootstrap), the reply's
+    text, and what it answers. `empathic` (n,) says which are of that kind; `levels` (n, 3) are 0-2, a column for each
+    mechanism.
+    """
+
+    def __init__(self, rows: Sequence[LabelledReply], source: str, sha256: str) -> None:
+        self.rows, self.source, self.sha256 = tuple(rows), source, sha256
+        self.ids = tuple(row.id for row in rows)
+        self.replies = tuple(row.reply for row in rows)
+        self.messages = tuple(row.message for row in rows)
+        self.empathic = np.array([row.kind == EMPATHIC for row in rows], dtype=np.bool_)
+        self.levels = np.array([row.levels for row in rows], dtype=np.int64).reshape(-1, len(MECHANISMS))
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The message's id of every reply: the clusters of a bootstrap."""
-        return tuple(row.id for row in self.rows)
-
-    @property
-    def replies(self) -> tuple[str, ...]:
-        """The text of every reply."""
-        return tuple(row.reply for row in self.rows)
-
-    @property
-    def messages(self) -> tuple[str, ...]:
-        """What each reply answers."""
-        return tuple(row.message for row in self.rows)
-
-    @property
-    def empathic(self) -> npt.NDArray[np.bool_]:
-        """Whether each reply is of the kind "empathic", shape (n,)."""
-        return np.array([row.kind == EMPATHIC for row in self.rows], dtype=np.bool_)
-
-    @property
-    def levels(self) -> Levels:
-        """Shape (n, 3), 0-2: emotional reaction, interpretation, exploration."""
-        return np.array([row.levels for row in self.rows], dtype=np.int64).reshape(-1, len(MECHANISMS))
 
     def part(self, half: str | None) -> LabelledSet:
         """The rows of one half, or all. Raises `UsageError` for another name, `InputError` when it has no rows."""

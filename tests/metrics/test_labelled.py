@@ -23,7 +23,8 @@ CARD = files("bnbench.metrics.labelled").joinpath("README.md").read_text(encodin
 
 
 def given_away(data: LabelledSet, feature: list[float]) -> float:
-    return auc(np.array(feature, dtype=np.float64), data.empathic, np.zeros(len(data), dtype=np.int64)).value
+    one_group, no_resamples = np.zeros(len(data), dtype=np.int64), np.zeros((0, 1))
+    return auc(np.array(feature, dtype=np.float64), data.empathic, one_group, no_resamples).value
 
 
 def words(text: str) -> int:
