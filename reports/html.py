@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench import __version__
-from bnbench.metrics.audit import Estimate, short_name
+from bnbench.metrics.audit.findings import Estimate, short_name
 from bnbench.plot import Bar, forest_bars, interval_plot
 from bnbench.records import Run
 from bnbench.reports import format as fmt

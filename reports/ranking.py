@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bnbench.errors import UsageError
-from bnbench.metrics.audit import read_audits
+from bnbench.metrics.audit.findings import read_audits
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import Combined, CombinedScore, combine
 from bnbench.metrics.core import FloatArray, Metric

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bnbench.metrics.audit import AUC, FAILS, LIMIT, PASSES, AuditReport, Check, unnumbered
-from bnbench.metrics.audit import Standing as Scorer
+from bnbench.metrics.audit.findings import AUC, FAILS, LIMIT, PASSES, AuditReport, Check, unnumbered
+from bnbench.metrics.audit.findings import Standing as Scorer
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from bnbench.metrics.audit import (
     audits,
     audits_text,
     read_audits,
-    unnumbered,
     write_audits,
 )
 from bnbench.metrics.audit.checks import references_of
+from bnbench.metrics.audit.findings import unnumbered
 from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
 from bnbench.metrics.empathy import MECHANISMS
@@ -354,6 +354,14 @@ def test_audits_take_names_and_files(tmp_path: Path) -> None:
         audits([Toy(length), "perplexity"], path)
     with pytest.raises(UsageError, match="there is no metric"):
         audits(["empathy"])
+
+
+def test_reading_audits_reads_nothing_that_makes_them() -> None:
+    code = "import sys; from bnbench.metrics.audit import read_audits; read_audits(); "
+    code += (
+        "sys.exit(any(m.startswith(('bnbench.metrics.audit.checks', 'bnbench.metrics.empathy')) for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_importing_the_metrics_does_not_import_the_audit() -> None:

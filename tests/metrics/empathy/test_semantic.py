@@ -151,13 +151,7 @@ def test_anchors_are_many_and_their_own() -> None:
     assert [sentence for sentence in long if sentence in demo or sentence in labelled] == []
 
 
-def test_bad_anchors_and_calibrations(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    with pytest.raises(UsageError, match="cannot be read"):
-        load_anchors(file)
-    file.write_text('advice = ["হাঁটুন।"]\n', "utf-8")
-    with pytest.raises(UsageError, match="stamps"):
-        load_anchors(file)
+def test_bad_calibrations(tmp_path: Path) -> None:
     other = tmp_path / "cal.json"
     with pytest.raises(UsageError, match="cannot be read"):
         load_calibration(other)
