@@ -4,124 +4,175 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.errors import MissingExtraError, UsageError
+from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio, signature
+from bnbench.metrics.errors import UsageError, require
 from bnbench.metrics.normalization import Normalizer, normalizer
 from bnbench.metrics.overlap import Pairs
 from bnbench.metrics.tokenization import Preparation
 
+MODEL = "bert-base-multilingual-cased"
+LAYER = 9
+"""bert-score's choice for `MODEL`, of 12: the layer that agreed best with people's ratings of translations."""
+
+FLOOR = "bn.1"
+"""The version of `UNRELATED`, which stands in every signature."""
+UNRELATED = (
+    "আজ সকালে বাজারে গিয়ে দেখি ইলিশের দাম আবার বেড়েছে। শেষে রুই মাছ কিনেই ফিরলাম।",
+    "তোমার পরীক্ষার ফলটা মনমতো হয়নি জেনে খারাপ লাগছে। একটু সময় নাও, তারপর আবার শুরু করা যাবে।",
+    "ট্রেনটা দুই ঘণ্টা দেরিতে ছাড়বে, তাই স্টেশনের পাশের দোকানে বসে চা খাচ্ছি।",
+    "নতুন ফোনটার ক্যামেরা বেশ ভালো, তবে ব্যাটারি সারা দিন চলে না।",
+    "দাদু ছোটবেলায় যে পুকুরে সাঁতার শিখেছিলেন, সেখানে এখন উঁচু দালান উঠেছে।",
+    "ডাক্তার বলেছেন রক্তচাপ একটু বেশি, তাই লবণ কমাতে হবে আর রোজ আধঘণ্টা হাঁটতে হবে।",
+    "কাল রাতের খেলায় শেষ ওভারে ছয় মেরে আমাদের দল জিতে গেল! পাড়ার সবাই রাস্তায় নেমে এসেছিল।",
+    "বৃষ্টির পর ছাদের টবে গোলাপ ফুটেছে। গাছগুলোয় কী সার দেন আপনি?",
+    "ব্যাংকের হিসাব খুলতে জাতীয় পরিচয়পত্র আর দুই কপি ছবি লাগবে।",
+    "কাউকে কিছু না বলে সে চাকরিটা ছেড়ে দিয়েছে। এখন কী করবে, নিজেও জানে না।",
+    "রান্নাটা সহজ: পেঁয়াজ লাল করে ভেজে মসলা কষিয়ে নিন, তারপর মাংস দিয়ে ঢেকে দিন।",
+    "পাহাড়ের ওপর থেকে সূর্যোদয় দেখব বলে আমরা রাত তিনটায় রওনা হয়েছিলাম।",
+    "মা চলে যাওয়ার পর ঘরটা বড় ফাঁকা লাগে। তাঁর শাড়ির ভাঁজে এখনও সেই গন্ধ।",
+    "পৃথিবী থেকে চাঁদের দূরত্ব প্রায় তিন লাখ চুরাশি হাজার কিলোমিটার।",
+    "বাচ্চারা সারা দুপুর কাগজের নৌকা বানিয়ে উঠানের জমা জলে ভাসিয়েছে।",
+    "অফিসের সভাটা পিছিয়ে সোমবার করা হয়েছে; প্রতিবেদনটা তার আগেই পাঠিয়ে দেবেন।",
+    "বন্ধুর সঙ্গে ঝগড়া হয়ে গেলে আগে কে কথা বলবে, সেটাই সবচেয়ে কঠিন।",
+    "উপন্যাসটার শেষ অধ্যায় পড়ে মনে হলো লেখক তাড়াহুড়ো করেছেন।",
+)
+"""Texts of which no two say anything of each other: what the F1 of any two of them is, is the floor."""
+
 _PROBE = "কিশোরীর দুঃখ"  # five signs; an uncased tokenizer, which strips accents, deletes them
 _SIGNS = "\u09bf\u09cb\u09c0\u09c1\u0983"
+_OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})  # their positions start after the padding's
 
 
-class BERTScore(Metric):
+class BERTScore(MeanMetric):
     """BERTScore (Zhang et al. 2020): greedy matching of contextual token vectors, F1, mean over replies, 0-100.
 
-    bert-score has no baseline for Bengali, and raw F1 of unrelated texts is high. `floor` is therefore computed on
-    the run's own data, each reply against the next reply's reference, and `above_floor` is 100 (F - floor) / (100 -
-    floor): 0 for what any two texts of this run would get. A reply or reference without text scores 0 (bert-score
+    bert-score has no baseline for Bengali, and raw F1 of unrelated texts is high. `floor` is therefore the mean F1 of
+    all pairs of `UNRELATED` under the same encoder, which no reply's neighbours move, and `above_floor` is 100 (F -
+    floor) / (100 - floor): 0 for what any two texts would get. A reply or reference without text scores 0 (bert-score
     raises). An encoder whose tokenizer deletes Bengali vowel signs (every *uncased* one) is refused. Texts beyond the
     encoder's length are cut by it.
 
-    `model` is a hub id or a folder; `layer` the hidden layer whose vectors are compared (9 of 12 is bert-score's
-    choice for multilingual BERT). Raises `MissingExtraError` when bert-score is not installed, `UsageError` for an
+    `model` is a hub id or a folder; `layer` the hidden layer whose vectors are compared: by default bert-score's choice
+    where it knows the model, else three quarters of the way up, as in multilingual BERT. The model is read when the
+    first reply is scored. Raises then `MissingExtraError` when bert-score is not installed, `UsageError` for an
     unusable encoder.
     """
 
     name: ClassVar[str] = "BERTScore"
     description: ClassVar[str] = "contextual token similarity F1 with its random-pair floor, 0-100, higher is better"
     needs = frozenset({"references"})
+    columns = ("f1", "precision", "recall", "floor", "replies")
+    values = ("f1", "precision", "recall", "floor", "above_floor")
+    details = frozenset({"precision", "recall"})
 
     def __init__(
         self,
-        model: str = "bert-base-multilingual-cased",
-        layer: int = 9,
+        model: str = MODEL,
+        layer: int | None = None,
         norm: str | Normalizer = "bn1",
         batch_size: int = 32,
         device: str | None = None,
     ) -> None:
-        self.model, self.layer, self.batch_size, self.device = model, layer, batch_size, device
+        self.model, self._layer, self.batch_size, self.device = str(model), layer, batch_size, device
         self.normalizer = normalizer(norm)
-        self.columns = ("f1", "precision", "recall", "floor", "replies", "floor_pairs")
-        self.values = ("f1", "precision", "recall", "floor", "above_floor")
-        self._scorer: Any = None
 
-    def statistics(self, texts: Texts) -> FloatArray:
-        """n x 6: F, precision, recall against the best reference, F against the next reply's reference, 1, 1 if there
-        is one.
-        """
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x 4: F, precision, recall against the best reference, and the floor, all 0-1."""
         pairs = Pairs.of(texts, Preparation(self.normalizer))
-        scores = pairs.best(found := self._scored(pairs.replies, pairs.references), found[:, 0])
-        others = [r[0] for r in texts.references or ()]
-        several = len(others) > 1
-        floor = self._scored(texts.replies, (*others[1:], others[0]))[:, 0] if several else np.zeros(len(texts))
-        ones = np.ones(len(texts))
-        return np.column_stack([scores, floor, ones, ones * several])
+        found = self._scored(pairs.replies, pairs.references)
+        return np.column_stack([pairs.best(found, found[:, 0]), np.full(len(texts), self.floor)])
 
     def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 6) to (..., 5): means times 100; above_floor is 0 where there is no floor (a single reply)."""
-        means = 100 * ratio(sums[..., :3], sums[..., 4:5])
-        floor = 100 * ratio(sums[..., 3], sums[..., 5])
-        above = np.where(sums[..., 5] > 0, 100 * ratio(means[..., 0] - floor, 100 - floor), 0.0)
-        return np.concatenate([means, np.stack([floor, above], axis=-1)], axis=-1)
+        """(..., 5) to (..., 5): means times 100, and where F lies between the floor and 100."""
+        means = super().formula(sums)
+        f1, floor = means[..., 0], means[..., 3]
+        return np.concatenate([means, 100 * ratio(f1 - floor, 100 - floor)[..., None]], axis=-1)
 
     def signature(self, n: int) -> str:
-        """`BERTScore|model:...|layer:9|norm:bn1|floor:next-pair|n:...|bnbench:...`."""
-        return signature(
-            self.name, n, model=self.model, layer=self.layer, norm=self.normalizer.signature, floor="next-pair"
-        )
+        """`BERTScore|model:...|layer:9|norm:bn1|floor:bn.1|n:...|bnbench:...`; a folder with a hash of its weights."""
+        choices = {"model": self._id, "layer": self.layer, "norm": self.normalizer.signature, "floor": FLOOR}
+        return signature(self.name, n, **choices)
+
+    @cached_property
+    def floor(self) -> float:
+        """The mean F1 of all pairs of `UNRELATED`, 0-1, computed once."""
+        some, others = zip(*combinations(UNRELATED, 2), strict=True)
+        return float(self._scored(some, others)[:, 0].mean())
+
+    @cached_property
+    def layer(self) -> int:
+        """The hidden layer whose vectors are compared, counted from 1."""
+        if self._layer is not None:
+            return self._layer
+        if self.model == MODEL:
+            return LAYER
+        config = Path(self.model) / "config.json"
+        if config.is_file():
+            layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
+        else:
+            known: dict[str, int] = require("bert_score.utils", extra="models", by=self.name).model2layers
+            if self.model in known:
+                return known[self.model]
+            try:
+                layers = require("transformers", extra="models", by=self.name).AutoConfig.from_pretrained(self.model).num_hidden_layers
+            except (OSError, ValueError, AttributeError) as error:
+                raise UsageError(f"BERTScore cannot use the encoder {self.model!r}: {error}") from error
+        if not layers:
+            raise UsageError(f"BERTScore cannot use the encoder {self.model!r}: {config} has no num_hidden_layers")
+        return round(0.75 * int(layers))
+
+    @cached_property
+    def _id(self) -> str:
+        """A hub id as it is; of a folder the name, since where it lies moves no score, and a hash of its weights."""
+        folder = Path(self.model)
+        if not folder.is_dir():
+            return self.model
+        digest = hashlib.sha256()
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+            digest.update(path.read_bytes())
+        return f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
 
     def _scored(self, replies: tuple[str, ...], references: tuple[str, ...]) -> FloatArray:
         """(pairs, 3): F, precision, recall; 0 where a text is empty."""
-        ours, theirs = [self.normalizer(t).strip() for t in replies], [self.normalizer(t).strip() for t in references]
+        ours, theirs = ([self.normalizer(text).strip() for text in texts] for texts in (replies, references))
         filled = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a and b]
         scores = np.zeros((len(ours), 3))
         if filled:
-            precision, recall, f1 = self._load().score(
+            precision, recall, f1 = self._scorer.score(
                 [ours[i] for i in filled], [theirs[i] for i in filled], batch_size=self.batch_size
             )
-            scores[filled] = np.column_stack([f1.double().numpy(), precision.double().numpy(), recall.double().numpy()])
+            scores[filled] = np.column_stack([part.double().numpy() for part in (f1, precision, recall)])
         return np.nan_to_num(scores)
 
-    def _load(self) -> Any:
-        if self._scorer is None:
-            try:
-                from bert_score import BERTScorer
-            except ImportError as error:
-                raise MissingExtraError('BERTScore needs bert-score: pip install "bnbench[models]"') from error
-            try:
-                scorer = BERTScorer(
-                    model_type=self.model, num_layers=self.layer, device=self.device, batch_size=self.batch_size
-                )
-            except (OSError, ValueError, AssertionError) as error:
-                raise UsageError(
-                    f"BERTScore cannot use the encoder {self.model!r} with layer {self.layer}: {error}"
-                ) from error
-            _check_tokenizer(scorer._tokenizer, self.model)
-            _bound_length(scorer._tokenizer, scorer._model)
-            self._scorer = scorer
-        return self._scorer
-
-
-def _check_tokenizer(tokenizer: Any, model: str) -> None:
-    kept = tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-    if not all(sign in kept for sign in _SIGNS):
-        raise UsageError(
-            f"the tokenizer of {model!r} loses Bengali vowel signs ({_PROBE!r} becomes {kept!r}), as uncased ones do: "
-            "take a cased multilingual or a Bengali encoder"
-        )
-
-
-def _bound_length(tokenizer: Any, model: Any) -> None:
-    """Tokenizers saved without a length claim 10^30, and the encoder then fails on a long text."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None:
-        reserved = (getattr(model.config, "pad_token_id", None) or 0) + 1 if model.config.model_type in _OFFSET else 0
-        tokenizer.model_max_length = min(tokenizer.model_max_length, most - reserved)
-
-
-_OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})  # their positions start after the padding's
+    @cached_property
+    def _scorer(self) -> Any:
+        make = require("bert_score", extra="models", by=self.name).BERTScorer
+        how = {"num_layers": self.layer, "device": self.device, "batch_size": self.batch_size}
+        try:
+            scorer = make(model_type=self.model, **how)
+        except (OSError, ValueError, AssertionError) as error:
+            raise UsageError(
+                f"BERTScore cannot use the encoder {self.model!r} with layer {self.layer}: {error}"
+            ) from error
+        tokenizer, config = scorer._tokenizer, scorer._model.config
+        kept = tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+        if not all(sign in kept for sign in _SIGNS):
+            raise UsageError(
+                f"the tokenizer of {self.model!r} loses Bengali vowel signs ({_PROBE!r} becomes {kept!r}), as uncased "
+                "ones do: take a cased multilingual or a Bengali encoder"
+            )
+        # Tokenizers saved without a length claim 10^30, and the encoder then fails on a long text.
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None:
+            reserved = (getattr(config, "pad_token_id", None) or 0) + 1 if config.model_type in _OFFSET else 0
+            tokenizer.model_max_length = min(tokenizer.model_max_length, most - reserved)
+        return scorer

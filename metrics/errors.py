@@ -5,6 +5,11 @@ It stands here and not in `bnbench.errors` because `bnbench.metrics` may import 
 raises on purpose.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 
 class BnbenchError(Exception):
     """Something a user can mend. The message says what, where (file, row, key) and how to fix it."""
@@ -24,3 +29,18 @@ class InputError(UsageError):
 
 class MissingExtraError(UsageError):
     """A package that an optional part needs is not installed; the message is the pip command that installs it."""
+
+
+def require(module: str, *, extra: str, by: str = "") -> Any:
+    """Import a module of an optional extra; `by` says in the error what needs it.
+
+    Raises `MissingExtraError` with the pip command where the module's package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name and error.name.partition(".")[0] != package:
+            raise  # it is there, but something that it needs is not
+        what = f"{by} needs {package}" if by else f"{module} is not installed"
+        raise MissingExtraError(f'{what}: pip install "bnbench[{extra}]"') from None

@@ -144,9 +144,8 @@ def statistics(
     for part in (part for metric in metrics for part in metric.parts):
         other = counted.setdefault(part.name, part)
         if other is not part and other.signature(0) != part.signature(0):
-            raise InputError(
-                f"a combined score reads {part.signature(0)}, but {other.signature(0)} is scored beside it"
-            )
+            reads, beside = part.signature(0), other.signature(0)
+            raise InputError(f"a combined score reads {reads}; beside it stands {beside}")
     tables: dict[str, list[FloatArray]] = {name: [np.empty((0, len(m.columns)))] for name, m in counted.items()}
     for piece in parts(texts):
         for name, metric in counted.items():

@@ -18,13 +18,19 @@ from bnbench.metrics import (
     ChrFPlusPlus,
     InputError,
     Interval,
+    MeanMetric,
+    PairedResult,
     Perplexity,
+    Result,
     Texts,
     evaluate_pairs,
     evaluate_stream,
     get_metric,
     metric_names,
+    paired_test,
+    paired_tests,
     statistics,
+    table_of,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +40,9 @@ LEXICAL = ["chrF++", "chrF", "BLEU", "ROUGE"]
 def test_the_public_names_are_there() -> None:
     for name in package.__all__:
         assert getattr(package, name) is not None
-    assert set(package.__all__) == set(package._WHERE)
+    assert list(package.__all__) == sorted(
+        package._WHERE, key=lambda name: (not name.isupper(), name[0].islower(), name)
+    )
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = package.Nothing
@@ -189,6 +197,146 @@ def test_errors_say_what_and_where() -> None:
         evaluate_pairs(["ক", "খ"], ["ক", "খ"], ["ROUGE"], clusters=["a"])
     with pytest.raises(InputError, match="perplexity needs likelihoods"):
         evaluate_pairs(["ক"], ["ক"], [Perplexity()])
+
+
+THREE = ["আমি ভালো আছি।", "সে আসবে না", "বৃষ্টি পড়ছে"]
+
+
+def test_columns_of_data_frames_and_arrays_are_sequences() -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"reply": THREE, "reference": THREE[::-1]})
+    expected = ROUGE().score(THREE, THREE[::-1]).scores
+    assert ROUGE().score(frame["reply"], frame["reference"]).scores == expected
+    assert ROUGE().score(np.array(THREE), np.array(THREE[::-1])).scores == expected
+    several = np.array([[text, text] for text in THREE[::-1]])
+    assert ROUGE().score(tuple(THREE), several).scores == expected
+    assert evaluate_pairs(frame["reply"], frame["reference"], ["ROUGE"], clusters=frame["reply"])
+
+
+@pytest.mark.parametrize("place", ["predictions", "references", "messages", "clusters"])
+def test_what_iterates_over_something_else_is_refused(place: str) -> None:
+    import pandas as pd
+
+    given: dict[str, object] = {"predictions": THREE, "references": THREE, "messages": THREE, "clusters": THREE}
+    what = "replies" if place == "predictions" else place
+    for wrong, why in (
+        (pd.DataFrame({"a": THREE, "b": THREE, "c": THREE}), rf"{what} is a DataFrame, whose column names .*frame\["),
+        (dict.fromkeys(THREE, "ক"), f"{what} is a dict, whose keys would be scored"),
+        (set(THREE), f"{what} is a set, which has no order"),
+        ("ক খ", f"{what} is one string"),
+        (b"abc", f"{what} is one string"),
+        (3, f"{what} is int"),
+    ):
+        with pytest.raises(InputError, match=why):
+            evaluate_pairs(metrics=["ROUGE"], **{**given, place: wrong})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="row 1: references is a set"):
+        ROUGE().score(THREE, [["ক"], {"ক"}, ["খ"]])  # type: ignore[list-item]
+
+
+def test_references_as_sacrebleu_takes_them(caplog: pytest.LogCaptureFixture) -> None:
+    for streams in ([THREE], [THREE, THREE[::-1]], (np.array(THREE),)):
+        with pytest.raises(
+            InputError, match=r"as sacrebleu takes them: a list of streams.*list\(zip\(\*references\)\)"
+        ):
+            ROUGE().score(THREE, streams)
+        assert ROUGE().score(THREE, list(zip(*streams, strict=True))).value == 100
+    assert not caplog.messages
+    # One reply: a list of one text, or of several texts, means the same in both layouts.
+    assert ROUGE().score(THREE[:1], [THREE]).value == 100
+    with pytest.raises(InputError, match="as sacrebleu takes them"):
+        ROUGE().score(THREE[:1], [THREE[:1], THREE[1:2]])
+    # Two plain references for one reply are no streams, and a list that is merely too short is too short.
+    for references in (THREE[:2], [THREE[:1], THREE[:1]]):
+        with pytest.raises(InputError, match="replies but 2 references: give one per reply"):
+            ROUGE().score(THREE[:1] if references == THREE[:2] else THREE, references)
+    # A square may be either: it is read as documented, and says so.
+    assert ROUGE().score(THREE, [THREE, THREE, THREE]).value == 100
+    assert "3 lists of 3 texts for 3 replies, read as the references of each reply" in caplog.text
+
+
+def test_a_result_shows_itself_in_a_notebook() -> None:
+    class Marked(ROUGE):
+        name = "<script>"
+
+    shown = Marked(types=["rougeL"]).score(THREE, THREE)._repr_html_()
+    assert "<script>" not in shown and "&lt;script&gt;" in shown
+    assert "<td>ROUGE-L</td><td>100.00</td><td>[100.00, 100.00]</td>" in shown and "95 % interval" in shown
+    assert "<td></td>" in ROUGE().score(["ক"], ["ক"])._repr_html_()  # one reply has no interval
+
+
+def test_two_results_are_compared() -> None:
+    worse = [" ".join(text.split()[:-1]) for text in THREE]
+    a, b = ROUGE().score(THREE, THREE), ROUGE().score(worse, THREE)
+    made = paired_test(a, b)
+    assert isinstance(made, PairedResult)
+    assert made.difference == pytest.approx(a.value - b.value) and made.interval.low > 0
+    [expected] = paired_tests([(a.table, b.table, a.of.formula)])
+    assert made == expected[0]
+    assert paired_test(a, b, value="rouge2") == expected[a.of.values.index("rouge2")]
+    assert str(made).startswith(f"+{made.difference:.2f} [") and str(made).endswith(f"p = {made.p_value:.4f}")
+    with pytest.raises(InputError, match="different signatures cannot be compared"):
+        paired_test(a, ROUGE(norm="none").score(THREE, THREE))
+    with pytest.raises(InputError, match=r"n:3\|.* and .*n:2\|"):
+        paired_test(a, ROUGE().score(THREE[:2], THREE[:2]))
+    with pytest.raises(InputError, match="different clusters"):
+        paired_test(a, ROUGE().score(worse, THREE, clusters=["a", "a", "b"]))
+    with pytest.raises(InputError, match="no value 'rouge9'; there are rougeL"):
+        paired_test(a, b, value="rouge9")
+
+
+def test_a_stream_is_compared_with_a_whole() -> None:
+    texts, others = (THREE * 4_000)[:10_500], (THREE[1:] * 6_000)[:10_500]
+    whole = [BLEU().score(given, texts, resamples=50) for given in (texts, others)]
+    streamed = evaluate_stream([Texts.of(others, texts)], ["BLEU"], resamples=50)["BLEU"]
+    assert paired_test(whole[0], streamed) == paired_test(*whole)
+
+
+def test_results_are_found_whatever_the_capitals() -> None:
+    results = evaluate_pairs(THREE, THREE, ["rouge", "CHRF++"])
+    assert list(results) == ["ROUGE", "chrF++"]
+    assert results["rouge"] is results["ROUGE"] is results.get("Rouge")
+    assert "chrf++" in results and "BLEU" not in results and results.get("BLEU") is None
+    with pytest.raises(KeyError, match="BLEU"):
+        results["BLEU"]
+
+
+class Words(MeanMetric):
+    name = "words-each"
+    description = "words a reply"
+    columns = ("words", "replies")
+    values = ("words_each",)
+    scale = 1
+
+    def per_reply(self, texts: Texts) -> np.ndarray:
+        return np.array([[len(reply.split())] for reply in texts.replies])
+
+    def signature(self, n: int) -> str:
+        return f"words|n:{n}"
+
+
+def test_a_mean_over_replies_in_a_few_lines() -> None:
+    result = Words().score(["ক", "ক খ গ"])
+    assert (result.value, result.per_item.tolist(), result.table.tolist()) == (2, [1, 3], [[1, 1], [3, 1]])
+    assert Words().labels == {"words_each": "words each"} and Words().details == frozenset()
+    assert np.isfinite(Words().formula(np.zeros(2))).all()
+
+
+def test_labels_are_those_of_every_value() -> None:
+    for name in metric_names():
+        metric = get_metric(name)
+        assert set(metric.labels) == set(metric.values) and metric.details < set(metric.values)
+    assert get_metric("keyword-empathy").labels["keyword_empathy"] == "keyword empathy"
+    assert get_metric("semantic-empathy").labels["exploration"] == "exploration (semantic)"
+    assert get_metric("perplexity").labels["bits_per_character"] == "bits per character"
+    assert get_metric("perplexity").details == {"bits_per_byte"}
+
+
+def test_the_table_of_a_metric_is_its_own_or_its_parts() -> None:
+    result = ROUGE().score(THREE, THREE)
+    assert isinstance(result, Result) and table_of(ROUGE(), {"ROUGE": result.table}) is result.table
+    with pytest.raises(InputError, match="BLEU: BLEU was not scored"):
+        table_of(BLEU(), {"ROUGE": result.table})
 
 
 def test_too_many_words_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

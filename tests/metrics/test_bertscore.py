@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import builtins
+import re
+import shutil
+import sys
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from bnbench.metrics import BERTScore, MissingExtraError, UsageError
+from bnbench.metrics import ROUGE, BERTScore, MissingExtraError, UsageError, get_metric
+from bnbench.metrics.bertscore import FLOOR, UNRELATED
 
 REPLIES = ["আমি ভালো আছি।", "তোমার কষ্টটা বুঝি", "বৃষ্টি পড়ছে বাইরে"]
 REFERENCES = ["আমি ভালো আছি।", "তোমার কষ্টটা আমি বুঝতে পারছি", "রোদ উঠেছে আজ"]
@@ -40,21 +43,51 @@ def metric(encoder: str) -> BERTScore:
     return BERTScore(model=encoder, layer=2, device="cpu")
 
 
-def test_scores_with_the_floor_of_this_run(metric: BERTScore) -> None:
+def test_scores_above_a_fixed_floor(metric: BERTScore) -> None:
     made = metric.score(REPLIES, REFERENCES)
     assert made.per_item[0] == pytest.approx(100, abs=1e-3)
-    assert made.scores["floor"] < made.value <= 100.001
+    assert 0 < made.scores["floor"] < made.value <= 100.001
     above = 100 * (made.value - made.scores["floor"]) / (100 - made.scores["floor"])
     assert made.scores["above_floor"] == pytest.approx(above)
-    assert "layer:2" in made.signature and "floor:next-pair" in made.signature
+    assert "|layer:2|" in made.signature and f"|floor:{FLOOR}|" in made.signature
+
+
+def test_a_row_depends_on_its_own_reply_alone(metric: BERTScore, encoder: str) -> None:
+    together = metric.score(REPLIES, REFERENCES)
+    for row, (reply, reference) in enumerate(zip(REPLIES, REFERENCES, strict=True)):
+        alone = metric.score([reply], [reference])
+        np.testing.assert_allclose(alone.table[0], together.table[row], atol=1e-5)
+        assert alone.scores["floor"] == together.scores["floor"] > 0
+    backwards = metric.score(REPLIES[::-1], REFERENCES[::-1])
+    np.testing.assert_allclose(backwards.table[::-1], together.table, atol=1e-5)
+
+
+def test_no_two_texts_of_the_floor_are_alike() -> None:
+    assert len(set(UNRELATED)) == len(UNRELATED) >= 16
+    for some, other in combinations(UNRELATED, 2):
+        assert ROUGE().score([some], [other]).value < 25, (some, other)
+
+
+def test_by_name_with_a_folder(encoder: str, tmp_path: Path) -> None:
+    by_name = get_metric(f"bertscore:{encoder}")
+    assert by_name.spelling == f"BERTScore:{encoder}"
+    assert isinstance(by_name, BERTScore) and by_name.layer == 2  # three quarters of two, rounded
+    result = by_name.score(REPLIES, REFERENCES)
+    assert result.value == pytest.approx(BERTScore(encoder, 2).score(REPLIES, REFERENCES).value)
+    # Where the folder lies moves no score, and no signature; other weights do.
+    moved = tmp_path / Path(encoder).name
+    shutil.copytree(encoder, moved)
+    assert BERTScore(str(moved)).signature(3) == result.signature
+    assert re.search(r"\|model:cased\d*@[0-9a-f]{8}\|", result.signature)
+    with next(moved.glob("*.safetensors")).open("ab") as file:
+        file.write(b"0")
+    assert BERTScore(str(moved)).signature(3) != result.signature
 
 
 def test_empty_and_very_long_texts(metric: BERTScore) -> None:
     made = metric.score(["", "।", "ভালো " * 500], ["ভালো", "", "ভালো"])
     assert made.per_item[:2].tolist() == [0.0, 0.0]
     assert np.isfinite(list(made.scores.values())).all()
-    alone = metric.score(["ভালো"], ["ভালো"]).scores
-    assert (alone["floor"], alone["above_floor"]) == (0.0, 0.0)
 
 
 def test_the_best_of_several_references(metric: BERTScore) -> None:
@@ -74,13 +107,6 @@ def test_an_unusable_encoder_is_named(encoder: str, tmp_path: Path) -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "bert_score":
-            raise ImportError(name)
-        return plain(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(MissingExtraError, match="pip install"):
         BERTScore().score(["ক"], ["ক"])

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnbench.metrics import ROUGE, ChrFPlusPlus, CombinedScore, combine, combined_result, evaluate_pairs
+from bnbench.metrics import (
+    ROUGE,
+    ChrFPlusPlus,
+    CombinedScore,
+    Texts,
+    combine,
+    combined_result,
+    evaluate_pairs,
+    evaluate_stream,
+    get_metric,
+    metric_names,
+    table_of,
+)
 from bnbench.metrics.combined import Flip, parse_weights
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.significance import resampled_sums
@@ -117,6 +129,42 @@ def test_it_is_made_from_parts_that_were_scored() -> None:
     assert (made.value, made.interval, made.signature) == (whole.value, whole.interval, whole.signature)
     with pytest.raises(InputError, match=r"semantic-empathy was not scored"):
         combined_result(parts, {"semantic-empathy": 1})
+
+
+def test_it_is_a_metric_by_name_that_counts_nothing_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = get_metric("combined:rouge=1,CHRF++=3")
+    assert isinstance(metric, CombinedScore) and metric.weights == {"ROUGE": 0.25, "chrF++": 0.75}
+    assert metric.spelling == "combined:ROUGE=0.25,chrF++=0.75"
+    assert metric.needs == {"references"} and "combined" not in metric_names()
+    thirds = CombinedScore({"ROUGE": 1, "chrF++": 1, "BLEU": 1})
+    again = get_metric(thirds.spelling)
+    assert isinstance(again, CombinedScore) and again.weights == thirds.weights  # to the last digit
+
+    counted: list[str] = []
+    for kind in (ROUGE, ChrFPlusPlus):
+        plain = kind.statistics
+        monkeypatch.setattr(
+            kind, "statistics", lambda self, texts, plain=plain: counted.append(self.name) or plain(self, texts)
+        )
+    beside = evaluate_pairs(REPLIES, REFERENCES, ["ROUGE", metric, "chrF++"])
+    assert sorted(counted) == ["ROUGE", "chrF++"]
+    assert list(beside) == ["ROUGE", "combined", "chrF++"]
+    assert beside["combined"].value == pytest.approx(0.25 * beside["ROUGE"].value + 0.75 * beside["chrF++"].value)
+    alone = evaluate_pairs(REPLIES, REFERENCES, ["combined:ROUGE=1,chrF++=3"])
+    assert list(alone) == ["combined"] and alone["combined"].scores == beside["combined"].scores
+    streamed = evaluate_stream([Texts.of(REPLIES, REFERENCES)], ["combined:ROUGE=1,chrF++=3"])
+    assert np.array_equal(streamed["combined"].table, beside["combined"].table)
+    tables = {name: beside[name].table for name in ("ROUGE", "chrF++")}
+    assert np.array_equal(table_of(metric, tables), beside["combined"].table)
+    with pytest.raises(InputError, match=r"chrF\+\+ was not scored"):
+        table_of(metric, {"ROUGE": tables["ROUGE"]})
+
+
+def test_it_reads_no_other_metric_of_the_same_name() -> None:
+    with pytest.raises(InputError, match=r"reads chrF\+\+\|norm:bn1.*; beside it stands chrF\+\+\|norm:none"):
+        evaluate_pairs(REPLIES, REFERENCES, ["combined:ROUGE=1,chrF++=3", "chrF++:none"])
+    with pytest.raises(UsageError, match=r"combined needs an argument: write combined:ARGUMENT"):
+        get_metric("combined")
 
 
 def test_the_signature_has_the_weights_and_the_parts_choices() -> None:
