@@ -123,7 +123,11 @@ class BERTScore(MeanMetric):
             if self.model in known:
                 return known[self.model]
             try:
-                layers = require("transformers", extra="models", by=self.name).AutoConfig.from_pretrained(self.model).num_hidden_layers
+                layers = (
+                    require("transformers", extra="models", by=self.name)
+                    .AutoConfig.from_pretrained(self.model)
+                    .num_hidden_layers
+                )
             except (OSError, ValueError, AttributeError) as error:
                 raise UsageError(f"BERTScore cannot use the encoder {self.model!r}: {error}") from error
         if not layers:

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.errors import InputError, MissingExtraError, UsageError
+from bnbench.metrics.errors import InputError, UsageError, require
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import preparation
 
@@ -168,16 +168,9 @@ class TransformerEncoder:
     """
 
     def __init__(self, name: str, device: str | None = None) -> None:
+        make = require("sentence_transformers", extra="models", by=f"the encoder {name!r}").SentenceTransformer
         try:
-            from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f'the encoder {name!r} needs sentence-transformers: pip install "bnbench[models]"'
-            ) from error
-        try:
-            self._model: Any = SentenceTransformer(
-                name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-            )
+            self._model = make(name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         except Exception as error:  # of the hub, safetensors, tokenizers or torch: a user is told the first line
             why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UsageError(

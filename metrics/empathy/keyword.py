@@ -34,7 +34,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class KeywordEmpathy(EmpathyMetric):
         """n x 3: credit 0-1 for each mechanism; n x 1 for a lexicon without mechanisms."""
         lexicon = self.lexicon
         if self._mechanisms:
-            messages = {message: _Message.of(lexicon, message) for message in set(texts.messages or ())}
+            messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
             pairs = zip(texts.replies, texts.messages or (), strict=True)
             credits = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
@@ -128,7 +128,7 @@ class KeywordEmpathy(EmpathyMetric):
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        return _Reading(self.lexicon, reply, _Message.of(self.lexicon, message)).spans()
+        return _Reading(self.lexicon, reply, _Message(self.lexicon, message)).spans()
 
     def signature(self, n: int) -> str:
         """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
@@ -136,8 +136,7 @@ class KeywordEmpathy(EmpathyMetric):
         return signature(self.name, n, lex=self.lexicon.signature, **choices)
 
 
-@dataclass(frozen=True)
-class _Sentence:
+class _Sentence(NamedTuple):
     """Words `start` to `end` of a text."""
 
     start: int
@@ -145,48 +144,38 @@ class _Sentence:
     question: bool
 
 
-@dataclass(frozen=True)
 class _Words:
     """A normalised text as words; of each, where it starts, whether it is quoted, whether a clause ends with it."""
 
-    text: str
-    words: list[str]
-    starts: list[int]
-    quoted: list[bool]
-    clause_ends: list[bool]
-    sentences: list[_Sentence]
-
-    @classmethod
-    def of(cls, raw: str) -> _Words:
-        text = normalize(raw)
-        words, starts, sentences = list[str](), list[int](), list[_Sentence]()
-        quoted, clause_ends = list[bool](), list[bool]()
-
-        def end_sentence(question: bool = False) -> None:
-            start = sentences[-1].end if sentences else 0
-            if start < len(words):
-                clause_ends[-1] = True
-                sentences.append(_Sentence(start, len(words), question))
-
+    def __init__(self, raw: str) -> None:
+        self.text = text = normalize(raw)
+        self.words, self.starts = list[str](), list[int]()
+        self.quoted, self.clause_ends = list[bool](), list[bool]()
+        self.sentences: list[_Sentence] = []
         closing, at = "", 0
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = text.index(token, at)
             if "\n" in text[at:found]:
-                end_sentence()
+                self._end_sentence()
             at = found + len(token)
             if is_word(token):
-                words.append(token)
-                starts.append(found)
-                quoted.append(bool(closing))
-                clause_ends.append(False)
+                self.words.append(token)
+                self.starts.append(found)
+                self.quoted.append(bool(closing))
+                self.clause_ends.append(False)
                 continue
-            if words:
-                clause_ends[-1] = True
+            if self.words:
+                self.clause_ends[-1] = True
             closing = _quotation(text, found, closing)
             if token in SENTENCE_ENDS:
-                end_sentence(question=token == "?")
-        end_sentence()
-        return cls(text, words, starts, quoted, clause_ends, sentences)
+                self._end_sentence(question=token == "?")
+        self._end_sentence()
+
+    def _end_sentence(self, question: bool = False) -> None:
+        start = self.sentences[-1].end if self.sentences else 0
+        if start < len(self.words):
+            self.clause_ends[-1] = True
+            self.sentences.append(_Sentence(start, len(self.words), question))
 
 
 def _quotation(text: str, place: int, closing: str) -> str:
@@ -211,24 +200,18 @@ def listed(part_ends: Sequence[bool]) -> list[bool]:
     return found
 
 
-@dataclass(frozen=True)
 class _Message:
-    """What a message says: its runs of words as keys, the stems of all its words, and of those not common."""
+    """What a message says: its `runs` of words as keys, the `stems` of all its words, and `content`, of those not
+    common.
+    """
 
-    run: int
-    runs: set[tuple[str, ...]]
-    stems: set[str]
-    content: set[str]
-
-    @classmethod
-    def of(cls, lexicon: Lexicon, message: str) -> _Message:
+    def __init__(self, lexicon: Lexicon, message: str) -> None:
         words = list(filter(is_word, tokenize(message)))
-        run = min(COPIED_WORDS, len(words))
         keys = [lexicon.key(word) for word in words]
-        runs = {tuple(keys[start : start + run]) for start in range(len(keys) - run + 1)}
+        self.run = min(COPIED_WORDS, len(words))
+        self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
         content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
-        stems, own = (set[str]().union(*map(lexicon.stems, some)) for some in (words, content))
-        return cls(run, runs, stems, own)
+        self.stems, self.content = (set[str]().union(*map(lexicon.stems, some)) for some in (words, content))
 
     def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
         """Which words stand in a run that the message has too, or in a statement or a reply that is mostly such words.
@@ -250,8 +233,7 @@ class _Message:
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
-@dataclass(frozen=True)
-class _Match:
+class _Match(NamedTuple):
     """An entry where it stands; `level` is the entry's, raised where the sentence is anchored."""
 
     entry: Entry
@@ -268,7 +250,7 @@ class _Reading:
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
-        self.lexicon, self.message, self.text = lexicon, message, _Words.of(reply)
+        self.lexicon, self.message, self.text = lexicon, message, _Words(reply)
         sentences = self.text.sentences
         found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [
@@ -367,28 +349,6 @@ class _Reading:
                 return "against" if entry.negation == "turns" and entry.polarity == "support" else None
         return entry.polarity
 
-    def credits(self) -> list[float]:
-        """Three numbers in 0-1."""
-        factor = float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
-        if self.stock:
-            carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
-            factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
-        factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
-        levels = dict.fromkeys(MECHANISMS, 0.0)
-        for match in self._strongest():
-            levels[match.entry.mechanism] += self._earned(match)
-        return [factor * level / FULL_LEVELS for level in levels.values()]
-
-    def spans(self) -> tuple[Span, ...]:
-        counted = {match.words for match in (*self._strongest(), *self._different("against"))}
-        spans = []
-        for match in sorted(self.matches, key=lambda match: match.words):
-            first, last, entry = match.words[0], match.words[-1], match.entry
-            start, end = self.text.starts[first], self.text.starts[last] + len(self.text.words[last])
-            said = self.text.text[start:end], entry.phrase, entry.mechanism, entry.level, match.polarity
-            spans.append(Span(start, end, *said, match.words in counted))
-        return tuple(spans)
-
     def _different(self, polarity: str) -> list[_Match]:
         """The strongest match of each entry and of each family of entries, the first of equals."""
         best: dict[str, _Match] = {}
@@ -398,11 +358,32 @@ class _Reading:
                 best[kind] = match
         return list(best.values())
 
-    def _earned(self, match: _Match) -> float:
-        return match.level * STOCK_ALONE if match.entry.stock and not self.anchored else match.level
+    def _strongest(self) -> list[tuple[_Match, float]]:
+        """The two different matches of each mechanism that count, with what they earn."""
+        alone = 1.0 if self.anchored else STOCK_ALONE
+        earned = [(match, match.level * (alone if match.entry.stock else 1)) for match in self._different("support")]
+        earned.sort(key=lambda pair: -pair[1])
+        return [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
 
-    def _strongest(self) -> list[_Match]:
-        """The two of each mechanism that count."""
-        different = sorted(self._different("support"), key=lambda match: -self._earned(match))
-        by_mechanism = ([match for match in different if match.entry.mechanism == name] for name in MECHANISMS)
-        return [match for matches in by_mechanism for match in matches[:2]]
+    def credits(self) -> list[float]:
+        """Three numbers in 0-1."""
+        factor = float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
+        if self.stock:
+            carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
+            factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
+        factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
+        levels = dict.fromkeys(MECHANISMS, 0.0)
+        for match, earned in self._strongest():
+            levels[match.entry.mechanism] += earned
+        return [factor * level / FULL_LEVELS for level in levels.values()]
+
+    def spans(self) -> tuple[Span, ...]:
+        """Every match, where it stands in the normalised reply."""
+        counted = {match.words for match, _ in self._strongest()} | {m.words for m in self._different("against")}
+        spans = []
+        for match in sorted(self.matches, key=lambda match: match.words):
+            first, last, entry = match.words[0], match.words[-1], match.entry
+            start, end = self.text.starts[first], self.text.starts[last] + len(self.text.words[last])
+            said = self.text.text[start:end], entry.phrase, entry.mechanism, entry.level, match.polarity
+            spans.append(Span(start, end, *said, match.words in counted))
+        return tuple(spans)

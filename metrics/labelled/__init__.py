@@ -94,15 +94,14 @@ def labelled_set(half: str | None = None) -> LabelledSet:
 
 
 def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
-    """A labelled file of your own. Raises `UsageError` or `InputError` with the row and column that are wrong."""
-    path = Path(path)
+    """A labelled file of your own, or one half of it; the file's header tells the delimiter.
+
+    Raises `UsageError` or `InputError` with the row and column that are wrong.
+    """
+    path, source = Path(path), Path(path).name
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    return parse_labelled(path.read_bytes(), path.name).part(half)
-
-
-def parse_labelled(data: bytes, source: str) -> LabelledSet:
-    """The rows of a file's bytes; its header tells the delimiter. Raises as `read_labelled` does."""
+    data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,7 +121,7 @@ def parse_labelled(data: bytes, source: str) -> LabelledSet:
         if (known.message, known.half) != (row.message, row.half):
             what = "messages" if known.message != row.message else "halves"
             raise InputError(f"{source}: id {row.id!r} has two different {what}; an id names one message, in one half")
-    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest())
+    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest()).part(half)
 
 
 def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
