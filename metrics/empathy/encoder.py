@@ -123,19 +123,21 @@ class StaticEncoder:
         _check(texts)
         found: Vectors = np.zeros((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), _BATCH):
-            rows = list(map(self._text_rows, texts[start : start + _BATCH]))
-            lengths = np.fromiter(map(len, rows), np.intp, len(rows))
-            filled = lengths > 0
-            if not filled.any():
-                continue
-            # The vectors of all texts in one block, summed from where each text begins to where the next one does.
-            begins = (np.cumsum(lengths) - lengths)[filled]
-            flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
-            sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
-            found[start : start + _BATCH][filled] = (
-                self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
-            )
+            self._encode_into(found[start : start + _BATCH], texts[start : start + _BATCH])
         return found
+
+    def _encode_into(self, found: Vectors, texts: Sequence[str]) -> None:
+        """One block; a function of its own, so that its large arrays are gone, and their memory warm, for the next."""
+        rows = list(map(self._text_rows, texts))
+        lengths = np.fromiter(map(len, rows), np.intp, len(rows))
+        filled = lengths > 0
+        if not filled.any():
+            return
+        # The vectors of all texts of the block, summed from where each text begins to where the next one does.
+        begins = (np.cumsum(lengths) - lengths)[filled]
+        flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
+        sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
+        found[filled] = self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
 
     @cached_property
     def words(self) -> StaticEncoder:
