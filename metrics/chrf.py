@@ -10,16 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, Texts, ratio
 from bnbench.metrics.ngrams import IntArray, ngram_counts
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import Pairs
-from bnbench.metrics.tokenization import Preparation, preparation
+from bnbench.metrics.overlap import LexicalMetric, Pairs
 
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
-class ChrF(Metric):
+class ChrF(LexicalMetric):
     """chrF (Popović 2015): F2 of the mean precision and recall of character n-grams of orders 1-6, whitespace left out.
 
     Of several references the one with the highest F counts. As in sacrebleu, orders that one side does not reach are
@@ -35,7 +34,7 @@ class ChrF(Metric):
     beta: ClassVar[int] = 2
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
-        self.preparation: Preparation = preparation(norm, tokenizer)
+        super().__init__(norm, tokenizer)
         kinds = [("char", self.char_order), ("word", self.word_order)]
         orders = [f"{kind}{n}" for kind, most in kinds for n in range(1, most + 1)]
         self.columns = tuple(f"{order}_{what}" for order in orders for what in ("hyp", "ref", "match"))
@@ -44,11 +43,14 @@ class ChrF(Metric):
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 3(orders): n-grams of the reply, of its best reference, and common, for each order."""
         pairs = Pairs.of(texts, self.preparation)
-        counts = [pairs.character_ngrams(self.char_order)]
+        found = pairs.character_ngrams(self.char_order)
         if self.word_order:
-            counts.append(_word_counts(pairs, self.word_order))
-        found = np.concatenate(counts, axis=1)
-        found[..., 0] *= found[..., 1] > 0  # as sacrebleu: nothing counts for an order that the reference lacks
+            # chrF++ parts ASCII punctuation from words, which bn1 has done already.
+            parted = self.preparation.tokenizer != "bn1"
+            words = _parted_counts(pairs, self.word_order) if parted else pairs.token_ngrams()[:, : self.word_order]
+            found = np.concatenate([found, words], axis=1)
+        hyp = np.where(found[..., 1] > 0, found[..., 0], 0)  # as sacrebleu: no order counts that the reference lacks
+        found = np.stack([hyp, found[..., 1], found[..., 2]], axis=-1)
         table = found.reshape(len(pairs.replies), -1).astype(np.float64)
         return pairs.best(table, self.formula(table)[:, 0])
 
@@ -62,10 +64,6 @@ class ChrF(Metric):
         factor = self.beta**2
         return 100 * ratio((1 + factor) * precision * recall, factor * precision + recall)[..., None]
 
-    def signature(self, n: int) -> str:
-        """`chrF|norm:bn1|tok:bn1|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices)
-
 
 class ChrFPlusPlus(ChrF):
     """chrF++ (Popović 2017): chrF with word 1- and 2-grams beside the characters'. bnbench's primary metric."""
@@ -75,14 +73,8 @@ class ChrFPlusPlus(ChrF):
     word_order: ClassVar[int] = 2
 
 
-def _word_counts(pairs: Pairs, order: int) -> IntArray:
-    """Word n-grams, shape (pairs, order, 3). chrF++ parts ASCII punctuation from words, which bn1 has done already."""
-    if pairs.preparation.tokenizer == "bn1":
-        return pairs.token_ngrams()[:, :order]
-    return pairs.texts.derived(("chrF++ words", pairs.preparation, order), lambda: _parted_counts(pairs, order))
-
-
 def _parted_counts(pairs: Pairs, order: int) -> IntArray:
+    """Word n-grams, shape (pairs, order, 3), of tokens from which ASCII punctuation is parted."""
     character: defaultdict[str, str] = defaultdict(map(chr, count(1)).__next__)
     strings = pairs.texts.mapped(
         ("parted", pairs.preparation),

@@ -4,24 +4,25 @@ faster.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio
 from bnbench.metrics.errors import UsageError
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import Pairs
-from bnbench.metrics.tokenization import Preparation, preparation
+from bnbench.metrics.overlap import LexicalMetric, Pairs
 
 TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 
-class ROUGE(MeanMetric):
+class ROUGE(LexicalMetric, MeanMetric):
     """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), and that by sentence
     (Lsum).
 
@@ -33,12 +34,13 @@ class ROUGE(MeanMetric):
     name: ClassVar[str] = "ROUGE"
     description: ClassVar[str] = "word overlap F1 (and precision, recall), mean over replies, 0-100, higher is better"
     needs = frozenset({"references"})
+    fixed = MappingProxyType({"stem": "no"})
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES) -> None:
         for kind in types:
             if kind not in TYPES:
                 raise UsageError(f"no ROUGE type {kind!r}; there are {', '.join(TYPES)}")
-        self.preparation: Preparation = preparation(norm, tokenizer)
+        super().__init__(norm, tokenizer)
         self.types = tuple(types)
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
         self.values = (*self.types, *parts)
@@ -56,10 +58,6 @@ class ROUGE(MeanMetric):
         found = [_scores(pairs, kind) for kind in self.types]
         best = [pairs.best(scores, scores[:, 0]) for scores in found]
         return np.column_stack([*(scores[:, 0] for scores in best), *(scores[:, 1:] for scores in best)])
-
-    def signature(self, n: int) -> str:
-        """`ROUGE|norm:bn1|tok:bn1|stem:no|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices, stem="no")
 
 
 def _scores(pairs: Pairs, kind: str) -> FloatArray:
@@ -87,15 +85,12 @@ def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
         return LCSseq.similarity(references[0], candidates[0])
     distinct = Counter(references)  # a text that loops says the same sentence a thousand times
     words, times = "\n".join(distinct), [n for sentence, n in distinct.items() for _ in f"{sentence}\n"]
-    bits = _union(list(distinct), dict.fromkeys(candidates))
-    found: Counter[str] = Counter()
-    while bits:  # each set bit, lowest first
-        bit = bits & -bits
-        position = bit.bit_length() - 1
-        found[words[position]] += times[position]
-        bits ^= bit
-    ours = "".join(candidates)
-    return sum(min(n, ours.count(word)) for word, n in found.items())
+    hit = f"{_union(list(distinct), dict.fromkeys(candidates)):b}"[::-1]  # the lowest bit is the first word's
+    found: defaultdict[str, int] = defaultdict(int)
+    for word, n in compress(zip(words, times, strict=False), map(int, hit)):
+        found[word] += n
+    ours = Counter("".join(candidates))
+    return sum(min(n, ours[word]) for word, n in found.items())
 
 
 def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
@@ -119,23 +114,27 @@ def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
 
     union = 0
     for candidate in candidates:
-        # Forwards: one row of the table for each candidate word. `stops` keeps, for the way back, every place where the
-        # word matches or the table grows.
-        masks = [where.get(word, 0) for word in candidate]
-        state, stops = inside, []
-        for mask in masks:
+        # Forwards: one row of the table for each candidate word. `rows` keeps, for the way back, where the word
+        # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
+        state, grown, rows = inside, 0, [(0, 0)]
+        for word in candidate:
+            mask = where.get(word, 0)
             if mask:
                 state = ((state + (state & mask)) | (state & ~mask)) & inside
-            stops.append(mask | (state ^ inside))
-        grown = state ^ inside
+                grown = state ^ inside
+                rows.append((mask, mask | grown))
+            elif rows[-1][0]:
+                rows.append((0, grown))
+        rows.reverse()
         # Backwards: of equally long subsequences the one that rouge-score finds. From the last candidate word back it
         # moves towards the beginning of the reference until it meets a match, which it takes, or a place where the
         # table grows, from where the next word looks on.
         for segment in segments:
             if not grown & segment:
                 continue
-            for mask, stop in zip(reversed(masks), reversed(stops), strict=True):
-                if not (stop := stop & segment):
+            for mask, stop in rows:
+                stop &= segment
+                if not stop:
                     break
                 bit = 1 << (stop.bit_length() - 1)
                 if mask & bit:
