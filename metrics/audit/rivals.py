@@ -7,11 +7,12 @@ whichever direction serves it better: where short replies are the warm ones, it 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, MeanMetric, Texts, signature
+from bnbench.metrics.core import FloatArray, MeanMetric, Texts
 from bnbench.metrics.empathy.encoder import Encoder
 from bnbench.metrics.labelled import LabelledSet
 from bnbench.metrics.original import semantic_scores
@@ -48,6 +49,7 @@ class OriginalSemantic(MeanMetric):
         """n x 1: the score of each reply, 0-1."""
         return semantic_scores(texts.replies, self._encoder.encode)[:, None] / 100
 
-    def signature(self, n: int) -> str:
-        """`original-semantic|enc:bn-static@1a2b3c4d|n:300|bnbench:0.2`."""
-        return signature(self.name, n, enc=self._encoder.id)
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The encoder."""
+        return {"enc": self._encoder.id}

@@ -31,14 +31,14 @@ how a person would feel on reading it, and it is no clinical instrument.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Texts, signature
+from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.errors import InputError
@@ -130,10 +130,10 @@ class KeywordEmpathy(EmpathyMetric):
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
         return _Reading(self.lexicon, reply, _Message(self.lexicon, message)).spans()
 
-    def signature(self, n: int) -> str:
-        """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
-        choices = preparation().choices if self._mechanisms else {}
-        return signature(self.name, n, lex=self.lexicon.signature, **choices)
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The lexicon, and where its phrases are words, how texts become words."""
+        return {"lex": self.lexicon.signature, **(preparation().choices if self._mechanisms else {})}
 
 
 class _Sentence(NamedTuple):

@@ -121,11 +121,6 @@ class Lexicon:
         """Whether a normalised word is of `address`, or of `common` in any form: no content of a reply's own."""
         return word in self.address or not self.common.isdisjoint(self.stems(word))
 
-    def counts(self) -> dict[str, int]:
-        """Supporting entries per mechanism, and `against`."""
-        kinds = [entry.mechanism if entry.polarity == "support" else "against" for entry in self.entries.values()]
-        return {kind: kinds.count(kind) for kind in (*MECHANISMS, "against")}
-
 
 class _Element(NamedTuple):
     """What one place of a pattern takes: these words, and words with these endings, but none that is refused."""

@@ -26,7 +26,7 @@ import logging
 import os
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts, signature
+from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
@@ -363,7 +363,8 @@ class SemanticEmpathy(EmpathyMetric):
             raise InputError("explain takes one reply and one message, both text")
         return self.reader.read(reply, message)
 
-    def signature(self, n: int) -> str:
-        """`semantic-empathy|enc:bn-static@1a2b3c4d|anchors:bn.1-1a2b3c4d|cal:1a2b3c4d|norm:bn1|tok:bn1|n:300|...`."""
-        read, choices = self.reader, preparation().choices
-        return signature(self.name, n, enc=read.encoder.id, anchors=read.anchors.id, cal=self.calibration.id, **choices)
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
+        made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
+        return {**made_of, **preparation().choices}
