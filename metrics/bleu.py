@@ -41,7 +41,7 @@ class BLEU(LexicalMetric):
                 for reply, references in zip(texts.replies, texts.references or (), strict=True)
             ]
             return np.array(rows, dtype=np.float64)
-        counts = pairs.token_ngrams()
+        counts = pairs.ngrams(Pairs.tokens, ORDER)
         return np.hstack([counts[:, 0, :2], counts[:, :, 2], counts[:, :, 0]]).astype(np.float64)
 
     def formula(self, sums: FloatArray) -> FloatArray:
@@ -61,15 +61,15 @@ def _several(hypothesis: str, others: list[str]) -> list[int]:
     """The statistics against several references, counted plainly: each n-gram clipped by its highest count in any of
     them.
     """
+
+    def ngrams(words: str, n: int) -> Counter[str]:
+        return Counter(words[i : i + n] for i in range(len(words) - n + 1))
+
     closest = min((len(r) for r in others), key=lambda length: (abs(length - len(hypothesis)), length))
     matches = []
     for n in range(1, ORDER + 1):
         most: Counter[str] = Counter()
         for other in others:
-            most |= _ngrams(other, n)
-        matches.append((_ngrams(hypothesis, n) & most).total())
+            most |= ngrams(other, n)
+        matches.append((ngrams(hypothesis, n) & most).total())
     return [len(hypothesis), closest, *matches, *(max(len(hypothesis) - n + 1, 0) for n in range(1, ORDER + 1))]
-
-
-def _ngrams(words: str, n: int) -> Counter[str]:
-    return Counter(words[i : i + n] for i in range(len(words) - n + 1))

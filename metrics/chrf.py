@@ -43,11 +43,15 @@ class ChrF(LexicalMetric):
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 3(orders): n-grams of the reply, of its best reference, and common, for each order."""
         pairs = Pairs.of(texts, self.preparation)
-        found = pairs.character_ngrams(self.char_order)
+        found = pairs.ngrams(Pairs.characters, self.char_order)
         if self.word_order:
             # chrF++ parts ASCII punctuation from words, which bn1 has done already.
             parted = self.preparation.tokenizer != "bn1"
-            words = _parted_counts(pairs, self.word_order) if parted else pairs.token_ngrams()[:, : self.word_order]
+            words = (
+                _parted_counts(pairs, self.word_order)
+                if parted
+                else pairs.ngrams(Pairs.tokens, 4)[:, : self.word_order]
+            )
             found = np.concatenate([found, words], axis=1)
         hyp = np.where(found[..., 1] > 0, found[..., 0], 0)  # as sacrebleu: no order counts that the reference lacks
         found = np.stack([hyp, found[..., 1], found[..., 2]], axis=-1)

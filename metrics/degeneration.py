@@ -90,7 +90,7 @@ class Degeneration(LexicalMetric):
         encoded, asked = ("".join(map(vocabulary.__getitem__, tokens)) for tokens in (words, message))
         letters = len(_LETTER.findall(reply))
         foreign = letters - len(_BENGALI_LETTER.findall(reply))
-        repeated, total = repeated_ngrams(encoded, 4)
+        fours = [encoded[i : i + 4] for i in range(len(encoded) - 3)]
         found = {
             "empty": not words,
             "cut": texts.cut is not None and texts.cut[row],
@@ -112,8 +112,8 @@ class Degeneration(LexicalMetric):
             "too_long": bool(lengths) and len(words) > LONG * max(lengths),
             "foreign_letters": foreign,
             "letters": letters,
-            "repeated_4grams": repeated,
-            "4grams": total,
+            "repeated_4grams": len(fours) - len(set(fours)),
+            "4grams": len(fours),
         }
 
     def formula(self, sums: FloatArray) -> FloatArray:
@@ -159,9 +159,3 @@ class Diversity(LexicalMetric):
 def _words(texts: Texts, prepared: Preparation, text: str) -> list[str]:
     """The words of a text, cut once for all the metrics here."""
     return texts.derived(("list of words", prepared, text), lambda: list(filter(is_word, prepared.tokens(text))))
-
-
-def repeated_ngrams(words: str, n: int) -> tuple[int, int]:
-    """(n-grams that stand earlier in the same string, all n-grams)."""
-    total = max(len(words) - n + 1, 0)
-    return total - len({words[i : i + n] for i in range(total)}), total

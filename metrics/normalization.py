@@ -23,7 +23,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from operator import methodcaller
 from typing import Generic, TypeVar
 
@@ -217,9 +217,6 @@ class Normalizer:
     profile: str = "bn1"
     off: frozenset[str] = frozenset()
 
-    def __reduce__(self) -> tuple[Callable[..., Normalizer], tuple[str, frozenset[str]]]:
-        return _normalizer, (self.profile, self.off)  # without its memory of words
-
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise UsageError(f"no normalisation profile {self.profile!r}; there are {', '.join(PROFILES)}")
@@ -262,17 +259,10 @@ class Normalizer:
         """
         return self(text) if self.profile != "bn1" or any(map(text.__contains__, _BEYOND_WORDS)) else text
 
-    @cached_property
+    @property
     def words(self) -> Memo[str]:
         """Whitespace-delimited words after the rules that see no further (other profiles than bn1 have done all)."""
-        rules = self._scoped("word") if self.profile == "bn1" else []
-
-        def normalised(word: str) -> str:
-            for apply in rules:
-                word = apply(word)
-            return word
-
-        return Memo(normalised)
+        return _words(self)
 
     def _scoped(self, scope: str) -> list[Callable[[str], str]]:
         return [rule.apply for rule in RULES if rule.scope == scope and rule.name not in self.off]
@@ -285,13 +275,21 @@ def _indicnlp():  # type: ignore[no-untyped-def]  # the library has no types
 
 
 @lru_cache(maxsize=64)
-def _normalizer(profile: str, off: frozenset[str]) -> Normalizer:
-    return Normalizer(profile, off)
+def _words(normalizer: Normalizer) -> Memo[str]:
+    """The words that a normaliser has met: one memory for all equal ones."""
+    rules = normalizer._scoped("word") if normalizer.profile == "bn1" else []
+
+    def normalised(word: str) -> str:
+        for apply in rules:
+            word = apply(word)
+        return word
+
+    return Memo(normalised)
 
 
 def normalizer(profile: str | Normalizer = "bn1", off: Collection[str] = ()) -> Normalizer:
-    """The normaliser of that profile; one object for equal arguments, so that its memory of words is shared."""
-    return profile if isinstance(profile, Normalizer) else _normalizer(profile, frozenset(off))
+    """The normaliser of that profile, or the one that is given."""
+    return profile if isinstance(profile, Normalizer) else Normalizer(profile, frozenset(off))
 
 
 def normalize(text: str, *, profile: str = "bn1", off: Collection[str] = ()) -> str:

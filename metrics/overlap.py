@@ -116,38 +116,35 @@ class Pairs:
             if prepared.by_word:
                 parts = [part for line in lines[text] for part in _SENTENCE_ENDS.split(line)]
             else:  # these leave marks on words, so the sentences are bn1's
-                character = self._vocabulary().__getitem__
+                character = self._vocabulary.__getitem__
                 parts = ["".join(map(character, prepared.tokens(s))) for s in prepared.split_sentences(text)]
             return [words for part in parts if (words := _PUNCTUATION.sub("", part))]
 
         return self._mapped("sentences", cut)
 
-    def word_ngrams(self) -> IntArray:
-        """`ngram_counts` of the words up to pairs, shape (pairs, 2, 3)."""
-        return self._counted("word n-grams", self.words, 2)
+    def characters(self) -> dict[str, str]:
+        """Each distinct text as the characters of its tokens, so without whitespace."""
+        words, texts = self._numbered()
+        normal = self.preparation.normalizer.words.__getitem__
+        if not self.preparation.by_word:
+            normal = lambda text: "".join(self.preparation.tokens(text))  # noqa: E731
+        of = list(map(normal, words)).__getitem__
+        return self._mapped("characters", lambda text: "".join(["".join(map(of, line)) for line in texts[text]]))
 
-    def token_ngrams(self) -> IntArray:
-        """`ngram_counts` of all tokens up to fours, shape (pairs, 4, 3)."""
-        return self._counted("token n-grams", self.tokens, 4)
+    def ngrams(self, of: Callable[[Pairs], dict[str, str]], order: int) -> IntArray:
+        """`ngram_counts` of the pairs as `of` (`Pairs.words`, ...) spells them, counted once; (pairs, order, 3)."""
 
-    def character_ngrams(self, order: int) -> IntArray:
-        """`ngram_counts` of the characters of all tokens (so without whitespace), shape (pairs, order, 3)."""
+        def counted() -> IntArray:
+            made = of(self)
+            return ngram_counts([made[t] for t in self.replies], [made[t] for t in self.references], order)
 
-        prepared = self.preparation
-
-        def characters() -> dict[str, str]:
-            words, texts = self._numbered()
-            normal = prepared.normalizer.words.__getitem__
-            of = [normal(word) if prepared.by_word else "".join(prepared.tokens(word)) for word in words].__getitem__
-            return self._mapped("characters", lambda text: "".join(["".join(map(of, line)) for line in texts[text]]))
-
-        return self._counted("character n-grams", characters, order)
+        return self.texts.derived((of, self.preparation, order), counted)
 
     def _lines(self) -> dict[str, list[str]]:
         """Each line of each distinct text as one character per token."""
         prepared, (words, texts) = self.preparation, self._numbered()
         tokens = prepared.pieces.__getitem__ if prepared.by_word else prepared.tokens
-        character = self._vocabulary().__getitem__
+        character = self._vocabulary.__getitem__
         codes = ["".join(map(character, tokens(word))) for word in words].__getitem__
         return self._mapped("lines", lambda text: ["".join(map(codes, line)) for line in texts[text]])
 
@@ -165,17 +162,9 @@ class Pairs:
             "numbered", lambda text: [list(map(place, line.split())) for line in beyond(text).splitlines()]
         )
 
+    @property
     def _vocabulary(self) -> Vocabulary:
         return self.texts.derived(("vocabulary", self.preparation), Vocabulary)
 
     def _mapped(self, key: Hashable, function: Callable[[str], Made]) -> dict[str, Made]:
         return self.texts.mapped((key, self.preparation), function)
-
-    def _counted(self, key: Hashable, strings: Callable[[], dict[str, str]], order: int) -> IntArray:
-        """`ngram_counts` of the pairs as these strings, counted once."""
-
-        def counted() -> IntArray:
-            made = strings()
-            return ngram_counts([made[t] for t in self.replies], [made[t] for t in self.references], order)
-
-        return self.texts.derived((key, self.preparation, order), counted)

@@ -63,7 +63,7 @@ class ROUGE(LexicalMetric, MeanMetric):
 def _scores(pairs: Pairs, kind: str) -> FloatArray:
     """(pairs, 3): F, precision, recall."""
     if kind in ("rouge1", "rouge2"):
-        hyp, ref, match = pairs.word_ngrams()[:, int(kind[-1]) - 1].T
+        hyp, ref, match = pairs.ngrams(Pairs.words, 2)[:, int(kind[-1]) - 1].T
     else:
         words, sentences = pairs.words(), pairs.sentences() if kind == "rougeLsum" else {}
         replies, references = ([words[text] for text in texts] for texts in (pairs.replies, pairs.references))

@@ -175,18 +175,17 @@ def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
         raise InputError(
             f"a table of shape {table.shape} cannot be resampled: it needs one row per reply, at least one"
         )
+    group, groups = np.arange(len(table)), len(table)
     if clusters is not None:
         if len(clusters) != len(table):
             raise InputError(f"{len(table)} rows but {len(clusters)} clusters: name the cluster of each row")
         numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
-        table = _summed(table, np.array([numbers[name] for name in clusters]), len(numbers))
-    if len(table) > BLOCKS:
-        table = _summed(table, np.arange(len(table)) % BLOCKS, BLOCKS)
-    return table
-
-
-def _summed(table: FloatArray, group: npt.NDArray[np.int64], groups: int) -> FloatArray:
-    return np.stack([np.bincount(group, weights=column, minlength=groups) for column in table.T], axis=1)
+        group, groups = np.array([numbers[name] for name in clusters]), len(numbers)
+    if clusters is None and groups <= BLOCKS:
+        return table
+    groups = min(groups, BLOCKS)
+    columns = [np.bincount(group % BLOCKS, weights=column, minlength=groups) for column in table.T]
+    return np.stack(columns, axis=1)
 
 
 def _swapped_sums(blocks: FloatArray, edges: npt.NDArray[np.int64], resamples: int, seed: int) -> FloatArray:

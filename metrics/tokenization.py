@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import chain
 
 import regex
@@ -69,9 +69,6 @@ class Preparation:
     normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"
 
-    def __reduce__(self) -> tuple[Callable[..., Preparation], tuple[Normalizer, str]]:
-        return _preparation, (self.normalizer, self.tokenizer)  # without its memory of words
-
     def __post_init__(self) -> None:
         if self.tokenizer not in TOKENIZERS:
             raise UsageError(f"no tokeniser {self.tokenizer!r}; there are {', '.join(TOKENIZERS)}")
@@ -92,11 +89,10 @@ class Preparation:
             return _by_text(self.tokenizer)(self.normalizer(text))
         return list(chain.from_iterable(map(self.pieces.__getitem__, self.normalizer.beyond_words(text).split())))
 
-    @cached_property
+    @property
     def pieces(self) -> Memo[tuple[str, ...]]:
         """The tokens of each word of `normalizer.beyond_words(text)`; only where `by_word`."""
-        words, split = self.normalizer.words, _BY_WORD[self.tokenizer]
-        return Memo(lambda raw: tuple(split(words[raw])))
+        return _pieces(self)
 
     def split_sentences(self, text: str) -> list[str]:
         """The normalised text cut at line ends and after । ॥ ? ! with the quotes or brackets that close there."""
@@ -116,13 +112,15 @@ class Preparation:
 
 
 @lru_cache(maxsize=64)
-def _preparation(norm: Normalizer, tokenizer: str) -> Preparation:
-    return Preparation(norm, tokenizer)
+def _pieces(prepared: Preparation) -> Memo[tuple[str, ...]]:
+    """The words that a preparation has met, cut: one memory for all equal ones."""
+    words, split = prepared.normalizer.words, _BY_WORD[prepared.tokenizer]
+    return Memo(lambda raw: tuple(split(words[raw])))
 
 
 def preparation(norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> Preparation:
-    """The preparation of these choices; one object for equal arguments, so that its memory of words is shared."""
-    return _preparation(normalizer(norm), tokenizer)
+    """The preparation of these choices."""
+    return Preparation(normalizer(norm), tokenizer)
 
 
 def tokenize(text: str, *, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> list[str]:

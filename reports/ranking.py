@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bnbench.errors import RunError, UsageError
-from bnbench.metrics.audit.record import read_audits
+from bnbench.metrics.audit.findings import read_audits
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric

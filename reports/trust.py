@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bnbench.metrics.audit.record import unnumbered
-from bnbench.metrics.audit.report import AUC, FAILS, LIMIT, PASSES, AuditReport, Check
-from bnbench.metrics.audit.report import Standing as Scorer
+from bnbench.metrics.audit.findings import AUC, FAILS, LIMIT, PASSES, AuditReport, Check, unnumbered
+from bnbench.metrics.audit.findings import Standing as Scorer
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bnbench.metrics.audit import AuditReport, Check, all_standings, audits, write_audits  # noqa: E402
-from bnbench.metrics.audit.report import short_name  # noqa: E402
+from bnbench.metrics.audit import AuditReport, Check, audits, write_audits  # noqa: E402
+from bnbench.metrics.audit.findings import all_standings, short_name  # noqa: E402
 
 METRICS = ("keyword-empathy", "semantic-empathy")
 PAGE = ROOT / "docs" / "empathy.md"

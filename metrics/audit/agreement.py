@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, ratio
 from bnbench.metrics.errors import InputError
-from bnbench.metrics.significance import Interval
 
 MOST_ROWS = 4_000
 """Rows of a labelled set: every pair of them is looked at, eight million here."""
@@ -31,43 +31,33 @@ width.
 _BLOCK = 256  # rows that are compared with all others at once
 
 Groups = npt.NDArray[np.int64]
-Compared = Callable[[Groups, Groups], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A measure as m quadratic forms in the weights of c groups: `forms` (m, c, c), and what is made of their values.
+    """A measure, and what it is in each of R resamples: `resampled`, (R,), in one order for all that is compared.
 
     `tie_threshold` is the difference up to which two scores count as tied; None for AUC.
     """
-
-    forms: FloatArray = field(repr=False)
-    of: Callable[[FloatArray], FloatArray] = field(repr=False)
-    tie_threshold: float | None = None
-
-    @property
-    def value(self) -> float:
-        """The measure with every group taken once."""
-        return float(self.of(self.forms.sum(axis=(1, 2))))
-
-    def measured(self, weights: FloatArray) -> Measured:
-        """The measure, and what it is under each row of `weights` (resamples, c)."""
-        counts = [((weights @ form) * weights).sum(axis=1) for form in self.forms]
-        return Measured(self.value, self.of(np.stack(counts, axis=-1)), self.tie_threshold)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A measure and its bootstrap: `resampled`, shape (resamples,), in the same order for all that is compared."""
 
     value: float
     resampled: FloatArray = field(repr=False)
     tie_threshold: float | None = None
 
     @property
-    def interval(self) -> Interval:
-        """The percentile interval, 95 %."""
-        return _interval(self.resampled)
+    def estimate(self) -> Estimate:
+        """The value with its percentile interval, 95 %."""
+        low, high = np.quantile(self.resampled, [0.025, 0.975])
+        return Estimate(self.value, float(low), float(high))
+
+    def against(self, other: Agreement) -> tuple[Agreement, float]:
+        """This measure minus another on the same R resamples, and the two-sided bootstrap p that they do not differ.
+
+        p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1.
+        """
+        lead = Agreement(self.value - other.value, self.resampled - other.resampled)
+        rarer = int(min(np.count_nonzero(lead.resampled <= 0), np.count_nonzero(lead.resampled >= 0)))
+        return lead, min(1.0, 2 * (1 + rarer) / (1 + len(lead.resampled)))
 
 
 def group_numbers(clusters: Sequence[Hashable]) -> Groups:
@@ -76,53 +66,49 @@ def group_numbers(clusters: Sequence[Hashable]) -> Groups:
     return np.array([numbers[name] for name in clusters], dtype=np.int64)
 
 
-def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups) -> Agreement:
-    """The chance that a positive row scores above another one, half a chance where they tie; 0.5 without such pairs."""
+def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups, weights: FloatArray) -> Agreement:
+    """The chance that a positive row scores above another one, half a chance where they tie; 0.5 without such pairs.
 
-    def pairs(a: Groups, b: Groups) -> FloatArray:
-        return np.asarray(positive[a] & ~positive[b], dtype=np.float64)
+    `weights` (R, c) says how often each resample draws each of the c groups.
+    """
 
-    def wins(a: Groups, b: Groups) -> FloatArray:
-        won: FloatArray = pairs(a, b) * (np.sign(scores[a] - scores[b]) + 1) / 2
-        return won
+    def counts(a: Groups, b: Groups) -> list[FloatArray]:
+        pairs = np.asarray(positive[a] & ~positive[b], dtype=np.float64)
+        return [pairs * (np.sign(scores[a] - scores[b]) + 1) / 2, pairs]
 
-    return Agreement(np.stack([_by_group(groups, wins), _by_group(groups, pairs)]), _auc)
-
-
-def _auc(counts: FloatArray) -> FloatArray:
-    share: FloatArray = np.where(counts[..., 1] > 0, ratio(counts[..., 0], counts[..., 1]), 0.5)
-    return share
+    won, pairs = _sums(groups, weights, counts)
+    share = np.where(pairs > 0, ratio(won, pairs), 0.5)
+    return Agreement(float(share[0]), share[1:])
 
 
-def kendall(scores: FloatArray, labels: FloatArray, groups: Groups, threshold: float | None = None) -> Agreement:
-    """tau-b, where scores that differ by at most `threshold` are tied (None: see `tie_threshold`); 0 where all tie."""
+def kendall(
+    scores: FloatArray, labels: FloatArray, groups: Groups, weights: FloatArray, threshold: float | None = None
+) -> Agreement:
+    """tau-b, where scores that differ by at most `threshold` are tied (None: see `tie_threshold`); 0 where all tie.
+
+    `weights` as in `auc`.
+    """
     tied = tie_threshold(scores, labels) if threshold is None else threshold
 
-    def order(a: Groups, b: Groups) -> FloatArray:
-        gaps = scores[a] - scores[b]
-        return np.sign(gaps) * (np.abs(gaps) > tied)
+    def counts(a: Groups, b: Groups) -> list[FloatArray]:
+        gaps, truth = scores[a] - scores[b], np.sign(labels[a] - labels[b])
+        order = np.sign(gaps) * (np.abs(gaps) > tied)
+        return [order * truth, np.abs(order), np.abs(truth)]
 
-    def truth(a: Groups, b: Groups) -> FloatArray:
-        return np.sign(labels[a] - labels[b])
-
-    compared: tuple[Compared, ...] = (
-        lambda a, b: order(a, b) * truth(a, b),
-        lambda a, b: np.abs(order(a, b)),
-        lambda a, b: np.abs(truth(a, b)),
-    )
-    return Agreement(np.stack([_by_group(groups, each) for each in compared]), _tau, tied)
-
-
-def _tau(counts: FloatArray) -> FloatArray:
-    return ratio(counts[..., 0], np.sqrt(counts[..., 1] * counts[..., 2]))
+    agreeing, in_scores, in_labels = _sums(groups, weights, counts)
+    tau = ratio(agreeing, np.sqrt(in_scores * in_labels))
+    return Agreement(float(tau[0]), tau[1:], tied)
 
 
 def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
     """The difference up to which scores are to count as tied so that tau-b is largest; the smallest such, 0 or more."""
     first, second = np.triu_indices(len(scores), 1)
     gaps = scores[first] - scores[second]
+    # A pair that ties whatever the threshold is put before the others, so that 0 is among the thresholds.
     agreeing = np.append(0.0, np.sign(gaps) * np.sign(labels[first] - labels[second]))
-    sizes = np.append(0.0, np.abs(gaps))  # a pair that ties whatever the threshold, so that 0 is among them
+    sizes = np.append(0.0, np.abs(gaps))
+    # With the pairs sorted by the gap of their scores, a threshold at pair i leaves the later ones untied: what agrees
+    # among them is a sum that only shrinks, so all thresholds are tried at once.
     order = np.argsort(sizes, kind="stable")
     sizes, left = sizes[order], agreeing.sum() - np.cumsum(agreeing[order])
     untied = np.arange(len(sizes) - 1, -1, -1)
@@ -130,37 +116,17 @@ def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
     return float(sizes[last][np.argmax(ratio(left, np.sqrt(untied))[last])])
 
 
-def _by_group(groups: Groups, compared: Compared) -> FloatArray:
-    """What `compared` gives for all pairs of rows, summed over the rows of each pair of groups, shape (c, c)."""
-    rows = np.arange(len(groups))
-    member = np.zeros((len(groups), int(groups.max()) + 1))
-    member[rows, groups] = 1
-    sums = np.zeros((member.shape[1],) * 2)
-    for start in range(0, len(rows), _BLOCK):
+def _sums(
+    groups: Groups, weights: FloatArray, counts: Callable[[Groups, Groups], list[FloatArray]]
+) -> list[FloatArray]:
+    """Each of m counts summed over all pairs of rows, (1 + R,): as they stand, and under each of R resamples."""
+    member = np.eye(int(groups.max()) + 1)[groups]
+    rows, forms = np.arange(len(groups)), np.zeros((1, 1, 1))  # forms: (m, c, c), the sums for each pair of groups
+    for start in range(0, len(rows), _BLOCK):  # all pairs at once would be n x n numbers for each count
         block = rows[start : start + _BLOCK]
-        sums += member[block].T @ (compared(block[:, None], rows[None, :]) @ member)
-    return sums
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One measure minus another, its bootstrap interval, and the two-sided bootstrap p that they do not differ."""
-
-    value: float
-    interval: Interval
-    p_value: float
-
-
-def _interval(resampled: FloatArray) -> Interval:
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(low), float(high))
-
-
-def difference(a: Measured, b: Measured) -> Difference:
-    """a - b on the same R resamples. p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1."""
-    drawn = a.resampled - b.resampled
-    rarer = int(min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)))
-    return Difference(a.value - b.value, _interval(drawn), min(1.0, 2 * (1 + rarer) / (1 + len(drawn))))
+        forms = forms + np.stack([member[block].T @ (each @ member) for each in counts(block[:, None], rows[None, :])])
+    drawn = np.vstack([np.ones(member.shape[1]), weights])
+    return [((drawn @ form) * drawn).sum(axis=1) for form in forms]
 
 
 def krippendorff_alpha(units: Sequence[Sequence[int | None]]) -> float:

@@ -1,87 +1,256 @@
-"""What is done to an empathic reply, and what a metric of empathy should then do.
+"""What is done to a reply, and what a metric of empathy should then do.
 
 A perturbation gives another reply to the same message, or None where it does not apply. Each is well-formed Bengali
-except the one that shuffles the words. What is put in is written here, in আপনি and in তুমি, whichever the reply uses.
+except the one that shuffles the words. A spelling (`SPELLINGS`) gives the same reply as another keyboard or program
+writes it. The Bengali itself (what is put in, which words negate, which verbs have two registers) is data: `bn.toml`.
 """
 
 from __future__ import annotations
 
 import random
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
 
-from bnbench.metrics.audit.negation import with_negation, without_negation
-from bnbench.metrics.audit.register import other_register
 from bnbench.metrics.labelled import EMPATHIC, LabelledReply, LabelledSet
 
 WORSE, SAME = "worse", "same"
 IN_MOST = 0.95
 """The share of messages in which a copy and stuffed keywords have to score below the message's empathic replies."""
-
-GENERIC = {
-    "আপনি": (
-        "জীবনে ভালো আর মন্দ, দুই রকম সময়ই আসে। ধৈর্য ধরে এগিয়ে যান, সময়ের সঙ্গে সব ঠিক হয়ে যায়।",
-        "আপনার কথা জানলাম। নিজের খেয়াল রাখবেন। আপনার জন্য শুভকামনা রইল।",
-        "বিষয়টা গুরুত্বপূর্ণ। ভেবেচিন্তে সিদ্ধান্ত নিন, দরকার হলে অভিজ্ঞ কারও পরামর্শ নিন।",
-        "লেখার জন্য ধন্যবাদ। আর কিছু জানার থাকলে আপনি বলতে পারেন।",
-    ),
-    "তুমি": (
-        "জীবনে ভালো আর মন্দ, দুই রকম সময়ই আসে। ধৈর্য ধরে এগিয়ে যাও, সময়ের সঙ্গে সব ঠিক হয়ে যায়।",
-        "তোমার কথা জানলাম। নিজের খেয়াল রেখো। তোমার জন্য শুভকামনা রইল।",
-        "বিষয়টা গুরুত্বপূর্ণ। ভেবেচিন্তে সিদ্ধান্ত নাও, দরকার হলে অভিজ্ঞ কারও পরামর্শ নাও।",
-        "লেখার জন্য ধন্যবাদ। আর কিছু জানার থাকলে তুমি বলতে পারো।",
-    ),
-}
-STAMPS = {
-    "আপনি": (
-        "আপনার কষ্টটা আমি বুঝতে পারছি।",
-        "আমি সত্যিই দুঃখিত।",
-        "আপনি একা নন।",
-        "আমরা আপনার পাশে আছি।",
-        "মন খারাপ করবেন না।",
-        "চিন্তা করবেন না।",
-        "আশা হারাবেন না।",
-        "সাহস রাখুন।",
-        "আপনার অনুভূতি খুবই স্বাভাবিক।",
-        "সব ঠিক হয়ে যাবে।",
-        "আপনার জন্য অনেক ভালোবাসা।",
-        "এখন কেমন লাগছে?",
-    ),
-    "তুমি": (
-        "তোমার কষ্টটা আমি বুঝতে পারছি।",
-        "আমি সত্যিই দুঃখিত।",
-        "তুমি একা নও।",
-        "আমরা তোমার পাশে আছি।",
-        "মন খারাপ কোরো না।",
-        "চিন্তা কোরো না।",
-        "আশা হারিয়ো না।",
-        "সাহস রাখো।",
-        "তোমার অনুভূতি খুবই স্বাভাবিক।",
-        "সব ঠিক হয়ে যাবে।",
-        "তোমার জন্য অনেক ভালোবাসা।",
-        "এখন কেমন লাগছে?",
-    ),
-}
 STAMPS_IN_A_CHAIN = range(3, 9)
 """Short chains are harder to tell from a reply than long ones."""
 
-_FAMILIAR = re.compile("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)")
-_WORD = re.compile('[^\\s।॥?!,;:“”‘’"()…—–|.]+')
+Spelling = Callable[[str], str]
+
+# --- Spellings: no score may notice them ---
+
+_NUKTA = {"\u09df": "\u09af\u09bc", "\u09dc": "\u09a1\u09bc", "\u09dd": "\u09a2\u09bc"}
+
+
+def _replaced(text: str, pairs: Mapping[str, str]) -> str:
+    for old, new in pairs.items():
+        text = text.replace(old, new)
+    return text
+
+
+def _backwards(pairs: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in pairs.items()}
+
+
+def decompose_nukta(text: str) -> str:
+    """য় ড় ঢ় as two code points, as Unicode's normal forms have them."""
+    return _replaced(text, _NUKTA)
+
+
+def compose_nukta(text: str) -> str:
+    """য় ড় ঢ় as one code point."""
+    return _replaced(text, _backwards(_NUKTA))
+
+
+def _exchanged(pairs: Mapping[str, str]) -> Spelling:
+    """Each left side as its right one; where there is none, each right side as its left one."""
+
+    def spell(text: str) -> str:
+        changed = _replaced(text, pairs)
+        return changed if changed != text else _replaced(text, _backwards(pairs))
+
+    return spell
+
+
+def _danda_typed(text: str) -> str:
+    """The dandas after a Bengali letter as . and | in turn."""
+    typed = cycle(".|")
+    return re.sub("(?<=[\u0985-\u09b9\u09bc-\u09ce\u09d7\u09dc-\u09e3])।", lambda _: next(typed), text)
+
+
+SPELLINGS: Mapping[str, Spelling] = {
+    "nukta as one sign or two": _exchanged(_NUKTA),
+    "danda after a blank": lambda text: re.sub("(?<=\\S)।", " ।", text),
+    "danda as . or |": _danda_typed,
+    "ZWNJ after hasanta": lambda text: re.sub("\u09cd(?![\u200c\u200d])", "\u09cd\u200c", text),
+    "ra-ya in two encodings": _exchanged({"\u09b0\u200d\u09cd\u09af": "\u09b0\u09cd\u200d\u09af"}),
+    "digits Bengali or ASCII": _exchanged(dict(zip("০১২৩৪৫৬৭৮৯", "0123456789", strict=True))),
+    "khanda ta as ta and ZWJ": _exchanged({"\u09ce": "\u09a4\u09cd\u200d"}),
+    "o, au as one sign or two": _exchanged({"\u09cb": "\u09c7\u09be", "\u09cc": "\u09c7\u09d7"}),
+}
+"""Eight ways to write one text, by name; a text in which there is nothing to spell otherwise comes back as it is."""
+
+# --- What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points ---
+
+_BN = tomllib.loads(decompose_nukta((Path(__file__).parent / "bn.toml").read_text("utf-8")))
+GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]
+"""Replies that fit any message, in আপনি and in তুমি."""
+STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]
+"""Stock phrases in the two registers."""
+_LETTER = "[\u0980-\u09fe\u200c\u200d]"
+
+
+def _rewritten(text: str, change: Callable[[str], str | None]) -> str | None:
+    """What `change` makes of a text, in the text's own spelling of য় ড় ঢ়; None where it changes nothing."""
+    plain = decompose_nukta(text)
+    changed = change(plain)
+    if changed is None or changed == plain:
+        return None
+    return changed if plain == text else compose_nukta(changed)
+
+
+# --- Negation ---
+
+_NOT = _BN["negation"]
+_NEGATORS, _ASKING, _NEEDS_NA = (f"(?<!{_LETTER})(?:{'|'.join(_NOT[k])})" for k in ("negators", "asking", "negative"))
+_NOT_TO_NEGATE = re.compile(f"(?:{_NEGATORS}|{_ASKING}|[িেোইওন\u09bc]নি)(?!{_LETTER})|[?!]\\s*$")
+_NOT_TO_AFFIRM = re.compile(f"{_NEEDS_NA}|[?!]\\s*$")
+_SENTENCE = re.compile("[^।॥?!|\n]+(?:[।॥?!|]+|\n|$)")
+_LAST_WORD = re.compile(f"(?<![\u0980-\u09fe-])({_LETTER}+)(?=[।॥|\\s]*$)")
+_NA = re.compile(f"({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
+_KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile("|".join(_NOT["finite"]))
+
+
+def with_negation(text: str) -> str | None:
+    """The reply with each of its statements negated that can be; None where none can.
+
+    না goes after the finite verb that ends a statement (আমি বুঝতে পারছি। আমি বুঝতে পারছি না।), and নেই in place of আছি or
+    আছে. Not in a question or an exclamation, not in a statement that has কী or যদি or is negated already, and not after
+    what না would not negate: a command or an offer (বলুন না, দিই না coax), a perfect (করেছি: its negative is করিনি), a form
+    that need not be a verb (পড়ে, বলে, শুনে).
+    """
+
+    def negative(word: re.Match[str]) -> str:
+        if re.fullmatch("আছ(?:ি|ে|েন|ো)?", word[1]):
+            return "নেই"
+        return f"{word[1]} না" if _FINITE.fullmatch(word[1]) and word[1] not in _NOT["no_verbs"] else word[1]
+
+    def negated(sentence: re.Match[str]) -> str:
+        return sentence[0] if _NOT_TO_NEGATE.search(sentence[0]) else _LAST_WORD.sub(negative, sentence[0])
+
+    return _rewritten(text, lambda plain: _SENTENCE.sub(negated, plain))
+
+
+def without_negation(text: str) -> str | None:
+    """The reply without its না; None where none can be taken out.
+
+    Taken out of a statement is a না with a word before it and a word or the end of the sentence after it. Not the না of
+    তাই না, কি না, কিছু না, আর না, একটা কথাও না, of coaxing (বলুন না, বলো না), of alternatives and contrasts (রাগ, না ভয়;
+    মানুষ না, জিনিস), not part of a word (না-বলা), and not where another word asks for it (কেউ, কিচ্ছু, কখনো).
+    """
+
+    def positive(found: re.Match[str]) -> str:
+        return found[0] if _KEEPS_NA.fullmatch(found[1]) else found[1]
+
+    def affirmed(sentence: re.Match[str]) -> str:
+        return sentence[0] if _NOT_TO_AFFIRM.search(sentence[0]) else _NA.sub(positive, sentence[0])
+
+    return _rewritten(text, lambda plain: _SENTENCE.sub(affirmed, plain))
+
+
+# --- Register ---
+
+
+def _with(suffixes: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
+    """The table, and both sides of it with each suffix; where a form is had in two ways, without one."""
+    return {**{old + each: new + each for each in reversed(suffixes) for old, new in table.items()}, **table}
+
+
+_YOU = _BN["register"]
+_WORD = re.compile(f"{_LETTER}+")
+_ANY_PRONOUN = re.compile("আপন|তুমি|তোমা|তোমরা|(?:তুই|তোর|তোকে|তোদের|তোরা)(?:ই|ও)?$")
+_RESPECTED = re.compile(f"(?:{'|'.join(_YOU['people'])})(?:ই|ও|র|কে|টা|রা|দের|য\u09bcের|জি|জান|মা)*")
+_CLAUSE_END = re.compile(r"\s*(?:[।॥,;:!?—–|.\n’”]|তুমি|$)")  # or goes on with its subject: ভাবতে তুমি
+_COMMAND_END = re.compile(r"\s*(?:[।!]|না(?![\u0980-\u09fe])|$)")
+_VERB_ENDING = re.compile("(.*[েুা])ন(ই|ও|নি)?")
+_PRESENT = re.compile("(?!(?:গা|মা|কা|পা)ছো?$)(.*ছ)ো?")
+_SURE = "হবে|লাগবে|অথবা|সেবা|বাবা|.*(?:তো|লো|নো|টো|গো)|(?:আ|বা|তে|কা)রো|বড\u09bcো"
+_UNCLEAR = re.compile(f"(?!(?:{_SURE})$)(?:.*(?:বে|বা|ো)|রে)")
+
+# Pronouns, and verbs as far as their endings are not the same for every verb. One familiar form may stand for two
+# polite ones: the later of these wins, করেন before করুন.
+_STEMS = {**{stem: stem for stem in _YOU["stems"]}, **_YOU["shifting_stems"]}
+_VERBS = {
+    **_YOU["irregular"],
+    **{f"{stem}ন": f"{stem}ও" for stem in _YOU["long_stems"]},
+    **{f"{high}ুন": f"{low}ো" for high, low in _STEMS.items()},
+    **{f"{low}েন": f"{low}ো" for low in _STEMS.values()},
+}
+_BACK = {**_backwards(_VERBS), **_backwards(_YOU["commands"]), "হও": "হন", "নাও": "নেন"}
+_FAMILIAR_PRONOUNS = _with(("ই", "ও", "টা"), _YOU["pronouns"])
+_POLITE_PRONOUNS = _with(("ই", "ও", "টা"), _backwards(_YOU["pronouns"]))
+_TO_FAMILIAR = {**_with(("ই", "ও", "নি"), _VERBS), **_FAMILIAR_PRONOUNS}
+_TO_POLITE = {**_with(("নি",), _BACK), **_POLITE_PRONOUNS}
+
+
+def _familiar(word: str, after: str) -> str | None:
+    """A word of an আপনি reply in a তুমি reply, by what follows it; None where that is not certain."""
+    if known := _TO_FAMILIAR.get(word):
+        return known
+    command: str | None = _YOU["commands"].get(word)
+    if command and _COMMAND_END.match(after):
+        return command
+    if word in _YOU["no_verbs"] or not (verb := _VERB_ENDING.fullmatch(word)):
+        return None if word == "দিন" and _CLAUSE_END.match(after) else word
+    stem, suffix = verb[1], verb[2] or ""
+    if stem.endswith("ছে"):
+        return stem[:-1] + suffix
+    return stem + suffix if stem.endswith(("লে", "বে", "তে")) else None
+
+
+def _polite(word: str, after: str) -> str | None:
+    """A word of a তুমি reply in an আপনি reply, by what follows it; None where that is not certain."""
+    if known := _TO_POLITE.get(word):
+        return known
+    if word.endswith("ছিলে"):
+        return word + "ন"
+    if present := _PRESENT.fullmatch(word):
+        return present[1] + "েন"
+    conditional = word.endswith(("লে", "তে")) and _CLAUSE_END.match(after)
+    return None if conditional or _UNCLEAR.fullmatch(word) else word
+
+
+def other_register(text: str) -> str | None:
+    """The reply with আপনি and তুমি exchanged, pronouns and verbs together; None where that is not certain.
+
+    A reply is left alone when it has no pronoun of the second person, or of both registers, or another form of one
+    (আপনে, আপনজন, তোকে), and where a verb does not show its person:
+
+    * Towards তুমি: -েন is also the third person of respect (বাবা বলেছেন). A reply that names such a person is left alone,
+      and so is one with a word in -েন, -ুন or -ান that is neither a known verb nor a known other word, or with দিন (give,
+      day) where a clause ends.
+    * Towards আপনি: -বে, -লে and -তে are also the third person, the conditional and the infinitive. A reply with -বে
+      (other than হবে, লাগবে) is left alone, and one where -লে or -তে ends a clause. An imperative becomes -েন (বলো:
+      বলেন), which is the present as well, as -ো is.
+    """
+
+    def exchanged(plain: str) -> str | None:
+        words = _WORD.findall(plain)
+        pronouns = [word for word in words if _ANY_PRONOUN.match(word)]
+        if not pronouns:
+            return None
+        to_familiar, to_polite = (set(pronouns) <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
+        if not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
+            return None
+        other = _familiar if to_familiar else _polite
+        found = [other(match[0], plain[match.end() :]) for match in _WORD.finditer(plain)]
+        certain = iter([word for word in found if word is not None])
+        return None if None in found else _WORD.sub(lambda _: next(certain), plain)
+
+    return _rewritten(text, exchanged)
+
+
+# --- The perturbations of an audit ---
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a perturbation may use beside the reply: the empathic replies to another message, and a seeded generator."""
+    """What a perturbation may use: the empathic replies to another message beside the row's own, a seeded generator,
+    and the reply's register, "তুমি" where it says so, else "আপনি".
+    """
 
     row: LabelledReply
     elsewhere: Sequence[str]
     chance: random.Random
-
-    @property
-    def register(self) -> str:
-        """ "তুমি" where the reply says so, else "আপনি"."""
-        return "তুমি" if _FAMILIAR.search(self.row.reply) else "আপনি"
+    register: str
 
 
 @dataclass(frozen=True)
@@ -99,14 +268,15 @@ class Perturbation:
 
 def shuffled(text: str, chance: random.Random) -> str | None:
     """The words in another order, punctuation and blanks where they were; None for a text of less than three words."""
-    words = _WORD.findall(text)
+    word = re.compile('[^\\s।॥?!,;:“”‘’"()…—–|.]+')
+    words = word.findall(text)
     if len(set(words)) < 3:
         return None
     order = words[:]
     while order == words:
         chance.shuffle(order)
     left = iter(order)
-    return _WORD.sub(lambda _: next(left), text)
+    return word.sub(lambda _: next(left), text)
 
 
 def _stuffed(context: Context) -> str:
@@ -134,20 +304,17 @@ def perturbed(perturbation: Perturbation, data: LabelledSet, seed: int) -> dict[
     for row in data.rows:
         if row.kind == EMPATHIC:
             replies.setdefault(row.id, []).append(row.reply)
-    elsewhere = _shifted(replies, seed)
+    ids = list(replies)
+    shift = random.Random(seed).randrange(1, len(ids)) if len(ids) > 1 else 0
+    elsewhere = {name: replies[ids[(place + shift) % len(ids)]] if shift else [] for place, name in enumerate(ids)}
     found: dict[int, str] = {}
     for place, row in enumerate(data.rows):
         if row.kind == EMPATHIC:
+            # A generator of the row's own: what happens to it does not hang on the rows before it.
             chance = random.Random(f"{seed}:{perturbation.name}:{place}")
-            text = perturbation.apply(Context(row, elsewhere[row.id], chance))
+            familiar = re.search("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)", row.reply)
+            register = "তুমি" if familiar else "আপনি"
+            text = perturbation.apply(Context(row, elsewhere[row.id], chance, register))
             if text is not None and text != row.reply:
                 found[place] = text
     return found
-
-
-def _shifted(replies: Mapping[str, Sequence[str]], seed: int) -> dict[str, Sequence[str]]:
-    ids = list(replies)
-    if len(ids) < 2:
-        return dict.fromkeys(ids, ())
-    shift = random.Random(seed).randrange(1, len(ids))
-    return {name: replies[ids[(place + shift) % len(ids)]] for place, name in enumerate(ids)}

@@ -1,21 +1,26 @@
-"""Empathy: by keywords, and by the nearness of meanings. Both speak of the three mechanisms of EPITOME."""
+"""Empathy: by keywords (`keyword`, `lexicon`), and by the nearness of meanings (`semantic`, `encoder`).
+
+Both score the three mechanisms of EPITOME (Sharma, Miner, Atkins & Althoff 2020, "A Computational Approach to
+Understanding Empathy Expressed in Text-Based Mental Health Support").
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Result
+from bnbench.metrics.core import FloatArray, MeanMetric, Result
 from bnbench.metrics.errors import InputError
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
-"""The mechanisms of empathy after EPITOME (Sharma, Miner, Atkins & Althoff 2020), and the values that metrics give of
-each."""
+"""What empathy metrics call their values of each: warmth, concern or shared joy; saying what the person feels or went
+through; asking about it."""
 
 
 def mechanisms(result: Result) -> FloatArray:
-    """Each reply's score of the three mechanisms, (n, 3), 0-100: emotional reaction, interpretation, exploration.
+    """Each reply's score of the three mechanisms, (n, 3), 0-100.
 
     Raises `InputError` where the metric has none, or only sums were kept.
     """
@@ -24,6 +29,21 @@ def mechanisms(result: Result) -> FloatArray:
     return np.column_stack([result.per_reply[name] for name in MECHANISMS])
 
 
-def labels_by_means(metric: Metric, labels: Mapping[str, str], means: str) -> dict[str, str]:
-    """The labels of an empathy metric's values: several measure the same mechanisms, so each says how."""
-    return {value: label if value == metric.values[0] else f"{label} ({means})" for value, label in labels.items()}
+class EmpathyMetric(MeanMetric):
+    """A metric whose main value is the mean of its others, the mechanisms, of which each is a mean over replies."""
+
+    description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
+    needs = frozenset({"messages"})
+    columns = (*MECHANISMS, "replies")
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """As of any metric; and since two metrics measure the same mechanisms, each says by which means."""
+        means = self.name.removesuffix("-empathy")
+        own = super().labels
+        return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """(..., 4) to (..., 4): the mean of the three mechanisms, then each. A lexicon without them has one mean."""
+        means = super().formula(sums)
+        return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1) if self.values[1:] else means

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.errors import InputError, MissingExtraError, UsageError
+from bnbench.metrics.errors import InputError, UsageError, require
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import preparation
 
@@ -85,8 +85,16 @@ class StaticEncoder:
     """
 
     def __init__(self, folder: str | Path = SHIPPED) -> None:
+        from safetensors.numpy import load  # here, since importing a metric must stay cheap
+
         self.folder = Path(folder)
-        config, weights, tokenizer = (self._file(n) for n in ("config.json", "model.safetensors", "tokenizer.json"))
+        files = {}
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            try:
+                files[name] = (self.folder / name).read_bytes()
+            except OSError as error:
+                raise UsageError(f"the encoder folder {self.folder} has no readable {name}: {error}") from error
+        config, weights, tokenizer = files.values()
         settings = json.loads(config)
         if settings.get("text") != _MARK:
             raise UsageError(f"{self.folder} holds no encoder of bn1 tokens (made by scripts/make_encoder.py)")
@@ -96,10 +104,14 @@ class StaticEncoder:
         if self._length:
             digest.update(repr(self._length).encode())
         self.id = f"{self.folder.name}@{digest.hexdigest()[:8]}"
-        self._vectors, self._vocabulary = _vectors(weights), json.loads(tokenizer)["model"]["vocab"]
+        # The table of vectors, float32: int8 rows times their scales.
+        table = load(weights)
+        self._vectors: Vectors = table["embeddings"].astype(np.float32) * table["weights"].astype(np.float32)[:, None]
+        self._vocabulary: dict[str, int] = json.loads(tokenizer)["model"]["vocab"]
         self.dim = int(self._vectors.shape[1]) + (3 if self._length else 0)
         prepared = preparation()
         self._prepare, self._tokens = prepared.normalizer.beyond_words, prepared.pieces
+        # The rows of each raw word, found once however many texts have it: this is what makes it fast.
         self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -114,6 +126,19 @@ class StaticEncoder:
             self._encode_into(found[start : start + _BATCH], texts[start : start + _BATCH])
         return found
 
+    def _encode_into(self, found: Vectors, texts: Sequence[str]) -> None:
+        """One block; a function of its own, so that its large arrays are gone, and their memory warm, for the next."""
+        rows = list(map(self._text_rows, texts))
+        lengths = np.fromiter(map(len, rows), np.intp, len(rows))
+        filled = lengths > 0
+        if not filled.any():
+            return
+        # The vectors of all texts of the block, summed from where each text begins to where the next one does.
+        begins = (np.cumsum(lengths) - lengths)[filled]
+        flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
+        sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
+        found[filled] = self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
+
     @cached_property
     def words(self) -> StaticEncoder:
         """This encoder without what its vectors say of length: the mean of the parts' vectors, made a unit vector."""
@@ -126,17 +151,6 @@ class StaticEncoder:
         names = {row: name for name, row in self._vocabulary.items()}
         return [names[row] for row in self._text_rows(text)]
 
-    def _encode_into(self, found: Vectors, texts: Sequence[str]) -> None:
-        rows = list(map(self._text_rows, texts))
-        lengths = np.fromiter(map(len, rows), np.intp, len(rows))
-        filled = lengths > 0
-        if not filled.any():
-            return
-        starts = (np.cumsum(lengths) - lengths)[filled]
-        flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
-        sums = np.add.reduceat(self._vectors[flat], starts, axis=0)
-        found[filled] = self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
-
     def _text_rows(self, text: str) -> list[int]:
         return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
 
@@ -144,42 +158,41 @@ class StaticEncoder:
         parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
         return tuple(map(self._vocabulary.__getitem__, parts))
 
-    def _file(self, name: str) -> bytes:
-        try:
-            return (self.folder / name).read_bytes()
-        except OSError as error:
-            raise UsageError(f"the encoder folder {self.folder} has no readable {name}: {error}") from error
-
 
 class TransformerEncoder:
     """Any sentence-transformers model, by hub id or folder; needs `pip install "bnbench[models]"`.
 
     Texts are normalised (bn1) first. Models of the e5 family are given the prefix `query: ` that they were trained
-    with, all others none. `id` is name@commit, or name@8 hex digits of the weights' sha256 for a local folder, and the
-    prefix. Only safetensors weights are read, and no code of the model's is run.
+    with, all others none. `id` is name@commit, or for a local folder name@8 hex digits of the sha256 over its weights,
+    vocabulary and settings, and the prefix. Only safetensors weights are read, and no code of the model's is run.
 
     Raises `MissingExtraError` without sentence-transformers, `UsageError` when the model is not there.
     """
 
     def __init__(self, name: str, device: str | None = None) -> None:
+        make = require("sentence_transformers", extra="models", by=f"the encoder {name!r}").SentenceTransformer
         try:
-            from sentence_transformers import SentenceTransformer
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f'the encoder {name!r} needs sentence-transformers: pip install "bnbench[models]"'
-            ) from error
-        try:
-            self._model: Any = SentenceTransformer(
-                name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-            )
-        except (OSError, ValueError) as error:
+            self._model = make(name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        except Exception as error:  # of the hub, safetensors, tokenizers or torch: a user is told the first line
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UsageError(
-                f"the encoder {name!r} could not be loaded: {error}. Give the folder or the hub id of a "
+                f"the encoder {name!r} could not be loaded: {why}. Give the folder or the hub id of a "
                 "sentence-transformers model with safetensors weights, or none for the encoder that ships with bnbench"
             ) from error
-        self._prefix = "query: " if "e5-" in Path(name).name.lower() else ""
-        self.id = f"{Path(name).name if Path(name).is_dir() else name}@{self._version(name)}"
-        self.id += "+query" if self._prefix else ""
+        folder = Path(name)
+        self._prefix = "query: " if "e5-" in folder.name.lower() else ""
+        if folder.is_dir():
+            digest = hashlib.sha256()
+            for file in sorted(folder.rglob("*")):
+                if file.suffix in (".safetensors", ".json", ".txt", ".model"):
+                    digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+                    with file.open("rb") as opened:  # weights may be larger than the memory
+                        digest.update(hashlib.file_digest(opened, "sha256").digest())
+            version = digest.hexdigest()
+        else:
+            config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
+            version = getattr(config, "_commit_hash", None) or "unknown"
+        self.id = f"{folder.name if folder.is_dir() else name}@{version[:8]}{'+query' if self._prefix else ''}"
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """n texts to n x d unit rows of float32, zeros for an empty text; raises as `StaticEncoder.encode` does."""
@@ -190,15 +203,6 @@ class TransformerEncoder:
         ).astype(np.float32)
         found[[not text for text in normal]] = 0
         return found
-
-    def _version(self, name: str) -> str:
-        if Path(name).is_dir():
-            digest = hashlib.sha256()
-            for file in sorted(Path(name).rglob("*.safetensors")):
-                digest.update(file.read_bytes())
-            return digest.hexdigest()[:8]
-        config = getattr(getattr(self._model[0], "auto_model", None), "config", None)
-        return str(getattr(config, "_commit_hash", None) or "unknown")[:8]
 
 
 def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> list[str]:
@@ -240,19 +244,11 @@ def words_only(encoder: Encoder) -> Encoder:
 def _load(name: str | None) -> Encoder:
     if name is None:
         return StaticEncoder()
-    config = Path(name) / "config.json"
-    if config.is_file() and json.loads(config.read_text("utf-8")).get("text") == _MARK:
-        return StaticEncoder(name)
-    return TransformerEncoder(name)
-
-
-def _vectors(weights: bytes) -> Vectors:
-    """The table of vectors, float32: int8 rows times their scales."""
-    from safetensors.numpy import load
-
-    tensors = load(weights)
-    scaled: Vectors = tensors["embeddings"].astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
-    return scaled
+    try:
+        ours = json.loads((Path(name) / "config.json").read_text("utf-8")).get("text") == _MARK
+    except (OSError, ValueError, AttributeError):  # no such folder, or one that sentence-transformers may judge
+        ours = False
+    return StaticEncoder(name) if ours else TransformerEncoder(name)
 
 
 def _unit(rows: Vectors) -> Vectors:

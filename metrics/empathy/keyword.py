@@ -31,15 +31,15 @@ how a person would feel on reading it, and it is no clinical instrument.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.empathy import MECHANISMS, labels_by_means
+from bnbench.metrics.core import FloatArray, Texts
+from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.normalization import normalize
@@ -48,32 +48,30 @@ from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, to
 COPIED_WORDS = 3
 """A run of this many words that also stands in the message (or the whole of a shorter message) is copied, in whatever
 form and person: আমার ডেকটা বানালাম, আপনার ডেকটা বানালেন."""
+COPIED_SHARE = 0.7
+"""A sentence is copied when this share of its words stands in the message, in whatever order and person."""
+LISTED, LISTED_WORDS = 6, 3
+"""So many parts in a row, each of at most so many words between commas, are a list and say nothing to anybody. Nobody
+comforts so: in the development half and in two other authors' sets, the longest row of an empathic reply has 3."""
 FULL_LEVELS = 4
 AGAINST = {1: 0.5, 2: 0.25}
-FREE_PHRASES = 1.5
-WORDS_PER_PHRASE = 3
 UNANCHORED = 0.75
 """What is left of the credit of a reply that takes nothing up from the message: it would fit another as well."""
 STOCK_ALONE = 0.5
 """What a stock phrase earns of its level in a reply that takes nothing up from the message."""
+FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3
+"""Stock phrases that need no words of the reply's own to carry them, and how many words each further one needs."""
 ADVICE_SHARE = 0.5
 """A reply of which this share of the sentences advises is advice, and does not count as telling the story back."""
-COPIED_SHARE = 0.7
-"""A sentence is copied when this share of its words stands in the message, in whatever order and person."""
-LISTED = 6
-LISTED_WORDS = 3
-"""So many parts in a row, each of at most so many words between commas, are a list and say nothing to anybody. Nobody
-comforts so: in the development half and in two other authors' sets, the longest row of an empathic reply has 3."""
 NEGATION_REACH = 2
 """How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
-
 TAKEN_UP = 0.5
 """What a statement that takes something up from the message, in words that match nothing, earns of interpretation."""
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
+# What Bengali hangs on a quoted word: ‘না’টা, ‘ভয়’এর.
 _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|\u09af\u09bc|ই|ও)?(?![\u0980-\u09fe])")
-"""What Bengali hangs on a quoted word: ‘না’টা, ‘ভয়’এর."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +92,13 @@ class Span:
     counted: bool
 
 
-class KeywordEmpathy(Metric):
+class KeywordEmpathy(EmpathyMetric):
     """Keyword empathy by a lexicon: `bn`, `original` (the original project's 14 substrings), or a TOML file's path.
 
-    `KeywordEmpathy().score(replies, messages=messages)` gives a `Result`, and `mechanisms(result)` each reply's.
-    `UsageError` for a bad lexicon.
+    Raises `UsageError` for a bad lexicon.
     """
 
     name: ClassVar[str] = "keyword-empathy"
-    description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
-    needs = frozenset({"messages"})
 
     def __init__(self, lexicon: str | Path = "bn") -> None:
         self._named = lexicon
@@ -117,107 +112,80 @@ class KeywordEmpathy(Metric):
         """The lexicon, read once in a process."""
         return load_lexicon(self._named)
 
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """What a reader's table calls each value."""
-        return labels_by_means(self, super().labels, "keyword")
-
-    def statistics(self, texts: Texts) -> FloatArray:
-        """n x 4: credit 0-1 for each mechanism, and 1 for the count; n x 2 for a lexicon without mechanisms."""
-        self.check(texts)
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x 3: credit 0-1 for each mechanism; n x 1 for a lexicon without mechanisms."""
         lexicon = self.lexicon
         if self._mechanisms:
-            messages = {message: _Message.of(lexicon, message) for message in set(texts.messages or ())}
+            messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
             pairs = zip(texts.replies, texts.messages or (), strict=True)
-            credits = [_Reading.of(lexicon, reply, messages[message]).credits() for reply, message in pairs]
-        else:
-            credits = [[_share(lexicon, reply)] for reply in texts.replies]
-        rows = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
-        return np.hstack([rows, np.ones((len(texts), 1))])
-
-    def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 4) to (..., 4): the mean of the three mechanisms, then each. Without them (..., 2) to (..., 1)."""
-        means = 100 * ratio(sums[..., :-1], sums[..., -1:])
-        return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1) if self._mechanisms else means
+            credits = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
+        else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
+            found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
+            credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
+        return np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        return _Reading.of(self.lexicon, reply, _Message.of(self.lexicon, message)).spans()
+        return _Reading(self.lexicon, reply, _Message(self.lexicon, message)).spans()
 
-    def signature(self, n: int) -> str:
-        """`keyword-empathy|lex:bn.2-1a2b3c4d|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
-        choices = preparation().choices if self._mechanisms else {}
-        return signature(self.name, n, lex=self.lexicon.signature, **choices)
-
-
-def _share(lexicon: Lexicon, reply: str) -> float:
-    """The original's rule: twice the share of patterns that occur anywhere in the reply, at most 1."""
-    return min(1.0, 2 * sum(pattern in reply for pattern in lexicon.patterns) / len(lexicon.patterns))
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The lexicon, and where its phrases are words, how texts become words."""
+        return {"lex": self.lexicon.signature, **(preparation().choices if self._mechanisms else {})}
 
 
-@dataclass(frozen=True)
-class _Sentence:
+class _Sentence(NamedTuple):
     """Words `start` to `end` of a text."""
 
     start: int
     end: int
     question: bool
 
-    @property
-    def length(self) -> int:
-        return self.end - self.start
 
-
-@dataclass(frozen=True)
 class _Words:
     """A normalised text as words; of each, where it starts, whether it is quoted, whether a clause ends with it."""
 
-    text: str
-    words: list[str]
-    starts: list[int]
-    quoted: list[bool]
-    clause_ends: list[bool]
-    sentences: list[_Sentence]
-
-    @classmethod
-    def of(cls, text: str) -> _Words:
-        made = cls(normalize(text), [], [], [], [], [])
+    def __init__(self, raw: str) -> None:
+        self.text = text = normalize(raw)
+        self.words, self.starts = list[str](), list[int]()
+        self.quoted, self.clause_ends = list[bool](), list[bool]()
+        self.sentences: list[_Sentence] = []
         closing, at = "", 0
-        for token in tokenize(made.text, norm="none"):  # normalised already, and tokens must be found where they stand
-            found = made.text.index(token, at)
-            if "\n" in made.text[at:found]:
-                made._end_sentence()
+        for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
+            found = text.index(token, at)
+            if "\n" in text[at:found]:
+                self._end_sentence()
             at = found + len(token)
             if is_word(token):
-                made._add(token, found, quoted=bool(closing))
+                self.words.append(token)
+                self.starts.append(found)
+                self.quoted.append(bool(closing))
+                self.clause_ends.append(False)
                 continue
-            made.clause_ends[-1:] = [True] if made.words else []
-            closing = _quotation(made.text, found, closing)
+            if self.words:
+                self.clause_ends[-1] = True
+            closing = _quotation(text, found, closing)
             if token in SENTENCE_ENDS:
-                made._end_sentence(question=token == "?")
-        made._end_sentence()
-        return made
+                self._end_sentence(question=token == "?")
+        self._end_sentence()
 
-    def inside(self, sentence: _Sentence) -> list[str]:
-        return self.words[sentence.start : sentence.end]
-
-    def listed(self) -> list[bool]:
-        """Which words stand in a list."""
-        return [each for s in self.sentences for each in listed(self.clause_ends[s.start : s.end])]
-
-    def _add(self, word: str, start: int, *, quoted: bool) -> None:
-        self.words.append(word)
-        self.starts.append(start)
-        self.quoted.append(quoted)
-        self.clause_ends.append(False)
-
-    def _end_sentence(self, *, question: bool = False) -> None:
-        begun = self.sentences[-1].end if self.sentences else 0
-        if begun < len(self.words):
+    def _end_sentence(self, question: bool = False) -> None:
+        start = self.sentences[-1].end if self.sentences else 0
+        if start < len(self.words):
             self.clause_ends[-1] = True
-            self.sentences.append(_Sentence(begun, len(self.words), question))
+            self.sentences.append(_Sentence(start, len(self.words), question))
+
+
+def _quotation(text: str, place: int, closing: str) -> str:
+    """What closes the quotation that the text is in after this character, "" outside; ক’দিন has an apostrophe."""
+    mark = text[place]
+    in_word = is_word(text[place - 1 : place]) and is_word(text[place + 1 : place + 2])
+    if closing:
+        apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, place + 1)
+        return "" if mark == closing and not apostrophe else closing
+    return _QUOTATION[mark] if mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[place + 1 :] else ""
 
 
 def listed(part_ends: Sequence[bool]) -> list[bool]:
@@ -232,238 +200,190 @@ def listed(part_ends: Sequence[bool]) -> list[bool]:
     return found
 
 
-def _quotation(text: str, place: int, closing: str) -> str:
-    """What closes the quotation that the text is in after this character, "" outside; ক’দিন has an apostrophe."""
-    mark = text[place]
-    in_word = is_word(text[place - 1 : place]) and is_word(text[place + 1 : place + 2])
-    if closing:
-        apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, place + 1)
-        return "" if mark == closing and not apostrophe else closing
-    return _QUOTATION[mark] if mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[place + 1 :] else ""
-
-
-@dataclass(frozen=True)
 class _Message:
-    """What a message says: its runs of words and of keys, the stems of all its words, and of those not common."""
+    """What a message says: its `runs` of words as keys, the `stems` of all its words, and `content`, of those not
+    common.
+    """
 
-    run: int
-    runs: set[tuple[str, ...]]
-    stems: set[str]
-    content: set[str]
-
-    @classmethod
-    def of(cls, lexicon: Lexicon, message: str) -> _Message:
+    def __init__(self, lexicon: Lexicon, message: str) -> None:
         words = list(filter(is_word, tokenize(message)))
-        run = min(COPIED_WORDS, len(words))
-        runs = _runs([lexicon.key(word) for word in words], run)
-        content = (word for word in words if lexicon.common and not lexicon.is_common(word))
-        return cls(run, runs, _stems(lexicon, words), _stems(lexicon, content))
-
-    def copied(self, lexicon: Lexicon, words: _Words) -> list[bool]:
-        """Which words stand in a run that the message has too, or in a statement that is mostly such words."""
-        copied = [each for sentence in words.sentences for each in self._copied(lexicon, words, sentence)]
-        return [True] * len(copied) if sum(copied) >= COPIED_SHARE * len(copied) else copied
-
-    def _copied(self, lexicon: Lexicon, text: _Words, sentence: _Sentence) -> list[bool]:
-        """The same for the words of one sentence. A question may ask in the message's words."""
-        words = text.inside(sentence)
-        copied = [False] * len(words)
         keys = [lexicon.key(word) for word in words]
-        for start in range(len(words) - self.run + 1 if self.run else 0):
-            if tuple(keys[start : start + self.run]) in self.runs:
-                copied[start : start + self.run] = [True] * self.run
-        others = [word for word in words if word not in lexicon.persons]
-        known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in others)
-        mostly = not sentence.question and known >= COPIED_SHARE * len(others)
-        return [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
+        self.run = min(COPIED_WORDS, len(words))
+        self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
+        content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
+        self.stems, self.content = (set[str]().union(*map(lexicon.stems, some)) for some in (words, content))
+
+    def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
+        """Which words stand in a run that the message has too, or in a statement or a reply that is mostly such words.
+
+        A question may ask in the message's words.
+        """
+        everything: list[bool] = []
+        for sentence in text.sentences:
+            words = text.words[sentence.start : sentence.end]
+            copied = [False] * len(words)
+            keys = [lexicon.key(word) for word in words]
+            for start in range(len(words) - self.run + 1 if self.run else 0):
+                if tuple(keys[start : start + self.run]) in self.runs:
+                    copied[start : start + self.run] = [True] * self.run
+            others = [word for word in words if word not in lexicon.persons]
+            known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in others)
+            mostly = not sentence.question and known >= COPIED_SHARE * len(others)
+            everything += [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
+        return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
-def _runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
-    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+class _Match(NamedTuple):
+    """An entry where it stands; `level` is the entry's, raised where the sentence is anchored."""
 
-
-def _stems(lexicon: Lexicon, words: Iterable[str]) -> set[str]:
-    return set[str]().union(*(lexicon.stems(word) for word in words))
-
-
-@dataclass(frozen=True)
-class _Match:
     entry: Entry
     words: tuple[int, ...]
     polarity: str
     level: float
-    """The entry's level, raised where the sentence is anchored."""
-
-    @property
-    def kind(self) -> str:
-        return self.entry.family or self.entry.phrase
 
 
-@dataclass
 class _Reading:
-    """A reply after matching: what stands, the different stock phrases, the content of its own, the anchored of it."""
+    """A reply as its message sees it: what matches, the different stock phrases, and the content of its own.
 
-    lexicon: Lexicon
-    words: _Words
-    message: _Message
-    void: list[bool]
-    """Which words are copied or listed."""
-    advises: bool
-    matches: list[_Match]
-    stock: set[str]
-    own: set[str]
-    anchored: set[str]
+    `void` says which words are copied or listed; `own` and `anchored` are keys of words that are neither common nor
+    void, and of those among them that are forms of the message's.
+    """
 
-    @classmethod
-    def of(cls, lexicon: Lexicon, reply: str, said: _Message) -> _Reading:
-        words = _Words.of(reply)
-        everything = [lexicon.find(words.inside(sentence)) for sentence in words.sentences]
+    def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
+        self.lexicon, self.message, self.text = lexicon, message, _Words(reply)
+        sentences = self.text.sentences
+        found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [
-            not sentence.question and any(each.phrase in lexicon.advising for each in found)
-            for sentence, found in zip(words.sentences, everything, strict=True)
+            not sentence.question and any(each.phrase in lexicon.advising for each in phrases)
+            for sentence, phrases in zip(sentences, found, strict=True)
         ]
-        advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
-        void = [a or b for a, b in zip(said.copied(lexicon, words), words.listed(), strict=True)]
-        made = cls(lexicon, words, said, void, advises, [], set(), set(), set())
-        claimed = set[int]()
-        for sentence, found, advice in zip(words.sentences, everything, advising, strict=True):
-            made._read(sentence, found, claimed, telling=not (sentence.question or advice or advises))
-        return made
+        self.advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
+        lists = (each for s in sentences for each in listed(self.text.clause_ends[s.start : s.end]))
+        self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
+        self.matches: list[_Match] = []
+        self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
+        self._claimed = set[int]()
+        for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
+            self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises))
 
-    def _read(self, sentence: _Sentence, everything: list[Found], claimed: set[int], *, telling: bool) -> None:
+    def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
+        lexicon = self.lexicon
+        content: dict[str, set[int]] = {}
+        for place in range(sentence.start, sentence.end):
+            word = self.text.words[place]
+            if not self.void[place] and word not in lexicon.persons and not lexicon.is_common(word):
+                content.setdefault(word, set()).add(place)
+        anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems(word))}
+
         matches: list[_Match] = []
         places_of_stock = set[int]()
-        content = self._content(sentence)
-        anchors = {word for word in content if self._is_anchored(word)}
-        for entry, found in self._standing(sentence, everything, anchored=bool(anchors)):
+        for entry, found in self._standing(sentence, phrases, anchored=bool(anchors)):
             places = tuple(sentence.start + place for place in found.words)
-            polarity = _polarity(self.lexicon, self.words, entry, places[-1]) if entry else None
-            if not claimed.isdisjoint(places) or (entry and not polarity):
+            polarity = self._polarity(entry, places[-1]) if entry else None
+            if not self._claimed.isdisjoint(places) or (entry and not polarity):
                 continue
-            claimed.update(places)
+            self._claimed.update(places)
             if entry is None or entry.stock:
                 self.stock.add(found.phrase)
                 places_of_stock.update(places)
             if entry and polarity:
-                level = _level(entry, raised=bool(anchors) and not self.advises)
-                matches.append(_Match(entry, places, polarity, level))
-        against = [match for match in matches if match.polarity == "against"]
-        free = sorted(place for word in anchors for place in content[word] if place not in claimed)
+                # Weak interpretation and exploration are strong where they are said of something in this message.
+                fits = not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
+                raised = fits and anchors and not self.advises
+                matches.append(_Match(entry, places, polarity, 2 if raised else entry.level))
+        free = sorted(place for word in anchors for place in content[word] if place not in self._claimed)
         if free and telling:
             matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
-        self.matches.extend(against or matches)
+        against = [match for match in matches if match.polarity == "against"]
+        self.matches += against or matches
+
         left = {word for word, places in content.items() if not places <= places_of_stock}
-        self.own.update(self.lexicon.key(word) for word in left)
-        self.anchored.update(self.lexicon.key(word) for word in left & anchors)
-
-    def _content(self, sentence: _Sentence) -> dict[str, set[int]]:
-        """The words of a sentence that are neither common nor void, with their places."""
-        content: dict[str, set[int]] = {}
-        for place in range(sentence.start, sentence.end):
-            word = self.words.words[place]
-            if not self.void[place] and word not in self.lexicon.persons and not self.lexicon.is_common(word):
-                content.setdefault(word, set()).add(place)
-        return content
-
-    def _is_anchored(self, word: str) -> bool:
-        return not self.message.content.isdisjoint(self.lexicon.stems(word))
+        self.own.update(map(lexicon.key, left))
+        self.anchored.update(map(lexicon.key, left & anchors))
 
     def _standing(
-        self, sentence: _Sentence, everything: list[Found], *, anchored: bool
+        self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool
     ) -> list[tuple[Entry | None, Found]]:
         """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
-        inside = self.words.inside(sentence)
-        phrases = {found.phrase for found in everything}
         conditions = {
-            "you": not self.lexicon.second_person.isdisjoint(inside),
+            "you": not self.lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
             "question": sentence.question,
             "statement": not sentence.question,
             "anchored": anchored,
             "no advice": not self.advises,
         }
         holding = {name for name, holds in conditions.items() if holds}
+        present = {found.phrase for found in phrases}
         kept: list[tuple[Entry | None, Found]] = []
-        for found in everything:
+        for found in phrases:
             entry = self.lexicon.entries.get(found.phrase)
             if entry:
-                fits = entry.when <= holding and phrases.isdisjoint(entry.excludes)
+                fits = entry.when <= holding and present.isdisjoint(entry.excludes)
             else:
                 fits = found.phrase in self.lexicon.stamps
             places = [sentence.start + place for place in found.words]
-            if fits and not all(self.void[place] or self.words.quoted[place] for place in places):
+            if fits and not all(self.void[place] or self.text.quoted[place] for place in places):
                 kept.append((entry, found))
-        return sorted(kept, key=_order)
+
+        def specific(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:
+            """More words first, then what speaks against, the stronger, the tighter, the earlier."""
+            entry, found = item
+            supports, level = entry is None or entry.polarity != "against", entry.level if entry else 0
+            return -len(found.words), supports, -level, found.words[-1] - found.words[0], found.words[0], found.phrase
+
+        return sorted(kept, key=specific)
+
+    def _polarity(self, entry: Entry, last: int) -> str | None:
+        """The polarity that the words after the entry's last one leave it; None where they take it away."""
+        words, ends = self.text.words, self.text.clause_ends
+        if entry.negation == "keeps":
+            return entry.polarity
+        for place in range(last + 1, min(last + 1 + NEGATION_REACH, len(words))):
+            if ends[place - 1]:
+                break
+            if words[place] in self.lexicon.negators:
+                # না before a nonfinite verb belongs to that (না বুঝে), and not to what stands before it.
+                if not ends[place] and words[place + 1].endswith(self.lexicon.nonfinite):
+                    break
+                return "against" if entry.negation == "turns" and entry.polarity == "support" else None
+        return entry.polarity
+
+    def _different(self, polarity: str) -> list[_Match]:
+        """The strongest match of each entry and of each family of entries, the first of equals."""
+        best: dict[str, _Match] = {}
+        for match in self.matches:
+            kind = match.entry.family or match.entry.phrase
+            if match.polarity == polarity and (kind not in best or match.level > best[kind].level):
+                best[kind] = match
+        return list(best.values())
+
+    def _strongest(self) -> list[tuple[_Match, float]]:
+        """The two different matches of each mechanism that count, with what they earn."""
+        alone = 1.0 if self.anchored else STOCK_ALONE
+        earned = [(match, match.level * (alone if match.entry.stock else 1)) for match in self._different("support")]
+        earned.sort(key=lambda pair: -pair[1])
+        return [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
         factor = float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
-        factor *= self._carried() * (1.0 if self.anchored or not self.lexicon.common else UNANCHORED)
+        if self.stock:
+            carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
+            factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
+        factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
         levels = dict.fromkeys(MECHANISMS, 0.0)
-        for match in self._strongest():
-            levels[match.entry.mechanism] += self._earned(match)
+        for match, earned in self._strongest():
+            levels[match.entry.mechanism] += earned
         return [factor * level / FULL_LEVELS for level in levels.values()]
 
     def spans(self) -> tuple[Span, ...]:
-        counted = {match.words for match in (*self._strongest(), *self._different("against"))}
-        return tuple(self._span(match, match.words in counted) for match in sorted(self.matches, key=lambda m: m.words))
-
-    def _span(self, match: _Match, counted: bool) -> Span:
-        start = self.words.starts[match.words[0]]
-        end = self.words.starts[match.words[-1]] + len(self.words.words[match.words[-1]])
-        text, entry = self.words.text[start:end], match.entry
-        return Span(start, end, text, entry.phrase, entry.mechanism, entry.level, match.polarity, counted)
-
-    def _different(self, polarity: str) -> Iterable[_Match]:
-        """The strongest match of each entry and of each family of entries, the first of equals."""
-        best: dict[str, _Match] = {}
-        for match in self.matches:
-            if match.polarity == polarity and (match.kind not in best or match.level > best[match.kind].level):
-                best[match.kind] = match
-        return best.values()
-
-    def _earned(self, match: _Match) -> float:
-        return match.level * STOCK_ALONE if match.entry.stock and not self.anchored else match.level
-
-    def _strongest(self) -> Iterator[_Match]:
-        different = sorted(self._different("support"), key=lambda match: -self._earned(match))
-        for mechanism in MECHANISMS:
-            yield from [match for match in different if match.entry.mechanism == mechanism][:2]
-
-    def _carried(self) -> float:
-        """The share that is left of everything when stock phrases are more than the reply's own content carries."""
-        if not self.stock:
-            return 1.0
-        carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
-        return min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
-
-
-def _level(entry: Entry, *, raised: bool) -> float:
-    """Weak interpretation and exploration are strong where they are said of something in this message."""
-    fits = not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
-    return 2 if raised and fits else entry.level
-
-
-def _order(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:
-    """More words first, then what speaks against, the stronger, the tighter, the earlier."""
-    entry, found = item
-    against = entry is not None and entry.polarity == "against"
-    level = entry.level if entry else 0
-    return -len(found.words), not against, -level, found.words[-1] - found.words[0], found.words[0], found.phrase
-
-
-def _polarity(lexicon: Lexicon, words: _Words, entry: Entry, last: int) -> str | None:
-    """The polarity that the words after the entry's last one leave it; None where they take it away."""
-    if entry.negation == "keeps" or not _negated(lexicon, words, last):
-        return entry.polarity
-    return "against" if entry.negation == "turns" and entry.polarity == "support" else None
-
-
-def _negated(lexicon: Lexicon, words: _Words, last: int) -> bool:
-    """Whether a negator follows in the clause and does not belong to what comes after it (না বুঝে)."""
-    for place in range(last + 1, min(last + 1 + NEGATION_REACH, len(words.words))):
-        if words.clause_ends[place - 1]:
-            return False
-        if words.words[place] in lexicon.negators:
-            return words.clause_ends[place] or not words.words[place + 1].endswith(lexicon.nonfinite)
-    return False
+        """Every match, where it stands in the normalised reply."""
+        counted = {match.words for match, _ in self._strongest()} | {m.words for m in self._different("against")}
+        spans = []
+        for match in sorted(self.matches, key=lambda match: match.words):
+            first, last, entry = match.words[0], match.words[-1], match.entry
+            start, end = self.text.starts[first], self.text.starts[last] + len(self.text.words[last])
+            said = self.text.text[start:end], entry.phrase, entry.mechanism, entry.level, match.polarity
+            spans.append(Span(start, end, *said, match.words in counted))
+        return tuple(spans)

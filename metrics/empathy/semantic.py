@@ -1,9 +1,9 @@
 """Semantic empathy: what the sentences of a reply mean, seen by a sentence encoder, given the message they answer.
 
-The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as in `empathy`. How a reply is scored:
+The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as in `keyword`. How a reply is scored:
 
 * It is cut into sentences; a sentence that stands twice counts once. One whose words stand in the message (whatever the
-  person: আমি বানালাম, আপনি বানালেন) is copied and left out, and so is a list (see `empathy.LISTED`). A reply with
+  person: আমি বানালাম, আপনি বানালেন) is copied and left out, and so is a list (see `keyword.LISTED`). A reply with
   nothing of its own scores 0.
 * `anchors/bn.toml` has sentences of each mechanism and sentences that contrast with it (advice, dismissal, generic
   talk, stamps, facts). From the anchors' vectors alone come linear contrasts ("heads"), by ridge regression: each
@@ -11,9 +11,8 @@ The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as i
   against the rest.
 * Seven features of a reply are made of them (`FEATURES`): means over its own sentences, the best sentence for the
   mechanism itself, and how near the reply is to its message. None is a length, a count, or a mark of punctuation.
-* A proportional-odds model for each mechanism turns the features into the expected level (0-2), times 50. It was fitted
-  on the development half of the labelled set by `scripts/calibrate_semantic.py`, which took stuffed replies, and
-  empathic replies to another message, for level 0: they are not said to this person.
+* A proportional-odds model for each mechanism turns the features into the expected level (0-2), times 50. It is fitted
+  to the development half of the labelled set (`calibrate`), once for each encoder; that of the shipped one is shipped.
 
 The shipped encoder is a mean of word vectors: it cannot see word order, and hardly sees a negation. No score here says
 whether a reply is right, safe, or would be felt as kind. Read `docs/empathy.md` before using one.
@@ -23,6 +22,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +36,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.empathy import MECHANISMS, labels_by_means
+from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
+from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
 from bnbench.metrics.tokenization import is_word, preparation
 
 Flags = npt.NDArray[np.bool_]
@@ -54,41 +57,33 @@ COPIED_SHARE = 0.7
 HEAD_RIDGE = 3.0
 ANCHORS = Path(__file__).parent / "anchors" / "bn.toml"
 CALIBRATION = Path(__file__).parent / "anchors" / "calibration.json"
+_ARRAYS = ("mean", "scale", "weights", "thresholds")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
+
+# What `calibrate` takes: the ridge penalty on weights, what stuffed replies and misplaced ones weigh beside the others,
+# and how many messages further on the empathic replies are put.
+RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 20.0, 2.0, 0.25, (7, 13)
+
+_log = logging.getLogger("bnbench")
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Sentences by class; `id` is name, version and 8 hex digits of the file's sha256."""
+    """Sentences and the class of each; `id` is name, version and 8 hex digits of the file's sha256."""
 
     id: str
-    classes: dict[str, tuple[str, ...]]
-
-    @property
-    def sentences(self) -> list[str]:
-        """All sentences, class by class."""
-        return [sentence for group in self.classes.values() for sentence in group]
-
-    @property
-    def labels(self) -> list[str]:
-        """The class of each sentence."""
-        return [name for name, group in self.classes.items() for _ in group]
+    sentences: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
-@lru_cache(maxsize=4)
-def load_anchors(path: Path = ANCHORS) -> Anchors:
-    """The anchors of a TOML file. Raises `UsageError` when a class is missing, empty, or not known."""
-    try:
-        data = path.read_bytes()
-        content = tomllib.loads(data.decode("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the anchors {path} cannot be read: {error}") from error
-    name, version = content.pop("name", path.stem), content.pop("version", "0")
-    wanted = {*MECHANISMS, *(f"not_{name}" for name in MECHANISMS), *CONTRASTS}
-    if wrong := wanted.symmetric_difference(content) or {each for each in wanted if not content[each]}:
-        raise UsageError(f"{path}: {', '.join(sorted(wanted))} are needed; check {', '.join(sorted(wrong))}")
-    classes = {each: tuple(sentences) for each, sentences in content.items()}
-    return Anchors(f"{name}.{version}-{hashlib.sha256(data).hexdigest()[:8]}", classes)
+@lru_cache(maxsize=1)
+def load_anchors() -> Anchors:
+    """The anchors that ship with bnbench."""
+    data = ANCHORS.read_bytes()
+    classes = tomllib.loads(data.decode("utf-8"))
+    name, version = classes.pop("name"), classes.pop("version")
+    labels, sentences = zip(*((each, text) for each, texts in classes.items() for text in texts), strict=True)
+    return Anchors(f"{name}.{version}-{hashlib.sha256(data).hexdigest()[:8]}", sentences, labels)
 
 
 @dataclass(frozen=True)
@@ -119,20 +114,23 @@ class Calibration:
 
     def as_json(self) -> dict[str, Any]:
         """What a calibration file holds."""
-        arrays = {name: getattr(self, name).tolist() for name in ("mean", "scale", "weights", "thresholds")}
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
         return {"encoder": self.encoder, "anchors": self.anchors, "features": list(FEATURES), **arrays}
 
 
 def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
-    """A file that `scripts/calibrate_semantic.py` wrote. Raises `UsageError` when it is not one."""
+    """What `Calibration.as_json` gave, from a file. Raises `UsageError` when it holds something else, or is damaged."""
     try:
         content = json.loads(Path(path).read_text("utf-8"))
         if content["features"] != list(FEATURES):
             raise UsageError(f"the calibration {path} is for other features: make it anew with calibrate_semantic.py")
-        arrays = [np.array(content[name], dtype=np.float64) for name in ("mean", "scale", "weights", "thresholds")]
-        return Calibration(content["encoder"], content["anchors"], *arrays)
+        arrays = [np.array(content[name], dtype=np.float64) for name in _ARRAYS]
+        found = Calibration(content["encoder"], content["anchors"], *arrays)
+        if content.get("id", found.id) != found.id:
+            raise ValueError("its coefficients are not those that were written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"the calibration {path} cannot be read: {error!r}") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -153,22 +151,34 @@ class Reader:
         self.encoder, self.anchors = encoder, anchors
         self.vectors = encoder.encode(anchors.sentences).astype(np.float64)
         self._mean = self.vectors.mean(axis=0)
-        self._heads = _fit_heads(self.vectors - self._mean, np.array(anchors.labels))
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
+        # The heads, (d + 1, 9), the last row their constants: each mechanism against all that is not empathic, each
+        # contrasting class against the mechanisms, and all mechanisms against the rest.
+        vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
+        empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
+        heads = [_contrast(vectors, labels == m, contrasting | (labels == f"not_{m}")) for m in MECHANISMS]
+        heads += [_contrast(vectors, labels == name, empathic) for name in CONTRASTS]
+        self._heads = np.stack([*heads, _contrast(vectors, empathic, ~empathic)], axis=1)
 
     def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
         """Features (n, 3, 7), and for each reply 1 when it has a sentence of its own, else 0 (its features are 0)."""
-        own = [self._own(*pair) for pair in zip(texts.replies, texts.messages or (), strict=True)]
-        sentences = {text: place for place, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        vectors, heads = self._read(list(sentences))
+        pairs = list(zip(texts.replies, texts.messages or (), strict=True))
+        own = [[text for text, void in self.sentences(*pair) if not void] for pair in pairs]
+        # Every different sentence is encoded once, whatever replies and messages it stands in.
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
+        vectors, heads = self._read(list(row_of))
         messages = {message: self._split(message) for message in dict.fromkeys(texts.messages or ())}
-        asked = {text: place for place, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
-        said = self.encoder.encode(list(asked)).astype(np.float64)
+        asked_row = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
+        asked = self.encoder.encode(list(asked_row)).astype(np.float64)
+
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
-        for row, (texts_of, message) in enumerate(zip(own, texts.messages or (), strict=True)):
-            if places := [sentences[text] for text in texts_of]:
-                about = said[[asked[text] for text in messages[message]]]
-                made[row] = _features(vectors[places], heads[places], about)
+        for place, (sentences, (_, message)) in enumerate(zip(own, pairs, strict=True)):
+            if rows := [row_of[text] for text in sentences]:
+                about = asked[[asked_row[text] for text in messages[message]]]
+                mean = heads[rows].mean(axis=0)
+                related = float((vectors[rows] @ about.T).max(axis=1).mean()) if len(about) else 0.0
+                made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
+                made[place, :, 1:] = [*(mean[HEADS.index(name)] for name in FEATURES[1:-1]), related]
         return made, np.array([bool(each) for each in own], dtype=np.float64)
 
     def sentences(self, reply: str, message: str) -> list[tuple[str, bool]]:
@@ -176,12 +186,24 @@ class Reader:
 
         It is when it is copied, as all are when the reply as a whole is, or a list.
         """
-        asked = {_key(word) for word in self._words(message)}
-        found = dict.fromkeys(self._split(reply))
-        known = {text: [_key(word) in asked for word in self._words(text)] for text in found}
-        everything = [each for words in known.values() for each in words]
-        all_copied = _mostly(everything)
-        return [(text, all_copied or _mostly(words) or self._is_list(text)) for text, words in known.items() if words]
+
+        def keys(text: str) -> list[str]:
+            """The beginnings of the words, which their inflected forms share; of no pronoun."""
+            words = (word for word in self._tokens(text) if is_word(word) and not word.startswith(_PERSONS))
+            return [word[:4] if len(word) <= 6 else word[:5] for word in words]
+
+        def mostly(known: Sequence[bool]) -> bool:
+            return sum(known) >= COPIED_SHARE * len(known)
+
+        def is_list(text: str) -> bool:
+            words = [is_word(token) for token in self._tokens(text)]
+            ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
+            return 2 * sum(listed(ends)) >= len(ends)
+
+        asked = set(keys(message))
+        known = {text: [key in asked for key in keys(text)] for text in dict.fromkeys(self._split(reply))}
+        all_copied = mostly([each for words in known.values() for each in words])
+        return [(text, all_copied or mostly(words) or is_list(text)) for text, words in known.items() if words]
 
     def read(self, reply: str, message: str) -> tuple[SentenceReading, ...]:
         """Every sentence of a reply as the scorer sees it."""
@@ -194,47 +216,10 @@ class Reader:
             for (text, void), row, near in zip(pairs, heads, nearest, strict=True)
         )
 
-    def _own(self, reply: str, message: str) -> list[str]:
-        return [text for text, void in self.sentences(reply, message) if not void]
-
-    def _is_list(self, text: str) -> bool:
-        words = [is_word(token) for token in self._tokens(text)]
-        ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
-        return 2 * sum(listed(ends)) >= len(ends)
-
     def _read(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+        """The vectors of s sentences, (s, d), and their heads, (s, 9)."""
         vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)
         return vectors, (vectors - self._mean) @ self._heads[:-1] + self._heads[-1]
-
-    def _words(self, text: str) -> list[str]:
-        return [token for token in self._tokens(text) if is_word(token) and not token.startswith(_PERSONS)]
-
-
-def _key(word: str) -> str:
-    """A word's beginning, which its inflected forms share."""
-    return word[:4] if len(word) <= 6 else word[:5]
-
-
-def _mostly(known: Sequence[bool]) -> bool:
-    return sum(known) >= COPIED_SHARE * len(known)
-
-
-def _features(vectors: FloatArray, heads: FloatArray, message: FloatArray) -> FloatArray:
-    """(3, 7) from a reply's s sentences (s, d), their heads (s, 9), and the m sentences of its message (m, d)."""
-    mean = heads.mean(axis=0)
-    shared = [mean[HEADS.index(name)] for name in FEATURES[1:-1]]
-    related = float((vectors @ message.T).max(axis=1).mean()) if len(message) else 0.0
-    return np.array([[heads[:, place].max(), *shared, related] for place in range(len(MECHANISMS))])
-
-
-def _fit_heads(vectors: FloatArray, labels: npt.NDArray[np.str_]) -> FloatArray:
-    """(d + 1, 9): a column for each of `HEADS`, the last row its constant."""
-    empathic = np.isin(labels, MECHANISMS)
-    contrasting = np.isin(labels, CONTRASTS)
-    columns = [_contrast(vectors, labels == name, contrasting | (labels == f"not_{name}")) for name in MECHANISMS]
-    columns += [_contrast(vectors, labels == name, empathic) for name in CONTRASTS]
-    columns.append(_contrast(vectors, empathic, ~empathic))
-    return np.stack(columns, axis=1)
 
 
 def _contrast(vectors: FloatArray, these: Flags, others: Flags) -> FloatArray:
@@ -247,22 +232,99 @@ def _contrast(vectors: FloatArray, these: Flags, others: Flags) -> FloatArray:
     return np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target))
 
 
-class SemanticEmpathy(Metric):
-    """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes and a calibration made for it.
+def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
+    """The coefficients that fit an encoder's features to labelled replies.
 
-    `SemanticEmpathy().score(replies, messages=messages)` gives a `Result`, and `mechanisms(result)` each reply's. The
-    first use raises `UsageError` when the encoder is missing or the calibration was made for another encoder or other
-    anchors.
+    Each mechanism has a proportional-odds model of seven features: one weight for each feature and two thresholds,
+    fitted to the levels 0-2 with a ridge penalty on the weights (McCullagh 1980). Three things are fitted beside the
+    labels as they stand: stuffed replies count as level 0 in all three, and twice, since what is said to everybody is
+    not said to this person; empathic replies put under another message count as level 0, at a quarter of a reply's
+    weight, since a score is about the reply given the message, and no labelled reply answers the wrong one; replies
+    without a sentence of their own score 0 by rule and are left out.
+    """
+    stuffed = np.array([row.kind == "stuffed" for row in data.rows])
+    asked = dict(zip(data.ids, data.messages, strict=True))
+    ids = list(asked)
+    misplaced = [
+        (row.reply, asked[ids[(ids.index(row.id) + shift) % len(ids)]])
+        for shift in SHIFTS
+        for row in data.rows
+        if row.kind == EMPATHIC
+    ]
+    replies, messages = zip(*zip(data.replies, data.messages, strict=True), *misplaced, strict=True)
+    levels = np.vstack([np.where(stuffed[:, None], 0, data.levels), np.zeros((len(misplaced), len(MECHANISMS)))])
+    weights = np.append(np.where(stuffed, STUFFED_WEIGHT, 1.0), [MISPLACED_WEIGHT] * len(misplaced))
+
+    features, own = reader.features(Texts.of(replies, messages=messages))
+    features, levels, weights = features[own > 0], levels[own > 0], weights[own > 0]
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    standard = (features - mean) / scale
+    models = [_fit(standard[:, m], levels[:, m], weights) for m in range(len(MECHANISMS))]
+    found = (mean, scale, *map(np.stack, zip(*models, strict=True)))
+    return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
+
+
+def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Weights of features (f,) and thresholds (2,) by Newton's method; `features` (n, f) are standardised.
+
+    Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
+    """
+    n, f = features.shape
+    rows = np.vstack([np.hstack([features, -np.eye(2)[[level] * n]]) for level in range(2)])
+    target, weight = np.concatenate([levels > 0, levels > 1]).astype(np.float64), np.tile(weights, 2)
+    penalty = np.array([RIDGE] * f + [1e-3] * 2)
+    found = np.zeros(f + 2)
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-rows @ found))
+        slope = rows.T @ (weight * (target - chance)) - penalty * found
+        curvature = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows + np.diag(penalty)
+        found += np.linalg.solve(curvature, slope)
+    return found[:f], found[f:]
+
+
+def kept_calibration(reader: Reader) -> Calibration:
+    """`calibrate` on the development half of the bundled set, kept on disk for each encoder that its id tells apart.
+
+    The folder is BNBENCH_CACHE, else bnbench in XDG_CACHE_HOME or ~/.cache. A file that is damaged is made again; where
+    none can be written, that is logged.
+    """
+    data = labelled_set("development")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnbench"
+    folder = Path(os.environ.get("BNBENCH_CACHE") or folder)
+    made_of = " ".join([reader.encoder.id, reader.anchors.id, data.sha256, SCORING_VERSION])
+    path = folder / f"calibration-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
+    try:
+        return load_calibration(path)
+    except UsageError as error:
+        if path.exists():
+            _log.warning("%s; it is made again", error)
+    made = calibrate(reader, data)
+    try:
+        # Written beside its place and then renamed, so that no other process reads half of it.
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False, encoding="utf-8") as file:
+            json.dump({**made.as_json(), "id": made.id}, file)
+        Path(file.name).replace(path)
+    except OSError as error:
+        _log.warning("the calibration of %s is not kept: %s", reader.encoder.id, error)
+    return made
+
+
+class SemanticEmpathy(EmpathyMetric):
+    """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes.
+
+    An encoder without a `calibration` file is calibrated when it is first used (`calibrate`), which takes as long as
+    scoring some 400 replies; of encoders given by folder or id the result is kept (`kept_calibration`). The first use
+    raises `UsageError` when the encoder is missing, or the calibration file was made for another encoder or other
+    anchors, and `MissingExtraError` when sentence-transformers is needed and not installed.
     """
 
     name: ClassVar[str] = "semantic-empathy"
-    description: ClassVar[str] = "mean of emotional reaction, interpretation, exploration, 0-100, higher is better"
-    needs = frozenset({"messages"})
-    columns = (*MECHANISMS, "replies")
     values = ("semantic_empathy", *MECHANISMS)
 
     def __init__(self, encoder: str | Path | Encoder | None = None, calibration: str | Path | None = None) -> None:
-        self._encoder, self._calibration = encoder, calibration or CALIBRATION
+        self._encoder, self._calibration = encoder, calibration
 
     @cached_property
     def reader(self) -> Reader:
@@ -273,32 +335,27 @@ class SemanticEmpathy(Metric):
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The coefficients, checked to be for this encoder and these anchors."""
-        made, encoder, anchors = load_calibration(self._calibration), self.reader.encoder.id, self.reader.anchors.id
-        if (made.encoder, made.anchors) != (encoder, anchors):
+        """The coefficients for this encoder and these anchors."""
+        reader, shipped = self.reader, load_calibration()
+        wanted = (reader.encoder.id, reader.anchors.id)
+        if self._calibration is None and wanted == (shipped.encoder, shipped.anchors):
+            return shipped
+        if self._calibration is None:
+            by_name = isinstance(self._encoder, str | Path) and "@unknown" not in reader.encoder.id
+            return kept_calibration(reader) if by_name else calibrate(reader, labelled_set("development"))
+        given = load_calibration(self._calibration)
+        if (given.encoder, given.anchors) != wanted:
             raise UsageError(
-                f"the calibration {self._calibration} is for encoder {made.encoder} and anchors {made.anchors}, not "
-                f"for {encoder} and {anchors}. Make one: python scripts/calibrate_semantic.py --encoder ID --out FILE; "
-                "then SemanticEmpathy(encoder=ID, calibration=FILE)"
+                f"the calibration {self._calibration} is for encoder {given.encoder} and anchors {given.anchors}, not "
+                f"for {' and '.join(wanted)}. Make one: python scripts/calibrate_semantic.py --encoder ID --out FILE; "
+                "or give none, and it is made here"
             )
-        return made
+        return given
 
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """What a reader's table calls each value."""
-        return labels_by_means(self, super().labels, "semantic")
-
-    def statistics(self, texts: Texts) -> FloatArray:
-        """n x 4: 0-1 for each mechanism, and 1 for the count."""
-        self.check(texts)
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""
         features, own = self.reader.features(texts)
-        levels = self.calibration.levels(features) * own[:, None]
-        return np.hstack([levels / 2, np.ones((len(texts), 1))])
-
-    def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 4) to (..., 4): the mean of the three mechanisms, then each."""
-        means = 100 * ratio(sums[..., :-1], sums[..., -1:])
-        return np.concatenate([means.mean(axis=-1, keepdims=True), means], axis=-1)
+        return self.calibration.levels(features) * own[:, None] / 2
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
@@ -306,7 +363,8 @@ class SemanticEmpathy(Metric):
             raise InputError("explain takes one reply and one message, both text")
         return self.reader.read(reply, message)
 
-    def signature(self, n: int) -> str:
-        """`semantic-empathy|enc:bn-static@1a2b3c4d|anchors:bn.1-1a2b3c4d|cal:1a2b3c4d|norm:bn1|tok:bn1|n:300|...`."""
-        read, choices = self.reader, preparation().choices
-        return signature(self.name, n, enc=read.encoder.id, anchors=read.anchors.id, cal=self.calibration.id, **choices)
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
+        made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
+        return {**made_of, **preparation().choices}

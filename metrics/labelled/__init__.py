@@ -22,11 +22,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import InputError, UsageError
@@ -34,13 +32,8 @@ from bnbench.metrics.errors import InputError, UsageError
 REQUIRED = ("message", "reply", *MECHANISMS)
 SECOND = tuple(f"{name}_second" for name in MECHANISMS)
 HALVES = ("development", "held-out")
-LEVELS = (0, 1, 2)
 EMPATHIC = "empathic"
 """The kind that counts as empathic; every other kind is "the rest"."""
-OTHER = "other"
-_SHIPPED = "empathy_bn.csv"
-
-Levels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -60,41 +53,24 @@ class LabelledReply:
     second: tuple[int, int, int] | None = None
 
 
-@dataclass(frozen=True)
 class LabelledSet:
-    """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file."""
+    """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file.
 
-    rows: tuple[LabelledReply, ...]
-    source: str
-    sha256: str
+    `ids`, `replies` and `messages` are tuples of n strings: the message's id (the cluster of a bootstrap), the reply's
+    text, and what it answers. `empathic` (n,) says which are of that kind; `levels` (n, 3) are 0-2, a column for each
+    mechanism.
+    """
+
+    def __init__(self, rows: Sequence[LabelledReply], source: str, sha256: str) -> None:
+        self.rows, self.source, self.sha256 = tuple(rows), source, sha256
+        self.ids = tuple(row.id for row in rows)
+        self.replies = tuple(row.reply for row in rows)
+        self.messages = tuple(row.message for row in rows)
+        self.empathic = np.array([row.kind == EMPATHIC for row in rows], dtype=np.bool_)
+        self.levels = np.array([row.levels for row in rows], dtype=np.int64).reshape(-1, len(MECHANISMS))
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The message's id of every reply: the clusters of a bootstrap."""
-        return tuple(row.id for row in self.rows)
-
-    @property
-    def replies(self) -> tuple[str, ...]:
-        """The text of every reply."""
-        return tuple(row.reply for row in self.rows)
-
-    @property
-    def messages(self) -> tuple[str, ...]:
-        """What each reply answers."""
-        return tuple(row.message for row in self.rows)
-
-    @property
-    def empathic(self) -> npt.NDArray[np.bool_]:
-        """Whether each reply is of the kind "empathic", shape (n,)."""
-        return np.array([row.kind == EMPATHIC for row in self.rows], dtype=np.bool_)
-
-    @property
-    def levels(self) -> Levels:
-        """Shape (n, 3), 0-2: emotional reaction, interpretation, exploration."""
-        return np.array([row.levels for row in self.rows], dtype=np.int64).reshape(-1, len(MECHANISMS))
 
     def part(self, half: str | None) -> LabelledSet:
         """The rows of one half, or all. Raises `UsageError` for another name, `InputError` when it has no rows."""
@@ -108,29 +84,24 @@ class LabelledSet:
         return LabelledSet(rows, f"{self.source} ({half})", self.sha256)
 
 
+@lru_cache(maxsize=4)
 def labelled_set(half: str | None = None) -> LabelledSet:
     """The shipped set, 80 messages with six replies each, or one half of it: "development" or "held-out".
 
     Calibrate on the development half; report the held-out one. What it is, and is not good for: `README.md` beside it.
     """
-    return _shipped().part(half)
+    return labelled_set().part(half) if half else read_labelled(Path(__file__).parent / "empathy_bn.csv")
 
 
 def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
-    """A labelled file of your own. Raises `UsageError` or `InputError` with the row and column that are wrong."""
-    path = Path(path)
+    """A labelled file of your own, or one half of it; the file's header tells the delimiter.
+
+    Raises `UsageError` or `InputError` with the row and column that are wrong.
+    """
+    path, source = Path(path), Path(path).name
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    return parse_labelled(path.read_bytes(), path.name).part(half)
-
-
-@lru_cache(maxsize=1)
-def _shipped() -> LabelledSet:
-    return parse_labelled(files(__name__).joinpath(_SHIPPED).read_bytes(), _SHIPPED)
-
-
-def parse_labelled(data: bytes, source: str) -> LabelledSet:
-    """The rows of a file's bytes; its header tells the delimiter. Raises as `read_labelled` does."""
+    data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -142,42 +113,6 @@ def parse_labelled(data: bytes, source: str) -> LabelledSet:
     if missing:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
     rows = tuple(_row(f"{source}, line {lines.line_num}", record) for record in lines)
-    _check_rows(rows, source)
-    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest())
-
-
-def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
-    if None in record:
-        raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
-    empty = [name for name in ("id", "message", "reply", "kind") if not (record.get(name, "absent") or "").strip()]
-    if empty:
-        raise InputError(f"{place}: {empty[0]} is empty")
-    half = record.get("half") or ""
-    if half not in ("", *HALVES):
-        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
-    levels = _levels(place, record, MECHANISMS)
-    return LabelledReply(
-        id=record.get("id") or record["message"] or "",
-        half=half,
-        topic=record.get("topic") or "",
-        message=record["message"] or "",
-        reply=record["reply"] or "",
-        kind=record.get("kind") or (EMPATHIC if max(levels) == max(LEVELS) else OTHER),
-        levels=levels,
-        second=_levels(place, record, SECOND) if any(record.get(name) for name in SECOND) else None,
-    )
-
-
-def _levels(place: str, record: Mapping[str | None, str | None], names: Sequence[str]) -> tuple[int, int, int]:
-    known = {str(level): level for level in LEVELS}
-    for name in names:
-        if (record.get(name) or "").strip() not in known:
-            raise InputError(f"{place}: {name} is {record.get(name)!r}; a level is 0 (none), 1 (weak) or 2 (strong)")
-    a, b, c = (known[(record[name] or "").strip()] for name in names)
-    return a, b, c
-
-
-def _check_rows(rows: Sequence[LabelledReply], source: str) -> None:
     if not rows:
         raise InputError(f"{source}: there is no row")
     first: dict[str, LabelledReply] = {}
@@ -186,3 +121,36 @@ def _check_rows(rows: Sequence[LabelledReply], source: str) -> None:
         if (known.message, known.half) != (row.message, row.half):
             what = "messages" if known.message != row.message else "halves"
             raise InputError(f"{source}: id {row.id!r} has two different {what}; an id names one message, in one half")
+    return LabelledSet(rows, source, hashlib.sha256(data).hexdigest()).part(half)
+
+
+def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
+    if None in record:
+        raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
+    for name in ("id", "message", "reply", "kind"):
+        if not (record.get(name, "absent") or "").strip():
+            raise InputError(f"{place}: {name} is empty")
+    half = record.get("half") or ""
+    if half not in ("", *HALVES):
+        raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
+
+    def levels(names: Sequence[str]) -> tuple[int, int, int]:
+        for name in names:
+            if (record.get(name) or "").strip() not in ("0", "1", "2"):
+                raise InputError(
+                    f"{place}: {name} is {record.get(name)!r}; a level is 0 (none), 1 (weak) or 2 (strong)"
+                )
+        a, b, c = (int(record[name] or "") for name in names)
+        return a, b, c
+
+    found = levels(MECHANISMS)
+    return LabelledReply(
+        id=record.get("id") or record["message"] or "",
+        half=half,
+        topic=record.get("topic") or "",
+        message=record["message"] or "",
+        reply=record["reply"] or "",
+        kind=record.get("kind") or (EMPATHIC if 2 in found else "other"),
+        levels=found,
+        second=levels(SECOND) if any(record.get(name) for name in SECOND) else None,
+    )

@@ -14,16 +14,17 @@ import pytest
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokenize
 from bnbench.metrics.audit import krippendorff_alpha
 from bnbench.metrics.audit.agreement import auc
-from bnbench.metrics.empathy.lexicon import MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.errors import InputError
-from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, parse_labelled, read_labelled
+from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.tokenization import is_word
 
 CARD = files("bnbench.metrics.labelled").joinpath("README.md").read_text(encoding="utf-8")
 
 
 def given_away(data: LabelledSet, feature: list[float]) -> float:
-    return auc(np.array(feature, dtype=np.float64), data.empathic, np.zeros(len(data), dtype=np.int64)).value
+    one_group, no_resamples = np.zeros(len(data), dtype=np.int64), np.zeros((0, 1))
+    return auc(np.array(feature, dtype=np.float64), data.empathic, one_group, no_resamples).value
 
 
 def words(text: str) -> int:
@@ -180,7 +181,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", [KeywordEmpathy(), SemanticEmpathy()], ids=lambda m: m.name)
 def test_other_writers_empathic_replies_are_known_too(metric: KeywordEmpathy | SemanticEmpathy) -> None:
-    others = parse_labelled(files("bnbench.metrics.labelled").joinpath("others_bn.csv").read_bytes(), "others_bn.csv")
+    others = read_labelled(str(files("bnbench.metrics.labelled").joinpath("others_bn.csv")))
     assert len(others) == 480 and len(set(others.ids)) == 80
     scores = metric.score(list(others.replies), messages=list(others.messages)).per_item
     assert given_away(others, list(scores)) > 0.9

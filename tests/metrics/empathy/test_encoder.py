@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnbench.metrics.empathy.encoder import SHIPPED, StaticEncoder, load_encoder, word_parts, words_only
+from bnbench.metrics.empathy.encoder import (
+    SHIPPED,
+    StaticEncoder,
+    TransformerEncoder,
+    load_encoder,
+    word_parts,
+    words_only,
+)
 from bnbench.metrics.errors import InputError, MissingExtraError, UsageError
 from bnbench.metrics.tokenization import tokenize
 
@@ -252,3 +259,27 @@ def tiny_transformer(folder: Path) -> str:
     part = Transformer(str(raw))
     SentenceTransformer(modules=[part, Pooling(16)]).save(str(folder))
     return str(folder)
+
+
+def test_a_folder_with_a_broken_model_is_an_error_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    folder = Path(tiny_transformer(tmp_path / "tiny"))
+    [weights] = folder.rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UsageError, match="could not be loaded") as raised:
+        load_encoder(folder)
+    assert "\n" not in str(raised.value)
+    (folder / "config.json").write_text("{", "utf-8")
+    with pytest.raises(UsageError, match="could not be loaded"):
+        load_encoder(str(folder) + "/.")
+
+
+def test_the_id_of_a_model_hangs_on_its_settings_and_not_on_its_card(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    folder = Path(tiny_transformer(tmp_path / "tiny"))
+    before = TransformerEncoder(str(folder)).id
+    (folder / "README.md").write_text("another card", "utf-8")
+    assert TransformerEncoder(str(folder)).id == before
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text("utf-8") + "\n", "utf-8")
+    assert TransformerEncoder(str(folder)).id != before

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
-from bnbench.metrics.empathy import mechanisms
+from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.empathy.lexicon import MECHANISMS
-from bnbench.metrics.empathy.semantic import CALIBRATION, CONTRASTS, FEATURES, HEADS, load_anchors, load_calibration
-from bnbench.metrics.errors import InputError
-from bnbench.metrics.labelled import labelled_set
+from bnbench.metrics.empathy.semantic import (
+    CALIBRATION,
+    CONTRASTS,
+    FEATURES,
+    HEADS,
+    Calibration,
+    Reader,
+    calibrate,
+    load_anchors,
+    load_calibration,
+)
+from bnbench.metrics.errors import InputError, MissingExtraError
+from bnbench.metrics.labelled import LabelledSet, labelled_set
 
 ROOT = Path(__file__).parents[3]
 MESSAGE = "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছি না।"
@@ -127,9 +140,10 @@ def test_a_list_says_nothing(metric: SemanticEmpathy) -> None:
 
 def test_anchors_are_many_and_their_own() -> None:
     anchors = load_anchors()
-    assert min(len(anchors.classes[name]) for name in MECHANISMS) >= 50
-    assert min(len(anchors.classes[f"not_{name}"]) for name in MECHANISMS) >= 25
-    assert set(anchors.classes) == {*MECHANISMS, *CONTRASTS, *(f"not_{name}" for name in MECHANISMS)}
+    classes = Counter(anchors.labels)
+    assert min(classes[name] for name in MECHANISMS) >= 50
+    assert min(classes[f"not_{name}"] for name in MECHANISMS) >= 25
+    assert set(classes) == {*MECHANISMS, *CONTRASTS, *(f"not_{name}" for name in MECHANISMS)}
     assert len(set(anchors.sentences)) == len(anchors.sentences)
     demo = (ROOT / "bnbench" / "demo" / "conversations.csv").read_text(encoding="utf-8")
     labelled = "\n".join(f"{row.message}\n{row.reply}" for row in labelled_set("development").rows)
@@ -137,13 +151,7 @@ def test_anchors_are_many_and_their_own() -> None:
     assert [sentence for sentence in long if sentence in demo or sentence in labelled] == []
 
 
-def test_bad_anchors_and_calibrations(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    with pytest.raises(UsageError, match="cannot be read"):
-        load_anchors(file)
-    file.write_text('advice = ["হাঁটুন।"]\n', "utf-8")
-    with pytest.raises(UsageError, match="stamps"):
-        load_anchors(file)
+def test_bad_calibrations(tmp_path: Path) -> None:
     other = tmp_path / "cal.json"
     with pytest.raises(UsageError, match="cannot be read"):
         load_calibration(other)
@@ -168,11 +176,148 @@ def test_the_signature_names_encoder_anchors_and_calibration(metric: SemanticEmp
     assert get_metric("semantic-empathy").signature(3) == metric.signature(3)
 
 
+def tiny_model(folder: Path, seed: int = 0) -> Path:
+    """A BERT of one layer with random weights and a vocabulary of characters, saved by sentence-transformers."""
+    pytest.importorskip("sentence_transformers")
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    texts = "".join((*load_anchors().sentences, *labelled_set().replies, *labelled_set().messages))
+    letters = sorted({letter for letter in texts if not letter.isspace()})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    raw = folder.with_name(f"{folder.name}-raw")
+    raw.mkdir(parents=True)
+    (raw / "vocab.txt").write_text("\n".join(words), "utf-8")
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(raw)
+    tokenizer = BertTokenizerFast(str(raw / "vocab.txt"), do_lower_case=False, strip_accents=False)
+    tokenizer.save_pretrained(raw)
+    SentenceTransformer(modules=[Transformer(str(raw)), Pooling(16)], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BNBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The encoders that a calibration is made for from now on."""
+    made: list[str] = []
+
+    def counted(reader: Reader, data: LabelledSet) -> Calibration:
+        made.append(reader.encoder.id)
+        return calibrate(reader, data)
+
+    monkeypatch.setattr("bnbench.metrics.empathy.semantic.calibrate", counted)
+    return made
+
+
+def test_any_model_is_calibrated_once(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fitted(monkeypatch)
+    first = get_metric(f"semantic-empathy:{model}")
+    assert not made and not cache.exists()  # a report asks for the metric only to name it
+    found = first.signature(2)
+    own = calibrate(Reader(load_encoder(model), load_anchors()), labelled_set("development"))
+    assert re.fullmatch(
+        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|norm:bn1\|tok:bn1\|n:2\|bnbench:0.2",
+        found,
+    )
+    replies, messages = list(REPLIES.values()), [MESSAGE] * len(REPLIES)
+    scored = first.score(replies, messages=messages)
+    assert list(scored.scores) == ["semantic_empathy", *MECHANISMS] and 0 < scored.value < 100
+
+    [file] = cache.iterdir()
+    again = get_metric(f"semantic-empathy:{model}")
+    assert again.signature(2) == found and len(made) == 1
+    assert again.score(replies, messages=messages).scores == scored.scores
+    assert json.loads(file.read_text("utf-8"))["id"] == own.id
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "half", "another number"])
+def test_a_damaged_calibration_is_made_again(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = SemanticEmpathy(model).signature(1)
+    [file] = cache.iterdir()
+    written = file.read_text("utf-8")
+    number = json.loads(written)["weights"][0][0]
+    file.write_text(
+        {"half": written[:300], "another number": written.replace(str(number), "7.5")}.get(damage, damage), "utf-8"
+    )
+    made = fitted(monkeypatch)
+    with caplog.at_level(logging.WARNING, "bnbench"):
+        assert SemanticEmpathy(model).signature(1) == found
+    assert len(made) == 1 and "made again" in caplog.text
+    assert [path.read_text("utf-8") for path in cache.iterdir()] == [written]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    monkeypatch.setenv("BNBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    with caplog.at_level(logging.WARNING, "bnbench"):
+        assert "enc:tiny@" in SemanticEmpathy(model).signature(1)
+    assert "is not kept" in caplog.text
+
+
+def test_the_cache_is_where_the_system_keeps_caches(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BNBENCH_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    SemanticEmpathy(model).signature(1)
+    assert [path.suffix for path in (tmp_path / "bnbench").iterdir()] == [".json"]
+
+
+def test_other_weights_under_the_same_name_are_another_encoder(model: Path, cache: Path, tmp_path: Path) -> None:
+    other = SemanticEmpathy(tiny_model(tmp_path / "tiny", seed=1)).signature(1)
+    assert "enc:tiny@" in other and other != SemanticEmpathy(model).signature(1)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_an_encoder_of_ones_own_leaves_nothing_on_disk(cache: Path) -> None:
+    class Letters:
+        id = "letters@1"
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            rows = np.array([[text.count(c) for c in "কবমতরি?"] for text in texts], dtype=np.float32).reshape(-1, 7)
+            norms = np.linalg.norm(rows, axis=1, keepdims=True)
+            return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+    metric = SemanticEmpathy(Letters())
+    assert "enc:letters@1|" in metric.signature(1) and not cache.exists()
+    assert np.isfinite(metric.score(list(REPLIES.values()), messages=[MESSAGE] * len(REPLIES)).per_item).all()
+
+
+def test_without_sentence_transformers_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    metric = get_metric("semantic-empathy:org/never-loaded")  # nothing is loaded until it scores
+    with pytest.raises(MissingExtraError) as raised:
+        metric.score(["মন খারাপ"], messages=["কেমন আছ?"])
+    said = str(raised.value)
+    assert 'pip install "bnbench[models]"' in said and "org/never-loaded" in said and "\n" not in said
+
+
 def test_the_script_gives_the_shipped_calibration(tmp_path: Path) -> None:
     out = tmp_path / "cal.json"
     command = [sys.executable, "scripts/calibrate_semantic.py", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": "."}, capture_output=True, text=True, check=True)
     assert "cross-validated by message" in done.stdout
+    page = (ROOT / "docs" / "empathy.md").read_text("utf-8")
+    told = re.search(r"cross-validated by message, gave (\S+), (\S+),\s(\S+) and (\S+)\.", page)
+    found = re.findall(r"(?:AUC|Kendall's tau), .*: (0\.\d+)", done.stdout)
+    assert told and list(map(float, told.groups())) == pytest.approx(list(map(float, found)), abs=0.002)
     made, shipped = load_calibration(out), load_calibration()
     assert (made.encoder, made.anchors) == (shipped.encoder, shipped.anchors)
     for name in ("mean", "scale", "weights", "thresholds"):

@@ -1,26 +1,35 @@
-"""What an audit found: checks with verdicts, and how the metric and the sentinels agree with the labels."""
+"""What an audit found: checks with verdicts, how scorers agree with the labels, as text and as files.
+
+The audits of the shipped empathy metrics are on record, made by `scripts/record_audits.py`, so that reports can show
+them without making them again; `bnbench audit METRIC --json > FILE` prints further ones.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from bnbench.metrics.errors import UsageError
+
 WIDTH = 110
-_LONGEST_NAME = 33
-_NOTES = (
-    "* a gate: where one fails, the audit fails; the other checks show limits. p: paired bootstrap, two-sided.",
-    "Sentinels are taken in their better direction. An audit speaks of these replies and labels only.",
-    "lex:original and original-semantic are the original project's scores; the latter with the encoder that is",
-    "named, since its own model cannot be shipped.",
-)
+RECORD = Path(__file__).parent.parent / "labelled" / "audited.json"
 
 PASSES, FAILS, LIMIT, NOT_APPLICABLE = "passes", "fails", "limit", "not applicable"
 """A gate fails; what any other check does not find as expected is a known limit."""
 AUC = "AUC"
 """The name of the measure, and of the check, that decides whether a metric is to be trusted."""
+_MARKS = {PASSES: "pass", FAILS: "FAIL", LIMIT: "limit", NOT_APPLICABLE: "n/a"}
+_LONGEST_NAME = 33
+_NOTES = """\
+* a gate: where one fails, the audit fails; the other checks show limits. p: paired bootstrap, two-sided.
+Sentinels are taken in their better direction. An audit speaks of these replies and labels only.
+lex:original and original-semantic are the original project's scores; the latter with the encoder that is
+named, since its own model cannot be shipped."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,11 @@ class AuditReport:
         if not self.trustworthy:
             sentinel = next(check.numbers["sentinel"] for check in self.checks if check.name == AUC)
             return f"not trustworthy here: not better than {sentinel}"
-        found = {"fails": self.named(FAILS), "known limits": self.named(LIMIT)}
-        return "; ".join(["trustworthy here", *(f"{what}: {', '.join(of)}" for what, of in found.items() if of)])
-
-    def named(self, verdict: str) -> list[str]:
-        """The checks with a verdict, as `change negation taken out`."""
-        return [f"{check.group} {check.name}" for check in self.checks if check.verdict == verdict]
+        found = ["trustworthy here"]
+        for what, verdict in (("fails", FAILS), ("known limits", LIMIT)):
+            if named := [f"{check.group} {check.name}" for check in self.checks if check.verdict == verdict]:
+                found.append(f"{what}: {', '.join(named)}")
+        return "; ".join(found)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -125,26 +133,31 @@ class AuditReport:
 
 def audits_text(reports: Sequence[AuditReport]) -> str:
     """Each audit's checks, then one table of how all the metrics, and the sentinels, agree with the labels."""
-    return "\n\n".join([*map(_checked, reports), "\n".join([standings_table(reports), *_NOTES])])
+    parts = []
+    for report in reports:
+        rows = [["check", "expect", "n", "found", "verdict"]]
+        for check in report.checks:
+            mark = _MARKS[check.verdict] + (" *" if check.gate else "")
+            rows.append([f"{check.group}: {check.name}", check.expected, str(check.n), check.shown, mark])
+        head = [
+            report.signature,
+            f"on {report.data}: {report.replies} replies to {report.messages} messages, seed {report.seed}, "
+            f"{report.resamples} resamples of messages",
+            *textwrap.wrap(report.verdict, WIDTH, subsequent_indent="  "),
+        ]
+        parts.append("\n".join([*head, "", *_columns(rows)]))
+    standings = all_standings(reports)
+    rows = [["agreement with the labels", *(name.removesuffix("_reaction") for name in standings[0].measures)]]
+    for row in standings:
+        # Without the 0 before the point: nothing here exceeds 1.
+        bare = (re.sub("(?<![0-9])0(?=[.])", "", str(row.measures[name])) for name in standings[0].measures)
+        rows.append([short_name(row.name), *bare])
+    return "\n\n".join([*parts, "\n".join([*_columns(rows), _NOTES])])
 
 
-def _checked(report: AuditReport) -> str:
-    lines = [
-        f"{report.signature}",
-        f"on {report.data}: {report.replies} replies to {report.messages} messages, seed {report.seed}, "
-        f"{report.resamples} resamples of messages",
-        *textwrap.wrap(report.verdict, WIDTH, subsequent_indent="  "),
-    ]
-    return "\n".join([*lines, "", *_check_lines(report.checks)])
-
-
-def standings_table(reports: Sequence[AuditReport]) -> str:
-    """The agreement of all metrics of several audits, and of the sentinels, in one table."""
-    rows = all_standings(reports)
-    measures = list(rows[0].measures)
-    header = ["agreement with the labels", *(name.removesuffix("_reaction") for name in measures)]
-    body = [[short_name(row.name), *(_bare(row.measures[name]) for name in measures)] for row in rows]
-    return "\n".join(_columns([header, *body]))
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def all_standings(reports: Sequence[AuditReport]) -> list[Standing]:
@@ -155,30 +168,35 @@ def all_standings(reports: Sequence[AuditReport]) -> list[Standing]:
     return list({row.name: row for row in reversed(rows)}.values())[::-1]
 
 
-def _bare(estimate: Estimate) -> str:
-    """Without the 0 before the point: nothing here exceeds 1."""
-    return re.sub("(?<![0-9])0(?=[.])", "", str(estimate))
-
-
 def short_name(name: str) -> str:
     """A scorer's name with the first of its choices, without the digits of a checksum, at most 33 characters."""
     name = re.sub("[-@][0-9a-f]{8}(?= |$)", "", re.sub(r"^(\S+ \S+:\S+) .*", r"\1", name))
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def _check_lines(checks: Sequence[Check]) -> list[str]:
-    rows = [["check", "expect", "n", "found", "verdict"]]
-    rows += [
-        [f"{check.group}: {check.name}", check.expected, str(check.n), check.shown, _mark(check)] for check in checks
-    ]
-    return _columns(rows)
+def unnumbered(signature: str) -> str:
+    """A signature without the number of replies: what an audit on some replies says of the same metric on others.
+
+    An audit belongs to one signature. A metric with another one (another lexicon, encoder, calibration, version of the
+    scoring) has no audit on record until one is made.
+    """
+    return re.sub(r"[|]n:[0-9]+(?=[|]|$)", "", signature)
 
 
-def _mark(check: Check) -> str:
-    mark = {PASSES: "pass", FAILS: "FAIL", LIMIT: "limit", NOT_APPLICABLE: "n/a"}[check.verdict]
-    return f"{mark} *" if check.gate else mark
+def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
+    """The audits of a file. Raises `UsageError` where there is none, or it holds something else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, list) or not found:
+            raise ValueError
+        return [AuditReport.of(plain) for plain in found]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; make a file: bnbench audit METRIC --json > audits.json") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path}: not what `bnbench audit METRIC --json` prints") from None
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def write_audits(audits: Sequence[AuditReport], path: str | Path = RECORD) -> None:
+    """One audit a line."""
+    lines = ",\n".join(json.dumps(audit.as_dict(), ensure_ascii=False, allow_nan=False) for audit in audits)
+    Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")

@@ -21,15 +21,14 @@ from bnbench.metrics.audit import (
     audits,
     audits_text,
     read_audits,
-    unnumbered,
     write_audits,
 )
-from bnbench.metrics.audit.auditing import _references
-from bnbench.metrics.audit.perturbations import PERTURBATIONS
-from bnbench.metrics.audit.spelling import SPELLINGS
+from bnbench.metrics.audit.checks import references_of
+from bnbench.metrics.audit.findings import unnumbered
+from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
+from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.empathy.lexicon import MECHANISMS
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.labelled import LabelledReply, LabelledSet, labelled_set
 
@@ -226,7 +225,7 @@ def test_each_kind_is_held_against_the_same_messages_empathic_replies() -> None:
 
 def test_references_are_other_empathic_replies() -> None:
     data = labelled_set("held-out")
-    references = _references(data)
+    references = references_of(data)
     for row, reference in zip(data.rows, references, strict=True):
         empathic = [other for other in data.rows if other.id == row.id and other.kind == "empathic" and other != row]
         assert reference != row.reply and reference in [other.reply for other in empathic]
@@ -355,6 +354,14 @@ def test_audits_take_names_and_files(tmp_path: Path) -> None:
         audits([Toy(length), "perplexity"], path)
     with pytest.raises(UsageError, match="there is no metric"):
         audits(["empathy"])
+
+
+def test_reading_audits_reads_nothing_that_makes_them() -> None:
+    code = "import sys; from bnbench.metrics.audit import read_audits; read_audits(); "
+    code += (
+        "sys.exit(any(m.startswith(('bnbench.metrics.audit.checks', 'bnbench.metrics.empathy')) for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_importing_the_metrics_does_not_import_the_audit() -> None:

@@ -8,10 +8,20 @@ from collections import Counter
 import pytest
 
 from bnbench.metrics import normalize, tokenize
-from bnbench.metrics.audit.negation import with_negation, without_negation
-from bnbench.metrics.audit.perturbations import GENERIC, PERTURBATIONS, STAMPS, STAMPS_IN_A_CHAIN, perturbed, shuffled
-from bnbench.metrics.audit.register import other_register
-from bnbench.metrics.audit.spelling import SPELLINGS, compose_nukta, decompose_nukta
+from bnbench.metrics.audit.perturbations import (
+    GENERIC,
+    PERTURBATIONS,
+    SPELLINGS,
+    STAMPS,
+    STAMPS_IN_A_CHAIN,
+    compose_nukta,
+    decompose_nukta,
+    other_register,
+    perturbed,
+    shuffled,
+    with_negation,
+    without_negation,
+)
 from bnbench.metrics.labelled import labelled_set
 
 BY_NAME = {each.name: each for each in PERTURBATIONS}
