@@ -61,24 +61,29 @@ def original_scores(
     `paraphrase-multilingual-MiniLM-L12-v2`, which was never trained on Bengali. Raises `InputError` on unequal or no
     texts.
     """
+    from bnbench.metrics.bleu import BLEU
+    from bnbench.metrics.empathy.keyword import KeywordEmpathy
+    from bnbench.metrics.rouge import ROUGE
+
     texts = Texts.of(replies, references, messages)
-    if not len(texts):
-        raise InputError("there is no reply to score")
-    rouge = ascii_rouge(replies, references)
-    bleu = bleu_13a(replies, references)
+    texts.clusters()  # refuses no texts at all
+    replies, references = texts.replies, list(texts.reference_texts())
+    if len(replies) != len(references):
+        raise InputError("the original knew one reference for each reply: give a list of texts")
+    bleu, rouge = bleu_13a(replies, references), ascii_rouge(replies, references)
     keyword = float(keyword_scores(replies).mean())
     semantic = None if encode is None else float(semantic_scores(replies, encode).mean())
     empathy = keyword if semantic is None else semantic
-    return OriginalScores(
-        bleu,
-        rouge["rouge1"],
-        rouge["rouge2"],
-        rouge["rougeL"],
-        keyword,
-        semantic,
-        combined(bleu, rouge["rougeL"], empathy),
-        _corrected(texts, empathy),
-    )
+
+    # The same quantities as bnbench computes them, with everything on 0-100.
+    ours = ROUGE().result(texts).scores
+    right = {"BLEU": BLEU().result(texts).value, **{kind: ours[kind] for kind in ("rouge1", "rouge2", "rougeL")}}
+    if messages is not None:
+        right["keyword-empathy"] = KeywordEmpathy().result(texts).value
+    right["combined"] = 0.25 * right["BLEU"] + 0.15 * right["rougeL"] + 0.60 * empathy
+    one, two, longest = (rouge[kind] for kind in ("rouge1", "rouge2", "rougeL"))
+    mixed = combined(bleu, longest, empathy)
+    return OriginalScores(bleu, one, two, longest, keyword, semantic, mixed, right)
 
 
 def keyword_scores(replies: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -124,16 +129,3 @@ def ascii_rouge(replies: Sequence[str], references: Sequence[str]) -> dict[str, 
     scorer = require("rouge_score.rouge_scorer", extra="compare", by=_PROFILE).RougeScorer(kinds)
     scores = [scorer.score(reference, reply) for reply, reference in zip(replies, references, strict=True)]
     return {kind: float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
-
-
-def _corrected(texts: Texts, empathy: float) -> dict[str, float]:
-    """BLEU, ROUGE and keyword empathy as bnbench computes them, and the combined score with everything on 0-100."""
-    from bnbench.metrics.bleu import BLEU
-    from bnbench.metrics.empathy.keyword import KeywordEmpathy
-    from bnbench.metrics.rouge import ROUGE
-
-    bleu, rouge = BLEU().result(texts).value, ROUGE().result(texts).scores
-    scores = {"BLEU": bleu, **{kind: rouge[kind] for kind in ("rouge1", "rouge2", "rougeL")}}
-    if texts.messages is not None:
-        scores["keyword-empathy"] = KeywordEmpathy().result(texts).value
-    return {**scores, "combined": 0.25 * bleu + 0.15 * rouge["rougeL"] + 0.60 * empathy}
