@@ -99,18 +99,30 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
         PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
     """
     with processes.meet(request.device):
-        planned, done, checkpoint = processes.first(lambda: _begin(request))
-        resumed_from = checkpoint.step if checkpoint else 0
-        if done is not None:
-            return _result(request, planned, done, resumed_from=done.steps)
-        with stop_on_signals(request.stop_after) as stop:
-            job = make_job(request, planned, checkpoint, stop)
-            try:
-                outcome = get_tuner(planned.recipe.tuner).train(job)
-            except KeyboardInterrupt:
-                raise _stopped(request, signal.SIGINT) from None
-        processes.first(lambda: _end(request, planned, outcome, resumed_from, stop.signal))
-    return _result(request, planned, outcome, resumed_from)
+        planned, outcome, checkpoint = processes.first(lambda: _begin(request))
+        resumed_from = outcome.steps if outcome else checkpoint.step if checkpoint else 0
+        if outcome is None:
+            with stop_on_signals(request.stop_after) as stop:
+                job = make_job(request, planned, checkpoint, stop)
+                try:
+                    trained = outcome = get_tuner(planned.recipe.tuner).train(job)
+                except KeyboardInterrupt:
+                    raise _stopped(request, signal.SIGINT) from None
+            processes.first(lambda: _end(request, planned, trained, resumed_from, stop.signal))
+    return FinetuneResult(
+        output=request.output,
+        finished=outcome.steps == planned.steps,
+        steps=outcome.steps,
+        total_steps=planned.steps,
+        resumed_from=resumed_from,
+        curve=outcome.curve,
+        seconds=outcome.seconds,
+        trainable=planned.trainable,
+        total=planned.total,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        tuner=planned.recipe.tuner,
+        gain=outcome.gain,
+    )
 
 
 def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint | None]:
@@ -255,20 +267,3 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
     )
     write_text(request.output / "loss.svg", loss_svg(record.curve))
     write_json(request.output / TRAINING, record)
-
-
-def _result(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int) -> FinetuneResult:
-    return FinetuneResult(
-        output=request.output,
-        finished=outcome.steps == planned.steps,
-        steps=outcome.steps,
-        total_steps=planned.steps,
-        resumed_from=resumed_from,
-        curve=outcome.curve,
-        seconds=outcome.seconds,
-        trainable=planned.trainable,
-        total=planned.total,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        tuner=planned.recipe.tuner,
-        gain=outcome.gain,
-    )

@@ -205,6 +205,18 @@ def test_another_request_is_refused_by_name(
         finetune(replace(request, system="আপনি একজন শিক্ষক।"))
 
 
+@pytest.mark.parametrize(
+    ("record", "why"), [("{", "damaged"), ('{"schema_version": 99}', "not what this bnbench writes")]
+)
+def test_a_record_that_is_not_ours_is_left_alone(request_for: Request, record: str, why: str) -> None:
+    request = request_for("theirs")
+    request.output.mkdir()
+    (request.output / "training.json").write_text(record, encoding="utf-8")
+    with pytest.raises(TrainingError, match=rf"{why}.*choose another folder"):
+        finetune(request)
+    assert (request.output / "training.json").read_text(encoding="utf-8") == record
+
+
 def test_files_of_others_are_left_alone(request_for: Request) -> None:
     request = request_for("theirs")
     foreign = request.output / "checkpoints" / "checkpoint-7"
