@@ -65,6 +65,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a fo
 Combine = Annotated[
     str | None, typer.Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their weighted mean too, with weights declared now.")
 ]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME or NAME:ARGUMENT (a folder, a model's id); may be repeated. Without it: the usual ones."),
+]
 Audit = Annotated[Path | None, typer.Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, sampling and resampling.")]
 
@@ -151,12 +155,7 @@ def evaluate_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
     out: RunFolder = None,
     backend: Annotated[str, typer.Option(help="What runs the models: hf (transformers), or a plug-in's name.")] = "hf",
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME or NAME:ARGUMENT (a folder, a model's id); may be repeated. Without it: the usual ones."
-        ),
-    ] = None,
+    metric: Metrics = None,
     primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     combine: Combine = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bnbench import __version__
+from bnbench import __version__, records
 from bnbench.data.corpus import (
     FIELDS,
     Corpus,
@@ -41,23 +41,6 @@ from bnbench.models.candidates import Candidate, missing
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.progress import stage
-from bnbench.records import (
-    TRAINING,
-    CandidateRecord,
-    CorpusRecord,
-    Generation,
-    Journal,
-    MetricRecord,
-    RunRecord,
-    describe_environment,
-    generation_key,
-    read_record,
-    read_training,
-    slug,
-    write_json,
-    write_scores,
-    write_text,
-)
 
 PRIMARY = "chrF++"
 EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
@@ -129,7 +112,7 @@ class Work:
     corpus: Corpus
     examples: tuple[Example, ...]
     entrants: tuple[Entrant, ...]
-    journal: Journal
+    journal: records.Journal
 
 
 @dataclass(frozen=True)
@@ -143,8 +126,8 @@ class Batch:
 
 def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
     """runs/<candidates>[-<data>]: the same command finds the same folder again."""
-    names = "-".join(slug(c.name) for c in candidates)
-    return Path("runs") / (names if data is None else f"{names}-{slug(Path(data).stem)}")
+    names = "-".join(records.slug(c.name) for c in candidates)
+    return Path("runs") / (names if data is None else f"{names}-{records.slug(Path(data).stem)}")
 
 
 def check_inputs(
@@ -172,7 +155,10 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
     def take(made: Metric, *, instead: bool = False) -> Metric:
         other = chosen.get(made.name)
         if other and not instead:
-            raise UsageError(f"{made.spelling}: {other.spelling} is named too, and a run has one {made.name}; make two")
+            raise UsageError(
+                f"{other.spelling} and {made.spelling}: a run has one {made.name}; name one of them, and make another "
+                "run for the other"
+            )
         chosen[made.name] = made
         return made
 
@@ -213,10 +199,11 @@ def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
             )
     if request.overwrite or not (request.out / "run.json").is_file():
         return
-    began = read_record(request.out)
+    began = records.read_record(request.out)
+    parts = {*began.combined, *measures.weights}
     if began.primary_metric != measures.primary:
         before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
-    elif began.combined != measures.weights:
+    elif any(abs(began.combined.get(name, 0) - measures.weights.get(name, 0)) > 1e-9 for name in parts):
         before, now = (
             f"with the combined score {weighted(w)}" if w else "without a combined score"
             for w in (began.combined, measures.weights)
@@ -244,10 +231,10 @@ def evaluate(request: EvaluationRequest) -> Path:
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
-    write_json(request.out / "run.json", record)
+    records.write_json(request.out / "run.json", record)
     record = _generate(work, plan[start:], record)
     computed = _score(work)
-    write_json(request.out / "run.json", _end(work, record, computed))
+    records.write_json(request.out / "run.json", _end(work, record, computed))
     return request.out
 
 
@@ -285,7 +272,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         decoding = prompter.limited(request.decoding, [e.reference for e in examples])
         asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
     entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
-    return Work(request, measures, corpus, examples, entrants, Journal(request.out / "generations.jsonl"))
+    return Work(request, measures, corpus, examples, entrants, records.Journal(request.out / "generations.jsonl"))
 
 
 def _plan(work: Work) -> list[Batch]:
@@ -298,7 +285,7 @@ def _plan(work: Work) -> list[Batch]:
         fixed = dict(entrant.backend.identity(entrant.candidate))
         fixed |= {"decoding": asdict(entrant.decoding), "batch_size": size}
         keys = [
-            generation_key(**fixed, item=example.id, prompt=list(prompt.ids), reference=example.reference)
+            records.generation_key(**fixed, item=example.id, prompt=list(prompt.ids), reference=example.reference)
             for example, prompt in zip(examples, entrant.prompts, strict=True)
         ]
         order = sorted(range(len(examples)), key=lambda i: (-len(entrant.prompts[i].ids), examples[i].id))
@@ -318,7 +305,7 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if [(g.candidate, g.key) for g in done] != keys[: len(done)]:
         try:
-            command = f" ({read_record(out).command})"
+            command = f" ({records.read_record(out).command})"
         except RunError:
             command = ""
         raise RunError(f"{out} holds another run{command}; name another --out, or start anew with --overwrite")
@@ -330,11 +317,11 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     if start:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
     lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in work.examples)
-    write_text(out / "examples.jsonl", "".join(lines))
+    records.write_text(out / "examples.jsonl", "".join(lines))
     return start
 
 
-def _generate(work: Work, plan: Sequence[Batch], record: RunRecord) -> RunRecord:
+def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> records.RunRecord:
     """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch.
 
     Where only recorded replies are left nothing is loaded, timed or shown: copying them takes no time.
@@ -361,7 +348,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: RunRecord) -> RunRecord
                     peaks = (record.peak_memory_bytes, batch.entrant.backend.peak_memory_bytes())
                     peak = max((peak for peak in peaks if peak is not None), default=None)
                     record = replace(record, candidates=tuple(took), peak_memory_bytes=peak)
-                write_json(path, record)
+                records.write_json(path, record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
         kept = f"What was computed is kept in {work.request.out}; go on with: {work.request.command}"
@@ -369,7 +356,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: RunRecord) -> RunRecord
     return record
 
 
-def _answer(work: Work, batch: Batch) -> list[Generation]:
+def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     """The replies of one batch, and the likelihood of each item's reference."""
     entrant, candidate = batch.entrant, batch.entrant.candidate
     prompts, examples = [entrant.prompts[i] for i in batch.items], [work.examples[i] for i in batch.items]
@@ -381,7 +368,7 @@ def _answer(work: Work, batch: Batch) -> list[Generation]:
     if scored is not None:
         rows = [(nll, int(tokens), int(size), int(characters)) for nll, tokens, size, characters in scored.tolist()]
     return [
-        Generation(key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *row)
+        records.Generation(key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *row)
         for key, example, reply, row in zip(batch.keys, examples, replies, rows, strict=True)
     ]
 
@@ -409,7 +396,7 @@ def _score(work: Work) -> list[Metric]:
             )
             metrics = [m for m in own if m.needs <= (EVERY_NEED if known else EVERY_NEED - {"likelihoods"})]
             tables = {m.name: t for m, t in zip(metrics, statistics(texts, metrics), strict=True)}
-            write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
+            records.write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
             used.update(tables)
             progress.advance(len(ids))
     computed = [m for m in work.measures.metrics if used.issuperset(p.name for p in m.parts or (m,))]
@@ -421,27 +408,27 @@ def _score(work: Work) -> list[Metric]:
     return computed
 
 
-def _begin(work: Work, *, going_on: bool) -> RunRecord:
+def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
     """run.json as it stands when a session begins. Times and memory go on from the sessions before this one."""
     request, corpus = work.request, work.corpus
     before = None
     if going_on:
         try:
-            before = read_record(request.out)
+            before = records.read_record(request.out)
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
     seconds = {c.name: c.seconds for c in before.candidates} if before else {}
     described = [_describe(work, entrant, seconds.get(entrant.candidate.name)) for entrant in work.entrants]
     first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
-    return RunRecord(
+    return records.RunRecord(
         name=request.out.name,
         bnbench=__version__,
         command=request.command,
         created=before.created if before else _now(),
         finished=None,
-        **describe_environment(),
+        **records.describe_environment(),
         precision=dict(first.backend.precision()),
-        corpus=CorpusRecord(
+        corpus=records.CorpusRecord(
             name=Path(corpus.source).name,
             source=corpus.source,
             fingerprint=corpus.fingerprint,
@@ -463,16 +450,16 @@ def _begin(work: Work, *, going_on: bool) -> RunRecord:
     )
 
 
-def _describe(work: Work, entrant: Entrant, seconds: float | None) -> tuple[CandidateRecord, str]:
+def _describe(work: Work, entrant: Entrant, seconds: float | None) -> tuple[records.CandidateRecord, str]:
     """A candidate's record, and a note where an adapter was trained on rows that it is now tested on."""
     candidate, training, note = entrant.candidate, None, ""
     if candidate.kind == "adapter" and candidate.folder:
         try:
-            training = read_training(Path(candidate.folder))
+            training = records.read_training(Path(candidate.folder))
         except RunError as error:
             log.warning("%s", error)
         try:
-            told = json.loads((Path(candidate.folder) / TRAINING).read_text(encoding="utf-8"))
+            told = json.loads((Path(candidate.folder) / records.TRAINING).read_text(encoding="utf-8"))
             seen = len({e.id for e in work.examples}.intersection(map(str, told["examples"])))
         except (OSError, ValueError, KeyError, TypeError):
             seen = 0  # there is none, or another tool's, which names no items of ours
@@ -484,7 +471,7 @@ def _describe(work: Work, entrant: Entrant, seconds: float | None) -> tuple[Cand
             log.warning(note)
     # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
     shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
-    record = CandidateRecord(
+    record = records.CandidateRecord(
         **shown,
         key_fields=dict(entrant.backend.identity(candidate)),
         training=training.summary() if training else None,
@@ -495,7 +482,7 @@ def _describe(work: Work, entrant: Entrant, seconds: float | None) -> tuple[Cand
     return record, note
 
 
-def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord:
+def _end(work: Work, record: records.RunRecord, computed: Sequence[Metric]) -> records.RunRecord:
     """The record with what is only known at the end: speed, how many replies the limit cut, and the metrics."""
     generations, candidates = work.journal.read(), []
     for candidate in record.candidates:
@@ -512,9 +499,9 @@ def _end(work: Work, record: RunRecord, computed: Sequence[Metric]) -> RunRecord
     return replace(
         record,
         finished=_now(),
-        **describe_environment(),  # again: only now is the accelerator known
+        **records.describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),
-        metrics=tuple(MetricRecord.of(metric, len(work.examples)) for metric in computed),
+        metrics=tuple(records.MetricRecord.of(metric, len(work.examples)) for metric in computed),
     )
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from bnbench.data.join import ReplyRow, TextFile, join
 from bnbench.errors import InputError, UsageError
-from bnbench.metrics.combined import NAME as COMBINED
-from bnbench.metrics.combined import CombinedScore, combined_result
+from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import Metric, Result, Texts
 from bnbench.metrics.evaluation import PART, evaluate_stream
 from bnbench.metrics.original import OriginalScores, original_scores
@@ -134,7 +133,7 @@ def score_files(
     """
     files = _files(predictions, references, messages, columns)
     given = frozenset(need for need, there in (("references", files[1]), ("messages", files[2])) if there)
-    chosen = _metrics(metrics, given, tuple(CombinedScore(combine).weights) if combine else ())
+    chosen = _metrics(metrics, given, CombinedScore(combine) if combine else None)
     n = files[0].checked[0]
     with join(*files) as rows, stage("score", n, quiet=quiet) as progress:
         results = evaluate_stream(
@@ -145,7 +144,6 @@ def score_files(
             seed=seed,
             progress=progress.advance,
         )
-    results |= {COMBINED: combined_result(results, combine)} if combine else {}
     hints = []
     for need in ("messages", "references") if metrics is None else ():
         added = [m.name for m in default_metrics(given | {need}) if m.name not in results] if need not in given else []
@@ -188,15 +186,22 @@ def _files(
     )
 
 
-def _metrics(names: Sequence[str | Metric] | None, given: frozenset[str], parts: Sequence[str]) -> list[Metric]:
-    """Those asked for, or all that the files allow, and `parts`; InputError for what one needs and no file gives."""
+def _metrics(
+    names: Sequence[str | Metric] | None, given: frozenset[str], combined: CombinedScore | None
+) -> list[Metric]:
+    """Those asked for, or all that the files allow, and a combined score behind its parts.
+
+    Raises InputError for what one needs and no file gives.
+    """
     if isinstance(names, str):
         raise InputError(f"metrics is one string; give a list: [{names!r}]")
     if names is None:
         chosen = default_metrics(given)
     else:
         chosen = [get_metric(name) if isinstance(name, str) else name for name in names]
-    chosen += [get_metric(name) for name in parts if name not in [metric.name for metric in chosen]]
+    if combined:  # it is computed from the tables of its parts, which are counted once
+        chosen += [part for part in combined.parts if part.name not in [metric.name for metric in chosen]]
+        chosen.append(combined)
     for metric in chosen:
         for need in sorted(metric.needs - given):
             is_file = need in ("references", "messages")

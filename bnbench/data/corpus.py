@@ -23,7 +23,7 @@ from bnbench.data.chat import plain_rows
 from bnbench.data.files import Row, as_text, check_columns, check_table, find_column, iter_table, plain_name, texts_of
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
-from bnbench.extras import require
+from bnbench.metrics.errors import require
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")

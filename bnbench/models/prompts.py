@@ -73,11 +73,13 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class Prompter:
-    """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`, or, for a server that
-    writes prompts itself and for replies that were recorded, without a tokenizer: then prompts are texts without ids.
+    """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`.
 
     `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
-    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format only).
+    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format).
+
+    `Prompter(kind, system)` has no tokenizer: for a server that writes prompts itself, and for recorded replies. Its
+    prompts are texts without ids, and it counts no tokens.
     """
 
     kind: str

@@ -43,8 +43,8 @@ def test_version():
         (["evaluate", "--combine", "chrF++=1,semantic=1"], "semantic-empathy"),
         (["evaluate", "--combine", "chrF++=1,perplexity=1"], "lower is better"),
         (["evaluate", "--metric", "chrf+"], "did you mean 'chrF++'?"),
-        (["evaluate", "--metric", "chrF", "--metric", "chrF:none"], "chrF is named too"),
-        (["evaluate", "--metric", "chrF:none", "--primary", "chrF:bn1"], "the run computes chrF:none"),
+        (["evaluate", "--metric", "chrF", "--metric", "chrF:none"], "chrF and chrF:none: a run has one chrF"),
+        (["evaluate", "--metric", "chrF:none", "--primary", "chrF:bn1"], "chrF:none and chrF:bn1: a run has one chrF"),
         (["evaluate", "--predictions", "file", "--primary", "perplexity"], "it needs likelihoods, which none of them"),
         (["evaluate", "--predictions", "file", "--metric", "perplexity"], "it needs likelihoods, which none of them"),
         (["evaluate", "--backend", "recorder"], "did you mean 'recorded'?"),
@@ -147,7 +147,7 @@ def scored(tmp_path):
     """A file of replies, one of references in another order, and one of messages."""
     replies = ["মন খারাপ হওয়াটা স্বাভাবিক, আমি শুনছি।", "আপনি একা নন।", ""]
     rows = [{"id": i, "reply": reply} for i, reply in enumerate(replies)]
-    back = [{"id": 2 - i, "reference": reply} for i, reply in enumerate(reversed(replies))]
+    back = [{"id": 2 - i, "reference": reply or "না।"} for i, reply in enumerate(reversed(replies))]
     files = {"p.jsonl": rows, "r.jsonl": back, "m.jsonl": [{"id": i, "question": "মন খারাপ লাগছে"} for i in range(3)]}
     for name, lines in files.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
@@ -163,7 +163,7 @@ def test_score_prints_one_line_a_metric(scored):
     names = [line.split()[1] for line in lines]
     assert names == [metric.name for metric in default_metrics(frozenset({"references", "messages"}))]
     # A resample of nothing but the empty reply scores 0.
-    assert lines[0].startswith("↑ chrF++ 100.00 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
+    assert lines[0].startswith("↑ chrF++ 96.26 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
     assert any(line.startswith("↓ degeneration ") for line in lines)
     assert "score: 3/3" in result.stderr
 
@@ -204,7 +204,7 @@ def test_score_with_the_original_s_formulas(scored):
     assert rows["keyword-empathy"][0] == f"{200 / 14 * 3 / 3:.4f}"
     as_json = json.loads(run("score", replies, "--references", references, "--profile", "original", "--json").stdout)
     assert as_json["rougeL"] == 0
-    assert as_json["corrected"]["BLEU"] == pytest.approx(100)
+    assert as_json["corrected"]["BLEU"] == pytest.approx(84.648, abs=0.001)  # one of three replies is empty
 
 
 def test_corpus_shows_every_step_and_the_fingerprint():
