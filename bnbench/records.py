@@ -377,12 +377,14 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where or 'the file'} is {json.dumps(value, ensure_ascii=False)[:60]}, not {wanted}")
 
 
-def read_json(path: Path, advice: str = "") -> Any:
-    """What a JSON file holds. Raises RunError where it is not JSON; `advice` says what to do about it."""
+def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
+    """A JSON file as a record; where it is of another schema, which (None: it says none)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
+        return typed(kind, found) if schema == SCHEMA_VERSION else schema
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged ({error}){advice}") from None
+        raise RunError(f"{path}: damaged ({error}); {advice}") from None
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -394,14 +396,10 @@ def read_record(folder: Path) -> RunRecord:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
-    found = read_json(path)
-    schema = found.get("schema_version") if isinstance(found, dict) else None
-    if schema != SCHEMA_VERSION:
-        raise RunError(f"{path}: schema {schema}, but this bnbench reads schema {SCHEMA_VERSION}")
-    try:
-        return typed(RunRecord, found)
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}); put back what `bnbench evaluate` wrote") from None
+    found = _read(RunRecord, path, "put back what `bnbench evaluate` wrote")
+    if not isinstance(found, RunRecord):
+        raise RunError(f"{path}: schema {found}, but this bnbench reads schema {SCHEMA_VERSION}")
+    return found
 
 
 def read_training(folder: Path) -> TrainingRecord | None:
@@ -413,17 +411,11 @@ def read_training(folder: Path) -> TrainingRecord | None:
     path = folder / TRAINING
     if not path.is_file():
         return None
-    advice = "; put back what `bnbench finetune` wrote, or remove it: then nothing is said of the training"
-    found = read_json(path, advice)
-    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
-        return None
-    try:
-        record = typed(TrainingRecord, found)
-        if not record.loss:
-            raise ValueError("loss has no step")
-    except ValueError as error:
-        raise RunError(f"{path}: damaged ({error}){advice}") from None
-    return record
+    advice = "put back what `bnbench finetune` wrote, or remove it: then nothing is said of the training"
+    found = _read(TrainingRecord, path, advice)
+    if isinstance(found, TrainingRecord) and not found.loss:
+        raise RunError(f"{path}: damaged (loss has no step); {advice}")
+    return found if isinstance(found, TrainingRecord) else None
 
 
 def read_run(folder: str | Path) -> Run:

@@ -44,11 +44,14 @@ class ChrF(Metric):
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 3(orders): n-grams of the reply, of its best reference, and common, for each order."""
         pairs = Pairs.of(texts, self.preparation)
-        counts = [pairs.character_ngrams(self.char_order)]
+        found = pairs.character_ngrams(self.char_order)
         if self.word_order:
-            counts.append(_word_counts(pairs, self.word_order))
-        found = np.concatenate(counts, axis=1)
-        found[..., 0] *= found[..., 1] > 0  # as sacrebleu: nothing counts for an order that the reference lacks
+            # chrF++ parts ASCII punctuation from words, which bn1 has done already.
+            parted = self.preparation.tokenizer != "bn1"
+            words = _parted_counts(pairs, self.word_order) if parted else pairs.token_ngrams()[:, : self.word_order]
+            found = np.concatenate([found, words], axis=1)
+        hyp = np.where(found[..., 1] > 0, found[..., 0], 0)  # as sacrebleu: no order counts that the reference lacks
+        found = np.stack([hyp, found[..., 1], found[..., 2]], axis=-1)
         table = found.reshape(len(pairs.replies), -1).astype(np.float64)
         return pairs.best(table, self.formula(table)[:, 0])
 
@@ -75,14 +78,8 @@ class ChrFPlusPlus(ChrF):
     word_order: ClassVar[int] = 2
 
 
-def _word_counts(pairs: Pairs, order: int) -> IntArray:
-    """Word n-grams, shape (pairs, order, 3). chrF++ parts ASCII punctuation from words, which bn1 has done already."""
-    if pairs.preparation.tokenizer == "bn1":
-        return pairs.token_ngrams()[:, :order]
-    return pairs.texts.derived(("chrF++ words", pairs.preparation, order), lambda: _parted_counts(pairs, order))
-
-
 def _parted_counts(pairs: Pairs, order: int) -> IntArray:
+    """Word n-grams, shape (pairs, order, 3), of tokens from which ASCII punctuation is parted."""
     character: defaultdict[str, str] = defaultdict(map(chr, count(1)).__next__)
     strings = pairs.texts.mapped(
         ("parted", pairs.preparation),

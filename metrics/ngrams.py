@@ -9,7 +9,7 @@ orders. The results are those of counting, exactly.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,8 @@ def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: in
 
     Shape (n, order, 3); a common n-gram counts as often as it occurs in the text that has it less often.
     """
-    lengths = np.array([[len(h), len(r)] for h, r in zip(hypotheses, references, strict=True)], dtype=np.int64).reshape(
-        -1, 2
-    )
+    lengths = np.array([[len(h), len(r)] for h, r in zip(hypotheses, references, strict=True)], dtype=np.int64)
+    lengths = lengths.reshape(-1, 2)
     counts = np.empty((len(lengths), order, 3), dtype=np.int64)
     counts[:, :, :2] = np.maximum(lengths[:, None, :] - np.arange(order)[None, :, None], 0)
     for start in range(0, len(lengths), _BATCH):
@@ -38,11 +37,15 @@ def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: in
 def _fill_matches(
     hypotheses: Sequence[str], references: Sequence[str], order: int, lengths: IntArray, matches: IntArray
 ) -> None:
-    """Write the matches of one batch; a batch whose keys do not fit in 64 bits is halved, a single pair counted
-    plainly.
-    """
-    symbols, alphabet = _symbols([*hypotheses, *references])
-    n, bits = len(hypotheses), alphabet.bit_length()
+    """Write the matches of one batch into `matches`, (n, order)."""
+    # All characters in a row, hypotheses first, as numbers 1 ... size of the alphabet.
+    n, texts = len(hypotheses), "".join([*hypotheses, *references])
+    codes = np.frombuffer(texts.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    present = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.uint64)
+    present[codes] = 1
+    numbers = present.cumsum(dtype=np.uint64)
+    symbols, bits = numbers[codes], int(numbers[-1]).bit_length()
+
     if order * bits + n.bit_length() + 1 <= 64:
         pair = np.concatenate([np.arange(n), np.arange(n)]).repeat(lengths.T.ravel())
         side = np.arange(2).repeat(lengths.sum(axis=0))
@@ -50,50 +53,37 @@ def _fill_matches(
         keys |= pair.astype(np.uint64) << np.uint64(order * bits)
         keys = (keys << np.uint64(1)) | side.astype(np.uint64)
         keys.sort()
-        for length, found in _matches_by_order(keys, n, order, bits):
-            matches[:, length - 1] = found
-    elif n > 1:
+        _count_sorted(keys, order, bits, matches)
+    elif n > 1:  # the keys do not fit: half of the pairs have a smaller alphabet
         for half in (slice(0, n // 2), slice(n // 2, n)):
             _fill_matches(hypotheses[half], references[half], order, lengths[half], matches[half])
     else:
         matches[0] = [_counted(hypotheses[0], references[0], length) for length in range(1, order + 1)]
 
 
-def _symbols(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], int]:
-    """All characters of the texts in a row as numbers 1 ... alphabet size, and that size."""
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    if not len(codes):
-        return np.empty(0, dtype=np.uint64), 0
-    present = np.zeros(int(codes.max()) + 1, dtype=np.uint64)
-    present[codes] = 1
-    numbers = present.cumsum(dtype=np.uint64)
-    symbols: npt.NDArray[np.uint64] = numbers[codes]
-    return symbols, int(numbers[-1])
-
-
 def _packed(symbols: npt.NDArray[np.uint64], lengths: IntArray, order: int, bits: int) -> npt.NDArray[np.uint64]:
     """At each position its n-gram of the highest order, `bits` per symbol, 0 for symbols beyond the end of its text."""
+    # Every text gets order - 1 zeros behind it, so that no n-gram reaches into the next.
     gap = order - 1
     at = np.arange(len(symbols)) + (np.arange(len(lengths)) * gap).repeat(lengths)
     padded = np.zeros(len(symbols) + gap * (len(lengths) + 1), dtype=np.uint64)
     padded[at] = symbols
     inner = len(padded) - gap
     keys = padded[:inner].copy()
-    for shift in range(1, order):
+    for shift in range(1, order):  # one symbol further at every position at once
         keys <<= np.uint64(bits)
         keys |= padded[shift : inner + shift]
     packed: npt.NDArray[np.uint64] = keys[at]
     return packed
 
 
-def _matches_by_order(keys: npt.NDArray[np.uint64], n: int, order: int, bits: int) -> Iterator[tuple[int, IntArray]]:
-    """(order, matches of each pair), from the highest order down; equal n-grams are merged before the next lower order.
-
-    Occurrences in hypothesis and reference are counted in the lower and upper half of one integer, to sum both at once.
-    """
+def _count_sorted(keys: npt.NDArray[np.uint64], order: int, bits: int, matches: IntArray) -> None:
+    """Write the matches of all orders from the sorted keys (pair, symbols, side), from the highest order down."""
+    # Occurrences in hypothesis and reference are counted in the lower and upper half of one integer: one sum for both.
     counts = np.where(keys & np.uint64(1), np.int64(1 << 32), np.int64(1))
     grams = keys >> np.uint64(1)
     for length in range(order, 0, -1):
+        # Equal n-grams are neighbours: the sum over a run of them is the running sum at its end less that before it.
         last = np.flatnonzero(np.append(grams[1:] != grams[:-1], True)) if len(grams) else np.empty(0, dtype=np.int64)
         counts = counts.cumsum()[last]
         counts[1:] -= counts[:-1].copy()
@@ -102,8 +92,8 @@ def _matches_by_order(keys: npt.NDArray[np.uint64], n: int, order: int, bits: in
         common[(grams & np.uint64((1 << bits) - 1)) == 0] = 0  # ends beyond its text: an n-gram of a lower order only
         met = np.flatnonzero(common)
         pair = (grams[met] >> np.uint64(length * bits)).astype(np.int64)
-        yield length, np.bincount(pair, weights=common[met], minlength=n).astype(np.int64)
-        grams >>= np.uint64(bits)
+        matches[:, length - 1] = np.bincount(pair, weights=common[met], minlength=len(matches))
+        grams >>= np.uint64(bits)  # the next lower order: the last symbol is dropped
 
 
 def _counted(hypothesis: str, reference: str, length: int) -> int:

@@ -21,14 +21,15 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from operator import methodcaller
 from typing import Generic, TypeVar
 
 import regex
 
-from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.errors import InputError, UsageError, require
 
 Made = TypeVar("Made")
 
@@ -53,7 +54,6 @@ _JOINER = regex.compile(
     r"\u200c|\u200d(?!\p{Extended_Pictographic})|(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d"
 )
 _COLON = re.compile(f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTERS}])|(মো|ডা):(?!\\S))")
-_MAY_BE_VISARGA = re.compile("[\u09c1\u09bf\u09a4\u09a8\u09a7\u09cb\u09be]:")  # how the words in _COLON end
 _DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=~-])[A-Za-z0-9০-৯._@/:+#%&=~-]++(?!\ufe0f?\u20e3)")
 _LATIN = re.compile("[A-Za-z]")
 _PIPE = re.compile("\\|(?![A-Za-z_])")
@@ -98,133 +98,96 @@ def _template(text: str) -> str:
     return text
 
 
-def _may_hold_template(text: str) -> bool:
-    return "<" in text or "[" in text or "#" in text
-
-
-def _holds_template(text: str) -> bool:
-    return ("<" in text or "[" in text or "###" in text) and _TEMPLATE.search(text) is not None
-
-
-def _khanda_ta(word: str) -> str:
-    return _KHANDA_TA.sub("\u09ce", word) if "\u09a4\u09cd" in word else word
-
-
-def _joiners(word: str) -> str:
-    return _JOINER.sub("", word) if "\u200c" in word or "\u200d" in word else word
-
-
-def _nfc(word: str) -> str:
-    return unicodedata.normalize("NFC", word)
-
-
-def _visarga(word: str) -> str:
-    return _COLON.sub(lambda match: f"{match[1] or match[2]}\u0983", word) if ":" in word else word
-
-
 _TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
 _TO_BENGALI = {0x30 + d: 0x09E6 + d for d in range(10)}
 
 
-def _digits(word: str) -> str:
-    return _DIGIT_RUN.sub(lambda run: run[0].translate(_TO_ASCII if _LATIN.search(run[0]) else _TO_BENGALI), word)
-
-
-def _danda(text: str) -> str:
-    text = text.replace("\u09f7", "।")
-    return _PIPE.sub(_pipe, text) if "|" in text else text
+def _digits(run: re.Match[str]) -> str:
+    return run[0].translate(_TO_ASCII if _LATIN.search(run[0]) else _TO_BENGALI)
 
 
 def _pipe(match: re.Match[str]) -> str:
+    """A danda for a | that follows a Bengali word (or a number after one) on its line."""
     line = match.string[max(0, match.start() - 40) : match.start()].rpartition("\n")[2].replace("|", "")
     return "।" if _BENGALI_BEFORE.search(line) else "|"
 
 
-def _full_stop(text: str) -> str:
-    return _FULL_STOP.sub(_sentence_end, text) if "." in text else text
-
-
 def _sentence_end(match: re.Match[str]) -> str:
+    """A danda for a full stop that ends a sentence, as the head of this module says."""
     before = match.string[max(0, match.start() - 40) : match.start()]
+    after = match.string[match.end() : match.end() + 20]
     if before[-1].isdigit():
         return "।" if _BENGALI_LETTER.search(before.rpartition("\n")[2]) else "."  # alone on its line it is a label: ১.
     found = _LAST_WORD.search(before)
     if found is None:  # a closing quote stands between, or a word of forty letters
         return "." if match["glued"] else "।"
-    word = _nfc(found[0])
-    after = match.string[match.end() : match.end() + 20]
-    if _is_abbreviation(word, before[: found.start()], after):
-        return "."
-    return "।" if not match["glued"] or _ends_without_blank(word, _nfc(match["glued"]), after) else "."
 
-
-def _ends_without_blank(word: str, following: str, after: str) -> bool:
-    """Whether the stop between two words without a blank ends a sentence; not in প্রথমআলো.কম, কি.মি. or বি.বি.সি."""
-    if following in _DOMAINS or following in ABBREVIATIONS or _INITIAL_AFTER.match(after) or _INITIAL.fullmatch(word):
-        return False
-    return word == "না" or len(_BENGALI_LETTER.findall(word)) > 1
-
-
-def _is_abbreviation(word: str, before: str, after: str) -> bool:
+    # Abbreviations, single consonants, and initials beside another initial keep it.
+    word = unicodedata.normalize("NFC", found[0])
     if word in ABBREVIATIONS or (len(word) == 1 and "ক" <= word <= "হ"):
-        return True
-    if not _INITIAL.fullmatch(word):
-        return False
-    return bool(_INITIAL_BEFORE.search(before) or _INITIAL_AFTER.match(after))
+        return "."
+    initial = _INITIAL.fullmatch(word) is not None
+    if initial and (_INITIAL_BEFORE.search(before[: found.start()]) or _INITIAL_AFTER.match(after)):
+        return "."
+    if not match["glued"]:
+        return "।"
+
+    # Between two words without a blank it is a stop, but not in প্রথমআলো.কম, কি.মি. or বি.বি.সি.
+    following = unicodedata.normalize("NFC", match["glued"])
+    if initial or following in _DOMAINS or following in ABBREVIATIONS or _INITIAL_AFTER.match(after):
+        return "."
+    return "।" if word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 else "."
 
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "template", "chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text", _template, "text"
     ),
-    Rule("replacement", "U+FFFD is half a character that a token limit cut off", lambda w: w.replace("\ufffd", "")),
-    Rule("cp1252", "a lone Â is what is left of a no-break space read as cp1252", lambda w: _STRAY_CP1252.sub("", w)),
+    Rule("replacement", "U+FFFD is half a character that a token limit cut off", methodcaller("replace", "\ufffd", "")),
+    Rule("cp1252", "a lone Â is what is left of a no-break space read as cp1252", partial(_STRAY_CP1252.sub, "")),
     Rule(
         "invisible",
         "BOM, zero-width, bidi and control characters and lone surrogates cannot be seen",
-        lambda w: _INVISIBLE.sub("", w),
+        partial(_INVISIBLE.sub, ""),
     ),
-    Rule("khanda_ta", "before Unicode 4.1 ৎ was written ত + hasanta + ZWJ", _khanda_ta),
+    Rule("khanda_ta", "before Unicode 4.1 ৎ was written ত + hasanta + ZWJ", partial(_KHANDA_TA.sub, "\u09ce")),
     Rule(
-        "ra_ya", "র‍্য is written with the joiner before or after the hasanta, or without", lambda w: _RA_YA.sub("র্য", w)
+        "ra_ya",
+        "র‍্য is written with the joiner before or after the hasanta, or without",
+        partial(_RA_YA.sub, "\u09b0\u09cd\u09af"),
     ),
-    Rule("joiners", "ZWJ and ZWNJ choose the shape of a conjunct, not its letters", _joiners),
-    Rule("nfc", "য় ড় ঢ় ো ৌ exist as one code point and as two", _nfc),
-    Rule("vowel_a", "অ + া looks like আ and is typed for it", lambda w: w.replace("\u0985\u09be", "\u0986")),
-    Rule("visarga", "a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ", _visarga),
+    Rule("joiners", "ZWJ and ZWNJ choose the shape of a conjunct, not its letters", partial(_JOINER.sub, "")),
+    Rule("nfc", "য় ড় ঢ় ো ৌ exist as one code point and as two", partial(unicodedata.normalize, "NFC")),
+    Rule("vowel_a", "অ + া looks like আ and is typed for it", methodcaller("replace", "\u0985\u09be", "\u0986")),
+    Rule(
+        "visarga",
+        "a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ",
+        partial(_COLON.sub, lambda match: f"{match[1] or match[2]}\u0983"),
+    ),
     Rule(
         "digits",
         "Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali",
-        _digits,
+        partial(_DIGIT_RUN.sub, _digits),
     ),
-    Rule("danda", "৷ (currency numerator four) and | after a Bengali word are typed for danda", _danda, "sentence"),
-    Rule("full_stop", ". ends a sentence as danda does, but not in an abbreviation", _full_stop, "sentence"),
+    Rule(
+        "danda",
+        "৷ (currency numerator four) and | after a Bengali word are typed for danda",
+        lambda text: _PIPE.sub(_pipe, text.replace("\u09f7", "।")),
+        "sentence",
+    ),
+    Rule(
+        "full_stop",
+        ". ends a sentence as danda does, but not in an abbreviation",
+        partial(_FULL_STOP.sub, _sentence_end),
+        "sentence",
+    ),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
 PROFILES = ("bn1", "none", "nfc", "indicnlp")
 
-# Letters and signs in which no word rule finds anything to change: three words in four.
-_UNCHANGED = (
-    "(?:[\u0981-\u0983\u0986-\u098c\u098f\u0990\u0993-\u09a3\u09a5-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09bc-\u09c4"
-    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]++"
-    "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?!\u09bc))"
-)
-UNCHANGED_WORD = re.compile(f"{_UNCHANGED}+")
-CHANGEABLE_LINE = re.compile(f"(?:{_UNCHANGED}++\n)*+(.+)\n")  # others are passed over
-# In words of these, which are most others, only three rules do.
-_PLAIN_CHARACTERS = "[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff]"
-_PLAIN = re.compile(f"{_PLAIN_CHARACTERS}+")
-_PLAIN_LINE = re.compile(f"^{_PLAIN_CHARACTERS}++$", re.MULTILINE)
-_PLAIN_RULES = frozenset({"khanda_ta", "nfc", "vowel_a"})
-# In a text of these (without অ + া or a colon for visarga, with joiners only in words that a blank follows) the
-# sentence rules find what they would find after the word rules.
-_NO_WORD_RULE_FIRST = re.compile(
-    "(?:[ -~\n\u0964\u0965\u0980-\u09ff“”‘’–—…·€\u2600-\u27bf\U0001f000-\U0001faff]++"
-    f"|[\u200c\u200d](?=[{_BENGALI}\u200c\u200d]++\\s))*+"
-)
-
-
-_LONGEST_REMEMBERED = 100  # a megabyte of one letter is not worth remembering
+# Without one of these a text holds no template remnant; without one of those, only its single words can change.
+_BRACKETS = "<[#"
+_BEYOND_WORDS = f"{_BRACKETS}|.\u09f7"
 
 
 class Memo(dict[str, Made], Generic[Made]):
@@ -235,21 +198,11 @@ class Memo(dict[str, Made], Generic[Made]):
 
     def __missing__(self, word: str) -> Made:
         made = self.function(word)
-        if len(word) <= _LONGEST_REMEMBERED:
+        if len(word) <= 100:  # a megabyte of one letter is not worth remembering
             if len(self) >= self.limit:
                 self.clear()
             self[word] = made
         return made
-
-    def unknown(self, words: Iterable[str]) -> list[str]:
-        """Those of the words that are worth remembering and not remembered yet."""
-        return [word for word in words if word not in self and len(word) <= _LONGEST_REMEMBERED][: self.limit]
-
-    def learn(self, words: Sequence[str], made: Iterable[Made]) -> None:
-        """Remember what was made of these `unknown` words."""
-        if len(self) + len(words) > self.limit:
-            self.clear()
-        self.update(zip(words, made, strict=True))
 
 
 @dataclass(frozen=True)
@@ -258,7 +211,7 @@ class Normalizer:
 
     Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's normaliser for Bengali, for
     comparison with older papers: it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants
-    and ৎ as they are). Raises `UsageError` for an unknown profile or rule.
+    and ৎ as they are; needs `pip install "bnbench[compare]"`). Raises `UsageError` for an unknown profile or rule.
     """
 
     profile: str = "bn1"
@@ -283,94 +236,52 @@ class Normalizer:
 
     def __call__(self, text: str) -> str:
         """The normalised text."""
-        if self.profile != "bn1":
-            return _OTHER_PROFILES[self.profile](text)
-        normal = self._once(text)
-        while normal != text and _may_hold_template(
-            normal
-        ):  # without its zero-width characters it may be a template remnant now
-            text, normal = normal, self._once(normal)
-        return normal
-
-    def _once(self, text: str) -> str:
-        for rule in self._scoped("text"):
-            text = rule.apply(text)
-        lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
-        text = "\n".join(filter(None, lines))
-        for rule in self._scoped("sentence"):
-            text = rule.apply(text)
-        return text
+        if self.profile == "nfc":
+            return unicodedata.normalize("NFC", text)
+        if self.profile == "indicnlp":
+            normal: str = _indicnlp().normalize(text)
+            return normal
+        if self.profile == "none":
+            return text
+        while True:
+            before = text
+            for apply in self._scoped("text"):
+                text = apply(text)
+            lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
+            text = "\n".join(filter(None, lines))
+            for apply in self._scoped("sentence"):
+                text = apply(text)
+            # Without its zero-width characters it may be a template remnant now, and is looked at again.
+            if text == before or not any(map(text.__contains__, _BRACKETS)):
+                return text
 
     def beyond_words(self, text: str) -> str:
-        """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each."""
-        if self.profile != "bn1":
-            return self(text)
-        bracketed = _may_hold_template(text)
-        if not bracketed and "." not in text and "|" not in text and "\u09f7" not in text:
-            return text
-        if (
-            _NO_WORD_RULE_FIRST.fullmatch(text) is None
-            or "\u0985\u09be" in text
-            or (_MAY_BE_VISARGA.search(text) and _COLON.search(text))
-            or (bracketed and _holds_template(text))
-        ):
-            return self(text)
-        for rule in self._scoped("sentence"):
-            text = rule.apply(text)
-        return text
+        """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each.
+
+        Most texts are left as they are: then every different word is normalised once, not every text.
+        """
+        return self(text) if self.profile != "bn1" or any(map(text.__contains__, _BEYOND_WORDS)) else text
 
     @cached_property
     def words(self) -> Memo[str]:
-        """Whitespace-delimited words after the rules that see no further (bn1; other profiles have done all
-        already).
-        """
-        if self.profile != "bn1":
-            return Memo(str)
-        rules = [(rule.name in _PLAIN_RULES, rule.apply) for rule in self._scoped("word")]
-        every, plain = [apply for _, apply in rules], [apply for is_plain, apply in rules if is_plain]
+        """Whitespace-delimited words after the rules that see no further (other profiles than bn1 have done all)."""
+        rules = self._scoped("word") if self.profile == "bn1" else []
 
         def normalised(word: str) -> str:
-            if UNCHANGED_WORD.fullmatch(word):
-                return word
-            for apply in plain if _PLAIN.fullmatch(word) else every:
+            for apply in rules:
                 word = apply(word)
             return word
 
         return Memo(normalised)
 
-    def learn(self, words: Iterable[str]) -> None:
-        """Have many words in `words`, for less than asking for each; whitespace may not stand in them."""
-        if self.profile != "bn1":
-            return
-        plain = _PLAIN_LINE.findall("\n".join(self.words.unknown(words)))
-        text = "\n".join(plain)
-        for rule in self._scoped("word"):
-            if rule.name in _PLAIN_RULES:
-                text = rule.apply(text)
-        self.words.learn(plain, text.split("\n") if plain else ())
-
-    def _scoped(self, scope: str) -> list[Rule]:
-        return self._rules[scope]
-
-    @cached_property
-    def _rules(self) -> dict[str, list[Rule]]:
-        on = [rule for rule in RULES if rule.name not in self.off]
-        return {scope: [rule for rule in on if rule.scope == scope] for scope in ("text", "word", "sentence")}
-
-
-def _indicnlp(text: str) -> str:
-    normalised: str = _indicnlp_normalizer().normalize(text)
-    return normalised
+    def _scoped(self, scope: str) -> list[Callable[[str], str]]:
+        return [rule.apply for rule in RULES if rule.scope == scope and rule.name not in self.off]
 
 
 @lru_cache(maxsize=1)
-def _indicnlp_normalizer():  # type: ignore[no-untyped-def]  # the library has no types
-    from indicnlp.normalize.indic_normalize import IndicNormalizerFactory
-
-    return IndicNormalizerFactory().get_normalizer("bn")
-
-
-_OTHER_PROFILES: dict[str, Callable[[str], str]] = {"none": lambda text: text, "nfc": _nfc, "indicnlp": _indicnlp}
+def _indicnlp():  # type: ignore[no-untyped-def]  # the library has no types
+    module = require("indicnlp.normalize.indic_normalize", extra="compare", by='the normalisation profile "indicnlp"')
+    return module.IndicNormalizerFactory().get_normalizer("bn")
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.core import Texts
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.errors import InputError, require
 
 PATTERNS = (
     "বুঝতে পারছি", "বুঝি", "দুঃখিত", "কষ্ট", "মন খারাপ", "পাশে আছি", "সাহায্য",
@@ -23,6 +23,7 @@ PATTERNS = (
 THRESHOLD = 0.7
 """Its cosine threshold. For multilingual-e5 it means nothing: any two Bengali sentences lie in 0.76-0.92."""
 
+_PROFILE = 'the profile "original"'
 Encode = Callable[[Sequence[str]], npt.ArrayLike]
 
 
@@ -113,17 +114,14 @@ def combined(bleu: float, rouge_l: float, empathy: float) -> float:
 
 def bleu_13a(replies: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU with sacrebleu's default tokeniser, which leaves `।` glued to its word; 0-100."""
-    from sacrebleu.metrics.bleu import BLEU
-
-    return float(BLEU().corpus_score(list(replies), [list(references)]).score)
+    module = require("sacrebleu.metrics.bleu", extra="compare", by=_PROFILE)
+    return float(module.BLEU().corpus_score(list(replies), [list(references)]).score)
 
 
 def ascii_rouge(replies: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Mean F of rouge-score's default tokeniser, which keeps [a-z0-9] only: 0 for identical Bengali texts; 0-1."""
-    from rouge_score.rouge_scorer import RougeScorer
-
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds)
+    scorer = require("rouge_score.rouge_scorer", extra="compare", by=_PROFILE).RougeScorer(kinds)
     scores = [scorer.score(reference, reply) for reply, reference in zip(replies, references, strict=True)]
     return {kind: float(np.mean([score[kind].fmeasure for score in scores])) for kind in kinds}
 

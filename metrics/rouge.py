@@ -4,8 +4,9 @@ faster.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import ClassVar
 
 import numpy as np
@@ -87,15 +88,12 @@ def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
         return LCSseq.similarity(references[0], candidates[0])
     distinct = Counter(references)  # a text that loops says the same sentence a thousand times
     words, times = "\n".join(distinct), [n for sentence, n in distinct.items() for _ in f"{sentence}\n"]
-    bits = _union(list(distinct), dict.fromkeys(candidates))
-    found: Counter[str] = Counter()
-    while bits:  # each set bit, lowest first
-        bit = bits & -bits
-        position = bit.bit_length() - 1
-        found[words[position]] += times[position]
-        bits ^= bit
-    ours = "".join(candidates)
-    return sum(min(n, ours.count(word)) for word, n in found.items())
+    hit = f"{_union(list(distinct), dict.fromkeys(candidates)):b}"[::-1]  # the lowest bit is the first word's
+    found: defaultdict[str, int] = defaultdict(int)
+    for word, n in compress(zip(words, times, strict=False), map(int, hit)):
+        found[word] += n
+    ours = Counter("".join(candidates))
+    return sum(min(n, ours[word]) for word, n in found.items())
 
 
 def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
@@ -119,23 +117,27 @@ def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
 
     union = 0
     for candidate in candidates:
-        # Forwards: one row of the table for each candidate word. `stops` keeps, for the way back, every place where the
-        # word matches or the table grows.
-        masks = [where.get(word, 0) for word in candidate]
-        state, stops = inside, []
-        for mask in masks:
+        # Forwards: one row of the table for each candidate word. `rows` keeps, for the way back, where the word
+        # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
+        state, grown, rows = inside, 0, [(0, 0)]
+        for word in candidate:
+            mask = where.get(word, 0)
             if mask:
                 state = ((state + (state & mask)) | (state & ~mask)) & inside
-            stops.append(mask | (state ^ inside))
-        grown = state ^ inside
+                grown = state ^ inside
+                rows.append((mask, mask | grown))
+            elif rows[-1][0]:
+                rows.append((0, grown))
+        rows.reverse()
         # Backwards: of equally long subsequences the one that rouge-score finds. From the last candidate word back it
         # moves towards the beginning of the reference until it meets a match, which it takes, or a place where the
         # table grows, from where the next word looks on.
         for segment in segments:
             if not grown & segment:
                 continue
-            for mask, stop in zip(reversed(masks), reversed(stops), strict=True):
-                if not (stop := stop & segment):
+            for mask, stop in rows:
+                stop &= segment
+                if not stop:
                     break
                 bit = 1 << (stop.bit_length() - 1)
                 if mask & bit:

@@ -2,7 +2,7 @@
 
 `bn1` is the tokeniser to use. The others are for comparability: `graphemes` (user-perceived characters), `intl`
 (sacrebleu's, which keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits
-১,৫০০.৭৫ and leaves “ ” ৳ attached).
+১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install "bnbench[compare]"`).
 
 Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three
 (বুঝতে: ব, ঝত).
@@ -10,16 +10,15 @@ Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and h
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
 
 import regex
 
-from bnbench.metrics.errors import UsageError
-from bnbench.metrics.normalization import CHANGEABLE_LINE, UNCHANGED_WORD, Memo, Normalizer, normalizer
+from bnbench.metrics.errors import UsageError, require
+from bnbench.metrics.normalization import Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -30,12 +29,6 @@ _EMOJI = rf"[0-9]\ufe0f?\u20e3|\p{{Regional_Indicator}}{{2}}|{_PICTURE}(?:\u200d
 _NUMBER = rf"\p{{Nd}}++(?:[.,:]\p{{Nd}}++)*+[{_CHARS}]*+"
 _WORD = rf"[{_CHARS}]++(?:(?<=[A-Za-z])['’][A-Za-z]++[{_CHARS}]*+)*+"
 _TOKEN = regex.compile(rf"{_MAIL}|{_URL}|{_EMOJI}|{_NUMBER}|{_WORD}|\S")
-# the same grammar for words of Bengali, Latin letters and punctuation without digits, at half the price
-_PLAIN = re.compile(
-    "[!-/;-?A-~\u0964\u0965\u0981-\u0983\u0985-\u098c\u098f\u0990\u0993-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9"
-    "\u09bc-\u09c4\u09c7\u09c8\u09cb-\u09ce\u09d7\u09dc\u09dd\u09df-\u09e3“”‘’–—…]+"
-)
-_PLAIN_TOKEN = re.compile("[A-Za-z\u0981-\u09e3]++(?:(?<=[A-Za-z])['’][A-Za-z]++[A-Za-z\u0981-\u09e3]*+)*+|.")
 _HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional_Indicator}\u20e3]")
 _GRAPHEME = regex.compile(r"\X")
 
@@ -43,39 +36,21 @@ SENTENCE_ENDS = frozenset("।॥?!")
 """Tokens that end a sentence. `.` does not: after Bengali it has become danda, and after English it is ambiguous."""
 _CLOSING = frozenset("”’\"')]»")
 
-
-def _bn1(word: str) -> tuple[str, ...]:
-    if _PLAIN.fullmatch(word) and "://" not in word:
-        return tuple(_PLAIN_TOKEN.findall(word))
-    return tuple(_TOKEN.findall(word))
-
-
-def _graphemes(word: str) -> tuple[str, ...]:
-    return tuple(_GRAPHEME.findall(word))
-
-
-def _intl(text: str) -> list[str]:
-    joined: str = _intl_tokenizer()(text)
-    return joined.split()
+# Two tokenisers cut each whitespace-delimited word by itself, two look at the whole text.
+_BY_WORD: dict[str, Callable[[str], Sequence[str]]] = {"bn1": _TOKEN.findall, "graphemes": _GRAPHEME.findall}
+TOKENIZERS = (*_BY_WORD, "indicnlp", "intl")
 
 
 @lru_cache(maxsize=1)
-def _intl_tokenizer() -> Callable[[str], str]:
-    from sacrebleu.tokenizers.tokenizer_intl import TokenizerV14International
-
-    tokenizer: Callable[[str], str] = TokenizerV14International()
-    return tokenizer
-
-
-def _indicnlp(text: str) -> list[str]:
-    from indicnlp.tokenize.indic_tokenize import trivial_tokenize
-
-    return [token for token in trivial_tokenize(text, lang="bn") if token.strip()]
-
-
-_BY_WORD: dict[str, Callable[[str], tuple[str, ...]]] = {"bn1": _bn1, "graphemes": _graphemes}
-_BY_TEXT: dict[str, Callable[[str], list[str]]] = {"indicnlp": _indicnlp, "intl": _intl}
-TOKENIZERS = (*_BY_WORD, *_BY_TEXT)
+def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
+    if tokenizer == "intl":
+        module = require("sacrebleu.tokenizers.tokenizer_intl", extra="compare", by='the tokeniser "intl"')
+        split = module.TokenizerV14International()
+        return lambda text: split(text).split()
+    trivial = require(
+        "indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"'
+    ).trivial_tokenize
+    return lambda text: [token for token in trivial(text, lang="bn") if token.strip()]
 
 
 def is_word(token: str) -> bool:
@@ -106,56 +81,38 @@ class Preparation:
         """The part of a signature: norm and tok."""
         return {"norm": self.normalizer.signature, "tok": self.tokenizer}
 
-    def tokens(self, text: str) -> list[str]:
-        """All tokens, punctuation included. bn1 and graphemes drop nothing but whitespace."""
-        if self.tokenizer in _BY_TEXT:
-            return _BY_TEXT[self.tokenizer](self.normalizer(text))
-        return list(chain.from_iterable(map(self.pieces.__getitem__, self.normalizer.beyond_words(text).split())))
-
     @property
     def by_word(self) -> bool:
         """Whether the tokens of a text are those of its whitespace-delimited words, one word after the other."""
         return self.tokenizer in _BY_WORD
 
+    def tokens(self, text: str) -> list[str]:
+        """All tokens, punctuation included. bn1 and graphemes drop nothing but whitespace."""
+        if not self.by_word:
+            return _by_text(self.tokenizer)(self.normalizer(text))
+        return list(chain.from_iterable(map(self.pieces.__getitem__, self.normalizer.beyond_words(text).split())))
+
     @cached_property
     def pieces(self) -> Memo[tuple[str, ...]]:
         """The tokens of each word of `normalizer.beyond_words(text)`; only where `by_word`."""
-        split, words = _BY_WORD[self.tokenizer], self.normalizer.words
-        if self.tokenizer == "bn1":
-            return Memo(lambda raw: (raw,) if UNCHANGED_WORD.fullmatch(raw) else split(words[raw]))
-        return Memo(lambda raw: split(words[raw]))
-
-    def learn(self, words: Collection[str]) -> Collection[str]:
-        """Have the `pieces` of many words at hand, at half the price of asking for each; only where `by_word`.
-
-        Gives back the words whose pieces must be asked for; the others are known at sight to be one token, themselves.
-        """
-        if self.tokenizer != "bn1":
-            return set(words)
-        # The blank is a last line to be found: after it, nothing is left to be searched in vain.
-        several = set(CHANGEABLE_LINE.findall("\n".join([*words, " ", ""]))) - {" "}
-        new = self.pieces.unknown(several)
-        self.normalizer.learn(new)
-        self.pieces.learn(new, map(_bn1, map(self.normalizer.words.__getitem__, new)))
-        return several
+        words, split = self.normalizer.words, _BY_WORD[self.tokenizer]
+        return Memo(lambda raw: tuple(split(words[raw])))
 
     def split_sentences(self, text: str) -> list[str]:
         """The normalised text cut at line ends and after । ॥ ? ! with the quotes or brackets that close there."""
-        return [sentence for line in self.normalizer(text).splitlines() for sentence in _sentences(line)]
-
-
-def _sentences(line: str) -> Iterator[str]:
-    sentence, ended = "", False
-    for word in line.split():
-        for token in _bn1(word):
-            if ended and token not in SENTENCE_ENDS and token not in _CLOSING:
-                yield sentence.strip()
-                sentence, ended = "", False
-            sentence += token
-            ended = ended or token in SENTENCE_ENDS
-        sentence += " "
-    if sentence.strip():
-        yield sentence.strip()
+        found: list[str] = []
+        for line in self.normalizer(text).splitlines():
+            sentence, ended = "", False
+            for word in line.split():
+                for token in _TOKEN.findall(word):
+                    if ended and token not in SENTENCE_ENDS and token not in _CLOSING:
+                        found.append(sentence)
+                        sentence, ended = "", False
+                    sentence += token
+                    ended = ended or token in SENTENCE_ENDS
+                sentence += " "
+            found.append(sentence)
+        return [sentence.strip() for sentence in found if sentence.strip()]
 
 
 @lru_cache(maxsize=64)

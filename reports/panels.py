@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bnbench.metrics.audit.report import short_name
 from bnbench.metrics.combined import weighted
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
-from bnbench.records import CandidateRecord, RunRecord, TrainingSummary
+from bnbench.records import RunRecord, TrainingSummary
 from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Standing
 from bnbench.reports.trust import scorer_tables, sentence
 from bnbench.reports.values import (
@@ -34,7 +35,7 @@ from bnbench.reports.values import (
     shown_values,
     value_of,
     zeros,
-)
+)  # fmt: skip
 from bnbench.reports.verdict import Outcome, outcome, verdict, verdict_on, warnings
 
 LISTED = 500  # items on the page; all of them are in the run folder
@@ -112,7 +113,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Paragraphs, a list, the small print under a title (lead), warnings (note), or something to copy (copy, code)."""
+    """Paragraphs, a list, small print (lead), warnings (note), a heading, or something to copy (copy, code)."""
 
     texts: tuple[str, ...]
     kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading"] = "plain"
@@ -121,7 +122,7 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Facts:
-    """Labels and texts; `strip` stands out as the numbers that matter most, each with a remark."""
+    """Labels and what is to be said of each."""
 
     pairs: tuple[tuple[str, str], ...]
     pens: Pen = Pen.ALL
@@ -237,7 +238,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         columns += [Column(f"Δ to {'base' if has_base else name(ranking.base, 20)}"), Column("95 %", "interval")]
         columns += [Column("p (Holm)" if pairs > 1 else "p"), Column("", "outcome")]
         columns += [Column("compared with", "name", Pen.WRITTEN)] if len(bases) > 1 else []
-    columns.append(Column("cut at the limit", pens=Pen.HTML))
+    columns.append(Column("Cut at the limit", pens=Pen.HTML))
     rows: list[list[Cell]] = []
     for s in ranking.standings:
         score, c = ranking.primary_score(s), s.versus(primary.metric, primary.name)
@@ -338,32 +339,22 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
     """Every candidate on every value, item by item against its base; one alone only has its scores."""
     values, many = shown_values(ranking), len(ranking.standings) > _DETAILED
     compared = [s for s in ranking.standings if s.versus_base]
-    blocks: list[Block] = []
+    lead = "↑ higher is better, ↓ lower is better."
     if compared:
-        title, holm = "All metrics, item by item against the base", len(ranking.pairs) > 1
         lead = (
             "Differences are paired: both answered the same items. In the drawings right is always better; each metric "
-            "has its own scale. ↑ higher is better, ↓ lower is better. Only the primary metric was declared beforehand"
-            f"{' (its p is Holm-adjusted)' if holm else ''}; p of the others is unadjusted."
+            f"has its own scale. {lead} Only the primary metric was declared beforehand"
+            f"{' (its p is Holm-adjusted)' if len(ranking.pairs) > 1 else ''}; p of the others is unadjusted."
         )
-        blocks.append(Sentences((lead,), "lead", Pen.HTML))
-        for place, s in enumerate(compared):
-            folding = place < 2 if len(compared) > 1 else None
-            blocks.append(against_base(ranking, s, values, Pen.WRITTEN if many else Pen.ALL, folding))
-    else:
-        title, [only] = "All metrics", ranking.standings
-        rows = [
-            [v.flagged, v.arrow, v.number(score.value), v.interval(score)]
-            for v in values
-            if (score := only.score(v.metric, v.name))
-        ]
-        columns = (Column("metric", "text"), Column("", "text"), Column("score"), Column("95 %", "interval"))
-        blocks.append(Table(columns, rows, aside=title, strong=(0,), pens=Pen.WRITTEN))
-        blocks.append(Sentences(("↑ higher is better, ↓ lower is better.",), "lead", Pen.WRITTEN))
+    blocks: list[Block] = [Sentences((lead,), "lead", Pen.HTML)]
+    for place, s in enumerate(compared or ranking.standings):
+        pens = Pen.WRITTEN if many or not compared else Pen.ALL
+        blocks.append(metrics_table(ranking, s, values, pens, place < 2 if len(compared) > 1 else None))
     if many or not compared:
         blocks += _compact(ranking, [v for v in values if not _stands_above(ranking, v)])
     blocks.append(Sentences(tuple(flag_notes(values)), "list"))
     blocks.append(Sentences((zeros(ranking),) if zeros(ranking) else ()))
+    title = "All metrics, item by item against the base" if compared else "All metrics"
     yield Panel("metrics", title, tuple(blocks), "All metrics")
 
 
@@ -372,61 +363,41 @@ def _stands_above(ranking: Ranking, value: Value) -> bool:
     return value.is_primary or bool(ranking.metrics[value.metric].parts)
 
 
-def against_base(
+def metrics_table(
     ranking: Ranking, standing: Standing, values: Sequence[Value], pens: Pen = Pen.ALL, is_open: bool | None = None
 ) -> Table:
-    """One candidate and what it is compared with on every value."""
-    base = next(s for s in ranking.standings if s.candidate == standing.compared_with)
+    """One candidate on every value, beside what it is compared with."""
+    base = next((s for s in ranking.standings if s.candidate == standing.compared_with), None)
     compared = [s for s in ranking.standings if s.versus_base]
     rows: list[list[Cell]] = []
     strong = []
     for v in values:
-        score, other = standing.score(v.metric, v.name), base.score(v.metric, v.name)
+        score, other = standing.score(v.metric, v.name), base.score(v.metric, v.name) if base else None
         if score is None and other is None:
+            continue
+        strong += [len(rows)] if _stands_above(ranking, v) else []
+        row: list[Cell] = [v.flagged, v.arrow, v.number(score.value if score else None)]
+        rows.append([*row, v.interval(score) if score else ""])
+        if base is None:
             continue
         # All candidates' differences of one value share a scale.
         differences = [s.versus(v.metric, v.name) for s in compared]
         spans = [(c.low, c.difference, c.high) if c else None for c in differences]
         bars = forest_bars(spans, higher_is_better=v.higher_is_better)
         c, span = next((c, b) for s, c, b in zip(compared, differences, bars, strict=True) if s is standing)
-        strong += [len(rows)] if _stands_above(ranking, v) else []
         difference, interval, p, mark = _difference(c, v)
         told = f"{v.label}: difference {difference}, 95 % {interval}"
-        rows.append(
-            [
-                v.flagged,
-                v.arrow,
-                v.number(score.value if score else None),
-                v.interval(score) if score else "",
-                v.number(other.value if other else None),
-                difference,
-                interval,
-                Bar(span, 50.0, outcome(c), told) if c and span else None,
-                p,
-                mark,
-            ]
-        )
-    this, other_name = name(standing.candidate, 34), name(base.candidate, 34)
-    return Table(
-        (
-            Column("", "text"),
-            Column("", "text"),
-            Column(Name(standing.candidate)),
-            Column("95 %", "interval", Pen.MARKDOWN),
-            Column(Name(base.candidate)),
-            Column("Δ"),
-            Column("95 %", "interval"),
-            Column("← worse, better →", "bar", Pen.HTML),
-            Column("p"),
-            Column("", "outcome"),
-        ),
-        rows,
-        f"Secondary metrics, {this} against {other_name} (p unadjusted; ↑ higher, ↓ lower is better)",
-        f"{this} against {other_name}",
-        strong=tuple(strong),
-        is_open=is_open,
-        pens=pens,
-    )
+        bar = Bar(span, 50.0, outcome(c), told) if c and span else None
+        rows[-1] += [v.number(other.value if other else None), difference, interval, bar, p, mark]
+    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate))]
+    columns.append(Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL))
+    if base is None:
+        return Table(tuple(columns), rows, aside="All metrics", strong=tuple(strong), pens=pens)
+    columns += [Column(Name(base.candidate)), Column("Δ"), Column("95 %", "interval"), Column("", "bar", Pen.HTML)]
+    columns += [Column("p"), Column("", "outcome")]
+    both = f"{name(standing.candidate, 34)} against {name(base.candidate, 34)}"
+    caption = f"Secondary metrics, {both} (p unadjusted; ↑ higher, ↓ lower is better)"
+    return Table(tuple(columns), rows, caption, both, strong=tuple(strong), is_open=is_open, pens=pens)
 
 
 def _compact(ranking: Ranking, values: Sequence[Value], step: int = 5) -> Iterator[Table]:
@@ -457,7 +428,7 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
         Sentences(tuple(x for x, t in zip(told, ranking.trust, strict=True) if not t.audited), "list", Pen.TEXT),
     ]
     blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric in unaudited]
-    for about, measures, rows in scorer_tables(ranking.trust):
+    for about, scorers in scorer_tables(ranking.trust):
         lead = (
             "AUC: how often an empathic reply scores above another one; 0.5 is chance. τ: how well the score of a "
             "mechanism follows its labelled level; 0 is chance. 95 % intervals over "
@@ -466,9 +437,13 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
             "the encoder that is named. An audit speaks of its replies and labels only: those that ship with bnbench "
             "were written and labelled by language models."
         )
+        measures = [m.replace("tau ", "τ ").replace("_", " ") for m in about.scorers[0].measures]
         columns = (Column("scorer", "name"), *(Column(measure) for measure in measures))
-        own = tuple(i for i, (_, is_own, _) in enumerate(rows) if is_own)
-        cells: list[list[Cell]] = [[Name(*who), *estimates] for who, _, estimates in rows]
+        own = tuple(i for i, (_, is_own) in enumerate(scorers) if is_own)
+        cells: list[list[Cell]] = []
+        for one, _ in scorers:
+            found = [f"{number(e.value)} [{number(e.low)}, {number(e.high)}]" for e in one.measures.values()]
+            cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else ""), *found])
         blocks.append(Sentences((lead,), "lead", Pen.HTML))
         blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=own, pens=Pen.HTML))
     yield Panel("trust", "Can these metrics be trusted?", tuple(blocks), "Trust")
@@ -485,7 +460,7 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
     )
     columns = (
         Column("candidate", "name"), Column("against", "name"), Column("Δ"), Column("95 %", "interval"),
-        Column("p (Holm)"), Column("", "outcome"), Column("detectable"),
+        Column("p (Holm)"), Column("", "outcome"), Column("Detectable"),
     )  # fmt: skip
     rows = [
         [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
@@ -581,13 +556,22 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
         blocks += [Sentences((name(record.name),), "heading", Pen.HTML)] if len(ranking.runs) > 1 else []
         columns = (
             Column("candidate", "name"), Column("kind", "text"), Column("read from", "code"), Column("base", "code"),
-            Column("weights sha256", "code"), Column("time"), Column("speed"),
+            Column("weights sha256", "code"), Column("Time"), Column("Speed"),
         )  # fmt: skip
-        rows = [_candidate_cells(c) for c in record.candidates]
+        rows: list[list[Cell]] = []
+        for c in record.candidates:
+            weights, place = c.weights_sha256 or c.key_fields.get("weights_sha256"), c.location
+            from_ = [
+                name(f"{place}@{c.revision}" if c.revision else place, 200),
+                name(c.base, 200) if c.base else ABSENT,
+            ]
+            time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
+            speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
+            rows.append([Name(c.name), c.kind, *from_, str(weights)[:12] if weights else ABSENT, time, speed])
         blocks.append(Table(columns, rows, aside="Models", pens=Pen.HTML))
         blocks.append(Facts(tuple(run_facts(record)), Pen.HTML))
         if record.corpus.steps:
-            about = (Column("step", "text"), Column("changed"), Column("dropped"), Column("why", "wide"))
+            about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
             steps = [
                 [str(s.get("name")), str(s.get("changed") or ABSENT), str(s.get("dropped")), str(s.get("why"))]
                 for s in record.corpus.steps
@@ -597,19 +581,6 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
         if record.command:
             blocks += [Sentences(("Command",), "heading", Pen.HTML), Sentences((record.command,), "code", Pen.HTML)]
     yield Panel("run", "What was run", tuple(blocks), "What was run")
-
-
-def _candidate_cells(c: CandidateRecord) -> list[Cell]:
-    weights = c.weights_sha256 or c.key_fields.get("weights_sha256")
-    return [
-        Name(c.name),
-        c.kind,
-        name(f"{c.location}@{c.revision}" if c.revision else c.location, 200),
-        name(c.base, 200) if c.base else ABSENT,
-        str(weights)[:12] if weights else ABSENT,
-        ABSENT if c.seconds is None else f"{c.seconds:,.1f} s",
-        ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s",
-    ]
 
 
 def run_facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -626,24 +597,22 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
     on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
     memory = record.peak_memory_bytes
+    reason = f" – {precision['reason']}" if precision.get("reason") else ""
+    known = [*filter(None, [prompt.get("kind")]), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
+    how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
+    versions = {"bnbench": record.bnbench, **record.packages}
+    times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
     facts: dict[str, Any] = {
         "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
         "Fingerprint": corpus.fingerprint,
-        "Prompt": ", ".join(
-            [*filter(None, [prompt.get("kind")]), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
-        ),
+        "Prompt": ", ".join(known),
         "System prompt": prompt.get("system"),
-        "Decoding": ", ".join(
-            ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
-        ),
-        "Precision": ", ".join(str(f) for f in formats if f)
-        + (f" – {precision['reason']}" if precision.get("reason") else ""),
+        "Decoding": ", ".join(how),
+        "Precision": ", ".join(str(f) for f in formats if f) + reason,
         "Device": ", ".join(str(part) for part in on if part),
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
-        "Run": " to ".join(
-            stamp.replace("T", " ").replace("+00:00", " UTC") for stamp in (record.created, record.finished) if stamp
-        ),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        "Run": " to ".join(times),
     }
     return [(label, str(text)) for label, text in facts.items() if text]
 
@@ -716,26 +685,13 @@ def evaluation_panel(ranking: Ranking, candidate: str) -> Panel:
 
     Raises KeyError where the candidate is not among the ranked ones.
     """
-    found = {s.candidate: s for s in ranking.standings}
-    standing, values = found[candidate], shown_values(ranking)
-    said = verdict_on(ranking, standing)
-    if standing.compared_with:
-        table = against_base(ranking, standing, values)
-        table = Table(table.columns, table.rows)
-    else:
-        rows = [
-            [v.flagged, v.arrow, v.number(x.value), v.interval(x)]
-            for v in values
-            if (x := standing.score(v.metric, v.name))
-        ]
-        columns = (Column("", "text"), Column("", "text"), Column(Name(candidate)), Column("95 %", "interval"))
-        table = Table(columns, rows)
-    notes = Sentences((*flag_notes(values), *filter(None, [zeros(ranking)])))
-    return Panel(
-        "evaluation",
-        said.headline,
-        (Sentences(said.details), table, notes, Sentences(tuple(warnings(ranking)), "note")),
-    )
+    standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
+    said, table = verdict_on(ranking, standing), metrics_table(ranking, standing, values)
+    under = Sentences((*flag_notes(values), *filter(None, [zeros(ranking)])))
+    notes = Sentences(tuple(warnings(ranking)), "note")
+    # Here no other table has the primary value: every row stands.
+    blocks = (Sentences(said.details), Table(table.columns, table.rows), under, notes)
+    return Panel("evaluation", said.headline, blocks)
 
 
 def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:

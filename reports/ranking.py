@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -424,7 +424,7 @@ def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) 
     for i, a in enumerate(entries[:-1]):
         others = range(i + 1, len(entries))
         tests = [(a.tables[metric.name], entries[j].tables[metric.name], metric.formula) for j in others]
-        for j, results in zip(others, _paired_tests(tests, resamples, seed), strict=True):
+        for j, results in zip(others, paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL), strict=True):
             pairs[i, j] = _comparison(a, entries[j], metric, metric.values[0], results[0])
     adjusted = holm([c.p for c in pairs.values()])
     return {pair: _with_holm(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
@@ -436,35 +436,19 @@ def _compare(a: Entry, b: Entry, metrics: Sequence[Metric], resamples: int, seed
     tests = [(a.tables[m.name], b.tables[m.name], m.formula) for m in shared]
     return [
         _comparison(a, b, metric, name, result)
-        for metric, results in zip(shared, _paired_tests(tests, resamples, seed), strict=True)
+        for metric, results in zip(
+            shared, paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL), strict=True
+        )
         for name, result in zip(metric.values, results, strict=True)
     ]
 
 
-def _paired_tests(
-    tests: Sequence[tuple[FloatArray, FloatArray, Callable[[FloatArray], FloatArray]]], resamples: int, seed: int
-) -> list[list[PairedResult]]:
-    """`paired_tests`, but from one item follow neither intervals nor p-values."""
-    found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
-    if len(tests[0][0]) > 1:
-        return found
-    return [[PairedResult(r.difference, _NO_INTERVAL, math.nan, math.nan) for r in results] for results in found]
-
-
 def _comparison(a: Entry, b: Entry, metric: Metric, name: str, result: PairedResult) -> Comparison:
-    made = Comparison(
-        candidate=a.name,
-        other=b.name,
-        metric=metric.name,
-        name=name,
-        difference=result.difference,
-        low=result.interval.low,
-        high=result.interval.high,
-        p=result.p_value,
-        p_holm=None,
-        smallest_detectable=result.smallest_detectable,
-        better=None,
-    )
+    interval, p, least = result.interval, result.p_value, result.smallest_detectable
+    if len(a.replies) == 1:  # from one item follow neither intervals nor p-values
+        interval, p, least = _NO_INTERVAL, math.nan, math.nan
+    ends = interval.low, interval.high
+    made = Comparison(a.name, b.name, metric.name, name, result.difference, *ends, p, None, least, None)
     return _with_holm(made, None, metric)
 
 

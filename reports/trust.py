@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bnbench.metrics.audit.record import unnumbered
-from bnbench.metrics.audit.report import AUC, FAILS, LIMIT, PASSES, AuditReport, Check, short_name
+from bnbench.metrics.audit.report import AUC, FAILS, LIMIT, PASSES, AuditReport, Check
 from bnbench.metrics.audit.report import Standing as Scorer
 
 
@@ -94,23 +94,12 @@ def sentence(trust: Trust) -> str:
     return "; ".join([f"{lead}, {on}", *(f"{what}: {', '.join(names)}" for what, names in checks.items() if names)])
 
 
-def scorer_tables(
-    trusts: Sequence[Trust],
-) -> list[tuple[Trust, list[str], list[tuple[tuple[str, str], bool, list[str]]]]]:
-    """For each set of labelled replies: what it is, the measures, and how all scorers agree with the labels.
-
-    A scorer is its name and what it is (a sentinel, or nothing to say), whether it is a metric that scored here (those
-    come first), and its measures with their intervals as texts.
-    """
-    found: dict[str, tuple[Trust, dict[str, tuple[tuple[str, str], bool, list[str]]]]] = {}
+def scorer_tables(trusts: Sequence[Trust]) -> list[tuple[Trust, list[tuple[Scorer, bool]]]]:
+    """For each set of labelled replies its scorers, each once; those that scored here (True) come first."""
+    found: dict[str, tuple[Trust, dict[str, tuple[Scorer, bool]]]] = {}
     for own in (True, False):
         for t in trusts:
-            _, rows = found.setdefault(f"{t.data} {t.data_sha256}", (t, {}))
+            _, scorers = found.setdefault(f"{t.data} {t.data_sha256}", (t, {}))
             for one in t.scorers[:1] if own else t.scorers[1:]:
-                estimates = [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in one.measures.values()]
-                rows.setdefault(one.name, ((short_name(one.name), "sentinel" if one.sentinel else ""), own, estimates))
-    return [
-        (t, [m.replace("tau ", "τ ").replace("_", " ") for m in t.scorers[0].measures], list(rows.values()))
-        for t, rows in found.values()
-        if t.audited
-    ]
+                scorers.setdefault(one.name, (one, own))
+    return [(t, list(scorers.values())) for t, scorers in found.values() if t.audited]

@@ -46,13 +46,6 @@ def p_phrase(p: float | None) -> str:
     return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
-def interval(low: float, high: float, decimals: int, *, sign: bool = False, form: str = "[{}, {}]") -> str:
-    """`[1.0, 3.2]`; a dash where there is none."""
-    if not (math.isfinite(low) or math.isfinite(high)):
-        return ABSENT
-    return form.format(number(low, decimals, sign=sign), number(high, decimals, sign=sign))
-
-
 def counted(n: int, noun: str) -> str:
     """`1 item`, `1,200 items`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
@@ -108,8 +101,11 @@ class Value:
         return number(value, self.decimals, sign=sign)
 
     def interval(self, of: Score | Comparison) -> str:
-        """The interval of a score, or of a difference with its signs."""
-        return interval(of.low, of.high, self.decimals, sign=isinstance(of, Comparison))
+        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none."""
+        if not (math.isfinite(of.low) or math.isfinite(of.high)):
+            return ABSENT
+        low, high = (self.number(end, sign=isinstance(of, Comparison)) for end in (of.low, of.high))
+        return f"[{low}, {high}]"
 
 
 def value_of(ranking: Ranking, metric: str, name: str) -> Value:

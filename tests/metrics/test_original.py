@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from bnbench.metrics import InputError, original_scores
+from bnbench.metrics import (
+    InputError,
+    MissingExtraError,
+    Normalizer,
+    normalization,
+    original_scores,
+    tokenization,
+    tokenize,
+)
 from bnbench.metrics.original import PATTERNS, ascii_rouge, bleu_13a, combined, keyword_scores, semantic_scores
 
 REPLY = "আমি বুঝতে পারছি, খুব কষ্ট হচ্ছে। ঠিক আছে, ok 5"
@@ -57,3 +68,24 @@ def test_wrong_input() -> None:
         original_scores([], [])
     with pytest.raises(InputError, match="2 references"):
         original_scores(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("module", "use"),
+    [
+        ("rouge_score", lambda: original_scores(["ক"], ["ক"])),
+        ("indicnlp", lambda: Normalizer("indicnlp")("ক")),
+        ("indicnlp", lambda: tokenize("ক", tokenizer="indicnlp")),
+        ("sacrebleu", lambda: tokenize("ক", tokenizer="intl")),
+    ],
+)
+def test_packages_for_comparison_are_an_extra(
+    module: str, use: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    for cached in (normalization._indicnlp, tokenization._by_text):
+        cached.cache_clear()
+    with pytest.raises(MissingExtraError, match=rf'needs {module}: pip install "bnbench\[compare\]"'):
+        use()
