@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +15,8 @@ from transformers import TrainerCallback
 from bnbench.errors import TrainingError
 from bnbench.finetune.checkpoints import seal
 from bnbench.finetune.engine import processes
-from bnbench.finetune.tuners.base import Job, Point
+from bnbench.finetune.tuners.base import Job, Point, write_curve
 from bnbench.progress import stage
-from bnbench.records import write_text
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -28,15 +24,6 @@ _log = logging.getLogger("bnbench.finetune")
 def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
     """The loss curve in a trainer's log history, which travels with its checkpoints and so survives a kill."""
     return tuple(Point(e["step"], e["loss"], e["learning_rate"]) for e in history if "loss" in e)
-
-
-def write_curve(path: Path, curve: Iterable[Point]) -> None:
-    """loss.csv: step, loss (nats a supervised token), learning rate; one line an optimiser step."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("step", "loss", "learning_rate"))
-    lines.writerows((p.step, repr(p.loss), repr(p.learning_rate)) for p in curve)
-    write_text(path, text.getvalue())
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]

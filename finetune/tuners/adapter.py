@@ -16,7 +16,7 @@ from bnbench.errors import RecipeError
 from bnbench.extras import require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
-from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner, write_curve
 from bnbench.models.precision import Device
 from bnbench.quiet import quiet
 from bnbench.records import write_json
@@ -34,7 +34,7 @@ class AdapterTuner(Tuner):
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses a recipe whose two words for the base's precision contradict each other."""
         for name, wrong, other, right in (("qlora", "none", "lora", "nf4"), ("lora", "nf4", "qlora", "none")):
-            if recipe.tuner == name and recipe.quantisation == wrong:
+            if recipe.tuner.casefold() == name and recipe.quantisation == wrong:
                 raise RecipeError(
                     f'tuner "{name}" contradicts quantisation "{wrong}": '
                     f'set tuner = "{other}", or quantisation = "{right}"'
@@ -45,7 +45,7 @@ class AdapterTuner(Tuner):
         import torch
         import transformers
 
-        from bnbench.finetune.engine.monitor import Monitor, curve_of, write_curve
+        from bnbench.finetune.engine.monitor import Monitor, curve_of
 
         with quiet():
             transformers.set_seed(job.recipe.seed)

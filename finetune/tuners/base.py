@@ -19,7 +19,7 @@ tuner needs and takes is asked before it trains, and where nothing is trained.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -30,6 +30,7 @@ from bnbench.finetune.engine.rows import Row
 from bnbench.metrics.registry import Registry
 from bnbench.models.files import Base
 from bnbench.models.precision import Device, Precision
+from bnbench.records import write_text
 
 if TYPE_CHECKING:  # recipes ask their tuner whether it can do what they say, so they stand above this module
     from bnbench.finetune.recipes import Recipe
@@ -173,3 +174,9 @@ def get_tuner(name: str) -> Tuner:
     if not (isinstance(kind, type) and issubclass(kind, Tuner)):
         raise RecipeError(f"the tuner {name!r} is {kind!r}, which is no subclass of bnbench.finetune.Tuner")
     return kind()
+
+
+def write_curve(path: Path, curve: Iterable[Point]) -> None:
+    """Writes loss.csv: step, loss (nats a supervised token, of pairs: a pair), learning rate; one line a step."""
+    lines = [f"{p.step},{p.loss!r},{p.learning_rate!r}\n" for p in curve]
+    write_text(path, "".join(["step,loss,learning_rate\n", *lines]))

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 import bnbench
 from bnbench.errors import RecipeError
-from bnbench.finetune import FinetuneRequest, Job, Outcome, Point, Tuner, finetune, get_tuner, tuner_names
+from bnbench.finetune import FinetuneRequest, Job, Outcome, Point, Tuner, finetune, get_tuner, load_recipe, tuner_names
+from bnbench.models.precision import Device
 
 
 class MyTuner(Tuner):
@@ -75,6 +77,21 @@ def test_broken_plugin_is_named_and_harms_no_other(caplog: pytest.LogCaptureFixt
     assert "(no_such_module:Tuner) is skipped" in caplog.text
     with pytest.raises(RecipeError, match=r"'other' is <class 'pathlib.*no subclass of bnbench\.finetune\.Tuner"):
         get_tuner("other")
+
+
+def test_tuners_refuse_what_they_cannot_do() -> None:
+    t4, cpu = load_recipe("t4"), Device("cpu")
+    for name in ("qlora", "dpo", "unsloth"):
+        own = load_recipe("t4" if name == "qlora" else name)
+        get_tuner(name).check(own, None)
+    with pytest.raises(RecipeError, match='tuner "qlora" contradicts quantisation "none"'):
+        get_tuner("qlora").check(SimpleNamespace(tuner="QLoRA", quantisation="none"), None)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"needs packing = false, dropout = 0\.0, beta above 0"):
+        get_tuner("dpo").check(SimpleNamespace(**{**vars(t4), "own": {"beta": 0.0}}), None)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match='tuner "unsloth" needs packing = false'):
+        get_tuner("unsloth").check(t4, None)
+    with pytest.raises(RecipeError, match=r"needs an NVIDIA GPU \(this is cpu\)"):
+        get_tuner("unsloth").check(load_recipe("unsloth"), cpu)
 
 
 def test_unknown_tuner_has_a_suggestion() -> None:
