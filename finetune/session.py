@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from collections.abc import Callable, Mapping
@@ -30,7 +31,6 @@ from bnbench.records import (
     TrainingRecord,
     describe_environment,
     ends,
-    read_json,
     read_training,
     write_json,
     write_text,
@@ -153,7 +153,13 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
     if (checkpoints / JOB).is_file():
         newest = newest_checkpoint(checkpoints)
         if newest is not None:
-            _check_same(output, read_json(checkpoints / JOB, "; choose another folder, or remove this one"), planned)
+            try:
+                before = dict(json.loads((checkpoints / JOB).read_text(encoding="utf-8")))
+            except (OSError, TypeError, ValueError) as error:
+                raise TrainingError(
+                    f"{checkpoints / JOB} cannot be read ({error}): choose another folder, or remove this one"
+                ) from None
+            _check_same(output, before, planned)
     elif checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     if newest is None and (output / "adapter_config.json").exists():

@@ -181,6 +181,15 @@ def test_torn_checkpoint_is_not_gone_on_from(copied: FinetuneRequest, undisturbe
     assert again.resumed_from == 15 and same(again, undisturbed)
 
 
+def test_checkpoints_of_nobody_knows_what(copied: FinetuneRequest) -> None:
+    (copied.output / "training.json").unlink()
+    job = copied.output / "checkpoints" / "job.json"
+    for text in ("{", "[1]"):
+        job.write_text(text, encoding="utf-8")
+        with pytest.raises(TrainingError, match=r"job\.json cannot be read .*: choose another folder"):
+            finetune(copied)
+
+
 def test_finished_training_is_given_again(copied: FinetuneRequest, undisturbed: FinetuneResult) -> None:
     stamp = (copied.output / "adapter_model.safetensors").stat().st_mtime_ns
     again = finetune(replace(copied, overrides={**copied.overrides, "log_every": "1"}))
