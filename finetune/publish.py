@@ -13,6 +13,7 @@ their eval.yaml names, so only the user can say which.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -213,7 +214,8 @@ def card_data(
         data_set = re.split("[@#]", dataset or (place if is_hub else ""))[0] or slug(corpus.name)
         results = {"model_name": name, "eval_results": []}
         for value in shown_values(evaluation.ranking):
-            if score := standing.score(value.metric, value.name):
+            score = standing.score(value.metric, value.name)
+            if score is not None and math.isfinite(score.value):
                 result = hub.EvalResult(
                     task_type="text-generation",
                     task_name="Replies to messages in Bengali",
