@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio
 from bnbench.metrics.errors import UsageError, require
 from bnbench.metrics.normalization import Normalizer, normalizer
 from bnbench.metrics.overlap import Pairs
@@ -97,10 +98,10 @@ class BERTScore(MeanMetric):
         f1, floor = means[..., 0], means[..., 3]
         return np.concatenate([means, 100 * ratio(f1 - floor, 100 - floor)[..., None]], axis=-1)
 
-    def signature(self, n: int) -> str:
-        """`BERTScore|model:...|layer:9|norm:bn1|floor:bn.1|n:...|bnbench:...`; a folder with a hash of its weights."""
-        choices = {"model": self._id, "layer": self.layer, "norm": self.normalizer.signature, "floor": FLOOR}
-        return signature(self.name, n, **choices)
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The model (a folder by its name and a hash of its weights), its layer, the version of the floor's texts."""
+        return {"model": self._id, "layer": self.layer, "norm": self.normalizer.signature, "floor": FLOOR}
 
     @cached_property
     def floor(self) -> float:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import Pairs
-from bnbench.metrics.tokenization import Preparation, preparation
+from bnbench.metrics.core import FloatArray, Texts, ratio
+from bnbench.metrics.overlap import LexicalMetric, Pairs
 
 ORDER = 4
 
 
-class BLEU(Metric):
+class BLEU(LexicalMetric):
     """BLEU (Papineni et al. 2002): geometric mean of the 1-4-gram precisions times the brevity penalty, exponential
     smoothing.
 
@@ -28,12 +27,9 @@ class BLEU(Metric):
     name: ClassVar[str] = "BLEU"
     description: ClassVar[str] = "1-4-gram precision with brevity penalty, 0-100, higher is better"
     needs = frozenset({"references"})
-
-    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
-        self.preparation: Preparation = preparation(norm, tokenizer)
-        orders = range(1, ORDER + 1)
-        self.columns = ("hyp_len", "ref_len", *(f"match{n}" for n in orders), *(f"total{n}" for n in orders))
-        self.values = ("BLEU",)
+    columns = (*("hyp_len", "ref_len"), *(f"{what}{n}" for what in ("match", "total") for n in range(1, ORDER + 1)))
+    values = ("BLEU",)
+    fixed = MappingProxyType({"smooth": "exp", "eff": "yes"})
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 10: tokens of the reply and of the closest reference, then matches and totals of the orders 1-4."""
@@ -59,10 +55,6 @@ class BLEU(Metric):
         penalty = np.exp(np.minimum(0, 1 - ratio(ref, hyp)))
         score = penalty * np.exp(ratio(logs, reached.sum(axis=-1)))
         return np.where(match.any(axis=-1), np.minimum(score, 100.0), 0.0)[..., None]
-
-    def signature(self, n: int) -> str:
-        """`BLEU|norm:bn1|tok:bn1|smooth:exp|eff:yes|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices, smooth="exp", eff="yes")
 
 
 def _several(hypothesis: str, others: list[str]) -> list[int]:

@@ -10,16 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, Texts, ratio
 from bnbench.metrics.ngrams import IntArray, ngram_counts
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import Pairs
-from bnbench.metrics.tokenization import Preparation, preparation
+from bnbench.metrics.overlap import LexicalMetric, Pairs
 
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
-class ChrF(Metric):
+class ChrF(LexicalMetric):
     """chrF (Popović 2015): F2 of the mean precision and recall of character n-grams of orders 1-6, whitespace left out.
 
     Of several references the one with the highest F counts. As in sacrebleu, orders that one side does not reach are
@@ -35,7 +34,7 @@ class ChrF(Metric):
     beta: ClassVar[int] = 2
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
-        self.preparation: Preparation = preparation(norm, tokenizer)
+        super().__init__(norm, tokenizer)
         kinds = [("char", self.char_order), ("word", self.word_order)]
         orders = [f"{kind}{n}" for kind, most in kinds for n in range(1, most + 1)]
         self.columns = tuple(f"{order}_{what}" for order in orders for what in ("hyp", "ref", "match"))
@@ -64,10 +63,6 @@ class ChrF(Metric):
         recall = ratio((ratio(match, ref) * reached).sum(axis=-1), orders)
         factor = self.beta**2
         return 100 * ratio((1 + factor) * precision * recall, factor * precision + recall)[..., None]
-
-    def signature(self, n: int) -> str:
-        """`chrF|norm:bn1|tok:bn1|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices)
 
 
 class ChrFPlusPlus(ChrF):

@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts, signature, table_of
+from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
 from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.registry import get_metric
 
@@ -104,10 +104,11 @@ class CombinedScore(Metric):
         score: FloatArray = np.concatenate(mains, axis=-1) @ np.array(list(self.weights.values()))
         return score[..., None]
 
-    def signature(self, n: int) -> str:
-        """`combined|chrF++:0.5|semantic-empathy:0.5|parts:1a2b3c4d|n:300|...`, with a hash of the parts' signatures."""
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The weight of each part, and a hash of the parts' signatures."""
         digest = hashlib.sha256(" ".join(part.signature(0) for part in self.parts).encode()).hexdigest()[:8]
-        return signature(self.name, n, **{name: f"{w:.6g}" for name, w in self.weights.items()}, parts=digest)
+        return {**{name: f"{w:.6g}" for name, w in self.weights.items()}, "parts": digest}
 
 
 def combined_result(results: Mapping[str, Result], weights: Mapping[str, float]) -> Result:

@@ -138,7 +138,7 @@ def paired_test(a: Result, b: Result, *, value: str | None = None) -> PairedResu
 
 
 class Metric(ABC):
-    """One metric. Subclasses give `name`, `columns`, `values`, `description`, `statistics`, `formula` and `signature`.
+    """One metric. Subclasses give `name`, `columns`, `values`, `description`, `choices`, `statistics` and `formula`.
 
     `columns` names the k statistics; `values` names the v scores that the formula makes of their sums, the main one
     first. Scores are on 0-100, higher better, unless `description` says otherwise and `higher_is_better` is False.
@@ -172,6 +172,11 @@ class Metric(ABC):
         title = self.name.replace("-", " ")
         return {value: title if value.casefold() in main else value.replace("_", " ") for value in self.values}
 
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """Every choice that moves the score, by its key in the signature."""
+        return {}
+
     @abstractmethod
     def statistics(self, texts: Texts) -> FloatArray:
         """The n x k table for n replies; finite numbers only, whatever the texts are."""
@@ -180,9 +185,9 @@ class Metric(ABC):
     def formula(self, sums: FloatArray) -> FloatArray:
         """Column sums (..., k) to scores (..., v), for any leading dimensions; defined (never NaN) on all-zero sums."""
 
-    @abstractmethod
     def signature(self, n: int) -> str:
-        """Every choice that moves the score, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
+        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
+        return signature(self.name, n, **self.choices)
 
     def score(
         self,

@@ -5,18 +5,18 @@ words are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 import regex
 from rapidfuzz.distance import LCSseq
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
-from bnbench.metrics.normalization import Normalizer, flags
-from bnbench.metrics.overlap import Vocabulary
-from bnbench.metrics.tokenization import Preparation, is_word, preparation
+from bnbench.metrics.core import FloatArray, Texts, ratio
+from bnbench.metrics.normalization import flags
+from bnbench.metrics.overlap import LexicalMetric, Vocabulary
+from bnbench.metrics.tokenization import Preparation, is_word
 
 COPIED = 0.8
 """A reply of four or more words copies the message when this share of its words is a subsequence of the message."""
@@ -49,7 +49,7 @@ _SHARES = {
 _FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
 
 
-class Degeneration(Metric):
+class Degeneration(LexicalMetric):
     """Shares of broken replies, 0-100, lower is better. `degenerate`, the main value, is the share with any of the
     flags.
 
@@ -65,17 +65,12 @@ class Degeneration(Metric):
     description: ClassVar[str] = "share of broken replies by kind, 0-100, lower is better"
     higher_is_better: ClassVar[bool] = False
 
-    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
-        self.preparation: Preparation = preparation(norm, tokenizer)
-        known = ("replies", "known_limit", "with_message", "with_reference")
-        counts = ("foreign_letters", "letters", "repeated_4grams", "4grams")
-        self.columns = (*known, "degenerate", *_FLAGS, "unfinished", "too_short", "too_long", *counts)
-        self.values = tuple(_SHARES)
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """What a reader's table calls each share."""
-        return {value: label for value, (label, _) in _SHARES.items()}
+    columns = (
+        *("replies", "known_limit", "with_message", "with_reference", "degenerate", *_FLAGS),
+        *("unfinished", "too_short", "too_long", "foreign_letters", "letters", "repeated_4grams", "4grams"),
+    )
+    values = tuple(_SHARES)
+    labels = MappingProxyType({value: label for value, (label, _) in _SHARES.items()})
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""
@@ -128,12 +123,8 @@ class Degeneration(Metric):
         at = {name: sums[..., column] for column, name in enumerate(self.columns)}
         return np.stack([100 * ratio(at[value], at[out_of]) for value, (_, out_of) in _SHARES.items()], axis=-1)
 
-    def signature(self, n: int) -> str:
-        """`degeneration|norm:bn1|tok:bn1|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices)
 
-
-class Diversity(Metric):
+class Diversity(LexicalMetric):
     """distinct-1 and distinct-2 (Li et al. 2016) inside replies: different words (word pairs) per word (pair), 0-100.
 
     Counted within each reply and summed, so that it is additive; long replies score lower, so compare replies of like
@@ -147,9 +138,6 @@ class Diversity(Metric):
     )
     columns = ("distinct1", "words", "distinct2", "pairs", "compared_words", "reference_words")
     values = ("distinct1", "distinct2", "length_ratio")
-
-    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
-        self.preparation: Preparation = preparation(norm, tokenizer)
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 6: different words and words, different pairs and pairs, words of reply and of reference."""
@@ -166,10 +154,6 @@ class Diversity(Metric):
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 6) to (..., 3): 100 times the ratio of each two columns."""
         return 100 * ratio(sums[..., 0::2], sums[..., 1::2])
-
-    def signature(self, n: int) -> str:
-        """`diversity|norm:bn1|tok:bn1|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices)
 
 
 def _words(texts: Texts, prepared: Preparation, text: str) -> list[str]:

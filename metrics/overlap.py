@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Made, Texts
+from bnbench.metrics.core import FloatArray, Made, Metric, Texts
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.ngrams import IntArray, ngram_counts
-from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word
+from bnbench.metrics.normalization import Normalizer
+from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word, preparation
 
 _FIRST_MARK, _FIRST_WORD, _END = 0x10, 0x1000, 0x110000
 _SENTENCE_ENDS = re.compile("[\u0001-\u000f]+")
@@ -40,6 +43,22 @@ class Vocabulary(dict[str, str]):
             raise InputError("these texts have more than a million different words: score them in smaller parts")
         character = self[token] = chr(number)
         return character
+
+
+class LexicalMetric(Metric):
+    """A metric of the words of texts: `norm` and `tokenizer` say how they are normalised and cut, and so does the
+    signature, with what else is `fixed`.
+    """
+
+    fixed: ClassVar[Mapping[str, object]] = MappingProxyType({})
+
+    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
+        self.preparation: Preparation = preparation(norm, tokenizer)
+
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """`norm`, `tok` and what is fixed."""
+        return {**self.preparation.choices, **self.fixed}
 
 
 @dataclass(frozen=True)

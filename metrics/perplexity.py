@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
 from bnbench.metrics.errors import InputError
 from bnbench.metrics.normalization import Normalizer, normalizer
 
@@ -34,12 +35,17 @@ class Perplexity(Metric):
     description: ClassVar[str] = "bits per character and per byte, token perplexity of the references; lower is better"
     higher_is_better: ClassVar[bool] = False
     needs = frozenset({"likelihoods"})
+    columns = ("nll", "tokens", "bytes", "characters")
+    values = ("bits_per_character", "bits_per_byte", "token_perplexity")
+    details = frozenset({"bits_per_byte"})
 
     def __init__(self, norm: str | Normalizer = "bn1") -> None:
         self.normalizer = normalizer(norm)
-        self.columns = ("nll", "tokens", "bytes", "characters")
-        self.values = ("bits_per_character", "bits_per_byte", "token_perplexity")
-        self.details = frozenset({"bits_per_byte"})
+
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """`norm`."""
+        return {"norm": self.normalizer.signature}
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 4: nll in nats, tokens, bytes, characters. Raises `InputError` on a row that is not finite or is
@@ -65,7 +71,3 @@ class Perplexity(Metric):
         perplexity = np.exp(np.minimum(ratio(nll, tokens), _LARGEST_EXPONENT))
         bits = nll / math.log(2)
         return np.stack([ratio(bits, characters), ratio(bits, size), perplexity], axis=-1)
-
-    def signature(self, n: int) -> str:
-        """`perplexity|norm:bn1|n:...|bnbench:...`."""
-        return signature(self.name, n, norm=self.normalizer.signature)

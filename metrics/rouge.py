@@ -7,22 +7,22 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio
 from bnbench.metrics.errors import UsageError
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import Pairs
-from bnbench.metrics.tokenization import Preparation, preparation
+from bnbench.metrics.overlap import LexicalMetric, Pairs
 
 TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 
-class ROUGE(MeanMetric):
+class ROUGE(LexicalMetric, MeanMetric):
     """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), and that by sentence
     (Lsum).
 
@@ -34,12 +34,13 @@ class ROUGE(MeanMetric):
     name: ClassVar[str] = "ROUGE"
     description: ClassVar[str] = "word overlap F1 (and precision, recall), mean over replies, 0-100, higher is better"
     needs = frozenset({"references"})
+    fixed = MappingProxyType({"stem": "no"})
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES) -> None:
         for kind in types:
             if kind not in TYPES:
                 raise UsageError(f"no ROUGE type {kind!r}; there are {', '.join(TYPES)}")
-        self.preparation: Preparation = preparation(norm, tokenizer)
+        super().__init__(norm, tokenizer)
         self.types = tuple(types)
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
         self.values = (*self.types, *parts)
@@ -57,10 +58,6 @@ class ROUGE(MeanMetric):
         found = [_scores(pairs, kind) for kind in self.types]
         best = [pairs.best(scores, scores[:, 0]) for scores in found]
         return np.column_stack([*(scores[:, 0] for scores in best), *(scores[:, 1:] for scores in best)])
-
-    def signature(self, n: int) -> str:
-        """`ROUGE|norm:bn1|tok:bn1|stem:no|n:...|bnbench:...`."""
-        return signature(self.name, n, **self.preparation.choices, stem="no")
 
 
 def _scores(pairs: Pairs, kind: str) -> FloatArray:
