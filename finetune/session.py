@@ -21,7 +21,7 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import parse_recipe
-from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner, write_curve
 from bnbench.plot import loss_svg
 from bnbench.records import (
     TRAINING,
@@ -272,4 +272,5 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
         identity=identity,
     )
     write_text(request.output / "loss.svg", loss_svg(record.curve))
+    write_curve(request.output / "loss.csv", outcome.curve)
     write_json(request.output / TRAINING, record)

@@ -16,7 +16,7 @@ from bnbench.errors import RecipeError
 from bnbench.extras import require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
-from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner, write_curve
+from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
 from bnbench.models.precision import Device
 from bnbench.quiet import quiet
 from bnbench.records import write_json
@@ -59,10 +59,8 @@ class AdapterTuner(Tuner):
             seconds, steps = monitor.seconds, trainer.state.global_step
             curve = curve_of(trainer.state.log_history)
             gain = self.gain(job, trainer) if steps == job.steps else None
-            if processes.index() == 0:
-                write_curve(job.output / "loss.csv", curve)
-                if steps == job.steps:
-                    save_adapter(job, trainer.model)
+            if processes.index() == 0 and steps == job.steps:
+                save_adapter(job, trainer.model)
         peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
         return Outcome(steps, curve, seconds, peak, gain)
 

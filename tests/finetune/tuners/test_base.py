@@ -60,6 +60,7 @@ def test_a_tuner_of_one_method_trains(request_for: Callable[..., FinetuneRequest
     assert result.finished and len(result.curve) == result.total_steps
     assert any(value.any() for value in load_file(request.output / "adapter_model.safetensors").values())
     assert finetune(request).curve == result.curve
+    assert (request.output / "loss.csv").read_text(encoding="utf-8").count("\n") == 1 + len(result.curve)
 
 
 @pytest.mark.usefixtures("plugins")
