@@ -17,7 +17,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.files import Row, as_text, find_column, plain_name, texts_of
+from bnbench.data.files import Row, as_text, find_column, header_of, plain_name, texts_of
 from bnbench.errors import CorpusError
 
 _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
@@ -35,7 +35,7 @@ def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, st
     `columns` maps fields to columns as in `load_corpus`. A row in which no turn of the assistant follows one of the
     user has empty texts, so that cleaning drops and counts it. Raises CorpusError for a turn that is none (its row).
     """
-    header = dict.fromkeys(name for row in rows for name in row)
+    header = header_of(rows)
     fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
     at = {field: find_column(source, header, field, columns.get(field)) or "" for field in fields}
     into = (at["question"], at["reference"])

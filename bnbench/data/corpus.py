@@ -20,7 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.data.chat import plain_rows
-from bnbench.data.files import Row, as_text, check_columns, check_table, find_column, iter_table, plain_name, texts_of
+from bnbench.data.files import (
+    Row,
+    as_text,
+    check_table,
+    find_column,
+    header_of,
+    iter_table,
+    match_columns,
+    plain_name,
+    texts_of,
+)
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
 from bnbench.metrics.errors import require
@@ -258,32 +268,10 @@ def read_records(source: str | Path) -> list[Row]:
     return [row | ({} if single else {"split": str(side)}) for side, rows in parts.items() for row in rows]
 
 
-def header_of(records: Iterable[Row]) -> list[str]:
-    """The columns of all rows in order of appearance, since rows of JSON may lack some."""
-    return list(dict.fromkeys(name for record in records for name in record))
-
-
 def side_of(record: Mapping[str, object]) -> str:
     """What a row's column `split` says; empty where there is none."""
     name = next((as_text(value).strip().lower() for column, value in record.items() if column.lower() == "split"), "")
     return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
-
-
-def match_columns(source: str | Path, header: Sequence[str], columns: Mapping[str, str]) -> list[str | None]:
-    """The file's column of each of `FIELDS`, by the mapping given, else by its name.
-
-    Raises CorpusError where there is none for the question or the reference.
-    """
-    found = {field: find_column(source, header, field, columns.get(field), own) for field, own in FIELDS.items()}
-    for field in ("question", "reference"):
-        if found[field] is None:
-            is_pairs = {"chosen", "rejected"} <= {plain_name(name) for name in header}
-            pairs = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-            raise CorpusError(
-                f"{source}: there is no column {FIELDS[field]!r}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME{pairs}"
-            )
-    return list(found.values())
 
 
 def whole_number(name: str) -> str:
@@ -293,10 +281,12 @@ def whole_number(name: str) -> str:
 
 def _read(source: str | Path, columns: Mapping[str, str]) -> tuple[tuple[SourceRow, ...], int]:
     """All rows, repaired, and how many there was something to repair in."""
-    check_columns(columns, FIELDS)
     records = plain_rows(source, read_records(source), columns)
     header = header_of(records)
-    places, own_id = match_columns(source, header, columns), find_column(source, header, "id") or ""
+    is_pairs = {"chosen", "rejected"} <= set(map(plain_name, header))
+    hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
+    places = match_columns(source, header, columns, FIELDS, ("question", "reference"), hint)
+    own_id = find_column(source, header, "id") or ""
     rows, changed = [], 0
     for record in records:
         texts = texts_of(str(source), record, places)

@@ -282,6 +282,36 @@ def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
             )
 
 
+def match_columns(
+    source: str | Path,
+    header: Sequence[str],
+    columns: Mapping[str, str],
+    fields: Mapping[str, str],
+    needed: Iterable[str],
+    hint: str = "",
+) -> list[str | None]:
+    """The file's column of each of `fields` (field → our own name of its column, or ""): by `columns`, else by name.
+
+    Raises CorpusError for a field that `columns` makes up, and where one of `needed` has no column: then it says how
+    to name one, and `hint`.
+    """
+    check_columns(columns, fields)
+    found = {field: find_column(source, header, field, columns.get(field), own) for field, own in fields.items()}
+    for field in needed:
+        if found[field] is None:
+            what = f"there is no column {fields[field]!r}" if fields[field] else f"no column holds a {field}"
+            raise CorpusError(
+                f"{source}: {what}; the columns are {', '.join(header)}. "
+                f"Name the right one with --columns {field}=NAME{hint}"
+            )
+    return list(found.values())
+
+
+def header_of(rows: Iterable[Row]) -> list[str]:
+    """The columns of all rows in order of appearance, since rows of JSON may lack some."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def as_text(value: object) -> str:
     """A value as text: "" for null and NaN."""
     return "" if value is None or value != value else str(value)

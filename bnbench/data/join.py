@@ -25,8 +25,7 @@ from bnbench.data.files import KINDS, check_columns, check_file, find_column, it
 from bnbench.errors import BnbenchError, CorpusError
 
 FIELDS = ("reply", "reference", "message", "title", "id")
-Texts = tuple[str, ...]
-ReplyRow = tuple[str, Texts | None, str | None]
+ReplyRow = tuple[str, tuple[str, ...] | None, str | None]
 """A reply, its references, the message it answers; None where no file of these was given."""
 
 _IN_MEMORY = 1 << 24  # bytes of the temporary file that are held before it goes to the disk
@@ -71,7 +70,7 @@ class TextFile:
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
         return cls(path, field, column, before, find_column(path, header, "id", own_id if own_id in header else None))
 
-    def rows(self) -> Iterator[tuple[int, str, Texts]]:
+    def rows(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.
 
         Raises CorpusError at a row that lacks an id, a reference, or the column, or where something else stands in it.
@@ -88,7 +87,7 @@ class TextFile:
             name = str(int(found) if isinstance(found, float) and found.is_integer() else found)
             yield number, name, self._texts(number, self.column, row)
 
-    def _texts(self, number: int, name: str, row: Mapping[str, Any]) -> Texts:
+    def _texts(self, number: int, name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
         value = row.get(name)
         if self.field == "reply":
             value = reply_in(name, value)
@@ -154,7 +153,7 @@ def join(
         yield rows()
 
 
-def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes]) -> Callable[[str], Texts]:
+def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes]) -> Callable[[str], tuple[str, ...]]:
     """A function from the id of the next reply to its texts in the other file, which goes into `copy` where it must."""
     (n, order, twice), (others, other_order, other_twice) = replies.checked, other.checked
     by_id = replies.ids is not None and other.ids is not None
@@ -197,7 +196,7 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
             "model gave none) or leave its reference out"
         )
 
-    def find(name: str) -> Texts:
+    def find(name: str) -> tuple[str, ...]:
         copy.seek(starts[name])
         return tuple(json.loads(copy.readline().decode("utf-8", "surrogatepass")))
 

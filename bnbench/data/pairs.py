@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
 from bnbench.data.corpus import (
     Corpus,
     Example,
@@ -24,31 +25,21 @@ from bnbench.data.corpus import (
     Step,
     TokenCounter,
     divide,
-    header_of,
     make_example,
-    match_columns,
     read_records,
     side_of,
 )
-from bnbench.data.files import (
-    RATINGS,
-    as_text,
-    check_columns,
-    check_table,
-    find_column,
-    iter_table,
-    place,
-    plain_name,
-    texts_of,
-)
+from bnbench.data.files import RATINGS, as_text, header_of, iter_table, match_columns, place, plain_name, texts_of
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
 from bnbench.records import write_text
 
-FIELDS = ("topic", "title", "question", "chosen", "rejected")
-RATED = ("topic", "title", "message", "reply")
+FIELDS = {name: own for name, own in CORPUS_FIELDS.items() if name != "reference"}
+FIELDS |= {"chosen": "chosen", "rejected": "rejected"}
+"""The fields of a pair, and what our own data call their columns."""
+RATED = dict.fromkeys(("topic", "title", "message", "reply"), "")
 """The fields of a file of ratings, beside the ratings themselves."""
 DEFAULT_SIZES = SplitSizes()
 _ROUNDING = 1e-9  # 0.67 − 0.17 is not quite 0.5
@@ -171,24 +162,12 @@ def load_pairs(
 
 
 def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
-    check_columns(columns, FIELDS)
     records = read_records(source)
-    header = header_of(records)
-    replies = []
-    for field in ("chosen", "rejected"):
-        column = find_column(source, header, field, columns.get(field))
-        if column is None:
-            raise CorpusError(
-                f"{source}: there is no column {field!r}, and pairs have chosen and rejected; the columns are "
-                f"{', '.join(header)}. Name the right one with --columns {field}=NAME, or make pairs of rated replies "
-                "with `bnbench preferences`"
-            )
-        replies.append(column)
-    mapped = {field: column for field, column in columns.items() if field not in ("chosen", "rejected")}
-    message = match_columns(source, header, {**mapped, "reference": replies[0]})[:3]
+    hint = " (pairs have chosen and rejected), or make pairs of rated replies with `bnbench preferences`"
+    places = match_columns(source, header_of(records), columns, FIELDS, ("chosen", "rejected", "question"), hint)
     for number, record in enumerate(records, 1):
         where = f"{source}, row {number}"
-        texts = dict(zip(FIELDS, map(repair, texts_of(where, record, [*message, *replies])), strict=True))
+        texts = dict(zip(FIELDS, map(repair, texts_of(where, record, places)), strict=True))
         empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
         if empty:
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
@@ -227,20 +206,11 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
     """
-    check_table(path)
-    columns = columns or {}
-    check_columns(columns, RATED)
     rows = list(iter_table(path))
     if not rows:
         raise CorpusError(f"{path}: the file has no rows")
     header = header_of(row for _, row in rows)
-    places = {field: find_column(path, header, field, columns.get(field)) for field in RATED}
-    for field in ("message", "reply"):
-        if places[field] is None:
-            raise CorpusError(
-                f"{path}: no column holds a {field}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME"
-            )
+    places = match_columns(path, header, columns or {}, RATED, ("message", "reply"))
     known = tuple(map(plain_name, RATINGS))
     names = list(ratings) or [name for name in header if plain_name(name).startswith(known)]
     missing = [name for name in names if name not in header]
@@ -252,7 +222,7 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     for number, row in rows:
         where = place(path, number)
         values = [_number(where, name, text) for name in names if (text := as_text(row.get(name))).strip()]
-        example = make_example(*map(repair, texts_of(where, row, places.values())))
+        example = make_example(*map(repair, texts_of(where, row, places)))
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
         if values:
