@@ -49,8 +49,6 @@ _ADVICE: Mapping[str, str] = {
     "optimizer": 'Set optimizer = "paged_adamw_8bit"',
     "activations kept": 'Set checkpointing = "non-reentrant", or lower tokens_per_row, batch_size or max_tokens',
     "one layer or loss chunk": "Lower tokens_per_row, batch_size or max_tokens",
-    "allocator": "Take a smaller base",
-    "CUDA context": "Take a smaller base",
 }
 
 
@@ -135,7 +133,7 @@ class Estimate:
         largest = max(self.terms, key=lambda term: self.terms[term])
         raise TrainingError(
             f"this training needs about {needed / 2**30:.1f} GiB and {name} has {memory / 2**30:.1f}; the largest "
-            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE[largest]}"
+            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE.get(largest, 'Take a smaller base')}"
         )
 
 

@@ -27,7 +27,7 @@ from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.base import get_tuner
-from bnbench.models.files import BUNDLED, Base, load_config, load_generation_config, load_tokenizer, resolve_base
+from bnbench.models.files import BUNDLED, Base, load_config, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.records import slug
@@ -99,22 +99,17 @@ def finetune_request(
     recipe = recipe or ("t4" if base else "demo")
     loaded = load_recipe(recipe, overrides)
 
-    # Name and revision as the adapter's configuration will state them. A folder's name is absolute, since the adapter's
-    # record of its base must hold wherever `evaluate` is started.
-    location, _, revision = (base or f"{BUNDLED}base").partition("@")
-    if base and Path(base).exists():
-        location, revision = str(Path(base).resolve()), ""
-    files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
-    tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-    count, longest = Prompter.of(tokenizer, load_generation_config(files)).count_tokens, loaded.max_tokens
+    location, revision = _named(base)
+    files = resolve_base(location, revision, trust_remote_code=trust_remote_code, weights=weights)
+    count = Prompter.load(files, trust_remote_code=trust_remote_code).count_tokens
 
-    read: dict[str, Any] = {"columns": columns or {}, "sizes": SplitSizes.parse(split_sizes), "max_tokens": longest}
-    chosen: dict[str, Any] = {"examples": ()}
+    limits: dict[str, Any] = {"max_tokens": loaded.max_tokens, "count_tokens": count}
+    sizes, chosen = SplitSizes.parse(split_sizes), dict[str, Any](examples=())
     if loaded.pairs:
-        found = load_pairs(data, **read, count_tokens=count)
+        found = load_pairs(data, columns=columns, sizes=sizes, **limits)
         corpus, chosen["pairs"], chosen["held_out"] = found.corpus, found.select(split, limit), found.held_out(split)
     else:
-        corpus = load_corpus(data, **read, count_tokens=count) if data else demo_corpus(longest, count)
+        corpus = load_corpus(data, columns=columns, sizes=sizes, **limits) if data else demo_corpus(**limits)
         chosen["examples"] = corpus.select(split, limit)
     if not corpus.is_split:
         _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
@@ -123,13 +118,21 @@ def finetune_request(
         fingerprint=corpus.fingerprint,
         output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
         recipe=loaded,
-        revision=revision or None,
+        revision=revision,
         device=device,
         trust_remote_code=trust_remote_code,
         stop_after=seconds,
         command=command,
         **chosen,
     )
+
+
+def _named(base: str | None) -> tuple[str, str | None]:
+    """Name and revision of a base, as the adapter's configuration will state them."""
+    if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
+        return str(Path(base).resolve()), None
+    location, _, revision = (base or f"{BUNDLED}base").partition("@")
+    return location, revision or None
 
 
 def parse_duration(text: str) -> float:
@@ -242,9 +245,9 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     base = resolve_base(
         request.base, request.revision, folder=request.base_folder, trust_remote_code=trust, weights=weights
     )
-    config, tokenizer = load_config(base, trust_remote_code=trust), load_tokenizer(base, trust_remote_code=trust)
-    prompts = Prompter.of(tokenizer, load_generation_config(base), request.system)
-    pad = pad_id(tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
+    config = load_config(base, trust_remote_code=trust)
+    prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
+    pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 
     # A pair is two examples in turns, and so two rows.
     examples = request.examples or [e for p in request.pairs for e in (p.chosen, p.rejected)]

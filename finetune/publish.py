@@ -13,6 +13,7 @@ their eval.yaml names, so only the user can say which.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from bnbench.extras import require
 from bnbench.models.files import BUNDLED, ModelFiles, hub_id, is_offline
 from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
-from bnbench.records import TRAINING, RunRecord, TrainingRecord, read_run, read_training, slug, write_json, write_text
+from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, slug, write_json, write_text
 from bnbench.reports.panels import training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
@@ -73,9 +74,8 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One adapter's part of a run: the run's record, its ranking, and the adapter's standing therein."""
+    """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
 
-    run: RunRecord
     ranking: Ranking
     standing: Standing
 
@@ -178,7 +178,7 @@ def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
             "`bnbench evaluate --adapter`, or leave out --run"
         )
     ranking = rank([run])
-    return Evaluation(run.record, ranking, next(s for s in ranking.standings if s.candidate == mine))
+    return Evaluation(ranking, next(s for s in ranking.standings if s.candidate == mine))
 
 
 def _copy(source: Adapter, folder: Path) -> None:
@@ -208,13 +208,14 @@ def card_data(
     tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
     results: dict[str, Any] = {}
     if evaluation is not None:
-        corpus, standing = evaluation.run.corpus, evaluation.standing
+        corpus, standing = evaluation.ranking.runs[0].record.corpus, evaluation.standing
         place = corpus.source
         is_hub = HUB_ID.fullmatch(place.partition("@")[0]) and not Path(place).suffix and not Path(place).exists()
         data_set = re.split("[@#]", dataset or (place if is_hub else ""))[0] or slug(corpus.name)
         results = {"model_name": name, "eval_results": []}
         for value in shown_values(evaluation.ranking):
-            if score := standing.score(value.metric, value.name):
+            score = standing.score(value.metric, value.name)
+            if score is not None and math.isfinite(score.value):
                 result = hub.EvalResult(
                     task_type="text-generation",
                     task_name="Replies to messages in Bengali",
@@ -245,7 +246,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
     record, drawn = source.record, dict.fromkeys(parts, "")
     prompt: Mapping[str, Any] = record.prompt if record else {}
     if evaluation is not None:
-        run, ranking = evaluation.run, evaluation.ranking
+        ranking, run = evaluation.ranking, evaluation.ranking.runs[0].record
         corpus, decoding, prompt = run.corpus, run.decoding, prompt or run.prompt
         how = "greedy" if decoding["greedy"] else f"temperature {decoding['temperature']}, top-p {decoding['top_p']}"
         about = (
@@ -295,7 +296,7 @@ def _eval_results(evaluation: Evaluation, dataset: str, repo: str | None) -> str
         task_id=task or "default",
         dataset_revision=revision or None,
         value=score.value,
-        date=evaluation.run.finished,
+        date=ranking.runs[0].record.finished,
         source_url=f"https://huggingface.co/{repo}" if repo else None,
         source_name="Model card" if repo else None,
         notes=f"{value.name}, 95 % {value.number(score.low)} to {value.number(score.high)}, "

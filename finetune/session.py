@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 from collections.abc import Callable, Mapping
@@ -30,7 +31,6 @@ from bnbench.records import (
     TrainingRecord,
     describe_environment,
     ends,
-    read_json,
     read_training,
     write_json,
     write_text,
@@ -99,18 +99,30 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
         PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
     """
     with processes.meet(request.device):
-        planned, done, checkpoint = processes.first(lambda: _begin(request))
-        resumed_from = checkpoint.step if checkpoint else 0
-        if done is not None:
-            return _result(request, planned, done, resumed_from=done.steps)
-        with stop_on_signals(request.stop_after) as stop:
-            job = make_job(request, planned, checkpoint, stop)
-            try:
-                outcome = get_tuner(planned.recipe.tuner).train(job)
-            except KeyboardInterrupt:
-                raise _stopped(request, signal.SIGINT) from None
-        processes.first(lambda: _end(request, planned, outcome, resumed_from, stop.signal))
-    return _result(request, planned, outcome, resumed_from)
+        planned, outcome, checkpoint = processes.first(lambda: _begin(request))
+        resumed_from = outcome.steps if outcome else checkpoint.step if checkpoint else 0
+        if outcome is None:
+            with stop_on_signals(request.stop_after) as stop:
+                job = make_job(request, planned, checkpoint, stop)
+                try:
+                    trained = outcome = get_tuner(planned.recipe.tuner).train(job)
+                except KeyboardInterrupt:
+                    raise _stopped(request, signal.SIGINT) from None
+            processes.first(lambda: _end(request, planned, trained, resumed_from, stop.signal))
+    return FinetuneResult(
+        output=request.output,
+        finished=outcome.steps == planned.steps,
+        steps=outcome.steps,
+        total_steps=planned.steps,
+        resumed_from=resumed_from,
+        curve=outcome.curve,
+        seconds=outcome.seconds,
+        trainable=planned.trainable,
+        total=planned.total,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        tuner=planned.recipe.tuner,
+        gain=outcome.gain,
+    )
 
 
 def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint | None]:
@@ -141,7 +153,13 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
     if (checkpoints / JOB).is_file():
         newest = newest_checkpoint(checkpoints)
         if newest is not None:
-            _check_same(output, read_json(checkpoints / JOB, "; choose another folder, or remove this one"), planned)
+            try:
+                before = dict(json.loads((checkpoints / JOB).read_text(encoding="utf-8")))
+            except (OSError, TypeError, ValueError) as error:
+                raise TrainingError(
+                    f"{checkpoints / JOB} cannot be read ({error}): choose another folder, or remove this one"
+                ) from None
+            _check_same(output, before, planned)
     elif checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     if newest is None and (output / "adapter_config.json").exists():
@@ -256,20 +274,3 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
     write_text(request.output / "loss.svg", loss_svg(record.curve))
     write_curve(request.output / "loss.csv", outcome.curve)
     write_json(request.output / TRAINING, record)
-
-
-def _result(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int) -> FinetuneResult:
-    return FinetuneResult(
-        output=request.output,
-        finished=outcome.steps == planned.steps,
-        steps=outcome.steps,
-        total_steps=planned.steps,
-        resumed_from=resumed_from,
-        curve=outcome.curve,
-        seconds=outcome.seconds,
-        trainable=planned.trainable,
-        total=planned.total,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        tuner=planned.recipe.tuner,
-        gain=outcome.gain,
-    )

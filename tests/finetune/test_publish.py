@@ -8,10 +8,12 @@ import io
 import json
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -149,6 +151,25 @@ def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) ->
         write(dataset_id="me/data")
     with pytest.raises(UsageError, match=r"write it as owner/name\[@revision\]\[#task\]"):
         write(run=run, dataset_id="data.csv")
+
+
+def test_a_hub_client_that_knows_no_eval_results(
+    write: Callable[..., Published], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    class Old(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name == "EvalResultEntry":
+                raise AttributeError(name)
+            return getattr(huggingface_hub, name)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Old("huggingface_hub"))
+    assert write(run=run).folder.exists()
+    shutil.rmtree(tmp_path / "card")
+    with pytest.raises(UsageError, match="--dataset-id needs a newer huggingface_hub than"):
+        write(run=run, dataset_id="me/data")
+    assert not (tmp_path / "card").exists()
 
 
 def test_a_run_of_other_weights_is_refused(write: Callable[..., Published], run: Path, tiny_adapter: Path) -> None:

@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
-from bnbench.errors import RecipeError
-from bnbench.finetune import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
+from bnbench.errors import MissingExtraError, RecipeError
+from bnbench.finetune import (
+    FinetuneRequest,
+    Job,
+    Outcome,
+    Recipe,
+    Tuner,
+    copy_recipe,
+    list_recipes,
+    load_recipe,
+    plan,
+    recipe_text,
+)
 from bnbench.finetune.recipes import parse_recipe
+from bnbench.finetune.tuners.base import TUNERS
 
 
 def test_original_value_by_value() -> None:
@@ -152,6 +166,33 @@ def test_a_tuner_s_own_keys() -> None:
         load_recipe("dpo", {"beta": "much"})
     with pytest.raises(RecipeError, match="the tuner \"lora\" has no key 'beta'"):
         replace(load_recipe("demo"), own={"beta": 0.1})
+
+
+class Patient(Tuner):
+    """A tuner of another package with a key of its own and one package."""
+
+    keys: ClassVar[dict[str, Any]] = {"patience": 3}
+    packages: ClassVar[dict[str, str]] = {"no_such_package": "no-such-package"}
+
+    def train(self, job: Job) -> Outcome:
+        raise AssertionError("nothing is trained here")
+
+
+def test_a_plug_in_brings_keys_and_packages(
+    monkeypatch: pytest.MonkeyPatch, request_for: Callable[..., FinetuneRequest], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(TUNERS.built_in, "patient", f"{__name__}:Patient")
+    recipe = load_recipe("t4", {"tuner": "patient", "patience": "5"})
+    assert recipe.own == {"patience": 5} and load_recipe("t4", {"tuner": "patient"}).own == {"patience": 3}
+    with pytest.raises(RecipeError, match='patience is 5, and only the tuner "patient" has one'):
+        load_recipe("t4", {"patience": "5"})
+    with pytest.raises(RecipeError, match="unknown key 'patient_'; did you mean 'patience'"):
+        load_recipe("t4", {"tuner": "patient", "patient_": "5"})
+    request = request_for(overrides={"tuner": "patient"})
+    with pytest.raises(MissingExtraError, match=r"no_such_package is not installed: pip install no-such-package \(the"):
+        plan(request)
+    planned = plan(request, weights=False)
+    assert "no_such_package is not installed" in caplog.text and planned.summary()["estimate"]["seconds"] is None
 
 
 def test_a_record_of_an_older_version_says_the_same() -> None:

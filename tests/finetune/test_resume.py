@@ -181,6 +181,15 @@ def test_torn_checkpoint_is_not_gone_on_from(copied: FinetuneRequest, undisturbe
     assert again.resumed_from == 15 and same(again, undisturbed)
 
 
+def test_checkpoints_of_nobody_knows_what(copied: FinetuneRequest) -> None:
+    (copied.output / "training.json").unlink()
+    job = copied.output / "checkpoints" / "job.json"
+    for text in ("{", "[1]"):
+        job.write_text(text, encoding="utf-8")
+        with pytest.raises(TrainingError, match=r"job\.json cannot be read .*: choose another folder"):
+            finetune(copied)
+
+
 def test_finished_training_is_given_again(copied: FinetuneRequest, undisturbed: FinetuneResult) -> None:
     stamp = (copied.output / "adapter_model.safetensors").stat().st_mtime_ns
     again = finetune(replace(copied, overrides={**copied.overrides, "log_every": "1"}))
@@ -203,6 +212,18 @@ def test_another_request_is_refused_by_name(
         finetune(replace(request, base=str(other)))
     with pytest.raises(TrainingError, match=r"different: data; prompt\."):
         finetune(replace(request, system="আপনি একজন শিক্ষক।"))
+
+
+@pytest.mark.parametrize(
+    ("record", "why"), [("{", "damaged"), ('{"schema_version": 99}', "not what this bnbench writes")]
+)
+def test_a_record_that_is_not_ours_is_left_alone(request_for: Request, record: str, why: str) -> None:
+    request = request_for("theirs")
+    request.output.mkdir()
+    (request.output / "training.json").write_text(record, encoding="utf-8")
+    with pytest.raises(TrainingError, match=rf"{why}.*choose another folder"):
+        finetune(request)
+    assert (request.output / "training.json").read_text(encoding="utf-8") == record
 
 
 def test_files_of_others_are_left_alone(request_for: Request) -> None:
