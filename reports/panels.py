@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnbench.metrics.audit.report import short_name
+from bnbench.metrics.audit.findings import short_name
 from bnbench.metrics.combined import weighted
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import RunRecord, TrainingSummary
