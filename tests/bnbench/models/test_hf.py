@@ -429,7 +429,7 @@ def test_a_batch_is_halved_until_it_fits(caplog: pytest.LogCaptureFixture) -> No
         return rows
 
     with caplog.at_level(logging.WARNING):
-        assert hf.halving(work, 10) == list(range(10))
+        assert hf.halving(work, slice(0, 10)) == list(range(10))
     assert sizes == [10, 5, 3, 3, 3, 1]
     assert "batches of 3" in caplog.text
 
@@ -442,9 +442,9 @@ def test_one_row_that_does_not_fit_and_other_errors_are_raised() -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(torch.OutOfMemoryError):
-        hf.halving(too_large, 4)
+        hf.halving(too_large, slice(0, 4))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        hf.halving(broken, 4)
+        hf.halving(broken, slice(0, 4))
 
 
 def test_generation_goes_on_after_too_little_memory(
