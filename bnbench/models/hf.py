@@ -160,6 +160,9 @@ class TransformersBackend(Backend):
             )
         # The configuration may promise more rows than the weights have.
         self._prompter.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
+        if self.device.startswith("cuda"):
+            # cuDNN's attention makes a plan for every new length, and each token is one: 0.1 s a token.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         if self.device.startswith("cuda") and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(sampling.ATTENTION)
         return make_portable(model if extra else model.to(self.device))
@@ -236,10 +239,9 @@ class TransformersBackend(Backend):
         room = max(0.0, 0.9 * self.memory - weights) / 2
         sizes, at = [], 0
         while at < len(lengths):
-            # The longest come first, and shorter ones beside them are as wide: no more than twice their own length.
-            fits = min(MOST_ROWS, int(room / (self.token_bytes * (lengths[at] + new_tokens))))
-            alike = sum(2 * length >= lengths[at] for length in lengths[at : at + fits])
-            sizes.append(max(1, alike, min(fits, 64, len(lengths) - at)))
+            # The longest come first, and those beside them become as wide.
+            fits = int(room / (self.token_bytes * (lengths[at] + new_tokens)))
+            sizes.append(max(1, min(MOST_ROWS, fits, len(lengths) - at)))
             at += sizes[-1]
         return sizes
 

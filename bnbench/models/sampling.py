@@ -188,8 +188,8 @@ class _Batch:
         Prompts go in some at a time, each part as wide as its own longest, so that neither the widest prompt nor the
         number of rows makes a pass larger than memory allows. A cache of sliding windows is filled in one pass.
         """
-        plain = bool(self.cache.layers) and all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        if not plain:
+        self.has_slots = bool(self.cache.layers) and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        if not self.has_slots:
             return self._forward(self.ids, self.mask, self.positions, self.cache)
         filled, width = DynamicCache(config=self.model.config), self.ids.shape[1]
         filled.layers = [Slots() for _ in self.cache.layers]
@@ -222,7 +222,11 @@ class _Batch:
         if self.first is not None:
             first, self.first = self.first, None
             return first
-        return self._forward(self.ids, self.mask, self.positions, self.cache)
+        # One query sees all that its row has, so `attend` needs no mask that transformers makes anew at every token.
+        config, mask = self.model.config, self.mask
+        if config._attn_implementation == ATTENTION and self.has_slots and not getattr(config, "alibi", False):
+            mask = mask[:, None, None].bool()
+        return self._forward(self.ids, mask, self.positions, self.cache)
 
     def advance(self, chosen: Tensor, finished: Sequence[bool]) -> None:
         """Puts the chosen tokens in, and leaves out finished rows when that is worth copying the cache."""
