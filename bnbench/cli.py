@@ -165,7 +165,9 @@ def evaluate_command(
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.1,
     max_words: Annotated[int, typer.Option(min=1, help="Longest reply, in Bengali words.")] = 120,
     max_new_tokens: MaxNewTokens = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch; halved where memory runs out.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts a batch; by default as many as memory holds.")
+    ] = None,
     max_tokens: MaxTokens = 4096,
     four_bit: FourBit = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; by default the first card.")] = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -65,7 +66,7 @@ class EvaluationRequest:
     split: str = "test"
     limit: int | None = None
     decoding: Decoding = Decoding()  # noqa: RUF009 - frozen
-    batch_size: int = 8
+    batch_size: int | None = None
     max_tokens: int = 4096
     quantise: bool | None = None
     device: str | None = None
@@ -225,7 +226,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     """
     measures = choose_measures(request.primary, request.metrics, request.combine)
     _check_declared(request, measures)
-    if request.batch_size < 1:
+    if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
     work = _prepare(request, measures)
     plan = _plan(work)
@@ -280,7 +281,7 @@ def _plan(work: Work) -> list[Batch]:
 
     A reply's key is a hash of everything that it and its likelihood depend on.
     """
-    size, examples, plan = work.request.batch_size, work.examples, []
+    size, examples, plan = work.request.batch_size, work.examples, list[Batch]()
     for entrant in work.entrants:
         fixed = dict(entrant.backend.identity(entrant.candidate))
         fixed |= {"decoding": asdict(entrant.decoding), "batch_size": size}
@@ -289,8 +290,10 @@ def _plan(work: Work) -> list[Batch]:
             for example, prompt in zip(examples, entrant.prompts, strict=True)
         ]
         order = sorted(range(len(examples)), key=lambda i: (-len(entrant.prompts[i].ids), examples[i].id))
-        for start in range(0, len(order), size):
-            items = tuple(order[start : start + size])
+        lengths = [len(entrant.prompts[i].ids) for i in order]
+        sizes = entrant.backend.batch_sizes(lengths, entrant.decoding.max_new_tokens or 0)
+        for n in sizes if size is None else [size] * math.ceil(len(order) / size):
+            items, order = tuple(order[:n]), order[n:]
             plan.append(Batch(entrant, items, tuple(keys[i] for i in items)))
     return plan
 

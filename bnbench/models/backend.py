@@ -112,6 +112,13 @@ class Backend(ABC):
         """Whether a metric that needs likelihoods may be asked for: where `likelihood` is written."""
         return cls.likelihood is not Backend.likelihood
 
+    def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
+        """How many of the prompts to hand to `generate` at a time, in sum as many as there are `lengths` (tokens).
+
+        A reply may have `new_tokens`. Replies are saved a batch at a time: what a killed run had begun is made again.
+        """
+        return [min(64, len(lengths) - start) for start in range(0, len(lengths), 64)]
+
     def precision(self) -> Mapping[str, Any]:
         """dtype, quantisation and the reason they were chosen, for run.json."""
         return {"dtype": "none", "quantisation": "none", "reason": f"chosen by the backend {self.options.name}"}

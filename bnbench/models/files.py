@@ -5,11 +5,13 @@ One place for evaluation, fine-tuning and publishing alike. safetensors only: a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -18,9 +20,11 @@ from typing import Any
 
 from bnbench.errors import CandidateError, PromptError
 from bnbench.extras import require
+from bnbench.records import write_text
 
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
 CODE = ("*.py",)
+REMEMBERED_FROM = 64 * 2**20  # bytes of a file whose hash is worth remembering
 BUNDLED = "bnbench-demo/"
 """`bnbench-demo/base` and `bnbench-demo/adapter` name the bundled models, wherever the package is installed."""
 
@@ -95,7 +99,9 @@ class ModelFiles:
 
     def weights_sha256(self) -> str:
         """Sha256 of the weights: of the one file, or over the names and hashes of several."""
-        hashes = [(path.name, file_sha256(path)) for path in self.weights()]
+        paths = self.weights()
+        with ThreadPoolExecutor(8) as pool:  # hashing leaves the interpreter to others
+            hashes = [(path.name, sha) for path, sha in zip(paths, pool.map(file_sha256, paths), strict=True)]
         if len(hashes) == 1:
             return hashes[0][1]
         return hashlib.sha256("".join(f"{name} {sha}\n" for name, sha in hashes).encode()).hexdigest()
@@ -126,12 +132,30 @@ class Base(ModelFiles):
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 of a file. The hub cache names large files by theirs, so 16 GB need not be read."""
+    """Sha256 of a file. A large one is read once: what it was is remembered by place, size and times of change.
+
+    The hub cache names large files by their hash, so these are not read at all. What is remembered lies in
+    BNBENCH_CACHE, else in ~/.cache/bnbench; where nothing can be written there, nothing is remembered.
+    """
     target = path.resolve()
     if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
         return target.name
+    seen = target.stat()
+    # A file that was put in the place of another has another time of change, whatever its other times say.
+    sign = f"{target}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0{seen.st_ino}".encode()
+    folder = Path(os.environ.get("BNBENCH_CACHE") or Path.home() / ".cache" / "bnbench")
+    note = folder / "sha256" / hashlib.sha256(sign).hexdigest()
+    try:
+        if _SHA256.fullmatch(known := note.read_text(encoding="utf-8")):
+            return known
+    except (OSError, ValueError):
+        pass  # not remembered, or damaged: read it
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if seen.st_size >= REMEMBERED_FROM:
+        with contextlib.suppress(OSError):
+            write_text(note, found)
+    return found
 
 
 def locate(label: str, location: str, revision: str = "", patterns: Sequence[str] = SMALL) -> ModelFiles:

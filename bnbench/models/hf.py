@@ -31,6 +31,7 @@ from bnbench.quiet import quiet
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 ONE_THREAD_BELOW = 20_000_000  # parameters
+MOST_ROWS = 256  # more of them make a token no faster
 CPU_OUT_OF_MEMORY = "can't allocate memory"
 
 log = logging.getLogger("bnbench.models")
@@ -65,6 +66,13 @@ class TransformersBackend(Backend):
         self.chosen = choose_precision(device, self.n_parameters, False if stored else options.quantise)
         if stored:
             self.chosen = replace(self.chosen, reason=f"{self.chosen.reason}; the weights are stored quantised")
+
+        self.memory = device.memory if self.device.startswith("cuda") else None
+        text, self.token_bytes = config.get_text_config(), None
+        if heads := getattr(text, "num_attention_heads", None):  # a key and a value of 16 bits a layer
+            keys = getattr(text, "num_key_value_heads", None) or heads
+            width = getattr(text, "head_dim", None) or text.hidden_size // heads
+            self.token_bytes = 4 * text.num_hidden_layers * keys * width
 
         self.model: Any = None
         self._whole_logits = False
@@ -124,6 +132,7 @@ class TransformersBackend(Backend):
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+        from bnbench.models import sampling
         from bnbench.models.four_bits import make_portable
 
         dtype = getattr(torch, self.chosen.dtype_name)
@@ -151,6 +160,11 @@ class TransformersBackend(Backend):
             )
         # The configuration may promise more rows than the weights have.
         self._prompter.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
+        if self.device.startswith("cuda"):
+            # cuDNN's attention makes a plan for every new length, and each token is one: 0.1 s a token.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        if self.device.startswith("cuda") and model.config._attn_implementation == "sdpa":
+            model.set_attn_implementation(sampling.ATTENTION)
         return make_portable(model if extra else model.to(self.device))
 
     def _add_adapter(self, slot: str, adapter: Candidate) -> None:
@@ -214,6 +228,23 @@ class TransformersBackend(Backend):
         else:
             yield lm
 
+    def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
+        """On the CPU eight at a time. On a GPU as many as leave its memory half empty: keys and values of every token.
+
+        The GPU's whole memory is counted, not what is free now, so that a run that goes on has the batches it had.
+        """
+        if self.memory is None or self.token_bytes is None:
+            return [min(8, len(lengths) - start) for start in range(0, len(lengths), 8)]
+        weights = self.n_parameters * (0.7 if self.chosen.quantisation == "nf4" else 2)
+        room = max(0.0, 0.9 * self.memory - weights) / 2
+        sizes, at = [], 0
+        while at < len(lengths):
+            # The longest come first, and those beside them become as wide.
+            fits = int(room / (self.token_bytes * (lengths[at] + new_tokens)))
+            sizes.append(max(1, min(MOST_ROWS, fits, len(lengths) - at)))
+            at += sizes[-1]
+        return sizes
+
     def generate(
         self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
     ) -> list[Reply]:
@@ -230,7 +261,7 @@ class TransformersBackend(Backend):
                     lm, rows, items[part], limited, stop=asked.stop_ids, pad=self.pad, is_done=asked.is_done
                 )
 
-            drawn = halving(draw, len(prompts))
+            drawn = halving(draw, slice(0, len(prompts)))
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
     def likelihood(
@@ -243,6 +274,7 @@ class TransformersBackend(Backend):
         are of the bn1-normalised reference without any end, the same for all candidates and all spellings.
         """
         from bnbench.models.head import negative_log_likelihoods
+        from bnbench.models.sampling import passes
 
         answers = [self._prompter.answer(reference) for reference in references]
         rows = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)]
@@ -254,7 +286,7 @@ class TransformersBackend(Backend):
                     lm, rows[part], starts[part], pad=self.pad, whole_logits=self._whole_logits
                 )
 
-            nll = halving(score, len(rows))
+            nll = [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
         texts = [normalize(reference) for reference in references]
         table = [[n, len(a), len(t.encode()), len(t)] for n, a, t in zip(nll, answers, texts, strict=True)]
         return np.array(table, dtype=np.float64).reshape(-1, 4)
@@ -280,8 +312,8 @@ class TransformersBackend(Backend):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def halving(work: Callable[[slice], list[T]], n: int) -> list[T]:
-    """Results of `work` over slices of n rows: all at once, or halved as often as memory runs out; one row must fit.
+def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
+    """Results of `work` over the rows: all at once, or halved as often as memory runs out; one row must fit.
 
     Not accelerate's `find_executable_batch_size`: that begins again from the first row after each failure, frees
     memory while the traceback still holds the failed tensors, and hides the last error behind one of its own.
@@ -291,9 +323,9 @@ def halving(work: Callable[[slice], list[T]], n: int) -> list[T]:
     import torch
 
     done: list[T] = []
-    size = n
-    while len(done) < n:
-        part = slice(len(done), min(len(done) + size, n))
+    size = rows.stop - rows.start
+    while (start := rows.start + len(done)) < rows.stop:
+        part = slice(start, min(start + size, rows.stop))
         try:
             done += work(part)
             continue

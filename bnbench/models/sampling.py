@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from bnbench.models.decoding import Decoding, item_key, random_words
 
 # Likeliest tokens that are looked at first; the whole vocabulary is sorted only where they do not suffice.
 NUCLEUS = 1024
+PASS_TOKENS = 16_384  # prompt tokens, padding included, that go through the model at once
+PLACES = 256  # by which a cache grows
 DROP_BELOW = 0.75  # finished rows leave the batch when no more than this share of it goes on
 
 
@@ -102,37 +109,124 @@ def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) ->
     return values.masked_fill(~kept, -torch.inf)[:, :widest], tokens[:, :widest]
 
 
+class Slots(DynamicLayer):
+    """A cache layer whose places are written one by one; transformers' own copies the whole cache at every token.
+
+    `keys` and `values` (rows, heads, places, width) are views of the places that are taken so far.
+    """
+
+    def put(self, rows: slice, of: DynamicLayer, n: int, width: int) -> None:
+        """Takes over what a pass over some of n prompts has left in `of`, flush right in `width` places."""
+        keys, values = of.keys, of.values
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self.store = [x.new_zeros(n, x.shape[1], width + PLACES, x.shape[3]) for x in (keys, values)]
+            self.keys, self.values = (x[:, :, :width] for x in self.store)
+        self.keys[rows, :, width - keys.shape[2] :] = keys
+        self.values[rows, :, width - values.shape[2] :] = values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Writes the next place of each row; gives all that are taken."""
+        n = self.keys.shape[2]
+        if n == self.store[0].shape[2]:
+            self.store = [torch.cat([x, torch.zeros_like(x[:, :, :PLACES])], 2) for x in self.store]
+        for store, states in zip(self.store, (key_states, value_states), strict=True):
+            store[:, :, n : n + 1] = states
+        self.keys, self.values = (x[:, :, : n + 1] for x in self.store)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps some of the rows."""
+        n = self.keys.shape[2]
+        self.store = [x[indices] for x in self.store]
+        self.keys, self.values = (x[:, :, :n] for x in self.store)
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' "sdpa", but that a single query's heads share their keys instead of each getting a copy of them.
+
+    The heads of a group, which look at the same keys, stand as the queries of one head: (rows, heads, 1, d) as (rows,
+    key heads, heads / key heads, d). transformers does so itself since 5.20.
+    """
+    rows, heads, queries, d = query.shape
+    groups = heads // key.shape[1]
+    if queries != 1 or groups == 1 or options.get("softcap") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    if attention_mask is not None:
+        attention_mask = attention_mask.expand(rows, -1, groups, -1)
+    grouped = query.view(rows, key.shape[1], groups, d)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=options.get("scaling"))
+    return out.reshape(rows, 1, heads, d), None
+
+
+ATTENTION = "bnbench_grouped"
+"""The `attn_implementation` under which transformers finds `attend`."""
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 class _Batch:
     """The rows under way: their cache, and the tokens that go in next."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], seed: int, pad: int) -> None:
-        from transformers import DynamicCache
-
         self.model = model
         self.rows = list(range(len(prompts)))
         self.ids, self.mask = left_padded(prompts, pad, model.device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.keys = torch.tensor([item_key(seed, item) for item in items], device=model.device)
         self.cache = DynamicCache(config=model.config)
-        self.seen = torch.zeros(0, dtype=torch.bool)
+        self.first: Tensor | None = self._read(prompts, pad)
+        # A padded place counts as the row's own last token, which has been seen anyway.
+        self.seen = torch.zeros(self.first.shape, dtype=torch.bool, device=model.device)
+        self.seen.scatter_(1, torch.where(self.mask.bool(), self.ids, self.ids[:, -1:]), True)
 
-    def logits(self) -> Tensor:
-        """The logits (rows, vocabulary) that follow what has gone in, in float32."""
+    def _read(self, prompts: Sequence[Sequence[int]], pad: int) -> Tensor:
+        """Fills the cache; the logits (rows, vocabulary) that follow the prompts.
+
+        Prompts go in some at a time, each part as wide as its own longest, so that neither the widest prompt nor the
+        number of rows makes a pass larger than memory allows. A cache of sliding windows is filled in one pass.
+        """
+        self.has_slots = bool(self.cache.layers) and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        if not self.has_slots:
+            return self._forward(self.ids, self.mask, self.positions, self.cache)
+        filled, width = DynamicCache(config=self.model.config), self.ids.shape[1]
+        filled.layers = [Slots() for _ in self.cache.layers]
+        logits = []
+        for part in passes([len(prompt) for prompt in prompts]):
+            own = DynamicCache(config=self.model.config)
+            ids, mask = left_padded(prompts[part], pad, self.model.device)
+            logits.append(self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), own))
+            for slots, layer in zip(filled.layers, own.layers, strict=True):
+                slots.put(part, layer, len(prompts), width)
+                layer.keys = layer.values = None  # a layer's copy goes before the next is made
+        self.cache = filled
+        return torch.cat(logits)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         out = call(
             self.model,
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
         last: Tensor = out.logits[:, -1].float()
-        if not self.seen.numel():
-            self.seen = torch.zeros(last.shape, dtype=torch.bool, device=last.device)
-            # A padded place counts as the row's own last token, which has been seen anyway.
-            self.seen.scatter_(1, torch.where(self.mask.bool(), self.ids, self.ids[:, -1:]), True)
         return last
+
+    def logits(self) -> Tensor:
+        """The logits (rows, vocabulary) that follow what has gone in, in float32."""
+        if self.first is not None:
+            first, self.first = self.first, None
+            return first
+        # One query sees all that its row has, so `attend` needs no mask that transformers makes anew at every token.
+        config, mask = self.model.config, self.mask
+        if config._attn_implementation == ATTENTION and self.has_slots and not getattr(config, "alibi", False):
+            mask = mask[:, None, None].bool()
+        return self._forward(self.ids, mask, self.positions, self.cache)
 
     def advance(self, chosen: Tensor, finished: Sequence[bool]) -> None:
         """Puts the chosen tokens in, and leaves out finished rows when that is worth copying the cache."""
@@ -147,6 +241,20 @@ class _Batch:
             self.rows = [self.rows[at] for at in alive]
             self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
             self.seen, self.keys = self.seen[index], self.keys[index]
+
+
+def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]:
+    """Rows side by side, as many as one pass may see: their number times the longest one's length is `tokens` at most.
+
+    A single row may be longer than that.
+    """
+    start, longest = 0, 0
+    for at, length in enumerate(lengths):
+        longest = max(longest, length)
+        if at > start and (at + 1 - start) * longest > tokens:
+            yield slice(start, at)
+            start, longest = at, length
+    yield slice(start, len(lengths))
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

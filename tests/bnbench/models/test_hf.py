@@ -429,7 +429,7 @@ def test_a_batch_is_halved_until_it_fits(caplog: pytest.LogCaptureFixture) -> No
         return rows
 
     with caplog.at_level(logging.WARNING):
-        assert hf.halving(work, 10) == list(range(10))
+        assert hf.halving(work, slice(0, 10)) == list(range(10))
     assert sizes == [10, 5, 3, 3, 3, 1]
     assert "batches of 3" in caplog.text
 
@@ -442,9 +442,9 @@ def test_one_row_that_does_not_fit_and_other_errors_are_raised() -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(torch.OutOfMemoryError):
-        hf.halving(too_large, 4)
+        hf.halving(too_large, slice(0, 4))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        hf.halving(broken, 4)
+        hf.halving(broken, slice(0, 4))
 
 
 def test_generation_goes_on_after_too_little_memory(
@@ -467,3 +467,20 @@ def test_missing_package_names_the_command(tiny_base: Path, monkeypatch: pytest.
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtraError, match=r'pip install "bnbench\[models\]"'):
         open_backend(candidates)
+
+
+def test_batches_fill_a_gpu_and_are_the_same_whatever_else_lies_on_it(tiny_base: Path) -> None:
+    backend = hf.TransformersBackend(parse_candidates(str(tiny_base)), BackendOptions(device="cpu"))
+    lengths = [900] * 3 + [400] * 300 + [20] * 40
+    assert backend.batch_sizes(lengths, 100) == [8] * 42 + [7]
+    backend.memory, backend.token_bytes, backend.n_parameters = 16 * 2**30, 131072, 8_000_000_000
+    backend.chosen = replace(backend.chosen, quantisation="nf4")
+    sizes = backend.batch_sizes(lengths, 800)
+    assert sum(sizes) == len(lengths) and max(sizes) <= hf.MOST_ROWS
+    room = (0.9 * backend.memory - 0.7 * 8e9) / 2
+    at = 0
+    for size in sizes:
+        assert size == 1 or size * (lengths[at] + 800) * 131072 <= room
+        at += size
+    backend.memory = 2**30  # too small for the model itself: one at a time, and memory says the rest
+    assert backend.batch_sizes([5, 4], 10) == [1, 1]
