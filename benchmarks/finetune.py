@@ -73,7 +73,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     from bnbench.finetune.plan import recipe_precision
     from bnbench.finetune.recipes import load_recipe
     from bnbench.finetune.tuners.base import Job
-    from bnbench.models.files import Base
+    from bnbench.models.hub import Base
     from bnbench.models.precision import Device
 
     recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))

@@ -20,7 +20,7 @@ import typer
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
-from bnbench.quiet import quiet_beside_the_first
+from bnbench.progress import quiet_beside_the_first
 
 app = typer.Typer(
     name="bnbench",

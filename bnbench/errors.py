@@ -4,7 +4,7 @@ The command line exits with the error's `exit_code`: 1 failure, 2 usage or confi
 is kept).
 """
 
-from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError
+from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, require
 
 __all__ = [
     "BnbenchError",
@@ -18,6 +18,7 @@ __all__ = [
     "RunError",
     "TrainingError",
     "UsageError",
+    "require",
 ]
 
 

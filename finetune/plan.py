@@ -19,15 +19,14 @@ from typing import Any, cast
 
 from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
-from bnbench.errors import MissingExtraError, RecipeError
-from bnbench.extras import require
+from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.base import get_tuner
-from bnbench.models.files import BUNDLED, Base, load_config, resolve_base
+from bnbench.models.hub import BUNDLED, Base, load_config, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.records import slug

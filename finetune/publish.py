@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError, RunError, TrainingError, UsageError
-from bnbench.extras import require
-from bnbench.models.files import BUNDLED, ModelFiles, hub_id, is_offline
+from bnbench.errors import CandidateError, RunError, TrainingError, UsageError, require
+from bnbench.models.hub import BUNDLED, ModelFiles, hub_id, is_offline
 from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, slug, write_json, write_text

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bnbench
-from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError
-from bnbench.extras import require
+from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError, require
 from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals

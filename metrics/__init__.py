@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bnbench.metrics.degeneration import Degeneration, Diversity
     from bnbench.metrics.empathy.keyword import KeywordEmpathy
     from bnbench.metrics.empathy.semantic import SemanticEmpathy
-    from bnbench.metrics.errors import BnbenchError, InputError, MissingExtraError, UsageError
     from bnbench.metrics.evaluation import evaluate_pairs, evaluate_stream, statistics
+    from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError
     from bnbench.metrics.normalization import Normalizer, flags, normalize
     from bnbench.metrics.original import original_scores
     from bnbench.metrics.perplexity import Perplexity
@@ -52,7 +52,7 @@ _MODULES = {
     "degeneration": "Degeneration Diversity",
     "empathy.keyword": "KeywordEmpathy",
     "empathy.semantic": "SemanticEmpathy",
-    "errors": "BnbenchError InputError MissingExtraError UsageError",
+    "exceptions": "BnbenchError InputError MissingExtraError UsageError",
     "evaluation": "evaluate_pairs evaluate_stream statistics",
     "normalization": "Normalizer flags normalize",
     "original": "original_scores",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio
-from bnbench.metrics.errors import UsageError, require
+from bnbench.metrics.exceptions import UsageError, require
 from bnbench.metrics.normalization import Normalizer, normalizer
 from bnbench.metrics.overlap import Pairs
 from bnbench.metrics.tokenization import Preparation

@@ -27,7 +27,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
-from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.registry import get_metric
 
 NAME = "combined"

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.significance import Interval, PairedResult, block_sums, bootstrap, paired_tests
 
 FloatArray = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
-from bnbench.metrics.errors import BnbenchError, InputError
+from bnbench.metrics.exceptions import BnbenchError, InputError
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import BLOCKS
 

@@ -29,7 +29,7 @@ from typing import Generic, TypeVar
 
 import regex
 
-from bnbench.metrics.errors import InputError, UsageError, require
+from bnbench.metrics.exceptions import InputError, UsageError, require
 
 Made = TypeVar("Made")
 

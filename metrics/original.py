@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.core import Texts
-from bnbench.metrics.errors import InputError, require
+from bnbench.metrics.exceptions import InputError, require
 
 PATTERNS = (
     "বুঝতে পারছি", "বুঝি", "দুঃখিত", "কষ্ট", "মন খারাপ", "পাশে আছি", "সাহায্য",

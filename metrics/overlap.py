@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Made, Metric, Texts
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.ngrams import IntArray, ngram_counts
 from bnbench.metrics.normalization import Normalizer
 from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word, preparation

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import Normalizer, normalizer
 
 _LARGEST_EXPONENT = 700.0  # exp of it is still a finite number

@@ -16,7 +16,7 @@ from importlib import metadata
 from typing import Any
 
 from bnbench.metrics.core import Metric
-from bnbench.metrics.errors import BnbenchError, UsageError
+from bnbench.metrics.exceptions import BnbenchError, UsageError
 
 _log = logging.getLogger("bnbench")
 

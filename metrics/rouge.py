@@ -15,7 +15,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
 from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio
-from bnbench.metrics.errors import UsageError
+from bnbench.metrics.exceptions import UsageError
 from bnbench.metrics.normalization import Normalizer
 from bnbench.metrics.overlap import LexicalMetric, Pairs
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 
 FloatArray = npt.NDArray[np.float64]
 Formula = Callable[[FloatArray], FloatArray]

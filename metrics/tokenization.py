@@ -17,7 +17,7 @@ from itertools import chain
 
 import regex
 
-from bnbench.metrics.errors import UsageError, require
+from bnbench.metrics.exceptions import UsageError, require
 from bnbench.metrics.normalization import Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"

@@ -27,7 +27,7 @@ FLOORS = {
     "bnbench.score": 4,
     "bnbench.data": 3,
     "bnbench.records": 3,
-    "bnbench.plot": 2,
+    "bnbench.plot": 4,
     "bnbench.progress": 2,
     "bnbench.errors": 1,
     "bnbench.metrics": 0,

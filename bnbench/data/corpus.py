@@ -33,7 +33,7 @@ from bnbench.data.files import (
 )
 from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
-from bnbench.metrics.errors import require
+from bnbench.metrics.exceptions import require
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")

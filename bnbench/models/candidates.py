@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError
-from bnbench.models.files import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
+from bnbench.models.hub import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
 
 Kind = Literal["base", "adapter", "predictions"]
 

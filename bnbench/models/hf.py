@@ -17,17 +17,16 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from bnbench.errors import CandidateError
-from bnbench.extras import require
+from bnbench.errors import CandidateError, require
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.normalization import normalize
 from bnbench.models.backend import Backend, BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.files import ModelFiles, file_sha256, load_config
+from bnbench.models.hub import ModelFiles, file_sha256, load_config
 from bnbench.models.precision import Device, choose_precision
 from bnbench.models.prompts import PROBE, Prompt, Prompter, pad_id
-from bnbench.quiet import quiet
+from bnbench.progress import quiet
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 ONE_THREAD_BELOW = 20_000_000  # parameters

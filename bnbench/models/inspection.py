@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bnbench.data.corpus import Example, demo_corpus, load_corpus
 from bnbench.errors import CorpusError
 from bnbench.models.candidates import DEMO_BASE, parse_spec
-from bnbench.models.files import find_model
+from bnbench.models.hub import find_model
 from bnbench.models.prompts import Prompter
 
 MAX_PIECE = 24  # characters of a token that are shown

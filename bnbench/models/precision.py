@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bnbench.errors import UsageError
-from bnbench.extras import require
+from bnbench.errors import UsageError, require
 
 DType = Literal["float32", "float16", "bfloat16"]
 Quantisation = Literal["none", "nf4"]

@@ -18,7 +18,7 @@ from typing import Any
 from bnbench.data.corpus import Example
 from bnbench.errors import CandidateError, PromptError
 from bnbench.models.decoding import Decoding, fertility
-from bnbench.models.files import ModelFiles, load_generation_config, load_tokenizer
+from bnbench.models.hub import ModelFiles, load_generation_config, load_tokenizer
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")

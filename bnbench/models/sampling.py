@@ -109,7 +109,7 @@ def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) ->
     return values.masked_fill(~kept, -torch.inf)[:, :widest], tokens[:, :widest]
 
 
-class Slots(DynamicLayer):
+class Slots(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """A cache layer whose places are written one by one; transformers' own copies the whole cache at every token.
 
     `keys` and `values` (rows, heads, places, width) are views of the places that are taken so far.

@@ -20,8 +20,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from bnbench.errors import BnbenchError, RecipeError, TrainingError
-from bnbench.extras import require
+from bnbench.errors import BnbenchError, RecipeError, TrainingError, require
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others: one that failed is noticed at once, one that hangs after this."""

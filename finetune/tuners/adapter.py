@@ -12,13 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import RecipeError
-from bnbench.extras import require
+from bnbench.errors import RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
 from bnbench.models.precision import Device
-from bnbench.quiet import quiet
+from bnbench.progress import quiet
 from bnbench.records import write_json
 
 

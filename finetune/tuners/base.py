@@ -28,7 +28,7 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.checkpoints import Checkpoint
 from bnbench.finetune.engine.rows import Row
 from bnbench.metrics.registry import Registry
-from bnbench.models.files import Base
+from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
 from bnbench.records import write_text
 

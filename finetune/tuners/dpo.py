@@ -26,7 +26,7 @@ from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Gain, Job
 from bnbench.metrics.significance import paired_tests
-from bnbench.models.files import load_tokenizer
+from bnbench.models.hub import load_tokenizer
 from bnbench.models.precision import Device
 from bnbench.progress import stage
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any, ClassVar
 
-from bnbench.errors import RecipeError
-from bnbench.extras import require
+from bnbench.errors import RecipeError, require
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner
 from bnbench.finetune.tuners.base import Job, Outcome

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, ratio
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 
 MOST_ROWS = 4_000
 """Rows of a labelled set: every pair of them is looked at, eight million here."""

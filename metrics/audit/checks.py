@@ -30,8 +30,8 @@ from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
 from bnbench.metrics.empathy.keyword import KeywordEmpathy
-from bnbench.metrics.errors import InputError
 from bnbench.metrics.evaluation import statistics
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import bootstrap, resampled_sums

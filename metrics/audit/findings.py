@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bnbench.metrics.errors import UsageError
+from bnbench.metrics.exceptions import UsageError
 
 WIDTH = 110
 RECORD = Path(__file__).parent.parent / "labelled" / "audited.json"

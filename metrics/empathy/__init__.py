@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, MeanMetric, Result
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 """What empathy metrics call their values of each: warmth, concern or shared joy; saying what the person feels or went

@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.errors import InputError, UsageError, require
+from bnbench.metrics.exceptions import InputError, UsageError, require
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import preparation
 

@@ -41,7 +41,7 @@ import numpy as np
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnbench.metrics.empathy import MECHANISMS
-from bnbench.metrics.errors import UsageError
+from bnbench.metrics.exceptions import UsageError
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 

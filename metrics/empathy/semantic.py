@@ -40,7 +40,7 @@ from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
-from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
 from bnbench.metrics.tokenization import is_word, preparation
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from bnbench.metrics.empathy import MECHANISMS
-from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.exceptions import InputError, UsageError
 
 REQUIRED = ("message", "reply", *MECHANISMS)
 SECOND = tuple(f"{name}_second" for name in MECHANISMS)

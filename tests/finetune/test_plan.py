@@ -21,7 +21,7 @@ from bnbench.finetune import (
     recipe_table,
 )
 from bnbench.finetune.plan import recipe_precision
-from bnbench.models.files import resolve_base
+from bnbench.models.hub import resolve_base
 from bnbench.models.precision import Device
 
 Request = Callable[..., FinetuneRequest]
@@ -67,7 +67,7 @@ def llama_without_weights(llama_8b: Any, make_tokenizer: Callable[..., Any], tmp
 def test_a_dry_run_needs_no_weights(
     llama_without_weights: Path, request_for: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnbench.models.files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("bnbench.models.hub.file_sha256", lambda path: pytest.fail(f"{path} was read"))
     request = request_for(base=str(llama_without_weights), recipe="t4", overrides={"r": "8"})
     planned = plan(request, weights=False)
     assert "3,407,872 of 8,033,669,120 parameters" in str(planned) and planned.summary()["weights_here"] is False
@@ -78,7 +78,7 @@ def test_a_dry_run_needs_no_weights(
 
 
 def test_a_dry_run_reads_no_weights_that_are_here(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnbench.models.files.file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("bnbench.models.hub.file_sha256", lambda path: pytest.fail(f"{path} was read"))
     planned = plan(request_for(), weights=False)
     assert planned.summary()["weights_here"] and "not here" not in str(planned)
 

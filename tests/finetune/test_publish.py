@@ -26,7 +26,7 @@ from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.finetune import FinetuneResult, Published, load_recipe, publish
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
-from bnbench.models.files import file_sha256
+from bnbench.models.hub import file_sha256
 from bnbench.records import read_run
 from bnbench.reports import write_report
 

@@ -19,7 +19,7 @@ from bnbench.metrics import (
     table_of,
 )
 from bnbench.metrics.combined import Flip, parse_weights
-from bnbench.metrics.errors import InputError, UsageError
+from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.significance import resampled_sums
 
 A = {"x": 60.0, "y": 20.0}

@@ -15,7 +15,7 @@ from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokeniz
 from bnbench.metrics.audit import krippendorff_alpha
 from bnbench.metrics.audit.agreement import auc
 from bnbench.metrics.empathy import MECHANISMS
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.tokenization import is_word
 

@@ -10,7 +10,7 @@ import pytest
 
 from bnbench.errors import CandidateError
 from bnbench.models.candidates import parse_candidates, parse_spec
-from bnbench.models.files import ModelFiles, file_sha256, locate
+from bnbench.models.hub import ModelFiles, file_sha256, locate
 
 BASE = "NousResearch/Meta-Llama-3.1-8B-Instruct"
 ADAPTER = "CaptainNimo/bengali-empathetic-llama-3.1-8b-lora4000"

@@ -12,7 +12,7 @@ import pytest
 from bnbench.data.corpus import Example
 from bnbench.errors import PromptError
 from bnbench.models.decoding import Decoding
-from bnbench.models.files import ModelFiles
+from bnbench.models.hub import ModelFiles
 from bnbench.models.inspection import Inspection
 from bnbench.models.prompts import Prompter, check_bos, pad_id, stop_ids
 

@@ -20,7 +20,7 @@ from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.models import BackendOptions
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
-from bnbench.models.files import file_sha256
+from bnbench.models.hub import file_sha256
 from bnbench.models.recorded import Predictions, RecordedReplies
 from bnbench.records import read_run
 

@@ -170,7 +170,7 @@ def test_a_launcher_that_splits_the_model_is_refused(request_for: Request, monke
 @pytest.mark.parametrize(("rank", "said"), [("0", "শেষ\n"), ("1", "")])
 def test_only_the_first_speaks(rank: str, said: str) -> None:
     code = (
-        "import logging, sys\nfrom bnbench.quiet import quiet_beside_the_first\nquiet_beside_the_first()\n"
+        "import logging, sys\nfrom bnbench.progress import quiet_beside_the_first\nquiet_beside_the_first()\n"
         "logging.basicConfig(level=logging.INFO)\nlogging.info('noted')\nlogging.error('wrong')\nprint('শেষ')"
     )
     environment = {**os.environ, "RANK": rank, "LOCAL_RANK": rank, "PYTHONIOENCODING": "utf-8"}

@@ -23,7 +23,7 @@ from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import LLAMA_8B, estimate
 from bnbench.finetune.session import make_job
 from bnbench.finetune.tuners.dpo import measure_gain
-from bnbench.models.files import load_generation_config, load_tokenizer
+from bnbench.models.hub import load_generation_config, load_tokenizer
 from bnbench.models.prompts import Prompter
 from tests.finetune.conftest import MESSAGES, make_request
 

@@ -16,7 +16,7 @@ from bnbench.metrics.audit.agreement import (
     krippendorff_alpha,
     tie_threshold,
 )
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 
 
 def numbers(*values: float) -> np.ndarray:

@@ -29,7 +29,7 @@ from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio, signature
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.errors import InputError
+from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import LabelledReply, LabelledSet, labelled_set
 
 FEW = 200  # resamples

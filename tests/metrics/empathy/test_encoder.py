@@ -19,7 +19,7 @@ from bnbench.metrics.empathy.encoder import (
     word_parts,
     words_only,
 )
-from bnbench.metrics.errors import InputError, MissingExtraError, UsageError
+from bnbench.metrics.exceptions import InputError, MissingExtraError, UsageError
 from bnbench.metrics.tokenization import tokenize
 
 ROOT = Path(__file__).parents[3]

@@ -14,8 +14,8 @@ import pytest
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
 from bnbench.metrics.empathy.lexicon import lexicon_names, load_lexicon
-from bnbench.metrics.errors import InputError, UsageError
 from bnbench.metrics.evaluation import evaluate_pairs
+from bnbench.metrics.exceptions import InputError, UsageError
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
 WARM = "শেষবার দেখতে না পাওয়ার আফসোসটা শোকের সঙ্গে আলাদা করে বেঁধে। আজ রাতটা একা ঘরে থেকো না। দাদুর কোন কথাটা বারবার মনে পড়ছে?"

@@ -28,7 +28,7 @@ from bnbench.metrics.empathy.semantic import (
     load_anchors,
     load_calibration,
 )
-from bnbench.metrics.errors import InputError, MissingExtraError
+from bnbench.metrics.exceptions import InputError, MissingExtraError
 from bnbench.metrics.labelled import LabelledSet, labelled_set
 
 ROOT = Path(__file__).parents[3]

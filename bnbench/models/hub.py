@@ -18,8 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError, PromptError
-from bnbench.extras import require
+from bnbench.errors import CandidateError, PromptError, require
 from bnbench.records import write_text
 
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
