@@ -270,10 +270,7 @@ def write_pairs(n: int, folder: Path) -> tuple[Path, Path]:
     predictions, references = make_pairs(4000)
     chance, paths = random.Random(1), (folder / "replies.jsonl", folder / "references.parquet")
     schema = pyarrow.schema([("id", pyarrow.string()), ("reference", pyarrow.string())])
-    with (
-        paths[0].open("w", encoding="utf-8") as lines,
-        pyarrow.parquet.ParquetWriter(paths[1], schema) as table,
-    ):
+    with paths[0].open("w", encoding="utf-8") as lines, pyarrow.parquet.ParquetWriter(paths[1], schema) as table:
         for start in range(0, n, 50_000):
             ids = [str(i) for i in range(start, min(start + 50_000, n))]
             rows = chance.choices(range(4000), k=len(ids))

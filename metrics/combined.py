@@ -200,11 +200,7 @@ class Combined:
 
 
 def combine(
-    parts: Mapping[str, Mapping[str, float]],
-    weights: Mapping[str, float],
-    *,
-    draws: int = 10_000,
-    seed: int = 42,
+    parts: Mapping[str, Mapping[str, float]], weights: Mapping[str, float], *, draws: int = 10_000, seed: int = 42
 ) -> Combined:
     """The weighted mean of each candidate's `parts`: candidate -> metric -> score on 0-100, higher better.
 

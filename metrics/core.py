@@ -208,11 +208,7 @@ class Metric(ABC):
         return self.result(Texts.of(predictions, references, messages, likelihoods), clusters, resamples, seed)
 
     def result(
-        self,
-        texts: Texts,
-        clusters: Sequence[Hashable] | None = None,
-        resamples: int = 10_000,
-        seed: int = 42,
+        self, texts: Texts, clusters: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 42
     ) -> Result:
         """Score texts that several metrics share; raises as `score` does."""
         clusters = texts.clusters(clusters)

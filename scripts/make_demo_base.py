@@ -133,9 +133,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     roles = ["system", "user", "assistant", "\n\n"] * 200
     tokenizer.train_from_iterator([*texts, *roles], trainer)
     bos_first = processors.TemplateProcessing(
-        single=f"{BOS} $A",
-        pair=f"{BOS} $A {BOS}:1 $B:1",
-        special_tokens=[(BOS, tokenizer.token_to_id(BOS))],
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), bos_first])
     return PreTrainedTokenizerFast(

@@ -124,10 +124,7 @@ class Base(ModelFiles):
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
-        return {
-            "weights_sha256": self.weights_sha256(),
-            "config_sha256": file_sha256(self.folder / "config.json"),
-        }
+        return {"weights_sha256": self.weights_sha256(), "config_sha256": file_sha256(self.folder / "config.json")}
 
 
 def file_sha256(path: Path) -> str:

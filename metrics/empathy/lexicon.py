@@ -144,10 +144,7 @@ class Matcher:
     """
 
     def __init__(
-        self,
-        phrases: Iterable[str],
-        classes: Mapping[str, tuple[str, ...]],
-        endings: Mapping[str, tuple[str, ...]],
+        self, phrases: Iterable[str], classes: Mapping[str, tuple[str, ...]], endings: Mapping[str, tuple[str, ...]]
     ) -> None:
         self._tables = {"classes": classes, "endings": endings}
         numbers: dict[_Element, int] = {}

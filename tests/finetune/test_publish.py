@@ -281,10 +281,7 @@ def test_a_damaged_record(
     adapter = shutil.copytree(undisturbed.output, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoints"))
     record = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
     (adapter / "training.json").write_text(json.dumps({**record, **damage}), encoding="utf-8")
-    with pytest.raises(
-        RunError,
-        match=r"training\.json: damaged \((parameters|base|packages)",
-    ):
+    with pytest.raises(RunError, match=r"training\.json: damaged \((parameters|base|packages)"):
         write(adapter)
     assert not (tmp_path / "card").exists()
 

@@ -125,8 +125,7 @@ def test_killed_in_a_checkpoint_and_stopped_again_ends_like_an_undisturbed_run(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "number", "code"),
-    [("demo", signal.SIGTERM, 3), ("demo", signal.SIGINT, 130), ("t4", signal.SIGTERM, 3)],
+    ("recipe", "number", "code"), [("demo", signal.SIGTERM, 3), ("demo", signal.SIGINT, 130), ("t4", signal.SIGTERM, 3)]
 )
 def test_signal_saves_the_step_and_the_same_request_goes_on(
     request_for: Request,

@@ -49,10 +49,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "au split": lambda text: text.replace("\u09cc", "\u09c7\u09d7"),
     "BOM and zero-width spaces": lambda text: "\ufeff" + text.replace(" ", " \u200b"),
 }  # fmt: skip
-EXTRA = [
-    "হঠাৎ র‍্যাব ৫:৩০-এ এসে ১,৫০০.৭৫ টাকা চাইল। উৎসব ২য় দিন।",
-    "কার্যালয়ে সূর্য ওঠার আগে ক্ষমা চাই। বড় দুঃখ, মৌমাছি আর নৌকা।",
-]
+EXTRA = ["হঠাৎ র‍্যাব ৫:৩০-এ এসে ১,৫০০.৭৫ টাকা চাইল। উৎসব ২য় দিন।", "কার্যালয়ে সূর্য ওঠার আগে ক্ষমা চাই। বড় দুঃখ, মৌমাছি আর নৌকা।"]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -8,14 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from bnbench.metrics.audit.agreement import (
-    MOST_GROUPS,
-    auc,
-    group_numbers,
-    kendall,
-    krippendorff_alpha,
-    tie_threshold,
-)
+from bnbench.metrics.audit.agreement import MOST_GROUPS, auc, group_numbers, kendall, krippendorff_alpha, tie_threshold
 from bnbench.metrics.exceptions import InputError
 
 
