@@ -29,7 +29,10 @@ from bnbench.models.prompts import SYSTEM, Prompt, Prompter
 BACKENDS = Registry(
     "bnbench.backends",
     "backend",
-    {"hf": "bnbench.models.hf:TransformersBackend", "recorded": "bnbench.models.recorded:RecordedReplies"},
+    {
+        "hf": "bnbench.models.hf:TransformersBackend",  # a line each: CONTRIBUTING.md adds one
+        "recorded": "bnbench.models.recorded:RecordedReplies",
+    },
 )
 
 
