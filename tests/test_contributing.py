@@ -36,7 +36,7 @@ def apply(path: Path, diff: str) -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("A metric", "address"),
+        ("A metric", "asks"),
         ("A backend", "polly"),
         ("A recipe", "quick on bnbench-demo/base"),
         ("A tuner", "adapter: adapters/steady"),
