@@ -185,9 +185,15 @@ RULES: tuple[Rule, ...] = (
 RULE_NAMES = tuple(rule.name for rule in RULES)
 PROFILES = ("bn1", "none", "nfc", "indicnlp")
 
-# Without one of these a text holds no template remnant; without one of those, only its single words can change.
-_BRACKETS = "<[#"
-_BEYOND_WORDS = f"{_BRACKETS}|.\u09f7"
+# Letters and signs in which no word rule finds anything to change: three words in four are made of them.
+UNCHANGED = re.compile(
+    "(?:[\u0981-\u0983\u0986-\u098c\u098f\u0990\u0993-\u09a3\u09a5-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09bc-\u09c4"
+    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]++"
+    "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?!\u09bc))+"
+)
+_PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff‘’“”]+")
+_RULES_FOR_PLAIN = ("khanda_ta", "nfc", "vowel_a")
+_BRACKETS = "<[#"  # without one of these a text holds no template remnant
 
 
 class Memo(dict[str, Made], Generic[Made]):
@@ -257,7 +263,8 @@ class Normalizer:
 
         Most texts are left as they are: then every different word is normalised once, not every text.
         """
-        return self(text) if self.profile != "bn1" or any(map(text.__contains__, _BEYOND_WORDS)) else text
+        beyond = "." in text or "|" in text or "<" in text or "[" in text or "#" in text or "\u09f7" in text
+        return self(text) if beyond or self.profile != "bn1" else text
 
     @property
     def words(self) -> Memo[str]:
@@ -277,10 +284,14 @@ def _indicnlp():  # type: ignore[no-untyped-def]  # the library has no types
 @lru_cache(maxsize=64)
 def _words(normalizer: Normalizer) -> Memo[str]:
     """The words that a normaliser has met: one memory for all equal ones."""
-    rules = normalizer._scoped("word") if normalizer.profile == "bn1" else []
+    on = [rule for rule in RULES if rule.scope == "word" and rule.name not in normalizer.off]
+    rules = [rule.apply for rule in on] if normalizer.profile == "bn1" else []
+    for_plain = [rule.apply for rule in on if rule.name in _RULES_FOR_PLAIN] if rules else []
 
     def normalised(word: str) -> str:
-        for apply in rules:
+        if UNCHANGED.fullmatch(word):
+            return word
+        for apply in for_plain if _PLAIN.fullmatch(word) else rules:
             word = apply(word)
         return word
 

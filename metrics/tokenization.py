@@ -18,7 +18,7 @@ from itertools import chain
 import regex
 
 from bnbench.metrics.exceptions import UsageError, require
-from bnbench.metrics.normalization import Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import UNCHANGED, Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -115,6 +115,8 @@ class Preparation:
 def _pieces(prepared: Preparation) -> Memo[tuple[str, ...]]:
     """The words that a preparation has met, cut: one memory for all equal ones."""
     words, split = prepared.normalizer.words, _BY_WORD[prepared.tokenizer]
+    if prepared.tokenizer == "bn1":  # most words are one token, themselves
+        return Memo(lambda raw: (raw,) if UNCHANGED.fullmatch(raw) else tuple(split(words[raw])))
     return Memo(lambda raw: tuple(split(words[raw])))
 
 
