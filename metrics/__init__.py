@@ -4,9 +4,7 @@
     >>> print(ROUGE().score(["আমি ভালো আছি।"], ["আমি ভালো আছি ।"]))
     ROUGE 100.00 [100.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:1|bnbench:0.2
 
-Every metric is a table of additive statistics with a formula on its column sums (`core`), which is what makes corpus
-scores, intervals and paired tests (`significance`) the same few lines for all of them. What is not in `__all__` may
-change.
+What is not in `__all__` may change.
 """
 
 from __future__ import annotations
