@@ -1,4 +1,4 @@
-"""The original project's numbers as it computed them, for reproducing published figures, and what they should have been.
+"""The original project's numbers as it computed them, to reproduce published figures, and what they should have been.
 
 The profile is called `original` in signatures.
 """
@@ -88,7 +88,8 @@ def original_scores(
     if messages is not None:
         right["keyword-empathy"] = KeywordEmpathy().result(texts).value
     right["combined"] = 0.25 * right["BLEU"] + 0.15 * right["rougeL"] + 0.60 * empathy
-    return OriginalScores(bleu, **rouge, keyword=keyword, semantic=semantic, combined=mixed, corrected=right)
+    one, two, longest = rouge.values()
+    return OriginalScores(bleu, one, two, longest, keyword, semantic, mixed, right)
 
 
 def semantic_scores(replies: Sequence[str], encode: Encode) -> npt.NDArray[np.float64]:

@@ -33,7 +33,7 @@ _HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional
 _GRAPHEME = regex.compile(r"\X")
 
 SENTENCE_ENDS = frozenset("।॥?!")
-"""Tokens that end a sentence. `.` does not: after Bengali it has become danda, and after English it is ambiguous."""
+"""Tokens that end a sentence. `.` does not: after Bengali it has become danda, after English it is ambiguous."""
 _CLOSING = frozenset("”’\"')]»")
 
 # Two tokenisers cut each whitespace-delimited word by itself, two look at the whole text.
@@ -47,24 +47,18 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
         module = require("sacrebleu.tokenizers.tokenizer_intl", extra="compare", by='the tokeniser "intl"')
         split = module.TokenizerV14International()
         return lambda text: split(text).split()
-    trivial = require(
-        "indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"'
-    ).trivial_tokenize
-    return lambda text: [token for token in trivial(text, lang="bn") if token.strip()]
+    module = require("indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"')
+    return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 
 
 def is_word(token: str) -> bool:
-    """Whether a token has a letter, a digit or an emoji; the others are punctuation and symbols, which ROUGE leaves
-    out.
-    """
+    """Whether a token has a letter, a digit or an emoji, and is no punctuation or symbol, which ROUGE leaves out."""
     return token[:1].isalnum() or _HAS_WORD.search(token) is not None
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How raw texts become tokens: a normaliser and a tokeniser. Hashable, so that metrics with equal ones share the
-    work.
-    """
+    """How raw texts become tokens: a normaliser and a tokeniser. Metrics with equal ones share the work."""
 
     normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"

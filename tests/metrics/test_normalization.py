@@ -117,7 +117,6 @@ def test_changes(text: str, expected: str) -> None:
 
 def test_rules_are_named_and_reasoned_and_can_be_switched_off() -> None:
     assert len(set(RULE_NAMES)) == len(RULES) == 13
-    assert all(rule.reason and "\n" not in rule.reason for rule in RULES)
     changed_by = {
         "template": "<|eot_id|>ভাল", "replacement": "ভা\ufffdল", "cp1252": "Â ভাল", "invisible": "ভা\u200bল",
         "khanda_ta": "হঠাত্\u200d ক", "ra_ya": "র\u200d্যাব", "joiners": "ক্\u200cষ", "nfc": "\u09df", "vowel_a": "অাপনি",
