@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,6 @@ from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
 from bnbench.metrics.exceptions import BnbenchError, InputError
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import BLOCKS
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 Progress = Callable[[int], object] | None
 
@@ -111,7 +108,7 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
     # Ctrl-C is the parent's to handle: the workers end when it shuts the pool down.
     ignore = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
     with ProcessPoolExecutor(workers, get_context("spawn"), *ignore) as pool:
-        waiting: deque[Future[list[FloatArray]]] = deque()
+        waiting: deque[Any] = deque()
         try:
             for piece in pieces:
                 waiting.append(pool.submit(statistics, piece, metrics))

@@ -7,7 +7,6 @@ A plug-in is an entry point under the group of its kind whose object is what a b
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import logging
 from collections.abc import Mapping
@@ -46,8 +45,7 @@ class Registry:
         wanted = name.casefold()
         for known, target in self.built_in.items():
             if known.casefold() == wanted:
-                module, _, attribute = target.partition(":")
-                return getattr(importlib.import_module(module), attribute)
+                return metadata.EntryPoint(known, target, self.group).load()
         reasons = []
         for point in metadata.entry_points(group=self.group):
             if point.name.casefold() == wanted:
@@ -71,23 +69,20 @@ class Registry:
             return error
 
 
-METRICS = Registry(
-    "bnbench.metrics",
-    "metric",
-    {
-        "chrF++": "bnbench.metrics.chrf:ChrFPlusPlus",
-        "chrF": "bnbench.metrics.chrf:ChrF",
-        "BLEU": "bnbench.metrics.bleu:BLEU",
-        "ROUGE": "bnbench.metrics.rouge:ROUGE",
-        "keyword-empathy": "bnbench.metrics.empathy.keyword:KeywordEmpathy",
-        "semantic-empathy": "bnbench.metrics.empathy.semantic:SemanticEmpathy",
-        "perplexity": "bnbench.metrics.perplexity:Perplexity",
-        "degeneration": "bnbench.metrics.degeneration:Degeneration",
-        "diversity": "bnbench.metrics.degeneration:Diversity",
-        "BERTScore": "bnbench.metrics.bertscore:BERTScore",
-        "combined": "bnbench.metrics.combined:CombinedScore",
-    },
-)
+_BUILT_IN = {
+    "chrF++": "bnbench.metrics.chrf:ChrFPlusPlus",
+    "chrF": "bnbench.metrics.chrf:ChrF",
+    "BLEU": "bnbench.metrics.bleu:BLEU",
+    "ROUGE": "bnbench.metrics.rouge:ROUGE",
+    "keyword-empathy": "bnbench.metrics.empathy.keyword:KeywordEmpathy",
+    "semantic-empathy": "bnbench.metrics.empathy.semantic:SemanticEmpathy",
+    "perplexity": "bnbench.metrics.perplexity:Perplexity",
+    "degeneration": "bnbench.metrics.degeneration:Degeneration",
+    "diversity": "bnbench.metrics.degeneration:Diversity",
+    "BERTScore": "bnbench.metrics.bertscore:BERTScore",
+    "combined": "bnbench.metrics.combined:CombinedScore",
+}
+METRICS = Registry("bnbench.metrics", "metric", _BUILT_IN)
 DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
 """The metrics of a run that asks for none, the primary one first."""
 

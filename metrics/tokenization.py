@@ -108,10 +108,8 @@ class Preparation:
 @lru_cache(maxsize=64)
 def _pieces(prepared: Preparation) -> Memo[tuple[str, ...]]:
     """The words that a preparation has met, cut: one memory for all equal ones."""
-    words, split = prepared.normalizer.words, _BY_WORD[prepared.tokenizer]
-    if prepared.tokenizer == "bn1":  # most words are one token, themselves
-        return Memo(lambda raw: (raw,) if UNCHANGED.fullmatch(raw) else tuple(split(words[raw])))
-    return Memo(lambda raw: tuple(split(words[raw])))
+    words, split, bn1 = prepared.normalizer.words, _BY_WORD[prepared.tokenizer], prepared.tokenizer == "bn1"
+    return Memo(lambda raw: (raw,) if bn1 and UNCHANGED.fullmatch(raw) else tuple(split(words[raw])))
 
 
 def preparation(norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> Preparation:
