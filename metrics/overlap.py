@@ -128,7 +128,7 @@ class Pairs:
         normal = self.preparation.normalizer.words.__getitem__
         if not self.preparation.by_word:
             normal = lambda text: "".join(self.preparation.tokens(text))  # noqa: E731
-        of = self.texts.derived(("normal", self.preparation), lambda: list(map(normal, words))).__getitem__
+        of = list(map(normal, words)).__getitem__
         return self._mapped("characters", lambda text: "".join(["".join(map(of, line)) for line in texts[text]]))
 
     def ngrams(self, of: Callable[[Pairs], dict[str, str]], order: int) -> IntArray:
@@ -145,11 +145,8 @@ class Pairs:
         prepared, (words, texts) = self.preparation, self._numbered()
         tokens = prepared.pieces.__getitem__ if prepared.by_word else prepared.tokens
         character = self._vocabulary.__getitem__
-        codes = self.texts.derived(
-            ("codes", self.preparation), lambda: ["".join(map(character, tokens(word))) for word in words]
-        )
-        code = codes.__getitem__
-        return self._mapped("lines", lambda text: ["".join(map(code, line)) for line in texts[text]])
+        codes = ["".join(map(character, tokens(word))) for word in words].__getitem__
+        return self._mapped("lines", lambda text: ["".join(map(codes, line)) for line in texts[text]])
 
     def _numbered(self) -> tuple[Collection[str], dict[str, list[list[int]]]]:
         """The different words of all texts, and the lines of each distinct text as places among them.
