@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -146,7 +146,7 @@ class BERTScore(MeanMetric):
             digest.update(path.read_bytes())
         return f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
 
-    def _scored(self, replies: tuple[str, ...], references: tuple[str, ...]) -> FloatArray:
+    def _scored(self, replies: Iterable[str], references: Iterable[str]) -> FloatArray:
         """(pairs, 3): F, precision, recall; 0 where a text is empty."""
         ours, theirs = ([self.normalizer(text).strip() for text in texts] for texts in (replies, references))
         filled = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a and b]

@@ -54,30 +54,24 @@ class ROUGE(LexicalMetric, MeanMetric):
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x (3 types): F of each type, then precision and recall of each, on 0-1."""
-        pairs = Pairs.of(texts, self.preparation)
-        found = [_scores(pairs, kind) for kind in self.types]
-        best = [pairs.best(scores, scores[:, 0]) for scores in found]
+        pairs, best = Pairs.of(texts, self.preparation), []
+        for kind in self.types:
+            if kind in ("rouge1", "rouge2"):
+                hyp, ref, match = pairs.ngrams("words", 2)[:, int(kind[-1]) - 1].T
+            else:
+                replies, references = pairs.sides(pairs.words)
+                hyp, ref = (np.array(list(map(len, strings)), dtype=np.int64) for strings in (replies, references))
+                if kind == "rougeL":
+                    match = process.cpdist(replies, references, scorer=LCSseq.similarity, dtype=np.int64)
+                else:
+                    match = np.array(list(map(_union_hits, *pairs.sides(pairs.sentences))), dtype=np.int64)
+            precision, recall = ratio(match, hyp), ratio(match, ref)
+            f = ratio(2 * precision * recall, precision + recall)
+            best.append(pairs.best(np.column_stack([f, precision, recall]), f))
         return np.column_stack([*(scores[:, 0] for scores in best), *(scores[:, 1:] for scores in best)])
 
 
-def _scores(pairs: Pairs, kind: str) -> FloatArray:
-    """(pairs, 3): F, precision, recall."""
-    if kind in ("rouge1", "rouge2"):
-        hyp, ref, match = pairs.ngrams(Pairs.words, 2)[:, int(kind[-1]) - 1].T
-    else:
-        words, sentences = pairs.words(), pairs.sentences() if kind == "rougeLsum" else {}
-        replies, references = ([words[text] for text in texts] for texts in (pairs.replies, pairs.references))
-        hyp, ref = (np.array(list(map(len, strings)), dtype=np.int64) for strings in (replies, references))
-        if kind == "rougeL":
-            match = process.cpdist(replies, references, scorer=LCSseq.similarity, dtype=np.int64)
-        else:
-            both = zip(pairs.replies, pairs.references, strict=True)
-            match = np.array([_union_hits(sentences[r], sentences[t]) for t, r in both], dtype=np.int64)
-    precision, recall = ratio(match, hyp), ratio(match, ref)
-    return np.column_stack([ratio(2 * precision * recall, precision + recall), precision, recall])
-
-
-def _union_hits(references: Sequence[str], candidates: Sequence[str]) -> int:
+def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     """rouge-score's summary-level LCS: words of each reference sentence in its LCS with any candidate sentence, not
     counted twice.
     """
