@@ -57,7 +57,7 @@ class CombinedScore(Metric):
 
     `weights`: metric (as `get_metric` takes it) -> weight, which need not sum to 1, or the text that `parse_weights`
     takes; `metrics` are the parts where they have other settings. Raises `UsageError` for a weight that is not positive
-    or a metric of which lower is better. Its table is its parts', side by side, so intervals and tests are as everywhere.
+    or a metric of which lower is better. Its table is its parts', side by side, so intervals come as everywhere.
     """
 
     name: ClassVar[str] = NAME
@@ -70,9 +70,7 @@ class CombinedScore(Metric):
         self.weights = dict(zip((part.name for part in self.parts), declared.values(), strict=True))
         for part in self.parts:
             if not part.higher_is_better:
-                raise UsageError(
-                    f"{part.name} cannot be part of a combined score, higher better: it is {part.description}"
-                )
+                raise UsageError(f"{part.name} cannot be part of a combined score: it is {part.description}")
         self.columns = tuple(f"{part.name}/{column}" for part in self.parts for column in part.columns)
         self.needs = frozenset[str]().union(*(part.needs for part in self.parts))
         self.argument = ",".join(f"{p.spelling}={w!r}" for p, w in zip(self.parts, declared.values(), strict=True))
@@ -97,10 +95,10 @@ class CombinedScore(Metric):
 
 
 def combined_result(results: Mapping[str, Result], weights: Mapping[str, float]) -> Result:
-    """The combined score of replies whose parts are among `results` (by metric, of `evaluate_pairs`), or `InputError`."""
+    """The combined score made of `results`, by metric as `evaluate_pairs` gives them; `InputError` if a part lacks."""
     missing = [name for name in weights if name not in results]
-    if missing or not weights:
-        raise InputError(f"combined score: {', '.join(missing) or 'no metric'} was not scored")
+    if missing:
+        raise InputError(f"combined score: {', '.join(missing)} was not scored")
     parts = [results[name] for name in weights]
     of = CombinedScore(weights, [part.of for part in parts])
     return replace(parts[0], of=of, table=table_of(of, {part.metric: part.table for part in parts}))
@@ -153,10 +151,8 @@ class Combined:
         if not self.neighbours:
             return []
         shares = (self.order_kept, self.order_kept_near)
-        kept, kept_near = ("all" if share >= 1 else f"{math.floor(100 * share)} % of all" for share in shares)
-        near = (
-            f", and under {kept_near} that lie within ±{100 * NEAR:.0f} % of the declared ones" if shares[0] < 1 else ""
-        )
+        kept, near = ("all" if share >= 1 else f"{math.floor(100 * share)} % of all" for share in shares)
+        near = f", and under {near} that lie within ±{100 * NEAR:.0f} % of the declared ones" if kept != "all" else ""
         drawn = f"{self.draws:,} {'of each ' if near else ''}drawn, seed {self.seed}"
         told = [f"The order of these scores stays under {kept} weights{near} ({drawn})."]
         turns = [(pair, flip) for pair in self.neighbours if (flip := pair.flip)]
