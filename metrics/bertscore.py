@@ -19,11 +19,8 @@ from bnbench.metrics.overlap import Pairs
 from bnbench.metrics.tokenization import Preparation
 
 MODEL = "bert-base-multilingual-cased"
-LAYER = 9
-"""bert-score's choice for `MODEL`, of 12: the layer that agreed best with people's ratings of translations."""
-
-FLOOR = "bn.1"
-"""The version of `UNRELATED`, which stands in every signature."""
+LAYER = 9  # of 12, bert-score's choice for `MODEL`: it agreed best with people's ratings of translations
+FLOOR = "bn.1"  # the version of `UNRELATED`, which stands in every signature
 UNRELATED = (
     "আজ সকালে বাজারে গিয়ে দেখি ইলিশের দাম আবার বেড়েছে। শেষে রুই মাছ কিনেই ফিরলাম।",
     "তোমার পরীক্ষার ফলটা মনমতো হয়নি জেনে খারাপ লাগছে। একটু সময় নাও, তারপর আবার শুরু করা যাবে।",
@@ -46,6 +43,7 @@ UNRELATED = (
 )
 """Texts of which no two say anything of each other: what the F1 of any two of them is, is the floor."""
 
+_BATCH = 32
 _PROBE = "কিশোরীর দুঃখ"  # five signs; an uncased tokenizer, which strips accents, deletes them
 _SIGNS = "\u09bf\u09cb\u09c0\u09c1\u0983"
 _OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})  # their positions start after the padding's
@@ -71,14 +69,9 @@ class BERTScore(MeanMetric):
     details = frozenset({"precision", "recall"})
 
     def __init__(
-        self,
-        model: str = MODEL,
-        layer: int | None = None,
-        norm: str | Normalizer = "bn1",
-        batch_size: int = 32,
-        device: str | None = None,
+        self, model: str = MODEL, layer: int | None = None, norm: str | Normalizer = "bn1", device: str | None = None
     ) -> None:
-        self.model, self.batch_size, self.device = str(model), batch_size, device
+        self.model, self.device = str(model), device
         self._layer = LAYER if layer is None and self.model == MODEL else layer
         self.normalizer = normalizer(norm)
 
@@ -136,27 +129,24 @@ class BERTScore(MeanMetric):
         filled = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a and b]
         scores = np.zeros((len(ours), 3))
         if filled:
-            sides = ([texts[i] for i in filled] for texts in (ours, theirs))
-            precision, recall, f1 = self._scorer.score(*sides, batch_size=self.batch_size)
+            sides = ([side[i] for i in filled] for side in (ours, theirs))
+            precision, recall, f1 = self._scorer.score(*sides, batch_size=_BATCH)
             scores[filled] = np.column_stack([part.double().numpy() for part in (f1, precision, recall)])
         return np.nan_to_num(scores)
 
     @cached_property
     def _scorer(self) -> Any:
         make = require("bert_score", extra="models", by=self.name).BERTScorer
-        how = {"num_layers": self.layer, "device": self.device, "batch_size": self.batch_size}
         try:
-            scorer = make(model_type=self.model, **how)
+            scorer = make(model_type=self.model, num_layers=self.layer, device=self.device)
         except (OSError, ValueError, AssertionError) as error:
             what = f"the encoder {self.model!r} with layer {self.layer}"
             raise UsageError(f"BERTScore cannot use {what}: {error}") from error
         tokenizer, config = scorer._tokenizer, scorer._model.config
         kept = tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
         if not all(sign in kept for sign in _SIGNS):
-            raise UsageError(
-                f"the tokenizer of {self.model!r} loses Bengali vowel signs ({_PROBE!r} becomes {kept!r}), as uncased "
-                "ones do: take a cased multilingual or a Bengali encoder"
-            )
+            what = f"loses Bengali vowel signs ({_PROBE!r} becomes {kept!r}), as uncased ones do"
+            raise UsageError(f"the tokenizer of {self.model!r} {what}: take a cased multilingual or a Bengali encoder")
         # Tokenizers saved without a length claim 10^30, and the encoder then fails on a long text.
         most = getattr(config, "max_position_embeddings", None)
         if most is not None:

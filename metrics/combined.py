@@ -1,8 +1,7 @@
 """A combined score: a weighted mean of scores that are all on 0-100, with declared weights.
 
 One number hides what it is made of, and its order of candidates hangs on the weights. So it is never given alone: the
-parts stand beside it, and how much of the order other weights would keep (`combine`). The original project's formula,
-which adds scores of different scales, is in `original_scores` and nowhere else.
+parts stand beside it, and how much of the order other weights would keep (`combine`).
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ _TURNS = 5  # that are told, the nearest ones
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by the metrics' names (or `name:argument`).
-
-    Raises `UsageError` for what is not written so, an unknown metric, one that is named twice or alone, or a weight
-    that is not a positive number.
-    """
+    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by metric; `UsageError` for what is not so."""
     weights: dict[str, float] = {}
     names: set[str] = set()
     for part in map(str.strip, text.split(",")):
@@ -130,10 +125,9 @@ class Neighbours:
 class Combined:
     """Combined scores of some candidates, with all that they hang on.
 
-    `scores` and `parts` are 0-100, in order of the score. `order_kept` is the share of weights, drawn from the flat
-    Dirichlet distribution (every division of the whole is equally likely), under which no two candidates change places;
-    `order_kept_near` the same of weights each within +-50 % of the declared one; `first` the share of the former under
-    which a candidate comes first (shared where several do).
+    `scores` and `parts` are in order of the score. `order_kept` is the share of weights, drawn from the flat Dirichlet
+    distribution (every division of the whole is equally likely), under which no two candidates change places, and
+    `first` that under which a candidate comes first; `order_kept_near` is of weights within +-50 % of the declared ones.
     """
 
     weights: Mapping[str, float]
@@ -177,21 +171,19 @@ class Combined:
 def combine(
     parts: Mapping[str, Mapping[str, float]], weights: Mapping[str, float], *, draws: int = 10_000, seed: int = 42
 ) -> Combined:
-    """The weighted mean of each candidate's `parts`: candidate -> metric -> score on 0-100, higher better.
+    """The weighted mean of each candidate's `parts`: candidate -> metric -> score on 0-100, of one signature each.
 
-    Weights need not sum to 1. Raises `UsageError` where a weight is not positive, `InputError` where a candidate lacks
-    a part or a part lies outside 0-100. The scores of one metric must come from one signature.
+    Raises `UsageError` where a weight is not positive, `InputError` where a part is missing or lies outside 0-100.
     """
     declared = _declared(weights)
     if not parts:
         raise InputError("there is no candidate to score")
     for who, scores in parts.items():
-        missing = [name for name in declared if name not in scores]
-        if missing:
-            raise InputError(f"{who} has no score for {', '.join(missing)}; every candidate needs every part")
-        wrong = [name for name in declared if not -_TIE <= scores[name] <= 100 + _TIE]
-        if wrong:
-            raise InputError(f"{who}: {', '.join(f'{name} is {scores[name]}' for name in wrong)}; parts are on 0-100")
+        for name in declared:
+            if name not in scores:
+                raise InputError(f"{who} has no score for {name}; every candidate needs every part")
+            if not -_TIE <= scores[name] <= 100 + _TIE:
+                raise InputError(f"{who}: {name} is {scores[name]}; parts are on 0-100")
 
     table = np.array([[scores[name] for name in declared] for scores in parts.values()], dtype=np.float64)
     own = np.array(list(declared.values()))
@@ -202,9 +194,9 @@ def combine(
     generator = np.random.default_rng(seed)
     drawn = generator.dirichlet(np.ones(len(own)), size=draws) @ table.T
     near = own * generator.uniform(1 - NEAR, 1 + NEAR, size=(draws, len(own)))
-    near_scores = near / near.sum(axis=1, keepdims=True) @ table.T
+    near = near / near.sum(axis=1, keepdims=True) @ table.T
     # Whether each two neighbours keep their order, (draws, candidates - 1).
-    kept, kept_near = (scores[:, :-1] - scores[:, 1:] >= -_TIE for scores in (drawn, near_scores))
+    kept, kept_near = (scores[:, :-1] - scores[:, 1:] >= -_TIE for scores in (drawn, near))
     flips = [_flip(gap, declared) for gap in table[:-1] - table[1:]]
     pairs = zip(names, names[1:], kept.mean(axis=0).tolist(), kept_near.mean(axis=0).tolist(), flips, strict=False)
     best = drawn >= drawn.max(axis=1, keepdims=True) - _TIE

@@ -17,10 +17,8 @@ from bnbench.metrics.normalization import flags
 from bnbench.metrics.overlap import LexicalMetric, Vocabulary
 from bnbench.metrics.tokenization import Preparation, is_word
 
-COPIED = 0.8
-"""A reply of four or more words copies the message when this share of its words is a subsequence of the message."""
-SHORT, LONG = 1 / 3, 3.0
-"""A reply is too short or too long beside its reference when it has fewer or more times its words."""
+COPIED = 0.8  # the share of a reply's words, four or more, that as a subsequence of the message make it a copy
+SHORT, LONG = 1 / 3, 3.0  # times the words of its reference, which a reply may not fall short of or exceed
 
 # three times the same 2-20 words in a row, six times the same word, ten times the same 1-8 letters (more than laughter)
 _LOOPING_WORDS = re.compile(r"(.)\1{5}|(.{2,20}?)\2{2}", re.DOTALL)

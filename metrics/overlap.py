@@ -1,7 +1,6 @@
-"""What the overlap metrics share: texts as strings of one character per token, and the n-grams common to two strings.
+"""What the overlap metrics share: texts as strings of one character per token, and the n-grams that two strings share.
 
-Equal tokens become equal characters, so that n-grams, longest common subsequences and sentences of words are those of
-strings, which is what fast code exists for.
+So n-grams, subsequences and sentences of words are those of strings, which is what fast code exists for.
 """
 
 from __future__ import annotations
@@ -150,12 +149,8 @@ class Pairs:
 
     def ngrams(self, spelling: Literal["tokens", "words", "characters"], order: int) -> IntArray:
         """`ngram_counts` of the pairs, (pairs, order, 3), counted once for all metrics."""
-
-        def counted() -> IntArray:
-            hypotheses, references = self.sides(getattr(self, spelling))
-            return ngram_counts(hypotheses, references, order)
-
-        return self.texts.derived((spelling, order, self.preparation), counted)
+        key = (spelling, order, self.preparation)
+        return self.texts.derived(key, lambda: ngram_counts(*self.sides(getattr(self, spelling)), order))
 
 
 def ngrams(text: str, n: int) -> Counter[str]:
@@ -164,9 +159,9 @@ def ngrams(text: str, n: int) -> Counter[str]:
 
 
 def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: int) -> IntArray:
-    """For each pair and each order 1 ... `order`: n-grams of the hypothesis, of the reference, and common to both.
+    """(n, order, 3): for each pair and each order from 1, n-grams of the hypothesis, the reference, and of both.
 
-    Shape (n, order, 3); a common n-gram counts as often as it occurs in the text that has it less often.
+    A common n-gram counts as often as it occurs in the text that has it less often.
     """
     lengths = np.array([list(map(len, hypotheses)), list(map(len, references))], dtype=np.int64)
     counts = np.empty((len(hypotheses), order, 3), dtype=np.int64)
@@ -217,7 +212,7 @@ def _matches(hypotheses: Sequence[str], references: Sequence[str], order: int) -
     grams = keys >> np.uint64(1)
     for length in range(order, 0, -1):
         # Equal n-grams are neighbours: the sum over a run of them is the running sum at its end less that before it.
-        last = np.flatnonzero(np.append(grams[1:] != grams[:-1], True)) if len(grams) else np.empty(0, dtype=np.int64)
+        last = np.flatnonzero(grams != np.append(grams[1:], ~grams[-1:]))
         counts = counts.cumsum()[last]
         counts[1:] -= counts[:-1].copy()
         grams = grams[last]

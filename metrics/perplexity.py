@@ -19,9 +19,8 @@ class Perplexity(Metric):
     """Bits per character (the headline), bits per byte and token perplexity of the references. Lower is better.
 
     Token perplexity compares models of one tokenizer only: among four toy models with other tokenizers the worst by
-    token perplexity was the best in bits per character. Sums over all texts, so a long text weighs more; never a mean
-    of perplexities. Where the texts hold references, bytes and characters are those of the normalised first
-    reference, so that one model is not charged for another spelling; otherwise they are taken as given. It says
+    token perplexity was the best in bits per character. A long text weighs more. Where the texts hold references, bytes
+    and characters are those of the normalised first one, so that no model is charged for another spelling. It says
     nothing about what the model would write itself.
     """
 

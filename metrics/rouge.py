@@ -1,10 +1,8 @@
-"""ROUGE-1, -2, -L and -Lsum with precision, recall and F. Equal to rouge-score with the same tokeniser, many times
-faster.
-"""
+"""ROUGE-1, -2, -L and -Lsum, as rouge-score has them with the same tokeniser, many times faster."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from types import MappingProxyType
@@ -23,8 +21,7 @@ TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 
 class ROUGE(LexicalMetric, MeanMetric):
-    """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), and that by sentence
-    (Lsum).
+    """ROUGE (Lin 2004): overlap of words (1), word pairs (2), longest common subsequence (L), by sentence (Lsum).
 
     The mean over replies of each reply's precision, recall and F1; `value` is the F of the first of `types`.
     Punctuation is left out. Of several references the one with the highest F counts, for each type by itself. No
@@ -37,9 +34,8 @@ class ROUGE(LexicalMetric, MeanMetric):
     fixed = MappingProxyType({"stem": "no"})
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES) -> None:
-        for kind in types:
-            if kind not in TYPES:
-                raise UsageError(f"no ROUGE type {kind!r}; there are {', '.join(TYPES)}")
+        if unknown := [kind for kind in types if kind not in TYPES]:
+            raise UsageError(f"no ROUGE type {unknown[0]!r}; there are {', '.join(TYPES)}")
         super().__init__(norm, tokenizer)
         self.types = tuple(types)
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
@@ -72,19 +68,16 @@ class ROUGE(LexicalMetric, MeanMetric):
 
 
 def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
-    """rouge-score's summary-level LCS: words of each reference sentence in its LCS with any candidate sentence, not
-    counted twice.
-    """
+    """rouge-score's summary-level LCS: words of reference sentences in an LCS with any candidate's, none twice."""
     if len(references) == len(candidates) == 1:
         return LCSseq.similarity(references[0], candidates[0])
     distinct = Counter(references)  # a text that loops says the same sentence a thousand times
     words, times = "\n".join(distinct), [n for sentence, n in distinct.items() for _ in f"{sentence}\n"]
     hit = f"{_union(list(distinct), dict.fromkeys(candidates)):b}"[::-1]  # the lowest bit is the first word's
-    found: defaultdict[str, int] = defaultdict(int)
+    found = Counter[str]()
     for word, n in compress(zip(words, times, strict=False), map(int, hit)):
         found[word] += n
-    ours = Counter("".join(candidates))
-    return sum(min(n, ours[word]) for word, n in found.items())
+    return (found & Counter("".join(candidates))).total()
 
 
 def _union(references: Sequence[str], candidates: Iterable[str]) -> int:

@@ -8,10 +8,6 @@ for each mechanism of EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may
   Without it a reply is empathic when one of its mechanisms is labelled 2.
 * `half` ("development" or "held-out"), `topic`, and `SECOND`, the labels of a second labelling.
 
-    >>> from bnbench.metrics.labelled import labelled_set
-    >>> held_out = labelled_set("held-out")
-    >>> len(held_out), len(set(held_out.ids))
-    (240, 40)
 """
 
 from __future__ import annotations
@@ -34,7 +30,6 @@ SECOND = tuple(f"{name}_second" for name in MECHANISMS)
 HALVES = ("development", "held-out")
 EMPATHIC = "empathic"
 """The kind that counts as empathic; every other kind is "the rest"."""
-Levels = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,8 @@ class LabelledReply:
     message: str
     reply: str
     kind: str
-    levels: Levels
-    second: Levels | None = None
+    levels: tuple[int, ...]
+    second: tuple[int, ...] | None = None
 
 
 class LabelledSet:
@@ -131,13 +126,12 @@ def _row(place: str, record: dict[str, str]) -> LabelledReply:
     if half not in ("", *HALVES):
         raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
 
-    def levels(names: Sequence[str]) -> Levels:
+    def levels(names: Sequence[str]) -> tuple[int, ...]:
         for name in names:
             if record.get(name, "").strip() not in ("0", "1", "2"):
                 told = "a level is 0 (none), 1 (weak) or 2 (strong)"
                 raise InputError(f"{place}: {name} is {record.get(name)!r}; {told}")
-        a, b, c = (int(record[name]) for name in names)
-        return a, b, c
+        return tuple(int(record[name]) for name in names)
 
     found, second = levels(MECHANISMS), levels(SECOND) if any(map(record.get, SECOND)) else None
     message, kind = record["message"], record.get("kind", EMPATHIC if 2 in found else "other")
