@@ -336,13 +336,7 @@ class Texts:
         """What `make` gives, made once for each key."""
         if key not in self._derived:
             self._derived[key] = make()
-        made: Made = self._derived[key]
-        return made
-
-    def mapped(self, key: Hashable, function: Callable[[str], Made]) -> dict[str, Made]:
-        """`function` applied once to each distinct reply and reference, as a dictionary from the raw text."""
-        distinct = self.derived("distinct", lambda: list(dict.fromkeys((*self.replies, *self.reference_texts()))))
-        return self.derived(key, lambda: dict(zip(distinct, map(function, distinct), strict=True)))
+        return self._derived[key]  # type: ignore[no-any-return]
 
 
 def sequence(what: str, given: Any) -> tuple[Any, ...]:
@@ -365,5 +359,4 @@ def sequence(what: str, given: Any) -> tuple[Any, ...]:
 def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> FloatArray:
     """Elementwise numerator / denominator, 0 where the denominator is 0."""
     top, bottom = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
-    quotient: FloatArray = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom != 0)
-    return quotient
+    return np.divide(top, bottom, out=np.zeros(top.shape), where=bottom != 0)  # type: ignore[no-any-return]

@@ -101,5 +101,4 @@ def semantic_scores(replies: Sequence[str], encode: Encode) -> npt.NDArray[np.fl
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.where(lengths == 0, 1, lengths)
     near = (vectors[len(patterns) :] @ vectors[: len(patterns)].T > THRESHOLD).sum(axis=1)
-    scores: npt.NDArray[np.float64] = np.minimum(100.0, 200.0 * near / len(patterns))
-    return scores
+    return np.minimum(100.0, 200.0 * near / len(patterns))  # type: ignore[no-any-return]
