@@ -1,25 +1,14 @@
 """The exception tree of bnbench. Catch `BnbenchError` for all of it; each message says what, where and how to fix it.
 
-The command line exits with the error's `exit_code`: 1 failure, 2 usage or configuration, 3 partial (what was computed
-is kept).
+The command line exits with the error's `exit_code`: 1 failure, 2 usage or configuration, 3 partial (all is kept).
 """
 
 from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, require
 
 __all__ = [
-    "BnbenchError",
-    "CandidateError",
-    "CorpusError",
-    "InputError",
-    "MissingExtraError",
-    "PartialRunError",
-    "PromptError",
-    "RecipeError",
-    "RunError",
-    "TrainingError",
-    "UsageError",
-    "require",
-]
+    "BnbenchError", "CandidateError", "CorpusError", "InputError", "MissingExtraError", "PartialRunError",
+    "PromptError", "RecipeError", "RunError", "TrainingError", "UsageError", "require",
+]  # fmt: skip
 
 
 class CorpusError(UsageError):

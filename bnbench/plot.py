@@ -1,8 +1,4 @@
-"""Drawings of numbers: the marks of the report's interval plots, and the loss curve of a training.
-
-The interval plots are places in per cent of the width, so that one drawing fits a phone and a wall; the loss curve is
-SVG of our own, fit for a file and for a page: it names no font, library or address, and follows light and dark.
-"""
+"""Drawings of numbers: the marks of the report's interval plots, and the loss curve of a training."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bnbench.records import Points, mean_loss, thinned
 
@@ -56,15 +53,12 @@ class Axis:
         factor = next(m for m in steps if power * m >= rough)
         step = power * factor
         decimals = max(0, (1 if factor == 2.5 else 0) - math.floor(math.log10(step)))
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [i * step for i in range(first, last + 1)], decimals
+        whole = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+        return [round(i * step, 10) for i in whole], decimals
 
 
-@dataclass(frozen=True)
-class IntervalPlot:
-    """One bar an interval, in per cent of the width (None where a number is not finite), and the axis: the place and
-    the text of each tick's value, which has `decimals`.
-    """
+class IntervalPlot(NamedTuple):
+    """One bar an interval (None where a number is not finite) and the place and value of each tick of the axis."""
 
     bars: tuple[Span | None, ...]
     ticks: tuple[tuple[float, float], ...]
@@ -72,7 +66,10 @@ class IntervalPlot:
 
 
 def interval_plot(spans: Sequence[Span]) -> IntervalPlot:
-    """Intervals over one axis; one whose ends are not finite (one item has no interval) is drawn as its point."""
+    """Intervals over one axis, in per cent of its width, so that one drawing fits a phone and a wall.
+
+    An interval whose ends are not finite (one item has none) is drawn as its point.
+    """
     known = [s if all(map(math.isfinite, s)) else (s[1], s[1], s[1]) for s in spans]
     shown = [s if math.isfinite(s[1]) else None for s in known]
     axis = Axis.over((x for s in shown if s for x in s), 3.0, 97.0, room=0.04)
@@ -85,17 +82,15 @@ def forest_bars(spans: Sequence[Span | None], *, higher_is_better: bool) -> list
     """Differences of one value around a common zero at 50 %, turned so that right is better."""
     shown = [s if s and all(map(math.isfinite, s)) else None for s in spans]
     reach = max((abs(x) for s in shown if s for x in s), default=0.0) or 1.0
-    ends = (3.0, 97.0) if higher_is_better else (97.0, 3.0)
-    axis = Axis(-reach, reach, *ends)
-    turn = 1 if higher_is_better else -1
+    axis, turn = (Axis(-reach, reach, 3.0, 97.0), 1) if higher_is_better else (Axis(-reach, reach, 97.0, 3.0), -1)
     return [(axis.at(s[1 - turn]), axis.at(s[1]), axis.at(s[1 + turn])) if s else None for s in shown]
 
 
 def loss_svg(points: Points, name: str = "") -> str:
     """The curve of (optimiser step, loss) points as one <svg>: every point thin, the mean of a twelfth of them thick.
 
-    `name` goes into its title for screen readers. Points that are not finite are left out; without any the axes are
-    empty.
+    `name` goes into its title for screen readers. Points that are not finite are left out. The drawing names no font,
+    library or address, and follows light and dark.
     """
     kept = thinned([(step, loss) for step, loss in points if math.isfinite(loss)])
     xs, ys = Axis.over([s for s, _ in kept], _LEFT, _RIGHT), Axis.over([y for _, y in kept], _BOTTOM, _TOP)
@@ -104,7 +99,7 @@ def loss_svg(points: Points, name: str = "") -> str:
     marks = [
         f'<path class="axis" d="M{_LEFT} {ys.at(y):.1f}H{_RIGHT}"/>'
         f'<text x="{_LEFT - 8}" y="{ys.at(y) + 4:.1f}" text-anchor="end">{y:g}</text>'
-        for y in (round(y, 10) for y in ys.ticks(5)[0])
+        for y in ys.ticks(5)[0]
     ]
     whole = [x for x in xs.ticks(5)[0] if x == int(x) and x >= 0]
     marks += [f'<text x="{xs.at(x):.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{int(x)}</text>' for x in whole]

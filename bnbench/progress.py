@@ -1,7 +1,4 @@
-"""Progress on stderr: a bar a stage on a terminal, plain lines elsewhere, and quiet for everybody else.
-
-The libraries' own bars, notes and deprecation warnings stay off the screen: a stage has one bar, and it is ours.
-"""
+"""Progress on stderr: a bar a stage on a terminal, plain lines elsewhere, and the libraries' own notes silenced."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from logging import ERROR, WARNING, disable, getLogger
 from pathlib import Path
 
@@ -20,84 +17,54 @@ PLAIN_EVERY_SECONDS = 15.0
 
 
 class Stage:
-    """One stage under way. `advance(items, tokens)` after each batch."""
+    """One stage under way: a rich bar on a terminal, else a line every 15 seconds and at the end; or nothing."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
+    def __init__(self, name: str, total: int, *, quiet: bool = False) -> None:
+        self.name, self.total, self.quiet = name, total, quiet
         self.done = self.tokens = 0
-        self.start = time.monotonic()
+        self.start = self.shown = time.monotonic()
+        self.bar = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
+            self.bar = Progress(*columns, console=Console(stderr=True))  # rich honours NO_COLOR
+            self.task = self.bar.add_task(name, total=total, rate="")
+            self.bar.start()
 
     def advance(self, items: int, tokens: int = 0) -> None:
         """Counts finished items and, where the stage makes any, their tokens."""
         self.done += items
         self.tokens += tokens
-        self.show()
-
-    def show(self) -> None:
-        """Puts the state on the screen; the base class is silent."""
+        now = time.monotonic()
+        seconds = max(now - self.start, 1e-9)
+        left = (self.total - self.done) * seconds / self.done if self.done else 0.0
+        tokens_per_second = f" · {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
+        rate = f"{self.done / seconds:.1f} items/s{tokens_per_second} · {left:.0f} s left"
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, rate=rate)
+        elif now - self.shown >= PLAIN_EVERY_SECONDS:
+            self.shown = now
+            self._tell(f" · {rate}")
 
     def close(self) -> None:
         """Ends the stage's display."""
+        if self.bar:
+            self.bar.stop()
+        else:
+            self._tell(f" in {time.monotonic() - self.start:.1f} s")
 
-    def rate(self) -> str:
-        """Items and tokens per second, and the time left."""
-        seconds = max(time.monotonic() - self.start, 1e-9)
-        left = (self.total - self.done) * seconds / self.done if self.done else 0.0
-        tokens = f" · {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
-        return f"{self.done / seconds:.1f} items/s{tokens} · {left:.0f} s left"
-
-
-class _PlainStage(Stage):
-    """A line when the stage starts and ends, and one every 15 seconds between."""
-
-    def __init__(self, name: str, total: int) -> None:
-        super().__init__(name, total)
-        self.shown = self.start
-
-    def show(self) -> None:
-        if time.monotonic() - self.shown >= PLAIN_EVERY_SECONDS:
-            self.shown = time.monotonic()
-            print(f"{self.name}: {self.done}/{self.total} · {self.rate()}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        seconds = time.monotonic() - self.start
-        print(f"{self.name}: {self.done}/{self.total} in {seconds:.1f} s", file=sys.stderr, flush=True)
-
-
-class _BarStage(Stage):
-    """A rich bar; NO_COLOR is honoured by rich itself."""
-
-    def __init__(self, name: str, total: int) -> None:
-        super().__init__(name, total)
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True))
-        self.bar.start()
-        self.task = self.bar.add_task(name, total=total, rate="")
-
-    def show(self) -> None:
-        self.bar.update(self.task, completed=self.done, rate=self.rate())
-
-    def close(self) -> None:
-        self.bar.stop()
+    def _tell(self, how: str) -> None:
+        if not self.quiet:
+            print(f"{self.name}: {self.done}/{self.total}{how}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def stage(name: str, total: int, *, quiet: bool = False) -> Iterator[Stage]:
-    """Shows one stage of `total` items while the block runs."""
-    kind = Stage if quiet else _BarStage if sys.stderr.isatty() else _PlainStage
-    one = kind(name, total)
-    try:
+    """Shows one stage of `total` items while the block runs, which calls `advance` after each batch."""
+    with closing(Stage(name, total, quiet=quiet)) as one:
         yield one
-    finally:
-        one.close()
 
 
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
@@ -116,14 +83,12 @@ def quiet_beside_the_first() -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences transformers, and FutureWarning from anywhere, while the block runs; errors are heard."""
-    logging = require("transformers", extra="models").logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging, accelerate = require("transformers", extra="models").logging, getLogger("accelerate")
+    verbosity, bars, level = logging.get_verbosity(), logging.is_progress_bar_enabled(), accelerate.level
     logging.set_verbosity_error()
-    # On a resumed epoch accelerate says at every step that it cannot know the epoch's length.
-    accelerate = getLogger("accelerate")
-    level = accelerate.level
-    accelerate.setLevel(ERROR)
     logging.disable_progress_bar()
+    # On a resumed epoch accelerate says at every step that it cannot know the epoch's length.
+    accelerate.setLevel(ERROR)
     try:
         with warnings.catch_warnings():
             # transformers 5.23 renames settings that trl 1.16 and peft 0.21 still use by their old names.

@@ -4,9 +4,7 @@
     >>> print(ROUGE().score(["আমি ভালো আছি।"], ["আমি ভালো আছি ।"]))
     ROUGE 100.00 [100.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:1|bnbench:0.2
 
-Every metric is a table of additive statistics with a formula on its column sums (`core`), which is what makes corpus
-scores, intervals and paired tests (`significance`) the same few lines for all of them. What is not in `__all__` may
-change.
+What is not in `__all__` may change.
 """
 
 from __future__ import annotations
@@ -42,34 +40,20 @@ __all__ = [
     "rank_ranges", "split_sentences", "statistics", "table_of", "tokenize",
 ]  # fmt: skip
 
-# The module of each public name: read on first use, so that importing one metric does not pay for the others.
-_MODULES = {
-    "bertscore": "BERTScore",
-    "bleu": "BLEU",
-    "chrf": "ChrF ChrFPlusPlus",
-    "combined": "Combined CombinedScore combine combined_result",
-    "core": "MeanMetric Metric Result Texts paired_test table_of",
-    "degeneration": "Degeneration Diversity",
-    "empathy.keyword": "KeywordEmpathy",
-    "empathy.semantic": "SemanticEmpathy",
-    "exceptions": "BnbenchError InputError MissingExtraError UsageError",
-    "evaluation": "evaluate_pairs evaluate_stream statistics",
-    "normalization": "Normalizer flags normalize",
-    "original": "original_scores",
-    "perplexity": "Perplexity",
-    "registry": "Registry default_metrics get_metric metric_names",
-    "rouge": "ROUGE",
-    "significance": "Interval PairedResult bootstrap holm paired_tests rank_ranges",
-    "tokenization": "BengaliTokenizer split_sentences tokenize",
-}
-_WHERE = {name: module for module, names in _MODULES.items() for name in names.split()}
+# Looked through for a name on its first use, light ones first: importing one metric does not pay for the others.
+_MODULES = [
+    "exceptions", "normalization", "tokenization", "significance", "core", "registry", "evaluation", "rouge", "bleu",
+    "chrf", "degeneration", "perplexity", "original", "combined", "bertscore", "empathy.keyword", "empathy.semantic",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"bnbench.metrics.{_WHERE[name]}"), name)
-    return value
+    for module in _MODULES if name in __all__ else ():
+        found = vars(importlib.import_module(f"bnbench.metrics.{module}"))
+        if name in found:
+            globals()[name] = found[name]
+            return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,10 @@
-"""BERTScore through the `bert-score` package, with its traps for Bengali fenced. Needs `pip install
-"bnbench[models]"`.
-"""
+"""BERTScore through the `bert-score` package, with its traps for Bengali fenced (`pip install "bnbench[models]"`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -21,11 +19,8 @@ from bnbench.metrics.overlap import Pairs
 from bnbench.metrics.tokenization import Preparation
 
 MODEL = "bert-base-multilingual-cased"
-LAYER = 9
-"""bert-score's choice for `MODEL`, of 12: the layer that agreed best with people's ratings of translations."""
-
-FLOOR = "bn.1"
-"""The version of `UNRELATED`, which stands in every signature."""
+LAYER = 9  # of 12, bert-score's choice for `MODEL`: it agreed best with people's ratings of translations
+FLOOR = "bn.1"  # the version of `UNRELATED`, which stands in every signature
 UNRELATED = (
     "আজ সকালে বাজারে গিয়ে দেখি ইলিশের দাম আবার বেড়েছে। শেষে রুই মাছ কিনেই ফিরলাম।",
     "তোমার পরীক্ষার ফলটা মনমতো হয়নি জেনে খারাপ লাগছে। একটু সময় নাও, তারপর আবার শুরু করা যাবে।",
@@ -48,6 +43,7 @@ UNRELATED = (
 )
 """Texts of which no two say anything of each other: what the F1 of any two of them is, is the floor."""
 
+_BATCH = 32
 _PROBE = "কিশোরীর দুঃখ"  # five signs; an uncased tokenizer, which strips accents, deletes them
 _SIGNS = "\u09bf\u09cb\u09c0\u09c1\u0983"
 _OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})  # their positions start after the padding's
@@ -56,16 +52,13 @@ _OFFSET = frozenset({"roberta", "xlm-roberta", "camembert"})  # their positions 
 class BERTScore(MeanMetric):
     """BERTScore (Zhang et al. 2020): greedy matching of contextual token vectors, F1, mean over replies, 0-100.
 
-    bert-score has no baseline for Bengali, and raw F1 of unrelated texts is high. `floor` is therefore the mean F1 of
-    all pairs of `UNRELATED` under the same encoder, which no reply's neighbours move, and `above_floor` is 100 (F -
-    floor) / (100 - floor): 0 for what any two texts would get. A reply or reference without text scores 0 (bert-score
-    raises). An encoder whose tokenizer deletes Bengali vowel signs (every *uncased* one) is refused. Texts beyond the
-    encoder's length are cut by it.
+    bert-score has no baseline for Bengali, and raw F1 of unrelated texts is high. So `floor` is the mean F1 of all
+    pairs of `UNRELATED` under the same encoder, and `above_floor` is 100 (F - floor) / (100 - floor). A reply or
+    reference without text scores 0; texts beyond the encoder's length are cut by it.
 
-    `model` is a hub id or a folder; `layer` the hidden layer whose vectors are compared: by default bert-score's choice
-    where it knows the model, else three quarters of the way up, as in multilingual BERT. The model is read when the
-    first reply is scored. Raises then `MissingExtraError` when bert-score is not installed, `UsageError` for an
-    unusable encoder.
+    `model` is a hub id or a folder, read when the first reply is scored; `layer` by default bert-score's choice where
+    it knows the model, else three quarters of the way up, as in multilingual BERT. Scoring raises `MissingExtraError`
+    without bert-score, `UsageError` for an unusable encoder, as one whose tokenizer deletes Bengali vowel signs.
     """
 
     name: ClassVar[str] = "BERTScore"
@@ -76,14 +69,10 @@ class BERTScore(MeanMetric):
     details = frozenset({"precision", "recall"})
 
     def __init__(
-        self,
-        model: str = MODEL,
-        layer: int | None = None,
-        norm: str | Normalizer = "bn1",
-        batch_size: int = 32,
-        device: str | None = None,
+        self, model: str = MODEL, layer: int | None = None, norm: str | Normalizer = "bn1", device: str | None = None
     ) -> None:
-        self.model, self._layer, self.batch_size, self.device = str(model), layer, batch_size, device
+        self.model, self.device = str(model), device
+        self._layer = LAYER if layer is None and self.model == MODEL else layer
         self.normalizer = normalizer(norm)
 
     def per_reply(self, texts: Texts) -> FloatArray:
@@ -98,10 +87,16 @@ class BERTScore(MeanMetric):
         f1, floor = means[..., 0], means[..., 3]
         return np.concatenate([means, 100 * ratio(f1 - floor, 100 - floor)[..., None]], axis=-1)
 
-    @property
+    @cached_property
     def choices(self) -> Mapping[str, object]:
-        """The model (a folder by its name and a hash of its weights), its layer, the version of the floor's texts."""
-        return {"model": self._id, "layer": self.layer, "norm": self.normalizer.signature, "floor": FLOOR}
+        """The model, its layer, the version of the floor's texts."""
+        model, folder = self.model, Path(self.model)
+        if folder.is_dir():  # where it lies moves no score; its weights do
+            digest = hashlib.sha256()
+            for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+                digest.update(path.read_bytes())
+            model = f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
+        return {"model": model, "layer": self.layer, "norm": self.normalizer.signature, "floor": FLOOR}
 
     @cached_property
     def floor(self) -> float:
@@ -114,67 +109,44 @@ class BERTScore(MeanMetric):
         """The hidden layer whose vectors are compared, counted from 1."""
         if self._layer is not None:
             return self._layer
-        if self.model == MODEL:
-            return LAYER
         config = Path(self.model) / "config.json"
-        if config.is_file():
-            layers = json.loads(config.read_text(encoding="utf-8")).get("num_hidden_layers")
-        else:
-            known: dict[str, int] = require("bert_score.utils", extra="models", by=self.name).model2layers
-            if self.model in known:
-                return known[self.model]
-            try:
-                layers = (
-                    require("transformers", extra="models", by=self.name)
-                    .AutoConfig.from_pretrained(self.model)
-                    .num_hidden_layers
-                )
-            except (OSError, ValueError, AttributeError) as error:
-                raise UsageError(f"BERTScore cannot use the encoder {self.model!r}: {error}") from error
-        if not layers:
-            raise UsageError(f"BERTScore cannot use the encoder {self.model!r}: {config} has no num_hidden_layers")
-        return round(0.75 * int(layers))
+        try:
+            if config.is_file():
+                layers = json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"]
+            else:
+                known: dict[str, int] = require("bert_score.utils", extra="models", by=self.name).model2layers
+                if self.model in known:
+                    return known[self.model]
+                automatic = require("transformers", extra="models", by=self.name).AutoConfig
+                layers = automatic.from_pretrained(self.model).num_hidden_layers
+            return round(0.75 * int(layers))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UsageError(f"BERTScore finds no number of layers in the encoder {self.model!r}: {error}") from error
 
-    @cached_property
-    def _id(self) -> str:
-        """A hub id as it is; of a folder the name, since where it lies moves no score, and a hash of its weights."""
-        folder = Path(self.model)
-        if not folder.is_dir():
-            return self.model
-        digest = hashlib.sha256()
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            digest.update(path.read_bytes())
-        return f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
-
-    def _scored(self, replies: tuple[str, ...], references: tuple[str, ...]) -> FloatArray:
+    def _scored(self, replies: Iterable[str], references: Iterable[str]) -> FloatArray:
         """(pairs, 3): F, precision, recall; 0 where a text is empty."""
         ours, theirs = ([self.normalizer(text).strip() for text in texts] for texts in (replies, references))
         filled = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a and b]
         scores = np.zeros((len(ours), 3))
         if filled:
-            precision, recall, f1 = self._scorer.score(
-                [ours[i] for i in filled], [theirs[i] for i in filled], batch_size=self.batch_size
-            )
+            sides = ([side[i] for i in filled] for side in (ours, theirs))
+            precision, recall, f1 = self._scorer.score(*sides, batch_size=_BATCH)
             scores[filled] = np.column_stack([part.double().numpy() for part in (f1, precision, recall)])
         return np.nan_to_num(scores)
 
     @cached_property
     def _scorer(self) -> Any:
         make = require("bert_score", extra="models", by=self.name).BERTScorer
-        how = {"num_layers": self.layer, "device": self.device, "batch_size": self.batch_size}
         try:
-            scorer = make(model_type=self.model, **how)
+            scorer = make(model_type=self.model, num_layers=self.layer, device=self.device)
         except (OSError, ValueError, AssertionError) as error:
-            raise UsageError(
-                f"BERTScore cannot use the encoder {self.model!r} with layer {self.layer}: {error}"
-            ) from error
+            what = f"the encoder {self.model!r} with layer {self.layer}"
+            raise UsageError(f"BERTScore cannot use {what}: {error}") from error
         tokenizer, config = scorer._tokenizer, scorer._model.config
         kept = tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
         if not all(sign in kept for sign in _SIGNS):
-            raise UsageError(
-                f"the tokenizer of {self.model!r} loses Bengali vowel signs ({_PROBE!r} becomes {kept!r}), as uncased "
-                "ones do: take a cased multilingual or a Bengali encoder"
-            )
+            what = f"loses Bengali vowel signs ({_PROBE!r} becomes {kept!r}), as uncased ones do"
+            raise UsageError(f"the tokenizer of {self.model!r} {what}: take a cased multilingual or a Bengali encoder")
         # Tokenizers saved without a length claim 10^30, and the encoder then fails on a long text.
         most = getattr(config, "max_position_embeddings", None)
         if most is not None:

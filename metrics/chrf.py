@@ -1,20 +1,15 @@
-"""chrF and chrF++: F-scores of character n-grams, with word n-grams in chrF++. Equal to sacrebleu on the same
-tokenised text.
-"""
+"""chrF and chrF++, F-scores of n-grams of characters and words. Equal to sacrebleu on the same tokenised text."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from itertools import count
 from typing import ClassVar
 
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts, ratio
-from bnbench.metrics.ngrams import IntArray, ngram_counts
-from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import LexicalMetric, Pairs
+from bnbench.metrics.overlap import IntArray, LexicalMetric, Pairs, ngram_counts
 
+CHAR_ORDER, BETA = 6, 2
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 
 
@@ -29,34 +24,20 @@ class ChrF(LexicalMetric):
     name: ClassVar[str] = "chrF"
     description: ClassVar[str] = "character n-gram F2, 0-100, higher is better"
     needs = frozenset({"references"})
-    word_order: ClassVar[int] = 0
-    char_order: ClassVar[int] = 6
-    beta: ClassVar[int] = 2
-
-    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
-        super().__init__(norm, tokenizer)
-        kinds = [("char", self.char_order), ("word", self.word_order)]
-        orders = [f"{kind}{n}" for kind, most in kinds for n in range(1, most + 1)]
-        self.columns = tuple(f"{order}_{what}" for order in orders for what in ("hyp", "ref", "match"))
-        self.values = (self.name,)
+    columns = tuple(f"char{n}_{what}" for n in range(1, CHAR_ORDER + 1) for what in ("hyp", "ref", "match"))
+    values = ("chrF",)
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 3(orders): n-grams of the reply, of its best reference, and common, for each order."""
         pairs = Pairs.of(texts, self.preparation)
-        found = pairs.ngrams(Pairs.characters, self.char_order)
-        if self.word_order:
-            # chrF++ parts ASCII punctuation from words, which bn1 has done already.
-            parted = self.preparation.tokenizer != "bn1"
-            words = (
-                _parted_counts(pairs, self.word_order)
-                if parted
-                else pairs.ngrams(Pairs.tokens, 4)[:, : self.word_order]
-            )
-            found = np.concatenate([found, words], axis=1)
-        hyp = np.where(found[..., 1] > 0, found[..., 0], 0)  # as sacrebleu: no order counts that the reference lacks
-        found = np.stack([hyp, found[..., 1], found[..., 2]], axis=-1)
-        table = found.reshape(len(pairs.replies), -1).astype(np.float64)
+        hyp, ref, match = np.moveaxis(self.counts(pairs), -1, 0)
+        hyp = np.where(ref > 0, hyp, 0)  # as sacrebleu: no order counts that the reference lacks
+        table = np.stack([hyp, ref, match], axis=-1).reshape(len(hyp), -1).astype(np.float64)
         return pairs.best(table, self.formula(table)[:, 0])
+
+    def counts(self, pairs: Pairs) -> IntArray:
+        """(pairs, orders, 3) n-grams of the reply, of the reference, and common to both."""
+        return pairs.ngrams("characters", CHAR_ORDER)
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 3 orders) to (..., 1): 100 (1 + 4) P R / (4 P + R)."""
@@ -65,8 +46,7 @@ class ChrF(LexicalMetric):
         orders = reached.sum(axis=-1)
         precision = ratio((ratio(match, hyp) * reached).sum(axis=-1), orders)
         recall = ratio((ratio(match, ref) * reached).sum(axis=-1), orders)
-        factor = self.beta**2
-        return 100 * ratio((1 + factor) * precision * recall, factor * precision + recall)[..., None]
+        return 100 * ratio((1 + BETA**2) * precision * recall, BETA**2 * precision + recall)[..., None]
 
 
 class ChrFPlusPlus(ChrF):
@@ -74,23 +54,23 @@ class ChrFPlusPlus(ChrF):
 
     name: ClassVar[str] = "chrF++"
     description: ClassVar[str] = "character and word n-gram F2, 0-100, higher is better"
-    word_order: ClassVar[int] = 2
+    columns = (*ChrF.columns, *(f"word{n}_{what}" for n in (1, 2) for what in ("hyp", "ref", "match")))
+    values = ("chrF++",)
+
+    def counts(self, pairs: Pairs) -> IntArray:
+        """The words' n-grams behind the characters'."""
+        if self.preparation.tokenizer == "bn1":
+            words = pairs.ngrams("tokens", 4)[:, :2]  # four orders, as BLEU has them counted
+        else:  # chrF++ parts ASCII punctuation from words, which bn1 has done already
+            character, spelled = pairs.vocabulary.__getitem__, {}
+            for text in dict.fromkeys((*pairs.replies, *pairs.references)):
+                parts = [part for token in self.preparation.tokens(text) for part in _parted(token)]
+                spelled[text] = "".join(map(character, parts))
+            words = ngram_counts(*pairs.sides(spelled), 2)
+        return np.concatenate([super().counts(pairs), words], axis=1)
 
 
-def _parted_counts(pairs: Pairs, order: int) -> IntArray:
-    """Word n-grams, shape (pairs, order, 3), of tokens from which ASCII punctuation is parted."""
-    character: defaultdict[str, str] = defaultdict(map(chr, count(1)).__next__)
-    strings = pairs.texts.mapped(
-        ("parted", pairs.preparation),
-        lambda text: "".join(character[part] for token in pairs.preparation.tokens(text) for part in _parts(token)),
-    )
-    return ngram_counts([strings[t] for t in pairs.replies], [strings[t] for t in pairs.references], order)
-
-
-def _parts(token: str) -> tuple[str, ...]:
+def _parted(token: str) -> list[str]:
     """One ASCII punctuation mark apart from a word's end, or else from its beginning."""
-    if len(token) > 1 and token[-1] in _ASCII_PUNCTUATION:
-        return token[:-1], token[-1]
-    if len(token) > 1 and token[0] in _ASCII_PUNCTUATION:
-        return token[0], token[1:]
-    return (token,)
+    at = len(token) - 1 if token[-1] in _ASCII_PUNCTUATION else int(token[0] in _ASCII_PUNCTUATION)
+    return [token[:at], token[at:]] if at else [token]

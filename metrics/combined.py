@@ -1,18 +1,7 @@
 """A combined score: a weighted mean of scores that are all on 0-100, with declared weights.
 
-`CombinedScore` is a metric like any other, `get_metric("combined:chrF++=0.25,semantic-empathy=0.75")`: its statistics
-are those of its parts side by side, and its formula the weighted mean of their main values, so that intervals and
-paired tests come as everywhere.
-
 One number hides what it is made of, and its order of candidates hangs on the weights. So it is never given alone: the
 parts stand beside it, and how much of the order other weights would keep (`combine`).
-
-    >>> parts = {"base": {"chrF++": 21.0, "keyword-empathy": 12.0}, "tuned": {"chrF++": 24.0, "keyword-empathy": 30.0}}
-    >>> found = combine(parts, {"chrF++": 0.5, "keyword-empathy": 0.5})
-    >>> found.scores["tuned"], found.order_kept
-    (27.0, 1.0)
-
-The original project's formula, which adds scores of different scales, is in `original_scores` and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -38,39 +26,33 @@ _TURNS = 5  # that are told, the nearest ones
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by the metrics' names (or `name:argument`).
-
-    Raises `UsageError` for what is not written so, a metric that is not known (with the nearest name), named twice or
-    alone, or a weight that is not a positive number.
-    """
+    """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by metric; `UsageError` for what is not so."""
     weights: dict[str, float] = {}
-    for part in text.split(","):
-        spelling, sign, number = part.strip().rpartition("=")
-        if not (spelling.strip() and sign):
-            raise UsageError(f"combined score, {part.strip()!r}: write METRIC=WEIGHT,METRIC=WEIGHT")
-        metric = get_metric(spelling.strip())
-        if metric.name in {name.partition(":")[0] for name in weights}:
+    names: set[str] = set()
+    for part in map(str.strip, text.split(",")):
+        spelling, _, number = (piece.strip() for piece in part.rpartition("="))
+        if not spelling:
+            raise UsageError(f"combined score, {part!r}: write METRIC=WEIGHT,METRIC=WEIGHT")
+        metric = get_metric(spelling)
+        if metric.name in names:
             raise UsageError(f"combined score: {metric.name} is named twice")
+        names.add(metric.name)
         try:
             weights[metric.spelling] = float(number)
         except ValueError:
-            raise UsageError(
-                f"combined score: the weight of {metric.name} is {number.strip()!r}, not a number"
-            ) from None
+            raise UsageError(f"combined score: the weight of {metric.name} is {number!r}, not a number") from None
     declared = _declared(weights)
-    if len(declared) == 1:
-        raise UsageError(f"combined score: {next(iter(declared))} alone is no combination; name two metrics or more")
+    if len(names) == 1:
+        raise UsageError(f"combined score: {names.pop()} alone is no combination; name two metrics or more")
     return declared
 
 
 class CombinedScore(Metric):
     """The weighted mean of the main values of several metrics, each on 0-100 and higher better.
 
-    `weights`: metric (as `get_metric` takes it) -> weight, which need not sum to 1, or the same as `parse_weights`
-    takes it; `metrics` are the parts where they have other settings than `get_metric` gives. Raises `UsageError` for a
-    weight that is not positive or a metric of which lower is better.
-
-    It counts nothing itself: its table is its parts' (`table_of`), so it can be asked for beside them at no cost.
+    `weights`: metric (as `get_metric` takes it) -> weight, which need not sum to 1, or the text that `parse_weights`
+    takes; `metrics` are the parts where they have other settings. Raises `UsageError` for a weight that is not positive
+    or a metric of which lower is better. Its table is its parts', side by side, so intervals come as everywhere.
     """
 
     name: ClassVar[str] = NAME
@@ -83,10 +65,7 @@ class CombinedScore(Metric):
         self.weights = dict(zip((part.name for part in self.parts), declared.values(), strict=True))
         for part in self.parts:
             if not part.higher_is_better:
-                raise UsageError(
-                    f"{part.name} cannot be part of a combined score, whose parts are on 0-100, higher better: "
-                    f"it is {part.description}"
-                )
+                raise UsageError(f"{part.name} cannot be part of a combined score: it is {part.description}")
         self.columns = tuple(f"{part.name}/{column}" for part in self.parts for column in part.columns)
         self.needs = frozenset[str]().union(*(part.needs for part in self.parts))
         self.argument = ",".join(f"{p.spelling}={w!r}" for p, w in zip(self.parts, declared.values(), strict=True))
@@ -98,10 +77,9 @@ class CombinedScore(Metric):
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., k) to (..., 1)."""
         edges = np.cumsum([len(part.columns) for part in self.parts])[:-1]
-        mains = [
-            part.formula(own)[..., :1] for part, own in zip(self.parts, np.split(sums, edges, axis=-1), strict=True)
-        ]
-        score: FloatArray = np.concatenate(mains, axis=-1) @ np.array(list(self.weights.values()))
+        tables = zip(self.parts, np.split(sums, edges, axis=-1), strict=True)
+        mains = np.stack([part.formula(own)[..., 0] for part, own in tables], axis=-1)
+        score: FloatArray = mains @ np.array(list(self.weights.values()))
         return score[..., None]
 
     @property
@@ -112,13 +90,10 @@ class CombinedScore(Metric):
 
 
 def combined_result(results: Mapping[str, Result], weights: Mapping[str, float]) -> Result:
-    """The combined score of replies whose parts were scored: `results` by metric, as `evaluate_pairs` gives them.
-
-    Raises `InputError` where a part is not among them, and as `CombinedScore` does.
-    """
+    """The combined score made of `results`, by metric as `evaluate_pairs` gives them; `InputError` if a part lacks."""
     missing = [name for name in weights if name not in results]
-    if missing or not weights:
-        raise InputError(f"combined score: {', '.join(missing) or 'no metric'} was not scored")
+    if missing:
+        raise InputError(f"combined score: {', '.join(missing)} was not scored")
     parts = [results[name] for name in weights]
     of = CombinedScore(weights, [part.of for part in parts])
     return replace(parts[0], of=of, table=table_of(of, {part.metric: part.table for part in parts}))
@@ -150,10 +125,9 @@ class Neighbours:
 class Combined:
     """Combined scores of some candidates, with all that they hang on.
 
-    `scores` and `parts` are 0-100, candidates in order of their score; `weights` sum to 1. `order_kept` is the share of
-    weights, drawn from the flat Dirichlet distribution (every division of the whole is equally likely), under which no
-    two candidates change places; `order_kept_near` the same of weights each within +-50 % of the declared one; `first`
-    the share of the former under which a candidate comes first (shared where several do).
+    `scores` and `parts` are in order of the score. `order_kept` is the share of weights, drawn from the flat Dirichlet
+    distribution (every division of the whole is equally likely), under which no two candidates change places, and
+    `first` that under which a candidate comes first; `order_kept_near` is of weights within +-50 % of the declared ones.
     """
 
     weights: Mapping[str, float]
@@ -170,23 +144,18 @@ class Combined:
         """Sentences: how much of the order other weights keep, and where it turns. `shown` spells a candidate."""
         if not self.neighbours:
             return []
-        kept, kept_near = (
-            "all" if share >= 1 else f"{math.floor(100 * share)} % of all"
-            for share in (self.order_kept, self.order_kept_near)
-        )
-        span = f"that lie within ±{100 * NEAR:.0f} % of the declared ones"
-        near = f", and under {kept_near} {span}" if self.order_kept < 1 else ""
+        shares = (self.order_kept, self.order_kept_near)
+        kept, near = ("all" if share >= 1 else f"{math.floor(100 * share)} % of all" for share in shares)
+        near = f", and under {near} that lie within ±{100 * NEAR:.0f} % of the declared ones" if kept != "all" else ""
         drawn = f"{self.draws:,} {'of each ' if near else ''}drawn, seed {self.seed}"
+        told = [f"The order of these scores stays under {kept} weights{near} ({drawn})."]
         turns = [(pair, flip) for pair in self.neighbours if (flip := pair.flip)]
-        turns.sort(key=lambda turn: abs(turn[1].weight - turn[1].declared))
-        return [
-            f"The order of these scores stays under {kept} weights{near} ({drawn}).",
-            *(
+        for pair, flip in sorted(turns, key=lambda turn: abs(turn[1].weight - turn[1].declared))[:_TURNS]:
+            told.append(
                 f"{shown(pair.above)} and {shown(pair.below)} change places where {flip.part} weighs {flip.weight:.2f} "
                 f"instead of {flip.declared:.2f}; {math.floor(100 * pair.kept)} % of all weights keep their order."
-                for pair, flip in turns[:_TURNS]
-            ),
-        ]
+            )
+        return told
 
     def __str__(self) -> str:
         """A table in Markdown, and below it the weights and how stable the order is."""
@@ -202,21 +171,19 @@ class Combined:
 def combine(
     parts: Mapping[str, Mapping[str, float]], weights: Mapping[str, float], *, draws: int = 10_000, seed: int = 42
 ) -> Combined:
-    """The weighted mean of each candidate's `parts`: candidate -> metric -> score on 0-100, higher better.
+    """The weighted mean of each candidate's `parts`: candidate -> metric -> score on 0-100, of one signature each.
 
-    Weights need not sum to 1. Raises `UsageError` where a weight is not positive, `InputError` where a candidate lacks
-    a part or a part lies outside 0-100. The scores of one metric must come from one signature.
+    Raises `UsageError` where a weight is not positive, `InputError` where a part is missing or lies outside 0-100.
     """
     declared = _declared(weights)
     if not parts:
         raise InputError("there is no candidate to score")
     for who, scores in parts.items():
-        missing = [name for name in declared if name not in scores]
-        if missing:
-            raise InputError(f"{who} has no score for {', '.join(missing)}; every candidate needs every part")
-        wrong = [name for name in declared if not -_TIE <= scores[name] <= 100 + _TIE]
-        if wrong:
-            raise InputError(f"{who}: {', '.join(f'{name} is {scores[name]}' for name in wrong)}; parts are on 0-100")
+        for name in declared:
+            if name not in scores:
+                raise InputError(f"{who} has no score for {name}; every candidate needs every part")
+            if not -_TIE <= scores[name] <= 100 + _TIE:
+                raise InputError(f"{who}: {name} is {scores[name]}; parts are on 0-100")
 
     table = np.array([[scores[name] for name in declared] for scores in parts.values()], dtype=np.float64)
     own = np.array(list(declared.values()))
@@ -227,22 +194,21 @@ def combine(
     generator = np.random.default_rng(seed)
     drawn = generator.dirichlet(np.ones(len(own)), size=draws) @ table.T
     near = own * generator.uniform(1 - NEAR, 1 + NEAR, size=(draws, len(own)))
-    kept, kept_near = (  # whether each two neighbours keep their order, (draws, candidates - 1)
-        scores[:, :-1] - scores[:, 1:] >= -_TIE for scores in (drawn, near / near.sum(axis=1, keepdims=True) @ table.T)
-    )
+    near = near / near.sum(axis=1, keepdims=True) @ table.T
+    # Whether each two neighbours keep their order, (draws, candidates - 1).
+    kept, kept_near = (scores[:, :-1] - scores[:, 1:] >= -_TIE for scores in (drawn, near))
+    flips = [_flip(gap, declared) for gap in table[:-1] - table[1:]]
+    pairs = zip(names, names[1:], kept.mean(axis=0).tolist(), kept_near.mean(axis=0).tolist(), flips, strict=False)
     best = drawn >= drawn.max(axis=1, keepdims=True) - _TIE
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     return Combined(
         weights=declared,
         parts={who: {name: float(parts[who][name]) for name in declared} for who in names},
-        scores=dict(zip(names, map(float, table @ own), strict=True)),
+        scores=dict(zip(names, (table @ own).tolist(), strict=True)),
         order_kept=float(kept.all(axis=1).mean()),
         order_kept_near=float(kept_near.all(axis=1).mean()),
-        neighbours=tuple(
-            Neighbours(*pair, float(kept[:, i].mean()), float(kept_near[:, i].mean()), _flip(gap, declared))
-            for i, (pair, gap) in enumerate(zip(pairwise(names), table[:-1] - table[1:], strict=True))
-        ),
-        first=dict(zip(names, map(float, first), strict=True)),
+        neighbours=tuple(Neighbours(*pair) for pair in pairs),
+        first=dict(zip(names, first.tolist(), strict=True)),
         draws=draws,
         seed=seed,
     )

@@ -1,10 +1,9 @@
-"""Replies that are broken whatever they say: empty, cut, looping, in the wrong script, copied; and how varied the
-words are.
-"""
+"""Replies that are broken whatever they say (empty, cut, looping, in the wrong script, copied), and varied words."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import ClassVar
@@ -18,10 +17,8 @@ from bnbench.metrics.normalization import flags
 from bnbench.metrics.overlap import LexicalMetric, Vocabulary
 from bnbench.metrics.tokenization import Preparation, is_word
 
-COPIED = 0.8
-"""A reply of four or more words copies the message when this share of its words is a subsequence of the message."""
-SHORT, LONG = 1 / 3, 3.0
-"""A reply is too short or too long beside its reference when it has fewer or more times its words."""
+COPIED = 0.8  # the share of a reply's words, four or more, that as a subsequence of the message make it a copy
+SHORT, LONG = 1 / 3, 3.0  # times the words of its reference, which a reply may not fall short of or exceed
 
 # three times the same 2-20 words in a row, six times the same word, ten times the same 1-8 letters (more than laughter)
 _LOOPING_WORDS = re.compile(r"(.)\1{5}|(.{2,20}?)\2{2}", re.DOTALL)
@@ -46,19 +43,15 @@ _SHARES = {
     "foreign_letters": ("foreign letters, %", "letters"),
     "repeated_4grams": ("repeated 4-grams, %", "4grams"),
 }
-_FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
 
 
 class Degeneration(LexicalMetric):
-    """Shares of broken replies, 0-100, lower is better. `degenerate`, the main value, is the share with any of the
-    flags.
+    """Shares of broken replies, 0-100, lower is better. The main value, `degenerate`, is the share with any flag:
 
-    empty: no word · cut: generation stopped at the token limit (only where that is known; share of the known) ·
-    replacement: U+FFFD, a character cut in half · template: chat-template remnants · loop: words or characters that
-    repeat without end · wrong_script: under half of the letters are Bengali · copy: four fifths of the reply stand in
-    the message (where given). Not among the flags: unfinished (no sentence-final mark at the end), foreign_letters
-    (share of letters that are not Bengali), repeated_4grams (share of 4-grams seen before in the reply, Welleck
-    2019), too_short and too_long (beside the reference).
+    empty: no word · cut: generation stopped at the token limit · replacement: U+FFFD, a character cut in half ·
+    template: chat-template remnants · loop: words or characters that repeat without end · wrong_script: under half of
+    the letters are Bengali · copy: four fifths of the reply stand in the message. Not among the flags: unfinished (no
+    sentence-final mark), foreign_letters, repeated_4grams (seen before in the reply, Welleck 2019), too short or long.
     """
 
     name: ClassVar[str] = "degeneration"
@@ -66,60 +59,46 @@ class Degeneration(LexicalMetric):
     higher_is_better: ClassVar[bool] = False
 
     columns = (
-        *("replies", "known_limit", "with_message", "with_reference", "degenerate", *_FLAGS),
-        *("unfinished", "too_short", "too_long", "foreign_letters", "letters", "repeated_4grams", "4grams"),
+        *("replies", "known_limit", "with_message", "with_reference"),
+        *tuple(_SHARES)[:-1],
+        *("letters", "repeated_4grams", "4grams"),
     )
     values = tuple(_SHARES)
     labels = MappingProxyType({value: label for value, (label, _) in _SHARES.items()})
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""
-        rows = [self._row(texts, row) for row in range(len(texts))]
-        table = [[row[column] for column in self.columns] for row in rows]
-        return np.array(table, dtype=np.float64).reshape(-1, len(self.columns))
-
-    def _row(self, texts: Texts, row: int) -> dict[str, float]:
-        raw = texts.replies[row]
-        seen, reply = flags(raw), self.preparation.normalizer(raw)
-        words = _words(texts, self.preparation, raw)
-        message = _words(texts, self.preparation, texts.messages[row]) if texts.messages is not None else []
-        references = () if texts.references is None else texts.references[row]
-        lengths = [len(_words(texts, self.preparation, reference)) for reference in references]
-        # One character for each word, so that loops, copies and n-grams of words are those of strings.
-        vocabulary = Vocabulary()
-        encoded, asked = ("".join(map(vocabulary.__getitem__, tokens)) for tokens in (words, message))
-        letters = len(_LETTER.findall(reply))
-        foreign = letters - len(_BENGALI_LETTER.findall(reply))
-        fours = [encoded[i : i + 4] for i in range(len(encoded) - 3)]
-        found = {
-            "empty": not words,
-            "cut": texts.cut is not None and texts.cut[row],
-            "replacement": "replacement" in seen,
-            "template": "template" in seen,
-            "loop": bool(_LOOPING_WORDS.search(encoded) or _LOOPING_LETTERS.search(reply)),
-            "wrong_script": 2 * foreign > letters,
-            "copy": len(words) >= 4 and LCSseq.similarity(encoded, asked) >= COPIED * len(words),
-        }
-        return {
-            "replies": 1,
-            "known_limit": texts.cut is not None,
-            "with_message": texts.messages is not None,
-            "with_reference": texts.references is not None,
-            "degenerate": any(found.values()),
-            **found,
-            "unfinished": bool(words) and not _ENDED.search(reply),
-            "too_short": bool(lengths) and len(words) < SHORT * min(lengths),
-            "too_long": bool(lengths) and len(words) > LONG * max(lengths),
-            "foreign_letters": foreign,
-            "letters": letters,
-            "repeated_4grams": len(fours) - len(set(fours)),
-            "4grams": len(fours),
-        }
+        rows: list[list[float]] = []
+        words = partial(_words, texts, self.preparation)
+        known = [1, texts.cut is not None, texts.messages is not None, texts.references is not None]
+        for at, raw in enumerate(texts.replies):
+            seen, reply, own = flags(raw), self.preparation.normalizer(raw), words(raw)
+            lengths = [len(words(reference)) for reference in (texts.references[at] if texts.references else ())]
+            letters = len(_LETTER.findall(reply))
+            foreign = letters - len(_BENGALI_LETTER.findall(reply))
+            # One character for each word, so that loops, copies and n-grams of words are those of strings.
+            character = Vocabulary().__getitem__
+            encoded = "".join(map(character, own))
+            message = "".join(map(character, words(texts.messages[at]))) if texts.messages else ""
+            fours = [encoded[i : i + 4] for i in range(len(encoded) - 3)]
+            broken = [  # empty, cut, replacement, template, loop, wrong_script, copy
+                not own,
+                texts.cut is not None and texts.cut[at],
+                "replacement" in seen,
+                "template" in seen,
+                bool(_LOOPING_WORDS.search(encoded) or _LOOPING_LETTERS.search(reply)),
+                2 * foreign > letters,
+                len(own) >= 4 and LCSseq.similarity(encoded, message) >= COPIED * len(own),
+            ]
+            unfinished = bool(own) and not _ENDED.search(reply)
+            too_short = bool(lengths) and len(own) < SHORT * min(lengths)
+            too_long = bool(lengths) and len(own) > LONG * max(lengths)
+            counts = [foreign, letters, len(fours) - len(set(fours)), len(fours)]
+            rows.append([*known, any(broken), *broken, unfinished, too_short, too_long, *counts])
+        return np.array(rows, dtype=np.float64).reshape(-1, len(self.columns))
 
     def formula(self, sums: FloatArray) -> FloatArray:
-        """(..., 19) to (..., 13): 100 times each count over the replies (letters, 4-grams) of which it could be
-        known.
-        """
+        """(..., 19) to (..., 13): 100 times each count over the replies (letters, 4-grams) of which it is known."""
         at = {name: sums[..., column] for column, name in enumerate(self.columns)}
         return np.stack([100 * ratio(at[value], at[out_of]) for value, (_, out_of) in _SHARES.items()], axis=-1)
 
@@ -127,9 +106,8 @@ class Degeneration(LexicalMetric):
 class Diversity(LexicalMetric):
     """distinct-1 and distinct-2 (Li et al. 2016) inside replies: different words (word pairs) per word (pair), 0-100.
 
-    Counted within each reply and summed, so that it is additive; long replies score lower, so compare replies of like
-    length. `length_ratio` is the replies' words per 100 words of the (first) references; 100 is the same length.
-    Higher is more varied, not better in itself.
+    Long replies score lower, so compare replies of like length. `length_ratio` is the replies' words per 100 words of
+    the (first) references. Higher is more varied, not better in itself.
     """
 
     name: ClassVar[str] = "diversity"
@@ -142,13 +120,10 @@ class Diversity(LexicalMetric):
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 6: different words and words, different pairs and pairs, words of reply and of reference."""
         rows = []
-        for row, reply in enumerate(texts.replies):
-            own = _words(texts, self.preparation, reply)
-            distinct, pairs = len(set(own)), len(set(pairwise(own)))
-            compared = [0, 0]
-            if texts.references is not None:
-                compared = [len(own), len(_words(texts, self.preparation, texts.references[row][0]))]
-            rows.append([distinct, len(own), pairs, max(len(own) - 1, 0), *compared])
+        words = partial(_words, texts, self.preparation)
+        for at, own in enumerate(map(words, texts.replies)):
+            compared = [0, 0] if texts.references is None else [len(own), len(words(texts.references[at][0]))]
+            rows.append([len(set(own)), len(own), len(set(pairwise(own))), max(len(own) - 1, 0), *compared])
         return np.array(rows, dtype=np.float64).reshape(-1, len(self.columns))
 
     def formula(self, sums: FloatArray) -> FloatArray:
@@ -157,5 +132,5 @@ class Diversity(LexicalMetric):
 
 
 def _words(texts: Texts, prepared: Preparation, text: str) -> list[str]:
-    """The words of a text, cut once for all the metrics here."""
+    # Cut once for both metrics.
     return texts.derived(("list of words", prepared, text), lambda: list(filter(is_word, prepared.tokens(text))))

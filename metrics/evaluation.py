@@ -1,13 +1,11 @@
-"""Several metrics over the same texts, which are normalised, tokenised and counted once; in parts, so that memory
-stays bounded.
-"""
+"""Several metrics over the same texts, which are normalised, tokenised and counted once, some at a time."""
 
 from __future__ import annotations
 
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +15,7 @@ from bnbench.metrics.exceptions import BnbenchError, InputError
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import BLOCKS
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+Progress = Callable[[int], object] | None
 
 PART = 2_000
 """Replies whose derived texts (tokens, n-grams) are held at once."""
@@ -27,11 +24,8 @@ PART = 2_000
 class Results(dict[str, Result]):
     """Results by the metric's name; capitals do not matter when one is asked for."""
 
-    def __missing__(self, name: str) -> Result:
-        for own, result in self.items():
-            if isinstance(name, str) and own.casefold() == name.casefold():
-                return result
-        raise KeyError(name)
+    def __getitem__(self, name: str) -> Result:
+        return super().__getitem__({own.casefold(): own for own in self}.get(name.casefold(), name))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.casefold() in map(str.casefold, self)
@@ -52,13 +46,12 @@ def evaluate_pairs(
     clusters: Sequence[Hashable] | None = None,
     resamples: int = 10_000,
     seed: int = 42,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = None,
 ) -> Results:
     """Score n predictions with several metrics, by default all that what is given allows; results by the metric's name.
 
     `metrics` are names (as `get_metric` takes them) or `Metric`s. `progress` is called with the number of replies done
-    since its last call. Raises `InputError` on unequal lengths, no predictions, or something a named metric needs that
-    is not given.
+    since its last call. Raises `InputError` on unequal lengths, no predictions, or something a metric needs and lacks.
     """
     texts = Texts.of(predictions, references, messages, likelihoods, cut)
     clusters = texts.clusters(clusters)
@@ -78,20 +71,18 @@ def evaluate_stream(
     workers: int = 1,
     resamples: int = 10_000,
     seed: int = 42,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = None,
 ) -> Results:
     """Score more texts than fit in memory: `stream` gives them some at a time, in order.
 
-    The results equal those of `evaluate_pairs` on all texts at once, intervals included (which above 10,000 replies
-    are those of blocks there too); only `per_item` is not kept then. With `workers` > 1 that many processes work
-    beside this one, started by spawning, so a script needs the usual `if __name__ == "__main__":`. Memory does not
-    grow with the number of texts. Raises as `evaluate_pairs` does, and `BnbenchError` where a process is killed.
+    The results equal those of `evaluate_pairs` on all at once, intervals included; only `per_item` is not kept above
+    10,000 replies. With `workers` > 1 that many processes work beside this one, started by spawning: a script needs the
+    usual `if __name__ == "__main__":`. Raises as `evaluate_pairs` does, and `BnbenchError` where a process is killed.
     """
     chosen = _named(metrics)
     sums = [np.zeros((BLOCKS, len(metric.columns))) for metric in chosen]
     n = 0
-    pieces = (piece for texts in stream for piece in parts(texts))
-    for tables in _tables(pieces, chosen, workers):
+    for tables in _tables((piece for texts in stream for piece in parts(texts)), chosen, workers):
         rows = np.arange(n, n + len(tables[0])) % BLOCKS
         for total, table in zip(sums, tables, strict=True):
             total[rows] += table
@@ -100,8 +91,8 @@ def evaluate_stream(
             progress(len(rows))
     if not n:
         raise InputError("there is no reply to score")
-    made = zip(chosen, sums, strict=True)
-    return Results({m.name: Result(m, total[:n], resamples, seed, items=n) for m, total in made})
+    results = (Result(m, total[:n], resamples, seed, items=n) for m, total in zip(chosen, sums, strict=True))
+    return Results({result.metric: result for result in results})
 
 
 def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Iterator[list[FloatArray]]:
@@ -117,7 +108,7 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
     # Ctrl-C is the parent's to handle: the workers end when it shuts the pool down.
     ignore = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
     with ProcessPoolExecutor(workers, get_context("spawn"), *ignore) as pool:
-        waiting: deque[Future[list[FloatArray]]] = deque()
+        waiting: deque[Any] = deque()
         try:
             for piece in pieces:
                 waiting.append(pool.submit(statistics, piece, metrics))
@@ -126,17 +117,13 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise BnbenchError(
-                "a process that scored died: it was killed, most likely for want of memory (use fewer workers), or it "
-                "could not import the module of a metric"
-            ) from error
+            why = "it was killed, most likely for want of memory (use fewer workers), or could not import a metric"
+            raise BnbenchError(f"a process that scored died: {why}") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def statistics(
-    texts: Texts, metrics: Sequence[Metric], progress: Callable[[int], object] | None = None
-) -> list[FloatArray]:
+def statistics(texts: Texts, metrics: Sequence[Metric], progress: Progress = None) -> list[FloatArray]:
     """The table of each metric, (n, k) in the order of `metrics`; raises as `evaluate_pairs` does."""
     for metric in metrics:
         metric.check(texts)
@@ -144,8 +131,7 @@ def statistics(
     for part in (part for metric in metrics for part in metric.parts):
         other = counted.setdefault(part.name, part)
         if other is not part and other.signature(0) != part.signature(0):
-            reads, beside = part.signature(0), other.signature(0)
-            raise InputError(f"a combined score reads {reads}; beside it stands {beside}")
+            raise InputError(f"a combined score reads {part.signature(0)}; beside it stands {other.signature(0)}")
     tables: dict[str, list[FloatArray]] = {name: [np.empty((0, len(m.columns)))] for name, m in counted.items()}
     for piece in parts(texts):
         for name, metric in counted.items():
@@ -162,12 +148,10 @@ def parts(texts: Texts, size: int = PART) -> Iterable[Texts]:
 
 
 def _named(metrics: Sequence[str | Metric]) -> list[Metric]:
-    """The metrics, each once."""
     if isinstance(metrics, str):
         raise InputError(f"metrics is one string; give a list: [{metrics!r}]")
     chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
-    names = [metric.name for metric in chosen]
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(metric.name for metric in chosen).items():
+        if times > 1:
             raise InputError(f"the metric {name!r} is named twice: results are told apart by name")
     return chosen

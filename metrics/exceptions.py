@@ -1,9 +1,4 @@
-"""The root of bnbench's exception tree, and the errors that the metrics raise.
-
-It stands here and not in `bnbench.errors` because `bnbench.metrics` may import nothing else of the project;
-`bnbench.errors` gives it again together with its other branches. Catch `BnbenchError` to catch everything that bnbench
-raises on purpose.
-"""
+"""The root of bnbench's exception tree, and the errors that the metrics raise; `bnbench.errors` has the others."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from typing import Any
 
 
 class BnbenchError(Exception):
-    """Something a user can mend. The message says what, where (file, row, key) and how to fix it."""
+    """All that bnbench raises on purpose: the message says what, where (file, row, key) and how to fix it."""
 
     exit_code = 1
 
@@ -32,10 +27,7 @@ class MissingExtraError(UsageError):
 
 
 def require(module: str, *, extra: str, by: str = "") -> Any:
-    """Import a module of an optional extra; `by` says in the error what needs it.
-
-    Raises `MissingExtraError` with the pip command where the module's package is not installed.
-    """
+    """Import a module of an optional extra, or raise `MissingExtraError` with the pip command; `by` needs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,12 +1,10 @@
 """Bengali text made comparable: one spelling for what readers see as one word. For scoring only; keep the raw text.
 
-Unicode has several spellings for the same Bengali word, and programs mix them freely. Scored against itself in
-another spelling, a text gets BLEU 8-31 for most of these differences. `bn1` is a list of named rules (`RULES`), each
-of which a user can switch off, and the signature then says so: `norm:bn1-digits`. Whitespace always becomes single
-spaces, line ends are kept.
-
-What bn1 leaves alone on purpose: the colon of ৫:৩০, the separators of ১,৫০০.৭৫, ordinals (২য়), ৳, e-mail addresses,
-English words, emoji with their joiners, quotation marks, hyphens, and real misspellings.
+Scored against itself in another spelling, a text gets BLEU 8-31 for most of these differences. `bn1` is a list of named
+rules (`RULES`), each of which a user can switch off, and the signature then says so: `norm:bn1-digits`. Whitespace
+always becomes single spaces, line ends are kept. What bn1 leaves alone on purpose: the colon of ৫:৩০, the separators of
+১,৫০০.৭৫, ordinals (২য়), ৳, e-mail addresses, English words, emoji with their joiners, quotation marks, hyphens, and
+real misspellings.
 
 Full stops. `.` becomes `।` after a Bengali letter (a closing quote or bracket may stand between) unless a Latin
 letter, a digit or another `.` follows; after a number that ends a line; and between two Bengali words without a
@@ -22,10 +20,10 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from operator import methodcaller
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import regex
 
@@ -79,16 +77,11 @@ ABBREVIATIONS = frozenset(f"{_TITLES} {_FIRMS_AND_UNITS} {_LETTERS_OF_NAMES}".sp
 _DOMAINS = frozenset(["কম", "নেট", "অর্গ", "ইনফো", "বিডি", "গভ", "এডু"])
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One step of bn1: its name, why it exists, what it does, and how far it looks.
-
-    `scope` is "text" (before all others), "word" (sees one whitespace-delimited word) or "sentence" (after all others).
-    """
+class Rule(NamedTuple):
+    """One step of bn1. `scope` is "text" (before all others), "word" (sees one word, without blanks), "sentence"."""
 
     name: str
-    reason: str
-    apply: Callable[[str], str] = field(repr=False)
+    apply: Callable[[str], str]
     scope: str = "word"
 
 
@@ -139,55 +132,47 @@ def _sentence_end(match: re.Match[str]) -> str:
     return "।" if word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 else "."
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(
-        "template", "chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text", _template, "text"
-    ),
-    Rule("replacement", "U+FFFD is half a character that a token limit cut off", methodcaller("replace", "\ufffd", "")),
-    Rule("cp1252", "a lone Â is what is left of a no-break space read as cp1252", partial(_STRAY_CP1252.sub, "")),
-    Rule(
-        "invisible",
-        "BOM, zero-width, bidi and control characters and lone surrogates cannot be seen",
-        partial(_INVISIBLE.sub, ""),
-    ),
-    Rule("khanda_ta", "before Unicode 4.1 ৎ was written ত + hasanta + ZWJ", partial(_KHANDA_TA.sub, "\u09ce")),
-    Rule(
-        "ra_ya",
-        "র‍্য is written with the joiner before or after the hasanta, or without",
-        partial(_RA_YA.sub, "\u09b0\u09cd\u09af"),
-    ),
-    Rule("joiners", "ZWJ and ZWNJ choose the shape of a conjunct, not its letters", partial(_JOINER.sub, "")),
-    Rule("nfc", "য় ড় ঢ় ো ৌ exist as one code point and as two", partial(unicodedata.normalize, "NFC")),
-    Rule("vowel_a", "অ + া looks like আ and is typed for it", methodcaller("replace", "\u0985\u09be", "\u0986")),
-    Rule(
-        "visarga",
-        "a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ",
-        partial(_COLON.sub, lambda match: f"{match[1] or match[2]}\u0983"),
-    ),
-    Rule(
-        "digits",
-        "Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali",
-        partial(_DIGIT_RUN.sub, _digits),
-    ),
-    Rule(
-        "danda",
-        "৷ (currency numerator four) and | after a Bengali word are typed for danda",
-        lambda text: _PIPE.sub(_pipe, text.replace("\u09f7", "।")),
-        "sentence",
-    ),
-    Rule(
-        "full_stop",
-        ". ends a sentence as danda does, but not in an abbreviation",
-        partial(_FULL_STOP.sub, _sentence_end),
-        "sentence",
-    ),
+RULES = (
+    # chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
+    Rule("template", _template, "text"),
+    # U+FFFD is half a character that a token limit cut off
+    Rule("replacement", methodcaller("replace", "\ufffd", "")),
+    # a lone Â is what is left of a no-break space read as cp1252
+    Rule("cp1252", partial(_STRAY_CP1252.sub, "")),
+    # BOM, zero-width, bidi and control characters and lone surrogates cannot be seen
+    Rule("invisible", partial(_INVISIBLE.sub, "")),
+    # before Unicode 4.1 ৎ was written ত + hasanta + ZWJ
+    Rule("khanda_ta", partial(_KHANDA_TA.sub, "\u09ce")),
+    # র‍্য is written with the joiner before or after the hasanta, or without
+    Rule("ra_ya", partial(_RA_YA.sub, "\u09b0\u09cd\u09af")),
+    # ZWJ and ZWNJ choose the shape of a conjunct, not its letters
+    Rule("joiners", partial(_JOINER.sub, "")),
+    # য় ড় ঢ় ো ৌ exist as one code point and as two
+    Rule("nfc", partial(unicodedata.normalize, "NFC")),
+    # অ + া looks like আ and is typed for it
+    Rule("vowel_a", methodcaller("replace", "\u0985\u09be", "\u0986")),
+    # a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ
+    Rule("visarga", partial(_COLON.sub, lambda match: f"{match[1] or match[2]}\u0983")),
+    # Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali
+    Rule("digits", partial(_DIGIT_RUN.sub, _digits)),
+    # ৷ (currency numerator four) and | after a Bengali word are typed for danda
+    Rule("danda", lambda text: _PIPE.sub(_pipe, text.replace("\u09f7", "।")), "sentence"),
+    # . ends a sentence as danda does, but not in an abbreviation
+    Rule("full_stop", partial(_FULL_STOP.sub, _sentence_end), "sentence"),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
 PROFILES = ("bn1", "none", "nfc", "indicnlp")
 
-# Without one of these a text holds no template remnant; without one of those, only its single words can change.
-_BRACKETS = "<[#"
-_BEYOND_WORDS = f"{_BRACKETS}|.\u09f7"
+# Letters and signs in which no word rule finds anything to change: most words are made of them, and are one token.
+UNCHANGED = re.compile(
+    "(?:[\u0981-\u0983\u0986-\u098c\u098f\u0990\u0993-\u09a3\u09a5-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09bc-\u09c4"
+    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]++"
+    "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?!\u09bc))+"
+)
+# In words of these, which are most others, only three rules do.
+_PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff‘’“”]+")
+_RULES_FOR_PLAIN = ("khanda_ta", "nfc", "vowel_a")
+_BRACKETS = "<[#"  # without one of these a text holds no template remnant
 
 
 class Memo(dict[str, Made], Generic[Made]):
@@ -209,9 +194,9 @@ class Memo(dict[str, Made], Generic[Made]):
 class Normalizer:
     """Text to normalised text: `Normalizer()(text)`. `off` names bn1 rules that are not applied.
 
-    Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's normaliser for Bengali, for
-    comparison with older papers: it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants
-    and ৎ as they are; needs `pip install "bnbench[compare]"`). Raises `UsageError` for an unknown profile or rule.
+    Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's, for comparison with older papers:
+    it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants and ৎ as they are; needs
+    `pip install "bnbench[compare]"`). Raises `UsageError` for an unknown profile or rule.
     """
 
     profile: str = "bn1"
@@ -235,37 +220,32 @@ class Normalizer:
         """The normalised text."""
         if self.profile == "nfc":
             return unicodedata.normalize("NFC", text)
-        if self.profile == "indicnlp":
-            normal: str = _indicnlp().normalize(text)
-            return normal
-        if self.profile == "none":
-            return text
+        if self.profile != "bn1":
+            return str(_indicnlp().normalize(text)) if self.profile == "indicnlp" else text
         while True:
             before = text
-            for apply in self._scoped("text"):
-                text = apply(text)
+            for rule in self._scoped("text"):
+                text = rule.apply(text)
             lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
             text = "\n".join(filter(None, lines))
-            for apply in self._scoped("sentence"):
-                text = apply(text)
+            for rule in self._scoped("sentence"):
+                text = rule.apply(text)
             # Without its zero-width characters it may be a template remnant now, and is looked at again.
             if text == before or not any(map(text.__contains__, _BRACKETS)):
                 return text
 
     def beyond_words(self, text: str) -> str:
-        """The text with all that its words cannot be given one by one; what is left to do is `words[...]` of each.
-
-        Most texts are left as they are: then every different word is normalised once, not every text.
-        """
-        return self(text) if self.profile != "bn1" or any(map(text.__contains__, _BEYOND_WORDS)) else text
+        """The text with all that its words cannot be given one by one: `words` do the rest."""
+        beyond = "." in text or "|" in text or "<" in text or "[" in text or "#" in text or "\u09f7" in text
+        return self(text) if beyond or self.profile != "bn1" else text
 
     @property
     def words(self) -> Memo[str]:
         """Whitespace-delimited words after the rules that see no further (other profiles than bn1 have done all)."""
         return _words(self)
 
-    def _scoped(self, scope: str) -> list[Callable[[str], str]]:
-        return [rule.apply for rule in RULES if rule.scope == scope and rule.name not in self.off]
+    def _scoped(self, scope: str) -> list[Rule]:
+        return [rule for rule in RULES if rule.scope == scope and rule.name not in self.off]
 
 
 @lru_cache(maxsize=1)
@@ -278,10 +258,13 @@ def _indicnlp():  # type: ignore[no-untyped-def]  # the library has no types
 def _words(normalizer: Normalizer) -> Memo[str]:
     """The words that a normaliser has met: one memory for all equal ones."""
     rules = normalizer._scoped("word") if normalizer.profile == "bn1" else []
+    for_plain = [rule for rule in rules if rule.name in _RULES_FOR_PLAIN]
 
     def normalised(word: str) -> str:
-        for apply in rules:
-            word = apply(word)
+        if UNCHANGED.fullmatch(word):
+            return word
+        for rule in for_plain if _PLAIN.fullmatch(word) else rules:
+            word = rule.apply(word)
         return word
 
     return Memo(normalised)
@@ -300,8 +283,6 @@ def normalize(text: str, *, profile: str = "bn1", off: Collection[str] = ()) -> 
 
 
 def flags(text: str) -> frozenset[str]:
-    """What bn1 strips from a raw text and a reader should know of: "template" (chat-template remnants), "replacement"
-    (U+FFFD).
-    """
-    found = {"template"} if _TEMPLATE.search(text) else set()
-    return frozenset(found | ({"replacement"} if "\ufffd" in text else set()))
+    """What bn1 strips from a raw text and a reader should know of: "template" remnants, "replacement" (U+FFFD)."""
+    found = {"template": _TEMPLATE.search(text), "replacement": "\ufffd" in text}
+    return frozenset(name for name, there in found.items() if there)

@@ -1,37 +1,37 @@
-"""What the overlap metrics share: texts as strings of one character per token, made once for all metrics.
+"""What the overlap metrics share: texts as strings of one character per token, and the n-grams that two strings share.
 
-Equal tokens of a set of texts become equal characters. n-grams of words, longest common subsequences of words and
-sentences of words are then n-grams, subsequences and parts of strings, which is what fast code exists for. The
-characters lie in three ranges: sentence ends, other punctuation, words.
+So n-grams, subsequences and sentences of words are those of strings, which is what fast code exists for.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from itertools import count
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from bnbench.metrics.core import FloatArray, Made, Metric, Texts
 from bnbench.metrics.exceptions import InputError
-from bnbench.metrics.ngrams import IntArray, ngram_counts
 from bnbench.metrics.normalization import Normalizer
 from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word, preparation
 
+IntArray = npt.NDArray[np.int64]
+
+# The characters of tokens lie in three ranges: sentence ends, other punctuation, words.
 _FIRST_MARK, _FIRST_WORD, _END = 0x10, 0x1000, 0x110000
 _SENTENCE_ENDS = re.compile("[\u0001-\u000f]+")
 _PUNCTUATION = re.compile("[\u0001-\u0fff]+")
+_BATCH = 128  # pairs whose n-grams are sorted together: the keys of so many stay in the processor's cache
 
 
 class Vocabulary(dict[str, str]):
-    """The character that stands for each token. Raises `InputError` when a set of texts has more than a million
-    tokens.
-    """
+    """The character that stands for each token; `InputError` when the texts have more than a million tokens."""
 
     def __init__(self) -> None:
         self._marks, self._words = iter(range(_FIRST_MARK, _FIRST_WORD)), iter(range(_FIRST_WORD, _END))
@@ -46,9 +46,7 @@ class Vocabulary(dict[str, str]):
 
 
 class LexicalMetric(Metric):
-    """A metric of the words of texts: `norm` and `tokenizer` say how they are normalised and cut, and so does the
-    signature, with what else is `fixed`.
-    """
+    """A metric of the words of texts, which `norm` normalises and `tokenizer` cuts; `fixed` adds to its signature."""
 
     fixed: ClassVar[Mapping[str, object]] = MappingProxyType({})
 
@@ -61,35 +59,29 @@ class LexicalMetric(Metric):
         return {**self.preparation.choices, **self.fixed}
 
 
-@dataclass(frozen=True)
 class Pairs:
-    """Every (reply, reference) pair of some texts, the pairs of one reply side by side.
+    """Every (reply, reference) pair of some texts, the pairs of one reply side by side from `first[reply]` on.
 
-    `first[i]` is the first pair of reply i; with one reference each it is 0 ... n-1.
+    `tokens`, `words`, `sentences` and `characters` spell each distinct text, for `sides` to pick from.
     """
 
-    texts: Texts
-    preparation: Preparation
-    replies: tuple[str, ...]
-    references: tuple[str, ...]
-    first: IntArray
+    def __init__(self, texts: Texts, preparation: Preparation) -> None:
+        self.texts, self.preparation, self.vocabulary = texts, preparation, Vocabulary()
+        references = texts.references or ()
+        per_reply = np.array([len(some) for some in references], dtype=np.int64)
+        self.first = per_reply.cumsum() - per_reply
+        self.replies = [reply for reply, some in zip(texts.replies, references, strict=True) for _ in some]
+        self.references = list(texts.reference_texts())
+        self.single = len(self.references) == len(references)  # every reply has one reference
 
     @classmethod
     def of(cls, texts: Texts, preparation: Preparation) -> Pairs:
-        """The pairs of these texts under this preparation; made once and shared by all metrics."""
+        """The pairs of these texts under this preparation, made once for all metrics."""
+        return texts.derived(("pairs", preparation), lambda: cls(texts, preparation))
 
-        def made() -> Pairs:
-            references = texts.references or ()
-            per_reply = np.array([len(r) for r in references], dtype=np.int64)
-            replies = tuple(reply for reply, r in zip(texts.replies, references, strict=True) for _ in r)
-            return cls(texts, preparation, replies, tuple(texts.reference_texts()), per_reply.cumsum() - per_reply)
-
-        return texts.derived(("pairs", preparation), made)
-
-    @property
-    def single(self) -> bool:
-        """Whether every reply has exactly one reference."""
-        return len(self.replies) == len(self.first)
+    def sides(self, spelled: Mapping[str, Made]) -> tuple[list[Made], list[Made]]:
+        """The replies and the references of all pairs as `spelled` has them."""
+        return [spelled[text] for text in self.replies], [spelled[text] for text in self.references]
 
     def best(self, table: FloatArray, score: FloatArray) -> FloatArray:
         """For each reply the row of `table` whose `score` is highest; of equal ones the first."""
@@ -98,73 +90,136 @@ class Pairs:
         ends = np.append(self.first[1:], len(score))
         return table[[start + int(score[start:end].argmax()) for start, end in zip(self.first, ends, strict=True)]]
 
+    @cached_property
     def tokens(self) -> dict[str, str]:
-        """Each distinct text as one character per token."""
-        lines = self._lines()
-        return self._mapped("tokens", lambda text: "".join(lines[text]))
+        """One character per token."""
+        return {text: "".join(lines) for text, lines in self._tokens_by_line.items()}
 
+    @cached_property
     def words(self) -> dict[str, str]:
         """The same without punctuation."""
-        tokens = self.tokens()
-        return self._mapped("words", lambda text: _PUNCTUATION.sub("", tokens[text]))
+        return {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.tokens.items()}
 
+    @cached_property
     def sentences(self) -> dict[str, list[str]]:
-        """The words of each sentence of each distinct text, sentences without a word left out."""
-        prepared, lines = self.preparation, self._lines()
-
-        def cut(text: str) -> list[str]:
+        """The words of each sentence, sentences without a word left out."""
+        prepared, character = self.preparation, self.vocabulary.__getitem__
+        found = {}
+        for text, lines in self._tokens_by_line.items():
             if prepared.by_word:
-                parts = [part for line in lines[text] for part in _SENTENCE_ENDS.split(line)]
+                parts = [part for line in lines for part in _SENTENCE_ENDS.split(line)]
             else:  # these leave marks on words, so the sentences are bn1's
-                character = self._vocabulary.__getitem__
                 parts = ["".join(map(character, prepared.tokens(s))) for s in prepared.split_sentences(text)]
-            return [words for part in parts if (words := _PUNCTUATION.sub("", part))]
+            found[text] = [words for part in parts if (words := _PUNCTUATION.sub("", part))]
+        return found
 
-        return self._mapped("sentences", cut)
-
+    @cached_property
     def characters(self) -> dict[str, str]:
-        """Each distinct text as the characters of its tokens, so without whitespace."""
-        words, texts = self._numbered()
-        normal = self.preparation.normalizer.words.__getitem__
-        if not self.preparation.by_word:
-            normal = lambda text: "".join(self.preparation.tokens(text))  # noqa: E731
-        of = list(map(normal, words)).__getitem__
-        return self._mapped("characters", lambda text: "".join(["".join(map(of, line)) for line in texts[text]]))
+        """The characters of the tokens, so without whitespace."""
+        if self.preparation.by_word:
+            lines = self._lines(self.preparation.normalizer.words.__getitem__)
+        else:
+            lines = self._lines(lambda text: "".join(self.preparation.tokens(text)))
+        return {text: "".join(parts) for text, parts in lines.items()}
 
-    def ngrams(self, of: Callable[[Pairs], dict[str, str]], order: int) -> IntArray:
-        """`ngram_counts` of the pairs as `of` (`Pairs.words`, ...) spells them, counted once; (pairs, order, 3)."""
-
-        def counted() -> IntArray:
-            made = of(self)
-            return ngram_counts([made[t] for t in self.replies], [made[t] for t in self.references], order)
-
-        return self.texts.derived((of, self.preparation, order), counted)
-
-    def _lines(self) -> dict[str, list[str]]:
-        """Each line of each distinct text as one character per token."""
-        prepared, (words, texts) = self.preparation, self._numbered()
+    @cached_property
+    def _tokens_by_line(self) -> dict[str, list[str]]:
+        character, prepared = self.vocabulary.__getitem__, self.preparation
         tokens = prepared.pieces.__getitem__ if prepared.by_word else prepared.tokens
-        character = self._vocabulary.__getitem__
-        codes = ["".join(map(character, tokens(word))) for word in words].__getitem__
-        return self._mapped("lines", lambda text: ["".join(map(codes, line)) for line in texts[text]])
+        return self._lines(lambda word: "".join(map(character, tokens(word))))
 
-    def _numbered(self) -> tuple[Collection[str], dict[str, list[list[int]]]]:
-        """The different words of all texts, and the lines of each distinct text as places among them.
+    def _lines(self, spell: Callable[[str], str]) -> dict[str, list[str]]:
+        """The lines of each distinct text, their words as `spell` has them and joined.
 
         What is made of words is made once for each different one, in a list; a text is then a few look-ups by place,
-        which cost half of those by word. A text whose tokens depend on all of it is one word.
+        which cost half of those by word.
         """
-        places = self.texts.derived(("places", self.preparation), lambda: defaultdict[str, int](count().__next__))
+        words, texts = self._numbered
+        spelled = list(map(spell, words)).__getitem__
+        return {text: ["".join(map(spelled, line)) for line in lines] for text, lines in texts.items()}
+
+    @cached_property
+    def _numbered(self) -> tuple[Collection[str], dict[str, list[list[int]]]]:
+        """The different words of all texts, and the lines of each distinct text as places among them."""
+        places, texts = defaultdict[str, int](count().__next__), dict.fromkeys((*self.replies, *self.references))
         place, beyond = places.__getitem__, self.preparation.normalizer.beyond_words
-        if not self.preparation.by_word:
-            return places, self._mapped("numbered", lambda text: [[place(text)]])
-        return places, self._mapped(
-            "numbered", lambda text: [list(map(place, line.split())) for line in beyond(text).splitlines()]
-        )
+        if not self.preparation.by_word:  # a text whose tokens depend on all of it is one word
+            return places, {text: [[place(text)]] for text in texts}
+        return places, {text: [list(map(place, line.split())) for line in beyond(text).splitlines()] for text in texts}
 
-    @property
-    def _vocabulary(self) -> Vocabulary:
-        return self.texts.derived(("vocabulary", self.preparation), Vocabulary)
+    def ngrams(self, spelling: Literal["tokens", "words", "characters"], order: int) -> IntArray:
+        """`ngram_counts` of the pairs, (pairs, order, 3), counted once for all metrics."""
+        key = (spelling, order, self.preparation)
+        return self.texts.derived(key, lambda: ngram_counts(*self.sides(getattr(self, spelling)), order))
 
-    def _mapped(self, key: Hashable, function: Callable[[str], Made]) -> dict[str, Made]:
-        return self.texts.mapped((key, self.preparation), function)
+
+def ngrams(text: str, n: int) -> Counter[str]:
+    """How often each n-gram occurs in a string of one character per symbol."""
+    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+
+def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: int) -> IntArray:
+    """(n, order, 3): for each pair and each order from 1, n-grams of the hypothesis, the reference, and of both.
+
+    A common n-gram counts as often as it occurs in the text that has it less often.
+    """
+    lengths = np.array([list(map(len, hypotheses)), list(map(len, references))], dtype=np.int64)
+    counts = np.empty((len(hypotheses), order, 3), dtype=np.int64)
+    counts[:, :, :2] = np.maximum(lengths.T[:, None, :] - np.arange(order)[None, :, None], 0)
+    for start in range(0, len(hypotheses), _BATCH):
+        rows = slice(start, start + _BATCH)
+        counts[rows, :, 2] = _matches(hypotheses[rows], references[rows], order)
+    return counts
+
+
+def _matches(hypotheses: Sequence[str], references: Sequence[str], order: int) -> IntArray:
+    """The common n-grams of each pair, (n, order), by sorting packed integers instead of counting Python objects.
+
+    Every position's n-gram of the highest order becomes one 64-bit key, (pair, symbols, side). n-grams of all lower
+    orders are prefixes, so equal ones are neighbours in the same order, and one sort serves all orders.
+    """
+    # All characters in a row, hypotheses first, as numbers 1 ... size of the alphabet.
+    n, texts = len(hypotheses), [*hypotheses, *references]
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    present = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.uint64)
+    present[codes] = 1
+    numbers = present.cumsum(dtype=np.uint64)
+    bits = int(numbers[-1]).bit_length()
+    if order * bits + n.bit_length() + 1 > 64:  # the keys do not fit
+        if n == 1:  # counted plainly
+            both = [(ngrams(hypotheses[0], length), ngrams(references[0], length)) for length in range(1, order + 1)]
+            return np.array([[(ours & theirs).total() for ours, theirs in both]])
+        halves = (slice(n // 2), slice(n // 2, n))  # which have smaller alphabets
+        return np.vstack([_matches(hypotheses[half], references[half], order) for half in halves])
+
+    # Every text gets order - 1 zeros behind it, so that no n-gram reaches into the next.
+    gap, lengths = order - 1, np.array(list(map(len, texts)), dtype=np.int64)
+    at = np.arange(len(codes)) + (np.arange(2 * n) * gap).repeat(lengths)
+    padded = np.zeros(len(codes) + gap * (2 * n + 1), dtype=np.uint64)
+    padded[at] = numbers[codes]
+    inner = len(padded) - gap
+    keys = padded[:inner].copy()
+    for shift in range(1, order):  # one symbol further at every position at once
+        keys <<= np.uint64(bits)
+        keys |= padded[shift : inner + shift]
+    side, pair = (ids.repeat(lengths).astype(np.uint64) for ids in np.divmod(np.arange(2 * n), n))
+    keys = (((pair << np.uint64(order * bits)) | keys[at]) << np.uint64(1)) | side
+    keys.sort()
+
+    # Occurrences in hypothesis and reference are counted in the lower and upper half of one integer: one sum for both.
+    matches = np.empty((n, order), dtype=np.int64)
+    counts = np.where(keys & np.uint64(1), np.int64(1 << 32), np.int64(1))
+    grams = keys >> np.uint64(1)
+    for length in range(order, 0, -1):
+        # Equal n-grams are neighbours: the sum over a run of them is the running sum at its end less that before it.
+        last = np.flatnonzero(grams != np.append(grams[1:], ~grams[-1:]))
+        counts = counts.cumsum()[last]
+        counts[1:] -= counts[:-1].copy()
+        grams = grams[last]
+        common = np.minimum(counts >> 32, counts & 0xFFFFFFFF)
+        common[(grams & np.uint64((1 << bits) - 1)) == 0] = 0  # ends beyond its text: an n-gram of a lower order only
+        met = np.flatnonzero(common)
+        owner = (grams[met] >> np.uint64(length * bits)).astype(np.int64)
+        matches[:, length - 1] = np.bincount(owner, weights=common[met], minlength=n)
+        grams >>= np.uint64(bits)  # the next lower order: the last symbol is dropped
+    return matches

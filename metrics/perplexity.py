@@ -15,19 +15,12 @@ from bnbench.metrics.normalization import Normalizer, normalizer
 _LARGEST_EXPONENT = 700.0  # exp of it is still a finite number
 
 
-def text_size(text: str, norm: str | Normalizer = "bn1") -> tuple[int, int]:
-    """(UTF-8 bytes, characters) of the normalised text, by which likelihoods are divided."""
-    normal = normalizer(norm)(text)
-    return len(normal.encode("utf-8", "surrogatepass")), len(normal)
-
-
 class Perplexity(Metric):
     """Bits per character (the headline), bits per byte and token perplexity of the references. Lower is better.
 
     Token perplexity compares models of one tokenizer only: among four toy models with other tokenizers the worst by
-    token perplexity was the best in bits per character. Sums over all texts, so a long text weighs more; never a mean
-    of perplexities. Where the texts hold references, bytes and characters are those of the normalised first
-    reference, so that one model is not charged for another spelling; otherwise they are taken as given. It says
+    token perplexity was the best in bits per character. A long text weighs more. Where the texts hold references, bytes
+    and characters are those of the normalised first one, so that no model is charged for another spelling. It says
     nothing about what the model would write itself.
     """
 
@@ -48,21 +41,18 @@ class Perplexity(Metric):
         return {"norm": self.normalizer.signature}
 
     def statistics(self, texts: Texts) -> FloatArray:
-        """n x 4: nll in nats, tokens, bytes, characters. Raises `InputError` on a row that is not finite or is
-        negative.
-        """
+        """n x 4: nll in nats, tokens, bytes, characters; `InputError` on a row that is negative or not finite."""
         given = texts.likelihoods
         if given is None or given.ndim != 2 or given.shape[1] != 4:
             raise InputError("likelihoods must be one row (nll, tokens, bytes, characters) per reply")
         bad = np.flatnonzero(~np.isfinite(given).all(axis=1) | (given < 0).any(axis=1))
         if len(bad):
-            raise InputError(
-                f"likelihoods of row {bad[0]} are {given[bad[0]].tolist()}: they must be finite and not negative"
-            )
+            row = given[bad[0]].tolist()
+            raise InputError(f"likelihoods of row {bad[0]} are {row}: they must be finite and not negative")
         table = given.copy()
         if texts.references is not None:
-            sizes = texts.mapped(("size", self.normalizer), lambda text: text_size(text, self.normalizer))
-            table[:, 2:] = [sizes[references[0]] for references in texts.references]
+            normal = [self.normalizer(references[0]) for references in texts.references]
+            table[:, 2:] = [(len(text.encode("utf-8", "surrogatepass")), len(text)) for text in normal]
         return table
 
     def formula(self, sums: FloatArray) -> FloatArray:

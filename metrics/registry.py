@@ -1,14 +1,12 @@
 """Things by name, ours and those of other packages: one registry for metrics, backends and tuners.
 
-A plug-in is an entry point under the group of its kind (`bnbench.metrics`, `bnbench.backends`, `bnbench.finetuners`)
-whose name is the thing's name and whose object is what a built-in name stands for: for metrics a `Metric` subclass, or
-any callable that gives a `Metric`.
+A plug-in is an entry point under the group of its kind whose object is what a built-in name stands for: for metrics a
+`Metric` subclass, or any callable that gives a `Metric`.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import logging
 from collections.abc import Mapping
@@ -24,15 +22,12 @@ _log = logging.getLogger("bnbench")
 class Registry:
     """The things of one kind by name; capitals do not matter.
 
-    `group` is the entry-point group of the plug-ins, `kind` what a message calls one of them ("metric"), `built_in`
-    maps our own names to "package.module:attribute", which is imported when it is asked for, and `error` is what `get`
-    raises. A built-in name wins over a plug-in's. A plug-in that cannot be loaded is named in the log and skipped: it
-    never stops who did not ask for it.
+    `group` is the plug-ins' entry-point group, `kind` what a message calls one ("metric"), `built_in` maps our own
+    names to "package.module:attribute", imported when asked for, `error` is what `get` raises. Built-in names win. A
+    plug-in that does not load is named in the log and skipped: it never stops who did not ask for it.
     """
 
-    def __init__(
-        self, group: str, kind: str, built_in: Mapping[str, str], error: type[BnbenchError] = UsageError
-    ) -> None:
+    def __init__(self, group: str, kind: str, built_in: Mapping[str, str], error: type[BnbenchError] = UsageError):
         self.group, self.kind, self.built_in, self.error = group, kind, dict(built_in), error
 
     def names(self) -> tuple[str, ...]:
@@ -46,16 +41,11 @@ class Registry:
         return tuple(names)
 
     def get(self, name: str) -> Any:
-        """The object that the name stands for.
-
-        Raises `error` for an unknown name (with the nearest one and all that there are), and for a plug-in that does
-        not load, with the reason.
-        """
+        """The object of that name; raises `error` where there is none, or its plug-in does not load (and why)."""
         wanted = name.casefold()
         for known, target in self.built_in.items():
             if known.casefold() == wanted:
-                module, _, attribute = target.partition(":")
-                return getattr(importlib.import_module(module), attribute)
+                return metadata.EntryPoint(known, target, self.group).load()
         reasons = []
         for point in metadata.entry_points(group=self.group):
             if point.name.casefold() == wanted:
@@ -74,50 +64,42 @@ class Registry:
         try:
             return point.load()
         except Exception as error:  # whatever a stranger's module raises, it is theirs and must not end us
-            why = f"{type(error).__name__}: {error}"
-            _log.warning("%s plug-in %r (%s) is skipped: %s", self.kind, point.name, point.value, why)
+            skipped = self.kind, point.name, point.value, type(error).__name__, error
+            _log.warning("%s plug-in %r (%s) is skipped: %s: %s", *skipped)
             return error
 
 
-METRICS = Registry(
-    "bnbench.metrics",
-    "metric",
-    {
-        "chrF++": "bnbench.metrics.chrf:ChrFPlusPlus",
-        "chrF": "bnbench.metrics.chrf:ChrF",
-        "BLEU": "bnbench.metrics.bleu:BLEU",
-        "ROUGE": "bnbench.metrics.rouge:ROUGE",
-        "keyword-empathy": "bnbench.metrics.empathy.keyword:KeywordEmpathy",
-        "semantic-empathy": "bnbench.metrics.empathy.semantic:SemanticEmpathy",
-        "perplexity": "bnbench.metrics.perplexity:Perplexity",
-        "degeneration": "bnbench.metrics.degeneration:Degeneration",
-        "diversity": "bnbench.metrics.degeneration:Diversity",
-        "BERTScore": "bnbench.metrics.bertscore:BERTScore",
-        "combined": "bnbench.metrics.combined:CombinedScore",
-    },
-)
+_BUILT_IN = {
+    "chrF++": "bnbench.metrics.chrf:ChrFPlusPlus",
+    "chrF": "bnbench.metrics.chrf:ChrF",
+    "BLEU": "bnbench.metrics.bleu:BLEU",
+    "ROUGE": "bnbench.metrics.rouge:ROUGE",
+    "keyword-empathy": "bnbench.metrics.empathy.keyword:KeywordEmpathy",
+    "semantic-empathy": "bnbench.metrics.empathy.semantic:SemanticEmpathy",
+    "perplexity": "bnbench.metrics.perplexity:Perplexity",
+    "degeneration": "bnbench.metrics.degeneration:Degeneration",
+    "diversity": "bnbench.metrics.degeneration:Diversity",
+    "BERTScore": "bnbench.metrics.bertscore:BERTScore",
+    "combined": "bnbench.metrics.combined:CombinedScore",
+}
+METRICS = Registry("bnbench.metrics", "metric", _BUILT_IN)
 DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
 """The metrics of a run that asks for none, the primary one first."""
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of all metrics, built-in ones first, then the plug-ins that load.
-
-    The combined score is not among them: it is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`).
-    """
+    """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`)."""
     return tuple(name for name in METRICS.names() if name != "combined")
 
 
 def get_metric(name: str) -> Metric:
-    """A new metric: `ROUGE`, or `name:argument` for one that is made with something, a folder, a file or a model's id.
+    """A new metric: `ROUGE`, or `name:argument` for one that is made with a folder, a file, a model's id or a choice.
 
-    Capitals do not matter. The argument is the first of the metric's constructor: `semantic-empathy:FOLDER`,
-    `BERTScore:google/muril-base-cased`, `keyword-empathy:mine.toml`, `chrF++:none`. Raises `UsageError` naming the
-    nearest name, or where the metric takes no argument or does not take this one.
+    Capitals do not matter. The argument is the first of the metric's constructor: `BERTScore:google/muril-base-cased`,
+    `keyword-empathy:mine.toml`, `chrF++:none`. Raises `UsageError` for an unknown name or a wrong argument.
     """
     name, _, argument = name.partition(":")
-    make = METRICS.get(name)
-    given = (argument,) if argument else ()
+    make, given = METRICS.get(name), (argument,) if argument else ()
     try:
         inspect.signature(make).bind(*given)
     except TypeError:
@@ -131,8 +113,5 @@ def get_metric(name: str) -> Metric:
 
 
 def default_metrics(needs_available: frozenset[str]) -> list[Metric]:
-    """The metrics of a run, the primary one (chrF++) first, less those that need something that is not available.
-
-    `needs_available` is any of "references", "messages", "likelihoods".
-    """
+    """The metrics of a run, the primary one (chrF++) first, less those that need something that is not available."""
     return [metric for metric in map(get_metric, DEFAULT) if metric.needs <= needs_available]

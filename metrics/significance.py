@@ -1,12 +1,11 @@
 """Bootstrap intervals, paired tests and rankings, all as matrix products on tables of additive statistics.
 
-A resample of n items is a row of multinomial weights, so that R resamples of a table are `weights (R x n) @ table (n
-x k)`. The weights come from one seeded generator and depend on n, R and the seed alone: every candidate and every
-metric is resampled alike, which is what makes comparisons paired. They are made in blocks of constant memory.
+A resample of n items is a row of multinomial weights: R resamples of a table are `weights (R x n) @ table (n x k)`. The
+weights depend on n, R and the seed alone: all candidates and metrics are resampled alike, so comparisons are paired.
 
 Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` blocks, item i into block i mod `BLOCKS`,
 and the blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000
-resamples have, and lets a table of a million rows be resampled in the time of one of ten thousand.
+resamples have.
 
 Sources: Efron & Tibshirani 1993 (percentile bootstrap); Koehn 2004 and Riezler & Maxwell 2005 (paired bootstrap,
 approximate randomisation); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007
@@ -71,11 +70,9 @@ def bootstrap(
 ) -> list[Interval]:
     """Percentile bootstrap intervals of every value that `formula` makes of the (n, k) table's column sums.
 
-    `clusters` names the dialogue of each row; whole dialogues are then resampled. Raises `InputError` on an empty
-    table.
+    `clusters` names the dialogue of each row: whole dialogues are resampled. Raises `InputError` on an empty table.
     """
-    drawn = resampled_sums(table, resamples=resamples, seed=seed, clusters=clusters)
-    return _intervals(formula(drawn), level)
+    return _intervals(formula(resampled_sums(table, resamples=resamples, seed=seed, clusters=clusters)), level)
 
 
 def paired_tests(
@@ -88,32 +85,39 @@ def paired_tests(
 ) -> list[list[PairedResult]]:
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
-    A comparison is (table A, table B, formula): of two candidates under one metric. Many at once (other metrics, other
-    candidates) cost little more than one, and their numbers are exactly those of single calls. Raises `InputError`
-    where the tables of a comparison have different shapes.
+    A comparison is (table A, table B, formula); many at once cost little more than one and give the same numbers.
+    Raises `InputError` where the tables of a comparison have different shapes.
     """
     for a, b, _ in comparisons:
         if np.shape(a) != np.shape(b):
             raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
-    # All tables lie side by side in one, so that every comparison sees the same resamples and the same coins.
-    edges = np.cumsum([0, *(part.shape[1] for a, b, _ in comparisons for part in (a, b))])
-    stacked = np.hstack([part for a, b, _ in comparisons for part in (a, b)])
-    blocks = block_sums(stacked, clusters)
-    drawn = resampled_sums(blocks, resamples=resamples, seed=seed)
-    swapped = _swapped_sums(blocks, edges, resamples, seed)
-    found = []
-    for c, (a, b, formula) in enumerate(comparisons):
-        in_a, in_b = slice(edges[2 * c], edges[2 * c + 1]), slice(edges[2 * c + 1], edges[2 * c + 2])
+    # The tables lie side by side, all A and then all B: every comparison sees the same resamples and the same coins.
+    blocks = block_sums(np.hstack([a for a, _, _ in comparisons] + [b for _, b, _ in comparisons]), clusters)
+    drawn = np.hsplit(resampled_sums(blocks, resamples=resamples, seed=seed), 2)
+    # Each block's rows of A and B are exchanged or not by a fair coin. With signs of +-1 the sums of both sides are
+    # (A + B) / 2 +- signs @ (A - B) / 2, so that one product serves both.
+    all_a, all_b = np.hsplit(blocks, 2)
+    generator, halves = np.random.default_rng([seed, 1]), (all_a - all_b) / 2
+    swing = np.empty((resamples, halves.shape[1]))
+    for rows in _row_slices(len(blocks), resamples):
+        count = (rows.stop - rows.start) * len(blocks)
+        bits = np.unpackbits(np.frombuffer(generator.bytes(-(-count // 8)), dtype=np.uint8))  # a bit is a coin
+        np.matmul(bits[:count].reshape(-1, len(blocks)) * 2.0 - 1.0, halves, out=swing[rows])
+    middle = (all_a.sum(axis=0) + all_b.sum(axis=0)) / 2
+    swapped = middle + swing, middle - swing
+
+    found, end = [], 0
+    for a, b, formula in comparisons:
+        own, end = slice(end, end + a.shape[1]), end + a.shape[1]
         observed = formula(a.sum(axis=0)) - formula(b.sum(axis=0))
-        differences = formula(drawn[:, in_a]) - formula(drawn[:, in_b])
-        exchanged = formula(swapped[:, in_a]) - formula(swapped[:, in_b])
+        differences, exchanged = (formula(x[:, own]) - formula(y[:, own]) for x, y in (drawn, swapped))
         # Sums of the same rows in another order differ in the last digits, which must not turn a tie into a difference.
         tolerance = 1e-9 * np.maximum(1.0, np.abs(observed))
         as_extreme = (np.abs(exchanged) >= np.abs(observed) - tolerance).sum(axis=0)
         p_values = (as_extreme + 1) / (resamples + 1)  # the observed arrangement is one of the possible ones: never 0
         detectable = _DETECTABLE * differences.std(axis=0, ddof=1)
-        columns = zip(observed, _intervals(differences, level), p_values, detectable, strict=True)
-        found.append([PairedResult(float(d), interval, float(p), float(least)) for d, interval, p, least in columns])
+        columns = observed.tolist(), _intervals(differences, level), p_values.tolist(), detectable.tolist()
+        found.append(list(map(PairedResult, *columns)))
     return found
 
 
@@ -124,7 +128,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
-    return [float(value) for value in adjusted]
+    return list(map(float, adjusted))
 
 
 def rank_ranges(
@@ -132,9 +136,8 @@ def rank_ranges(
 ) -> list[tuple[int, int]]:
     """The (best, worst) rank of each of n candidates that the data allow: 1 + certainly above ... n - certainly below.
 
-    `differences[i, j]` is the interval of i - j, once for each pair. i is certainly above j when the interval
-    excludes 0 on i's side. For ranges that hold all at once with 95 %, make the intervals with level 1 - .05 /
-    (number of pairs).
+    `differences[i, j]` is the interval of i - j, once for each pair; i is certainly above j when it excludes 0 on i's
+    side. For ranges that hold all at once with 95 %, make the intervals with level 1 - .05 / (number of pairs).
     """
     above, below = [0] * n, [0] * n
     for (i, j), interval in differences.items():
@@ -156,8 +159,8 @@ def resampled_sums(
     drawn = np.empty((resamples, blocks.shape[1]))
     generator = np.random.default_rng([seed, 0])
     for rows in _row_slices(n, resamples):
-        # Multinomial(n; 1/n ...) counts, some resamples at a time: drawing n items and counting them is the fast way to
-        # get them. One bincount serves all resamples, since those of resample r are counted from r n on.
+        # Multinomial(n; 1/n ...) counts: n items are drawn and counted, which is the fast way. One bincount serves some
+        # resamples at once, since those of resample r are counted from r n on.
         height = rows.stop - rows.start
         items = generator.integers(0, n, size=(height, n), dtype=np.int32)
         items += np.arange(0, height * n, n, dtype=np.int32)[:, None]
@@ -172,48 +175,21 @@ def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
     Raises `InputError` on an empty table, or where there is not one cluster for each row.
     """
     if table.ndim != 2 or not len(table):
-        raise InputError(
-            f"a table of shape {table.shape} cannot be resampled: it needs one row per reply, at least one"
-        )
+        raise InputError(f"a table of shape {table.shape} cannot be resampled: it needs a row per reply, at least one")
     group, groups = np.arange(len(table)), len(table)
     if clusters is not None:
         if len(clusters) != len(table):
             raise InputError(f"{len(table)} rows but {len(clusters)} clusters: name the cluster of each row")
         numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
         group, groups = np.array([numbers[name] for name in clusters]), len(numbers)
-    if clusters is None and groups <= BLOCKS:
+    elif groups <= BLOCKS:
         return table
     groups = min(groups, BLOCKS)
-    columns = [np.bincount(group % BLOCKS, weights=column, minlength=groups) for column in table.T]
-    return np.stack(columns, axis=1)
-
-
-def _swapped_sums(blocks: FloatArray, edges: npt.NDArray[np.int64], resamples: int, seed: int) -> FloatArray:
-    """Column sums after each block's rows of A and B were exchanged or not by a fair coin, shape (resamples, k).
-
-    `edges` are where the columns of A, B, the next A, the next B ... begin, and the end. With signs of +-1 the sums of
-    both sides are (A + B) / 2 +- signs @ (A - B) / 2, so that one product serves both.
-    """
-    generator = np.random.default_rng([seed, 1])
-    pairs = list(zip(edges[::2], edges[1::2], edges[2::2], strict=False))
-    n, halves = len(blocks), np.hstack([blocks[:, a:b] - blocks[:, b:end] for a, b, end in pairs]) / 2
-    swing = np.empty((resamples, halves.shape[1]))
-    for rows in _row_slices(n, resamples):
-        count = (rows.stop - rows.start) * n
-        bits = np.unpackbits(np.frombuffer(generator.bytes(-(-count // 8)), dtype=np.uint8))  # a bit is a coin
-        np.matmul(bits[:count].reshape(-1, n) * 2.0 - 1.0, halves, out=swing[rows])
-    swapped = np.empty((resamples, blocks.shape[1]))
-    done = 0
-    for a, b, end in pairs:
-        middle = (blocks[:, a:b].sum(axis=0) + blocks[:, b:end].sum(axis=0)) / 2
-        part = swing[:, done : done + b - a]
-        swapped[:, a:b], swapped[:, b:end] = middle + part, middle - part
-        done += b - a
-    return swapped
+    return np.stack([np.bincount(group % BLOCKS, weights=column, minlength=groups) for column in table.T], axis=1)
 
 
 def _row_slices(n: int, resamples: int) -> Iterator[slice]:
-    """The resamples in slices of constant memory: `_CELLS` weights at most."""
+    """The resamples in slices of `_CELLS` weights at most."""
     step = max(1, _CELLS // n)
     return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
 
@@ -221,5 +197,5 @@ def _row_slices(n: int, resamples: int) -> Iterator[slice]:
 def _intervals(scores: FloatArray, level: float) -> list[Interval]:
     """The percentile interval of each column of (resamples, v)."""
     tail = (1 - level) / 2
-    low, high = np.quantile(scores, [tail, 1 - tail], axis=0)
-    return [Interval(float(a), float(b), level) for a, b in zip(low, high, strict=True)]
+    ends = np.quantile(scores, [tail, 1 - tail], axis=0)
+    return [Interval(low, high, level) for low, high in ends.T.tolist()]

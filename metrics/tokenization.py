@@ -18,7 +18,7 @@ from itertools import chain
 import regex
 
 from bnbench.metrics.exceptions import UsageError, require
-from bnbench.metrics.normalization import Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import UNCHANGED, Memo, Normalizer, normalizer
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -33,7 +33,7 @@ _HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional
 _GRAPHEME = regex.compile(r"\X")
 
 SENTENCE_ENDS = frozenset("।॥?!")
-"""Tokens that end a sentence. `.` does not: after Bengali it has become danda, and after English it is ambiguous."""
+"""Tokens that end a sentence. `.` does not: after Bengali it has become danda, after English it is ambiguous."""
 _CLOSING = frozenset("”’\"')]»")
 
 # Two tokenisers cut each whitespace-delimited word by itself, two look at the whole text.
@@ -47,24 +47,18 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
         module = require("sacrebleu.tokenizers.tokenizer_intl", extra="compare", by='the tokeniser "intl"')
         split = module.TokenizerV14International()
         return lambda text: split(text).split()
-    trivial = require(
-        "indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"'
-    ).trivial_tokenize
-    return lambda text: [token for token in trivial(text, lang="bn") if token.strip()]
+    module = require("indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"')
+    return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 
 
 def is_word(token: str) -> bool:
-    """Whether a token has a letter, a digit or an emoji; the others are punctuation and symbols, which ROUGE leaves
-    out.
-    """
+    """Whether a token has a letter, a digit or an emoji, and is no punctuation or symbol, which ROUGE leaves out."""
     return token[:1].isalnum() or _HAS_WORD.search(token) is not None
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How raw texts become tokens: a normaliser and a tokeniser. Hashable, so that metrics with equal ones share the
-    work.
-    """
+    """How raw texts become tokens: a normaliser and a tokeniser. Metrics with equal ones share the work."""
 
     normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"
@@ -114,8 +108,8 @@ class Preparation:
 @lru_cache(maxsize=64)
 def _pieces(prepared: Preparation) -> Memo[tuple[str, ...]]:
     """The words that a preparation has met, cut: one memory for all equal ones."""
-    words, split = prepared.normalizer.words, _BY_WORD[prepared.tokenizer]
-    return Memo(lambda raw: tuple(split(words[raw])))
+    words, split, bn1 = prepared.normalizer.words, _BY_WORD[prepared.tokenizer], prepared.tokenizer == "bn1"
+    return Memo(lambda raw: (raw,) if bn1 and UNCHANGED.fullmatch(raw) else tuple(split(words[raw])))
 
 
 def preparation(norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> Preparation:

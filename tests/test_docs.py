@@ -20,7 +20,8 @@ from bnbench.metrics.audit import read_audits
 from bnbench.metrics.normalization import PROFILES, RULES
 from bnbench.metrics.tokenization import TOKENIZERS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 EMPATHY = (Path(__file__).parents[1] / "docs" / "empathy.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE + EMPATHY, re.DOTALL)
@@ -76,9 +77,10 @@ def test_every_key_of_a_signature_is_explained():
 
 def test_every_rule_is_told_with_an_example_that_holds():
     told = [row for row in rows("Normalisation") if len(row) == 4]
+    source = (ROOT / "metrics" / "normalization.py").read_text(encoding="utf-8")
     assert [row[0] for row in told] == [f"`{rule.name}`" for rule in RULES]
     for rule, (_, reason, before, after) in zip(RULES, told, strict=True):
-        assert reason == rule.reason
+        assert f"    # {reason}\n    Rule({rule.name!r}".replace("'", '"') in source
         assert normalize(spelt(before)) == normalize(spelt(after)), rule.name
         # The joiners of র‍্য would be dropped by the next rule too.
         off = {rule.name, "joiners"} if rule.name == "ra_ya" else {rule.name}

@@ -8,10 +8,6 @@ for each mechanism of EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may
   Without it a reply is empathic when one of its mechanisms is labelled 2.
 * `half` ("development" or "held-out"), `topic`, and `SECOND`, the labels of a second labelling.
 
-    >>> from bnbench.metrics.labelled import labelled_set
-    >>> held_out = labelled_set("held-out")
-    >>> len(held_out), len(set(held_out.ids))
-    (240, 40)
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,10 +34,7 @@ EMPATHIC = "empathic"
 
 @dataclass(frozen=True)
 class LabelledReply:
-    """One row: `id` of the message, what was answered to it, and a level for each mechanism.
-
-    `half` and `topic` are empty where the file has none; `second` has the levels of a second labelling, or is None.
-    """
+    """One row: `half` and `topic` are empty where the file has none, `second` is None without a second labelling."""
 
     id: str
     half: str
@@ -49,16 +42,15 @@ class LabelledReply:
     message: str
     reply: str
     kind: str
-    levels: tuple[int, int, int]
-    second: tuple[int, int, int] | None = None
+    levels: tuple[int, ...]
+    second: tuple[int, ...] | None = None
 
 
 class LabelledSet:
     """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file.
 
-    `ids`, `replies` and `messages` are tuples of n strings: the message's id (the cluster of a bootstrap), the reply's
-    text, and what it answers. `empathic` (n,) says which are of that kind; `levels` (n, 3) are 0-2, a column for each
-    mechanism.
+    `ids` (the clusters of a bootstrap), `replies` and `messages` are tuples of n strings; `empathic` (n,) says which
+    are of that kind; `levels` (n, 3) are 0-2, a column for each mechanism.
     """
 
     def __init__(self, rows: Sequence[LabelledReply], source: str, sha256: str) -> None:
@@ -86,9 +78,9 @@ class LabelledSet:
 
 @lru_cache(maxsize=4)
 def labelled_set(half: str | None = None) -> LabelledSet:
-    """The shipped set, 80 messages with six replies each, or one half of it: "development" or "held-out".
+    """The shipped set, 80 messages with six replies each, or one half of it. What it is: `README.md` beside it.
 
-    Calibrate on the development half; report the held-out one. What it is, and is not good for: `README.md` beside it.
+    Calibrate on the development half; report the held-out one.
     """
     return labelled_set().part(half) if half else read_labelled(Path(__file__).parent / "empathy_bn.csv")
 
@@ -98,21 +90,21 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
 
     Raises `UsageError` or `InputError` with the row and column that are wrong.
     """
-    path, source = Path(path), Path(path).name
+    path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    data = path.read_bytes()
+    data, source = path.read_bytes(), path.name
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # the first of equals
-    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
     missing = [name for name in REQUIRED if name not in (lines.fieldnames or ())]
     if missing:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
-    rows = tuple(_row(f"{source}, line {lines.line_num}", record) for record in lines)
+    rows = [_row(f"{source}, line {lines.line_num}", record) for record in lines]
     if not rows:
         raise InputError(f"{source}: there is no row")
     first: dict[str, LabelledReply] = {}
@@ -124,33 +116,24 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
     return LabelledSet(rows, source, hashlib.sha256(data).hexdigest()).part(half)
 
 
-def _row(place: str, record: Mapping[str | None, str | None]) -> LabelledReply:
+def _row(place: str, record: dict[str, str]) -> LabelledReply:
     if None in record:
         raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")
     for name in ("id", "message", "reply", "kind"):
-        if not (record.get(name, "absent") or "").strip():
+        if not record.get(name, "absent").strip():
             raise InputError(f"{place}: {name} is empty")
-    half = record.get("half") or ""
+    half = record.get("half", "")
     if half not in ("", *HALVES):
         raise InputError(f"{place}: half is {half!r}; use one of {', '.join(HALVES)}, or leave it empty")
 
-    def levels(names: Sequence[str]) -> tuple[int, int, int]:
+    def levels(names: Sequence[str]) -> tuple[int, ...]:
         for name in names:
-            if (record.get(name) or "").strip() not in ("0", "1", "2"):
-                raise InputError(
-                    f"{place}: {name} is {record.get(name)!r}; a level is 0 (none), 1 (weak) or 2 (strong)"
-                )
-        a, b, c = (int(record[name] or "") for name in names)
-        return a, b, c
+            if record.get(name, "").strip() not in ("0", "1", "2"):
+                told = "a level is 0 (none), 1 (weak) or 2 (strong)"
+                raise InputError(f"{place}: {name} is {record.get(name)!r}; {told}")
+        return tuple(int(record[name]) for name in names)
 
-    found = levels(MECHANISMS)
-    return LabelledReply(
-        id=record.get("id") or record["message"] or "",
-        half=half,
-        topic=record.get("topic") or "",
-        message=record["message"] or "",
-        reply=record["reply"] or "",
-        kind=record.get("kind") or (EMPATHIC if 2 in found else "other"),
-        levels=found,
-        second=levels(SECOND) if any(record.get(name) for name in SECOND) else None,
-    )
+    found, second = levels(MECHANISMS), levels(SECOND) if any(map(record.get, SECOND)) else None
+    message, kind = record["message"], record.get("kind", EMPATHIC if 2 in found else "other")
+    name, topic = record.get("id", message), record.get("topic", "")
+    return LabelledReply(name, half, topic, message, record["reply"], kind, found, second)

@@ -40,9 +40,7 @@ LEXICAL = ["chrF++", "chrF", "BLEU", "ROUGE"]
 def test_the_public_names_are_there() -> None:
     for name in package.__all__:
         assert getattr(package, name) is not None
-    assert list(package.__all__) == sorted(
-        package._WHERE, key=lambda name: (not name.isupper(), name[0].islower(), name)
-    )
+    assert package.__all__ == sorted(package.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = package.Nothing

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bnbench.metrics import InputError, Normalizer, UsageError, flags, normalize
-from bnbench.metrics.normalization import RULE_NAMES, RULES
+from bnbench.metrics.normalization import _PLAIN, RULE_NAMES, RULES, UNCHANGED
+from bnbench.metrics.tokenization import _TOKEN
 
 YA_NUKTA, RRA, RHA = "\u09af\u09bc", "\u09a1\u09bc", "\u09a2\u09bc"
 BENGALI = st.lists(
@@ -117,7 +118,6 @@ def test_changes(text: str, expected: str) -> None:
 
 def test_rules_are_named_and_reasoned_and_can_be_switched_off() -> None:
     assert len(set(RULE_NAMES)) == len(RULES) == 13
-    assert all(rule.reason and "\n" not in rule.reason for rule in RULES)
     changed_by = {
         "template": "<|eot_id|>ভাল", "replacement": "ভা\ufffdল", "cp1252": "Â ভাল", "invisible": "ভা\u200bল",
         "khanda_ta": "হঠাত্\u200d ক", "ra_ya": "র\u200d্যাব", "joiners": "ক্\u200cষ", "nfc": "\u09df", "vowel_a": "অাপনি",
@@ -200,3 +200,22 @@ def test_shortcuts_give_what_all_rules_give(text: str) -> None:
 )
 def test_a_megabyte_takes_linear_time(text: str) -> None:
     assert normalize(text)
+
+
+def test_what_is_passed_over_at_sight_no_rule_changes() -> None:
+    block = [chr(code) for code in range(0x0980, 0x0A00)]
+    marks = ["", *"কতঅরয", *"\u09bc\u09be\u09c7\u09cd\u09d7\u200c\u200d।:-'’5a"]
+    words = [a + b + c for a in block for b in marks for c in marks]
+    word_rules = [rule for rule in RULES if rule.scope == "word"]
+    unchanged = plain = 0
+    for word in words:
+        every = word
+        for rule in word_rules:
+            every = rule.apply(every)
+        if UNCHANGED.fullmatch(word):
+            assert every == word and _TOKEN.findall(word) == [word], ascii(word)
+            unchanged += 1
+        # The rules for plain words do all that every rule does.
+        assert Normalizer().words[word] == every, ascii(word)
+        plain += _PLAIN.fullmatch(word) is not None
+    assert 5_000 < unchanged < plain < len(words)

@@ -12,10 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from bnbench.metrics import BLEU, ROUGE, BengaliTokenizer, ChrF, ChrFPlusPlus, Texts, UsageError
-from bnbench.metrics import ngrams as ngram_module
-from bnbench.metrics.chrf import _parts
-from bnbench.metrics.ngrams import _counted, ngram_counts
+from bnbench.metrics import BLEU, ROUGE, BengaliTokenizer, ChrF, ChrFPlusPlus, Texts, UsageError, overlap
+from bnbench.metrics.overlap import ngram_counts, ngrams
 
 Pairs = tuple[list[str], list[str]]
 GOLDEN = Path(__file__).parents[1] / "golden" / "overlap.json"
@@ -147,28 +145,33 @@ def test_unequal_numbers_of_references_are_allowed() -> None:
 def test_sorted_keys_count_as_counting_does(texts: list[tuple[str, str]]) -> None:
     made = ngram_counts([a for a, _ in texts], [b for _, b in texts], 6)
     for (a, b), counts in zip(texts, made, strict=True):
-        plain = [[max(len(a) - n + 1, 0), max(len(b) - n + 1, 0), _counted(a, b, n)] for n in range(1, 7)]
-        assert counts.tolist() == plain
+        for n, found in enumerate(counts.tolist(), 1):
+            ours, theirs = ngrams(a, n), ngrams(b, n)
+            assert found == [ours.total(), theirs.total(), (ours & theirs).total()]
 
 
 def test_alphabets_too_large_for_packed_keys_are_counted_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
-    asked: list[int] = []
-    monkeypatch.setattr(ngram_module, "_counted", lambda a, b, n: asked.append(n) or _counted(a, b, n))
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(overlap, "ngrams", lambda text, n: asked.append((len(text), n)) or ngrams(text, n))
     made = ngram_counts([wide, "কখ"], [wide[:100] + "ক" + wide[100:], "কখ"], 6)
     assert made[0, :, 2].tolist() == [3000 - max(n - 1, 0) - (n - 1) for n in range(1, 7)]
     assert made[1, :2, 2].tolist() == [2, 1]
-    assert asked == [1, 2, 3, 4, 5, 6]
+    assert asked == [(length, n) for n in range(1, 7) for length in (3000, 3001)]
 
 
-def test_chrf_parts_ascii_punctuation_as_sacrebleu_does() -> None:
-    assert list(map(_parts, ["(hi)", "(hi", "hi", "-", "হ্যাঁ,"])) == [
-        ("(hi", ")"),
-        ("(", "hi"),
-        ("hi",),
-        ("-",),
-        ("হ্যাঁ", ","),
-    ]
+@pytest.mark.parametrize(
+    ("reply", "reference", "words"),
+    [("(5", "5.", [2, 2, 1]), ("(5)", "(5", [2, 2, 0]), ("-", "-", [1, 1, 1]), ("হ্যাঁ", "5)", [1, 2, 0])],
+)
+def test_chrf_parts_ascii_punctuation_as_sacrebleu_does(reply: str, reference: str, words: list[int]) -> None:
+    metric = ChrFPlusPlus(norm="none", tokenizer="intl")  # which leaves these marks on numbers
+    made = metric.score([reply], [reference])
+    assert (
+        dict(zip(metric.columns, made.table[0], strict=True)).items()
+        >= dict(zip(("word1_hyp", "word1_ref", "word1_match"), words, strict=True)).items()
+    )
+    assert made.value == pytest.approx(sacrebleu.CHRF(word_order=2).sentence_score(reply, [reference]).score)
 
 
 def test_signatures_and_unknown_types() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +26,7 @@ from bnbench.metrics.audit import (
 from bnbench.metrics.audit.checks import references_of
 from bnbench.metrics.audit.findings import unnumbered
 from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
-from bnbench.metrics.core import FloatArray, Texts, ratio, signature
+from bnbench.metrics.core import FloatArray, Texts, ratio
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
 from bnbench.metrics.exceptions import InputError
@@ -55,8 +55,9 @@ class Toy(Metric):
     def formula(self, sums: FloatArray) -> FloatArray:
         return ratio(sums[..., :-1], sums[..., -1:])
 
-    def signature(self, n: int) -> str:
-        return signature(self.name, n, seen="yes")
+    @property
+    def choices(self) -> Mapping[str, object]:
+        return {"seen": "yes"}
 
 
 def length(reply: str, message: str) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bnbench.metrics import MeanMetric, Texts
-from bnbench.metrics.core import FloatArray, signature
+from bnbench.metrics.core import FloatArray
 
 
 class Questions(MeanMetric):
@@ -18,7 +18,3 @@ class Questions(MeanMetric):
     def per_reply(self, texts: Texts) -> FloatArray:
         """1 for a reply that asks, n x 1."""
         return np.array([["?" in reply] for reply in texts.replies], dtype=np.float64)
-
-    def signature(self, n: int) -> str:
-        """Nothing moves the score but the replies."""
-        return signature(self.name, n)
