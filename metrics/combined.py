@@ -127,7 +127,7 @@ class Combined:
 
     `scores` and `parts` are in order of the score. `order_kept` is the share of weights, drawn from the flat Dirichlet
     distribution (every division of the whole is equally likely), under which no two candidates change places, and
-    `first` that under which a candidate comes first; `order_kept_near` is of weights within +-50 % of the declared ones.
+    `first` that under which a candidate comes first; `order_kept_near` is of weights within ±50 % of those declared.
     """
 
     weights: Mapping[str, float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from types import MappingProxyType
 from typing import ClassVar
@@ -68,30 +68,20 @@ class ROUGE(LexicalMetric, MeanMetric):
 
 
 def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
-    """rouge-score's summary-level LCS: words of reference sentences in an LCS with any candidate's, none twice."""
-    if len(references) == len(candidates) == 1:
-        return LCSseq.similarity(references[0], candidates[0])
-    distinct = Counter(references)  # a text that loops says the same sentence a thousand times
-    words, times = "\n".join(distinct), [n for sentence, n in distinct.items() for _ in f"{sentence}\n"]
-    hit = f"{_union(list(distinct), dict.fromkeys(candidates)):b}"[::-1]  # the lowest bit is the first word's
-    found = Counter[str]()
-    for word, n in compress(zip(words, times, strict=False), map(int, hit)):
-        found[word] += n
-    return (found & Counter("".join(candidates))).total()
-
-
-def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
-    """The positions (bits) of all reference sentences in their LCS with any candidate sentence.
+    """rouge-score's summary-level LCS: words of reference sentences in an LCS with any candidate's, none twice.
 
     The dynamic program runs on bits (Hyyrö 2004), all reference sentences side by side in one integer with a zero bit
     between them, so that a carry cannot pass: bit p of `state` is 0 where the table grows from the reference word
     before p to p.
     """
+    if len(references) == len(candidates) == 1:
+        return LCSseq.similarity(references[0], candidates[0])
     # Where each sentence lies, where each word stands in any of them, and all bits that are words.
+    times = Counter(references)  # a text that loops says the same sentence a thousand times
     segments: list[int] = []
     where: dict[str, int] = {}
     bit = 1
-    for sentence in references:
+    for sentence in times:
         segments.append((bit << len(sentence)) - bit)
         for word in sentence:
             where[word] = where.get(word, 0) | bit
@@ -99,8 +89,8 @@ def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
         bit <<= 1  # the bit between two sentences
     inside = sum(segments)
 
-    union = 0
-    for candidate in candidates:
+    union = 0  # of the reference words in an LCS with any candidate sentence
+    for candidate in dict.fromkeys(candidates):
         # Forwards: one row of the table for each candidate word. `rows` keeps, for the way back, where the word
         # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
         state, grown, rows = inside, 0, [(0, 0)]
@@ -112,10 +102,10 @@ def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
                 rows.append((mask, mask | grown))
             elif rows[-1][0]:
                 rows.append((0, grown))
-        rows.reverse()
         # Backwards: of equally long subsequences the one that rouge-score finds. From the last candidate word back it
         # moves towards the beginning of the reference until it meets a match, which it takes, or a place where the
         # table grows, from where the next word looks on.
+        rows.reverse()
         for segment in segments:
             if not grown & segment:
                 continue
@@ -126,7 +116,11 @@ def _union(references: Sequence[str], candidates: Iterable[str]) -> int:
                 bit = 1 << (stop.bit_length() - 1)
                 if mask & bit:
                     union |= bit
-                    segment &= bit - 1
-                else:
-                    segment &= (bit << 1) - 1
-    return union
+                segment &= (bit if mask & bit else bit << 1) - 1
+
+    # The lowest bit is that of the first word.
+    words = ((word, n) for sentence, n in times.items() for word in f"{sentence}\n")
+    hits = Counter[str]()
+    for word, n in compress(words, map(int, f"{union:b}"[::-1])):
+        hits[word] += n
+    return (hits & Counter("".join(candidates))).total()
