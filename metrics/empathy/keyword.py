@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -74,8 +73,7 @@ _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
 _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|\u09af\u09bc|ই|ও)?(?![\u0980-\u09fe])")
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A phrase found in a reply. `start` and `end` are characters of `normalize(reply)`; `text` is what stands there.
 
     `polarity` is "support" or "against" after negation. `counted` is False where it is found again, or is not one of
@@ -128,7 +126,14 @@ class KeywordEmpathy(EmpathyMetric):
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        return _Reading(self.lexicon, reply, _Message(self.lexicon, message)).spans()
+        reading = _Reading(self.lexicon, reply, _Message(self.lexicon, message))
+        text, counted = reading.text, {match.words for match in (*reading.earning, *reading.against)}
+        spans = []
+        for entry, words, polarity, _ in sorted(reading.matches, key=lambda match: match.words):
+            start, end = text.starts[words[0]], text.starts[words[-1]] + len(text.words[words[-1]])
+            said = text.text[start:end], entry.phrase, entry.mechanism, entry.level, polarity
+            spans.append(Span(start, end, *said, words in counted))
+        return tuple(spans)
 
     @property
     def choices(self) -> Mapping[str, object]:
@@ -152,7 +157,7 @@ class _Words:
         self.words, self.starts = list[str](), list[int]()
         self.quoted, self.clause_ends = list[bool](), list[bool]()
         self.sentences: list[_Sentence] = []
-        closing, at = "", 0
+        closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = text.index(token, at)
             if "\n" in text[at:found]:
@@ -166,7 +171,14 @@ class _Words:
                 continue
             if self.words:
                 self.clause_ends[-1] = True
-            closing = _quotation(text, found, closing)
+            # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
+            # rest is a case ending (‘না’টা).
+            mark, in_word = text[found], is_word(text[found - 1 : found]) and is_word(text[at : at + 1])
+            if closing:
+                apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, at)
+                closing = "" if mark == closing and not apostrophe else closing
+            elif mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[at:]:
+                closing = _QUOTATION[mark]
             if token in SENTENCE_ENDS:
                 self._end_sentence(question=token == "?")
         self._end_sentence()
@@ -176,16 +188,6 @@ class _Words:
         if start < len(self.words):
             self.clause_ends[-1] = True
             self.sentences.append(_Sentence(start, len(self.words), question))
-
-
-def _quotation(text: str, place: int, closing: str) -> str:
-    """What closes the quotation that the text is in after this character, "" outside; ক’দিন has an apostrophe."""
-    mark = text[place]
-    in_word = is_word(text[place - 1 : place]) and is_word(text[place + 1 : place + 2])
-    if closing:
-        apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, place + 1)
-        return "" if mark == closing and not apostrophe else closing
-    return _QUOTATION[mark] if mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[place + 1 :] else ""
 
 
 def listed(part_ends: Sequence[bool]) -> list[bool]:
@@ -207,11 +209,13 @@ class _Message:
 
     def __init__(self, lexicon: Lexicon, message: str) -> None:
         words = list(filter(is_word, tokenize(message)))
-        keys = [lexicon.key(word) for word in words]
+        keys = [lexicon.keys[word] for word in words]
         self.run = min(COPIED_WORDS, len(words))
         self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
         content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
-        self.stems, self.content = (set[str]().union(*map(lexicon.stems, some)) for some in (words, content))
+        self.stems, self.content = (
+            set[str]().union(*map(lexicon.stems.__getitem__, some)) for some in (words, content)
+        )
 
     def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
         """Which words stand in a run that the message has too, or in a statement or a reply that is mostly such words.
@@ -222,12 +226,12 @@ class _Message:
         for sentence in text.sentences:
             words = text.words[sentence.start : sentence.end]
             copied = [False] * len(words)
-            keys = [lexicon.key(word) for word in words]
+            keys = [lexicon.keys[word] for word in words]
             for start in range(len(words) - self.run + 1 if self.run else 0):
                 if tuple(keys[start : start + self.run]) in self.runs:
                     copied[start : start + self.run] = [True] * self.run
             others = [word for word in words if word not in lexicon.persons]
-            known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in others)
+            known = sum(not self.stems.isdisjoint(lexicon.stems[word]) for word in others)
             mostly = not sentence.question and known >= COPIED_SHARE * len(others)
             everything += [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
@@ -246,7 +250,8 @@ class _Reading:
     """A reply as its message sees it: what matches, the different stock phrases, and the content of its own.
 
     `void` says which words are copied or listed; `own` and `anchored` are keys of words that are neither common nor
-    void, and of those among them that are forms of the message's.
+    void, and of those among them that are forms of the message's. `earning` has the matches that count and what each
+    earns, `against` what speaks against empathy.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
@@ -262,9 +267,22 @@ class _Reading:
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
-        self._claimed = set[int]()
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises))
+
+        # Of each entry, and of each family of entries, the strongest match counts, the first of equals; and of those
+        # that support, the two of each mechanism that earn most.
+        best: dict[tuple[str, str], _Match] = {}
+        for match in self.matches:
+            kind = match.polarity, match.entry.family or match.entry.phrase
+            if kind not in best or match.level > best[kind].level:
+                best[kind] = match
+        self.against = [match for match in best.values() if match.polarity == "against"]
+        alone = 1.0 if self.anchored else STOCK_ALONE
+        earned = {m: m.level * (alone if m.entry.stock else 1) for m in best.values() if m.polarity == "support"}
+        ranked = sorted(earned, key=lambda match: -earned[match])
+        two = [match for name in MECHANISMS for match in [m for m in ranked if m.entry.mechanism == name][:2]]
+        self.earning = {match: earned[match] for match in two}
 
     def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
@@ -274,73 +292,67 @@ class _Reading:
             word = self.text.words[place]
             if not self.void[place] and word not in lexicon.persons and not lexicon.is_common(word):
                 content.setdefault(word, set()).add(place)
-        anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems(word))}
+        anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
 
         matches: list[_Match] = []
-        places_of_stock = set[int]()
-        for entry, found in self._standing(sentence, phrases, anchored=bool(anchors)):
-            places = tuple(sentence.start + place for place in found.words)
-            polarity = self._polarity(entry, places[-1]) if entry else None
-            if not self._claimed.isdisjoint(places) or (entry and not polarity):
+        claimed, places_of_stock = set[int](), set[int]()
+        for entry, places in self._standing(sentence, phrases, anchored=bool(anchors)):
+            polarity = self._polarity(entry, places[-1])
+            if not polarity or not claimed.isdisjoint(places):
                 continue
-            self._claimed.update(places)
-            if entry is None or entry.stock:
-                self.stock.add(found.phrase)
+            claimed.update(places)
+            if entry.stock:
+                self.stock.add(entry.phrase)
                 places_of_stock.update(places)
-            if entry and polarity:
+            if entry.mechanism:
                 # Weak interpretation and exploration are strong where they are said of something in this message.
                 fits = not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
                 raised = fits and anchors and not self.advises
                 matches.append(_Match(entry, places, polarity, 2 if raised else entry.level))
-        free = sorted(place for word in anchors for place in content[word] if place not in self._claimed)
+        free = sorted(place for word in anchors for place in content[word] if place not in claimed)
         if free and telling:
             matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
         against = [match for match in matches if match.polarity == "against"]
         self.matches += against or matches
 
         left = {word for word, places in content.items() if not places <= places_of_stock}
-        self.own.update(map(lexicon.key, left))
-        self.anchored.update(map(lexicon.key, left & anchors))
+        self.own.update(lexicon.keys[word] for word in left)
+        self.anchored.update(lexicon.keys[word] for word in left & anchors)
 
     def _standing(
         self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool
-    ) -> list[tuple[Entry | None, Found]]:
-        """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
+    ) -> list[tuple[Entry, tuple[int, ...]]]:
+        """The entries and stamps found in a sentence and not set aside, with their places, the most specific first."""
+        lexicon = self.lexicon
         conditions = {
-            "you": not self.lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
+            "you": not lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
             "question": sentence.question,
             "statement": not sentence.question,
             "anchored": anchored,
             "no advice": not self.advises,
         }
-        holding = {name for name, holds in conditions.items() if holds}
         present = {found.phrase for found in phrases}
-        kept: list[tuple[Entry | None, Found]] = []
+        kept: list[tuple[Entry, tuple[int, ...]]] = []
         for found in phrases:
-            entry = self.lexicon.entries.get(found.phrase)
-            if entry:
-                fits = entry.when <= holding and present.isdisjoint(entry.excludes)
-            else:
-                fits = found.phrase in self.lexicon.stamps
-            places = [sentence.start + place for place in found.words]
-            if fits and not all(self.void[place] or self.text.quoted[place] for place in places):
-                kept.append((entry, found))
+            entry = lexicon.entries.get(found.phrase) or lexicon.stamps.get(found.phrase)
+            if entry and all(conditions[name] for name in entry.when) and present.isdisjoint(entry.excludes):
+                places = tuple(sentence.start + place for place in found.words)
+                if not all(self.void[place] or self.text.quoted[place] for place in places):
+                    kept.append((entry, places))
 
-        def specific(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:
+        def specific(item: tuple[Entry, tuple[int, ...]]) -> tuple[int, bool, int, int, int, str]:
             """More words first, then what speaks against, the stronger, the tighter, the earlier."""
-            entry, found = item
-            supports, level = entry is None or entry.polarity != "against", entry.level if entry else 0
-            return -len(found.words), supports, -level, found.words[-1] - found.words[0], found.words[0], found.phrase
+            entry, places = item
+            spread = places[-1] - places[0]
+            return -len(places), entry.polarity != "against", -entry.level, spread, places[0], entry.phrase
 
         return sorted(kept, key=specific)
 
     def _polarity(self, entry: Entry, last: int) -> str | None:
         """The polarity that the words after the entry's last one leave it; None where they take it away."""
         words, ends = self.text.words, self.text.clause_ends
-        if entry.negation == "keeps":
-            return entry.polarity
         for place in range(last + 1, min(last + 1 + NEGATION_REACH, len(words))):
-            if ends[place - 1]:
+            if entry.negation == "keeps" or ends[place - 1]:
                 break
             if words[place] in self.lexicon.negators:
                 # না before a nonfinite verb belongs to that (না বুঝে), and not to what stands before it.
@@ -349,41 +361,14 @@ class _Reading:
                 return "against" if entry.negation == "turns" and entry.polarity == "support" else None
         return entry.polarity
 
-    def _different(self, polarity: str) -> list[_Match]:
-        """The strongest match of each entry and of each family of entries, the first of equals."""
-        best: dict[str, _Match] = {}
-        for match in self.matches:
-            kind = match.entry.family or match.entry.phrase
-            if match.polarity == polarity and (kind not in best or match.level > best[kind].level):
-                best[kind] = match
-        return list(best.values())
-
-    def _strongest(self) -> list[tuple[_Match, float]]:
-        """The two different matches of each mechanism that count, with what they earn."""
-        alone = 1.0 if self.anchored else STOCK_ALONE
-        earned = [(match, match.level * (alone if match.entry.stock else 1)) for match in self._different("support")]
-        earned.sort(key=lambda pair: -pair[1])
-        return [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
-
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
+        factor = float(np.prod([AGAINST[match.entry.level] for match in self.against]))
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
         factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
         levels = dict.fromkeys(MECHANISMS, 0.0)
-        for match, earned in self._strongest():
+        for match, earned in self.earning.items():
             levels[match.entry.mechanism] += earned
         return [factor * level / FULL_LEVELS for level in levels.values()]
-
-    def spans(self) -> tuple[Span, ...]:
-        """Every match, where it stands in the normalised reply."""
-        counted = {match.words for match, _ in self._strongest()} | {m.words for m in self._different("against")}
-        spans = []
-        for match in sorted(self.matches, key=lambda match: match.words):
-            first, last, entry = match.words[0], match.words[-1], match.entry
-            start, end = self.text.starts[first], self.text.starts[last] + len(self.text.words[last])
-            said = self.text.text[start:end], entry.phrase, entry.mechanism, entry.level, match.polarity
-            spans.append(Span(start, end, *said, match.words in counted))
-        return tuple(spans)
