@@ -5,44 +5,34 @@ Higher scores are better throughout: those of a metric that is better lower are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.audit.agreement import MOST_ROWS, Agreement, Groups, auc, group_numbers, kendall
-from bnbench.metrics.audit.findings import (
-    AUC,
-    FAILS,
-    LIMIT,
-    NOT_APPLICABLE,
-    PASSES,
-    AuditReport,
-    Check,
-    Estimate,
-    Standing,
-)
+from bnbench.metrics.audit.agreement import MOST_ROWS, Agreement, auc, group_numbers, kendall
+from bnbench.metrics.audit.findings import AUC, FAILS, LIMIT, NOT_APPLICABLE, PASSES, AuditReport, Check, Estimate
+from bnbench.metrics.audit.findings import Standing as Scorer
 from bnbench.metrics.audit.perturbations import IN_MOST, PERTURBATIONS, SAME, SPELLINGS, WORSE, perturbed
-from bnbench.metrics.audit.rivals import OriginalSemantic, sentinel_scores
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
+from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
 from bnbench.metrics.empathy import MECHANISMS
-from bnbench.metrics.empathy.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import KeywordEmpathy
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
+from bnbench.metrics.original import semantic_scores
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import bootstrap, resampled_sums
+from bnbench.metrics.tokenization import is_word, tokenize
 
 ALPHA = 0.05
-FEWEST = 5
-"""Messages without which an average says nothing."""
-SAME_WITHIN = 0.1
-"""Of the scores' standard deviation: what a reply in the other register may move them by on average."""
-EQUAL_WITHIN = 1e-6
-"""Of the scores' range: what is no change."""
+FEWEST = 5  # messages, without which an average says nothing
+SAME_WITHIN = 0.1  # of the scores' standard deviation: what a reply in the other register may move by on average
+EQUAL_WITHIN = 1e-6  # of the scores' range: what is no change
 HOLLOW_KINDS = frozenset({"stuffed", "copy"})
 """Kinds that have to score below the empathic replies in nearly every message, as their perturbations do."""
 _MAIN = ""  # the name of a metric's main scores among its scores
@@ -90,49 +80,42 @@ def audit(
     """
     data = labelled_set("held-out") if data is None else data
     _check_auditable(metric, data)
-    variants = {
-        name: {place: spelt for place, reply in enumerate(data.replies) if (spelt := spell(reply)) != reply}
-        for name, spell in SPELLINGS.items()
-    }
+    spelt = {name: {row: spell(reply) for row, reply in enumerate(data.replies)} for name, spell in SPELLINGS.items()}
+    variants = {n: {row: text for row, text in of.items() if text != data.replies[row]} for n, of in spelt.items()}
     variants |= {each.name: perturbed(each, data, seed) for each in PERTURBATIONS}
     scores, moves = _scored(metric, data, variants)
-    main = scores[_MAIN]
 
     # How all scorers agree with the labels: each under the same resamples of messages, so that they can be compared.
     groups = group_numbers(data.ids)
     weights = resampled_sums(np.eye(int(groups.max()) + 1), resamples=resamples, seed=seed)
-    agreements = partial(_agreements, data=data, groups=groups, weights=weights)
+
+    def agreements(scores: Scores) -> Agreements:
+        """AUC by the main scores, and tau-b with each label by the scores of its name, or the main ones."""
+        found = {AUC: auc(scores[_MAIN], data.empathic, groups, weights)}
+        for name, levels in zip(MECHANISMS, data.levels.T.astype(np.float64), strict=True):
+            found[f"tau {name}"] = kendall(scores.get(name, scores[_MAIN]), levels, groups, weights)
+        return found
+
     if beside is None:
         originals = (KeywordEmpathy("original"), OriginalSemantic(words_only(load_encoder())))
         beside = [original for original in originals if _label(original) != _label(metric)]
-    found = {_label(metric): agreements(scores)}
-    found |= {_label(each): agreements(_scored(each, data, {})[0]) for each in beside}
+    ours = agreements(scores)
+    found = {_label(metric): ours, **{_label(each): agreements(_scored(each, data, {})[0]) for each in beside}}
     sentinels: dict[str, Agreements] = {}
     for name, values in sentinel_scores(data).items():
         ways = [agreements({_MAIN: turned}) for turned in (values, -values)]
         sentinels[name] = {key: max((way[key] for way in ways), key=lambda a: a.value) for key in ways[0]}
-
-    equal = EQUAL_WITHIN * float(np.ptp(main))
-    checks = [_spelling_check(name, moves[name], equal) for name in SPELLINGS]
-    how: dict[str, Any] = {"deviation": float(main.std()), "equal": equal, "resamples": resamples, "seed": seed}
-    checks += [_change_check(change, data, **how) for change in _changes(main, moves, data)]
-    checks += _label_checks(scores, found[_label(metric)], sentinels, len(set(data.ids)))
-    return AuditReport(
-        metric=metric.name,
-        signature=metric.signature(len(data)),
-        data=data.source,
-        data_sha256=data.sha256,
-        replies=len(data),
-        messages=len(set(data.ids)),
-        seed=seed,
-        resamples=resamples,
-        checks=tuple(checks),
-        standings=tuple(
-            Standing(name, is_sentinel, {key: each.estimate for key, each in measures.items()})
-            for is_sentinel, scorers in ((False, found), (True, sentinels))
-            for name, measures in scorers.items()
-        ),
+    standings = tuple(
+        Scorer(name, is_sentinel, {key: each.estimate for key, each in measures.items()})
+        for is_sentinel, scorers in ((False, found), (True, sentinels))
+        for name, measures in scorers.items()
     )
+    checks = (
+        *_reply_checks(scores[_MAIN], moves, data, resamples, seed),
+        *_label_checks(scores, ours, sentinels, data),
+    )
+    about = (metric.name, metric.signature(len(data)), data.source, data.sha256, len(data), len(set(data.ids)))
+    return AuditReport(*about, seed, resamples, checks, standings)
 
 
 def _check_auditable(metric: Metric, data: LabelledSet) -> None:
@@ -206,50 +189,30 @@ def _label(metric: Metric) -> str:
     return " ".join([name, *(part for part in parts if part.partition(":")[0] not in _COMMON_CHOICES)])
 
 
-def _agreements(scores: Scores, data: LabelledSet, groups: Groups, weights: FloatArray) -> Agreements:
-    """AUC by the main scores, and tau-b with each label by the scores of its name, or the main ones."""
-    found = {AUC: auc(scores[_MAIN], data.empathic, groups, weights)}
-    for name, levels in zip(MECHANISMS, data.levels.T.astype(np.float64), strict=True):
-        found[f"tau {name}"] = kendall(scores.get(name, scores[_MAIN]), levels, groups, weights)
-    return found
-
-
-def _spelling_check(name: str, moves: Moves, equal: float) -> Check:
-    """No reply may score otherwise in another spelling."""
-    sizes = [abs(move) for move in moves.values()]
-    moved, largest = sum(size > equal for size in sizes), max(sizes, default=0.0)
-    numbers = {"changed": moved, "share": moved / max(1, len(sizes)), "largest_change": largest}
-    if not sizes:
-        return Check("spelling", name, SAME, 0, "", NOT_APPLICABLE, True, numbers)
-    shown = f"{moved} change, by {largest:.2f} at most" if moved else "none changes"
-    return Check("spelling", name, SAME, len(sizes), shown, FAILS if moved else PASSES, True, numbers)
-
-
-class _Change(NamedTuple):
-    """What is done to replies and how far their scores move; `expected` and `in_most` are as in `Perturbation`.
-
-    With `in_most` the check is a gate.
+def _reply_checks(
+    scores: FloatArray, moves: Mapping[str, Moves], data: LabelledSet, resamples: int, seed: int
+) -> Iterator[Check]:
+    """What another spelling does to a score, what each perturbation does to those of empathic replies, and how far each
+    other kind lies from the mean of the empathic replies to the same message.
     """
+    equal = EQUAL_WITHIN * float(np.ptp(scores))
+    for name in SPELLINGS:
+        sizes = [abs(move) for move in moves[name].values()]
+        moved, largest = sum(size > equal for size in sizes), max(sizes, default=0.0)
+        numbers = {"changed": moved, "share": moved / max(1, len(sizes)), "largest_change": largest}
+        shown = f"{moved} change, by {largest:.2f} at most" if moved else "none changes" if sizes else ""
+        verdict = FAILS if moved else PASSES if sizes else NOT_APPLICABLE
+        yield Check("spelling", name, SAME, len(sizes), shown, verdict, True, numbers)
 
-    group: str
-    name: str
-    expected: str
-    in_most: float
-    moves: Moves
-
-
-def _changes(scores: FloatArray, moves: Mapping[str, Moves], data: LabelledSet) -> Iterator[_Change]:
-    """What each perturbation does to empathic replies, and how far each other kind lies from the mean of the empathic
-    replies to the same message.
-    """
+    limit = SAME_WITHIN * float(scores.std())
+    check = partial(_change_check, data=data, equal=equal, limit=limit, resamples=resamples, seed=seed)
     for each in PERTURBATIONS:
-        yield _Change("change", each.name, each.expected, each.in_most, moves[each.name])
-    rows = list(enumerate(data.rows))
-    empathic = _by_message({place: float(scores[place]) for place, row in rows if row.kind == EMPATHIC}, data)
+        yield check("change", each.name, each.expected, each.in_most, moves[each.name])
+    empathic = _by_message({row: float(scores[row]) for row in map(int, np.flatnonzero(data.empathic))}, data)
     for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
-        of_kind = [(place, row.id) for place, row in rows if row.kind == kind and row.id in empathic]
+        of_kind = [(place, row.id) for place, row in enumerate(data.rows) if row.kind == kind and row.id in empathic]
         distances = {place: float(scores[place] - empathic[message]) for place, message in of_kind}
-        yield _Change("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances)
+        yield check("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances)
 
 
 def _by_message(values: Moves, data: LabelledSet) -> dict[str, float]:
@@ -261,21 +224,30 @@ def _by_message(values: Moves, data: LabelledSet) -> dict[str, float]:
 
 
 def _change_check(
-    change: _Change, data: LabelledSet, *, deviation: float, equal: float, resamples: int, seed: int
+    group: str,
+    name: str,
+    expected: str,
+    in_most: float,
+    moves_of: Moves,
+    *,
+    data: LabelledSet,
+    equal: float,
+    limit: float,
+    resamples: int,
+    seed: int,
 ) -> Check:
     """The mean over messages of what their replies move on average, against what is expected.
 
-    `deviation` is the scores' standard deviation, `equal` what is no change.
+    With `in_most` it is a gate. `equal` is what is no change, `limit` how far the size of a change may be from none.
     """
-    group, name, expected, in_most, _ = change
-    moves, gate = np.array(list(_by_message(change.moves, data).values()), dtype=np.float64), in_most > 0
+    moves, gate = np.array(list(_by_message(moves_of, data).values()), dtype=np.float64), in_most > 0
     if len(moves) < FEWEST:
         shown = f"fewer than {FEWEST} messages"
         return Check(group, name, expected, len(moves), shown, NOT_APPLICABLE, gate, {})
     table = np.stack([moves, np.ones(len(moves))], axis=1)
     [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
     worse, better = float(np.mean(moves < -equal)), float(np.mean(moves > equal))
-    mean, size, limit = float(moves.mean()), float(np.abs(moves).mean()), SAME_WITHIN * deviation
+    mean, size = float(moves.mean()), float(np.abs(moves).mean())
     if expected == SAME:
         good, shown = size <= limit, f"{size:.2f} on average, limit {limit:.2f}"
     else:
@@ -283,15 +255,12 @@ def _change_check(
         shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
     numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
     numbers |= {"worse": worse, "better": better}
-    return Check(group, name, expected, len(moves), shown, _verdict(good, gate), gate, numbers)
-
-
-def _verdict(good: bool, gate: bool) -> str:
-    return PASSES if good else FAILS if gate else LIMIT
+    verdict = PASSES if good else FAILS if gate else LIMIT
+    return Check(group, name, expected, len(moves), shown, verdict, gate, numbers)
 
 
 def _label_checks(
-    scores: Scores, ours: Agreements, sentinels: Mapping[str, Agreements], messages: int
+    scores: Scores, ours: Agreements, sentinels: Mapping[str, Agreements], data: LabelledSet
 ) -> Iterator[Check]:
     """The metric against the sentinel that is best at each measure, on the same resamples of messages.
 
@@ -302,16 +271,49 @@ def _label_checks(
         theirs, gate = sentinels[best][measure], measure == AUC or measure.removeprefix("tau ") in scores
         lead, p_value = found.against(theirs)
         shown = f"{found.value:.3f} vs {theirs.value:.3f} ({best}), p = {p_value:.3f}"
-        numbers = {
-            "value": found.value,
-            "sentinel": best,
-            "sentinel_value": theirs.value,
-            "difference": lead.value,
-            "low": lead.estimate.low,
-            "high": lead.estimate.high,
-            "p_value": p_value,
-            "p_values": {name: found.against(each[measure])[1] for name, each in sentinels.items()},
-            "tie_threshold": found.tie_threshold,
-        }
-        verdict = _verdict(lead.value > 0 and p_value < ALPHA, gate)
-        yield Check("labels", measure, "wins", messages, shown, verdict, gate, numbers)
+        numbers = {"value": found.value, "sentinel": best, "sentinel_value": theirs.value, "difference": lead.value}
+        numbers |= {"low": lead.estimate.low, "high": lead.estimate.high, "p_value": p_value}
+        numbers["p_values"] = {name: found.against(each[measure])[1] for name, each in sentinels.items()}
+        numbers["tie_threshold"] = found.tie_threshold
+        verdict = PASSES if lead.value > 0 and p_value < ALPHA else FAILS if gate else LIMIT
+        yield Check("labels", measure, "wins", len(set(data.ids)), shown, verdict, gate, numbers)
+
+
+def sentinel_scores(data: LabelledSet) -> dict[str, FloatArray]:
+    """The n scores of each sentinel, a score that knows nothing of empathy, by its name.
+
+    A metric that one of them matches measures nothing more on these replies. Each is taken in the direction that serves
+    it better: where short replies are the warm ones, it is brevity that has to be beaten.
+    """
+    words = {text: [*filter(is_word, tokenize(text))] for text in {*data.replies, *data.messages}}
+    copied = np.zeros(len(data))  # F1 of the words shared with the message: 1 for the message given back
+    for place, row in enumerate(data.rows):
+        ours, theirs = words[row.reply], words[row.message]
+        shared = sum((Counter(ours) & Counter(theirs)).values())
+        copied[place] = 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
+    return {
+        "length": np.array([float(len(words[reply])) for reply in data.replies]),
+        "constant": np.zeros(len(data)),
+        "copy of the message": copied,
+        "question mark": np.array([float("?" in reply) for reply in data.replies]),
+    }
+
+
+class OriginalSemantic(MeanMetric):
+    """How many of 12 patterns have cosine > 0.7 with the reply, by any encoder; see `bnbench.metrics.original`."""
+
+    name: ClassVar[str] = "original-semantic"
+    description: ClassVar[str] = "the original project's semantic empathy, 0-100, higher is better"
+    columns, values = ("semantic", "replies"), ("semantic",)
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x 1: the score of each reply, 0-1."""
+        return semantic_scores(texts.replies, self._encoder.encode)[:, None] / 100
+
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The encoder."""
+        return {"enc": self._encoder.id}

@@ -1,8 +1,6 @@
 """What is done to a reply, and what a metric of empathy should then do.
 
-A perturbation gives another reply to the same message, or None where it does not apply. Each is well-formed Bengali
-except the one that shuffles the words. A spelling (`SPELLINGS`) gives the same reply as another keyboard or program
-writes it. The Bengali itself (what is put in, which words negate, which verbs have two registers) is data: `bn.toml`.
+The Bengali itself (what is put in, which words negate, which verbs have two registers) is data: `bn.toml`.
 """
 
 from __future__ import annotations
@@ -11,19 +9,17 @@ import random
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 from bnbench.metrics.labelled import EMPATHIC, LabelledReply, LabelledSet
 
 WORSE, SAME = "worse", "same"
-IN_MOST = 0.95
-"""The share of messages in which a copy and stuffed keywords have to score below the message's empathic replies."""
-STAMPS_IN_A_CHAIN = range(3, 9)
-"""Short chains are harder to tell from a reply than long ones."""
+IN_MOST = 0.95  # of messages: where a copy and stuffed keywords have to score below the empathic replies
+STAMPS_IN_A_CHAIN = range(3, 9)  # short chains are harder to tell from a reply than long ones
 
-Spelling = Callable[[str], str]
+Spelling = Callable[[str], str]  # the same reply as another keyboard or program writes it
 
 # --- Spellings: no score may notice them ---
 
@@ -52,12 +48,7 @@ def compose_nukta(text: str) -> str:
 
 def _exchanged(pairs: Mapping[str, str]) -> Spelling:
     """Each left side as its right one; where there is none, each right side as its left one."""
-
-    def spell(text: str) -> str:
-        changed = _replaced(text, pairs)
-        return changed if changed != text else _replaced(text, _backwards(pairs))
-
-    return spell
+    return lambda text: changed if (changed := _replaced(text, pairs)) != text else _replaced(text, _backwards(pairs))
 
 
 def _danda_typed(text: str) -> str:
@@ -81,10 +72,8 @@ SPELLINGS: Mapping[str, Spelling] = {
 # --- What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points ---
 
 _BN = tomllib.loads(decompose_nukta((Path(__file__).parent / "bn.toml").read_text("utf-8")))
-GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]
-"""Replies that fit any message, in আপনি and in তুমি."""
-STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]
-"""Stock phrases in the two registers."""
+GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]  # replies that fit any message, in আপনি and in তুমি
+STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]  # stock phrases in the two registers
 _LETTER = "[\u0980-\u09fe\u200c\u200d]"
 
 
@@ -241,8 +230,7 @@ def other_register(text: str) -> str | None:
 # --- The perturbations of an audit ---
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """What a perturbation may use: the empathic replies to another message beside the row's own, a seeded generator,
     and the reply's register, "তুমি" where it says so, else "আপনি".
     """
@@ -253,9 +241,8 @@ class Context:
     register: str
 
 
-@dataclass(frozen=True)
-class Perturbation:
-    """`expected` is what the score should do: get "worse" or stay the "same".
+class Perturbation(NamedTuple):
+    """`apply` gives another reply, or None where it does not apply; the score should then get "worse" or stay the "same".
 
     `in_most` is the share of messages in which it has to get worse; 0: it is enough that it does on average.
     """

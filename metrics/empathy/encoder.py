@@ -100,7 +100,8 @@ class StaticEncoder:
         _check(texts)
         found: Vectors = np.zeros((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), _BATCH):
-            rows = list(map(self._text_rows, texts[start : start + _BATCH]))
+            block = (self._prepare(text).split() for text in texts[start : start + _BATCH])
+            rows = [list(chain.from_iterable(map(self._rows.__getitem__, words))) for words in block]
             lengths = np.fromiter(map(len, rows), np.intp, len(rows))
             filled = np.flatnonzero(lengths)
             if not len(filled):
@@ -131,10 +132,7 @@ class StaticEncoder:
     def pieces(self, text: str) -> list[str]:
         """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
         names = {row: name for name, row in self._vocabulary.items()}
-        return [names[row] for row in self._text_rows(text)]
-
-    def _text_rows(self, text: str) -> list[int]:
-        return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
+        return [names[row] for word in self._prepare(text).split() for row in self._rows[word]]
 
     def _rows_of(self, raw: str) -> tuple[int, ...]:
         parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
