@@ -19,8 +19,7 @@ from bnbench.metrics.core import FloatArray, ratio
 from bnbench.metrics.exceptions import InputError
 
 MOST_ROWS = 4_000  # of a labelled set: every pair of them is looked at, eight million here
-# Clusters that are resampled; above it cluster i goes into group i mod 500, at 1/sqrt(1000) = 3 % of an interval's width.
-MOST_GROUPS = 500
+MOST_GROUPS = 500  # clusters that are resampled; more share groups, at 1/sqrt(1000) = 3 % of an interval's width
 _BLOCK = 256  # rows that are compared with all others at once
 
 Groups = npt.NDArray[np.int64]
@@ -75,7 +74,7 @@ def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups, wei
 def kendall(
     scores: FloatArray, labels: FloatArray, groups: Groups, weights: FloatArray, threshold: float | None = None
 ) -> Agreement:
-    """tau-b, where scores that differ by at most `threshold` are tied (None: `tie_threshold`); `weights` as in `auc`."""
+    """tau-b, where scores no further apart than `threshold` are tied (None: `tie_threshold`); `weights` as in `auc`."""
     tied = tie_threshold(scores, labels) if threshold is None else threshold
 
     def counts(a: Groups, b: Groups) -> list[FloatArray]:
@@ -106,8 +105,8 @@ def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
 
 def _sums(groups: Groups, weights: FloatArray, counts: Counts) -> list[FloatArray]:
     """Each of m counts summed over all pairs of rows, (1 + R,): as they stand, and under each of R resamples."""
-    # Summed over the pairs between two clusters (messages), a count is a quadratic form in the number of times that each
-    # is drawn: a bootstrap over whole clusters is a few small matrix products and never sees the pairs again.
+    # Summed over the pairs between two clusters, a count is a quadratic form in the number of times that each is drawn:
+    # a bootstrap over whole clusters is a few small matrix products and never sees the pairs again.
     member = np.eye(int(groups.max()) + 1)[groups]
     rows, forms = np.arange(len(groups)), np.zeros((1, 1, 1))  # forms: (m, c, c), the sums for each pair of groups
     for start in range(0, len(rows), _BLOCK):  # all pairs at once would be n x n numbers for each count

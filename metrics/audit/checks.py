@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,7 +39,8 @@ _COMMON_CHOICES = ("norm", "tok", "n", "bnbench")  # parts of signatures that do
 
 Scores = Mapping[str, FloatArray]
 Agreements = Mapping[str, Agreement]
-Moves = Mapping[int, float]  # of a row's number: how far its score moves
+Variants = Mapping[int, str]  # by a row's number: another text of its reply
+Moves = dict[int, float]  # by a row's number: how far its score moves
 
 
 def audits(
@@ -110,12 +110,12 @@ def audit(
         for is_sentinel, scorers in ((False, found), (True, sentinels))
         for name, measures in scorers.items()
     )
-    checks = (
+    checks = [
         *_reply_checks(scores[_MAIN], moves, data, resamples, seed),
         *_label_checks(scores, ours, sentinels, data),
-    )
+    ]
     about = (metric.name, metric.signature(len(data)), data.source, data.sha256, len(data), len(set(data.ids)))
-    return AuditReport(*about, seed, resamples, checks, standings)
+    return AuditReport(*about, seed, resamples, tuple(checks), standings)
 
 
 def _check_auditable(metric: Metric, data: LabelledSet) -> None:
@@ -141,45 +141,36 @@ def references_of(data: LabelledSet) -> list[str]:
 
     Raises `InputError` for a message without a second empathic reply.
     """
-    empathic: dict[str, list[int]] = {}
-    for place, row in enumerate(data.rows):
-        if row.kind == EMPATHIC:
-            empathic.setdefault(row.id, []).append(place)
+    empathic = [(place, row) for place, row in enumerate(data.rows) if row.kind == EMPATHIC]
+    empathic.sort(key=lambda pair: -sum(pair[1].levels))
     found = []
     for place, row in enumerate(data.rows):
-        others = [other for other in empathic.get(row.id, ()) if other != place]
+        others = [other.reply for at, other in empathic if other.id == row.id and at != place]
         if not others:
             raise InputError(
                 f"{data.source}: message {row.id!r} has no other empathic reply that could be the reference of one; "
                 "a metric that needs references needs two for each message"
             )
-        found.append(data.rows[max(others, key=lambda other: sum(data.rows[other].levels))].reply)
+        found.append(others[0])
     return found
 
 
-def _scored(
-    metric: Metric, data: LabelledSet, variants: Mapping[str, Mapping[int, str]]
-) -> tuple[Scores, dict[str, Moves]]:
+def _scored(metric: Metric, data: LabelledSet, variants: Mapping[str, Variants]) -> tuple[Scores, dict[str, Moves]]:
     """The metric's scores of the replies, main and of each mechanism that it names, and how far each variant of a
     reply moves the main one, by the reply's number. Everything is scored in one pass.
     """
     places = [*range(len(data)), *(place for texts in variants.values() for place in texts)]
     replies = [*data.replies, *(text for texts in variants.values() for text in texts.values())]
     references = references_of(data) if "references" in metric.needs else None
-    texts = Texts.of(
-        replies,
-        None if references is None else [references[place] for place in places],
-        [data.messages[place] for place in places],
-    )
+    messages = [data.messages[place] for place in places]
+    texts = Texts.of(replies, references and [references[place] for place in places], messages)
     values = metric.formula(statistics(texts, [metric])[0]) * (1 if metric.higher_is_better else -1)
     if not np.isfinite(values).all():
         raise InputError(f"{metric.name}: not every reply has a finite score")
     main = values[: len(data), 0]
     named = {name: values[: len(data), place] for place, name in enumerate(metric.values) if name in MECHANISMS}
     changed = iter(values[len(data) :, 0])
-    moves: dict[str, Moves] = {
-        name: {row: float(next(changed) - main[row]) for row in texts_of} for name, texts_of in variants.items()
-    }
+    moves = {name: {row: float(next(changed) - main[row]) for row in of} for name, of in variants.items()}
     return {_MAIN: main, **named}, moves
 
 
@@ -204,15 +195,32 @@ def _reply_checks(
         verdict = FAILS if moved else PASSES if sizes else NOT_APPLICABLE
         yield Check("spelling", name, SAME, len(sizes), shown, verdict, True, numbers)
 
-    limit = SAME_WITHIN * float(scores.std())
-    check = partial(_change_check, data=data, equal=equal, limit=limit, resamples=resamples, seed=seed)
-    for each in PERTURBATIONS:
-        yield check("change", each.name, each.expected, each.in_most, moves[each.name])
+    changes = [("change", each.name, each.expected, each.in_most, moves[each.name]) for each in PERTURBATIONS]
     empathic = _by_message({row: float(scores[row]) for row in map(int, np.flatnonzero(data.empathic))}, data)
     for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
         of_kind = [(place, row.id) for place, row in enumerate(data.rows) if row.kind == kind and row.id in empathic]
         distances = {place: float(scores[place] - empathic[message]) for place, message in of_kind}
-        yield check("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances)
+        changes.append(("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances))
+    for group, name, expected, in_most, moved_by in changes:
+        means, gate = np.array(list(_by_message(moved_by, data).values()), dtype=np.float64), in_most > 0
+        if len(means) < FEWEST:
+            few = f"fewer than {FEWEST} messages"
+            yield Check(group, name, expected, len(means), few, NOT_APPLICABLE, gate, {})
+            continue
+        table = np.stack([means, np.ones(len(means))], axis=1)
+        [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
+        worse, better = float(np.mean(means < -equal)), float(np.mean(means > equal))
+        mean, size = float(means.mean()), float(np.abs(means).mean())
+        if expected == SAME:
+            limit = SAME_WITHIN * float(scores.std())
+            good, shown = size <= limit, f"{size:.2f} on average, limit {limit:.2f}"
+        else:
+            good = spread.high < 0 and worse >= in_most
+            shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
+        numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
+        numbers |= {"worse": worse, "better": better}
+        verdict = PASSES if good else FAILS if gate else LIMIT
+        yield Check(group, name, expected, len(means), shown, verdict, gate, numbers)
 
 
 def _by_message(values: Moves, data: LabelledSet) -> dict[str, float]:
@@ -221,42 +229,6 @@ def _by_message(values: Moves, data: LabelledSet) -> dict[str, float]:
     for row, value in values.items():
         found.setdefault(data.rows[row].id, []).append(value)
     return {message: float(np.mean(each)) for message, each in found.items()}
-
-
-def _change_check(
-    group: str,
-    name: str,
-    expected: str,
-    in_most: float,
-    moves_of: Moves,
-    *,
-    data: LabelledSet,
-    equal: float,
-    limit: float,
-    resamples: int,
-    seed: int,
-) -> Check:
-    """The mean over messages of what their replies move on average, against what is expected.
-
-    With `in_most` it is a gate. `equal` is what is no change, `limit` how far the size of a change may be from none.
-    """
-    moves, gate = np.array(list(_by_message(moves_of, data).values()), dtype=np.float64), in_most > 0
-    if len(moves) < FEWEST:
-        shown = f"fewer than {FEWEST} messages"
-        return Check(group, name, expected, len(moves), shown, NOT_APPLICABLE, gate, {})
-    table = np.stack([moves, np.ones(len(moves))], axis=1)
-    [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
-    worse, better = float(np.mean(moves < -equal)), float(np.mean(moves > equal))
-    mean, size = float(moves.mean()), float(np.abs(moves).mean())
-    if expected == SAME:
-        good, shown = size <= limit, f"{size:.2f} on average, limit {limit:.2f}"
-    else:
-        good = spread.high < 0 and worse >= in_most
-        shown = f"{Estimate(mean, spread.low, spread.high)}, worse {worse:.0%}, better {better:.0%}"
-    numbers = {"mean_change": mean, "low": spread.low, "high": spread.high, "mean_absolute_change": size}
-    numbers |= {"worse": worse, "better": better}
-    verdict = PASSES if good else FAILS if gate else LIMIT
-    return Check(group, name, expected, len(moves), shown, verdict, gate, numbers)
 
 
 def _label_checks(

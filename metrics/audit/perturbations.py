@@ -9,6 +9,7 @@ import random
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -36,14 +37,9 @@ def _backwards(pairs: Mapping[str, str]) -> dict[str, str]:
     return {new: old for old, new in pairs.items()}
 
 
-def decompose_nukta(text: str) -> str:
-    """য় ড় ঢ় as two code points, as Unicode's normal forms have them."""
-    return _replaced(text, _NUKTA)
-
-
-def compose_nukta(text: str) -> str:
-    """য় ড় ঢ় as one code point."""
-    return _replaced(text, _backwards(_NUKTA))
+# য় ড় ঢ় as two code points, as Unicode's normal forms have them, and as one.
+decompose_nukta = partial(_replaced, pairs=_NUKTA)
+compose_nukta = partial(_replaced, pairs=_backwards(_NUKTA))
 
 
 def _exchanged(pairs: Mapping[str, str]) -> Spelling:
@@ -77,13 +73,18 @@ STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]  # stock phrases in the two 
 _LETTER = "[\u0980-\u09fe\u200c\u200d]"
 
 
-def _rewritten(text: str, change: Callable[[str], str | None]) -> str | None:
-    """What `change` makes of a text, in the text's own spelling of য় ড় ঢ়; None where it changes nothing."""
-    plain = decompose_nukta(text)
-    changed = change(plain)
-    if changed is None or changed == plain:
-        return None
-    return changed if plain == text else compose_nukta(changed)
+def _rewriting(change: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """The change of a text in the text's own spelling of য় ড় ঢ়; None where it changes nothing."""
+
+    @wraps(change)
+    def rewritten(text: str) -> str | None:
+        plain = decompose_nukta(text)
+        changed = change(plain)
+        if changed is None or changed == plain:
+            return None
+        return changed if plain == text else compose_nukta(changed)
+
+    return rewritten
 
 
 # --- Negation ---
@@ -98,6 +99,7 @@ _NA = re.compile(f"({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
 _KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile("|".join(_NOT["finite"]))
 
 
+@_rewriting
 def with_negation(text: str) -> str | None:
     """The reply with each of its statements negated that can be; None where none can.
 
@@ -115,9 +117,10 @@ def with_negation(text: str) -> str | None:
     def negated(sentence: re.Match[str]) -> str:
         return sentence[0] if _NOT_TO_NEGATE.search(sentence[0]) else _LAST_WORD.sub(negative, sentence[0])
 
-    return _rewritten(text, lambda plain: _SENTENCE.sub(negated, plain))
+    return _SENTENCE.sub(negated, text)
 
 
+@_rewriting
 def without_negation(text: str) -> str | None:
     """The reply without its না; None where none can be taken out.
 
@@ -132,7 +135,7 @@ def without_negation(text: str) -> str | None:
     def affirmed(sentence: re.Match[str]) -> str:
         return sentence[0] if _NOT_TO_AFFIRM.search(sentence[0]) else _NA.sub(positive, sentence[0])
 
-    return _rewritten(text, lambda plain: _SENTENCE.sub(affirmed, plain))
+    return _SENTENCE.sub(affirmed, text)
 
 
 # --- Register ---
@@ -197,6 +200,7 @@ def _polite(word: str, after: str) -> str | None:
     return None if conditional or _UNCLEAR.fullmatch(word) else word
 
 
+@_rewriting
 def other_register(text: str) -> str | None:
     """The reply with আপনি and তুমি exchanged, pronouns and verbs together; None where that is not certain.
 
@@ -210,30 +214,22 @@ def other_register(text: str) -> str | None:
       (other than হবে, লাগবে) is left alone, and one where -লে or -তে ends a clause. An imperative becomes -েন (বলো:
       বলেন), which is the present as well, as -ো is.
     """
-
-    def exchanged(plain: str) -> str | None:
-        words = _WORD.findall(plain)
-        pronouns = [word for word in words if _ANY_PRONOUN.match(word)]
-        if not pronouns:
-            return None
-        to_familiar, to_polite = (set(pronouns) <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
-        if not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
-            return None
-        other = _familiar if to_familiar else _polite
-        found = [other(match[0], plain[match.end() :]) for match in _WORD.finditer(plain)]
-        certain = iter([word for word in found if word is not None])
-        return None if None in found else _WORD.sub(lambda _: next(certain), plain)
-
-    return _rewritten(text, exchanged)
+    words = _WORD.findall(text)
+    pronouns = {word for word in words if _ANY_PRONOUN.match(word)}
+    to_familiar, to_polite = (pronouns <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
+    if not pronouns or not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
+        return None
+    other = _familiar if to_familiar else _polite
+    found = [other(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
+    certain = iter([word for word in found if word is not None])
+    return None if None in found else _WORD.sub(lambda _: next(certain), text)
 
 
 # --- The perturbations of an audit ---
 
 
 class Context(NamedTuple):
-    """What a perturbation may use: the empathic replies to another message beside the row's own, a seeded generator,
-    and the reply's register, "তুমি" where it says so, else "আপনি".
-    """
+    """What a change may use: a row, the empathic replies to another message, and the reply's register (`GENERIC`)."""
 
     row: LabelledReply
     elsewhere: Sequence[str]
@@ -242,7 +238,7 @@ class Context(NamedTuple):
 
 
 class Perturbation(NamedTuple):
-    """`apply` gives another reply, or None where it does not apply; the score should then get "worse" or stay the "same".
+    """`apply` gives another reply to the same message, or None where it cannot; the score gets WORSE or stays SAME.
 
     `in_most` is the share of messages in which it has to get worse; 0: it is enough that it does on average.
     """
@@ -266,8 +262,8 @@ def shuffled(text: str, chance: random.Random) -> str | None:
     return word.sub(lambda _: next(left), text)
 
 
-def _stuffed(context: Context) -> str:
-    return " ".join(context.chance.sample(STAMPS[context.register], context.chance.choice(STAMPS_IN_A_CHAIN)))
+def _stuffed(c: Context) -> str:
+    return " ".join(c.chance.sample(STAMPS[c.register], c.chance.choice(STAMPS_IN_A_CHAIN)))
 
 
 PERTURBATIONS: tuple[Perturbation, ...] = (

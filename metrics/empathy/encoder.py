@@ -26,7 +26,6 @@ from bnbench.metrics.tokenization import preparation
 Vectors = npt.NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent / "encoders" / "bn-static"
-"""The folder of the default encoder."""
 _BATCH = 512  # sentences whose gathered vectors stay in the processor's cache
 _LONGEST = 100  # characters of a token that WordPiece looks at
 _MARK = "bn1"  # config.json's "text" of the folders that StaticEncoder may read

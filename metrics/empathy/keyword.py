@@ -1,9 +1,5 @@
 """Keyword empathy: which of the three mechanisms of EPITOME a reply shows to the message it answers, by a lexicon.
 
-The mechanisms (Sharma, Miner, Atkins & Althoff 2020, "A Computational Approach to Understanding Empathy Expressed in
-Text-Based Mental Health Support"): emotional reaction (warmth, concern, shared joy), interpretation (saying what the
-person feels or went through), exploration (asking about it). A reply gets 0-100 for each; the main value is their mean.
-
 How a reply is scored:
 
 * A mechanism earns the levels (1 weak, 2 strong) of its two strongest *different* supporting entries, out of 4.
@@ -44,28 +40,18 @@ from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
-COPIED_WORDS = 3
-"""A run of this many words that also stands in the message (or the whole of a shorter message) is copied, in whatever
-form and person: আমার ডেকটা বানালাম, আপনার ডেকটা বানালেন."""
-COPIED_SHARE = 0.7
-"""A sentence is copied when this share of its words stands in the message, in whatever order and person."""
+COPIED_WORDS, COPIED_SHARE = 3, 0.7
+# Nobody comforts in lists: in the development half and in two other authors' sets, the longest row of an empathic reply
+# has 3 parts of at most 3 words.
 LISTED, LISTED_WORDS = 6, 3
-"""So many parts in a row, each of at most so many words between commas, are a list and say nothing to anybody. Nobody
-comforts so: in the development half and in two other authors' sets, the longest row of an empathic reply has 3."""
 FULL_LEVELS = 4
 AGAINST = {1: 0.5, 2: 0.25}
 UNANCHORED = 0.75
-"""What is left of the credit of a reply that takes nothing up from the message: it would fit another as well."""
 STOCK_ALONE = 0.5
-"""What a stock phrase earns of its level in a reply that takes nothing up from the message."""
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3
-"""Stock phrases that need no words of the reply's own to carry them, and how many words each further one needs."""
 ADVICE_SHARE = 0.5
-"""A reply of which this share of the sentences advises is advice, and does not count as telling the story back."""
-NEGATION_REACH = 2
-"""How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
+NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
 TAKEN_UP = 0.5
-"""What a statement that takes something up from the message, in words that match nothing, earns of interpretation."""
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
@@ -76,8 +62,7 @@ _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র
 class Span(NamedTuple):
     """A phrase found in a reply. `start` and `end` are characters of `normalize(reply)`; `text` is what stands there.
 
-    `polarity` is "support" or "against" after negation. `counted` is False where it is found again, or is not one of
-    the two strongest of its mechanism.
+    `polarity` is after negation; `counted` is False where it is found again, or not of its mechanism's two strongest.
     """
 
     start: int
@@ -237,6 +222,9 @@ class _Message:
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
+_Placed = tuple[Entry, tuple[int, ...]]  # an entry, and the places of its words
+
+
 class _Match(NamedTuple):
     """An entry where it stands; `level` is the entry's, raised where the sentence is anchored."""
 
@@ -247,11 +235,11 @@ class _Match(NamedTuple):
 
 
 class _Reading:
-    """A reply as its message sees it: what matches, the different stock phrases, and the content of its own.
+    """A reply as its message sees it.
 
-    `void` says which words are copied or listed; `own` and `anchored` are keys of words that are neither common nor
-    void, and of those among them that are forms of the message's. `earning` has the matches that count and what each
-    earns, `against` what speaks against empathy.
+    `void` says which words are copied or listed; `stock` has the different stock phrases; `own` and `anchored` are keys
+    of words that are neither common nor void, and of those among them that are forms of the message's; `earning` has
+    the matches that count and what each earns, `against` what speaks against empathy.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
@@ -259,7 +247,7 @@ class _Reading:
         sentences = self.text.sentences
         found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [
-            not sentence.question and any(each.phrase in lexicon.advising for each in phrases)
+            not sentence.question and any(phrase in lexicon.advising for phrase, _ in phrases)
             for sentence, phrases in zip(sentences, found, strict=True)
         ]
         self.advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
@@ -319,9 +307,7 @@ class _Reading:
         self.own.update(lexicon.keys[word] for word in left)
         self.anchored.update(lexicon.keys[word] for word in left & anchors)
 
-    def _standing(
-        self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool
-    ) -> list[tuple[Entry, tuple[int, ...]]]:
+    def _standing(self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool) -> list[_Placed]:
         """The entries and stamps found in a sentence and not set aside, with their places, the most specific first."""
         lexicon = self.lexicon
         conditions = {
@@ -331,22 +317,19 @@ class _Reading:
             "anchored": anchored,
             "no advice": not self.advises,
         }
-        present = {found.phrase for found in phrases}
-        kept: list[tuple[Entry, tuple[int, ...]]] = []
-        for found in phrases:
-            entry = lexicon.entries.get(found.phrase) or lexicon.stamps.get(found.phrase)
+        present = {phrase for phrase, _ in phrases}
+        kept = []
+        for phrase, words in phrases:
+            entry = lexicon.entries.get(phrase) or lexicon.stamps.get(phrase)
             if entry and all(conditions[name] for name in entry.when) and present.isdisjoint(entry.excludes):
-                places = tuple(sentence.start + place for place in found.words)
+                places = tuple(sentence.start + place for place in words)
                 if not all(self.void[place] or self.text.quoted[place] for place in places):
-                    kept.append((entry, places))
+                    # More words first, then what speaks against, the stronger, the tighter, the earlier.
+                    supports, spread = entry.polarity != "against", places[-1] - places[0]
+                    rank = -len(places), supports, -entry.level, spread, places[0], phrase
+                    kept.append((rank, entry, places))
 
-        def specific(item: tuple[Entry, tuple[int, ...]]) -> tuple[int, bool, int, int, int, str]:
-            """More words first, then what speaks against, the stronger, the tighter, the earlier."""
-            entry, places = item
-            spread = places[-1] - places[0]
-            return -len(places), entry.polarity != "against", -entry.level, spread, places[0], entry.phrase
-
-        return sorted(kept, key=specific)
+        return [(entry, places) for _, entry, places in sorted(kept, key=lambda item: item[0])]
 
     def _polarity(self, entry: Entry, last: int) -> str | None:
         """The polarity that the words after the entry's last one leave it; None where they take it away."""

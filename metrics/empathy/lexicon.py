@@ -33,6 +33,7 @@ _DEFAULTS = {"scoring": "mechanisms", "polarity": "support", "negation": "turns"
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
 _MAX_GAP = 20
 _FOLDER = Path(__file__).parent / "lexicons"
+_normalised = lru_cache(maxsize=100_000)(normalize)  # most stems and endings stand in many patterns
 
 
 class Entry(NamedTuple):
@@ -53,11 +54,8 @@ class Entry(NamedTuple):
     stock: bool = False
 
 
-class Found(NamedTuple):
-    """A phrase found in a sentence: the positions of the words it names (gaps left out)."""
-
-    phrase: str
-    words: tuple[int, ...]
+Found = tuple[str, tuple[int, ...]]
+"""A phrase found in a sentence, and the positions of the words it names (gaps left out)."""
 
 
 class Lexicon:
@@ -125,11 +123,7 @@ class _Element(NamedTuple):
     refused: frozenset[str]
 
 
-class _Step(NamedTuple):
-    """The number of an element, and how many words may stand between it and the step before."""
-
-    element: int
-    gap: int
+_Step = tuple[int, int]  # the number of an element, and how many words may stand between it and the step before
 
 
 class Matcher:
@@ -157,14 +151,14 @@ class Matcher:
                 text = part.replace("?", "")
                 if text not in parts:
                     parts[text] = numbers.setdefault(self._element(text.split("/"), phrase), len(numbers))
-                step = _Step(parts[text], gap)
+                step = (parts[text], gap)
                 places.append((step, None) if "?" in part else (step,))
                 gap = 0
             if not places or gap or None in places[0]:
                 raise UsageError(f"pattern {phrase!r} must begin and end with a word that is not optional")
             for chosen in itertools.product(*places):  # with and without each of its optional words
                 steps = tuple(step for step in chosen if step is not None)
-                self._beginning[steps[0].element].append((phrase, steps, frozenset(s.element for s in steps[1:])))
+                self._beginning[steps[0][0]].append((phrase, steps, frozenset(element for element, _ in steps[1:])))
         # From a word to the elements that take it: by the whole word, or by what it ends with.
         self._words: dict[str, list[int]] = defaultdict(list)
         self._suffixes: dict[str, list[tuple[int, frozenset[str]]]] = defaultdict(list)
@@ -181,7 +175,7 @@ class Matcher:
         taken = list(map(self._known.__getitem__, words))
         present: frozenset[int] = frozenset().union(*taken)
         return [
-            Found(phrase, places)
+            (phrase, places)
             for start, elements in enumerate(taken)
             for element in elements
             for phrase, steps, later in self._beginning.get(element, ())
@@ -197,56 +191,49 @@ class Matcher:
 
     def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
         """What a part's alternatives take: {class}, *suffix, -refused, stem+endings, or a word."""
+
+        def named(table: str, name: str) -> tuple[str, ...]:
+            known = self._tables[table]
+            if name not in known:
+                raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{_nearest(name, known)}")
+            return known[name]
+
+        def literal(text: str) -> str:
+            tokens = tokenize(text)
+            if len(tokens) != 1 or not is_word(tokens[0]):
+                raise UsageError(
+                    f"pattern {phrase!r}: {text!r} is not one word; write words apart, with a space between"
+                )
+            return tokens[0]
+
         words, suffixes, refused = set[str](), set[str](), set[str]()
         for text in alternatives:
             if text.startswith("{") and text.endswith("}"):
-                members = self._element(self._named("classes", text[1:-1], phrase), phrase)
+                members = self._element(named("classes", text[1:-1]), phrase)
                 for ours, theirs in zip((words, suffixes, refused), members, strict=True):
                     ours |= theirs
             elif text.startswith("*"):
                 suffixes.add(_normalised(text[1:]))
             elif text.startswith("-"):
-                refused.add(_literal(text[1:], phrase))
+                refused.add(literal(text[1:]))
             else:
                 stem, plus, group = text.partition("+")
-                endings = map(_normalised, self._named("endings", group, phrase)) if plus else ("",)
-                words.update(map(_literal(stem, phrase).__add__, endings))
+                endings = map(_normalised, named("endings", group)) if plus else ("",)
+                words.update(map(literal(stem).__add__, endings))
         return _Element(frozenset(words), frozenset(suffixes), frozenset(refused))
-
-    def _named(self, table: str, name: str, phrase: str) -> tuple[str, ...]:
-        known = self._tables[table]
-        if name not in known:
-            raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{_nearest(name, known)}")
-        return known[name]
 
 
 def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: int) -> tuple[int, ...] | None:
     """The places of all steps, each the first word that fits within its gap; goes back where that leads nowhere."""
     if len(steps) == 1:
         return (start,)
-    following = steps[1]
-    for place in range(start + 1, min(start + 2 + following.gap, len(taken))):
-        if following.element in taken[place]:
+    element, gap = steps[1]
+    for place in range(start + 1, min(start + 2 + gap, len(taken))):
+        if element in taken[place]:
             rest = _follow(steps[1:], taken, place)
             if rest is not None:
                 return (start, *rest)
     return None
-
-
-# Most stems and endings stand in many patterns.
-_normalised = lru_cache(maxsize=100_000)(normalize)
-
-
-def _literal(text: str, phrase: str) -> str:
-    tokens = tokenize(text)
-    if len(tokens) != 1 or not is_word(tokens[0]):
-        raise UsageError(f"pattern {phrase!r}: {text!r} is not one word; write words apart, with a space between them")
-    return tokens[0]
-
-
-def lexicon_names() -> tuple[str, ...]:
-    """The lexicons that come with bnbench."""
-    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
 @lru_cache(maxsize=16)
@@ -258,7 +245,7 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
     """
     import tomllib  # here, because importing the metric reads no lexicon
 
-    name, names = str(name_or_path), lexicon_names()
+    name, names = str(name_or_path), sorted(path.stem for path in _FOLDER.glob("*.toml"))
     if "/" not in name and not name.endswith(".toml") and name not in names:
         raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
     try:

@@ -13,7 +13,7 @@ import pytest
 
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
-from bnbench.metrics.empathy.lexicon import lexicon_names, load_lexicon
+from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
 
@@ -345,7 +345,6 @@ def test_the_lexicon_is_as_large_as_it_should_be() -> None:
     counts = Counter(entry.mechanism if entry.polarity == "support" else "against" for entry in entries)
     assert len(entries) >= 300
     assert all(counts[kind] >= 60 for kind in (*MECHANISMS, "against"))
-    assert lexicon_names() == ("bn", "original")
 
 
 HEAD = 'name = "mine"\nversion = "1"\n[endings]\nnoun = ["", "টা"]\n[classes]\nyou = ["তুমি"]\n'
@@ -393,7 +392,7 @@ def test_a_lexicon_is_checked_on_loading(tmp_path: Path, text: str, message: str
 
 
 def test_an_unknown_lexicon_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean 'original'"):
+    with pytest.raises(UsageError, match="did you mean 'original'.*known: bn, original, or a .toml file"):
         KeywordEmpathy("orignal")
     with pytest.raises(UsageError, match="cannot be read"):
         KeywordEmpathy(tmp_path / "absent.toml")
