@@ -22,8 +22,6 @@ STAMPS_IN_A_CHAIN = range(3, 9)  # short chains are harder to tell from a reply 
 
 Spelling = Callable[[str], str]  # the same reply as another keyboard or program writes it
 
-# --- Spellings: no score may notice them ---
-
 _NUKTA = {"\u09df": "\u09af\u09bc", "\u09dc": "\u09a1\u09bc", "\u09dd": "\u09a2\u09bc"}
 
 
@@ -65,8 +63,7 @@ SPELLINGS: Mapping[str, Spelling] = {
 }
 """Eight ways to write one text, by name; a text in which there is nothing to spell otherwise comes back as it is."""
 
-# --- What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points ---
-
+# What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points.
 _BN = tomllib.loads(decompose_nukta((Path(__file__).parent / "bn.toml").read_text("utf-8")))
 GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]  # replies that fit any message, in আপনি and in তুমি
 STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]  # stock phrases in the two registers
@@ -87,8 +84,6 @@ def _rewriting(change: Callable[[str], str | None]) -> Callable[[str], str | Non
     return rewritten
 
 
-# --- Negation ---
-
 _NOT = _BN["negation"]
 _NEGATORS, _ASKING, _NEEDS_NA = (f"(?<!{_LETTER})(?:{'|'.join(_NOT[k])})" for k in ("negators", "asking", "negative"))
 _NOT_TO_NEGATE = re.compile(f"(?:{_NEGATORS}|{_ASKING}|[িেোইওন\u09bc]নি)(?!{_LETTER})|[?!]\\s*$")
@@ -101,13 +96,7 @@ _KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile
 
 @_rewriting
 def with_negation(text: str) -> str | None:
-    """The reply with each of its statements negated that can be; None where none can.
-
-    না goes after the finite verb that ends a statement (আমি বুঝতে পারছি। আমি বুঝতে পারছি না।), and নেই in place of আছি or
-    আছে. Not in a question or an exclamation, not in a statement that has কী or যদি or is negated already, and not after
-    what না would not negate: a command or an offer (বলুন না, দিই না coax), a perfect (করেছি: its negative is করিনি), a form
-    that need not be a verb (পড়ে, বলে, শুনে).
-    """
+    """The reply with each of its statements negated that can be (`bn.toml`); None where none can."""
 
     def negative(word: re.Match[str]) -> str:
         if re.fullmatch("আছ(?:ি|ে|েন|ো)?", word[1]):
@@ -122,12 +111,7 @@ def with_negation(text: str) -> str | None:
 
 @_rewriting
 def without_negation(text: str) -> str | None:
-    """The reply without its না; None where none can be taken out.
-
-    Taken out of a statement is a না with a word before it and a word or the end of the sentence after it. Not the না of
-    তাই না, কি না, কিছু না, আর না, একটা কথাও না, of coaxing (বলুন না, বলো না), of alternatives and contrasts (রাগ, না ভয়;
-    মানুষ না, জিনিস), not part of a word (না-বলা), and not where another word asks for it (কেউ, কিচ্ছু, কখনো).
-    """
+    """The reply without its না; None where none can be taken out (`bn.toml`)."""
 
     def positive(found: re.Match[str]) -> str:
         return found[0] if _KEEPS_NA.fullmatch(found[1]) else found[1]
@@ -136,9 +120,6 @@ def without_negation(text: str) -> str | None:
         return sentence[0] if _NOT_TO_AFFIRM.search(sentence[0]) else _NA.sub(positive, sentence[0])
 
     return _SENTENCE.sub(affirmed, text)
-
-
-# --- Register ---
 
 
 def _with(suffixes: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
@@ -202,18 +183,7 @@ def _polite(word: str, after: str) -> str | None:
 
 @_rewriting
 def other_register(text: str) -> str | None:
-    """The reply with আপনি and তুমি exchanged, pronouns and verbs together; None where that is not certain.
-
-    A reply is left alone when it has no pronoun of the second person, or of both registers, or another form of one
-    (আপনে, আপনজন, তোকে), and where a verb does not show its person:
-
-    * Towards তুমি: -েন is also the third person of respect (বাবা বলেছেন). A reply that names such a person is left alone,
-      and so is one with a word in -েন, -ুন or -ান that is neither a known verb nor a known other word, or with দিন (give,
-      day) where a clause ends.
-    * Towards আপনি: -বে, -লে and -তে are also the third person, the conditional and the infinitive. A reply with -বে
-      (other than হবে, লাগবে) is left alone, and one where -লে or -তে ends a clause. An imperative becomes -েন (বলো:
-      বলেন), which is the present as well, as -ো is.
-    """
+    """The reply with আপনি and তুমি exchanged, in pronouns and verbs; None where that is not certain (`bn.toml`)."""
     words = _WORD.findall(text)
     pronouns = {word for word in words if _ANY_PRONOUN.match(word)}
     to_familiar, to_polite = (pronouns <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
@@ -223,9 +193,6 @@ def other_register(text: str) -> str | None:
     found = [other(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
     certain = iter([word for word in found if word is not None])
     return None if None in found else _WORD.sub(lambda _: next(certain), text)
-
-
-# --- The perturbations of an audit ---
 
 
 class Context(NamedTuple):

@@ -186,9 +186,8 @@ class TransformerEncoder:
 def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> list[str]:
     """The longest beginning in the vocabulary, then the longest continuations (`##...`) until the token is used up.
 
-    This is WordPiece (Schuster & Nakajima 2012) as Hugging Face's `tokenizers` does it: a token that is not wholly
-    covered, or is longer than 100 characters, has no parts. Without `whole`, a token is not its own part, unless it is
-    one character.
+    WordPiece (Schuster & Nakajima 2012) as Hugging Face's `tokenizers` does it: a token that is not wholly covered, or
+    longer than 100 characters, has no parts. Without `whole`, only a single character is its own part.
     """
     parts: list[str] = []
     start, size = 0, len(token)
@@ -208,8 +207,7 @@ def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> li
 def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
     """The shipped encoder for None; else a folder made by `scripts/make_encoder.py`, or a sentence-transformers model.
 
-    Encoders are loaded once and shared. An encoder that is not there is an error, never another one: raises
-    `UsageError`, or `MissingExtraError` when sentence-transformers is needed and not installed.
+    Encoders are loaded once and shared. Raises as they do: one that is not there is an error, never another one.
     """
     if id_or_path is None:
         return StaticEncoder()

@@ -1,27 +1,6 @@
 """Keyword empathy: which of the three mechanisms of EPITOME a reply shows to the message it answers, by a lexicon.
 
-How a reply is scored:
-
-* A mechanism earns the levels (1 weak, 2 strong) of its two strongest *different* supporting entries, out of 4.
-* An entry earns nothing a second time, inside quotation marks, or where its conditions do not hold; words strung
-  together by commas (`LISTED` short parts in a row) earn nothing.
-* Copied words earn nothing: a run of `COPIED_WORDS` that the message has too, a statement or a whole reply that is
-  mostly such words, in any form and person (আমার ভাঙা ঘর, আপনার ভাঙা ঘরটা). A question may ask in the message's words.
-* A sentence is *anchored* when it has a content word of its own that is a form of a content word of the message: not
-  copied, no pronoun, none of the lexicon's common words. There weak interpretation and weak exploration are strong, and
-  a statement that matches nothing still earns `TAKEN_UP` of interpretation. A reply with no anchor at all keeps
-  `UNANCHORED` of its credit. (A lexicon without `common` words knows no anchors, and none of this holds.)
-* Stock phrases, which could be said to everybody, earn `STOCK_ALONE` of their level in a reply with no anchor, and must
-  be carried. One and a half of the different ones found are free, and each further one needs three points: one for each
-  different content word of the reply's own, two for an anchored one. With the share s of them carried all three
-  mechanisms are multiplied by 2s - 1, at least 0: two bare stamps keep half, three nothing. It is a share, so length
-  is neutral.
-* A reply of which half the sentences or more give advice does not tell the story back: what needs "no advice" is void.
-* Entries against empathy (dismissing, blaming, mocking, preaching) multiply all three by 0.5 (weak) or 0.25 (strong),
-  each once, and nothing else in their sentence counts.
-
-It measures words and not care. That a reply takes up a word of the message does not say that it fits, nor
-how a person would feel on reading it, and it is no clinical instrument.
+The rules, one by one: "How a score is made" in `docs/empathy.md`.
 """
 
 from __future__ import annotations
@@ -40,18 +19,18 @@ from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
-COPIED_WORDS, COPIED_SHARE = 3, 0.7
-# Nobody comforts in lists: in the development half and in two other authors' sets, the longest row of an empathic reply
-# has 3 parts of at most 3 words.
+COPIED_WORDS, COPIED_SHARE = 3, 0.7  # a run of words that the message has too; the share of its words in a sentence
+# So many parts in a row, each of at most so many words between commas, are a list. Nobody comforts so: in the
+# development half and in two other authors' sets, the longest row of an empathic reply has 3.
 LISTED, LISTED_WORDS = 6, 3
-FULL_LEVELS = 4
-AGAINST = {1: 0.5, 2: 0.25}
-UNANCHORED = 0.75
-STOCK_ALONE = 0.5
-FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3
-ADVICE_SHARE = 0.5
+FULL_LEVELS = 4  # the levels of a mechanism's two strongest entries
+AGAINST = {1: 0.5, 2: 0.25}  # what is left where something of a level speaks against empathy
+UNANCHORED = 0.75  # what is left of a reply that takes nothing up from the message: it would fit another as well
+STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
+FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
+ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
-TAKEN_UP = 0.5
+TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
@@ -127,9 +106,7 @@ class KeywordEmpathy(EmpathyMetric):
 
 
 class _Sentence(NamedTuple):
-    """Words `start` to `end` of a text."""
-
-    start: int
+    start: int  # of the text's words
     end: int
     question: bool
 

@@ -36,8 +36,8 @@ FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps"
 `related` the mean, over them, of the cosine with the nearest sentence of the message; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
-ANCHORS = Path(__file__).parent / "anchors" / "bn.toml"
-CALIBRATION = Path(__file__).parent / "anchors" / "calibration.json"
+_FOLDER = Path(__file__).parent / "anchors"
+CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
@@ -59,7 +59,7 @@ class Anchors(NamedTuple):
 @lru_cache(maxsize=1)
 def load_anchors() -> Anchors:
     """The anchors that ship with bnbench."""
-    data = ANCHORS.read_bytes()
+    data = (_FOLDER / "bn.toml").read_bytes()
     classes = tomllib.loads(data.decode("utf-8"))
     name, version = classes.pop("name"), classes.pop("version")
     labels, sentences = zip(*((each, text) for each, texts in classes.items() for text in texts), strict=True)
@@ -300,17 +300,15 @@ class SemanticEmpathy(EmpathyMetric):
         """The coefficients for this encoder and these anchors."""
         reader, path = self.reader, self._calibration
         wanted = (reader.encoder.id, reader.anchors.id)
-        found = load_calibration() if path is None else load_calibration(path)
+        found = load_calibration(path or CALIBRATION)
         if (found.encoder, found.anchors) == wanted:
             return found
         if path is None:
             by_name = isinstance(self._encoder, str | Path) and "@unknown" not in reader.encoder.id
             return kept_calibration(reader) if by_name else calibrate(reader, labelled_set("development"))
-        raise UsageError(
-            f"the calibration {path} is for encoder {found.encoder} and anchors {found.anchors}, not for "
-            f"{' and '.join(wanted)}. Make one: python scripts/calibrate_semantic.py --encoder ID --out FILE; or give "
-            "none, and it is made here"
-        )
+        of = f"the calibration {path} is for encoder {found.encoder} and anchors {found.anchors}"
+        how = "python scripts/calibrate_semantic.py --encoder ID --out FILE; or give none, and it is made here"
+        raise UsageError(f"{of}, not for {' and '.join(wanted)}. Make one: {how}")
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""

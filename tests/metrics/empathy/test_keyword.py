@@ -392,7 +392,7 @@ def test_a_lexicon_is_checked_on_loading(tmp_path: Path, text: str, message: str
 
 
 def test_an_unknown_lexicon_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean 'original'.*known: bn, original, or a .toml file"):
+    with pytest.raises(UsageError, match=r"did you mean 'original'.*known: bn, original, or a \.toml file"):
         KeywordEmpathy("orignal")
     with pytest.raises(UsageError, match="cannot be read"):
         KeywordEmpathy(tmp_path / "absent.toml")
