@@ -103,6 +103,7 @@ def audit(
     found = {_label(metric): ours, **{_label(each): agreements(_scored(each, data, {})[0]) for each in beside}}
     sentinels: dict[str, Agreements] = {}
     for name, values in sentinel_scores(data).items():
+        # In its better direction: where short replies are the warm ones, it is brevity that has to be beaten.
         ways = [agreements({_MAIN: turned}) for turned in (values, -values)]
         sentinels[name] = {key: max((way[key] for way in ways), key=lambda a: a.value) for key in ways[0]}
     standings = tuple(
@@ -119,8 +120,7 @@ def audit(
 
 
 def _check_auditable(metric: Metric, data: LabelledSet) -> None:
-    unmet = sorted(metric.needs - {"references", "messages"})
-    if unmet:
+    if unmet := sorted(metric.needs - {"references", "messages"}):
         raise InputError(f"{metric.name} cannot be audited: it needs {', '.join(unmet)}, which labelled replies lack")
     empathic = int(data.empathic.sum())
     if not 0 < empathic < len(data):
@@ -156,9 +156,7 @@ def references_of(data: LabelledSet) -> list[str]:
 
 
 def _scored(metric: Metric, data: LabelledSet, variants: Mapping[str, Variants]) -> tuple[Scores, dict[str, Moves]]:
-    """The metric's scores of the replies, main and of each mechanism that it names, and how far each variant of a
-    reply moves the main one, by the reply's number. Everything is scored in one pass.
-    """
+    """The scores of the replies, main and of each mechanism of the metric; how far each variant moves the main one."""
     places = [*range(len(data)), *(place for texts in variants.values() for place in texts)]
     replies = [*data.replies, *(text for texts in variants.values() for text in texts.values())]
     references = references_of(data) if "references" in metric.needs else None
@@ -183,9 +181,7 @@ def _label(metric: Metric) -> str:
 def _reply_checks(
     scores: FloatArray, moves: Mapping[str, Moves], data: LabelledSet, resamples: int, seed: int
 ) -> Iterator[Check]:
-    """What another spelling does to a score, what each perturbation does to those of empathic replies, and how far each
-    other kind lies from the mean of the empathic replies to the same message.
-    """
+    # No reply may score otherwise in another spelling.
     equal = EQUAL_WITHIN * float(np.ptp(scores))
     for name in SPELLINGS:
         sizes = [abs(move) for move in moves[name].values()]
@@ -195,6 +191,8 @@ def _reply_checks(
         verdict = FAILS if moved else PASSES if sizes else NOT_APPLICABLE
         yield Check("spelling", name, SAME, len(sizes), shown, verdict, True, numbers)
 
+    # What each perturbation does to empathic replies, and how far each other kind lies from the mean of the empathic
+    # replies to the same message, as means over messages.
     changes = [("change", each.name, each.expected, each.in_most, moves[each.name]) for each in PERTURBATIONS]
     empathic = _by_message({row: float(scores[row]) for row in map(int, np.flatnonzero(data.empathic))}, data)
     for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
@@ -234,10 +232,8 @@ def _by_message(values: Moves, data: LabelledSet) -> dict[str, float]:
 def _label_checks(
     scores: Scores, ours: Agreements, sentinels: Mapping[str, Agreements], data: LabelledSet
 ) -> Iterator[Check]:
-    """The metric against the sentinel that is best at each measure, on the same resamples of messages.
-
-    A gate is what the metric claims: AUC, and the mechanisms of which it has a score.
-    """
+    # The metric against the sentinel that is best at each measure, on the same resamples of messages. A gate is what it
+    # claims: AUC, and the mechanisms of which it has a score.
     for measure, found in ours.items():
         best = max(sentinels, key=lambda name: sentinels[name][measure].value)
         theirs, gate = sentinels[best][measure], measure == AUC or measure.removeprefix("tau ") in scores
@@ -252,21 +248,15 @@ def _label_checks(
 
 
 def sentinel_scores(data: LabelledSet) -> dict[str, FloatArray]:
-    """The n scores of each sentinel, a score that knows nothing of empathy, by its name.
-
-    A metric that one of them matches measures nothing more on these replies. Each is taken in the direction that serves
-    it better: where short replies are the warm ones, it is brevity that has to be beaten.
-    """
-    words = {text: [*filter(is_word, tokenize(text))] for text in {*data.replies, *data.messages}}
-    copied = np.zeros(len(data))  # F1 of the words shared with the message: 1 for the message given back
-    for place, row in enumerate(data.rows):
-        ours, theirs = words[row.reply], words[row.message]
-        shared = sum((Counter(ours) & Counter(theirs)).values())
-        copied[place] = 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
+    """The n scores of each sentinel, a score that knows nothing of empathy, by its name."""
+    texts = (data.replies, data.messages)
+    replies, messages = ([Counter(filter(is_word, tokenize(text))) for text in some] for some in texts)
+    pairs = list(zip(replies, messages, strict=True))
     return {
-        "length": np.array([float(len(words[reply])) for reply in data.replies]),
+        "length": np.array([float(ours.total()) for ours in replies]),
         "constant": np.zeros(len(data)),
-        "copy of the message": copied,
+        # F1 of the words shared with the message: 1 for the message given back.
+        "copy of the message": np.array([2 * (a & b).total() / max(1, a.total() + b.total()) for a, b in pairs]),
         "question mark": np.array([float("?" in reply) for reply in data.replies]),
     }
 

@@ -165,9 +165,7 @@ def listed(part_ends: Sequence[bool]) -> list[bool]:
 
 
 class _Message:
-    """What a message says: its `runs` of words as keys, the `stems` of all its words, and `content`, of those not
-    common.
-    """
+    """What a message says: its `runs` of words as keys, and the stems of all its words, and of those not common."""
 
     def __init__(self, lexicon: Lexicon, message: str) -> None:
         words = list(filter(is_word, tokenize(message)))
@@ -180,10 +178,7 @@ class _Message:
         )
 
     def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
-        """Which words stand in a run that the message has too, or in a statement or a reply that is mostly such words.
-
-        A question may ask in the message's words.
-        """
+        """Which words stand in a run that the message has too, or in a statement or reply that is mostly such words."""
         everything: list[bool] = []
         for sentence in text.sentences:
             words = text.words[sentence.start : sentence.end]
@@ -194,6 +189,7 @@ class _Message:
                     copied[start : start + self.run] = [True] * self.run
             others = [word for word in words if word not in lexicon.persons]
             known = sum(not self.stems.isdisjoint(lexicon.stems[word]) for word in others)
+            # A question may ask in the message's words.
             mostly = not sentence.question and known >= COPIED_SHARE * len(others)
             everything += [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
@@ -212,11 +208,8 @@ class _Match(NamedTuple):
 
 
 class _Reading:
-    """A reply as its message sees it.
-
-    `void` says which words are copied or listed; `stock` has the different stock phrases; `own` and `anchored` are keys
-    of words that are neither common nor void, and of those among them that are forms of the message's; `earning` has
-    the matches that count and what each earns, `against` what speaks against empathy.
+    """A reply as its message sees it: what matches, and of that, what each match that counts earns, and what speaks
+    against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:

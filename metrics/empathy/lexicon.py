@@ -87,7 +87,7 @@ class Lexicon:
         classes, endings = (_checked(of, {name: [] for name in of}) for of in (given["classes"], given["endings"]))
         excluded = itertools.chain.from_iterable(entry.excludes for entry in self.entries.values())
         phrases = dict.fromkeys((*self.entries, *self.stamps, *given["advising"], *excluded))
-        self.matcher = Matcher(phrases, classes, endings)
+        self.matcher = Matcher(phrases, classes=classes, endings=endings)
 
         self.nonfinite = tuple(map(_normalised, given["nonfinite"]))
         words = (given["negators"], given["common"], given["address"], classes.get("you", ()), classes.get("me", ()))
@@ -132,10 +132,8 @@ class Matcher:
     Raises `UsageError` for a pattern that cannot be read, or that names a class or an ending there is not.
     """
 
-    def __init__(
-        self, phrases: Iterable[str], classes: Mapping[str, tuple[str, ...]], endings: Mapping[str, tuple[str, ...]]
-    ) -> None:
-        self._tables = {"classes": classes, "endings": endings}
+    def __init__(self, phrases: Iterable[str], **tables: Mapping[str, tuple[str, ...]]) -> None:
+        self._tables = tables
         numbers: dict[_Element, int] = {}
         parts: dict[str, int] = {}  # the number of each part as it is written, since most stand in many phrases
         self._beginning: dict[int, list[tuple[str, tuple[_Step, ...], frozenset[int]]]] = defaultdict(list)
@@ -229,10 +227,8 @@ def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: in
         return (start,)
     element, gap = steps[1]
     for place in range(start + 1, min(start + 2 + gap, len(taken))):
-        if element in taken[place]:
-            rest = _follow(steps[1:], taken, place)
-            if rest is not None:
-                return (start, *rest)
+        if element in taken[place] and (rest := _follow(steps[1:], taken, place)):
+            return (start, *rest)
     return None
 
 
@@ -240,8 +236,8 @@ def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: in
 def load_lexicon(name_or_path: str | Path) -> Lexicon:
     """A built-in lexicon by name, or one's own TOML file by path; read once in a process.
 
-    Raises `UsageError` where the file is missing or not TOML, or has an unknown key or choice, a pattern that cannot be
-    read, or a phrase twice; the message names the lines or the nearest name.
+    Raises `UsageError` where the file is missing or not TOML, has an unknown key or choice, a pattern that cannot be
+    read, or a phrase twice.
     """
     import tomllib  # here, because importing the metric reads no lexicon
 

@@ -248,8 +248,7 @@ def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple
 def kept_calibration(reader: Reader) -> Calibration:
     """`calibrate` on the development half of the bundled set, kept on disk for each encoder that its id tells apart.
 
-    The folder is BNBENCH_CACHE, else bnbench in XDG_CACHE_HOME or ~/.cache. A file that is damaged is made again; where
-    none can be written, that is logged.
+    A file that is damaged is made again; where none can be written, that is logged.
     """
     data = labelled_set("development")
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -276,10 +275,9 @@ def kept_calibration(reader: Reader) -> Calibration:
 class SemanticEmpathy(EmpathyMetric):
     """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes.
 
-    An encoder without a `calibration` file is calibrated when it is first used (`calibrate`); of encoders given by
-    folder or id the result is kept (`kept_calibration`). The first use raises `UsageError` when the encoder is missing,
-    or the calibration file was made for another encoder or other anchors, and `MissingExtraError` when
-    sentence-transformers is needed and not installed.
+    An encoder without a `calibration` file is calibrated when it is first used; given by folder or id, the result is
+    kept. That use raises as `load_encoder` does, and `UsageError` when the calibration file was made for another
+    encoder or other anchors.
     """
 
     name: ClassVar[str] = "semantic-empathy"
