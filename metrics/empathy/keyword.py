@@ -91,8 +91,8 @@ class KeywordEmpathy(EmpathyMetric):
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
         reading = _Reading(self.lexicon, reply, _Message(self.lexicon, message))
-        text, counted = reading.text, {match.words for match in (*reading.earning, *reading.against)}
-        spans = []
+        text, counting = reading.text, [*(match for match, _ in reading.earning), *reading.against]
+        counted, spans = {match.words for match in counting}, []
         for entry, words, polarity, _ in sorted(reading.matches, key=lambda match: match.words):
             start, end = text.starts[words[0]], text.starts[words[-1]] + len(text.words[words[-1]])
             said = text.text[start:end], entry.phrase, entry.mechanism, entry.level, polarity
@@ -237,10 +237,9 @@ class _Reading:
                 best[kind] = match
         self.against = [match for match in best.values() if match.polarity == "against"]
         alone = 1.0 if self.anchored else STOCK_ALONE
-        earned = {m: m.level * (alone if m.entry.stock else 1) for m in best.values() if m.polarity == "support"}
-        ranked = sorted(earned, key=lambda match: -earned[match])
-        two = [match for name in MECHANISMS for match in [m for m in ranked if m.entry.mechanism == name][:2]]
-        self.earning = {match: earned[match] for match in two}
+        earned = [(m, m.level * (alone if m.entry.stock else 1)) for m in best.values() if m.polarity == "support"]
+        earned.sort(key=lambda pair: -pair[1])
+        self.earning = [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
 
     def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
@@ -322,6 +321,6 @@ class _Reading:
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
         factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
         levels = dict.fromkeys(MECHANISMS, 0.0)
-        for match, earned in self.earning.items():
+        for match, earned in self.earning:
             levels[match.entry.mechanism] += earned
         return [factor * level / FULL_LEVELS for level in levels.values()]
