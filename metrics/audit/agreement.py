@@ -1,9 +1,5 @@
 """How well scores agree with labels: AUC, Kendall's tau-b with tie calibration, and Krippendorff's alpha.
 
-AUC and tau are counts over pairs of rows. Summed over the pairs between two clusters (messages), each count is a
-quadratic form in the number of times that each cluster is drawn, so a bootstrap over whole clusters is a few small
-matrix products and never sees the pairs again.
-
 Sources: Hanley & McNeil 1982 (AUC as a count over pairs); Kendall 1945 (tau-b); Deutsch, Foster & Freitag 2023, "Ties
 Matter" (tie calibration: a metric that never ties is compared with labels that mostly do, so two scores closer than a
 threshold count as tied, and the threshold is the one that serves the metric best); Field & Welsh 2007 (resampling whole
@@ -22,23 +18,17 @@ from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, ratio
 from bnbench.metrics.exceptions import InputError
 
-MOST_ROWS = 4_000
-"""Rows of a labelled set: every pair of them is looked at, eight million here."""
-MOST_GROUPS = 500
-"""Clusters that are resampled; above it cluster i goes into group i mod 500, at 1/sqrt(1000) = 3 % of an interval's
-width.
-"""
+MOST_ROWS = 4_000  # of a labelled set: every pair of them is looked at, eight million here
+MOST_GROUPS = 500  # clusters that are resampled; more share groups, at 1/sqrt(1000) = 3 % of an interval's width
 _BLOCK = 256  # rows that are compared with all others at once
 
 Groups = npt.NDArray[np.int64]
+Counts = Callable[[Groups, Groups], list[FloatArray]]  # from the numbers of rows to m counts of each pair of them
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A measure, and what it is in each of R resamples: `resampled`, (R,), in one order for all that is compared.
-
-    `tie_threshold` is the difference up to which two scores count as tied; None for AUC.
-    """
+    """A measure, and what it is in each of R resamples, (R,), in one order for all that is compared."""
 
     value: float
     resampled: FloatArray = field(repr=False)
@@ -84,10 +74,7 @@ def auc(scores: FloatArray, positive: npt.NDArray[np.bool_], groups: Groups, wei
 def kendall(
     scores: FloatArray, labels: FloatArray, groups: Groups, weights: FloatArray, threshold: float | None = None
 ) -> Agreement:
-    """tau-b, where scores that differ by at most `threshold` are tied (None: see `tie_threshold`); 0 where all tie.
-
-    `weights` as in `auc`.
-    """
+    """tau-b, where scores no further apart than `threshold` are tied (None: `tie_threshold`); `weights` as in `auc`."""
     tied = tie_threshold(scores, labels) if threshold is None else threshold
 
     def counts(a: Groups, b: Groups) -> list[FloatArray]:
@@ -116,10 +103,10 @@ def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
     return float(sizes[last][np.argmax(ratio(left, np.sqrt(untied))[last])])
 
 
-def _sums(
-    groups: Groups, weights: FloatArray, counts: Callable[[Groups, Groups], list[FloatArray]]
-) -> list[FloatArray]:
+def _sums(groups: Groups, weights: FloatArray, counts: Counts) -> list[FloatArray]:
     """Each of m counts summed over all pairs of rows, (1 + R,): as they stand, and under each of R resamples."""
+    # Summed over the pairs between two clusters, a count is a quadratic form in the number of times that each is drawn:
+    # a bootstrap over whole clusters is a few small matrix products and never sees the pairs again.
     member = np.eye(int(groups.max()) + 1)[groups]
     rows, forms = np.arange(len(groups)), np.zeros((1, 1, 1))  # forms: (m, c, c), the sums for each pair of groups
     for start in range(0, len(rows), _BLOCK):  # all pairs at once would be n x n numbers for each count

@@ -1,7 +1,6 @@
 """What an audit found: checks with verdicts, how scorers agree with the labels, as text and as files.
 
-The audits of the shipped empathy metrics are on record, made by `scripts/record_audits.py`, so that reports can show
-them without making them again; `bnbench audit METRIC --json > FILE` prints further ones.
+Those of the shipped empathy metrics are on record (`scripts/record_audits.py`), so that reports need not make them.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from bnbench.metrics.exceptions import UsageError
 WIDTH = 110
 RECORD = Path(__file__).parent.parent / "labelled" / "audited.json"
 
+# A gate fails; what any other check does not find as expected is a known limit.
 PASSES, FAILS, LIMIT, NOT_APPLICABLE = "passes", "fails", "limit", "not applicable"
-"""A gate fails; what any other check does not find as expected is a known limit."""
-AUC = "AUC"
-"""The name of the measure, and of the check, that decides whether a metric is to be trusted."""
+AUC = "AUC"  # the measure, and the check, that decides whether a metric is to be trusted
 _MARKS = {PASSES: "pass", FAILS: "FAIL", LIMIT: "limit", NOT_APPLICABLE: "n/a"}
 _LONGEST_NAME = 33
 _NOTES = """\
@@ -46,10 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `numbers` holds what `shown` says, unrounded; `n` counts replies (spelling) or messages.
-
-    A gate must not fail for the audit to pass; what the other checks find are limits to be stated with the metric.
-    """
+    """One check. `numbers` holds what `shown` says, unrounded; `n` counts replies (spelling) or messages."""
 
     group: str
     name: str
@@ -95,9 +90,7 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no gate fails: spelling, the message given back, keywords stuffed, and the sentinels, at AUC and at
-        each mechanism of which the metric has a score.
-        """
+        """Whether no gate fails."""
         return not any(check.gate and check.verdict == FAILS for check in self.checks)
 
     @property
@@ -116,48 +109,34 @@ class AuditReport:
         """Everything, for JSON."""
         return {**asdict(self), "verdict": self.verdict, "trustworthy": self.trustworthy, "passed": self.passed}
 
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> AuditReport:
-        """A report again from what `as_dict` made of it. Raises `KeyError` or `TypeError` where it is no such thing."""
-        known = {field.name: plain[field.name] for field in fields(cls)}
-        known["checks"] = tuple(Check(**check) for check in plain["checks"])
-        known["standings"] = tuple(
-            Standing(row["name"], row["sentinel"], {name: Estimate(**each) for name, each in row["measures"].items()})
-            for row in plain["standings"]
-        )
-        return cls(**known)
-
     def __str__(self) -> str:
         return audits_text([self])
 
 
 def audits_text(reports: Sequence[AuditReport]) -> str:
     """Each audit's checks, then one table of how all the metrics, and the sentinels, agree with the labels."""
+
+    def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
     parts = []
     for report in reports:
         rows = [["check", "expect", "n", "found", "verdict"]]
         for check in report.checks:
             mark = _MARKS[check.verdict] + (" *" if check.gate else "")
             rows.append([f"{check.group}: {check.name}", check.expected, str(check.n), check.shown, mark])
-        head = [
-            report.signature,
-            f"on {report.data}: {report.replies} replies to {report.messages} messages, seed {report.seed}, "
-            f"{report.resamples} resamples of messages",
-            *textwrap.wrap(report.verdict, WIDTH, subsequent_indent="  "),
-        ]
-        parts.append("\n".join([*head, "", *_columns(rows)]))
+        verdict = textwrap.wrap(report.verdict, WIDTH, subsequent_indent="  ")
+        on = f"on {report.data}: {report.replies} replies to {report.messages} messages, seed {report.seed}"
+        head = [report.signature, f"{on}, {report.resamples} resamples of messages", *verdict]
+        parts.append("\n".join([*head, "", *columns(rows)]))
     standings = all_standings(reports)
     rows = [["agreement with the labels", *(name.removesuffix("_reaction") for name in standings[0].measures)]]
     for row in standings:
         # Without the 0 before the point: nothing here exceeds 1.
         bare = (re.sub("(?<![0-9])0(?=[.])", "", str(row.measures[name])) for name in standings[0].measures)
         rows.append([short_name(row.name), *bare])
-    return "\n\n".join([*parts, "\n".join([*_columns(rows), _NOTES])])
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n\n".join([*parts, "\n".join([*columns(rows), _NOTES])])
 
 
 def all_standings(reports: Sequence[AuditReport]) -> list[Standing]:
@@ -175,11 +154,7 @@ def short_name(name: str) -> str:
 
 
 def unnumbered(signature: str) -> str:
-    """A signature without the number of replies: what an audit on some replies says of the same metric on others.
-
-    An audit belongs to one signature. A metric with another one (another lexicon, encoder, calibration, version of the
-    scoring) has no audit on record until one is made.
-    """
+    """A signature without the number of replies: what an audit on some replies says of the same metric on others."""
     return re.sub(r"[|]n:[0-9]+(?=[|]|$)", "", signature)
 
 
@@ -189,7 +164,13 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(found, list) or not found:
             raise ValueError
-        return [AuditReport.of(plain) for plain in found]
+        for plain in found:
+            plain["checks"] = tuple(Check(**check) for check in plain["checks"])
+            plain["standings"] = tuple(
+                Standing(of["name"], of["sentinel"], {name: Estimate(**each) for name, each in of["measures"].items()})
+                for of in plain["standings"]
+            )
+        return [AuditReport(**{field.name: plain[field.name] for field in fields(AuditReport)}) for plain in found]
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; make a file: bnbench audit METRIC --json > audits.json") from None
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -1,8 +1,6 @@
 """What is done to a reply, and what a metric of empathy should then do.
 
-A perturbation gives another reply to the same message, or None where it does not apply. Each is well-formed Bengali
-except the one that shuffles the words. A spelling (`SPELLINGS`) gives the same reply as another keyboard or program
-writes it. The Bengali itself (what is put in, which words negate, which verbs have two registers) is data: `bn.toml`.
+The Bengali itself (what is put in, which words negate, which verbs have two registers) is data: `bn.toml`.
 """
 
 from __future__ import annotations
@@ -11,21 +9,18 @@ import random
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial, wraps
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 from bnbench.metrics.labelled import EMPATHIC, LabelledReply, LabelledSet
 
 WORSE, SAME = "worse", "same"
-IN_MOST = 0.95
-"""The share of messages in which a copy and stuffed keywords have to score below the message's empathic replies."""
-STAMPS_IN_A_CHAIN = range(3, 9)
-"""Short chains are harder to tell from a reply than long ones."""
+IN_MOST = 0.95  # of messages: where a copy and stuffed keywords have to score below the empathic replies
+STAMPS_IN_A_CHAIN = range(3, 9)  # short chains are harder to tell from a reply than long ones
 
-Spelling = Callable[[str], str]
-
-# --- Spellings: no score may notice them ---
+Spelling = Callable[[str], str]  # the same reply as another keyboard or program writes it
 
 _NUKTA = {"\u09df": "\u09af\u09bc", "\u09dc": "\u09a1\u09bc", "\u09dd": "\u09a2\u09bc"}
 
@@ -40,24 +35,14 @@ def _backwards(pairs: Mapping[str, str]) -> dict[str, str]:
     return {new: old for old, new in pairs.items()}
 
 
-def decompose_nukta(text: str) -> str:
-    """য় ড় ঢ় as two code points, as Unicode's normal forms have them."""
-    return _replaced(text, _NUKTA)
-
-
-def compose_nukta(text: str) -> str:
-    """য় ড় ঢ় as one code point."""
-    return _replaced(text, _backwards(_NUKTA))
+# য় ড় ঢ় as two code points, as Unicode's normal forms have them, and as one.
+decompose_nukta = partial(_replaced, pairs=_NUKTA)
+compose_nukta = partial(_replaced, pairs=_backwards(_NUKTA))
 
 
 def _exchanged(pairs: Mapping[str, str]) -> Spelling:
     """Each left side as its right one; where there is none, each right side as its left one."""
-
-    def spell(text: str) -> str:
-        changed = _replaced(text, pairs)
-        return changed if changed != text else _replaced(text, _backwards(pairs))
-
-    return spell
+    return lambda text: changed if (changed := _replaced(text, pairs)) != text else _replaced(text, _backwards(pairs))
 
 
 def _danda_typed(text: str) -> str:
@@ -78,26 +63,26 @@ SPELLINGS: Mapping[str, Spelling] = {
 }
 """Eight ways to write one text, by name; a text in which there is nothing to spell otherwise comes back as it is."""
 
-# --- What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points ---
-
+# What the other changes know of Bengali; its patterns see য় ড় ঢ় as two code points.
 _BN = tomllib.loads(decompose_nukta((Path(__file__).parent / "bn.toml").read_text("utf-8")))
-GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]
-"""Replies that fit any message, in আপনি and in তুমি."""
-STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]
-"""Stock phrases in the two registers."""
+GENERIC: Mapping[str, Sequence[str]] = _BN["generic"]  # replies that fit any message, in আপনি and in তুমি
+STAMPS: Mapping[str, Sequence[str]] = _BN["stamps"]  # stock phrases in the two registers
 _LETTER = "[\u0980-\u09fe\u200c\u200d]"
 
 
-def _rewritten(text: str, change: Callable[[str], str | None]) -> str | None:
-    """What `change` makes of a text, in the text's own spelling of য় ড় ঢ়; None where it changes nothing."""
-    plain = decompose_nukta(text)
-    changed = change(plain)
-    if changed is None or changed == plain:
-        return None
-    return changed if plain == text else compose_nukta(changed)
+def _rewriting(change: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    """The change of a text in the text's own spelling of য় ড় ঢ়; None where it changes nothing."""
 
+    @wraps(change)
+    def rewritten(text: str) -> str | None:
+        plain = decompose_nukta(text)
+        changed = change(plain)
+        if changed is None or changed == plain:
+            return None
+        return changed if plain == text else compose_nukta(changed)
 
-# --- Negation ---
+    return rewritten
+
 
 _NOT = _BN["negation"]
 _NEGATORS, _ASKING, _NEEDS_NA = (f"(?<!{_LETTER})(?:{'|'.join(_NOT[k])})" for k in ("negators", "asking", "negative"))
@@ -109,14 +94,9 @@ _NA = re.compile(f"({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
 _KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile("|".join(_NOT["finite"]))
 
 
+@_rewriting
 def with_negation(text: str) -> str | None:
-    """The reply with each of its statements negated that can be; None where none can.
-
-    না goes after the finite verb that ends a statement (আমি বুঝতে পারছি। আমি বুঝতে পারছি না।), and নেই in place of আছি or
-    আছে. Not in a question or an exclamation, not in a statement that has কী or যদি or is negated already, and not after
-    what না would not negate: a command or an offer (বলুন না, দিই না coax), a perfect (করেছি: its negative is করিনি), a form
-    that need not be a verb (পড়ে, বলে, শুনে).
-    """
+    """The reply with each of its statements negated that can be (`bn.toml`); None where none can."""
 
     def negative(word: re.Match[str]) -> str:
         if re.fullmatch("আছ(?:ি|ে|েন|ো)?", word[1]):
@@ -126,16 +106,12 @@ def with_negation(text: str) -> str | None:
     def negated(sentence: re.Match[str]) -> str:
         return sentence[0] if _NOT_TO_NEGATE.search(sentence[0]) else _LAST_WORD.sub(negative, sentence[0])
 
-    return _rewritten(text, lambda plain: _SENTENCE.sub(negated, plain))
+    return _SENTENCE.sub(negated, text)
 
 
+@_rewriting
 def without_negation(text: str) -> str | None:
-    """The reply without its না; None where none can be taken out.
-
-    Taken out of a statement is a না with a word before it and a word or the end of the sentence after it. Not the না of
-    তাই না, কি না, কিছু না, আর না, একটা কথাও না, of coaxing (বলুন না, বলো না), of alternatives and contrasts (রাগ, না ভয়;
-    মানুষ না, জিনিস), not part of a word (না-বলা), and not where another word asks for it (কেউ, কিচ্ছু, কখনো).
-    """
+    """The reply without its না; None where none can be taken out (`bn.toml`)."""
 
     def positive(found: re.Match[str]) -> str:
         return found[0] if _KEEPS_NA.fullmatch(found[1]) else found[1]
@@ -143,10 +119,7 @@ def without_negation(text: str) -> str | None:
     def affirmed(sentence: re.Match[str]) -> str:
         return sentence[0] if _NOT_TO_AFFIRM.search(sentence[0]) else _NA.sub(positive, sentence[0])
 
-    return _rewritten(text, lambda plain: _SENTENCE.sub(affirmed, plain))
-
-
-# --- Register ---
+    return _SENTENCE.sub(affirmed, text)
 
 
 def _with(suffixes: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
@@ -208,44 +181,22 @@ def _polite(word: str, after: str) -> str | None:
     return None if conditional or _UNCLEAR.fullmatch(word) else word
 
 
+@_rewriting
 def other_register(text: str) -> str | None:
-    """The reply with আপনি and তুমি exchanged, pronouns and verbs together; None where that is not certain.
-
-    A reply is left alone when it has no pronoun of the second person, or of both registers, or another form of one
-    (আপনে, আপনজন, তোকে), and where a verb does not show its person:
-
-    * Towards তুমি: -েন is also the third person of respect (বাবা বলেছেন). A reply that names such a person is left alone,
-      and so is one with a word in -েন, -ুন or -ান that is neither a known verb nor a known other word, or with দিন (give,
-      day) where a clause ends.
-    * Towards আপনি: -বে, -লে and -তে are also the third person, the conditional and the infinitive. A reply with -বে
-      (other than হবে, লাগবে) is left alone, and one where -লে or -তে ends a clause. An imperative becomes -েন (বলো:
-      বলেন), which is the present as well, as -ো is.
-    """
-
-    def exchanged(plain: str) -> str | None:
-        words = _WORD.findall(plain)
-        pronouns = [word for word in words if _ANY_PRONOUN.match(word)]
-        if not pronouns:
-            return None
-        to_familiar, to_polite = (set(pronouns) <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
-        if not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
-            return None
-        other = _familiar if to_familiar else _polite
-        found = [other(match[0], plain[match.end() :]) for match in _WORD.finditer(plain)]
-        certain = iter([word for word in found if word is not None])
-        return None if None in found else _WORD.sub(lambda _: next(certain), plain)
-
-    return _rewritten(text, exchanged)
+    """The reply with আপনি and তুমি exchanged, in pronouns and verbs; None where that is not certain (`bn.toml`)."""
+    words = _WORD.findall(text)
+    pronouns = {word for word in words if _ANY_PRONOUN.match(word)}
+    to_familiar, to_polite = (pronouns <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
+    if not pronouns or not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
+        return None
+    other = _familiar if to_familiar else _polite
+    found = [other(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
+    certain = iter([word for word in found if word is not None])
+    return None if None in found else _WORD.sub(lambda _: next(certain), text)
 
 
-# --- The perturbations of an audit ---
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a perturbation may use: the empathic replies to another message beside the row's own, a seeded generator,
-    and the reply's register, "তুমি" where it says so, else "আপনি".
-    """
+class Context(NamedTuple):
+    """What a change may use: a row, the empathic replies to another message, and the reply's register (`GENERIC`)."""
 
     row: LabelledReply
     elsewhere: Sequence[str]
@@ -253,9 +204,8 @@ class Context:
     register: str
 
 
-@dataclass(frozen=True)
-class Perturbation:
-    """`expected` is what the score should do: get "worse" or stay the "same".
+class Perturbation(NamedTuple):
+    """`apply` gives another reply to the same message, or None where it cannot; the score gets WORSE or stays SAME.
 
     `in_most` is the share of messages in which it has to get worse; 0: it is enough that it does on average.
     """
@@ -279,8 +229,8 @@ def shuffled(text: str, chance: random.Random) -> str | None:
     return word.sub(lambda _: next(left), text)
 
 
-def _stuffed(context: Context) -> str:
-    return " ".join(context.chance.sample(STAMPS[context.register], context.chance.choice(STAMPS_IN_A_CHAIN)))
+def _stuffed(c: Context) -> str:
+    return " ".join(c.chance.sample(STAMPS[c.register], c.chance.choice(STAMPS_IN_A_CHAIN)))
 
 
 PERTURBATIONS: tuple[Perturbation, ...] = (

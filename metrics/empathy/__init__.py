@@ -15,8 +15,7 @@ from bnbench.metrics.core import FloatArray, MeanMetric, Result
 from bnbench.metrics.exceptions import InputError
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
-"""What empathy metrics call their values of each: warmth, concern or shared joy; saying what the person feels or went
-through; asking about it."""
+"""Warmth, concern or shared joy; saying what the person feels or went through; asking about it."""
 
 
 def mechanisms(result: Result) -> FloatArray:

@@ -1,15 +1,7 @@
 """Sentences to vectors: the encoder that ships with bnbench, and any sentence-transformers model by its id.
 
-The shipped encoder is static, in the format of model2vec: one vector per word or word part, and a sentence is their
-mean, made a unit vector. To that it adds how long the text is, since its teacher puts texts of like length nearer to
-each other; `words_only` takes that away. It was distilled from multilingual-e5-small by `scripts/make_encoder.py`; its
-model card is `encoders/bn-static/README.md`. Texts go through the bn1 normaliser and tokeniser first, so the spellings
-of one sentence have one vector. Nothing here imports torch unless a sentence-transformers model is asked for.
-
-    >>> from bnbench.metrics.empathy.encoder import load_encoder
-    >>> a, b = load_encoder().encode(["আমার মন খারাপ।", "আমার মনটা ভালো নেই।"])
-    >>> float(a @ b) > 0.5
-    True
+Texts go through the bn1 normaliser first, so the spellings of one sentence have one vector. How the shipped encoder was
+distilled: its model card, `encoders/bn-static/README.md`.
 """
 
 from __future__ import annotations
@@ -34,7 +26,6 @@ from bnbench.metrics.tokenization import preparation
 Vectors = npt.NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent / "encoders" / "bn-static"
-"""The folder of the default encoder."""
 _BATCH = 512  # sentences whose gathered vectors stay in the processor's cache
 _LONGEST = 100  # characters of a token that WordPiece looks at
 _MARK = "bn1"  # config.json's "text" of the folders that StaticEncoder may read
@@ -53,35 +44,21 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Length:
-    """How a text's length enters its vector, the `length` of a folder's config.json. n is the number of parts.
-
-    The sum of the parts' vectors gets one more component, `start`, so that a short text says less for certain and
-    leans to where all do; made a unit vector, it gets two more, `weight` times the cosine and sine of
-    `turn` x log(n + 1), and is made a unit vector again. So the cosine of two texts falls with the ratio of their
-    lengths, as the teacher's does.
-    """
+    """How a text's length enters its vector, the `length` of a folder's config.json (`StaticEncoder`)."""
 
     start: float
     weight: float
     turn: float
 
-    def added(self, sums: Vectors, lengths: npt.NDArray[np.intp]) -> Vectors:
-        """Rows (n, d) of sums and their numbers of parts (n,) to unit rows (n, d + 3)."""
-        angle = self.turn * np.log1p(lengths)[:, None]
-        rows = _unit(np.column_stack([sums, np.full(len(sums), self.start)]))
-        made = np.column_stack([rows, self.weight * np.cos(angle), self.weight * np.sin(angle)])
-        shrunk: Vectors = (made / np.sqrt(1 + self.weight**2)).astype(np.float32)
-        return shrunk
-
 
 class StaticEncoder:
     """A static encoder of bn1 tokens from a folder that `scripts/make_encoder.py` wrote; numpy only.
 
-    The folder is a model2vec one (`StaticModel.from_pretrained` reads it too, and gives the vectors of `words` for bn1
-    tokens joined by spaces), but here the work is done once for each distinct word. `id` is the folder's name and 8
-    hex digits of the sha256 over its weights, vocabulary and `Length`; `dim` the length of a vector.
-
-    Raises `UsageError` when the folder lacks a file or holds another kind of model.
+    The folder is a model2vec one: one vector for each word or word part, and a sentence is their mean, made a unit
+    vector. (`StaticModel.from_pretrained` reads it too, and gives the vectors of `words` for bn1 tokens joined by
+    spaces.) To that it adds how long the text is, since its teacher puts texts of like length nearer to each other.
+    `id` is the folder's name and 8 hex digits of the sha256 over its weights, vocabulary and `Length`; `dim` the length
+    of a vector. Raises `UsageError` when the folder lacks a file or holds another kind of model.
     """
 
     def __init__(self, folder: str | Path = SHIPPED) -> None:
@@ -100,10 +77,10 @@ class StaticEncoder:
             raise UsageError(f"{self.folder} holds no encoder of bn1 tokens (made by scripts/make_encoder.py)")
         self._length = Length(**settings["length"]) if "length" in settings else None
         digest = hashlib.sha256(weights + tokenizer)
-        self._id_of_words = f"{self.folder.name}@{digest.hexdigest()[:8]}"
+        self.id = self._id_of_words = f"{self.folder.name}@{digest.hexdigest()[:8]}"
         if self._length:
             digest.update(repr(self._length).encode())
-        self.id = f"{self.folder.name}@{digest.hexdigest()[:8]}"
+            self.id = f"{self.folder.name}@{digest.hexdigest()[:8]}"
         # The table of vectors, float32: int8 rows times their scales.
         table = load(weights)
         self._vectors: Vectors = table["embeddings"].astype(np.float32) * table["weights"].astype(np.float32)[:, None]
@@ -115,29 +92,34 @@ class StaticEncoder:
         self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """n texts to n x d unit rows of float32.
+        """n texts to n x d unit rows of float32, zeros for a text without a known word or word part.
 
-        A text without a known word or word part (an empty one) gives a row of zeros. A row does not depend on the
-        other texts. Raises `InputError` for anything but a sequence of strings.
+        A row does not depend on the other texts. Raises `InputError` for anything but a sequence of strings.
         """
         _check(texts)
         found: Vectors = np.zeros((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), _BATCH):
-            self._encode_into(found[start : start + _BATCH], texts[start : start + _BATCH])
+            block = (self._prepare(text).split() for text in texts[start : start + _BATCH])
+            rows = [list(chain.from_iterable(map(self._rows.__getitem__, words))) for words in block]
+            lengths = np.fromiter(map(len, rows), np.intp, len(rows))
+            filled = np.flatnonzero(lengths)
+            if not len(filled):
+                continue
+            # The vectors of all texts of the block, summed from where each text begins to where the next one does.
+            begins = (np.cumsum(lengths) - lengths)[filled]
+            flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
+            sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
+            if self._length:
+                # One more component before the sum is made a unit vector: a short text says less for certain, and leans
+                # to where all do. Two more after it, and the cosine of two texts falls with the ratio of their lengths.
+                angle = self._length.turn * np.log1p(lengths[filled])[:, None]
+                unit = _unit(np.column_stack([sums, np.full(len(sums), self._length.start)]))
+                turned = [self._length.weight * np.cos(angle), self._length.weight * np.sin(angle)]
+                sums = np.column_stack([unit, *turned]) / np.sqrt(1 + self._length.weight**2)
+            else:
+                sums = _unit(sums)
+            found[start + filled] = sums
         return found
-
-    def _encode_into(self, found: Vectors, texts: Sequence[str]) -> None:
-        """One block; a function of its own, so that its large arrays are gone, and their memory warm, for the next."""
-        rows = list(map(self._text_rows, texts))
-        lengths = np.fromiter(map(len, rows), np.intp, len(rows))
-        filled = lengths > 0
-        if not filled.any():
-            return
-        # The vectors of all texts of the block, summed from where each text begins to where the next one does.
-        begins = (np.cumsum(lengths) - lengths)[filled]
-        flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
-        sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
-        found[filled] = self._length.added(sums, lengths[filled]) if self._length else _unit(sums)
 
     @cached_property
     def words(self) -> StaticEncoder:
@@ -149,10 +131,7 @@ class StaticEncoder:
     def pieces(self, text: str) -> list[str]:
         """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
         names = {row: name for name, row in self._vocabulary.items()}
-        return [names[row] for row in self._text_rows(text)]
-
-    def _text_rows(self, text: str) -> list[int]:
-        return list(chain.from_iterable(map(self._rows.__getitem__, self._prepare(text).split())))
+        return [names[row] for word in self._prepare(text).split() for row in self._rows[word]]
 
     def _rows_of(self, raw: str) -> tuple[int, ...]:
         parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
@@ -162,11 +141,10 @@ class StaticEncoder:
 class TransformerEncoder:
     """Any sentence-transformers model, by hub id or folder; needs `pip install "bnbench[models]"`.
 
-    Texts are normalised (bn1) first. Models of the e5 family are given the prefix `query: ` that they were trained
-    with, all others none. `id` is name@commit, or for a local folder name@8 hex digits of the sha256 over its weights,
-    vocabulary and settings, and the prefix. Only safetensors weights are read, and no code of the model's is run.
-
-    Raises `MissingExtraError` without sentence-transformers, `UsageError` when the model is not there.
+    Models of the e5 family are given the prefix `query: ` that they were trained with. `id` is name@commit, or for a
+    local folder name@8 hex digits of the sha256 over its weights, vocabulary and settings, and the prefix. Only
+    safetensors weights are read, and no code of the model's is run. Raises `MissingExtraError` without
+    sentence-transformers, `UsageError` when the model is not there.
     """
 
     def __init__(self, name: str, device: str | None = None) -> None:
@@ -208,9 +186,8 @@ class TransformerEncoder:
 def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> list[str]:
     """The longest beginning in the vocabulary, then the longest continuations (`##...`) until the token is used up.
 
-    This is WordPiece (Schuster & Nakajima 2012) as Hugging Face's `tokenizers` does it: a token that is not wholly
-    covered, or is longer than 100 characters, has no parts. Without `whole`, a token is not its own part, unless it is
-    one character.
+    WordPiece (Schuster & Nakajima 2012) as Hugging Face's `tokenizers` does it: a token that is not wholly covered, or
+    longer than 100 characters, has no parts. Without `whole`, only a single character is its own part.
     """
     parts: list[str] = []
     start, size = 0, len(token)
@@ -226,29 +203,24 @@ def word_parts(token: str, vocabulary: Container[str], whole: bool = True) -> li
     return parts
 
 
+@lru_cache(maxsize=4)
 def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
     """The shipped encoder for None; else a folder made by `scripts/make_encoder.py`, or a sentence-transformers model.
 
-    Encoders are loaded once and shared. An encoder that is not there is an error, never another one: raises
-    `UsageError`, or `MissingExtraError` when sentence-transformers is needed and not installed.
+    Encoders are loaded once and shared. Raises as they do: one that is not there is an error, never another one.
     """
-    return _load(None if id_or_path is None else str(id_or_path))
+    if id_or_path is None:
+        return StaticEncoder()
+    try:
+        ours = json.loads((Path(id_or_path) / "config.json").read_text("utf-8")).get("text") == _MARK
+    except (OSError, ValueError, AttributeError):  # no such folder, or one that sentence-transformers may judge
+        ours = False
+    return StaticEncoder(id_or_path) if ours else TransformerEncoder(str(id_or_path))
 
 
 def words_only(encoder: Encoder) -> Encoder:
     """The encoder without what a static one adds of length, for scores that length must not drive."""
     return encoder.words if isinstance(encoder, StaticEncoder) else encoder
-
-
-@lru_cache(maxsize=4)
-def _load(name: str | None) -> Encoder:
-    if name is None:
-        return StaticEncoder()
-    try:
-        ours = json.loads((Path(name) / "config.json").read_text("utf-8")).get("text") == _MARK
-    except (OSError, ValueError, AttributeError):  # no such folder, or one that sentence-transformers may judge
-        ours = False
-    return StaticEncoder(name) if ours else TransformerEncoder(name)
 
 
 def _unit(rows: Vectors) -> Vectors:

@@ -1,38 +1,12 @@
 """Keyword empathy: which of the three mechanisms of EPITOME a reply shows to the message it answers, by a lexicon.
 
-The mechanisms (Sharma, Miner, Atkins & Althoff 2020, "A Computational Approach to Understanding Empathy Expressed in
-Text-Based Mental Health Support"): emotional reaction (warmth, concern, shared joy), interpretation (saying what the
-person feels or went through), exploration (asking about it). A reply gets 0-100 for each; the main value is their mean.
-
-How a reply is scored:
-
-* A mechanism earns the levels (1 weak, 2 strong) of its two strongest *different* supporting entries, out of 4.
-* An entry earns nothing a second time, inside quotation marks, or where its conditions do not hold; words strung
-  together by commas (`LISTED` short parts in a row) earn nothing.
-* Copied words earn nothing: a run of `COPIED_WORDS` that the message has too, a statement or a whole reply that is
-  mostly such words, in any form and person (আমার ভাঙা ঘর, আপনার ভাঙা ঘরটা). A question may ask in the message's words.
-* A sentence is *anchored* when it has a content word of its own that is a form of a content word of the message: not
-  copied, no pronoun, none of the lexicon's common words. There weak interpretation and weak exploration are strong, and
-  a statement that matches nothing still earns `TAKEN_UP` of interpretation. A reply with no anchor at all keeps
-  `UNANCHORED` of its credit. (A lexicon without `common` words knows no anchors, and none of this holds.)
-* Stock phrases, which could be said to everybody, earn `STOCK_ALONE` of their level in a reply with no anchor, and must
-  be carried. One and a half of the different ones found are free, and each further one needs three points: one for each
-  different content word of the reply's own, two for an anchored one. With the share s of them carried all three
-  mechanisms are multiplied by 2s - 1, at least 0: two bare stamps keep half, three nothing. It is a share, so length
-  is neutral.
-* A reply of which half the sentences or more give advice does not tell the story back: what needs "no advice" is void.
-* Entries against empathy (dismissing, blaming, mocking, preaching) multiply all three by 0.5 (weak) or 0.25 (strong),
-  each once, and nothing else in their sentence counts.
-
-It measures words and not care. That a reply takes up a word of the message does not say that it fits, nor
-how a person would feel on reading it, and it is no clinical instrument.
+The rules, one by one: "How a score is made" in `docs/empathy.md`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -45,28 +19,18 @@ from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
-COPIED_WORDS = 3
-"""A run of this many words that also stands in the message (or the whole of a shorter message) is copied, in whatever
-form and person: আমার ডেকটা বানালাম, আপনার ডেকটা বানালেন."""
-COPIED_SHARE = 0.7
-"""A sentence is copied when this share of its words stands in the message, in whatever order and person."""
+COPIED_WORDS, COPIED_SHARE = 3, 0.7  # a run of words that the message has too; the share of its words in a sentence
+# So many parts in a row, each of at most so many words between commas, are a list. Nobody comforts so: in the
+# development half and in two other authors' sets, the longest row of an empathic reply has 3.
 LISTED, LISTED_WORDS = 6, 3
-"""So many parts in a row, each of at most so many words between commas, are a list and say nothing to anybody. Nobody
-comforts so: in the development half and in two other authors' sets, the longest row of an empathic reply has 3."""
-FULL_LEVELS = 4
-AGAINST = {1: 0.5, 2: 0.25}
-UNANCHORED = 0.75
-"""What is left of the credit of a reply that takes nothing up from the message: it would fit another as well."""
-STOCK_ALONE = 0.5
-"""What a stock phrase earns of its level in a reply that takes nothing up from the message."""
-FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3
-"""Stock phrases that need no words of the reply's own to carry them, and how many words each further one needs."""
-ADVICE_SHARE = 0.5
-"""A reply of which this share of the sentences advises is advice, and does not count as telling the story back."""
-NEGATION_REACH = 2
-"""How many words after a phrase a না, নি, নয় ... still negates it, within its clause."""
-TAKEN_UP = 0.5
-"""What a statement that takes something up from the message, in words that match nothing, earns of interpretation."""
+FULL_LEVELS = 4  # the levels of a mechanism's two strongest entries
+AGAINST = {1: 0.5, 2: 0.25}  # what is left where something of a level speaks against empathy
+UNANCHORED = 0.75  # what is left of a reply that takes nothing up from the message: it would fit another as well
+STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
+FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
+ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
+NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
+TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
@@ -74,12 +38,10 @@ _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
 _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|\u09af\u09bc|ই|ও)?(?![\u0980-\u09fe])")
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A phrase found in a reply. `start` and `end` are characters of `normalize(reply)`; `text` is what stands there.
 
-    `polarity` is "support" or "against" after negation. `counted` is False where it is found again, or is not one of
-    the two strongest of its mechanism.
+    `polarity` is after negation; `counted` is False where it is found again, or not of its mechanism's two strongest.
     """
 
     start: int
@@ -128,7 +90,14 @@ class KeywordEmpathy(EmpathyMetric):
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        return _Reading(self.lexicon, reply, _Message(self.lexicon, message)).spans()
+        reading = _Reading(self.lexicon, reply, _Message(self.lexicon, message))
+        text, counting = reading.text, [*(match for match, _ in reading.earning), *reading.against]
+        counted, spans = {match.words for match in counting}, []
+        for entry, words, polarity, _ in sorted(reading.matches, key=lambda match: match.words):
+            start, end = text.starts[words[0]], text.starts[words[-1]] + len(text.words[words[-1]])
+            said = text.text[start:end], entry.phrase, entry.mechanism, entry.level, polarity
+            spans.append(Span(start, end, *said, words in counted))
+        return tuple(spans)
 
     @property
     def choices(self) -> Mapping[str, object]:
@@ -137,9 +106,7 @@ class KeywordEmpathy(EmpathyMetric):
 
 
 class _Sentence(NamedTuple):
-    """Words `start` to `end` of a text."""
-
-    start: int
+    start: int  # of the text's words
     end: int
     question: bool
 
@@ -152,7 +119,7 @@ class _Words:
         self.words, self.starts = list[str](), list[int]()
         self.quoted, self.clause_ends = list[bool](), list[bool]()
         self.sentences: list[_Sentence] = []
-        closing, at = "", 0
+        closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = text.index(token, at)
             if "\n" in text[at:found]:
@@ -166,7 +133,14 @@ class _Words:
                 continue
             if self.words:
                 self.clause_ends[-1] = True
-            closing = _quotation(text, found, closing)
+            # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
+            # rest is a case ending (‘না’টা).
+            mark, in_word = text[found], is_word(text[found - 1 : found]) and is_word(text[at : at + 1])
+            if closing:
+                apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, at)
+                closing = "" if mark == closing and not apostrophe else closing
+            elif mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[at:]:
+                closing = _QUOTATION[mark]
             if token in SENTENCE_ENDS:
                 self._end_sentence(question=token == "?")
         self._end_sentence()
@@ -176,16 +150,6 @@ class _Words:
         if start < len(self.words):
             self.clause_ends[-1] = True
             self.sentences.append(_Sentence(start, len(self.words), question))
-
-
-def _quotation(text: str, place: int, closing: str) -> str:
-    """What closes the quotation that the text is in after this character, "" outside; ক’দিন has an apostrophe."""
-    mark = text[place]
-    in_word = is_word(text[place - 1 : place]) and is_word(text[place + 1 : place + 2])
-    if closing:
-        apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, place + 1)
-        return "" if mark == closing and not apostrophe else closing
-    return _QUOTATION[mark] if mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[place + 1 :] else ""
 
 
 def listed(part_ends: Sequence[bool]) -> list[bool]:
@@ -201,36 +165,37 @@ def listed(part_ends: Sequence[bool]) -> list[bool]:
 
 
 class _Message:
-    """What a message says: its `runs` of words as keys, the `stems` of all its words, and `content`, of those not
-    common.
-    """
+    """What a message says: its `runs` of words as keys, and the stems of all its words, and of those not common."""
 
     def __init__(self, lexicon: Lexicon, message: str) -> None:
         words = list(filter(is_word, tokenize(message)))
-        keys = [lexicon.key(word) for word in words]
+        keys = [lexicon.keys[word] for word in words]
         self.run = min(COPIED_WORDS, len(words))
         self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
         content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
-        self.stems, self.content = (set[str]().union(*map(lexicon.stems, some)) for some in (words, content))
+        self.stems, self.content = (
+            set[str]().union(*map(lexicon.stems.__getitem__, some)) for some in (words, content)
+        )
 
     def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
-        """Which words stand in a run that the message has too, or in a statement or a reply that is mostly such words.
-
-        A question may ask in the message's words.
-        """
+        """Which words stand in a run that the message has too, or in a statement or reply that is mostly such words."""
         everything: list[bool] = []
         for sentence in text.sentences:
             words = text.words[sentence.start : sentence.end]
             copied = [False] * len(words)
-            keys = [lexicon.key(word) for word in words]
+            keys = [lexicon.keys[word] for word in words]
             for start in range(len(words) - self.run + 1 if self.run else 0):
                 if tuple(keys[start : start + self.run]) in self.runs:
                     copied[start : start + self.run] = [True] * self.run
             others = [word for word in words if word not in lexicon.persons]
-            known = sum(not self.stems.isdisjoint(lexicon.stems(word)) for word in others)
+            known = sum(not self.stems.isdisjoint(lexicon.stems[word]) for word in others)
+            # A question may ask in the message's words.
             mostly = not sentence.question and known >= COPIED_SHARE * len(others)
             everything += [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
+
+
+_Placed = tuple[Entry, tuple[int, ...]]  # an entry, and the places of its words
 
 
 class _Match(NamedTuple):
@@ -243,10 +208,8 @@ class _Match(NamedTuple):
 
 
 class _Reading:
-    """A reply as its message sees it: what matches, the different stock phrases, and the content of its own.
-
-    `void` says which words are copied or listed; `own` and `anchored` are keys of words that are neither common nor
-    void, and of those among them that are forms of the message's.
+    """A reply as its message sees it: what matches, and of that, what each match that counts earns, and what speaks
+    against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
@@ -254,7 +217,7 @@ class _Reading:
         sentences = self.text.sentences
         found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [
-            not sentence.question and any(each.phrase in lexicon.advising for each in phrases)
+            not sentence.question and any(phrase in lexicon.advising for phrase, _ in phrases)
             for sentence, phrases in zip(sentences, found, strict=True)
         ]
         self.advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
@@ -262,9 +225,21 @@ class _Reading:
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
-        self._claimed = set[int]()
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises))
+
+        # Of each entry, and of each family of entries, the strongest match counts, the first of equals; and of those
+        # that support, the two of each mechanism that earn most.
+        best: dict[tuple[str, str], _Match] = {}
+        for match in self.matches:
+            kind = match.polarity, match.entry.family or match.entry.phrase
+            if kind not in best or match.level > best[kind].level:
+                best[kind] = match
+        self.against = [match for match in best.values() if match.polarity == "against"]
+        alone = 1.0 if self.anchored else STOCK_ALONE
+        earned = [(m, m.level * (alone if m.entry.stock else 1)) for m in best.values() if m.polarity == "support"]
+        earned.sort(key=lambda pair: -pair[1])
+        self.earning = [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
 
     def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
@@ -274,73 +249,62 @@ class _Reading:
             word = self.text.words[place]
             if not self.void[place] and word not in lexicon.persons and not lexicon.is_common(word):
                 content.setdefault(word, set()).add(place)
-        anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems(word))}
+        anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
 
         matches: list[_Match] = []
-        places_of_stock = set[int]()
-        for entry, found in self._standing(sentence, phrases, anchored=bool(anchors)):
-            places = tuple(sentence.start + place for place in found.words)
-            polarity = self._polarity(entry, places[-1]) if entry else None
-            if not self._claimed.isdisjoint(places) or (entry and not polarity):
+        claimed, places_of_stock = set[int](), set[int]()
+        for entry, places in self._standing(sentence, phrases, anchored=bool(anchors)):
+            polarity = self._polarity(entry, places[-1])
+            if not polarity or not claimed.isdisjoint(places):
                 continue
-            self._claimed.update(places)
-            if entry is None or entry.stock:
-                self.stock.add(found.phrase)
+            claimed.update(places)
+            if entry.stock:
+                self.stock.add(entry.phrase)
                 places_of_stock.update(places)
-            if entry and polarity:
+            if entry.mechanism:
                 # Weak interpretation and exploration are strong where they are said of something in this message.
                 fits = not entry.stock and entry.polarity == "support" and entry.mechanism != MECHANISMS[0]
                 raised = fits and anchors and not self.advises
                 matches.append(_Match(entry, places, polarity, 2 if raised else entry.level))
-        free = sorted(place for word in anchors for place in content[word] if place not in self._claimed)
+        free = sorted(place for word in anchors for place in content[word] if place not in claimed)
         if free and telling:
             matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
         against = [match for match in matches if match.polarity == "against"]
         self.matches += against or matches
 
         left = {word for word, places in content.items() if not places <= places_of_stock}
-        self.own.update(map(lexicon.key, left))
-        self.anchored.update(map(lexicon.key, left & anchors))
+        self.own.update(lexicon.keys[word] for word in left)
+        self.anchored.update(lexicon.keys[word] for word in left & anchors)
 
-    def _standing(
-        self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool
-    ) -> list[tuple[Entry | None, Found]]:
-        """What is found in a sentence and not set aside, the most specific first; a stamp has no entry."""
+    def _standing(self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool) -> list[_Placed]:
+        """The entries and stamps found in a sentence and not set aside, with their places, the most specific first."""
+        lexicon = self.lexicon
         conditions = {
-            "you": not self.lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
+            "you": not lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
             "question": sentence.question,
             "statement": not sentence.question,
             "anchored": anchored,
             "no advice": not self.advises,
         }
-        holding = {name for name, holds in conditions.items() if holds}
-        present = {found.phrase for found in phrases}
-        kept: list[tuple[Entry | None, Found]] = []
-        for found in phrases:
-            entry = self.lexicon.entries.get(found.phrase)
-            if entry:
-                fits = entry.when <= holding and present.isdisjoint(entry.excludes)
-            else:
-                fits = found.phrase in self.lexicon.stamps
-            places = [sentence.start + place for place in found.words]
-            if fits and not all(self.void[place] or self.text.quoted[place] for place in places):
-                kept.append((entry, found))
+        present = {phrase for phrase, _ in phrases}
+        kept = []
+        for phrase, words in phrases:
+            entry = lexicon.entries.get(phrase) or lexicon.stamps.get(phrase)
+            if entry and all(conditions[name] for name in entry.when) and present.isdisjoint(entry.excludes):
+                places = tuple(sentence.start + place for place in words)
+                if not all(self.void[place] or self.text.quoted[place] for place in places):
+                    # More words first, then what speaks against, the stronger, the tighter, the earlier.
+                    supports, spread = entry.polarity != "against", places[-1] - places[0]
+                    rank = -len(places), supports, -entry.level, spread, places[0], phrase
+                    kept.append((rank, entry, places))
 
-        def specific(item: tuple[Entry | None, Found]) -> tuple[int, bool, int, int, int, str]:
-            """More words first, then what speaks against, the stronger, the tighter, the earlier."""
-            entry, found = item
-            supports, level = entry is None or entry.polarity != "against", entry.level if entry else 0
-            return -len(found.words), supports, -level, found.words[-1] - found.words[0], found.words[0], found.phrase
-
-        return sorted(kept, key=specific)
+        return [(entry, places) for _, entry, places in sorted(kept, key=lambda item: item[0])]
 
     def _polarity(self, entry: Entry, last: int) -> str | None:
         """The polarity that the words after the entry's last one leave it; None where they take it away."""
         words, ends = self.text.words, self.text.clause_ends
-        if entry.negation == "keeps":
-            return entry.polarity
         for place in range(last + 1, min(last + 1 + NEGATION_REACH, len(words))):
-            if ends[place - 1]:
+            if entry.negation == "keeps" or ends[place - 1]:
                 break
             if words[place] in self.lexicon.negators:
                 # না before a nonfinite verb belongs to that (না বুঝে), and not to what stands before it.
@@ -349,41 +313,14 @@ class _Reading:
                 return "against" if entry.negation == "turns" and entry.polarity == "support" else None
         return entry.polarity
 
-    def _different(self, polarity: str) -> list[_Match]:
-        """The strongest match of each entry and of each family of entries, the first of equals."""
-        best: dict[str, _Match] = {}
-        for match in self.matches:
-            kind = match.entry.family or match.entry.phrase
-            if match.polarity == polarity and (kind not in best or match.level > best[kind].level):
-                best[kind] = match
-        return list(best.values())
-
-    def _strongest(self) -> list[tuple[_Match, float]]:
-        """The two different matches of each mechanism that count, with what they earn."""
-        alone = 1.0 if self.anchored else STOCK_ALONE
-        earned = [(match, match.level * (alone if match.entry.stock else 1)) for match in self._different("support")]
-        earned.sort(key=lambda pair: -pair[1])
-        return [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
-
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = float(np.prod([AGAINST[match.entry.level] for match in self._different("against")]))
+        factor = float(np.prod([AGAINST[match.entry.level] for match in self.against]))
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
         factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
         levels = dict.fromkeys(MECHANISMS, 0.0)
-        for match, earned in self._strongest():
+        for match, earned in self.earning:
             levels[match.entry.mechanism] += earned
         return [factor * level / FULL_LEVELS for level in levels.values()]
-
-    def spans(self) -> tuple[Span, ...]:
-        """Every match, where it stands in the normalised reply."""
-        counted = {match.words for match, _ in self._strongest()} | {m.words for m in self._different("against")}
-        spans = []
-        for match in sorted(self.matches, key=lambda match: match.words):
-            first, last, entry = match.words[0], match.words[-1], match.entry
-            start, end = self.text.starts[first], self.text.starts[last] + len(self.text.words[last])
-            said = self.text.text[start:end], entry.phrase, entry.mechanism, entry.level, match.polarity
-            spans.append(Span(start, end, *said, match.words in counted))
-        return tuple(spans)

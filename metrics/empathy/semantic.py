@@ -1,21 +1,6 @@
 """Semantic empathy: what the sentences of a reply mean, seen by a sentence encoder, given the message they answer.
 
-The mechanisms are those of EPITOME (Sharma, Miner, Atkins & Althoff 2020), as in `keyword`. How a reply is scored:
-
-* It is cut into sentences; a sentence that stands twice counts once. One whose words stand in the message (whatever the
-  person: আমি বানালাম, আপনি বানালেন) is copied and left out, and so is a list (see `keyword.LISTED`). A reply with
-  nothing of its own scores 0.
-* `anchors/bn.toml` has sentences of each mechanism and sentences that contrast with it (advice, dismissal, generic
-  talk, stamps, facts). From the anchors' vectors alone come linear contrasts ("heads"), by ridge regression: each
-  mechanism against all that is not empathic, each contrasting class against the mechanisms, and all mechanisms
-  against the rest.
-* Seven features of a reply are made of them (`FEATURES`): means over its own sentences, the best sentence for the
-  mechanism itself, and how near the reply is to its message. None is a length, a count, or a mark of punctuation.
-* A proportional-odds model for each mechanism turns the features into the expected level (0-2), times 50. It is fitted
-  to the development half of the labelled set (`calibrate`), once for each encoder; that of the shipped one is shipped.
-
-The shipped encoder is a mean of word vectors: it cannot see word order, and hardly sees a negation. No score here says
-whether a reply is right, safe, or would be felt as kind. Read `docs/empathy.md` before using one.
+How a score is made, how it was validated, and what it cannot see: `docs/empathy.md`. Read it before using one.
 """
 
 from __future__ import annotations
@@ -31,10 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
@@ -44,19 +28,16 @@ from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
 from bnbench.metrics.tokenization import is_word, preparation
 
-Flags = npt.NDArray[np.bool_]
-
+# The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them.
 CONTRASTS = ("advice", "dismissive", "generic", "stamps", "off_topic")
-"""The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them."""
 HEADS = (*MECHANISMS, *CONTRASTS, "empathic")
 FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "related")
 """What a mechanism's model sees. `mechanism` is the highest value of its own head among the reply's own sentences,
 `related` the mean, over them, of the cosine with the nearest sentence of the message; the others are means of heads."""
-COPIED_SHARE = 0.7
-"""A sentence is copied when this share of its words begins as a word of the message does."""
+COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
-ANCHORS = Path(__file__).parent / "anchors" / "bn.toml"
-CALIBRATION = Path(__file__).parent / "anchors" / "calibration.json"
+_FOLDER = Path(__file__).parent / "anchors"
+CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
@@ -67,8 +48,7 @@ RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 20.0, 2.0, 0.25, (7, 13)
 _log = logging.getLogger("bnbench")
 
 
-@dataclass(frozen=True)
-class Anchors:
+class Anchors(NamedTuple):
     """Sentences and the class of each; `id` is name, version and 8 hex digits of the file's sha256."""
 
     id: str
@@ -79,7 +59,7 @@ class Anchors:
 @lru_cache(maxsize=1)
 def load_anchors() -> Anchors:
     """The anchors that ship with bnbench."""
-    data = ANCHORS.read_bytes()
+    data = (_FOLDER / "bn.toml").read_bytes()
     classes = tomllib.loads(data.decode("utf-8"))
     name, version = classes.pop("name"), classes.pop("version")
     labels, sentences = zip(*((each, text) for each, texts in classes.items() for text in texts), strict=True)
@@ -103,8 +83,7 @@ class Calibration:
     def levels(self, features: FloatArray) -> FloatArray:
         """Expected levels 0-2, shape (n, 3), from features (n, 3, 7)."""
         logits = ((features - self.mean) / self.scale * self.weights).sum(axis=-1)
-        odds: FloatArray = 1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))
-        levels: FloatArray = odds.sum(axis=-1)
+        levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
         return levels
 
     @property
@@ -133,8 +112,7 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
     return found
 
 
-@dataclass(frozen=True)
-class SentenceReading:
+class SentenceReading(NamedTuple):
     """One sentence of a reply: whether it is left out, the value of each head, the nearest anchor and its class."""
 
     text: str
@@ -156,9 +134,18 @@ class Reader:
         # contrasting class against the mechanisms, and all mechanisms against the rest.
         vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
         empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
-        heads = [_contrast(vectors, labels == m, contrasting | (labels == f"not_{m}")) for m in MECHANISMS]
-        heads += [_contrast(vectors, labels == name, empathic) for name in CONTRASTS]
-        self._heads = np.stack([*heads, _contrast(vectors, empathic, ~empathic)], axis=1)
+        sides = [(labels == name, contrasting | (labels == f"not_{name}")) for name in MECHANISMS]
+        sides += [*((labels == name, empathic) for name in CONTRASTS), (empathic, ~empathic)]
+        heads = []
+        for these, others in sides:
+            # Ridge regression of +1 (these) against -1 (others), both of equal weight; the constant is not penalised.
+            weight = these / these.sum() + others / others.sum()
+            weight *= (these.sum() + others.sum()) / 2
+            rows = np.column_stack([vectors, np.ones(len(vectors))])
+            penalty = np.diag([*[HEAD_RIDGE] * vectors.shape[1], 0.0])
+            target = these.astype(np.float64) - others
+            heads.append(np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target)))
+        self._heads = np.stack(heads, axis=1)
 
     def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
         """Features (n, 3, 7), and for each reply 1 when it has a sentence of its own, else 0 (its features are 0)."""
@@ -166,7 +153,7 @@ class Reader:
         own = [[text for text, void in self.sentences(*pair) if not void] for pair in pairs]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        vectors, heads = self._read(list(row_of))
+        vectors, heads = self.heads(list(row_of))
         messages = {message: self._split(message) for message in dict.fromkeys(texts.messages or ())}
         asked_row = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
         asked = self.encoder.encode(list(asked_row)).astype(np.float64)
@@ -182,75 +169,52 @@ class Reader:
         return made, np.array([bool(each) for each in own], dtype=np.float64)
 
     def sentences(self, reply: str, message: str) -> list[tuple[str, bool]]:
-        """The different sentences of a reply, and whether each is left out.
-
-        It is when it is copied, as all are when the reply as a whole is, or a list.
+        """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
+        whole is, or a list (`keyword.LISTED`).
         """
 
-        def keys(text: str) -> list[str]:
+        def keys(tokens: Sequence[str]) -> list[str]:
             """The beginnings of the words, which their inflected forms share; of no pronoun."""
-            words = (word for word in self._tokens(text) if is_word(word) and not word.startswith(_PERSONS))
+            words = (word for word in tokens if is_word(word) and not word.startswith(_PERSONS))
             return [word[:4] if len(word) <= 6 else word[:5] for word in words]
 
-        def mostly(known: Sequence[bool]) -> bool:
-            return sum(known) >= COPIED_SHARE * len(known)
+        asked = set(keys(self._tokens(message)))
+        tokens = {text: self._tokens(text) for text in self._split(reply)}
+        known = {text: [key in asked for key in keys(words)] for text, words in tokens.items()}
+        everything = [*chain.from_iterable(known.values())]
+        all_copied = sum(everything) >= COPIED_SHARE * len(everything)
+        found = []
+        for text, copied in known.items():
+            void = all_copied or sum(copied) >= COPIED_SHARE * len(copied)
+            if copied and not void:
+                words = [is_word(token) for token in tokens[text]]
+                ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
+                void = 2 * sum(listed(ends)) >= len(ends)
+            if copied:
+                found.append((text, void))
+        return found
 
-        def is_list(text: str) -> bool:
-            words = [is_word(token) for token in self._tokens(text)]
-            ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
-            return 2 * sum(listed(ends)) >= len(ends)
-
-        asked = set(keys(message))
-        known = {text: [key in asked for key in keys(text)] for text in dict.fromkeys(self._split(reply))}
-        all_copied = mostly([each for words in known.values() for each in words])
-        return [(text, all_copied or mostly(words) or is_list(text)) for text, words in known.items() if words]
-
-    def read(self, reply: str, message: str) -> tuple[SentenceReading, ...]:
-        """Every sentence of a reply as the scorer sees it."""
-        pairs = self.sentences(reply, message)
-        vectors, heads = self._read([text for text, _ in pairs])
-        nearest = (vectors @ self.vectors.T).argmax(axis=1) if pairs else []
-        found, labels = self.anchors.sentences, self.anchors.labels
-        return tuple(
-            SentenceReading(text, void, dict(zip(HEADS, map(float, row), strict=True)), found[near], labels[near])
-            for (text, void), row, near in zip(pairs, heads, nearest, strict=True)
-        )
-
-    def _read(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+    def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """The vectors of s sentences, (s, d), and their heads, (s, 9)."""
         vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)
         return vectors, (vectors - self._mean) @ self._heads[:-1] + self._heads[-1]
 
 
-def _contrast(vectors: FloatArray, these: Flags, others: Flags) -> FloatArray:
-    """Ridge regression of +1 (these) against -1 (others), both sides of equal weight; the constant is not penalised."""
-    weight = these / these.sum() + others / others.sum()
-    weight *= (these.sum() + others.sum()) / 2
-    rows = np.column_stack([vectors, np.ones(len(vectors))])
-    penalty = np.diag([*[HEAD_RIDGE] * vectors.shape[1], 0.0])
-    target = these.astype(np.float64) - others
-    return np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target))
-
-
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """The coefficients that fit an encoder's features to labelled replies.
 
-    Each mechanism has a proportional-odds model of seven features: one weight for each feature and two thresholds,
-    fitted to the levels 0-2 with a ridge penalty on the weights (McCullagh 1980). Three things are fitted beside the
-    labels as they stand: stuffed replies count as level 0 in all three, and twice, since what is said to everybody is
-    not said to this person; empathic replies put under another message count as level 0, at a quarter of a reply's
-    weight, since a score is about the reply given the message, and no labelled reply answers the wrong one; replies
-    without a sentence of their own score 0 by rule and are left out.
+    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of seven features and two
+    thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
+    score 0 by rule and are left out.
     """
+    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person. Empathic
+    # replies put under another message count as level 0, at a quarter of a reply's weight, since a score is about the
+    # reply given the message, and no labelled reply answers the wrong one.
     stuffed = np.array([row.kind == "stuffed" for row in data.rows])
     asked = dict(zip(data.ids, data.messages, strict=True))
     ids = list(asked)
-    misplaced = [
-        (row.reply, asked[ids[(ids.index(row.id) + shift) % len(ids)]])
-        for shift in SHIFTS
-        for row in data.rows
-        if row.kind == EMPATHIC
-    ]
+    empathic = [row for row in data.rows if row.kind == EMPATHIC]
+    misplaced = [(row.reply, asked[ids[(ids.index(row.id) + by) % len(ids)]]) for by in SHIFTS for row in empathic]
     replies, messages = zip(*zip(data.replies, data.messages, strict=True), *misplaced, strict=True)
     levels = np.vstack([np.where(stuffed[:, None], 0, data.levels), np.zeros((len(misplaced), len(MECHANISMS)))])
     weights = np.append(np.where(stuffed, STUFFED_WEIGHT, 1.0), [MISPLACED_WEIGHT] * len(misplaced))
@@ -266,11 +230,9 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
 
 
 def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weights of features (f,) and thresholds (2,) by Newton's method; `features` (n, f) are standardised.
-
-    Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
-    """
+    """Weights of features (f,) and thresholds (2,) by Newton's method; `features` (n, f) are standardised."""
     n, f = features.shape
+    # Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
     rows = np.vstack([np.hstack([features, -np.eye(2)[[level] * n]]) for level in range(2)])
     target, weight = np.concatenate([levels > 0, levels > 1]).astype(np.float64), np.tile(weights, 2)
     penalty = np.array([RIDGE] * f + [1e-3] * 2)
@@ -286,12 +248,11 @@ def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple
 def kept_calibration(reader: Reader) -> Calibration:
     """`calibrate` on the development half of the bundled set, kept on disk for each encoder that its id tells apart.
 
-    The folder is BNBENCH_CACHE, else bnbench in XDG_CACHE_HOME or ~/.cache. A file that is damaged is made again; where
-    none can be written, that is logged.
+    A file that is damaged is made again; where none can be written, that is logged.
     """
     data = labelled_set("development")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bnbench"
-    folder = Path(os.environ.get("BNBENCH_CACHE") or folder)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("BNBENCH_CACHE") or caches / "bnbench")
     made_of = " ".join([reader.encoder.id, reader.anchors.id, data.sha256, SCORING_VERSION])
     path = folder / f"calibration-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
     try:
@@ -314,10 +275,9 @@ def kept_calibration(reader: Reader) -> Calibration:
 class SemanticEmpathy(EmpathyMetric):
     """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes.
 
-    An encoder without a `calibration` file is calibrated when it is first used (`calibrate`), which takes as long as
-    scoring some 400 replies; of encoders given by folder or id the result is kept (`kept_calibration`). The first use
-    raises `UsageError` when the encoder is missing, or the calibration file was made for another encoder or other
-    anchors, and `MissingExtraError` when sentence-transformers is needed and not installed.
+    An encoder without a `calibration` file is calibrated when it is first used; given by folder or id, the result is
+    kept. That use raises as `load_encoder` does, and `UsageError` when the calibration file was made for another
+    encoder or other anchors.
     """
 
     name: ClassVar[str] = "semantic-empathy"
@@ -336,21 +296,17 @@ class SemanticEmpathy(EmpathyMetric):
     @cached_property
     def calibration(self) -> Calibration:
         """The coefficients for this encoder and these anchors."""
-        reader, shipped = self.reader, load_calibration()
+        reader, path = self.reader, self._calibration
         wanted = (reader.encoder.id, reader.anchors.id)
-        if self._calibration is None and wanted == (shipped.encoder, shipped.anchors):
-            return shipped
-        if self._calibration is None:
+        found = load_calibration(path or CALIBRATION)
+        if (found.encoder, found.anchors) == wanted:
+            return found
+        if path is None:
             by_name = isinstance(self._encoder, str | Path) and "@unknown" not in reader.encoder.id
             return kept_calibration(reader) if by_name else calibrate(reader, labelled_set("development"))
-        given = load_calibration(self._calibration)
-        if (given.encoder, given.anchors) != wanted:
-            raise UsageError(
-                f"the calibration {self._calibration} is for encoder {given.encoder} and anchors {given.anchors}, not "
-                f"for {' and '.join(wanted)}. Make one: python scripts/calibrate_semantic.py --encoder ID --out FILE; "
-                "or give none, and it is made here"
-            )
-        return given
+        of = f"the calibration {path} is for encoder {found.encoder} and anchors {found.anchors}"
+        how = "python scripts/calibrate_semantic.py --encoder ID --out FILE; or give none, and it is made here"
+        raise UsageError(f"{of}, not for {' and '.join(wanted)}. Make one: {how}")
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""
@@ -361,7 +317,14 @@ class SemanticEmpathy(EmpathyMetric):
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        return self.reader.read(reply, message)
+        sentences, anchors = self.reader.sentences(reply, message), self.reader.anchors
+        vectors, heads = self.reader.heads([text for text, _ in sentences])
+        found = []
+        for (text, void), vector, row in zip(sentences, vectors, heads, strict=True):
+            near = int((vector @ self.reader.vectors.T).argmax())
+            named = dict(zip(HEADS, map(float, row), strict=True))
+            found.append(SentenceReading(text, void, named, anchors.sentences[near], anchors.labels[near]))
+        return tuple(found)
 
     @property
     def choices(self) -> Mapping[str, object]:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokenize
-from bnbench.metrics.audit import krippendorff_alpha
-from bnbench.metrics.audit.agreement import auc
+from bnbench.metrics.audit.agreement import auc, krippendorff_alpha
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled

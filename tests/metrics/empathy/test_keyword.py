@@ -13,7 +13,7 @@ import pytest
 
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
-from bnbench.metrics.empathy.lexicon import lexicon_names, load_lexicon
+from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
 
@@ -291,9 +291,9 @@ def test_taking_shame_away_is_not_blame() -> None:
 def test_forms_of_a_word_are_one_word() -> None:
     lexicon = load_lexicon("bn")
     for one, other in (("শালটা", "শালের"), ("চালালেন", "চালিয়ে"), ("নাচলাম", "নাচলেন"), ("আলমারি", "আলমারিতে"), ("ঘরটার", "ঘরে")):
-        assert not lexicon.stems(one).isdisjoint(lexicon.stems(other)), (one, other)
+        assert not lexicon.stems[one].isdisjoint(lexicon.stems[other]), (one, other)
     for one, other in (("মা", "মাছ"), ("কলা", "কলম"), ("ছেলে", "ছেড়ে")):
-        assert lexicon.stems(one).isdisjoint(lexicon.stems(other)), (one, other)
+        assert lexicon.stems[one].isdisjoint(lexicon.stems[other]), (one, other)
     assert lexicon.is_common("দুঃখের") and lexicon.is_common("মা") and not lexicon.is_common("মাকে")
 
 
@@ -345,7 +345,6 @@ def test_the_lexicon_is_as_large_as_it_should_be() -> None:
     counts = Counter(entry.mechanism if entry.polarity == "support" else "against" for entry in entries)
     assert len(entries) >= 300
     assert all(counts[kind] >= 60 for kind in (*MECHANISMS, "against"))
-    assert lexicon_names() == ("bn", "original")
 
 
 HEAD = 'name = "mine"\nversion = "1"\n[endings]\nnoun = ["", "টা"]\n[classes]\nyou = ["তুমি"]\n'
@@ -381,7 +380,7 @@ def test_a_user_gives_his_own_lexicon(tmp_path: Path) -> None:
         (HEAD + GROUP + 'phrases = ["কষ্ট,দুঃখ"]', "is not one word"),
         (HEAD + GROUP + 'when = ["questoin"]\nphrases = ["কষ্ট"]', "did you mean 'question'"),
         (HEAD + GROUP + 'phrases = "কষ্ট"', "'phrases' must be a list of strings"),
-        (HEAD + GROUP + 'stock = "yes"\nphrases = ["কষ্ট"]', "stock is 'yes'; use true or false"),
+        (HEAD + GROUP + 'stock = "yes"\nphrases = ["কষ্ট"]', "stock is 'yes'; use true, false"),
         (HEAD, "no phrase"),
         ('version = "1"\n', "'name' is missing"),
         ("name = ", "not a TOML file"),
@@ -393,7 +392,7 @@ def test_a_lexicon_is_checked_on_loading(tmp_path: Path, text: str, message: str
 
 
 def test_an_unknown_lexicon_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean 'original'"):
+    with pytest.raises(UsageError, match=r"did you mean 'original'.*known: bn, original, or a \.toml file"):
         KeywordEmpathy("orignal")
     with pytest.raises(UsageError, match="cannot be read"):
         KeywordEmpathy(tmp_path / "absent.toml")
