@@ -1,10 +1,7 @@
 """Preference pairs: a message with a better and a worse reply, read from a file or made from ratings of replies.
 
-    bnbench preferences ratings.csv --out pairs.csv      every best reply against each clearly worse one
-    bnbench finetune --recipe dpo --data pairs.csv
-
-A pairs file has the corpus' columns of the message (topic, title, question) and `chosen` and `rejected`. All pairs of
-one message stand on one side of the split, which is the corpus': the same seed puts a message on the same side.
+bnbench preferences ratings.csv --out pairs.csv      every best reply against each clearly worse one
+bnbench finetune --recipe dpo --data pairs.csv
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ from statistics import fmean
 
 from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
 from bnbench.data.corpus import (
+    LOST,
     Corpus,
     Example,
     SplitSizes,
@@ -27,10 +25,10 @@ from bnbench.data.corpus import (
     divide,
     make_example,
     read_records,
+    repair,
     side_of,
 )
 from bnbench.data.files import RATINGS, as_text, header_of, iter_table, match_columns, place, plain_name, texts_of
-from bnbench.data.repair import LOST, repair
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
@@ -41,7 +39,6 @@ FIELDS |= {"chosen": "chosen", "rejected": "rejected"}
 """The fields of a pair, and what our own data call their columns."""
 RATED = dict.fromkeys(("topic", "title", "message", "reply"), "")
 """The fields of a file of ratings, beside the ratings themselves."""
-DEFAULT_SIZES = SplitSizes()
 _ROUNDING = 1e-9  # 0.67 − 0.17 is not quite 0.5
 _SIDES = {"development": "train", "held-out": "test"}
 
@@ -57,21 +54,6 @@ class Pair:
 
     chosen: Example
     rejected: Example
-
-    @classmethod
-    def of(cls, topic: str, title: str, question: str, chosen: str, rejected: str) -> Pair:
-        """The pair of these texts."""
-        return cls(*(make_example(topic, title, question, reply) for reply in (chosen, rejected)))
-
-    @property
-    def id(self) -> str:
-        """A hash of the content."""
-        return f"{self.chosen.id}-{self.rejected.id}"
-
-    @property
-    def message(self) -> tuple[str, str]:
-        """What makes two messages the same."""
-        return message_of(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -111,14 +93,9 @@ class PairSet:
 
     def summary(self) -> dict[str, float]:
         """The counts, as plain JSON values."""
-        used = len({pair.message for pair, _, _ in self.pairs})
-        return {
-            "pairs": len(self.pairs),
-            "messages_with_pairs": used,
-            "messages": self.messages,
-            "replies": self.replies,
-            "margin": self.margin,
-        }
+        used = len({message_of(pair.chosen) for pair, _, _ in self.pairs})
+        found = {"pairs": len(self.pairs), "messages_with_pairs": used, "messages": self.messages}
+        return found | {"replies": self.replies, "margin": self.margin}
 
     def __str__(self) -> str:
         n = self.summary()
@@ -132,7 +109,7 @@ def load_pairs(
     source: str | None,
     *,
     columns: Mapping[str, str] | None = None,
-    sizes: SplitSizes = DEFAULT_SIZES,
+    sizes: SplitSizes | None = None,
     seed: int = 42,
     max_tokens: int | None = None,
     count_tokens: TokenCounter | None = None,
@@ -140,24 +117,21 @@ def load_pairs(
     """Reads and splits the pairs of a file or hub data set; None: those of the bundled labelled replies, development
     half to train on and the other held out.
 
-    Pairs of which one reply is longer than `max_tokens` after the template are dropped whole, as in `load_corpus`.
-    Raises CorpusError: a missing column, an empty text or two equal replies (with the row), a message on two sides.
+    The split is the corpus': a seed puts a message on the same side, with all its pairs. Pairs of which one reply is
+    longer than `max_tokens` after the template are dropped whole. Raises CorpusError: a missing column, an empty text
+    or two equal replies (with the row), a message on two sides.
     """
     name = source or "bundled labelled replies"
     sided = list(_read_pairs(source, columns or {})) if source else [(p, r.side) for p, r, _ in labelled_pairs().pairs]
     _refuse_straddling(name, ((pair.chosen, side) for pair, side in sided))
-    kept = {pair.id: (pair, side) for pair, side in sided}
+    kept = {f"{pair.chosen.id}-{pair.rejected.id}": (pair, side) for pair, side in sided}
     steps = [Step("duplicate", "the same pair in the same or another spelling", dropped=len(sided) - len(kept))]
+    longest = None
     if max_tokens is not None and count_tokens is not None:
         lengths = count_tokens([e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)])
-        longest = map(max, lengths[::2], lengths[1::2])
-        short = {key: kept[key] for key, length in zip(kept, longest, strict=True) if length <= max_tokens}
-        why = f"a reply over {max_tokens} tokens after the template"
-        steps.append(Step("too long", why, dropped=len(kept) - len(short)))
-        kept = short
-    if not kept:
-        raise CorpusError(f"{name}: no usable pair; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    corpus = divide(name, [(replace(p.chosen, id=key), side) for key, (p, side) in kept.items()], steps, sizes, seed)
+        longest = list(map(max, lengths[::2], lengths[1::2]))
+    examples = [(replace(pair.chosen, id=key), side) for key, (pair, side) in kept.items()]
+    corpus = divide(name, examples, steps, sizes or SplitSizes(), seed, longest, max_tokens)
     return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
 
 
@@ -172,12 +146,11 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
         if empty:
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
         if normalize(texts["chosen"]) == normalize(texts["rejected"]):
-            raise CorpusError(
-                f"{where}: chosen and rejected are the same text, so neither is preferred; remove the row"
-            )
+            raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is better; remove the row")
         if LOST in texts["title"] + texts["question"] + texts["chosen"]:
             raise CorpusError(f"{where}: a letter was lost for good (U+FFFD) in the message or chosen; remove the row")
-        yield Pair.of(**texts), side_of(record)
+        message = (texts["topic"], texts["title"], texts["question"])
+        yield Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected"))), side_of(record)
 
 
 def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:
@@ -201,7 +174,7 @@ def labelled_pairs(margin: float = 0.5, half: str | None = None) -> PairSet:
 
 
 def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: Sequence[str] = ()) -> list[RatedReply]:
-    """RatedReply replies: one row for each reply, or for each rater of one; empty cells are no ratings.
+    """Rated replies: one row for each reply, or for each rater of one; empty cells are no ratings.
 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
@@ -221,7 +194,19 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     found = []
     for number, row in rows:
         where = place(path, number)
-        values = [_number(where, name, text) for name in names if (text := as_text(row.get(name))).strip()]
+        values = []
+        for name in names:
+            text = as_text(row.get(name))
+            try:
+                rating = float(text or "nan")  # Bengali digits too
+            except ValueError:
+                rating = math.nan
+            if text.strip() and not math.isfinite(rating):
+                raise CorpusError(
+                    f"{where}: {name} is {text!r}, not a rating; mend it, leave the cell empty, or name the columns of "
+                    "ratings with --rating"
+                )
+            values += [rating] if text.strip() else []
         example = make_example(*map(repair, texts_of(where, row, places)))
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
@@ -229,19 +214,6 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
             found.append(RatedReply(example, fmean(values), side_of(row)))
     _refuse_straddling(str(path), ((rated.example, rated.side) for rated in found))
     return found
-
-
-def _number(where: str, column: str, text: str) -> float:
-    try:
-        number = float(text)  # Bengali digits too
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise CorpusError(
-            f"{where}: {column} is {text!r}, not a number; mend it, leave the cell empty, or name the columns of "
-            "ratings with --rating"
-        )
-    return number
 
 
 def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
@@ -263,8 +235,9 @@ def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
         worse = [one for one in means if one.rating <= top - margin + _ROUNDING]
         for best in (one for one in means if one.rating > top - _ROUNDING):
             e = best.example
-            texts = (e.topic, e.title, e.question, e.reference)
-            pairs += [(Pair.of(*texts, one.example.reference), best, one) for one in worse]
+            for one in worse:
+                rejected = make_example(e.topic, e.title, e.question, one.example.reference)
+                pairs.append((Pair(e, rejected), best, one))
     count = sum(map(len, messages.values()))
     if not pairs:
         raise CorpusError(
@@ -283,22 +256,24 @@ def preferences(
     rating_columns: Sequence[str] = (),
     half: str | None = None,
 ) -> PairSet:
-    """Makes pairs from a file of ratings, or from the bundled labelled replies, and writes a CSV that `load_pairs`
-    reads, with the ratings beside each pair, and a column `split` where the ratings had one. Raises CorpusError.
+    """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
 
     `half` of the bundled ones is "development" (None too), "held-out", or "both": then a column `split` holds the
-    held-out half out.
+    held-out half out. Raises CorpusError.
     """
-    if out.exists():
-        raise CorpusError(f"{out} exists: name another file")
-    if out.suffix != ".csv":
-        raise CorpusError(f"{out}: pairs are written as .csv")
-    if ratings is None and (columns or rating_columns):
-        raise CorpusError("--columns and --rating are for a file of ratings, and none was given")
+    for is_wrong, why in (
+        (out.exists(), f"{out} exists: name another file"),
+        (out.suffix != ".csv", f"{out}: pairs are written as .csv"),
+        (
+            not ratings and (columns or rating_columns),
+            "--columns and --rating are for a file of ratings; none was given",
+        ),
+        (ratings and half, f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given"),
+    ):
+        if is_wrong:
+            raise CorpusError(why)
     if ratings is None:
         made = labelled_pairs(margin, None if half == "both" else half or "development")
-    elif half is not None:
-        raise CorpusError(f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given")
     else:
         made = make_pairs(read_ratings(ratings, columns, rating_columns), margin)
     sided = any(best.side for _, best, _ in made.pairs)

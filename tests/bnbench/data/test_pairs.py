@@ -233,7 +233,7 @@ def test_pairs_that_do_not_fit_are_dropped_whole(tmp_path: Path) -> None:
         ("too long", 1),
         ("near-duplicate", 0),
     ]
-    with pytest.raises(CorpusError, match="no usable pair; 2 too long"):
+    with pytest.raises(CorpusError, match="no usable row; 2 too long"):
         load_pairs(source, max_tokens=2, count_tokens=words)
 
 
