@@ -1,9 +1,7 @@
 """Files of replies, references and messages, row by row beside each other, in memory that does not hold their texts.
 
-Two files are joined by id where both have a column `id`, else line by line, and then they must be equally long. Every
-file is read once before the first row is given: that finds what is wrong with it, counts it, and takes a hash of its
-ids. Files whose ids stand in the same order are then read side by side. A file in another order is first copied into a
-temporary file, and memory holds for each id where in it its texts begin: about 150 bytes a row.
+Files are joined by id where both have a column `id`, else line by line. Each is read once before the first row is
+given, which finds what is wrong with it; those whose ids stand in another order are then copied into a temporary file.
 """
 
 from __future__ import annotations
@@ -18,10 +16,19 @@ from functools import cached_property
 from io import SEEK_END
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any
 
 from bnbench.data.chat import reply_in
-from bnbench.data.files import KINDS, check_columns, check_file, find_column, iter_lines, iter_table, kind_of, place
+from bnbench.data.files import (
+    KINDS,
+    as_text,
+    check_columns,
+    check_file,
+    find_column,
+    iter_lines,
+    iter_table,
+    kind_of,
+    place,
+)
 from bnbench.errors import BnbenchError, CorpusError
 
 FIELDS = ("reply", "reference", "message", "title", "id")
@@ -34,10 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file and the columns of it that are read; `column` is None for a file of plain lines.
-
-    `before` is a column whose text goes before the other: the title of a message, as in `bnbench evaluate`.
-    """
+    """One file and the columns that are read: `column` (None for plain lines), and `before` it a message's title."""
 
     path: Path
     field: str
@@ -78,35 +82,29 @@ class TextFile:
         if self.column is None:
             yield from ((number, "", (line,)) for number, line in enumerate(iter_lines(self.path), 1))
             return
-        wanted = [name for name in (self.column, self.before, self.ids) if name is not None]
+        name, wanted = self.column, [name for name in (self.column, self.before, self.ids) if name is not None]
         for number, row in iter_table(self.path, wanted):
-            found = row.get(self.ids) if self.ids else ""
-            if self.ids and (found is None or found == "" or found != found):
-                raise CorpusError(f"{place(self.path, number)}: the row has no {self.ids!r}")
+            own, value, fault = row.get(self.ids) if self.ids else "", row.get(name), ""
+            if self.field == "reply":
+                value = reply_in(name, value)
+            texts = value if isinstance(value, list) and self.field == "reference" else [value]
+            before = [(self.before, row.get(self.before))] if self.before else []
+            if self.ids and (own is None or own == "" or own != own):
+                fault = f"the row has no {self.ids!r}"
+            elif value is None and self.field != "message":
+                hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
+                fault = f"the row has no {name!r}{hint}"
+            elif not texts:
+                fault = f"{name!r} is an empty list; give at least one reference"
+            for column, one in [*before, *((name, one) for one in texts)]:
+                if not isinstance(one, (str, int, float, type(None))) or one != one:
+                    fault = fault or f"{column!r} is {type(one).__name__}, not text: {one!r:.60}"
+            if fault:
+                raise CorpusError(f"{place(self.path, number)}: {fault}")
             # A column of whole numbers becomes one of floats where a table once had a gap in it.
-            name = str(int(found) if isinstance(found, float) and found.is_integer() else found)
-            yield number, name, self._texts(number, self.column, row)
-
-    def _texts(self, number: int, name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-        value = row.get(name)
-        if self.field == "reply":
-            value = reply_in(name, value)
-        if value is None and self.field != "message":
-            hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
-            raise CorpusError(f"{place(self.path, number)}: the row has no {name!r}{hint}")
-        if isinstance(value, list) and self.field == "reference":
-            if not value:
-                raise CorpusError(f"{place(self.path, number)}: {name!r} is an empty list; give at least one reference")
-            return tuple(self._text(number, name, one) for one in value)
-        text = self._text(number, name, value)
-        return (f"{self._text(number, self.before, row.get(self.before))} {text}".strip() if self.before else text,)
-
-    def _text(self, number: int, name: str, value: object) -> str:
-        if isinstance(value, str) or value is None:
-            return value or ""
-        if isinstance(value, (int, float)) and value == value:
-            return str(value)
-        raise CorpusError(f"{place(self.path, number)}: {name!r} is {type(value).__name__}, not text: {value!r:.60}")
+            own = str(int(own) if isinstance(own, float) and own.is_integer() else own)
+            found = tuple(map(as_text, texts))
+            yield number, own, (f"{as_text(row.get(self.before))} {found[0]}".strip(),) if self.before else found
 
     @cached_property
     def checked(self) -> tuple[int, str, str]:
@@ -128,11 +126,11 @@ class TextFile:
 def join(
     replies: TextFile, references: Sequence[TextFile] = (), messages: TextFile | None = None
 ) -> Iterator[Iterator[ReplyRow]]:
-    """Each reply with its references and its message, in the order of the replies.
+    """Each reply with its references (blank ones left out) and its message, in the order of the replies.
 
-    A blank reference is none: it is left out. Raises CorpusError, before the first row is given, for anything wrong in
-    any file; where files without ids differ in length; where an id occurs twice or a reply's is missing from another
-    file; where a reference has no reply; and, when it comes to it, at a reply of which all references are blank.
+    Raises CorpusError, before the first row is given, for anything wrong in any file; where files without ids differ
+    in length; where an id occurs twice or a reply's is missing from another file; where a reference has no reply; and,
+    when it comes to it, at a reply of which all references are blank.
     """
     others = [*references, *([messages] if messages else [])]
     with SpooledTemporaryFile(_IN_MEMORY) as copy:
@@ -143,11 +141,9 @@ def join(
                 found = [find(name) for find in finders]
                 given = tuple(text for texts in found[: len(references)] for text in texts if text.strip())
                 if references and not given:
-                    files = ", ".join(str(file.path) for file in references)
-                    raise CorpusError(
-                        f"{place(replies.path, number)}: the reference of this reply is blank in {files}; write one, "
-                        "or leave the row out of every file"
-                    )
+                    what = f"the reference of this reply is blank in {', '.join(str(file.path) for file in references)}"
+                    hint = "write one, or leave the row out of every file"
+                    raise CorpusError(f"{place(replies.path, number)}: {what}; {hint}")
                 yield reply, given or None, found[-1][0] if messages else None
 
         yield rows()

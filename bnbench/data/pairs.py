@@ -186,27 +186,25 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     places = match_columns(path, header, columns or {}, RATED, ("message", "reply"))
     known = tuple(map(plain_name, RATINGS))
     names = list(ratings) or [name for name in header if plain_name(name).startswith(known)]
-    missing = [name for name in names if name not in header]
-    if missing or not names:
-        what = f"there is no column {missing[0]!r}" if missing else "no column of ratings is known by its name"
-        hint = "" if missing else ". Name each with --rating"
-        raise CorpusError(f"{path}: {what}; the columns are {', '.join(header)}{hint}")
+    if missing := [name for name in names if name not in header]:
+        raise CorpusError(f"{path}: there is no column {missing[0]!r}; the columns are {', '.join(header)}")
+    if not names:
+        what = f"no column of ratings is known by its name; the columns are {', '.join(header)}"
+        raise CorpusError(f"{path}: {what}. Name each with --rating")
     found = []
     for number, row in rows:
         where = place(path, number)
         values = []
         for name in names:
-            text = as_text(row.get(name))
+            if not (text := as_text(row.get(name))).strip():
+                continue
             try:
-                rating = float(text or "nan")  # Bengali digits too
+                values.append(float(text))  # Bengali digits too
             except ValueError:
-                rating = math.nan
-            if text.strip() and not math.isfinite(rating):
-                raise CorpusError(
-                    f"{where}: {name} is {text!r}, not a rating; mend it, leave the cell empty, or name the columns of "
-                    "ratings with --rating"
-                )
-            values += [rating] if text.strip() else []
+                values.append(math.nan)
+            if not math.isfinite(values[-1]):
+                hint = "mend it, leave the cell empty, or name the columns of ratings with --rating"
+                raise CorpusError(f"{where}: {name} is {text!r}, not a number; {hint}")
         example = make_example(*map(repair, texts_of(where, row, places)))
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
