@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from bnbench import __version__, records
-from bnbench.data.corpus import FIELDS, Corpus, Example, SplitSizes, check_source, check_split, demo_corpus, load_corpus
-from bnbench.data.files import check_columns
+from bnbench.data.corpus import FIELDS, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
+from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted

@@ -25,7 +25,7 @@ Turn = tuple[str, str]  # who speaks, and what
 _log = logging.getLogger(__name__)
 
 
-def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[str, str]) -> Mapping[str, Row]:
     """The rows with the texts of their last exchange in the columns Questions and Answers; other data as they are.
 
     The last turn of the assistant is the answer and the user's turn before it the question; what was said before that
@@ -33,6 +33,7 @@ def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, st
     in which nobody answers has empty texts, so that cleaning drops and counts it. `columns` maps fields to columns as
     in `load_corpus`. Raises CorpusError for a turn that is none (its row).
     """
+    rows = records.values()
     header = header_of(rows)
     fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
     at = {field: find_column(source, header, field, columns.get(field)) or "" for field in fields}
@@ -41,17 +42,16 @@ def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, st
     if any(isinstance(cell, list) and cell and all(isinstance(turn, dict) for turn in cell) for cell in cells):
         kind = " and ".join(into)
     elif all(into) or not columns.keys().isdisjoint(("question", "reference")):
-        return list(rows)  # each text has its column, as the names or `columns` say
+        return records  # each text has its column, as the names or `columns` say
     elif any(isinstance(row.get(at["turns"]), list) for row in rows):
         kind, into = at["turns"], ("Questions", "Answers")
     elif at["instruction"] and at["output"]:
         kind, into = "instruction and output", ("Questions", "Answers")
     else:
-        return list(rows)
+        return records
     _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)
-    made = []
-    for number, row in enumerate(rows, 1):
-        where = f"{source}, row {number}"
+    made = {}
+    for where, row in records.items():
         if kind == at["turns"]:
             turns = _turns(where, row.get(kind), _USER)
         elif kind == "instruction and output":
@@ -64,7 +64,7 @@ def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, st
         else:
             asked_in, answered_in = (row.get(name) for name in into)
             turns = _turns(where, asked_in, _USER) + _turns(where, answered_in, _ASSISTANT)
-        made.append(row | dict(zip(into, _last_exchange(turns), strict=True)))
+        made[where] = row | dict(zip(into, _last_exchange(turns), strict=True))
     return made
 
 

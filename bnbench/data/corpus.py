@@ -17,19 +17,8 @@ import numpy as np
 import regex
 
 from bnbench.data.chat import plain_rows
-from bnbench.data.files import (
-    Row,
-    as_text,
-    check_table,
-    find_column,
-    header_of,
-    iter_table,
-    match_columns,
-    plain_name,
-    texts_of,
-)
+from bnbench.data.files import as_text, find_column, header_of, match_columns, read_records, side_of, texts_of
 from bnbench.errors import CorpusError
-from bnbench.metrics.exceptions import require
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")
@@ -228,14 +217,14 @@ def load_corpus(
     Raises CorpusError: no such file, not UTF-8, a missing column, or no row left.
     """
     records = plain_rows(source, read_records(source), columns or {})
-    header = header_of(records)
-    is_pairs = {"chosen", "rejected"} <= set(map(plain_name, header))
+    header = header_of(records.values())
+    is_pairs = all(find_column(source, header, reply) for reply in ("chosen", "rejected"))
     hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
     places = match_columns(source, header, columns or {}, FIELDS, ("question", "reference"), hint)
     own_id = find_column(source, header, "id") or ""
     rows, changed = [], 0
-    for record in records:
-        texts = texts_of(str(source), record, places)
+    for where, record in records.items():
+        texts = texts_of(where, record, places)
         repaired = tuple(map(repair, texts))
         changed += texts != repaired
         rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
@@ -260,40 +249,6 @@ def check_split(split: str) -> None:
         raise CorpusError(f"there is no split {split!r}{hint}")
 
 
-def check_source(source: str | Path) -> None:
-    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
-    path = Path(source)
-    if path.suffix or path.exists():
-        check_table(path)
-    elif "/" not in str(source):
-        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
-
-
-def read_records(source: str | Path) -> list[Row]:
-    """All rows of a file or of a hub data set, at least one; what the hub calls a split is their column `split`."""
-    check_source(source)
-    path = Path(source)
-    if path.suffix or path.exists():
-        if records := [row for _, row in iter_table(path)]:
-            return records
-        raise CorpusError(f"{source}: the file has no rows")
-    name, _, revision = str(source).partition("@")
-    datasets = require("datasets", extra="models")
-    try:
-        parts = datasets.load_dataset(name, revision=revision or None)
-    except Exception as error:
-        # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
-        raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
-    sides = {side: {"split": str(side)} if len(parts) > 1 else {} for side in parts}
-    return [row | sides[side] for side, rows in parts.items() for row in rows]
-
-
-def side_of(record: Mapping[str, object]) -> str:
-    """What a row's column `split` says; empty where there is none."""
-    name = next((as_text(value).strip().lower() for column, value in record.items() if column.lower() == "split"), "")
-    return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
-
-
 def whole_number(name: str) -> str:
     """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
     return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
@@ -301,8 +256,8 @@ def whole_number(name: str) -> str:
 
 def _clean(rows: Sequence[SourceRow], changed: int, min_words: int) -> tuple[list[tuple[Example, str]], list[Step]]:
     """The examples that can be used, each with its side, and what was done to the others."""
-    why = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
-    steps = [Step("encoding", why, changed=changed)]
+    repaired = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
+    steps = [Step("encoding", repaired, changed=changed)]
     tests: list[tuple[str, str, Callable[[Example], bool]]] = [
         ("lost text", "a letter was lost for good (U+FFFD)", lambda e: LOST in e.question + e.title + e.reference),
         ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
@@ -337,19 +292,15 @@ def divide(
     has a side and another has none, or one that is no split.
     """
     if lengths is not None and max_tokens is not None:
-        short = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
-        why = f"over {max_tokens} tokens after the template"
-        steps = [*steps, Step("too long", why, dropped=len(examples) - len(short))]
-        examples = short
+        all_of_them, why = examples, f"over {max_tokens} tokens after the template"
+        examples = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
+        steps = [*steps, Step("too long", why, dropped=len(all_of_them) - len(examples))]
     if not examples:
         raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
     sides = [side for _, side in examples]
-    unknown = [side for side in sides if side not in SPLITS] if any(sides) else []
-    if unknown:
-        raise CorpusError(
-            f"{source}: the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows; it must say "
-            f"{', '.join(SPLITS)} in each, or have another name"
-        )
+    if any(sides) and (unknown := [side for side in sides if side not in SPLITS]):
+        what = f"the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows"
+        raise CorpusError(f"{source}: {what}; it must say {', '.join(SPLITS)} in each, or have another name")
 
     order = sorted(examples, key=lambda pair: (_draw(seed, "order", pair[0].id), pair[0].id))
     if any(sides):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bnbench.errors import CorpusError
+from bnbench.metrics.exceptions import require
 
 Row = dict[str, Any]
 """Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
@@ -143,9 +144,9 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
     # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
     if delimiter == "\t":
         with _text(path, "") as lines:
+            rows = csv.reader((line.replace("\x00", "") for line in lines), delimiter=delimiter, strict=True)
             try:
-                cells = chain.from_iterable(csv.reader(_without_nul(lines), delimiter=delimiter, strict=True))
-                quotes = not any("\t" in cell and "\n" in cell for cell in cells)
+                quotes = not any("\t" in cell and "\n" in cell for row in rows for cell in row)
             except csv.Error:
                 quotes = False
     with _text(path, "") as lines:
@@ -153,18 +154,14 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
         if delimiter == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
             delimiter = next((sign for sign in ";\t" if sign in first), ",")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
-        rows = csv.reader(
-            _without_nul(chain([first], lines)),
-            delimiter=delimiter,
-            strict=True,
-            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
-        )
+        quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        whole = (line.replace("\x00", "") for line in chain([first], lines))
+        rows = csv.reader(whole, delimiter=delimiter, strict=True, quoting=quoting)
         try:
             header = next(filter(None, rows), None)
             if header is None:
                 raise CorpusError(f"{path}: the file is empty")
-            twice = [name for name in header if name and header.count(name) > 1]
-            if twice:
+            if twice := [name for name in header if name and header.count(name) > 1]:
                 raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
             for row in filter(None, rows):
                 lacking = len(header) - len(row)
@@ -178,10 +175,6 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
         except csv.Error as error:
             hint = "close each quote, and double those inside quoted text"
             raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
-
-
-def _without_nul(lines: Iterable[str]) -> Iterator[str]:
-    return (line.replace("\x00", "") for line in lines)
 
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
@@ -221,6 +214,44 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def check_source(source: str | Path) -> None:
+    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
+    path = Path(source)
+    if path.suffix or path.exists():
+        check_table(path)
+    elif "/" not in str(source):
+        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
+
+
+def read_records(source: str | Path) -> dict[str, Row]:
+    """All rows of a file or of a hub data set, at least one, by where each stands, for messages.
+
+    What the hub calls a split is their column `split`.
+    """
+    check_source(source)
+    path = Path(source)
+    if path.suffix or path.exists():
+        if records := {place(path, number): row for number, row in iter_table(path)}:
+            return records
+        raise CorpusError(f"{source}: the file has no rows")
+    name, _, revision = str(source).partition("@")
+    datasets = require("datasets", extra="models")
+    try:
+        parts = datasets.load_dataset(name, revision=revision or None)
+    except Exception as error:
+        # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
+        raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
+    sides = {side: {"split": str(side)} if len(parts) > 1 else {} for side in parts}
+    found = [row | sides[side] for side, rows in parts.items() for row in rows]
+    return {f"{source}, row {number}": row for number, row in enumerate(found, 1)}
+
+
+def side_of(record: Mapping[str, object]) -> str:
+    """What a row's column `split` says; empty where there is none."""
+    name = next((as_text(value).strip().lower() for column, value in record.items() if column.lower() == "split"), "")
+    return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
 
 
 def plain_name(name: str) -> str:
@@ -269,10 +300,8 @@ def match_columns(
     for field in needed:
         if found[field] is None:
             what = f"there is no column {fields[field]!r}" if fields[field] else f"no column holds a {field}"
-            raise CorpusError(
-                f"{source}: {what}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME{hint}"
-            )
+            hint = f"Name the right one with --columns {field}=NAME{hint}"
+            raise CorpusError(f"{source}: {what}; the columns are {', '.join(header)}. {hint}")
     return list(found.values())
 
 

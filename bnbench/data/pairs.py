@@ -15,20 +15,8 @@ from pathlib import Path
 from statistics import fmean
 
 from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
-from bnbench.data.corpus import (
-    LOST,
-    Corpus,
-    Example,
-    SplitSizes,
-    Step,
-    TokenCounter,
-    divide,
-    make_example,
-    read_records,
-    repair,
-    side_of,
-)
-from bnbench.data.files import RATINGS, as_text, header_of, iter_table, match_columns, place, plain_name, texts_of
+from bnbench.data.corpus import LOST, Corpus, Example, SplitSizes, Step, TokenCounter, divide, make_example, repair
+from bnbench.data.files import RATINGS, as_text, header_of, match_columns, plain_name, read_records, side_of, texts_of
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
@@ -138,9 +126,9 @@ def load_pairs(
 def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
     records = read_records(source)
     hint = " (pairs have chosen and rejected), or make pairs of rated replies with `bnbench preferences`"
-    places = match_columns(source, header_of(records), columns, FIELDS, ("chosen", "rejected", "question"), hint)
-    for number, record in enumerate(records, 1):
-        where = f"{source}, row {number}"
+    header, needed = header_of(records.values()), ("chosen", "rejected", "question")
+    places = match_columns(source, header, columns, FIELDS, needed, hint)
+    for where, record in records.items():
         texts = dict(zip(FIELDS, map(repair, texts_of(where, record, places)), strict=True))
         empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
         if empty:
@@ -179,10 +167,8 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
     """
-    rows = list(iter_table(path))
-    if not rows:
-        raise CorpusError(f"{path}: the file has no rows")
-    header = header_of(row for _, row in rows)
+    records = read_records(path)
+    header = header_of(records.values())
     places = match_columns(path, header, columns or {}, RATED, ("message", "reply"))
     known = tuple(map(plain_name, RATINGS))
     names = list(ratings) or [name for name in header if plain_name(name).startswith(known)]
@@ -192,8 +178,7 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
         what = f"no column of ratings is known by its name; the columns are {', '.join(header)}"
         raise CorpusError(f"{path}: {what}. Name each with --rating")
     found = []
-    for number, row in rows:
-        where = place(path, number)
+    for where, row in records.items():
         values = []
         for name in names:
             if not (text := as_text(row.get(name))).strip():
