@@ -1,7 +1,4 @@
-"""Scoring files: replies beside references and messages, streamed through the metrics on all cores.
-
-How files are joined, and why memory does not hold their texts, is told in `data.join`.
-"""
+"""Scoring files: replies beside references and messages, streamed through the metrics on all cores."""
 
 from __future__ import annotations
 
@@ -67,12 +64,12 @@ class OriginalFigures:
         return {"n": self.n, **asdict(self.figures)}
 
     def __str__(self) -> str:
-        values, right = asdict(self.figures), self.figures.corrected
-        rows = {"BLEU": "bleu", "rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
-        rows |= {"keyword-empathy": "keyword", "semantic-empathy": "semantic", "combined": "combined"}
+        names, right = {"bleu": "BLEU"}, self.figures.corrected
+        names |= {kind: f"{kind}-empathy" for kind in ("keyword", "semantic")}
         lines = [f"{'':<18}{'original':>12}{'should be':>12}"]
-        for name, key in rows.items():
-            cells = ((values[key], 4), (right.get(name), 2))
+        for key in ("bleu", "rouge1", "rouge2", "rougeL", "keyword", "semantic", "combined"):
+            name = names.get(key, key)
+            cells = ((getattr(self.figures, key), 4), (right.get(name), 2))
             shown = ["–" if value is None else f"{value:.{digits}f}" for value, digits in cells]
             lines.append(f"{name:<18}" + "".join(f"{cell:>12}" for cell in shown))
         return "\n".join([*lines, f"{self.figures.signature}|n:{self.n}"])

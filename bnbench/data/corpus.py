@@ -26,6 +26,11 @@ FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions",
 """The fields of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
 LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
+UNSPLIT = (
+    f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
+    "to hold rows out, give more, or a column 'split' that says train, validation or test"
+)
+"""Why a file that is not split is not, what follows from it, and what to do."""
 NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
 
 # The characters that cp1252 shows for the bytes 0x80-0xFF. Programs that read UTF-8 as cp1252 leave the five bytes that
@@ -167,14 +172,6 @@ class Corpus:
         """False for a file with too few rows to split, which is evaluated whole."""
         return "all" not in self.splits
 
-    @property
-    def unsplit(self) -> str:
-        """Why a file that is not split is not, what follows from it, and what to do."""
-        return (
-            f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
-            "to hold rows out, give more, or a column 'split' that says train, validation or test"
-        )
-
     def describe(self) -> str:
         """One line: what was dropped by which step, and the sizes that are left."""
         dropped = ", ".join(f"{s.dropped} {s.name}" for s in self.steps if s.dropped) or "none"
@@ -190,7 +187,7 @@ class Corpus:
         """The same for people: one line a step, one for the splits."""
         steps = [f"{s.name:<15}{s.dropped:>7} dropped {s.changed:>7} repaired   {s.why}" for s in self.steps]
         sizes = " · ".join(f"{len(part)} {name}" for name, part in self.splits.items())
-        whole = [] if self.is_split else [f"not split: {self.unsplit}"]
+        whole = [] if self.is_split else [f"not split: {UNSPLIT}"]
         return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}", *whole])
 
 
@@ -230,7 +227,7 @@ def load_corpus(
         rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
 
     cleaned, steps = _clean(rows, changed, min_words)
-    lengths = count_tokens([example for example, _ in cleaned]) if count_tokens and max_tokens is not None else None
+    lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
     return replace(divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens), rows=tuple(rows))
 
 
@@ -282,7 +279,7 @@ def divide(
     steps: Sequence[Step],
     sizes: SplitSizes,
     seed: int = 42,
-    lengths: Sequence[int] | None = None,
+    lengths: Sequence[int] = (),
     max_tokens: int | None = None,
 ) -> Corpus:
     """The corpus of clean examples: split by message, or as the side that stands with an example says.
@@ -291,7 +288,7 @@ def divide(
     train, and what is nearly a test row from validation. Raises CorpusError where none is left, or where one example
     has a side and another has none, or one that is no split.
     """
-    if lengths is not None and max_tokens is not None:
+    if lengths and max_tokens is not None:
         all_of_them, why = examples, f"over {max_tokens} tokens after the template"
         examples = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
         steps = [*steps, Step("too long", why, dropped=len(all_of_them) - len(examples))]

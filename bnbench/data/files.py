@@ -154,9 +154,10 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
         if delimiter == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
             delimiter = next((sign for sign in ";\t" if sign in first), ",")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
-        quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
         whole = (line.replace("\x00", "") for line in chain([first], lines))
-        rows = csv.reader(whole, delimiter=delimiter, strict=True, quoting=quoting)
+        rows = csv.reader(
+            whole, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        )
         try:
             header = next(filter(None, rows), None)
             if header is None:
@@ -167,10 +168,9 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                 lacking = len(header) - len(row)
                 # Cells may be missing at the end of a row, but not where a text without quotes may hold line ends.
                 if lacking < 0 or (lacking and not quotes):
-                    raise CorpusError(
-                        f"{path}, line {rows.line_num}: {len(row)} fields under {len(header)} columns; put texts that "
-                        f"hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
-                    )
+                    where, fields = f"{path}, line {rows.line_num}", f"{len(row)} fields under {len(header)} columns"
+                    hint = f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
+                    raise CorpusError(f"{where}: {fields}; {hint}")
                 yield rows.line_num, dict(zip(header, row + [""] * lacking, strict=True))
         except csv.Error as error:
             hint = "close each quote, and double those inside quoted text"
@@ -226,10 +226,7 @@ def check_source(source: str | Path) -> None:
 
 
 def read_records(source: str | Path) -> dict[str, Row]:
-    """All rows of a file or of a hub data set, at least one, by where each stands, for messages.
-
-    What the hub calls a split is their column `split`.
-    """
+    """All rows of a file or hub data set, at least one, by where they stand; the hub's split is their column `split`."""
     check_source(source)
     path = Path(source)
     if path.suffix or path.exists():

@@ -17,18 +17,8 @@ from io import SEEK_END
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
+from bnbench.data import files
 from bnbench.data.chat import reply_in
-from bnbench.data.files import (
-    KINDS,
-    as_text,
-    check_columns,
-    check_file,
-    find_column,
-    iter_lines,
-    iter_table,
-    kind_of,
-    place,
-)
 from bnbench.errors import BnbenchError, CorpusError
 
 FIELDS = ("reply", "reference", "message", "title", "id")
@@ -55,24 +45,24 @@ class TextFile:
 
         Raises CorpusError: no such file, no row, no column for the field, or an unknown field in `columns`.
         """
-        check_columns(columns, FIELDS)
-        if kind_of(path) not in KINDS:
-            check_file(path)
+        files.check_columns(columns, FIELDS)
+        if files.kind_of(path) not in files.KINDS:
+            files.check_file(path)
             return cls(path, field)
-        first = next(iter_table(path), None)
+        first = next(files.iter_table(path), None)
         if first is None:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
-        column = find_column(path, header, field, columns.get(field))
+        column = files.find_column(path, header, field, columns.get(field))
         if column is None:
-            raise CorpusError(
-                f"{path}: no column holds a {field}; the columns are {', '.join(header)}. "
-                f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
-            )
+            hint = f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
+            raise CorpusError(f"{path}: no column holds a {field}; the columns are {', '.join(header)}. {hint}")
         titled = field == "message" and ("title" in columns or field not in columns)
-        before = find_column(path, header, "title", columns.get("title")) if titled else None
+        before = files.find_column(path, header, "title", columns.get("title")) if titled else None
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
-        return cls(path, field, column, before, find_column(path, header, "id", own_id if own_id in header else None))
+        return cls(
+            path, field, column, before, files.find_column(path, header, "id", own_id if own_id in header else None)
+        )
 
     def rows(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.
@@ -80,13 +70,12 @@ class TextFile:
         Raises CorpusError at a row that lacks an id, a reference, or the column, or where something else stands in it.
         """
         if self.column is None:
-            yield from ((number, "", (line,)) for number, line in enumerate(iter_lines(self.path), 1))
+            yield from ((number, "", (line,)) for number, line in enumerate(files.iter_lines(self.path), 1))
             return
-        name, wanted = self.column, [name for name in (self.column, self.before, self.ids) if name is not None]
-        for number, row in iter_table(self.path, wanted):
-            own, value, fault = row.get(self.ids) if self.ids else "", row.get(name), ""
-            if self.field == "reply":
-                value = reply_in(name, value)
+        name = self.column
+        for number, row in files.iter_table(self.path, list(filter(None, (name, self.before, self.ids)))):
+            own, fault = row.get(self.ids) if self.ids else "", ""
+            value = reply_in(name, row.get(name)) if self.field == "reply" else row.get(name)
             texts = value if isinstance(value, list) and self.field == "reference" else [value]
             before = [(self.before, row.get(self.before))] if self.before else []
             if self.ids and (own is None or own == "" or own != own):
@@ -100,11 +89,11 @@ class TextFile:
                 if not isinstance(one, (str, int, float, type(None))) or one != one:
                     fault = fault or f"{column!r} is {type(one).__name__}, not text: {one!r:.60}"
             if fault:
-                raise CorpusError(f"{place(self.path, number)}: {fault}")
+                raise CorpusError(f"{files.place(self.path, number)}: {fault}")
             # A column of whole numbers becomes one of floats where a table once had a gap in it.
             own = str(int(own) if isinstance(own, float) and own.is_integer() else own)
-            found = tuple(map(as_text, texts))
-            yield number, own, (f"{as_text(row.get(self.before))} {found[0]}".strip(),) if self.before else found
+            found = tuple(map(files.as_text, texts))
+            yield number, own, (f"{files.as_text(row.get(self.before))} {found[0]}".strip(),) if self.before else found
 
     @cached_property
     def checked(self) -> tuple[int, str, str]:
@@ -115,7 +104,7 @@ class TextFile:
             if self.ids:
                 order.update(name.encode("utf-8", "surrogatepass") + b"\0")
                 if name in seen and not twice:
-                    twice = f"{place(self.path, number)}: the id {name!r} occurs a second time"
+                    twice = f"{files.place(self.path, number)}: the id {name!r} occurs a second time"
                 seen.add(name)
         if not n:
             raise CorpusError(f"{self.path}: the file is empty")
@@ -132,9 +121,8 @@ def join(
     in length; where an id occurs twice or a reply's is missing from another file; where a reference has no reply; and,
     when it comes to it, at a reply of which all references are blank.
     """
-    others = [*references, *([messages] if messages else [])]
     with SpooledTemporaryFile(_IN_MEMORY) as copy:
-        finders = [_finder(replies, other, copy) for other in others]
+        finders = [_finder(replies, other, copy) for other in (*references, *([messages] if messages else []))]
 
         def rows() -> Iterator[ReplyRow]:
             for number, name, (reply,) in replies.rows():
@@ -143,7 +131,7 @@ def join(
                 if references and not given:
                     what = f"the reference of this reply is blank in {', '.join(str(file.path) for file in references)}"
                     hint = "write one, or leave the row out of every file"
-                    raise CorpusError(f"{place(replies.path, number)}: {what}; {hint}")
+                    raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
                 yield reply, given or None, found[-1][0] if messages else None
 
         yield rows()
@@ -155,15 +143,12 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
     by_id = replies.ids is not None and other.ids is not None
     how = "by id" if by_id else "line by line"
     _log.info("%s: each %s is joined to its reply in %s %s", other.path, other.field, replies.path, how)
-    if by_id and other_twice:
-        raise CorpusError(f"{other_twice}; several references of one reply stand in one list")
-    if by_id and twice:
-        raise CorpusError(twice)
+    if by_id and (other_twice or twice):
+        listed = "; several references of one reply stand in one list" if other_twice else ""
+        raise CorpusError(f"{other_twice or twice}{listed}")
     if not by_id and n != others:
-        raise CorpusError(
-            f"{replies.path} has {n} rows and {other.path} has {others}; without a column 'id' in both, files are "
-            "joined line by line and must be equally long"
-        )
+        how = "without a column 'id' in both, files are joined line by line and must be equally long"
+        raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")
     if not by_id or order == other_order:
         rows = other.rows()
         return lambda _: next(rows)[2]
@@ -176,21 +161,18 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
             # One JSON list a line: JSON writes a line end inside a text as \n. Half a character may stand in a text.
             end += copy.write(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     except OSError as error:
-        raise BnbenchError(
-            f"the temporary file for joining {other.path} by id cannot be written ({error}); "
-            "TMPDIR names another folder for it"
-        ) from error
+        what = f"the temporary file for joining {other.path} by id cannot be written ({error})"
+        raise BnbenchError(f"{what}; TMPDIR names another folder for it") from error
     for number, name, _ in replies.rows():
         if name not in starts:
-            raise CorpusError(f"{place(replies.path, number)}: the id {name!r} is not in {other.path}")
+            raise CorpusError(f"{files.place(replies.path, number)}: the id {name!r} is not in {other.path}")
     # Every reply has its own row, so that only what no reply asks for can be left over.
     if others > n and other.field == "reference":
         answered = {name for _, name, _ in replies.rows()}
-        raise CorpusError(
-            f"{replies.path}: {others - n} of the {others} references in {other.path} have no reply, the first "
-            f"{next(name for name in starts if name not in answered)!r}; give each a reply (an empty one where the "
-            "model gave none) or leave its reference out"
-        )
+        first = next(name for name in starts if name not in answered)
+        what = f"{others - n} of the {others} references in {other.path} have no reply, the first {first!r}"
+        hint = "give each a reply (an empty one where the model gave none) or leave its reference out"
+        raise CorpusError(f"{replies.path}: {what}; {hint}")
 
     def find(name: str) -> tuple[str, ...]:
         copy.seek(starts[name])

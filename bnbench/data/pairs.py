@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -87,10 +87,9 @@ class PairSet:
 
     def __str__(self) -> str:
         n = self.summary()
-        return (
-            f"{n['pairs']} pairs from {n['messages_with_pairs']} of {n['messages']} messages ({n['replies']} rated "
-            f"replies): the best against each that is rated at least {self.margin:g} lower"
-        )
+        made = f"{n['pairs']} pairs from {n['messages_with_pairs']} of {n['messages']} messages"
+        how = f"the best against each that is rated at least {self.margin:g} lower"
+        return f"{made} ({n['replies']} rated replies): {how}"
 
 
 def load_pairs(
@@ -105,19 +104,17 @@ def load_pairs(
     """Reads and splits the pairs of a file or hub data set; None: those of the bundled labelled replies, development
     half to train on and the other held out.
 
-    The split is the corpus': a seed puts a message on the same side, with all its pairs. Pairs of which one reply is
-    longer than `max_tokens` after the template are dropped whole. Raises CorpusError: a missing column, an empty text
-    or two equal replies (with the row), a message on two sides.
+    A seed puts a message on the side that it has in a corpus. Pairs of which one reply is longer than `max_tokens`
+    are dropped whole. Raises CorpusError for a row that is no pair, and for a message on two sides.
     """
     name = source or "bundled labelled replies"
     sided = list(_read_pairs(source, columns or {})) if source else [(p, r.side) for p, r, _ in labelled_pairs().pairs]
     _refuse_straddling(name, ((pair.chosen, side) for pair, side in sided))
     kept = {f"{pair.chosen.id}-{pair.rejected.id}": (pair, side) for pair, side in sided}
     steps = [Step("duplicate", "the same pair in the same or another spelling", dropped=len(sided) - len(kept))]
-    longest = None
-    if max_tokens is not None and count_tokens is not None:
-        lengths = count_tokens([e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)])
-        longest = list(map(max, lengths[::2], lengths[1::2]))
+    both = [e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)]
+    lengths = count_tokens(both) if count_tokens else []
+    longest = list(map(max, lengths[::2], lengths[1::2]))
     examples = [(replace(pair.chosen, id=key), side) for key, (pair, side) in kept.items()]
     corpus = divide(name, examples, steps, sizes or SplitSizes(), seed, longest, max_tokens)
     return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
@@ -147,10 +144,9 @@ def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> Non
     for example, side in sided:
         before = sides.setdefault(message_of(example), side)
         if before != side:
-            raise CorpusError(
-                f"{source}: the column 'split' puts one message on two sides ({before or 'none'} and "
-                f"{side or 'none'}): {example.question[:60]!r}"
-            )
+            both = f"{before or 'none'} and {side or 'none'}"
+            what = f"the column 'split' puts one message on two sides ({both})"
+            raise CorpusError(f"{source}: {what}: {example.question[:60]!r}")
 
 
 def labelled_pairs(margin: float = 0.5, half: str | None = None) -> PairSet:
@@ -223,10 +219,9 @@ def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
                 pairs.append((Pair(e, rejected), best, one))
     count = sum(map(len, messages.values()))
     if not pairs:
-        raise CorpusError(
-            f"no pair comes of {count} rated replies to {len(messages)} messages: no message has two replies whose "
-            f"ratings differ by {margin:g}; lower --margin, or rate several replies to each message"
-        )
+        why = f"no message has two replies whose ratings differ by {margin:g}"
+        hint = "lower --margin, or rate several replies to each message"
+        raise CorpusError(f"no pair comes of {count} rated replies to {len(messages)} messages: {why}; {hint}")
     return PairSet(tuple(pairs), count, len(messages), margin)
 
 
@@ -249,23 +244,22 @@ def preferences(
         (out.suffix != ".csv", f"{out}: pairs are written as .csv"),
         (
             not ratings and (columns or rating_columns),
-            "--columns and --rating are for a file of ratings; none was given",
+            "--columns and --rating are for a file of ratings, none is given",
         ),
         (ratings and half, f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given"),
     ):
         if is_wrong:
             raise CorpusError(why)
-    if ratings is None:
-        made = labelled_pairs(margin, None if half == "both" else half or "development")
-    else:
+    if ratings:
         made = make_pairs(read_ratings(ratings, columns, rating_columns), margin)
+    else:
+        made = labelled_pairs(margin, None if half == "both" else half or "development")
     sided = any(best.side for _, best, _ in made.pairs)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
     for pair, best, worse in made.pairs:
-        e = pair.chosen
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow((e.topic, e.title, e.question, e.reference, pair.rejected.reference, *beside))
+        lines.writerow((*astuple(pair.chosen)[1:], pair.rejected.reference, *beside))
     write_text(out, text.getvalue())
     return made
