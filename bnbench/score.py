@@ -80,8 +80,7 @@ def score(
 ) -> Scores | OriginalFigures:
     """The command `bnbench score`: `score_files` with its options, or the original project's figures for the files.
 
-    Raises UsageError for another profile, and for metrics or a combined score beside `original`; with it InputError
-    where a reply has no reference or several. All texts are then held in memory.
+    Raises UsageError for another profile, or options that it has not; InputError where the original lacks a reference.
     """
     if profile not in PROFILES:
         raise UsageError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
@@ -117,14 +116,13 @@ def score_files(
 
     Args:
         predictions: a table (see `files.KINDS`), or plain lines (any other ending), one reply each.
-        references: files with the references; several files, and lists in JSON and Parquet, are several references, of
-            which the blank ones do not count.
+        references: files, and lists in JSON and Parquet, give several references; blank ones do not count.
         metrics: names or `Metric`s; by default all that the files allow, chrF++ first.
         combine: weights of a combined score by metric; its parts are scored too, and it is shown beside them.
         messages: a file with what the replies answer.
         columns: field (reply, reference, message, title, id) → the files' name for it, where it is another.
-        workers: processes beside this one, which a script needs `if __name__ == "__main__":` for; 1 is none, None as
-            many as there are cores where the file is long enough.
+        workers: processes beside this one (a script needs `if __name__ == "__main__":`); 1 is none, None one a core
+            where the file is long enough.
 
     Raises CorpusError for a file that cannot be read or joined, InputError where no file gives what a metric needs.
     """
@@ -150,12 +148,9 @@ def _files(
 ) -> tuple[TextFile, list[TextFile], TextFile | None]:
     if isinstance(references, (str, Path)):
         raise InputError(f"references is one path; give a list: [{str(references)!r}]")
-    names = columns or {}
-    return (
-        TextFile.of(Path(predictions), "reply", names),
-        [TextFile.of(Path(path), "reference", names) for path in references],
-        None if messages is None else TextFile.of(Path(messages), "message", names),
-    )
+    names, texts = columns or {}, TextFile.of(Path(predictions), "reply", columns or {})
+    found = [TextFile.of(Path(path), "reference", names) for path in references]
+    return texts, found, TextFile.of(Path(messages), "message", names) if messages is not None else None
 
 
 def _metrics(

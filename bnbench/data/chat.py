@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[str, str]) -> Mapping[str, Row]:
     """The rows with the texts of their last exchange in the columns Questions and Answers; other data as they are.
 
-    The last turn of the assistant is the answer and the user's turn before it the question; what was said before that
-    stands as text before the question. A system text is left out: a prompt has that of the model's own template. A row
-    in which nobody answers has empty texts, so that cleaning drops and counts it. `columns` maps fields to columns as
-    in `load_corpus`. Raises CorpusError for a turn that is none (its row).
+    The last turn of the assistant is the answer, the user's turn before it the question, and what was said before that
+    stands as text before the question, but no system text: a prompt has that of the model's own template. Both texts
+    are empty where nobody answers, so that cleaning drops and counts the row. `columns` is that of `load_corpus`.
+    Raises CorpusError for a turn that is none (its row).
     """
     rows = records.values()
     header = header_of(rows)

@@ -204,14 +204,12 @@ def load_corpus(
     """Reads, repairs, cleans and splits a corpus: each row falls to the side that it and `seed` alone draw.
 
     Args:
-        source: a file (see `files.KINDS`) or a data set on the hub (`owner/name[@revision]`), with a column for each
-            field, or as chat data (see `chat`).
+        source: a table or chat data (see `files.KINDS`, `chat`) in a file or on the hub (`owner/name[@revision]`).
         columns: our name (topic, title, question, reference) → the file's, where they differ from `files.COLUMNS`.
-        sizes: the most rows a side may hold; the ratio sets each side's share.
         min_words: rows whose answer has fewer words are dropped.
         max_tokens: rows longer than this by `count_tokens`, after the chat template, are dropped whole, never cut.
 
-    Raises CorpusError: no such file, not UTF-8, a missing column, or no row left.
+    Raises CorpusError where the source cannot be read, lacks a column, or has no row left.
     """
     records = plain_rows(source, read_records(source), columns or {})
     header = header_of(records.values())
@@ -284,9 +282,8 @@ def divide(
 ) -> Corpus:
     """The corpus of clean examples: split by message, or as the side that stands with an example says.
 
-    First those of which the length is over `max_tokens` are dropped; in the end what is nearly a held-out row from
-    train, and what is nearly a test row from validation. Raises CorpusError where none is left, or where one example
-    has a side and another has none, or one that is no split.
+    Those longer than `max_tokens` are left out, and then what is nearly a held-out row of train, or a test row of
+    validation. Raises CorpusError where none is left, or where one side is no split, or missing beside others.
     """
     if lengths and max_tokens is not None:
         all_of_them, why = examples, f"over {max_tokens} tokens after the template"
@@ -306,8 +303,7 @@ def divide(
         drawn = {"all": [example for example, _ in order]}
     else:
         drawn = {name: [] for name in SPLITS}
-        total = sum(astuple(sizes))
-        test, validation = sizes.test / total, sizes.validation / total
+        test, validation = (size / sum(astuple(sizes)) for size in (sizes.test, sizes.validation))
         for example, _ in order:
             # Drawn from the message alone: the same message with two answers stays on one side.
             at = _draw(seed, "side", normalize(example.title), normalize(example.question))

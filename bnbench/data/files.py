@@ -41,15 +41,11 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
 RATINGS = (
     *("empathy", "relevance", "fluency", "helpfulness", "overall", "rating", "score"),
-    *("emotional reaction", "interpretation", "exploration"),
+    *("emotionalreaction", "interpretation", "exploration"),
 )
-"""How the name of a column of ratings may begin."""
-
+"""How the plain name of a column of ratings may begin."""
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
-_LONGEST_FIELD = 2**26  # characters; a quote that is never closed would otherwise take in the rest of the file
-_BATCH = 250  # rows of a Parquet file held at once
-_BUFFER = 1 << 20  # bytes of each of its columns
 _UNREAD = dict.fromkeys((".zip", ".bz2", ".xz", ".zst"), "unpack it first, to one of")
 _UNREAD |= dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8; read are")
 _NOT_TEXT = {
@@ -86,9 +82,9 @@ def check_table(path: Path) -> None:
 
 
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers (see `place`). `columns` are the only ones that a Parquet file's rows need.
+    """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file.
 
-    Raises CorpusError as `check_table`, and, when it comes to it, for what is not UTF-8 or cannot be parsed.
+    Raises CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
     """
     check_table(path)
     kind = kind_of(path)
@@ -138,7 +134,7 @@ def _text(path: Path, newline: str) -> Iterator[TextIO]:
 
 
 def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(2**26)  # a quote that is never closed would otherwise take in the rest of the file
     quotes = True
     # Some programs write TSV with quotes, as CSV, and some without, where a quote is text like any other. The file is
     # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
@@ -208,8 +204,8 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH, columns=columns, use_threads=False):
+        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            for batch in file.iter_batches(250, columns=columns, use_threads=False):
                 yield from enumerate(batch.to_pylist(), number + 1)
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -226,7 +222,7 @@ def check_source(source: str | Path) -> None:
 
 
 def read_records(source: str | Path) -> dict[str, Row]:
-    """All rows of a file or hub data set, at least one, by where they stand; the hub's split is their column `split`."""
+    """All rows of a file or hub data set, at least one, by where they stand; the column `split` is the hub's."""
     check_source(source)
     path = Path(source)
     if path.suffix or path.exists():
@@ -259,10 +255,7 @@ def plain_name(name: str) -> str:
 def find_column(
     source: str | Path, header: Iterable[str], field: str, given: str | None = None, own: str = ""
 ) -> str | None:
-    """The column of a field: the one that `given` names exactly, else `own` or the first of the field's `COLUMNS`.
-
-    Raises CorpusError where `given` is not there.
-    """
+    """The column `given` (CorpusError where there is none), else `own` or the first of the field's `COLUMNS`."""
     header = list(header)
     if given is not None and given not in header:
         raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
@@ -288,7 +281,7 @@ def match_columns(
     needed: Iterable[str],
     hint: str = "",
 ) -> list[str | None]:
-    """The file's column of each of `fields` (field → our own name of its column, or ""): by `columns`, else by name.
+    """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name.
 
     Raises CorpusError as `check_columns`, and, with `hint`, where one of `needed` has no column.
     """

@@ -41,10 +41,7 @@ class TextFile:
 
     @classmethod
     def of(cls, path: Path, field: str, columns: Mapping[str, str]) -> TextFile:
-        """The file at `path`; `columns` maps fields to the file's names where they are not the usual ones.
-
-        Raises CorpusError: no such file, no row, no column for the field, or an unknown field in `columns`.
-        """
+        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none."""
         files.check_columns(columns, FIELDS)
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
@@ -53,16 +50,14 @@ class TextFile:
         if first is None:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
-        column = files.find_column(path, header, field, columns.get(field))
-        if column is None:
+        if (column := files.find_column(path, header, field, columns.get(field))) is None:
             hint = f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
             raise CorpusError(f"{path}: no column holds a {field}; the columns are {', '.join(header)}. {hint}")
         titled = field == "message" and ("title" in columns or field not in columns)
         before = files.find_column(path, header, "title", columns.get("title")) if titled else None
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
-        return cls(
-            path, field, column, before, files.find_column(path, header, "id", own_id if own_id in header else None)
-        )
+        ids = files.find_column(path, header, "id", own_id if own_id in header else None)
+        return cls(path, field, column, before, ids)
 
     def rows(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.

@@ -166,8 +166,7 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     records = read_records(path)
     header = header_of(records.values())
     places = match_columns(path, header, columns or {}, RATED, ("message", "reply"))
-    known = tuple(map(plain_name, RATINGS))
-    names = list(ratings) or [name for name in header if plain_name(name).startswith(known)]
+    names = list(ratings) or [name for name in header if plain_name(name).startswith(RATINGS)]
     if missing := [name for name in names if name not in header]:
         raise CorpusError(f"{path}: there is no column {missing[0]!r}; the columns are {', '.join(header)}")
     if not names:
@@ -198,8 +197,7 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
 def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
     """Of each message every best-rated reply against each that is rated at least `margin` lower, in the file's order.
 
-    A reply that was rated several times has the mean of its ratings. Equal ratings give no pair. Raises CorpusError
-    where no pair comes of it.
+    A reply that was rated several times has the mean of its ratings. Raises CorpusError where no pair comes of it.
     """
     if not margin > 0:  # nor NaN
         raise CorpusError(f"the margin is {margin:g}: it must be above 0, or a reply would be preferred to its equal")
