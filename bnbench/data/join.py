@@ -72,7 +72,7 @@ class TextFile:
             own, fault = row.get(self.ids) if self.ids else "", ""
             value = reply_in(name, row.get(name)) if self.field == "reply" else row.get(name)
             texts = value if isinstance(value, list) and self.field == "reference" else [value]
-            before = [(self.before, row.get(self.before))] if self.before else []
+            cells = [row.get(self.before), *texts] if self.before else texts
             if self.ids and (own is None or own == "" or own != own):
                 fault = f"the row has no {self.ids!r}"
             elif value is None and self.field != "message":
@@ -80,15 +80,16 @@ class TextFile:
                 fault = f"the row has no {name!r}{hint}"
             elif not texts:
                 fault = f"{name!r} is an empty list; give at least one reference"
-            for column, one in [*before, *((name, one) for one in texts)]:
-                if not isinstance(one, (str, int, float, type(None))) or one != one:
+            for one in cells:
+                if one is not None and not isinstance(one, str) and not (isinstance(one, (int, float)) and one == one):
+                    column = self.before if self.before and one is cells[0] else name
                     fault = fault or f"{column!r} is {type(one).__name__}, not text: {one!r:.60}"
             if fault:
                 raise CorpusError(f"{files.place(self.path, number)}: {fault}")
             # A column of whole numbers becomes one of floats where a table once had a gap in it.
             own = str(int(own) if isinstance(own, float) and own.is_integer() else own)
-            found = tuple(map(files.as_text, texts))
-            yield number, own, (f"{files.as_text(row.get(self.before))} {found[0]}".strip(),) if self.before else found
+            found = tuple(map(files.as_text, cells))
+            yield number, own, (" ".join(found).strip(),) if self.before else found
 
     @cached_property
     def checked(self) -> tuple[int, str, str]:
