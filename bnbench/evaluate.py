@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from bnbench import __version__, records
-from bnbench.data.corpus import FIELDS, Corpus, Example, SplitSizes, check_source, check_split, demo_corpus, load_corpus
-from bnbench.data.files import check_columns
+from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
+from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted
@@ -254,7 +254,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
         log.info("%s: %s", request.data, corpus.describe())
         if not corpus.is_split:
-            log.warning("%s: not split: %s", request.data, corpus.unsplit)
+            log.warning("%s: not split: %s", request.data, UNSPLIT)
     examples = corpus.select(request.split, request.limit)
     for backend in backends.values():
         backend.bind(examples, corpus)

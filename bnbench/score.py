@@ -1,7 +1,4 @@
-"""Scoring files: replies beside references and messages, streamed through the metrics on all cores.
-
-How files are joined, and why memory does not hold their texts, is told in `data.join`.
-"""
+"""Scoring files: replies beside references and messages, streamed through the metrics on all cores."""
 
 from __future__ import annotations
 
@@ -43,14 +40,9 @@ class Scores:
         for name, result in self.results.items():
             several = result.n > 1  # one reply has no interval
             intervals = {key: [ends.low, ends.high] if several else None for key, ends in result.intervals.items()}
-            metrics[name] = {
-                "value": result.value,
-                "interval": intervals[result.of.values[0]],
-                "signature": result.signature,
-                "higher_is_better": result.of.higher_is_better,
-                "scores": dict(result.scores),
-                "intervals": intervals,
-            }
+            main = {"value": result.value, "interval": intervals[result.of.values[0]], "signature": result.signature}
+            main |= {"higher_is_better": result.of.higher_is_better}
+            metrics[name] = main | {"scores": dict(result.scores), "intervals": intervals}
         return {"n": self.n, "metrics": metrics}
 
     def __str__(self) -> str:
@@ -72,12 +64,12 @@ class OriginalFigures:
         return {"n": self.n, **asdict(self.figures)}
 
     def __str__(self) -> str:
-        values, right = asdict(self.figures), self.figures.corrected
-        rows = {"BLEU": "bleu", "rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
-        rows |= {"keyword-empathy": "keyword", "semantic-empathy": "semantic", "combined": "combined"}
+        names, right = {"bleu": "BLEU"}, self.figures.corrected
+        names |= {kind: f"{kind}-empathy" for kind in ("keyword", "semantic")}
         lines = [f"{'':<18}{'original':>12}{'should be':>12}"]
-        for name, key in rows.items():
-            cells = ((values[key], 4), (right.get(name), 2))
+        for key in ("bleu", "rouge1", "rouge2", "rougeL", "keyword", "semantic", "combined"):
+            name = names.get(key, key)
+            cells = ((getattr(self.figures, key), 4), (right.get(name), 2))
             shown = ["–" if value is None else f"{value:.{digits}f}" for value, digits in cells]
             lines.append(f"{name:<18}" + "".join(f"{cell:>12}" for cell in shown))
         return "\n".join([*lines, f"{self.figures.signature}|n:{self.n}"])
@@ -86,9 +78,9 @@ class OriginalFigures:
 def score(
     predictions: str | Path, references: Paths = (), *, profile: str = "bnbench", **options: Any
 ) -> Scores | OriginalFigures:
-    """The command `bnbench score`: `score_files`, or with the profile `original` `original_files`, with their options.
+    """The command `bnbench score`: `score_files` with its options, or the original project's figures for the files.
 
-    Raises UsageError for another profile, and for metrics or a combined score beside `original`.
+    Raises UsageError for another profile, or options that it has not; InputError where the original lacks a reference.
     """
     if profile not in PROFILES:
         raise UsageError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
@@ -96,7 +88,15 @@ def score(
         return score_files(predictions, references, **options)
     if options.get("metrics") or options.get("combine"):
         raise UsageError("the profile 'original' has its own figures: leave the metrics and the combined score out")
-    return original_files(predictions, references, messages=options.get("messages"), columns=options.get("columns"))
+    messages = options.get("messages")
+    with join(*_files(predictions, references, messages, options.get("columns"))) as rows:
+        replies, found, asked = zip(*rows, strict=True)
+    for number, row in enumerate(found, 1):
+        if row is None or len(row) != 1:
+            n = len(row or ())
+            raise InputError(f"reply {number} has {n} references: the profile 'original' needs exactly one")
+    answered = None if messages is None else list(asked)
+    return OriginalFigures(len(replies), original_scores(replies, [row[0] for row in found], messages=answered))
 
 
 def score_files(
@@ -112,37 +112,29 @@ def score_files(
     seed: int = 42,
     quiet: bool = False,
 ) -> Scores:
-    """Scores a file of replies; the results equal `evaluate_pairs` on the same texts (see `evaluate_stream`).
+    """Scores a file of replies; the results equal `evaluate_pairs` on the same texts.
 
     Args:
         predictions: a table (see `files.KINDS`), or plain lines (any other ending), one reply each.
-        references: files with the references; several files, and lists in JSON and Parquet, are several references, of
-            which the blank ones do not count.
+        references: files, and lists in JSON and Parquet, give several references; blank ones do not count.
         metrics: names or `Metric`s; by default all that the files allow, chrF++ first.
         combine: weights of a combined score by metric; its parts are scored too, and it is shown beside them.
         messages: a file with what the replies answer.
         columns: field (reply, reference, message, title, id) → the files' name for it, where it is another.
-        workers: processes beside this one, which a script needs `if __name__ == "__main__":` for; 1 is none, None as
-            many as there are cores where the file is long enough.
-        resamples, seed: of the bootstrap intervals.
-        quiet: no progress on stderr.
+        workers: processes beside this one (a script needs `if __name__ == "__main__":`); 1 is none, None one a core
+            where the file is long enough.
 
-    Raises:
-        CorpusError: a file that cannot be read or joined (file and row).
-        InputError: a metric needs something that no file gives.
+    Raises CorpusError for a file that cannot be read or joined, InputError where no file gives what a metric needs.
     """
     files = _files(predictions, references, messages, columns)
     given = frozenset(need for need, there in (("references", files[1]), ("messages", files[2])) if there)
     chosen = _metrics(metrics, given, CombinedScore(combine) if combine else None)
     n = files[0].checked[0]
     with join(*files) as rows, stage("score", n, quiet=quiet) as progress:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = workers or (cores if n >= _PARALLEL_FROM else 1)
         results = evaluate_stream(
-            _parts(rows),
-            chosen,
-            workers=workers or (_cores() if n >= _PARALLEL_FROM else 1),
-            resamples=resamples,
-            seed=seed,
-            progress=progress.advance,
+            _parts(rows), chosen, workers=workers, resamples=resamples, seed=seed, progress=progress.advance
         )
     hints = []
     for need in ("messages", "references") if metrics is None else ():
@@ -151,54 +143,23 @@ def score_files(
     return Scores(n, results, "\n".join(hints))
 
 
-def original_files(
-    predictions: str | Path,
-    references: Paths,
-    *,
-    messages: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> OriginalFigures:
-    """The original project's figures; all texts are held in memory. Raises as `score_files` does.
-
-    `InputError` also where a reply has no reference or several: the original knew one.
-    """
-    with join(*_files(predictions, references, messages, columns)) as rows:
-        replies, found, asked = zip(*rows, strict=True)
-    for number, row in enumerate(found, 1):
-        if row is None or len(row) != 1:
-            raise InputError(
-                f"reply {number} has {len(row or ())} references: the profile 'original' needs exactly one"
-            )
-    answered = None if messages is None else list(asked)
-    return OriginalFigures(len(replies), original_scores(replies, [row[0] for row in found], messages=answered))
-
-
 def _files(
     predictions: str | Path, references: Paths, messages: str | Path | None, columns: Mapping[str, str] | None
 ) -> tuple[TextFile, list[TextFile], TextFile | None]:
     if isinstance(references, (str, Path)):
         raise InputError(f"references is one path; give a list: [{str(references)!r}]")
-    names = columns or {}
-    return (
-        TextFile.of(Path(predictions), "reply", names),
-        [TextFile.of(Path(path), "reference", names) for path in references],
-        None if messages is None else TextFile.of(Path(messages), "message", names),
-    )
+    names, texts = columns or {}, TextFile.of(Path(predictions), "reply", columns or {})
+    found = [TextFile.of(Path(path), "reference", names) for path in references]
+    return texts, found, TextFile.of(Path(messages), "message", names) if messages is not None else None
 
 
 def _metrics(
     names: Sequence[str | Metric] | None, given: frozenset[str], combined: CombinedScore | None
 ) -> list[Metric]:
-    """Those asked for, or all that the files allow, and a combined score behind its parts.
-
-    Raises InputError for what one needs and no file gives.
-    """
     if isinstance(names, str):
         raise InputError(f"metrics is one string; give a list: [{names!r}]")
-    if names is None:
-        chosen = default_metrics(given)
-    else:
-        chosen = [get_metric(name) if isinstance(name, str) else name for name in names]
+    asked = default_metrics(given) if names is None else names
+    chosen = [get_metric(name) if isinstance(name, str) else name for name in asked]
     if combined:  # it is computed from the tables of its parts, which are counted once
         chosen += [part for part in combined.parts if part.name not in [metric.name for metric in chosen]]
         chosen.append(combined)
@@ -222,7 +183,3 @@ def _parts(rows: Iterator[ReplyRow]) -> Iterator[Texts]:
         if row is not None:
             part.append(row)
             characters += len(row[0]) + sum(map(len, row[1] or ()))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,12 +1,9 @@
 """Rows as chat data and other tools have them, as rows with a text for the question and a text for the answer.
 
-    messages        [{"role": "user", "content": …}, {"role": "assistant", "content": …}], OpenAI's form
-    conversations   [{"from": "human", "value": …}, {"from": "gpt", "value": …}], ShareGPT's
-    instruction, input, output, with history or without: Alpaca's
-    prompt, completion   texts, or lists of messages as in TRL
-
-The last turn of the assistant is the answer and the user's turn before it the question; what was said before that
-stands as text before the question. A system text is left out: a prompt has that of the model's own template.
+messages        [{"role": "user", "content": …}, {"role": "assistant", "content": …}], OpenAI's form
+conversations   [{"from": "human", "value": …}, {"from": "gpt", "value": …}], ShareGPT's
+instruction, input, output, with history or without: Alpaca's
+prompt, completion   texts, or lists of messages as in TRL
 """
 
 from __future__ import annotations
@@ -23,36 +20,38 @@ from bnbench.errors import CorpusError
 _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
 _SPEAKERS = {"human": _USER, "gpt": _ASSISTANT, "chatgpt": _ASSISTANT, "model": _ASSISTANT, "bot": _ASSISTANT}
 _NAMES = {_USER: "ব্যবহারকারী", _ASSISTANT: "সহায়ক"}
-Turn = tuple[str, str]
-"""Who speaks, and what."""
+Turn = tuple[str, str]  # who speaks, and what
 
 _log = logging.getLogger(__name__)
 
 
-def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[str, str]) -> Mapping[str, Row]:
     """The rows with the texts of their last exchange in the columns Questions and Answers; other data as they are.
 
-    `columns` maps fields to columns as in `load_corpus`. A row in which no turn of the assistant follows one of the
-    user has empty texts, so that cleaning drops and counts it. Raises CorpusError for a turn that is none (its row).
+    The last turn of the assistant is the answer, the user's turn before it the question, and what was said before that
+    stands as text before the question, but no system text: a prompt has that of the model's own template. Both texts
+    are empty where nobody answers, so that cleaning drops and counts the row. `columns` is that of `load_corpus`.
+    Raises CorpusError for a turn that is none (its row).
     """
+    rows = records.values()
     header = header_of(rows)
     fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
     at = {field: find_column(source, header, field, columns.get(field)) or "" for field in fields}
     into = (at["question"], at["reference"])
-    if all(into) and any(_is_chat(row.get(name)) for row in rows for name in into):
+    cells = [row.get(name) for row in rows for name in into] if all(into) else []
+    if any(isinstance(cell, list) and cell and all(isinstance(turn, dict) for turn in cell) for cell in cells):
         kind = " and ".join(into)
     elif all(into) or not columns.keys().isdisjoint(("question", "reference")):
-        return list(rows)  # each text has its column, as the names or `columns` say
+        return records  # each text has its column, as the names or `columns` say
     elif any(isinstance(row.get(at["turns"]), list) for row in rows):
         kind, into = at["turns"], ("Questions", "Answers")
     elif at["instruction"] and at["output"]:
         kind, into = "instruction and output", ("Questions", "Answers")
     else:
-        return list(rows)
+        return records
     _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)
-    made = []
-    for number, row in enumerate(rows, 1):
-        where = f"{source}, row {number}"
+    made = {}
+    for where, row in records.items():
         if kind == at["turns"]:
             turns = _turns(where, row.get(kind), _USER)
         elif kind == "instruction and output":
@@ -65,12 +64,8 @@ def plain_rows(source: str | Path, rows: Sequence[Row], columns: Mapping[str, st
         else:
             asked_in, answered_in = (row.get(name) for name in into)
             turns = _turns(where, asked_in, _USER) + _turns(where, answered_in, _ASSISTANT)
-        made.append(row | dict(zip(into, _last_exchange(turns), strict=True)))
+        made[where] = row | dict(zip(into, _last_exchange(turns), strict=True))
     return made
-
-
-def _is_chat(value: object) -> bool:
-    return isinstance(value, list) and value != [] and all(isinstance(turn, dict) for turn in value)
 
 
 def _turns(where: str, value: object, speaker_of_text: str) -> list[Turn]:
@@ -84,10 +79,8 @@ def _turns(where: str, value: object, speaker_of_text: str) -> list[Turn]:
         if isinstance(text, list):  # parts, of which those that are no text (pictures) have none
             text = "".join(as_text(part.get("text")) for part in text if isinstance(part, dict))
         if not isinstance(speaker, str) or not isinstance(text, str | None):
-            raise CorpusError(
-                f"{where}: {turn!s:.60} is no turn of a conversation; each has 'role' and 'content', or 'from' and "
-                "'value'"
-            )
+            form = "each has 'role' and 'content', or 'from' and 'value'"
+            raise CorpusError(f"{where}: {turn!s:.60} is no turn of a conversation; {form}")
         turns.append((_SPEAKERS.get(speaker.lower(), speaker.lower()), text or ""))
     return turns
 
@@ -111,8 +104,7 @@ def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
 def reply_in(column: str, value: Any) -> Any:
     """The reply in what another tool has in its column of replies; any other value as it is.
 
-    lm-evaluation-harness writes `filtered_resps`, a list of one text; OpenAI's batches `response`, an object, which
-    holds no reply (None) where the request failed.
+    lm-evaluation-harness writes a list of one text, and OpenAI's batches an object: None where the request failed.
     """
     if plain_name(column) == "filteredresps" and isinstance(value, list) and len(value) == 1:
         return value[0]

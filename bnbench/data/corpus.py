@@ -1,9 +1,6 @@
 """The corpus: from a file or a hub id to fixed splits of clean examples, with every dropped row accounted for.
 
-    load → repair → clean → filter by tokens → split(seed) → Example(id, topic, title, question, reference)
-
-A row's side (train, validation or test) depends on the row and the seed alone, so rows that are reordered or appended
-never move a row from one side to another.
+load → repair → clean → filter by tokens → split(seed) → Example(id, topic, title, question, reference)
 """
 
 from __future__ import annotations
@@ -17,30 +14,40 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import regex
 
 from bnbench.data.chat import plain_rows
-from bnbench.data.files import (
-    Row,
-    as_text,
-    check_table,
-    find_column,
-    header_of,
-    iter_table,
-    match_columns,
-    plain_name,
-    texts_of,
-)
-from bnbench.data.repair import LOST, repair
+from bnbench.data.files import as_text, find_column, header_of, match_columns, read_records, side_of, texts_of
 from bnbench.errors import CorpusError
-from bnbench.metrics.exceptions import require
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")
 FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
 """The fields of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
+LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
+UNSPLIT = (
+    f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
+    "to hold rows out, give more, or a column 'split' that says train, validation or test"
+)
+"""Why a file that is not split is not, what follows from it, and what to do."""
 NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
+
+# The characters that cp1252 shows for the bytes 0x80-0xFF. Programs that read UTF-8 as cp1252 leave the five bytes that
+# cp1252 does not define as C1 control characters, so both spellings of those bytes are accepted.
+_BYTE_OF = {bytes([b]).decode("cp1252", errors="ignore") or chr(b): b for b in range(0x80, 0x100)}
+_BYTE_OF |= {chr(b): b for b in range(0x80, 0x100)}
+_MOJIBAKE_RUN = regex.compile(f"[{regex.escape(''.join(_BYTE_OF))}]+")
+# The first two bytes of every Bengali letter, read as cp1252 once or twice.
+_MOJIBAKE_SIGN = regex.compile("à[¦§]|Ã\\u00a0Â[¦§]")
+_TEMPLATE = regex.compile(
+    r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+)
+_STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # half of a non-breaking space
+_STRAY_END = regex.compile(r"\s*[>@]+\s*$|^\s*[>@]+(?=\s)")
+_DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")
+_SPACES = regex.compile(r"[ \t\u00a0]+")
+_HALF_A_CHARACTER = regex.compile(r"\p{Cs}")  # a lone surrogate, from JSON that was cut inside an emoji
 
 TokenCounter = Callable[[Sequence["Example"]], Sequence[int]]
 
@@ -63,6 +70,28 @@ def make_example(topic: str, title: str, question: str, reference: str) -> Examp
     return Example(digest[:16], *texts)
 
 
+def repair(text: str) -> str:
+    """The text without mojibake, BOM, template remnants, stray marks, doubled vowel signs and runs of spaces.
+
+    Only damage that has one certain undoing is undone. The spelling is the scorer's business (`bnbench.metrics`).
+    """
+
+    def decoded(run: regex.Match[str]) -> str:
+        try:
+            return bytes(_BYTE_OF[c] for c in run.group()).decode("utf-8")
+        except UnicodeDecodeError:
+            return run.group()
+
+    text = _HALF_A_CHARACTER.sub(LOST, text.replace("\ufeff", ""))
+    for _ in range(3):  # UTF-8 that was read as cp1252, maybe more than once: `à¦•à¦¿` → কি
+        if _MOJIBAKE_SIGN.search(text):
+            text = _MOJIBAKE_RUN.sub(decoded, text)
+    text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text))
+    text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text))
+    lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
+    return "\n".join(lines).strip()
+
+
 @dataclass(frozen=True)
 class SplitSizes:
     """The most rows that each side may hold. Their ratio is also the share of all rows that falls to each side."""
@@ -74,13 +103,10 @@ class SplitSizes:
     @classmethod
     def parse(cls, text: str) -> SplitSizes:
         """Reads `4000/300/300`; raises CorpusError for anything else."""
-        try:
-            train, validation, test = (int(part) for part in text.split("/"))
-        except ValueError:
-            raise CorpusError(f"split sizes {text!r}: write train/validation/test, such as 4000/300/300") from None
-        if min(train, validation, test) < 0 or train + validation + test == 0:
-            raise CorpusError(f"split sizes {text!r}: no size may be negative, and one must be above 0")
-        return cls(train, validation, test)
+        sizes = [int(part) for part in text.split("/") if part.strip().isdecimal()]
+        if text.count("/") != 2 or len(sizes) != 3 or not sum(sizes):
+            raise CorpusError(f"split sizes {text!r}: write train/validation/test, such as 4000/300/300, not all zero")
+        return cls(*sizes)
 
 
 @dataclass(frozen=True)
@@ -95,10 +121,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row of a file, repaired. `side` is what the file itself says about its split, `own_id` what it calls the row.
-
-    An `own_id` only joins recorded replies: no example, split or hash depends on it.
-    """
+    """A row of a file, repaired; the side that the file gives it, and its name there, which only joins replies."""
 
     example: Example
     side: str = ""
@@ -109,8 +132,8 @@ class SourceRow:
 class Corpus:
     """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
 
-    `splits` has the keys train, validation and test, or only "all" for a file too small to split (`MIN_ROWS_TO_SPLIT`).
-    `rows` are all rows of the source in its order, before any was dropped.
+    `splits` has the keys train, validation and test, or only "all" for a file too small to split. `rows` are all rows
+    of the source in its order, before any was dropped.
     """
 
     source: str
@@ -120,12 +143,9 @@ class Corpus:
     rows: tuple[SourceRow, ...] = ()
 
     def orders(self, examples: Iterable[Example]) -> dict[str, list[str]]:
-        """The orders that replies to these examples can only stand in, by name, as ids of examples (dropped ones too).
-
-        That of examples.jsonl is one only where bnbench drew the split: one that the file states can be had from the
-        file in another order, and so can the first rows of it.
-        """
+        """The orders that replies to these examples can only stand in: name → the ids of all rows, dropped ones too."""
         found = {f"the order of {self.source}": [row.example.id for row in self.rows]}
+        # A split that the file states, and its first rows, can be had from the file in another order than ours.
         if self.is_split and not any(row.side for row in self.rows):
             asked = {e.id for e in examples}
             parts = {name: [e.id for e in part] for name, part in self.splits.items()}
@@ -141,9 +161,8 @@ class Corpus:
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
         check_split(split)
-        chosen = self.splits.get(split)
-        if chosen is None:
-            chosen = tuple(e for part in self.splits.values() for e in part)
+        whole = tuple(e for part in self.splits.values() for e in part)
+        chosen = self.splits.get(split, whole)
         if not chosen:
             raise CorpusError(f"{self.source}: no row of the split {split!r} is left; {self.describe()}")
         return chosen[:limit]
@@ -153,14 +172,6 @@ class Corpus:
         """False for a file with too few rows to split, which is evaluated whole."""
         return "all" not in self.splits
 
-    @property
-    def unsplit(self) -> str:
-        """Why a file that is not split is not, what follows from it, and what to do."""
-        return (
-            f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
-            "to hold rows out, give more, or a column 'split' that says train, validation or test"
-        )
-
     def describe(self) -> str:
         """One line: what was dropped by which step, and the sizes that are left."""
         dropped = ", ".join(f"{s.dropped} {s.name}" for s in self.steps if s.dropped) or "none"
@@ -168,18 +179,15 @@ class Corpus:
 
     def summary(self) -> dict[str, object]:
         """Source, steps, sizes and fingerprint, for JSON."""
-        return {
-            "source": self.source,
-            "steps": [asdict(s) for s in self.steps],
-            "splits": {name: len(part) for name, part in self.splits.items()},
-            "fingerprint": self.fingerprint,
-        }
+        sizes = {name: len(part) for name, part in self.splits.items()}
+        steps = [asdict(s) for s in self.steps]
+        return {"source": self.source, "steps": steps, "splits": sizes, "fingerprint": self.fingerprint}
 
     def table(self) -> str:
         """The same for people: one line a step, one for the splits."""
         steps = [f"{s.name:<15}{s.dropped:>7} dropped {s.changed:>7} repaired   {s.why}" for s in self.steps]
         sizes = " · ".join(f"{len(part)} {name}" for name, part in self.splits.items())
-        whole = [] if self.is_split else [f"not split: {self.unsplit}"]
+        whole = [] if self.is_split else [f"not split: {UNSPLIT}"]
         return "\n".join([self.source, *steps, f"{sizes}   sha256 {self.fingerprint[:16]}", *whole])
 
 
@@ -193,32 +201,32 @@ def load_corpus(
     max_tokens: int | None = None,
     count_tokens: TokenCounter | None = None,
 ) -> Corpus:
-    """Reads, repairs, cleans and splits a corpus.
+    """Reads, repairs, cleans and splits a corpus: each row falls to the side that it and `seed` alone draw.
 
     Args:
-        source: a file (see `files.KINDS`), or the id of a data set on the hub (`owner/name[@revision]`), with a column
-            for each field, or as chat data (see `chat`).
+        source: a table or chat data (see `files.KINDS`, `chat`) in a file or on the hub (`owner/name[@revision]`).
         columns: our name (topic, title, question, reference) → the file's, where they differ from `files.COLUMNS`.
-        sizes: the most rows a side may hold; the ratio sets each side's share.
-        seed: fixes which row falls to which side.
         min_words: rows whose answer has fewer words are dropped.
-        max_tokens: rows longer than this *after the chat template* are dropped whole, never cut; needs `count_tokens`.
-        count_tokens: gives the length in tokens of each example as it will be trained on.
+        max_tokens: rows longer than this by `count_tokens`, after the chat template, are dropped whole, never cut.
 
-    Raises:
-        CorpusError: no such file, not UTF-8, a missing column, or no row left.
+    Raises CorpusError where the source cannot be read, lacks a column, or has no row left.
     """
-    rows, changed = _read(source, columns or {})
+    records = plain_rows(source, read_records(source), columns or {})
+    header = header_of(records.values())
+    is_pairs = all(find_column(source, header, reply) for reply in ("chosen", "rejected"))
+    hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
+    places = match_columns(source, header, columns or {}, FIELDS, ("question", "reference"), hint)
+    own_id = find_column(source, header, "id") or ""
+    rows, changed = [], 0
+    for where, record in records.items():
+        texts = texts_of(where, record, places)
+        repaired = tuple(map(repair, texts))
+        changed += texts != repaired
+        rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
+
     cleaned, steps = _clean(rows, changed, min_words)
-    if max_tokens is not None and count_tokens is not None:
-        lengths = count_tokens([example for example, _ in cleaned])
-        kept = [pair for pair, length in zip(cleaned, lengths, strict=True) if length <= max_tokens]
-        why = f"over {max_tokens} tokens after the template"
-        steps.append(Step("too long", why, dropped=len(cleaned) - len(kept)))
-        cleaned = kept
-    if not cleaned:
-        raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    return replace(divide(str(source), cleaned, steps, sizes, seed), rows=rows)
+    lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
+    return replace(divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens), rows=tuple(rows))
 
 
 def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
@@ -236,71 +244,15 @@ def check_split(split: str) -> None:
         raise CorpusError(f"there is no split {split!r}{hint}")
 
 
-def check_source(source: str | Path) -> None:
-    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
-    path = Path(source)
-    if path.suffix or path.exists():
-        check_table(path)
-    elif "/" not in str(source):
-        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
-
-
-def read_records(source: str | Path) -> list[Row]:
-    """All rows of a file or of a hub data set, at least one; what the hub calls a split is their column `split`.
-
-    Raises CorpusError where the source cannot be read or has no rows.
-    """
-    check_source(source)
-    path = Path(source)
-    if path.suffix or path.exists():
-        records = [row for _, row in iter_table(path)]
-        if not records:
-            raise CorpusError(f"{source}: the file has no rows")
-        return records
-    name, _, revision = str(source).partition("@")
-    datasets = require("datasets", extra="models")
-    try:
-        parts = datasets.load_dataset(name, revision=revision or None)
-    except Exception as error:
-        # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
-        raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
-    single = len(parts) == 1
-    return [row | ({} if single else {"split": str(side)}) for side, rows in parts.items() for row in rows]
-
-
-def side_of(record: Mapping[str, object]) -> str:
-    """What a row's column `split` says; empty where there is none."""
-    name = next((as_text(value).strip().lower() for column, value in record.items() if column.lower() == "split"), "")
-    return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
-
-
 def whole_number(name: str) -> str:
     """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
     return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
 
 
-def _read(source: str | Path, columns: Mapping[str, str]) -> tuple[tuple[SourceRow, ...], int]:
-    """All rows, repaired, and how many there was something to repair in."""
-    records = plain_rows(source, read_records(source), columns)
-    header = header_of(records)
-    is_pairs = {"chosen", "rejected"} <= set(map(plain_name, header))
-    hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-    places = match_columns(source, header, columns, FIELDS, ("question", "reference"), hint)
-    own_id = find_column(source, header, "id") or ""
-    rows, changed = [], 0
-    for record in records:
-        texts = texts_of(str(source), record, places)
-        repaired = tuple(map(repair, texts))
-        changed += texts != repaired
-        rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
-    return tuple(rows), changed
-
-
 def _clean(rows: Sequence[SourceRow], changed: int, min_words: int) -> tuple[list[tuple[Example, str]], list[Step]]:
-    """The examples of the rows that can be used, each with its side, and what was done to the others."""
-    steps = [
-        Step("encoding", "BOM, mojibake, template remnants, stray marks and doubled signs repaired", changed=changed)
-    ]
+    """The examples that can be used, each with its side, and what was done to the others."""
+    repaired = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
+    steps = [Step("encoding", repaired, changed=changed)]
     tests: list[tuple[str, str, Callable[[Example], bool]]] = [
         ("lost text", "a letter was lost for good (U+FFFD)", lambda e: LOST in e.question + e.title + e.reference),
         ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
@@ -320,39 +272,41 @@ def _clean(rows: Sequence[SourceRow], changed: int, min_words: int) -> tuple[lis
 
 
 def divide(
-    source: str, examples: Sequence[tuple[Example, str]], steps: Sequence[Step], sizes: SplitSizes, seed: int = 42
+    source: str,
+    examples: Sequence[tuple[Example, str]],
+    steps: Sequence[Step],
+    sizes: SplitSizes,
+    seed: int = 42,
+    lengths: Sequence[int] = (),
+    max_tokens: int | None = None,
 ) -> Corpus:
     """The corpus of clean examples: split by message, or as the side that stands with an example says.
 
-    What is nearly a held-out row is then dropped from train, and what is nearly a test row from validation. Raises
-    CorpusError where one example has a side and another has none, or one that is no split.
+    Those longer than `max_tokens` are left out, and then what is nearly a held-out row of train, or a test row of
+    validation. Raises CorpusError where none is left, or where one side is no split, or missing beside others.
     """
+    if lengths and max_tokens is not None:
+        all_of_them, why = examples, f"over {max_tokens} tokens after the template"
+        examples = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
+        steps = [*steps, Step("too long", why, dropped=len(all_of_them) - len(examples))]
+    if not examples:
+        raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
     sides = [side for _, side in examples]
-    unknown = [side for side in sides if side not in SPLITS] if any(sides) else []
-    if unknown:
-        raise CorpusError(
-            f"{source}: the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows; it must say "
-            f"{', '.join(SPLITS)} in each, or have another name"
-        )
+    if any(sides) and (unknown := [side for side in sides if side not in SPLITS]):
+        what = f"the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows"
+        raise CorpusError(f"{source}: {what}; it must say {', '.join(SPLITS)} in each, or have another name")
 
-    def draw(*texts: str) -> float:
-        """A number in [0, 1) that depends on the seed and the texts alone."""
-        digest = hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    order = sorted(examples, key=lambda pair: (draw("order", pair[0].id), pair[0].id))
-    drawn: dict[str, list[Example]] = {side: [] for side in SPLITS}
-    if not any(sides) and len(examples) < MIN_ROWS_TO_SPLIT:
+    order = sorted(examples, key=lambda pair: (_draw(seed, "order", pair[0].id), pair[0].id))
+    if any(sides):
+        drawn = {name: [example for example, side in order if side == name] for name in SPLITS}
+    elif len(examples) < MIN_ROWS_TO_SPLIT:
         drawn = {"all": [example for example, _ in order]}
-    elif any(sides):
-        for example, side in order:
-            drawn[side].append(example)
     else:
-        total = sum(astuple(sizes))
-        test, validation = sizes.test / total, sizes.validation / total
+        drawn = {name: [] for name in SPLITS}
+        test, validation = (size / sum(astuple(sizes)) for size in (sizes.test, sizes.validation))
         for example, _ in order:
             # Drawn from the message alone: the same message with two answers stays on one side.
-            at = draw("side", normalize(example.title), normalize(example.question))
+            at = _draw(seed, "side", normalize(example.title), normalize(example.question))
             drawn["test" if at < test else "validation" if at < test + validation else "train"].append(example)
         drawn = {side: part[: getattr(sizes, side)] for side, part in drawn.items()}
 
@@ -367,6 +321,12 @@ def divide(
     return Corpus(source, splits, (*steps, Step("near-duplicate", why, dropped=dropped)), fingerprint)
 
 
+def _draw(seed: int, *texts: str) -> float:
+    """A number in [0, 1) that depends on the seed and the texts alone."""
+    digest = hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
 def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Example, ...]:
     """The examples that are no near-duplicate of a held-out one."""
 
@@ -376,13 +336,11 @@ def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[E
 
     # An index of the held-out 5-grams: comparing each example with each held-out one would take hours on a large file.
     found: dict[str, list[int]] = {}
-    sizes = np.zeros(len(held_out), dtype=np.int64)
-    for i, example in enumerate(held_out):
-        grams = shingles(example)
-        sizes[i] = len(grams)
+    grams_of = [shingles(example) for example in held_out]
+    for i, grams in enumerate(grams_of):
         for gram in grams:
             found.setdefault(gram, []).append(i)
-    index: dict[str, npt.NDArray[np.int64]] = {gram: np.array(where) for gram, where in found.items()}
+    index, sizes = {gram: np.array(where) for gram, where in found.items()}, np.array(list(map(len, grams_of)))
     kept = []
     for example in examples:
         mine = shingles(example)

@@ -11,13 +11,14 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from bnbench.errors import CorpusError
+from bnbench.metrics.exceptions import require
 
 Row = dict[str, Any]
 """Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
@@ -34,27 +35,17 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("reply", "prediction", "predict", "response", "response text", "model response", "filtered resps"),
         *("generated", "generated text", "output", "answer", "answers"),
     ),
-    "chosen": ("chosen",),
-    "rejected": ("rejected",),
-    "split": ("split",),
     "turns": ("messages", "conversations", "conversation"),
-    "instruction": ("instruction",),
-    "input": ("input",),
-    "output": ("output",),
-    "history": ("history",),
-    "system": ("system", "system prompt"),
+    **{own: (own,) for own in ("chosen", "rejected", "split", "instruction", "input", "output", "history")},
 }
 """Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
 RATINGS = (
     *("empathy", "relevance", "fluency", "helpfulness", "overall", "rating", "score"),
-    *("emotional reaction", "interpretation", "exploration"),
+    *("emotionalreaction", "interpretation", "exploration"),
 )
-"""How the name of a column of ratings may begin."""
+"""How the plain name of a column of ratings may begin."""
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
-_LONGEST_FIELD = 2**26  # characters; a quote that is never closed would otherwise take in the rest of the file
-_BATCH = 250  # rows of a Parquet file held at once
-_BUFFER = 1 << 20  # bytes of each of its columns
-_ONE_A_LINE = "each line must hold one whole object, {…}, without a list around them"
 _UNREAD = dict.fromkeys((".zip", ".bz2", ".xz", ".zst"), "unpack it first, to one of")
 _UNREAD |= dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8; read are")
 _NOT_TEXT = {
@@ -91,14 +82,15 @@ def check_table(path: Path) -> None:
 
 
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers (see `place`). `columns` are the only ones that a Parquet file's rows need.
+    """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file.
 
-    Raises:
-        CorpusError: no such file, an unknown ending, and, when it comes to it, text that is not UTF-8 or a row that
-            cannot be parsed (its number).
+    Raises CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
     """
     check_table(path)
-    return _READERS[kind_of(path)](path, columns)
+    kind = kind_of(path)
+    if kind == ".parquet":
+        return _parquet(path, columns)
+    return _delimited(path, "," if kind == ".csv" else "\t") if kind in (".csv", ".tsv") else _json(path)
 
 
 def iter_lines(path: Path) -> Iterator[str]:
@@ -117,112 +109,93 @@ def place(path: Path, number: int) -> str:
 @contextmanager
 def _text(path: Path, newline: str) -> Iterator[TextIO]:
     opened = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline=newline) as lines:
-        try:
-            yield lines
-        except UnicodeDecodeError:  # it counts from the beginning of some buffer
-            raise _not_utf8(path) from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise CorpusError(f"{path}: not a whole gzip file ({error})") from None
-
-
-def _not_utf8(path: Path) -> CorpusError:
-    """The error for a file that is not UTF-8: what else it is, or the line and byte where it ceases to be."""
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as lines:
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline=newline) as text:
+            yield text
+        return
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: not a whole gzip file ({error})") from None
+    except UnicodeDecodeError:
+        pass  # its position counts from the beginning of some buffer, so that the place is looked for anew
+    with opened(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             kind = next((why for magic, why in _NOT_TEXT.items() if number == 1 and line.startswith(magic)), None)
             if kind or b"\x00" in line:
-                return CorpusError(f"{path}: the file is {kind or 'UTF-16 or no text at all; save it as UTF-8'}")
+                raise CorpusError(f"{path}: the file is {kind or 'UTF-16 or no text at all; save it as UTF-8'}")
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 byte, following = line[error.start : error.start + 1], line[error.start + 1 : error.start + 2]
                 # Where a continuation byte follows it is UTF-8 that was cut rather than another encoding.
                 sign = byte.decode("cp1252", errors="ignore") if following < b"\x80" else ""
-                as_sign = f", {sign} in Windows-1252" if sign else ""
-                return CorpusError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{byte.hex()}{as_sign}); save the file as UTF-8"
-                )
-    return CorpusError(f"{path}: not UTF-8")
+                what = f"byte 0x{byte.hex()}{f', {sign} in Windows-1252' if sign else ''}"
+                raise CorpusError(f"{path}, line {number}: not UTF-8 ({what}); save the file as UTF-8") from None
+    raise CorpusError(f"{path}: not UTF-8")
 
 
-class _QuotesError(CorpusError):
-    """A table in which quotes do not close."""
-
-
-def _delimited(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(_LONGEST_FIELD)
+def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(2**26)  # a quote that is never closed would otherwise take in the rest of the file
+    quotes = True
+    # Some programs write TSV with quotes, as CSV, and some without, where a quote is text like any other. The file is
+    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
+    if delimiter == "\t":
+        with _text(path, "") as lines:
+            rows = csv.reader((line.replace("\x00", "") for line in lines), delimiter=delimiter, strict=True)
+            try:
+                quotes = not any("\t" in cell and "\n" in cell for row in rows for cell in row)
+            except csv.Error:
+                quotes = False
     with _text(path, "") as lines:
         first = next(lines, "")
         if delimiter == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
             delimiter = next((sign for sign in ";\t" if sign in first), ",")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
-        unread = (line.replace("\x00", "") for line in chain([first], lines))
+        whole = (line.replace("\x00", "") for line in chain([first], lines))
         rows = csv.reader(
-            unread, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+            whole, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
         )
         try:
             header = next(filter(None, rows), None)
             if header is None:
                 raise CorpusError(f"{path}: the file is empty")
-            twice = [name for name in header if name and header.count(name) > 1]
-            if twice:
+            if twice := [name for name in header if name and header.count(name) > 1]:
                 raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
             for row in filter(None, rows):
                 lacking = len(header) - len(row)
                 # Cells may be missing at the end of a row, but not where a text without quotes may hold line ends.
                 if lacking < 0 or (lacking and not quotes):
-                    raise CorpusError(
-                        f"{path}, line {rows.line_num}: {len(row)} fields under {len(header)} columns; "
-                        f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
-                    )
+                    where, fields = f"{path}, line {rows.line_num}", f"{len(row)} fields under {len(header)} columns"
+                    hint = f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
+                    raise CorpusError(f"{where}: {fields}; {hint}")
                 yield rows.line_num, dict(zip(header, row + [""] * lacking, strict=True))
         except csv.Error as error:
-            hint = "; close each quote, and double those inside quoted text"
-            raise _QuotesError(f"{path}, line {rows.line_num}: {error}{hint}") from None
-
-
-def _tsv(path: Path) -> Iterator[tuple[int, Row]]:
-    # Some programs write TSV with quotes, as CSV, and some without, where a quote is text like any other. The file is
-    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
-    try:
-        cells = (cell for _, row in _delimited(path, "\t") for cell in row.values())
-        quotes = not any("\t" in cell and "\n" in cell for cell in cells)
-    except _QuotesError:
-        quotes = False
-    yield from _delimited(path, "\t", quotes=quotes)
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with _text(path, "\n") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                row = _parsed(f"{path}, line {number}", line, _ONE_A_LINE)
-                if not isinstance(row, dict):
-                    raise CorpusError(f"{path}, line {number}: a JSON {type(row).__name__}; {_ONE_A_LINE}")
-                yield number, row
+            hint = "close each quote, and double those inside quoted text"
+            raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
 
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
-    """A list of objects; what does not begin as a list is read as one object a line, which many call .json too."""
+    hint, is_list = "each line must hold one whole object, {…}, without a list around them", False
     with _text(path, "\n") as lines:
-        first = next((line for line in lines if line.strip()), "")
-        text = first + lines.read() if first.lstrip().startswith("[") else ""
-    if not text:
-        yield from _jsonl(path)
-        return
-    for number, row in enumerate(_parsed(str(path), text, "the file must hold one list of objects"), 1):
-        if not isinstance(row, dict):
-            raise CorpusError(f"{place(path, number)}: a JSON {type(row).__name__}, not an object, {{…}}")
-        yield number, row
-
-
-def _parsed(where: str, text: str, hint: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-        raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
+        texts: Iterable[tuple[int, str]] = enumerate(lines, 1)
+        if kind_of(path) == ".json":  # one list of objects, but many call one object a line so too
+            number, first = next(((number, line) for number, line in texts if line.strip()), (1, ""))
+            is_list = first.lstrip().startswith("[")
+            if is_list:
+                hint = "the file must hold one list of objects"
+            texts = [(1, first + lines.read())] if is_list else chain([(number, first)], texts)
+        for number, text in texts:
+            if not text.strip():
+                continue
+            where = f"{path}" if is_list else f"{path}, line {number}"
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+                raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
+            for at, row in enumerate(value, 1) if is_list else [(number, value)]:
+                if not isinstance(row, dict):
+                    raise CorpusError(f"{where}{f', row {at}' if is_list else ''}: a JSON {type(row).__name__}; {hint}")
+                yield at, row
 
 
 def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Row]]:
@@ -231,23 +204,47 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
 
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH, columns=columns, use_threads=False):
+        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            for batch in file.iter_batches(250, columns=columns, use_threads=False):
                 yield from enumerate(batch.to_pylist(), number + 1)
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[tuple[int, Row]]]] = {
-    ".csv": lambda path, _: _delimited(path, ","),
-    ".tsv": lambda path, _: _tsv(path),
-    ".jsonl": lambda path, _: _jsonl(path),
-    ".ndjson": lambda path, _: _jsonl(path),
-    ".json": lambda path, _: _json(path),
-    ".parquet": _parquet,
-}
-KINDS = tuple(_READERS)
+def check_source(source: str | Path) -> None:
+    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
+    path = Path(source)
+    if path.suffix or path.exists():
+        check_table(path)
+    elif "/" not in str(source):
+        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
+
+
+def read_records(source: str | Path) -> dict[str, Row]:
+    """All rows of a file or hub data set, at least one, by where they stand; the column `split` is the hub's."""
+    check_source(source)
+    path = Path(source)
+    if path.suffix or path.exists():
+        if records := {place(path, number): row for number, row in iter_table(path)}:
+            return records
+        raise CorpusError(f"{source}: the file has no rows")
+    name, _, revision = str(source).partition("@")
+    datasets = require("datasets", extra="models")
+    try:
+        parts = datasets.load_dataset(name, revision=revision or None)
+    except Exception as error:
+        # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
+        raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
+    sides = {side: {"split": str(side)} if len(parts) > 1 else {} for side in parts}
+    found = [row | sides[side] for side, rows in parts.items() for row in rows]
+    return {f"{source}, row {number}": row for number, row in enumerate(found, 1)}
+
+
+def side_of(record: Mapping[str, object]) -> str:
+    """What a row's column `split` says; empty where there is none."""
+    name = next((as_text(value).strip().lower() for column, value in record.items() if column.lower() == "split"), "")
+    return {"dev": "validation", "val": "validation", "valid": "validation"}.get(name, name)
 
 
 def plain_name(name: str) -> str:
@@ -258,10 +255,7 @@ def plain_name(name: str) -> str:
 def find_column(
     source: str | Path, header: Iterable[str], field: str, given: str | None = None, own: str = ""
 ) -> str | None:
-    """The column of a field: the one that `given` names exactly, else `own` or the first of the field's `COLUMNS`.
-
-    Names are compared without regard to case and punctuation. Raises CorpusError where `given` is not there.
-    """
+    """The column `given` (CorpusError where there is none), else `own` or the first of the field's `COLUMNS`."""
     header = list(header)
     if given is not None and given not in header:
         raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
@@ -273,13 +267,10 @@ def find_column(
 def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
     """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
     fields = tuple(fields)
-    for field in columns:
-        if field not in fields:
-            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.7)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise CorpusError(
-                f"unknown field {field!r} in the column mapping{hint}: the fields are {', '.join(fields)}"
-            )
+    for field in (name for name in columns if name not in fields):
+        near = difflib.get_close_matches(field, fields, n=1, cutoff=0.7)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise CorpusError(f"unknown field {field!r} in the column mapping{hint}: the fields are {', '.join(fields)}")
 
 
 def match_columns(
@@ -290,20 +281,17 @@ def match_columns(
     needed: Iterable[str],
     hint: str = "",
 ) -> list[str | None]:
-    """The file's column of each of `fields` (field → our own name of its column, or ""): by `columns`, else by name.
+    """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name.
 
-    Raises CorpusError for a field that `columns` makes up, and where one of `needed` has no column: then it says how
-    to name one, and `hint`.
+    Raises CorpusError as `check_columns`, and, with `hint`, where one of `needed` has no column.
     """
     check_columns(columns, fields)
     found = {field: find_column(source, header, field, columns.get(field), own) for field, own in fields.items()}
     for field in needed:
         if found[field] is None:
             what = f"there is no column {fields[field]!r}" if fields[field] else f"no column holds a {field}"
-            raise CorpusError(
-                f"{source}: {what}; the columns are {', '.join(header)}. "
-                f"Name the right one with --columns {field}=NAME{hint}"
-            )
+            hint = f"Name the right one with --columns {field}=NAME{hint}"
+            raise CorpusError(f"{source}: {what}; the columns are {', '.join(header)}. {hint}")
     return list(found.values())
 
 

@@ -1,9 +1,7 @@
 """Files of replies, references and messages, row by row beside each other, in memory that does not hold their texts.
 
-Two files are joined by id where both have a column `id`, else line by line, and then they must be equally long. Every
-file is read once before the first row is given: that finds what is wrong with it, counts it, and takes a hash of its
-ids. Files whose ids stand in the same order are then read side by side. A file in another order is first copied into a
-temporary file, and memory holds for each id where in it its texts begin: about 150 bytes a row.
+Files are joined by id where both have a column `id`, else line by line. Each is read once before the first row is
+given, which finds what is wrong with it; those whose ids stand in another order are then copied into a temporary file.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ from functools import cached_property
 from io import SEEK_END
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any
 
+from bnbench.data import files
 from bnbench.data.chat import reply_in
-from bnbench.data.files import KINDS, check_columns, check_file, find_column, iter_lines, iter_table, kind_of, place
 from bnbench.errors import BnbenchError, CorpusError
 
 FIELDS = ("reply", "reference", "message", "title", "id")
@@ -34,10 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file and the columns of it that are read; `column` is None for a file of plain lines.
-
-    `before` is a column whose text goes before the other: the title of a message, as in `bnbench evaluate`.
-    """
+    """One file and the columns that are read: `column` (None for plain lines), and `before` it a message's title."""
 
     path: Path
     field: str
@@ -47,28 +41,23 @@ class TextFile:
 
     @classmethod
     def of(cls, path: Path, field: str, columns: Mapping[str, str]) -> TextFile:
-        """The file at `path`; `columns` maps fields to the file's names where they are not the usual ones.
-
-        Raises CorpusError: no such file, no row, no column for the field, or an unknown field in `columns`.
-        """
-        check_columns(columns, FIELDS)
-        if kind_of(path) not in KINDS:
-            check_file(path)
+        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none."""
+        files.check_columns(columns, FIELDS)
+        if files.kind_of(path) not in files.KINDS:
+            files.check_file(path)
             return cls(path, field)
-        first = next(iter_table(path), None)
+        first = next(files.iter_table(path), None)
         if first is None:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
-        column = find_column(path, header, field, columns.get(field))
-        if column is None:
-            raise CorpusError(
-                f"{path}: no column holds a {field}; the columns are {', '.join(header)}. "
-                f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
-            )
+        if (column := files.find_column(path, header, field, columns.get(field))) is None:
+            hint = f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
+            raise CorpusError(f"{path}: no column holds a {field}; the columns are {', '.join(header)}. {hint}")
         titled = field == "message" and ("title" in columns or field not in columns)
-        before = find_column(path, header, "title", columns.get("title")) if titled else None
+        before = files.find_column(path, header, "title", columns.get("title")) if titled else None
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
-        return cls(path, field, column, before, find_column(path, header, "id", own_id if own_id in header else None))
+        ids = files.find_column(path, header, "id", own_id if own_id in header else None)
+        return cls(path, field, column, before, ids)
 
     def rows(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.
@@ -76,37 +65,31 @@ class TextFile:
         Raises CorpusError at a row that lacks an id, a reference, or the column, or where something else stands in it.
         """
         if self.column is None:
-            yield from ((number, "", (line,)) for number, line in enumerate(iter_lines(self.path), 1))
+            yield from ((number, "", (line,)) for number, line in enumerate(files.iter_lines(self.path), 1))
             return
-        wanted = [name for name in (self.column, self.before, self.ids) if name is not None]
-        for number, row in iter_table(self.path, wanted):
-            found = row.get(self.ids) if self.ids else ""
-            if self.ids and (found is None or found == "" or found != found):
-                raise CorpusError(f"{place(self.path, number)}: the row has no {self.ids!r}")
+        name = self.column
+        for number, row in files.iter_table(self.path, list(filter(None, (name, self.before, self.ids)))):
+            own, fault = row.get(self.ids) if self.ids else "", ""
+            value = reply_in(name, row.get(name)) if self.field == "reply" else row.get(name)
+            texts = value if isinstance(value, list) and self.field == "reference" else [value]
+            cells = [row.get(self.before), *texts] if self.before else texts
+            if self.ids and (own is None or own == "" or own != own):
+                fault = f"the row has no {self.ids!r}"
+            elif value is None and self.field != "message":
+                hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
+                fault = f"the row has no {name!r}{hint}"
+            elif not texts:
+                fault = f"{name!r} is an empty list; give at least one reference"
+            for one in cells:
+                if one is not None and not isinstance(one, str) and not (isinstance(one, (int, float)) and one == one):
+                    column = self.before if self.before and one is cells[0] else name
+                    fault = fault or f"{column!r} is {type(one).__name__}, not text: {one!r:.60}"
+            if fault:
+                raise CorpusError(f"{files.place(self.path, number)}: {fault}")
             # A column of whole numbers becomes one of floats where a table once had a gap in it.
-            name = str(int(found) if isinstance(found, float) and found.is_integer() else found)
-            yield number, name, self._texts(number, self.column, row)
-
-    def _texts(self, number: int, name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-        value = row.get(name)
-        if self.field == "reply":
-            value = reply_in(name, value)
-        if value is None and self.field != "message":
-            hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
-            raise CorpusError(f"{place(self.path, number)}: the row has no {name!r}{hint}")
-        if isinstance(value, list) and self.field == "reference":
-            if not value:
-                raise CorpusError(f"{place(self.path, number)}: {name!r} is an empty list; give at least one reference")
-            return tuple(self._text(number, name, one) for one in value)
-        text = self._text(number, name, value)
-        return (f"{self._text(number, self.before, row.get(self.before))} {text}".strip() if self.before else text,)
-
-    def _text(self, number: int, name: str, value: object) -> str:
-        if isinstance(value, str) or value is None:
-            return value or ""
-        if isinstance(value, (int, float)) and value == value:
-            return str(value)
-        raise CorpusError(f"{place(self.path, number)}: {name!r} is {type(value).__name__}, not text: {value!r:.60}")
+            own = str(int(own) if isinstance(own, float) and own.is_integer() else own)
+            found = tuple(map(files.as_text, cells))
+            yield number, own, (" ".join(found).strip(),) if self.before else found
 
     @cached_property
     def checked(self) -> tuple[int, str, str]:
@@ -117,7 +100,7 @@ class TextFile:
             if self.ids:
                 order.update(name.encode("utf-8", "surrogatepass") + b"\0")
                 if name in seen and not twice:
-                    twice = f"{place(self.path, number)}: the id {name!r} occurs a second time"
+                    twice = f"{files.place(self.path, number)}: the id {name!r} occurs a second time"
                 seen.add(name)
         if not n:
             raise CorpusError(f"{self.path}: the file is empty")
@@ -128,26 +111,23 @@ class TextFile:
 def join(
     replies: TextFile, references: Sequence[TextFile] = (), messages: TextFile | None = None
 ) -> Iterator[Iterator[ReplyRow]]:
-    """Each reply with its references and its message, in the order of the replies.
+    """Each reply with its references (blank ones left out) and its message, in the order of the replies.
 
-    A blank reference is none: it is left out. Raises CorpusError, before the first row is given, for anything wrong in
-    any file; where files without ids differ in length; where an id occurs twice or a reply's is missing from another
-    file; where a reference has no reply; and, when it comes to it, at a reply of which all references are blank.
+    Raises CorpusError, before the first row is given, for anything wrong in any file; where files without ids differ
+    in length; where an id occurs twice or a reply's is missing from another file; where a reference has no reply; and,
+    when it comes to it, at a reply of which all references are blank.
     """
-    others = [*references, *([messages] if messages else [])]
     with SpooledTemporaryFile(_IN_MEMORY) as copy:
-        finders = [_finder(replies, other, copy) for other in others]
+        finders = [_finder(replies, other, copy) for other in (*references, *([messages] if messages else []))]
 
         def rows() -> Iterator[ReplyRow]:
             for number, name, (reply,) in replies.rows():
                 found = [find(name) for find in finders]
                 given = tuple(text for texts in found[: len(references)] for text in texts if text.strip())
                 if references and not given:
-                    files = ", ".join(str(file.path) for file in references)
-                    raise CorpusError(
-                        f"{place(replies.path, number)}: the reference of this reply is blank in {files}; write one, "
-                        "or leave the row out of every file"
-                    )
+                    what = f"the reference of this reply is blank in {', '.join(str(file.path) for file in references)}"
+                    hint = "write one, or leave the row out of every file"
+                    raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
                 yield reply, given or None, found[-1][0] if messages else None
 
         yield rows()
@@ -159,15 +139,12 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
     by_id = replies.ids is not None and other.ids is not None
     how = "by id" if by_id else "line by line"
     _log.info("%s: each %s is joined to its reply in %s %s", other.path, other.field, replies.path, how)
-    if by_id and other_twice:
-        raise CorpusError(f"{other_twice}; several references of one reply stand in one list")
-    if by_id and twice:
-        raise CorpusError(twice)
+    if by_id and (other_twice or twice):
+        listed = "; several references of one reply stand in one list" if other_twice else ""
+        raise CorpusError(f"{other_twice or twice}{listed}")
     if not by_id and n != others:
-        raise CorpusError(
-            f"{replies.path} has {n} rows and {other.path} has {others}; without a column 'id' in both, files are "
-            "joined line by line and must be equally long"
-        )
+        how = "without a column 'id' in both, files are joined line by line and must be equally long"
+        raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")
     if not by_id or order == other_order:
         rows = other.rows()
         return lambda _: next(rows)[2]
@@ -180,21 +157,18 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
             # One JSON list a line: JSON writes a line end inside a text as \n. Half a character may stand in a text.
             end += copy.write(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     except OSError as error:
-        raise BnbenchError(
-            f"the temporary file for joining {other.path} by id cannot be written ({error}); "
-            "TMPDIR names another folder for it"
-        ) from error
+        what = f"the temporary file for joining {other.path} by id cannot be written ({error})"
+        raise BnbenchError(f"{what}; TMPDIR names another folder for it") from error
     for number, name, _ in replies.rows():
         if name not in starts:
-            raise CorpusError(f"{place(replies.path, number)}: the id {name!r} is not in {other.path}")
+            raise CorpusError(f"{files.place(replies.path, number)}: the id {name!r} is not in {other.path}")
     # Every reply has its own row, so that only what no reply asks for can be left over.
     if others > n and other.field == "reference":
         answered = {name for _, name, _ in replies.rows()}
-        raise CorpusError(
-            f"{replies.path}: {others - n} of the {others} references in {other.path} have no reply, the first "
-            f"{next(name for name in starts if name not in answered)!r}; give each a reply (an empty one where the "
-            "model gave none) or leave its reference out"
-        )
+        first = next(name for name in starts if name not in answered)
+        what = f"{others - n} of the {others} references in {other.path} have no reply, the first {first!r}"
+        hint = "give each a reply (an empty one where the model gave none) or leave its reference out"
+        raise CorpusError(f"{replies.path}: {what}; {hint}")
 
     def find(name: str) -> tuple[str, ...]:
         copy.seek(starts[name])

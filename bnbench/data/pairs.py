@@ -1,10 +1,7 @@
 """Preference pairs: a message with a better and a worse reply, read from a file or made from ratings of replies.
 
-    bnbench preferences ratings.csv --out pairs.csv      every best reply against each clearly worse one
-    bnbench finetune --recipe dpo --data pairs.csv
-
-A pairs file has the corpus' columns of the message (topic, title, question) and `chosen` and `rejected`. All pairs of
-one message stand on one side of the split, which is the corpus': the same seed puts a message on the same side.
+bnbench preferences ratings.csv --out pairs.csv      every best reply against each clearly worse one
+bnbench finetune --recipe dpo --data pairs.csv
 """
 
 from __future__ import annotations
@@ -13,24 +10,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
-from bnbench.data.corpus import (
-    Corpus,
-    Example,
-    SplitSizes,
-    Step,
-    TokenCounter,
-    divide,
-    make_example,
-    read_records,
-    side_of,
-)
-from bnbench.data.files import RATINGS, as_text, header_of, iter_table, match_columns, place, plain_name, texts_of
-from bnbench.data.repair import LOST, repair
+from bnbench.data.corpus import LOST, Corpus, Example, SplitSizes, Step, TokenCounter, divide, make_example, repair
+from bnbench.data.files import RATINGS, as_text, header_of, match_columns, plain_name, read_records, side_of, texts_of
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
@@ -41,7 +27,6 @@ FIELDS |= {"chosen": "chosen", "rejected": "rejected"}
 """The fields of a pair, and what our own data call their columns."""
 RATED = dict.fromkeys(("topic", "title", "message", "reply"), "")
 """The fields of a file of ratings, beside the ratings themselves."""
-DEFAULT_SIZES = SplitSizes()
 _ROUNDING = 1e-9  # 0.67 − 0.17 is not quite 0.5
 _SIDES = {"development": "train", "held-out": "test"}
 
@@ -57,21 +42,6 @@ class Pair:
 
     chosen: Example
     rejected: Example
-
-    @classmethod
-    def of(cls, topic: str, title: str, question: str, chosen: str, rejected: str) -> Pair:
-        """The pair of these texts."""
-        return cls(*(make_example(topic, title, question, reply) for reply in (chosen, rejected)))
-
-    @property
-    def id(self) -> str:
-        """A hash of the content."""
-        return f"{self.chosen.id}-{self.rejected.id}"
-
-    @property
-    def message(self) -> tuple[str, str]:
-        """What makes two messages the same."""
-        return message_of(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -111,28 +81,22 @@ class PairSet:
 
     def summary(self) -> dict[str, float]:
         """The counts, as plain JSON values."""
-        used = len({pair.message for pair, _, _ in self.pairs})
-        return {
-            "pairs": len(self.pairs),
-            "messages_with_pairs": used,
-            "messages": self.messages,
-            "replies": self.replies,
-            "margin": self.margin,
-        }
+        used = len({message_of(pair.chosen) for pair, _, _ in self.pairs})
+        found = {"pairs": len(self.pairs), "messages_with_pairs": used, "messages": self.messages}
+        return found | {"replies": self.replies, "margin": self.margin}
 
     def __str__(self) -> str:
         n = self.summary()
-        return (
-            f"{n['pairs']} pairs from {n['messages_with_pairs']} of {n['messages']} messages ({n['replies']} rated "
-            f"replies): the best against each that is rated at least {self.margin:g} lower"
-        )
+        made = f"{n['pairs']} pairs from {n['messages_with_pairs']} of {n['messages']} messages"
+        how = f"the best against each that is rated at least {self.margin:g} lower"
+        return f"{made} ({n['replies']} rated replies): {how}"
 
 
 def load_pairs(
     source: str | None,
     *,
     columns: Mapping[str, str] | None = None,
-    sizes: SplitSizes = DEFAULT_SIZES,
+    sizes: SplitSizes | None = None,
     seed: int = 42,
     max_tokens: int | None = None,
     count_tokens: TokenCounter | None = None,
@@ -140,44 +104,38 @@ def load_pairs(
     """Reads and splits the pairs of a file or hub data set; None: those of the bundled labelled replies, development
     half to train on and the other held out.
 
-    Pairs of which one reply is longer than `max_tokens` after the template are dropped whole, as in `load_corpus`.
-    Raises CorpusError: a missing column, an empty text or two equal replies (with the row), a message on two sides.
+    A seed puts a message on the side that it has in a corpus. Pairs of which one reply is longer than `max_tokens`
+    are dropped whole. Raises CorpusError for a row that is no pair, and for a message on two sides.
     """
     name = source or "bundled labelled replies"
     sided = list(_read_pairs(source, columns or {})) if source else [(p, r.side) for p, r, _ in labelled_pairs().pairs]
     _refuse_straddling(name, ((pair.chosen, side) for pair, side in sided))
-    kept = {pair.id: (pair, side) for pair, side in sided}
+    kept = {f"{pair.chosen.id}-{pair.rejected.id}": (pair, side) for pair, side in sided}
     steps = [Step("duplicate", "the same pair in the same or another spelling", dropped=len(sided) - len(kept))]
-    if max_tokens is not None and count_tokens is not None:
-        lengths = count_tokens([e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)])
-        longest = map(max, lengths[::2], lengths[1::2])
-        short = {key: kept[key] for key, length in zip(kept, longest, strict=True) if length <= max_tokens}
-        why = f"a reply over {max_tokens} tokens after the template"
-        steps.append(Step("too long", why, dropped=len(kept) - len(short)))
-        kept = short
-    if not kept:
-        raise CorpusError(f"{name}: no usable pair; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
-    corpus = divide(name, [(replace(p.chosen, id=key), side) for key, (p, side) in kept.items()], steps, sizes, seed)
+    both = [e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)]
+    lengths = count_tokens(both) if count_tokens else []
+    longest = list(map(max, lengths[::2], lengths[1::2]))
+    examples = [(replace(pair.chosen, id=key), side) for key, (pair, side) in kept.items()]
+    corpus = divide(name, examples, steps, sizes or SplitSizes(), seed, longest, max_tokens)
     return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
 
 
 def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
     records = read_records(source)
     hint = " (pairs have chosen and rejected), or make pairs of rated replies with `bnbench preferences`"
-    places = match_columns(source, header_of(records), columns, FIELDS, ("chosen", "rejected", "question"), hint)
-    for number, record in enumerate(records, 1):
-        where = f"{source}, row {number}"
+    header, needed = header_of(records.values()), ("chosen", "rejected", "question")
+    places = match_columns(source, header, columns, FIELDS, needed, hint)
+    for where, record in records.items():
         texts = dict(zip(FIELDS, map(repair, texts_of(where, record, places)), strict=True))
         empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
         if empty:
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
         if normalize(texts["chosen"]) == normalize(texts["rejected"]):
-            raise CorpusError(
-                f"{where}: chosen and rejected are the same text, so neither is preferred; remove the row"
-            )
+            raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is better; remove the row")
         if LOST in texts["title"] + texts["question"] + texts["chosen"]:
             raise CorpusError(f"{where}: a letter was lost for good (U+FFFD) in the message or chosen; remove the row")
-        yield Pair.of(**texts), side_of(record)
+        message = (texts["topic"], texts["title"], texts["question"])
+        yield Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected"))), side_of(record)
 
 
 def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:
@@ -186,10 +144,9 @@ def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> Non
     for example, side in sided:
         before = sides.setdefault(message_of(example), side)
         if before != side:
-            raise CorpusError(
-                f"{source}: the column 'split' puts one message on two sides ({before or 'none'} and "
-                f"{side or 'none'}): {example.question[:60]!r}"
-            )
+            both = f"{before or 'none'} and {side or 'none'}"
+            what = f"the column 'split' puts one message on two sides ({both})"
+            raise CorpusError(f"{source}: {what}: {example.question[:60]!r}")
 
 
 def labelled_pairs(margin: float = 0.5, half: str | None = None) -> PairSet:
@@ -201,27 +158,33 @@ def labelled_pairs(margin: float = 0.5, half: str | None = None) -> PairSet:
 
 
 def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: Sequence[str] = ()) -> list[RatedReply]:
-    """RatedReply replies: one row for each reply, or for each rater of one; empty cells are no ratings.
+    """Rated replies: one row for each reply, or for each rater of one; empty cells are no ratings.
 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
     """
-    rows = list(iter_table(path))
-    if not rows:
-        raise CorpusError(f"{path}: the file has no rows")
-    header = header_of(row for _, row in rows)
+    records = read_records(path)
+    header = header_of(records.values())
     places = match_columns(path, header, columns or {}, RATED, ("message", "reply"))
-    known = tuple(map(plain_name, RATINGS))
-    names = list(ratings) or [name for name in header if plain_name(name).startswith(known)]
-    missing = [name for name in names if name not in header]
-    if missing or not names:
-        what = f"there is no column {missing[0]!r}" if missing else "no column of ratings is known by its name"
-        hint = "" if missing else ". Name each with --rating"
-        raise CorpusError(f"{path}: {what}; the columns are {', '.join(header)}{hint}")
+    names = list(ratings) or [name for name in header if plain_name(name).startswith(RATINGS)]
+    if missing := [name for name in names if name not in header]:
+        raise CorpusError(f"{path}: there is no column {missing[0]!r}; the columns are {', '.join(header)}")
+    if not names:
+        what = f"no column of ratings is known by its name; the columns are {', '.join(header)}"
+        raise CorpusError(f"{path}: {what}. Name each with --rating")
     found = []
-    for number, row in rows:
-        where = place(path, number)
-        values = [_number(where, name, text) for name in names if (text := as_text(row.get(name))).strip()]
+    for where, row in records.items():
+        values = []
+        for name in names:
+            if not (text := as_text(row.get(name))).strip():
+                continue
+            try:
+                values.append(float(text))  # Bengali digits too
+            except ValueError:
+                values.append(math.nan)
+            if not math.isfinite(values[-1]):
+                hint = "mend it, leave the cell empty, or name the columns of ratings with --rating"
+                raise CorpusError(f"{where}: {name} is {text!r}, not a number; {hint}")
         example = make_example(*map(repair, texts_of(where, row, places)))
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
@@ -231,24 +194,10 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     return found
 
 
-def _number(where: str, column: str, text: str) -> float:
-    try:
-        number = float(text)  # Bengali digits too
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise CorpusError(
-            f"{where}: {column} is {text!r}, not a number; mend it, leave the cell empty, or name the columns of "
-            "ratings with --rating"
-        )
-    return number
-
-
 def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
     """Of each message every best-rated reply against each that is rated at least `margin` lower, in the file's order.
 
-    A reply that was rated several times has the mean of its ratings. Equal ratings give no pair. Raises CorpusError
-    where no pair comes of it.
+    A reply that was rated several times has the mean of its ratings. Raises CorpusError where no pair comes of it.
     """
     if not margin > 0:  # nor NaN
         raise CorpusError(f"the margin is {margin:g}: it must be above 0, or a reply would be preferred to its equal")
@@ -263,14 +212,14 @@ def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
         worse = [one for one in means if one.rating <= top - margin + _ROUNDING]
         for best in (one for one in means if one.rating > top - _ROUNDING):
             e = best.example
-            texts = (e.topic, e.title, e.question, e.reference)
-            pairs += [(Pair.of(*texts, one.example.reference), best, one) for one in worse]
+            for one in worse:
+                rejected = make_example(e.topic, e.title, e.question, one.example.reference)
+                pairs.append((Pair(e, rejected), best, one))
     count = sum(map(len, messages.values()))
     if not pairs:
-        raise CorpusError(
-            f"no pair comes of {count} rated replies to {len(messages)} messages: no message has two replies whose "
-            f"ratings differ by {margin:g}; lower --margin, or rate several replies to each message"
-        )
+        why = f"no message has two replies whose ratings differ by {margin:g}"
+        hint = "lower --margin, or rate several replies to each message"
+        raise CorpusError(f"no pair comes of {count} rated replies to {len(messages)} messages: {why}; {hint}")
     return PairSet(tuple(pairs), count, len(messages), margin)
 
 
@@ -283,31 +232,32 @@ def preferences(
     rating_columns: Sequence[str] = (),
     half: str | None = None,
 ) -> PairSet:
-    """Makes pairs from a file of ratings, or from the bundled labelled replies, and writes a CSV that `load_pairs`
-    reads, with the ratings beside each pair, and a column `split` where the ratings had one. Raises CorpusError.
+    """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
 
     `half` of the bundled ones is "development" (None too), "held-out", or "both": then a column `split` holds the
-    held-out half out.
+    held-out half out. Raises CorpusError.
     """
-    if out.exists():
-        raise CorpusError(f"{out} exists: name another file")
-    if out.suffix != ".csv":
-        raise CorpusError(f"{out}: pairs are written as .csv")
-    if ratings is None and (columns or rating_columns):
-        raise CorpusError("--columns and --rating are for a file of ratings, and none was given")
-    if ratings is None:
-        made = labelled_pairs(margin, None if half == "both" else half or "development")
-    elif half is not None:
-        raise CorpusError(f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given")
-    else:
+    for is_wrong, why in (
+        (out.exists(), f"{out} exists: name another file"),
+        (out.suffix != ".csv", f"{out}: pairs are written as .csv"),
+        (
+            not ratings and (columns or rating_columns),
+            "--columns and --rating are for a file of ratings, none is given",
+        ),
+        (ratings and half, f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given"),
+    ):
+        if is_wrong:
+            raise CorpusError(why)
+    if ratings:
         made = make_pairs(read_ratings(ratings, columns, rating_columns), margin)
+    else:
+        made = labelled_pairs(margin, None if half == "both" else half or "development")
     sided = any(best.side for _, best, _ in made.pairs)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
     for pair, best, worse in made.pairs:
-        e = pair.chosen
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow((e.topic, e.title, e.question, e.reference, pair.rejected.reference, *beside))
+        lines.writerow((*astuple(pair.chosen)[1:], pair.rejected.reference, *beside))
     write_text(out, text.getvalue())
     return made

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Corpus, Example, whole_number
+from bnbench.data.corpus import Corpus, Example, repair, whole_number
 from bnbench.data.join import TextFile
-from bnbench.data.repair import repair
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.metrics.normalization import normalize
 from bnbench.models.backend import Backend, BackendOptions, Reply

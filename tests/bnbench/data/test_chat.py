@@ -103,10 +103,10 @@ def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"messages": ["মন"]}, "row 2: মন is no turn of a conversation; each has 'role' and 'content'"),
-        ({"messages": [{"role": 1, "content": "মন"}]}, "row 2: .* is no turn"),
-        ({"messages": [{"role": "user", "content": 7}]}, "row 2: .* is no turn"),
-        ({"messages": {"role": "user"}}, "row 2: a list or object where text is needed"),
+        ({"messages": ["মন"]}, "line 2: মন is no turn of a conversation; each has 'role' and 'content'"),
+        ({"messages": [{"role": 1, "content": "মন"}]}, "line 2: .* is no turn"),
+        ({"messages": [{"role": "user", "content": 7}]}, "line 2: .* is no turn"),
+        ({"messages": {"role": "user"}}, "line 2: a list or object where text is needed"),
     ],
 )
 def test_turns_that_are_none(row: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_table_of_texts_stays_one(tmp_path: Path) -> None:
         (ASKED[0], ANSWERED[0])
     ]
     history = {"instruction": ASKED[0], "output": ANSWERED[0], "history": ["না"]}
-    with pytest.raises(CorpusError, match="row 1: history is no list of pairs"):
+    with pytest.raises(CorpusError, match="line 1: history is no list of pairs"):
         last(write(tmp_path / "c.jsonl", [history]))
 
 

@@ -165,11 +165,11 @@ def test_other_column_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (f"ঘুম,ঘুম আসে না,,{BAD}", "row 2: chosen is empty"),
-        (f"ঘুম,ঘুম আসে না,{GOOD}, ", "row 2: rejected is empty"),
-        (f"ঘুম,,{GOOD},{BAD}", "row 2: question is empty"),
-        ("ঘুম,ঘুম আসে না,সময় নিন।,সম\u09af\u09bc নিন।", "row 2: chosen and rejected are the same text"),
-        (f"ঘুম,ঘুম আসে না,{GOOD[:9]}\ufffd,{BAD}", "row 2: a letter was lost for good"),
+        (f"ঘুম,ঘুম আসে না,,{BAD}", "line 3: chosen is empty"),
+        (f"ঘুম,ঘুম আসে না,{GOOD}, ", "line 3: rejected is empty"),
+        (f"ঘুম,,{GOOD},{BAD}", "line 3: question is empty"),
+        ("ঘুম,ঘুম আসে না,সময় নিন।,সম\u09af\u09bc নিন।", "line 3: chosen and rejected are the same text"),
+        (f"ঘুম,ঘুম আসে না,{GOOD[:9]}\ufffd,{BAD}", "line 3: a letter was lost for good"),
     ],
 )
 def test_rows_that_are_no_pairs(tmp_path: Path, row: str, message: str) -> None:
@@ -233,7 +233,7 @@ def test_pairs_that_do_not_fit_are_dropped_whole(tmp_path: Path) -> None:
         ("too long", 1),
         ("near-duplicate", 0),
     ]
-    with pytest.raises(CorpusError, match="no usable pair; 2 too long"):
+    with pytest.raises(CorpusError, match="no usable row; 2 too long"):
         load_pairs(source, max_tokens=2, count_tokens=words)
 
 

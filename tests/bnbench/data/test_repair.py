@@ -1,6 +1,6 @@
 import pytest
 
-from bnbench.data.repair import repair, undo_mojibake
+from bnbench.data.corpus import repair
 
 TEXT = "এটা সত্যিই খারাপ। আপনি কি ভালো আছেন? ৫০% ঠিক — “হ্যাঁ”"
 
@@ -12,17 +12,17 @@ def as_cp1252(text: str) -> str:
 
 def test_mojibake_is_undone_once_and_twice():
     assert as_cp1252(TEXT) != TEXT
-    assert undo_mojibake(as_cp1252(TEXT)) == TEXT
-    assert undo_mojibake(as_cp1252(as_cp1252(TEXT))) == TEXT
+    assert repair(as_cp1252(TEXT)) == TEXT
+    assert repair(as_cp1252(as_cp1252(TEXT))) == TEXT
 
 
 def test_mojibake_beside_sound_bengali_is_undone():
-    assert undo_mojibake(f"ভালো {as_cp1252('মন')} নেই") == "ভালো মন নেই"
+    assert repair(f"ভালো {as_cp1252('মন')} নেই") == "ভালো মন নেই"
 
 
 @pytest.mark.parametrize("text", [TEXT, "café naïve à la carte", "à¦", "", "€ 50, £5", "🙂 ঠিক আছে"])
 def test_sound_text_is_left_alone(text):
-    assert undo_mojibake(text) == text
+    assert repair(text) == text
 
 
 @pytest.mark.parametrize(
