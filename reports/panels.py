@@ -15,9 +15,10 @@ import numpy as np
 
 from bnbench.metrics.audit.findings import short_name
 from bnbench.metrics.combined import weighted
+from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import RunRecord, TrainingSummary
-from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Standing
+from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Standing
 from bnbench.reports.trust import FLAG, Trust, sentence
 from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
 from bnbench.reports.verdict import Outcome, outcome, verdict, verdict_on, warnings
@@ -307,8 +308,8 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
             f"{' (its p is Holm-adjusted)' if len(ranking.pairs) > 1 else ''}; p of the others is unadjusted."
         )
     blocks: list[Block] = [Sentences((lead,), "lead", Pen.HTML)]
+    pens = Pen.WRITTEN if many or not compared else Pen.ALL
     for place, s in enumerate(compared or ranking.standings):
-        pens = Pen.WRITTEN if many or not compared else Pen.ALL
         blocks.append(metrics_table(ranking, s, values, pens, place < 2 if len(compared) > 1 else None))
     # The terminal shows many candidates five at a time, values down; what has a panel of its own is not repeated.
     below = [v for v in values if not v.has_own_panel]
@@ -368,22 +369,6 @@ def metrics_table(
     return Table(tuple(columns), rows, caption, both, strong=tuple(strong), is_open=is_open, pens=pens)
 
 
-def _compact(ranking: Ranking, values: Sequence[Value], step: int = 5) -> Iterator[Table]:
-    """Values down, candidates across, some at a time; ▲ ▼ where the difference to the base is clear."""
-    marks = "; ▲ better, ▼ worse than its base, p < 0.05 unadjusted" if len(ranking.standings) > 1 else ""
-    signs = {True: " ▲", False: " ▼", None: "  "}
-    for start in range(0, len(ranking.standings) if values else 0, step):
-        standings = ranking.standings[start : start + step]
-        rows: list[list[Cell]] = []
-        for v in values:
-            versus = [s.versus(v.metric, v.name) for s in standings]
-            scores = [v.number(s.value(v.metric, v.name)) for s in standings]
-            marked = [x + signs[c.better if c else None] for x, c in zip(scores, versus, strict=True)]
-            rows.append([v.flagged, v.arrow, *marked])
-        columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
-        yield Table(columns, rows, f"Secondary metrics (↑ higher, ↓ lower is better{marks})", pens=Pen.TEXT)
-
-
 def trust_panel(ranking: Ranking) -> Iterator[Panel]:
     """What audits say of the metrics that scored here."""
     if not ranking.trust:
@@ -437,10 +422,8 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
         Column("candidate", "name"), Column("against", "name"), Column("Δ"), Column("95 %", "interval"),
         Column("p (Holm)"), Column("", "outcome"), Column("Detectable"),
     )  # fmt: skip
-    rows = [
-        [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
-        for c in ranking.pairs
-    ]
+    least = (primary.number(c.smallest_detectable) for c in ranking.pairs)
+    rows = [[Name(c.candidate), Name(c.other), *_difference(c, primary), next(least)] for c in ranking.pairs]
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
     yield Panel("pairs", f"Every pair on {primary.label}", (Sentences((lead,), "lead", Pen.HTML), table), "All pairs")
 
@@ -455,35 +438,29 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     entries = {e.name: e for e in ranking.entries}
     formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
     # What is not finite for a single reply (the perplexity of no text) counts as 0.
-    scores = {
-        who: np.nan_to_num(formula(e.tables[ranking.primary])[:, 0], posinf=0.0, neginf=0.0)
-        for who, e in entries.items()
-    }
+    tables = {who: formula(entry.tables[ranking.primary])[:, 0] for who, entry in entries.items()}
+    scores = {who: np.nan_to_num(table, posinf=0.0, neginf=0.0) for who, table in tables.items()}
     first = [str(focus.compared_with), focus.candidate] if focus else []
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
     order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])
     decimals = 1 if primary.decimals < 3 else primary.decimals
-    flags = {who: _reply_flags(ranking, who) for who in names}
+    flags = {who: _reply_flags(entries[who], ranking.metrics.get("degeneration")) for who in names}
     beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
     items = []
     for i, message in enumerate(messages):
         replies = []
         for who in names:
-            reply = entries[who].replies[i]
-            score = number(float(scores[who][i]), decimals)
-            replies.append(Reply(who, reply.reply, score, reply.tokens, flags[who][i]))
+            made, score = entries[who].replies[i], number(float(scores[who][i]), decimals)
+            replies.append(Reply(who, made.reply, score, made.tokens, next(flags[who])))
         gain = float(order[i]) if focus else None
         shown = number(gain, decimals, sign=True) if focus else ""
         seen = tuple(sorted({flag for reply in replies for flag in reply.flags}))
         items.append(Item(i + 1, message, tuple(replies[:beside]), tuple(replies[beside:]), seen, gain, shown))
     chosen = tuple((heading, items[i]) for heading, i in choose(order.tolist(), are_gains=focus is not None))
-    which = (
-        f"the items where {name(first[1])} gains most and loses most against {name(first[0])} in {primary.label} of "
-        "the single reply"
-        if focus
-        else f"the items with the highest and lowest {primary.label} of the single reply"
-    )
-    lead = Sentences((f"Chosen by rule, not by eye: {which}, and the median item.",), "lead", Pen.HTML)
+    which, of = "with the highest and lowest", f"{primary.label} of the single reply"
+    if focus:
+        which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
+    lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
     shown_items = Replies(chosen, tuple(items[:LISTED]), len(items), primary.label)
     yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
@@ -498,18 +475,14 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
     return [*((best, i) for i in top), ("Median item", median), *((worst, i) for i in reversed(bottom))]
 
 
-def _reply_flags(ranking: Ranking, candidate: str) -> list[tuple[str, ...]]:
+def _reply_flags(entry: Entry, degeneration: Metric | None) -> Iterator[tuple[str, ...]]:
     """What a reader should know of each reply before reading it: cut at the limit, empty, repeating itself …"""
-    entry = next(e for e in ranking.entries if e.name == candidate)
-    metric, table = ranking.metrics.get("degeneration"), entry.tables.get("degeneration")
-    found = []
     for i, reply in enumerate(entry.replies):
         flags = {"empty": not reply.reply.strip(), "cut at the limit": bool(reply.hit_limit)}
-        if metric is not None and table is not None:
-            for value in _FLAGS:
-                flags[metric.labels[value].removesuffix(", %")] = bool(table[i, metric.columns.index(value)] > 0)
-        found.append(tuple(flag for flag, is_so in flags.items() if is_so))
-    return found
+        if degeneration and degeneration.name in entry.tables:
+            row = dict(zip(degeneration.columns, entry.tables[degeneration.name][i], strict=True))
+            flags |= {degeneration.labels[value].removesuffix(", %"): row[value] > 0 for value in _FLAGS}
+        yield tuple(flag for flag, is_so in flags.items() if is_so)
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -517,10 +490,11 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
     blocks: list[Block] = []
     for who, training in trained.items():
-        curve = "Loss of each optimiser step (thin) and its running mean (thick)."
-        blocks.append(Sentences((name(who),), "heading", Pen.HTML))
-        blocks.append(Drawing(loss_svg(training.loss, who), curve))
-        blocks.append(Facts(tuple(training_facts(training)), Pen.HTML))
+        curve = Drawing(
+            loss_svg(training.loss, who), "Loss of each optimiser step (thin) and its running mean (thick)."
+        )
+        facts = Facts(tuple(training_facts(training)), Pen.HTML)
+        blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
     if blocks:
         yield Panel("training", "Training", tuple(blocks), "Training")
 
@@ -542,16 +516,14 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
-        blocks.append(Table(columns, rows, aside="Models", pens=Pen.HTML))
-        blocks.append(Facts(tuple(run_facts(record)), Pen.HTML))
+        models = Table(columns, rows, aside="Models", pens=Pen.HTML)
+        blocks += [models, Facts(tuple(run_facts(record)), Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
-            steps = [
-                [str(s.get("name")), str(s.get("changed") or ABSENT), str(s.get("dropped")), str(s.get("why"))]
-                for s in record.corpus.steps
-            ]
-            blocks.append(Sentences(("Cleaning of the corpus",), "heading", Pen.HTML))
-            blocks.append(Table(about, steps, aside="Cleaning steps", pens=Pen.HTML))
+            shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
+            steps = [[str(step.get(key)) for key in ("name", "changed", "dropped", "why")] for step in shown]
+            table = Table(about, steps, aside="Cleaning steps", pens=Pen.HTML)
+            blocks += [Sentences(("Cleaning of the corpus",), "heading", Pen.HTML), table]
         if record.command:
             blocks += [Sentences(("Command",), "heading", Pen.HTML), Sentences((record.command,), "code", Pen.HTML)]
     yield Panel("run", "What was run", tuple(blocks), "What was run")
@@ -566,8 +538,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     # Greedy decoding ignores what sampling is told.
     ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
     decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
-    quantised = precision.get("quantisation")
-    formats = [precision.get("dtype"), quantised if quantised != "none" else None]
+    formats = [str(precision[key]) for key in ("dtype", "quantisation") if precision.get(key) not in (None, "", "none")]
     cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
     on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
     memory = record.peak_memory_bytes
@@ -582,7 +553,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
         "Prompt": ", ".join(known),
         "System prompt": prompt.get("system"),
         "Decoding": ", ".join(how),
-        "Precision": ", ".join(str(f) for f in formats if f) + reason,
+        "Precision": ", ".join(formats) + reason,
         "Device": ", ".join(str(part) for part in on if part),
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
         "Versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
@@ -664,10 +635,8 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     preferences = ""
     if gain:
         margin, low, high = (number(gain[key], sign=True) for key in ("margin", "low", "high"))
-        preferences = (
-            f"the chosen reply gained {margin} nats (95 % {low} to {high}) on the rejected one, "
-            f"mean over {gain['pairs']} held-out pairs"
-        )
+        ends = f"{margin} nats (95 % {low} to {high})"
+        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
         "Adapter": f"{recipe.get('tuner')}, r {recipe.get('r')}, α {recipe.get('alpha')}, "

@@ -31,7 +31,7 @@ LEVEL = 0.95
 ALPHA = 0.05
 _OPEN = Interval(-math.inf, math.inf)
 
-Pair = tuple[int, int]
+Pairs = dict[tuple[int, int], "Comparison"]
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Entry:
-    """One candidate of one run. `replies` and `tables` are in the order of the items; `own_base` is the name of the
-    base that an adapter was evaluated on.
-    """
+    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
 
     name: str
     record: CandidateRecord
@@ -152,9 +150,8 @@ class Ranking:
 def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None) -> Ranking:
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
-    Raises:
-        RunError: as `collect` does. UsageError: the primary metric is missing for a candidate, or it is not installed
-            here; `audits` cannot be read.
+    Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
+    computed here, or `audits` not be read.
     """
     on_record = [*read_audits(), *(read_audits(audits) if audits else [])]
     entries = collect(runs)
@@ -178,37 +175,22 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {name: described[name].signature for name in metrics}
     notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
+    descriptions = {name: described[name].description for name in metrics}
+    directions = {name: m.higher_is_better for name, m in metrics.items()}
     return Ranking(
-        primary=primary,
-        primary_value=ranks_by.values[0],
-        higher_is_better=ranks_by.higher_is_better,
-        base=baseline.name,
-        n=len(runs[0].examples),
-        seed=seed,
-        resamples=resamples,
-        level=LEVEL,
-        standings=tuple(standings),
-        pairs=tuple(pairs.values()),
-        values=values,
-        signatures=signatures,
-        descriptions={name: described[name].description for name in metrics},
-        directions={name: m.higher_is_better for name, m in metrics.items()},
-        notes=tuple(dict.fromkeys(notes)),
-        combined=combined,
-        trust=trust(signatures, values, on_record),
-        metrics=metrics,
-        entries=tuple(entries),
-        runs=tuple(runs),
-    )
+        primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
+        base=baseline.name, n=len(runs[0].examples), seed=seed, resamples=resamples, level=LEVEL,
+        standings=tuple(standings), pairs=tuple(pairs.values()), values=values, signatures=signatures,
+        descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)), combined=combined,
+        trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries), runs=tuple(runs),
+    )  # fmt: skip
 
 
 def collect(runs: Sequence[Run]) -> list[Entry]:
     """The candidates of all runs, each once; a name that stands for two different candidates gets its run's name added.
 
-    A candidate of a later run is the same when identity (`key_fields`) and decoding are.
-
-    Raises:
-        RunError: no runs, the runs are not over the same items, or a metric has another signature in one of them.
+    A candidate of a later run is the same when identity (`key_fields`) and decoding are. Raises RunError where there
+    are no runs, they are not over the same items, or a metric has another signature in one of them.
     """
     if not runs:
         raise RunError("nothing to report: name at least one run folder")
@@ -246,9 +228,7 @@ def _check_items(run: Run, first: Run) -> None:
     ours, theirs = ({e["id"]: e for e in r.examples} for r in (run, first))
     if list(ours) != list(theirs):
         only = [i for i in ours if i not in theirs] + [i for i in theirs if i not in ours]
-        what = (
-            f"item {only[0]} is in one of them only ({len(only)} such)" if only else "their items are in another order"
-        )
+        what = f"item {only[0]} is in one of them only ({len(only)} such)" if only else "the items are in another order"
         raise RunError(
             f"{run.path} ({len(ours)} items) and {first.path} ({len(theirs)} items) cannot be compared: {what}; "
             "evaluate both on the same data, --split and --limit"
@@ -277,18 +257,14 @@ def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
         ours, theirs = _settings(run), _settings(first)
         different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]
         if different:
-            yield (
-                f"the runs {first.name} and {run.name} differ in {', '.join(different)}: "
-                "differences between their candidates may come from there"
-            )
+            what = f"the runs {first.name} and {run.name} differ in {', '.join(different)}"
+            yield f"{what}: differences between their candidates may come from there"
         if run.combined != first.combined:
             declared = " and ".join(f"{r.name} {weighted(r.combined) or 'none'}" for r in (first, run))
             yield f"the combined score is left out: the runs declared different ones, {declared}"
         if run.primary_metric != first.primary_metric:
-            yield (
-                f"the run {run.name} declared {run.primary_metric} as its primary metric; "
-                f"here {first.primary_metric} ranks, as {first.name} declared"
-            )
+            here = f"here {first.primary_metric} ranks, as {first.name} declared"
+            yield f"the run {run.name} declared {run.primary_metric} as its primary metric; {here}"
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:
@@ -307,18 +283,15 @@ def _settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that this installation can compute, the primary first, a combined score next; a note for each that
-    it cannot. UsageError where that is the primary.
-    """
+    """The metrics that can be computed here, the primary first, a combined score next; a note for each other one."""
     found, notes = {}, []
     for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
         try:
             metric = get_metric(described[name].asked_for)
             if tuple(metric.columns) != described[name].columns:
-                raise UsageError(
-                    f"the run holds the statistics {', '.join(described[name].columns)}, this version of {name} has "
-                    f"{', '.join(metric.columns)}; run the evaluation again (its replies are kept)"
-                )
+                held, has = (", ".join(columns) for columns in (described[name].columns, metric.columns))
+                what = f"the run holds the statistics {held}, this version of {name} has {has}"
+                raise UsageError(f"{what}; run the evaluation again (its replies are kept)")
             found[name] = metric
         except UsageError as error:
             if name == primary:
@@ -328,12 +301,7 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[
 
 
 def _standings(
-    entries: Sequence[Entry],
-    baseline: Entry,
-    metrics: Sequence[Metric],
-    pairs: Mapping[Pair, Comparison],
-    resamples: int,
-    seed: int,
+    entries: Sequence[Entry], baseline: Entry, metrics: Sequence[Metric], pairs: Pairs, resamples: int, seed: int
 ) -> list[Standing]:
     """Each candidate's place, scores, and differences to its own base or else to the baseline."""
     ranks_by, standings = metrics[0], []
@@ -375,9 +343,9 @@ def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) 
         yield Score(*name, float(value), *((i.low, i.high) if len(table) > 1 else (math.nan, math.nan)))
 
 
-def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) -> dict[Pair, Comparison]:
+def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) -> Pairs:
     """Every pair on the primary value, with Holm's correction over the family."""
-    pairs: dict[Pair, Comparison] = {}
+    pairs: Pairs = {}
     for i, entry in enumerate(entries[:-1]):
         made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], resamples, seed)
         pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}

@@ -105,9 +105,6 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-# -------------------------------------------------------------------------------------------------------- the terminal
-
-
 def terminal(ranking: Ranking) -> str:
     """The report for a terminal."""
     texts: list[str] = []
@@ -159,9 +156,6 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
     return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
 
 
-# ------------------------------------------------------------------------------------------------------------ Markdown
-
-
 def report_md(ranking: Ranking) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
@@ -209,9 +203,6 @@ def escaped(text: str) -> str:
     """Text that stays text in Markdown, whatever a candidate is called."""
     one_line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-# ------------------------------------------------------------------------------------------------------------ the page
 
 
 def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
