@@ -1,7 +1,6 @@
-"""The sections of a report. A panel is a title and what stands under it: tables, sentences, drawings, replies.
+"""The sections of a report: each is a function from the ranking to panels, which the pens of `render` draw.
 
-Each section is one function from the ranking to its panels; `PANELS` lists them in the order in which they are read.
-The pens of `render` draw any panel: to add one, write one function and name it there.
+A panel is a title and blocks (tables, sentences …). To add one, write one function and name it in `PANELS`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ _DETAILED = 3  # as many candidates get a table of their own in the terminal; mo
 _EXTREMES = 2  # gains, and losses, that are shown
 _BESIDE = 2  # candidates beside the reference; the others are folded away
 _MARKS = {True: "▲ better", False: "▼ worse", None: "· open"}  # a sign and a word: neither colour nor sign is needed
-_SIGNS = {True: " ▲", False: " ▼", None: "  "}
 _FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
 
 
@@ -76,11 +74,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the notes that belong under it; `aside` is the caption's short form.
+    """A table and the notes under it; `aside` is the caption's short form.
 
     `strong` rows repeat what another table says: the page marks them, the other pens leave them out. Where a line has
-    no room for all columns, those from `breaks_at` on stand in a table below. The page folds a table unless `is_open`
-    is None.
+    no room, columns from `breaks_at` on stand in a table below. The page folds a table unless `is_open` is None.
     """
 
     columns: tuple[Column, ...]
@@ -187,13 +184,9 @@ def panels(ranking: Ranking, pen: Pen) -> Iterator[tuple[Panel, list[Block]]]:
 
 
 def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
-    """What the primary metric says, in one sentence and what belongs under it. The page has it in its head."""
+    """What the primary metric says, which the page has in its head, and warnings."""
     said = verdict(ranking)
     yield Panel("verdict", said.headline, (Sentences(said.details, pens=Pen.PLAIN),), level=1)
-
-
-def notes_panel(ranking: Ranking) -> Iterator[Panel]:
-    """Warnings."""
     if notes := tuple(warnings(ranking)):
         yield Panel("notes", "⚠ Read this first", (Sentences(notes, "note"),))
 
@@ -321,7 +314,10 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
             cells = []
             for s in standings:
                 c = s.versus(v.metric, v.name)
-                cells.append(v.number(s.value(v.metric, v.name)) + _SIGNS[c.better if c else None])
+                cells.append(
+                    v.number(s.value(v.metric, v.name))
+                    + (f" {_MARKS[c.better][0]}" if c and c.better is not None else "  ")
+                )
             rows.append([v.flagged, v.arrow, *cells])
         columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
@@ -358,8 +354,8 @@ def metrics_table(
         told = f"{v.label}: difference {difference}, 95 % {interval}"
         bar = Bar(span, 50.0, outcome(c), told) if c and span else None
         rows[-1] += [v.number(other.value if other else None), difference, interval, bar, p, mark]
-    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate))]
-    columns.append(Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL))
+    own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)
+    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), own]
     if base is None:
         return Table(tuple(columns), rows, aside="All metrics", strong=tuple(strong), pens=pens)
     columns += [Column(Name(base.candidate)), Column("Δ"), Column("95 %", "interval"), Column("", "bar", Pen.HTML)]
@@ -429,7 +425,7 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
 
 
 def examples_panel(ranking: Ranking) -> Iterator[Panel]:
-    """Replies side by side: the largest gains, the largest losses and the median item, by rule, and then all items.
+    """Replies side by side: by rule the extremes and the median item, then all.
 
     Gains are those of the best-ranked candidate that is compared with another, on the primary value of single replies.
     """
@@ -563,7 +559,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def methods_panel(ranking: Ranking) -> Iterator[Panel]:
-    """A paragraph to copy: what was scored, how, with which signatures, and how it was compared."""
+    """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
@@ -587,11 +583,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
     blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
     yield Panel("methods", "How it was measured", blocks, "Methods")
-
-
-def limits_panel(ranking: Ranking) -> Iterator[Panel]:
-    """What these numbers do not cover."""
-    said = [
+    limits = [
         "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
         f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
@@ -600,33 +592,29 @@ def limits_panel(ranking: Ranking) -> Iterator[Panel]:
         "The metrics compare with a reference, count words, or measure likelihood. "
         "They do not replace people who read the replies.",
     ]
-    if len(ranking.standings) > 1:
-        said.append(
+    if several:
+        limits.append(
             f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} exchanges. The "
             f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
             f"in 80 % of cases at α = {ALPHA:g}."
         )
-    yield Panel("limits", "Limits", (Sentences(tuple(said), "list", Pen.WRITTEN),), "Limits")
+    yield Panel("limits", "Limits", (Sentences(tuple(limits), "list", Pen.WRITTEN),), "Limits")
 
 
 PANELS = (
-    verdict_panel, notes_panel, ranking_panel, combined_panel, metrics_panel, trust_panel, pairs_panel, examples_panel,
-    training_panel, runs_panel, methods_panel, limits_panel,
+    verdict_panel, ranking_panel, combined_panel, metrics_panel, trust_panel, pairs_panel, examples_panel,
+    training_panel, runs_panel, methods_panel,
 )  # fmt: skip
 
 
 def evaluation_panel(ranking: Ranking, candidate: str) -> Panel:
-    """What a model card says of one candidate: the verdict on it, and every value beside its base.
-
-    Raises KeyError where the candidate is not among the ranked ones.
-    """
+    """What a model card says of one candidate: the verdict on it, and every value beside its base."""
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
     said, table = verdict_on(ranking, standing), metrics_table(ranking, standing, values)
     flags, zeros = legend(ranking, values)
-    notes = Sentences(tuple(warnings(ranking)), "note")
     # Here no other table has the primary value: every row stands.
-    blocks = (Sentences(said.details), Table(table.columns, table.rows), Sentences((*flags, *zeros)), notes)
-    return Panel("evaluation", said.headline, blocks)
+    blocks = (Sentences(said.details), Table(table.columns, table.rows), Sentences((*flags, *zeros)))
+    return Panel("evaluation", said.headline, (*blocks, Sentences(tuple(warnings(ranking)), "note")))
 
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:

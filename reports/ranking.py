@@ -1,8 +1,7 @@
 """Ranking: from the tables of one run or several to places with honest uncertainty.
 
-One primary metric, declared before the run, ranks; every pair of candidates is compared on it over the same items, with
-Holm's correction. The other metrics are secondary: their differences to the base are shown with unadjusted p-values.
-A place is a range: 1 + how many are certainly above, up to N - how many are certainly below.
+The primary metric ranks: every pair is compared on it, with Holm's correction. A place is a range: 1 + how many are
+certainly above, up to N - how many are certainly below. p-values of the other metrics are unadjusted.
 """
 
 from __future__ import annotations
@@ -49,10 +48,9 @@ class Score:
 class Comparison:
     """`candidate` minus `other`, in pairs over the same items: 95 % bootstrap interval, approximate-randomisation p.
 
-    `p_holm` is set where the comparison belongs to the family of the primary metric. `better` says whether the
-    candidate is better or worse; None means that the items cannot tell: the interval holds 0, or p (p_holm where it is
-    set) is not under 0.05. `smallest_detectable` is the true difference that so many items would show in 80 % of cases.
-    Of one item, the interval, p and the detectable difference are NaN (null in JSON), and those of `Score` too.
+    `p_holm` is set on the primary metric. `better` is None where the items cannot tell: the interval holds 0, or p
+    (p_holm where it is set) is not under 0.05. `smallest_detectable` is the true difference that so many items would
+    show in 80 % of cases. Of one item all but the difference are NaN, and the interval of a `Score` too.
     """
 
     candidate: str
@@ -70,7 +68,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate's place: the range of ranks that the data allow, its scores, its differences to `compared_with`.
+    """One candidate's range of ranks, its scores and its differences to `compared_with`, each the primary value first.
 
     That is an adapter's own base (`is_own_base`), else the first base, or the first candidate where there is no base.
     """
@@ -112,11 +110,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Everything that a report says. `standings` is sorted by the primary value, best first.
+    """Everything that a report says: `standings`, the best first, and what they were computed from.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
-    `combined` has the parts and the stability of the combined score, where one was declared; `trust` what is on record
-    about metrics that were audited. `metrics`, `entries` and `runs` are what the numbers were computed from.
     """
 
     primary: str
@@ -162,7 +158,13 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary)
     ranks_by = metrics[primary]
-    pairs = _pairs(entries, ranks_by, resamples, seed)
+    # Every pair on the primary value, with Holm's correction over the family.
+    pairs: Pairs = {}
+    for i, entry in enumerate(entries[:-1]):
+        made = _compare(entry, [(other, ranks_by) for other in entries[i + 1 :]], resamples, seed)
+        pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
+    adjusted = holm([c.p for c in pairs.values()])
+    pairs = {pair: _judged(c, p, ranks_by) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
     standings = _standings(entries, baseline, list(metrics.values()), pairs, resamples, seed)
     turn = -1.0 if ranks_by.higher_is_better else 1.0
@@ -198,7 +200,16 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
     entries: dict[str, Entry] = {}
     known: dict[str, str] = {}  # identity -> the name by which it stands
     for run in runs:
-        _check_items(run, runs[0])
+        ours, theirs = ({e["id"]: e for e in each.examples} for each in (run, runs[0]))
+        both = f"{run.path} ({len(ours)} items) and {runs[0].path} ({len(theirs)} items) cannot be compared"
+        if list(ours) != list(theirs):
+            what = "their items are in another order"
+            if only := [item for item in {**ours, **theirs} if item not in ours or item not in theirs]:
+                what = f"item {only[0]} is in one of them only ({len(only)} such)"
+            raise RunError(f"{both}: {what}; evaluate both on the same data, --split and --limit")
+        changed = next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None)
+        if changed:
+            raise RunError(f"{both}: item {changed[0]} has another {changed[1]}")
         for metric in run.record.metrics:
             expected, other = signatures.setdefault(metric.name, (metric.signature, run))
             # Other weights of a combined score leave it out (`_same_weights`), and its parts are checked.
@@ -222,20 +233,6 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
             base = name if record.kind == "base" else base
         known |= names
     return list(entries.values())
-
-
-def _check_items(run: Run, first: Run) -> None:
-    ours, theirs = ({e["id"]: e for e in r.examples} for r in (run, first))
-    if list(ours) != list(theirs):
-        only = [i for i in ours if i not in theirs] + [i for i in theirs if i not in ours]
-        what = f"item {only[0]} is in one of them only ({len(only)} such)" if only else "the items are in another order"
-        raise RunError(
-            f"{run.path} ({len(ours)} items) and {first.path} ({len(theirs)} items) cannot be compared: {what}; "
-            "evaluate both on the same data, --split and --limit"
-        )
-    changed = next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None)
-    if changed:
-        raise RunError(f"{run.path} and {first.path} cannot be compared: item {changed[0]} has another {changed[1]}")
 
 
 def _same_weights(runs: Sequence[Run]) -> bool:
@@ -310,8 +307,8 @@ def _standings(
     ranges = rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
     for entry, ranks in zip(entries, ranges, strict=True):
         own = next((e for e in entries if e.name == entry.own_base), None)
-        base, versus = own or (baseline if baseline is not entry else None), []
-        if base:
+        versus = []
+        if base := own or (baseline if baseline is not entry else None):
             shared = [(base, m) for m in metrics if m.name in entry.tables and m.name in base.tables]
             versus = [c for made in _compare(entry, shared, resamples, seed) for c in made]
             both = {entry.name, base.name}
@@ -341,16 +338,6 @@ def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) 
     for name, value, i in zip(names, formula(table.sum(axis=0)), intervals, strict=True):
         # The resamples of one item are all alike, which is no certainty.
         yield Score(*name, float(value), *((i.low, i.high) if len(table) > 1 else (math.nan, math.nan)))
-
-
-def _pairs(entries: Sequence[Entry], metric: Metric, resamples: int, seed: int) -> Pairs:
-    """Every pair on the primary value, with Holm's correction over the family."""
-    pairs: Pairs = {}
-    for i, entry in enumerate(entries[:-1]):
-        made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], resamples, seed)
-        pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
-    adjusted = holm([c.p for c in pairs.values()])
-    return {pair: _judged(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
 
 
 def _compare(

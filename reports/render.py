@@ -1,8 +1,6 @@
 """The three pens (the terminal's text, Markdown, the page), the ranking for machines, and the report's files.
 
-The terminal's text is at most 110 columns wide, and its warnings stand last, where a reader of a terminal looks first.
-The page is whole by itself: no network, no fonts from outside, no scripts but our own. Its template draws what panels
-are made of, never a section: autoescape is on, and what comes from outside is text.
+The page is whole by itself: no network, no fonts, no scripts but our own. Whatever comes from outside is text there.
 """
 
 from __future__ import annotations
@@ -106,7 +104,7 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
 
 
 def terminal(ranking: Ranking) -> str:
-    """The report for a terminal."""
+    """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
     for panel, blocks in panels(ranking, Pen.TEXT):

@@ -18,9 +18,7 @@ _KEPT = "\u200c\u200d"  # joiners that spell Bengali
 
 
 def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str:
-    """`−1.25`; a dash for None and for what is not finite; an exponent where a plain number would be unreadable or,
-    with four decimals, would look like 0.
-    """
+    """`−1.25`; a dash for what is not finite; an exponent where it would be too long, or look like 0 in 4 decimals."""
     if value is None or not math.isfinite(value):
         return ABSENT
     rounded, plus = round(value, decimals) or 0.0, "+" if sign else ""
@@ -68,10 +66,9 @@ def storable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """One value of one metric, ready to be a table's row.
+    """One value of one metric, ready to be a table's row; the primary and the combined one have their own panels.
 
-    `flag` says why it is not to be trusted as a measure of empathy, where an audit on record does (else it is empty);
-    `flagged` is the label with its sign. The primary value and the combined score have a panel of their own.
+    `flag` says why it is not to be trusted as a measure of empathy, else it is empty; `flagged` is the label with ⚑.
     """
 
     metric: str

@@ -234,7 +234,7 @@ def test_another_decoding_keeps_both_and_is_noted(make_run: Maker) -> None:
             lambda run: run.examples[:-1],
             r"two \(39 items\) and .*one \(40 items\) cannot be compared: item \w+ is in one",
         ),
-        (lambda run: run.examples[::-1], "the items are in another order"),
+        (lambda run: run.examples[::-1], "their items are in another order"),
         (
             lambda run: ({**run.examples[0], "reference": "অন্য উত্তর"}, *run.examples[1:]),
             r"item \w+ has another reference",
