@@ -196,8 +196,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     primary, several, pairs = value_of(ranking), len(ranking.standings) > 1, len(ranking.pairs)
     bases = {s.compared_with for s in ranking.standings if s.compared_with}
     has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
-    items = counted(ranking.n, "item")
-    over = f"{items}, 95 % bootstrap intervals" if ranking.n > 1 else "1 item, no interval"
+    over = f"{counted(ranking.n, 'item')}, {'95 % bootstrap intervals' if ranking.n > 1 else 'no interval'}"
     way = "higher" if primary.higher_is_better else "lower"
     columns = [Column("rank", "text"), Column("candidate", "name"), Column(primary.flagged), Column("95 %", "interval")]
     if several:
@@ -211,8 +210,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         row: list[Cell] = [places(s.best_rank, s.worst_rank), Name(s.candidate, s.kind)]
         row += [primary.number(score.value), primary.interval(score), *(_difference(c, primary) if several else ())]
         row += [Name(s.compared_with) if s.compared_with else ""] if len(bases) > 1 else []
-        row.append(ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %")
-        rows.append(row)
+        rows.append([*row, ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %"])
     these = "one item" if ranking.n == 1 else f"these {ranking.n} items"
     least = f"after Holm’s correction over all {pairs} pairs is 0.05 or more" if pairs > 1 else "is 0.05 or more"
     how = (
@@ -222,8 +220,8 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     about = f"The primary metric, declared before the run: {ranking.descriptions[primary.metric]}."
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(tuple(columns), rows, caption, "Ranking")
-    first, last = (Sentences((text,), "lead", Pen.HTML) for text in (about, how))
-    blocks: tuple[Block, ...] = (first, _intervals(ranking, primary), table, *([last] if several else []))
+    first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
+    blocks = (first, _intervals(ranking, primary), table, last)
     yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
 
 
@@ -314,10 +312,8 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
             cells = []
             for s in standings:
                 c = s.versus(v.metric, v.name)
-                cells.append(
-                    v.number(s.value(v.metric, v.name))
-                    + (f" {_MARKS[c.better][0]}" if c and c.better is not None else "  ")
-                )
+                sign = " " if c is None or c.better is None else _MARKS[c.better][0]
+                cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}")
             rows.append([v.flagged, v.arrow, *cells])
         columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"

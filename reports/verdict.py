@@ -79,8 +79,7 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     p = (f"p < {p[1:]}" if p.startswith("<") else f"p = {p}") + (" by Holm" if len(ranking.pairs) > 1 else "")
     evidence = f"95 % {value.number(c.low)} to {value.number(c.high)}, {p}"
     if c.low == c.high == c.difference == 0:
-        claim = f"{this} and {other} have the same {value.label}, whichever of the {items} are counted"
-        evidence = ""
+        claim, evidence = f"{this} and {other} have the same {value.label}, whichever of the {items} are counted", ""
     elif c.better is not None:
         claim = f"{this} is {outcome(c)} than {other} by {by}"
     elif ranking.n == 1:
