@@ -353,7 +353,7 @@ def _report(folders: list[Path], out: Path | None, as_json: bool, audits: Path |
     from bnbench.reports import write_report
 
     report = write_report([read_run(folder) for folder in folders], out or folders[0], audits=audits)
-    typer.echo(json.dumps(report.ranking, ensure_ascii=False, indent=2) if as_json else report.text)
+    typer.echo(json.dumps(report.ranking.as_dict(), ensure_ascii=False, indent=2) if as_json else str(report))
     if not as_json:
         typer.echo(f"\n{report.html}")
 

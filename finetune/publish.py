@@ -29,7 +29,7 @@ from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, s
 from bnbench.reports.panels import training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
-from bnbench.reports.values import primary_value, shown_values
+from bnbench.reports.values import shown_values, value_of
 
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -252,7 +252,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
             f"{ranking.n} messages of {corpus.name} (split {corpus.split}, fingerprint {corpus.fingerprint[:12]}), "
             f"bnbench {run.bnbench}, {how}, repetition penalty {decoding['repetition_penalty']}."
         )
-        drawn["about"], drawn["primary"] = escaped(about), escaped(primary_value(ranking).label)
+        drawn["about"], drawn["primary"] = escaped(about), escaped(value_of(ranking).label)
         verdict, drawn["evaluation"] = evaluation_md(ranking, evaluation.standing.candidate)
         drawn["verdict"] = escaped(verdict)
         drawn["signatures"] = "\n".join(f"* `{signature}`" for signature in ranking.signatures.values())
@@ -288,8 +288,8 @@ def _eval_results(evaluation: Evaluation, dataset: str, repo: str | None) -> str
         raise UsageError(f"--dataset-id needs a newer huggingface_hub than {hub.__version__}: pip install -U it")
     rest, _, task = dataset.partition("#")
     identity, _, revision = rest.partition("@")
-    ranking, value = evaluation.ranking, primary_value(evaluation.ranking)
-    score = ranking.primary_score(evaluation.standing)
+    ranking, value = evaluation.ranking, value_of(evaluation.ranking)
+    score = evaluation.standing.scores[0]
     entry = hub.EvalResultEntry(
         dataset_id=identity,
         task_id=task or "default",

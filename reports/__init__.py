@@ -1,9 +1,9 @@
 """Reports: ranking, HTML, Markdown, CSV and JSON made from a run folder.
 
 from bnbench.records import read_run
-from bnbench.reports import rank
+from bnbench.reports import Report, rank
 
-ranking = rank([read_run("runs/demo")])    # print(ranking) gives the report; a notebook shows it by itself
+report = Report(rank([read_run("runs/demo")]))    # print(report) gives its text; a notebook shows it by itself
 """
 
 from bnbench.reports.ranking import Comparison, Ranking, Score, Standing, rank

@@ -1,13 +1,11 @@
-"""The sections of a report. A panel is a title and what stands under it: tables, sentences, drawings, replies.
+"""The sections of a report: each is a function from the ranking to panels, which the pens of `render` draw.
 
-Each section is one function from the ranking to its panels; `PANELS` lists them in the order in which they are read.
-The pens (`render` for the terminal and Markdown, `html` for the page) draw any panel: to add one, write one function
-and name it in `PANELS`. A block that only some pens draw says which.
+A panel is a title and blocks (tables, sentences …). To add one, write one function and name it in `PANELS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any, Literal
@@ -16,26 +14,12 @@ import numpy as np
 
 from bnbench.metrics.audit.findings import short_name
 from bnbench.metrics.combined import weighted
+from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import RunRecord, TrainingSummary
-from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Standing
-from bnbench.reports.trust import scorer_tables, sentence
-from bnbench.reports.values import (
-    ABSENT,
-    FLAG,
-    MINUS,
-    Value,
-    counted,
-    flag_notes,
-    name,
-    number,
-    p_value,
-    places,
-    primary_value,
-    shown_values,
-    value_of,
-    zeros,
-)  # fmt: skip
+from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Standing
+from bnbench.reports.trust import FLAG, Trust, sentence
+from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
 from bnbench.reports.verdict import Outcome, outcome, verdict, verdict_on, warnings
 
 LISTED = 500  # items on the page; all of them are in the run folder
@@ -44,9 +28,6 @@ _EXTREMES = 2  # gains, and losses, that are shown
 _BESIDE = 2  # candidates beside the reference; the others are folded away
 _MARKS = {True: "▲ better", False: "▼ worse", None: "· open"}  # a sign and a word: neither colour nor sign is needed
 _FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
-
-
-# ---------------------------------------------------------------------------------------------- what a panel is made of
 
 
 class Pen(Flag):
@@ -93,11 +74,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the notes that belong under it.
+    """A table and the notes under it; `aside` is the caption's short form.
 
-    `strong` rows repeat what another table says: the page shows and marks them, the other pens leave them out. Where a
-    line has no room for all columns, those from `breaks_at` on stand in a table below. `aside` is the caption's short
-    form; the page folds a table that is not `is_open`.
+    `strong` rows repeat what another table says: the page marks them, the other pens leave them out. Where a line has
+    no room, columns from `breaks_at` on stand in a table below. The page folds a table unless `is_open` is None.
     """
 
     columns: tuple[Column, ...]
@@ -166,13 +146,9 @@ class Item:
     message: Mapping[str, str]
     replies: tuple[Reply, ...]
     folded: tuple[Reply, ...]
+    flags: tuple[str, ...]
     gain: float | None
     shown_gain: str
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """All flags of all replies, for the filter."""
-        return tuple(sorted({flag for reply in (*self.replies, *self.folded) for flag in reply.flags}))
 
 
 @dataclass(frozen=True)
@@ -199,39 +175,28 @@ class Panel:
     link: str = ""
     level: int = 2
 
-    def drawn_by(self, pen: Pen) -> tuple[Block, ...]:
-        """What this pen draws of it; empty where it leaves the panel out."""
-        return tuple(block for block in self.blocks if pen in block.pens)
 
-
-def panels(ranking: Ranking) -> Iterator[Panel]:
-    """All panels of a report, in order."""
+def panels(ranking: Ranking, pen: Pen) -> Iterator[tuple[Panel, list[Block]]]:
+    """All panels of a report, in order, with the blocks that this pen draws; none where it leaves the panel out."""
     for section in PANELS:
-        yield from section(ranking)
-
-
-# ------------------------------------------------------------------------------------------------------- the sections
+        for panel in section(ranking):
+            yield panel, [block for block in panel.blocks if pen in block.pens]
 
 
 def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
-    """What the primary metric says, in one sentence and what belongs under it. The page has it in its head."""
+    """What the primary metric says, which the page has in its head, and warnings."""
     said = verdict(ranking)
     yield Panel("verdict", said.headline, (Sentences(said.details, pens=Pen.PLAIN),), level=1)
-
-
-def notes_panel(ranking: Ranking) -> Iterator[Panel]:
-    """Warnings."""
     if notes := tuple(warnings(ranking)):
         yield Panel("notes", "⚠ Read this first", (Sentences(notes, "note"),))
 
 
 def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     """Places, scores, and differences to the base on the primary value."""
-    primary, several, pairs = primary_value(ranking), len(ranking.standings) > 1, len(ranking.pairs)
+    primary, several, pairs = value_of(ranking), len(ranking.standings) > 1, len(ranking.pairs)
     bases = {s.compared_with for s in ranking.standings if s.compared_with}
     has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
-    items = counted(ranking.n, "item")
-    over = f"{items}, 95 % bootstrap intervals" if ranking.n > 1 else "1 item, no interval"
+    over = f"{counted(ranking.n, 'item')}, {'95 % bootstrap intervals' if ranking.n > 1 else 'no interval'}"
     way = "higher" if primary.higher_is_better else "lower"
     columns = [Column("rank", "text"), Column("candidate", "name"), Column(primary.flagged), Column("95 %", "interval")]
     if several:
@@ -241,12 +206,11 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     columns.append(Column("Cut at the limit", pens=Pen.HTML))
     rows: list[list[Cell]] = []
     for s in ranking.standings:
-        score, c = ranking.primary_score(s), s.versus(primary.metric, primary.name)
+        score, c = s.scores[0], s.versus(primary.metric, primary.name)
         row: list[Cell] = [places(s.best_rank, s.worst_rank), Name(s.candidate, s.kind)]
         row += [primary.number(score.value), primary.interval(score), *(_difference(c, primary) if several else ())]
         row += [Name(s.compared_with) if s.compared_with else ""] if len(bases) > 1 else []
-        row.append(ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %")
-        rows.append(row)
+        rows.append([*row, ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %"])
     these = "one item" if ranking.n == 1 else f"these {ranking.n} items"
     least = f"after Holm’s correction over all {pairs} pairs is 0.05 or more" if pairs > 1 else "is 0.05 or more"
     how = (
@@ -255,21 +219,14 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     )
     about = f"The primary metric, declared before the run: {ranking.descriptions[primary.metric]}."
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
-    yield Panel(
-        "ranking",
-        f"Ranking on {primary.label}",
-        (
-            Sentences((about,), "lead", Pen.HTML),
-            _intervals(ranking, primary),
-            Table(tuple(columns), rows, caption, "Ranking"),
-            Sentences((how,) if several else (), "lead", Pen.HTML),
-        ),
-        "Ranking",
-    )
+    table = Table(tuple(columns), rows, caption, "Ranking")
+    first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
+    blocks = (first, _intervals(ranking, primary), table, last)
+    yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
 
 
 def _intervals(ranking: Ranking, primary: Value) -> Intervals:
-    scores = [ranking.primary_score(s) for s in ranking.standings]
+    scores = [s.scores[0] for s in ranking.standings]
     plot = interval_plot([(x.low, x.value, x.high) for x in scores])
     at_base = [b for s, b in zip(ranking.standings, plot.bars, strict=True) if s.candidate == ranking.base and b]
     guide = at_base[0][1] if at_base and len(scores) > 1 else None
@@ -309,14 +266,13 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
     if made is None:
         return
     of = next(m.name for m in ranking.metrics.values() if m.parts)
-    value, several = value_of(ranking, of, of), len(made.scores) > 1
-    parts = [value_of(ranking, part, ranking.values[part][0]) for part in made.weights]
+    value, several = value_of(ranking, of), len(made.scores) > 1
+    parts = [value_of(ranking, part) for part in made.weights]
     columns = [Column("candidate", "name"), Column(of), Column("95 %", "interval")]
     columns += [Column("Δ"), Column("95 %", "interval"), Column("p"), Column("outcome", "outcome")] if several else []
     rows: list[list[Cell]] = []
-    for s in sorted(
-        (s for s in ranking.standings if s.candidate in made.scores), key=lambda s: list(made.scores).index(s.candidate)
-    ):
+    standings = {s.candidate: s for s in ranking.standings}
+    for s in (standings[candidate] for candidate in made.scores):
         score, c = s.score(of, of), s.versus(of, of)
         assert score is not None  # only candidates with every part are here
         row: list[Cell] = [Name(s.candidate), value.number(score.value), value.interval(score)]
@@ -324,13 +280,9 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
         rows.append([*row, *(part.number(s.value(part.metric, part.name)) for part in parts)])
     told = f"{of} = {weighted(made.weights)}, each on 0–100; the weights were declared before the run."
     told += " p is unadjusted." if ranking.pairs and ranking.primary != of else ""
-    table = Table(
-        (*columns, *(Column(part.label) for part in parts)),
-        rows,
-        "Combined score (higher is better)",
-        notes=(told, *made.stability(lambda who: name(who, 34))),
-        breaks_at=len(columns),
-    )
+    notes, own = (told, *made.stability(lambda who: name(who, 34))), len(columns)
+    columns += [Column(part.label) for part in parts]
+    table = Table(tuple(columns), rows, "Combined score (higher is better)", notes=notes, breaks_at=own)
     lead = Sentences(("It hides what its parts show: read them beside it.",), "lead", Pen.HTML)
     yield Panel("combined", "Combined score", (lead, table), "Combined score")
 
@@ -347,20 +299,29 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
             f"{' (its p is Holm-adjusted)' if len(ranking.pairs) > 1 else ''}; p of the others is unadjusted."
         )
     blocks: list[Block] = [Sentences((lead,), "lead", Pen.HTML)]
+    pens = Pen.WRITTEN if many or not compared else Pen.ALL
     for place, s in enumerate(compared or ranking.standings):
-        pens = Pen.WRITTEN if many or not compared else Pen.ALL
         blocks.append(metrics_table(ranking, s, values, pens, place < 2 if len(compared) > 1 else None))
-    if many or not compared:
-        blocks += _compact(ranking, [v for v in values if not _stands_above(ranking, v)])
-    blocks.append(Sentences(tuple(flag_notes(values)), "list"))
-    blocks.append(Sentences((zeros(ranking),) if zeros(ranking) else ()))
+    # The terminal shows many candidates five at a time, values down; what has a panel of its own is not repeated.
+    below = [v for v in values if not v.has_own_panel]
+    marks = "; ▲ better, ▼ worse than its base, p < 0.05 unadjusted" if len(ranking.standings) > 1 else ""
+    for start in range(0, len(ranking.standings) if below and (many or not compared) else 0, 5):
+        standings = ranking.standings[start : start + 5]
+        rows: list[list[Cell]] = []
+        for v in below:
+            cells = []
+            for s in standings:
+                c = s.versus(v.metric, v.name)
+                sign = " " if c is None or c.better is None else _MARKS[c.better][0]
+                cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}")
+            rows.append([v.flagged, v.arrow, *cells])
+        columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
+        caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
+        blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
+    flags, zeros = legend(ranking, values)
+    blocks += [Sentences(tuple(flags), "list"), Sentences(tuple(zeros))]
     title = "All metrics, item by item against the base" if compared else "All metrics"
     yield Panel("metrics", title, tuple(blocks), "All metrics")
-
-
-def _stands_above(ranking: Ranking, value: Value) -> bool:
-    """Whether a panel above has it: the primary value and the combined score have their own."""
-    return value.is_primary or bool(ranking.metrics[value.metric].parts)
 
 
 def metrics_table(
@@ -375,7 +336,7 @@ def metrics_table(
         score, other = standing.score(v.metric, v.name), base.score(v.metric, v.name) if base else None
         if score is None and other is None:
             continue
-        strong += [len(rows)] if _stands_above(ranking, v) else []
+        strong += [len(rows)] if v.has_own_panel else []
         row: list[Cell] = [v.flagged, v.arrow, v.number(score.value if score else None)]
         rows.append([*row, v.interval(score) if score else ""])
         if base is None:
@@ -389,8 +350,8 @@ def metrics_table(
         told = f"{v.label}: difference {difference}, 95 % {interval}"
         bar = Bar(span, 50.0, outcome(c), told) if c and span else None
         rows[-1] += [v.number(other.value if other else None), difference, interval, bar, p, mark]
-    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate))]
-    columns.append(Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL))
+    own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)
+    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), own]
     if base is None:
         return Table(tuple(columns), rows, aside="All metrics", strong=tuple(strong), pens=pens)
     columns += [Column(Name(base.candidate)), Column("Δ"), Column("95 %", "interval"), Column("", "bar", Pen.HTML)]
@@ -400,35 +361,22 @@ def metrics_table(
     return Table(tuple(columns), rows, caption, both, strong=tuple(strong), is_open=is_open, pens=pens)
 
 
-def _compact(ranking: Ranking, values: Sequence[Value], step: int = 5) -> Iterator[Table]:
-    """Values down, candidates across, some at a time; ▲ ▼ where the difference to the base is clear."""
-    marks = "; ▲ better, ▼ worse than its base, p < 0.05 unadjusted" if len(ranking.standings) > 1 else ""
-    signs = {True: " ▲", False: " ▼", None: "  "}
-    for start in range(0, len(ranking.standings) if values else 0, step):
-        standings = ranking.standings[start : start + step]
-        rows: list[list[Cell]] = []
-        for v in values:
-            versus = [s.versus(v.metric, v.name) for s in standings]
-            scores = [v.number(s.value(v.metric, v.name)) for s in standings]
-            marked = [x + signs[c.better if c else None] for x, c in zip(scores, versus, strict=True)]
-            rows.append([v.flagged, v.arrow, *marked])
-        columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
-        yield Table(columns, rows, f"Secondary metrics (↑ higher, ↓ lower is better{marks})", pens=Pen.TEXT)
-
-
 def trust_panel(ranking: Ranking) -> Iterator[Panel]:
     """What audits say of the metrics that scored here."""
     if not ranking.trust:
         return
-    doubted = [f"{FLAG} " if t.beaten or not t.audited else "" for t in ranking.trust]
     told = [f"{t.metric}: {sentence(t)}" for t in ranking.trust]
-    unaudited = [t.metric for t in ranking.trust if not t.audited]
-    blocks: list[Block] = [
-        Sentences(tuple(flag + text for flag, text in zip(doubted, told, strict=True)), "list", Pen.WRITTEN),
-        Sentences(tuple(x for x, t in zip(told, ranking.trust, strict=True) if not t.audited), "list", Pen.TEXT),
+    doubted = [
+        f"{FLAG} {text}" if t.beaten or not t.scorers else text for t, text in zip(ranking.trust, told, strict=True)
     ]
-    blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric in unaudited]
-    for about, scorers in scorer_tables(ranking.trust):
+    unknown = {t.metric: text for t, text in zip(ranking.trust, told, strict=True) if not t.scorers}
+    blocks: list[Block] = [Sentences(tuple(doubted), "list", Pen.WRITTEN)]
+    blocks.append(Sentences(tuple(unknown.values()), "list", Pen.TEXT))
+    blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric in unknown]
+    by_labels: dict[str, list[Trust]] = {}
+    for t in (t for t in ranking.trust if t.scorers):
+        by_labels.setdefault(f"{t.data} {t.data_sha256}", []).append(t)
+    for about, *others in by_labels.values():
         lead = (
             "AUC: how often an empathic reply scores above another one; 0.5 is chance. τ: how well the score of a "
             "mechanism follows its labelled level; 0 is chance. 95 % intervals over "
@@ -437,21 +385,25 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
             "the encoder that is named. An audit speaks of its replies and labels only: those that ship with bnbench "
             "were written and labelled by language models."
         )
+        # Each scorer once; those that scored here come first.
+        scorers = {t.scorers[0].name: t.scorers[0] for t in (about, *others)}
+        strong = tuple(range(len(scorers)))
+        for one in (one for t in (about, *others) for one in t.scorers[1:]):
+            scorers.setdefault(one.name, one)
         measures = [m.replace("tau ", "τ ").replace("_", " ") for m in about.scorers[0].measures]
-        columns = (Column("scorer", "name"), *(Column(measure) for measure in measures))
-        own = tuple(i for i, (_, is_own) in enumerate(scorers) if is_own)
         cells: list[list[Cell]] = []
-        for one, _ in scorers:
+        for one in scorers.values():
             found = [f"{number(e.value)} [{number(e.low)}, {number(e.high)}]" for e in one.measures.values()]
             cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else ""), *found])
+        columns = (Column("scorer", "name"), *map(Column, measures))
         blocks.append(Sentences((lead,), "lead", Pen.HTML))
-        blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=own, pens=Pen.HTML))
+        blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=strong, pens=Pen.HTML))
     yield Panel("trust", "Can these metrics be trusted?", tuple(blocks), "Trust")
 
 
 def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
     """Every pair on the primary value."""
-    pairs, primary = len(ranking.pairs), primary_value(ranking)
+    pairs, primary = len(ranking.pairs), value_of(ranking)
     if pairs < 2:
         return
     lead = (
@@ -462,52 +414,45 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
         Column("candidate", "name"), Column("against", "name"), Column("Δ"), Column("95 %", "interval"),
         Column("p (Holm)"), Column("", "outcome"), Column("Detectable"),
     )  # fmt: skip
-    rows = [
-        [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
-        for c in ranking.pairs
-    ]
+    least = (primary.number(c.smallest_detectable) for c in ranking.pairs)
+    rows = [[Name(c.candidate), Name(c.other), *_difference(c, primary), next(least)] for c in ranking.pairs]
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
     yield Panel("pairs", f"Every pair on {primary.label}", (Sentences((lead,), "lead", Pen.HTML), table), "All pairs")
 
 
 def examples_panel(ranking: Ranking) -> Iterator[Panel]:
-    """Replies side by side: the largest gains, the largest losses and the median item, by rule, and then all items.
+    """Replies side by side: by rule the extremes and the median item, then all.
 
     Gains are those of the best-ranked candidate that is compared with another, on the primary value of single replies.
     """
-    primary, messages = primary_value(ranking), ranking.runs[0].examples
+    primary, messages = value_of(ranking), ranking.runs[0].examples
     focus = next((s for s in ranking.standings if s.compared_with), None)
     entries = {e.name: e for e in ranking.entries}
     formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
     # What is not finite for a single reply (the perplexity of no text) counts as 0.
-    scores = {
-        who: np.nan_to_num(formula(e.tables[ranking.primary])[:, 0], posinf=0.0, neginf=0.0)
-        for who, e in entries.items()
-    }
+    tables = {who: formula(entry.tables[ranking.primary])[:, 0] for who, entry in entries.items()}
+    scores = {who: np.nan_to_num(table, posinf=0.0, neginf=0.0) for who, table in tables.items()}
     first = [str(focus.compared_with), focus.candidate] if focus else []
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
     order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])
     decimals = 1 if primary.decimals < 3 else primary.decimals
-    flags = {who: _reply_flags(ranking, who) for who in names}
+    flags = {who: _reply_flags(entries[who], ranking.metrics.get("degeneration")) for who in names}
     beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
     items = []
     for i, message in enumerate(messages):
         replies = []
         for who in names:
-            reply = entries[who].replies[i]
-            score = number(float(scores[who][i]), decimals)
-            replies.append(Reply(who, reply.reply, score, reply.tokens, flags[who][i]))
+            made, score = entries[who].replies[i], number(float(scores[who][i]), decimals)
+            replies.append(Reply(who, made.reply, score, made.tokens, next(flags[who])))
         gain = float(order[i]) if focus else None
         shown = number(gain, decimals, sign=True) if focus else ""
-        items.append(Item(i + 1, message, tuple(replies[:beside]), tuple(replies[beside:]), gain, shown))
+        seen = tuple(sorted({flag for reply in replies for flag in reply.flags}))
+        items.append(Item(i + 1, message, tuple(replies[:beside]), tuple(replies[beside:]), seen, gain, shown))
     chosen = tuple((heading, items[i]) for heading, i in choose(order.tolist(), are_gains=focus is not None))
-    which = (
-        f"the items where {name(first[1])} gains most and loses most against {name(first[0])} in {primary.label} of "
-        "the single reply"
-        if focus
-        else f"the items with the highest and lowest {primary.label} of the single reply"
-    )
-    lead = Sentences((f"Chosen by rule, not by eye: {which}, and the median item.",), "lead", Pen.HTML)
+    which, of = "with the highest and lowest", f"{primary.label} of the single reply"
+    if focus:
+        which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
+    lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
     shown_items = Replies(chosen, tuple(items[:LISTED]), len(items), primary.label)
     yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
@@ -522,18 +467,14 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
     return [*((best, i) for i in top), ("Median item", median), *((worst, i) for i in reversed(bottom))]
 
 
-def _reply_flags(ranking: Ranking, candidate: str) -> list[tuple[str, ...]]:
+def _reply_flags(entry: Entry, degeneration: Metric | None) -> Iterator[tuple[str, ...]]:
     """What a reader should know of each reply before reading it: cut at the limit, empty, repeating itself …"""
-    entry = next(e for e in ranking.entries if e.name == candidate)
-    metric, table = ranking.metrics.get("degeneration"), entry.tables.get("degeneration")
-    found = []
     for i, reply in enumerate(entry.replies):
         flags = {"empty": not reply.reply.strip(), "cut at the limit": bool(reply.hit_limit)}
-        if metric is not None and table is not None:
-            for value in _FLAGS:
-                flags[metric.labels[value].removesuffix(", %")] = bool(table[i, metric.columns.index(value)] > 0)
-        found.append(tuple(flag for flag, is_so in flags.items() if is_so))
-    return found
+        if degeneration and degeneration.name in entry.tables:
+            row = dict(zip(degeneration.columns, entry.tables[degeneration.name][i], strict=True))
+            flags |= {degeneration.labels[value].removesuffix(", %"): row[value] > 0 for value in _FLAGS}
+        yield tuple(flag for flag, is_so in flags.items() if is_so)
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -541,10 +482,11 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
     blocks: list[Block] = []
     for who, training in trained.items():
-        curve = "Loss of each optimiser step (thin) and its running mean (thick)."
-        blocks.append(Sentences((name(who),), "heading", Pen.HTML))
-        blocks.append(Drawing(loss_svg(training.loss, who), curve))
-        blocks.append(Facts(tuple(training_facts(training)), Pen.HTML))
+        curve = Drawing(
+            loss_svg(training.loss, who), "Loss of each optimiser step (thin) and its running mean (thick)."
+        )
+        facts = Facts(tuple(training_facts(training)), Pen.HTML)
+        blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
     if blocks:
         yield Panel("training", "Training", tuple(blocks), "Training")
 
@@ -561,23 +503,19 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
         rows: list[list[Cell]] = []
         for c in record.candidates:
             weights, place = c.weights_sha256 or c.key_fields.get("weights_sha256"), c.location
-            from_ = [
-                name(f"{place}@{c.revision}" if c.revision else place, 200),
-                name(c.base, 200) if c.base else ABSENT,
-            ]
+            place = name(f"{place}@{c.revision}" if c.revision else place, 200)
+            base, sha = name(c.base, 200) if c.base else ABSENT, str(weights)[:12] if weights else ABSENT
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
-            rows.append([Name(c.name), c.kind, *from_, str(weights)[:12] if weights else ABSENT, time, speed])
-        blocks.append(Table(columns, rows, aside="Models", pens=Pen.HTML))
-        blocks.append(Facts(tuple(run_facts(record)), Pen.HTML))
+            rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
+        models = Table(columns, rows, aside="Models", pens=Pen.HTML)
+        blocks += [models, Facts(tuple(run_facts(record)), Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
-            steps = [
-                [str(s.get("name")), str(s.get("changed") or ABSENT), str(s.get("dropped")), str(s.get("why"))]
-                for s in record.corpus.steps
-            ]
-            blocks.append(Sentences(("Cleaning of the corpus",), "heading", Pen.HTML))
-            blocks.append(Table(about, steps, aside="Cleaning steps", pens=Pen.HTML))
+            shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
+            steps = [[str(step.get(key)) for key in ("name", "changed", "dropped", "why")] for step in shown]
+            table = Table(about, steps, aside="Cleaning steps", pens=Pen.HTML)
+            blocks += [Sentences(("Cleaning of the corpus",), "heading", Pen.HTML), table]
         if record.command:
             blocks += [Sentences(("Command",), "heading", Pen.HTML), Sentences((record.command,), "code", Pen.HTML)]
     yield Panel("run", "What was run", tuple(blocks), "What was run")
@@ -592,8 +530,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     # Greedy decoding ignores what sampling is told.
     ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
     decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
-    quantised = precision.get("quantisation")
-    formats = [precision.get("dtype"), quantised if quantised != "none" else None]
+    formats = [str(precision[key]) for key in ("dtype", "quantisation") if precision.get(key) not in (None, "", "none")]
     cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
     on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
     memory = record.peak_memory_bytes
@@ -608,7 +545,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
         "Prompt": ", ".join(known),
         "System prompt": prompt.get("system"),
         "Decoding": ", ".join(how),
-        "Precision": ", ".join(str(f) for f in formats if f) + reason,
+        "Precision": ", ".join(formats) + reason,
         "Device": ", ".join(str(part) for part in on if part),
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
         "Versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
@@ -618,11 +555,11 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def methods_panel(ranking: Ranking) -> Iterator[Panel]:
-    """A paragraph to copy: what was scored, how, with which signatures, and how it was compared."""
+    """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
-        f"The primary metric, declared before the run, was {primary_value(ranking).label} "
+        f"The primary metric, declared before the run, was {value_of(ranking).label} "
         f"({ranking.signatures[ranking.primary]}). Intervals are 95 % percentile bootstrap intervals over items "
         f"({ranking.resamples:,} resamples, seed {ranking.seed})."
     )
@@ -642,73 +579,38 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
     blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
     yield Panel("methods", "How it was measured", blocks, "Methods")
-
-
-def limits_panel(ranking: Ranking) -> Iterator[Panel]:
-    """What these numbers do not cover."""
-    said = [
+    limits = [
         "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
         f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
-        f"{primary_value(ranking).label} was declared as the primary metric before the run and alone ranks. p-values "
+        f"{value_of(ranking).label} was declared as the primary metric before the run and alone ranks. p-values "
         "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
         "The metrics compare with a reference, count words, or measure likelihood. "
         "They do not replace people who read the replies.",
     ]
-    if len(ranking.standings) > 1:
-        said.append(
+    if several:
+        limits.append(
             f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} exchanges. The "
             f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
             f"in 80 % of cases at α = {ALPHA:g}."
         )
-    yield Panel("limits", "Limits", (Sentences(tuple(said), "list", Pen.WRITTEN),), "Limits")
+    yield Panel("limits", "Limits", (Sentences(tuple(limits), "list", Pen.WRITTEN),), "Limits")
 
 
-PANELS: tuple[Callable[[Ranking], Iterator[Panel]], ...] = (
-    verdict_panel,
-    notes_panel,
-    ranking_panel,
-    combined_panel,
-    metrics_panel,
-    trust_panel,
-    pairs_panel,
-    examples_panel,
-    training_panel,
-    runs_panel,
-    methods_panel,
-    limits_panel,
-)
+PANELS = (
+    verdict_panel, ranking_panel, combined_panel, metrics_panel, trust_panel, pairs_panel, examples_panel,
+    training_panel, runs_panel, methods_panel,
+)  # fmt: skip
 
 
 def evaluation_panel(ranking: Ranking, candidate: str) -> Panel:
-    """What a model card says of one candidate: the verdict on it, and every value beside its base.
-
-    Raises KeyError where the candidate is not among the ranked ones.
-    """
+    """What a model card says of one candidate: the verdict on it, and every value beside its base."""
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
     said, table = verdict_on(ranking, standing), metrics_table(ranking, standing, values)
-    under = Sentences((*flag_notes(values), *filter(None, [zeros(ranking)])))
-    notes = Sentences(tuple(warnings(ranking)), "note")
+    flags, zeros = legend(ranking, values)
     # Here no other table has the primary value: every row stands.
-    blocks = (Sentences(said.details), Table(table.columns, table.rows), under, notes)
-    return Panel("evaluation", said.headline, blocks)
-
-
-def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:
-    """The numbers that matter most: label, number, and what belongs to it in small."""
-    primary, first = primary_value(ranking), ranking.primary_score(ranking.standings[0])
-    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.n > 1 else ABSENT
-    facts = [
-        ("Items", f"{ranking.n:,}", "answered by all"),
-        ("Candidates", str(len(ranking.standings)), ""),
-        (f"Best {primary.label}" if ranking.pairs else primary.label, primary.number(first.value), ends),
-    ]
-    versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
-    least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
-    if least and ranking.n > 1:
-        span = dict.fromkeys(primary.number(x) for x in (least[0], least[-1]))
-        facts.append(("Detectable difference", "–".join(span), primary.label))
-    return facts
+    blocks = (Sentences(said.details), Table(table.columns, table.rows), Sentences((*flags, *zeros)))
+    return Panel("evaluation", said.headline, (*blocks, Sentences(tuple(warnings(ranking)), "note")))
 
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
@@ -716,7 +618,8 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
     preferences = ""
     if gain:
-        ends = f"{gain['margin']:+.2f} nats (95 % {gain['low']:+.2f} to {gain['high']:+.2f})".replace("-", MINUS)
+        margin, low, high = (number(gain[key], sign=True) for key in ("margin", "low", "high"))
+        ends = f"{margin} nats (95 % {low} to {high})"
         preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",

@@ -1,39 +1,32 @@
-"""The pens for the terminal and for Markdown, the ranking for machines, and the report's files.
+"""The three pens (the terminal's text, Markdown, the page), the ranking for machines, and the report's files.
 
-The terminal's text is at most 110 columns wide, and its warnings stand last, where a reader of a terminal looks first.
+The page is whole by itself: no network, no fonts, no scripts but our own. Whatever comes from outside is text there.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from markupsafe import Markup, escape
 from rich.cells import cell_len
 
+from bnbench import __version__
 from bnbench.records import Run, write_text
-from bnbench.reports.panels import (
-    Block,
-    Cell,
-    Column,
-    Facts,
-    Name,
-    Panel,
-    Pen,
-    Sentences,
-    Table,
-    evaluation_panel,
-    panels,
-)
+from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Sentences, Table, evaluation_panel, panels
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
-from bnbench.reports.values import ABSENT, name, number, storable
-from bnbench.reports.verdict import outcome
+from bnbench.reports.trust import FLAG
+from bnbench.reports.values import name, storable
+from bnbench.reports.verdict import headline_facts, outcome, verdict
 
 WIDTH = 110
 COLUMNS = (
@@ -41,15 +34,21 @@ COLUMNS = (
     "compared_with", "difference", "difference_low", "difference_high", "p", "p_holm", "smallest_detectable", "outcome",
     "n", "signature",
 )  # fmt: skip
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the ranking as a dict for JSON, the text for the terminal, and where the page lies."""
+    """A ranking as people read it: printed, shown by a notebook, or as a page (`html`, once files were written)."""
 
-    ranking: dict[str, Any]
-    text: str
-    html: Path
+    ranking: Ranking
+    html: Path | None = None
+
+    def __str__(self) -> str:
+        return storable(terminal(self.ranking))
+
+    def _repr_html_(self) -> str:
+        return report_html(self.ranking, is_fragment=True)
 
 
 def write_report(
@@ -57,29 +56,18 @@ def write_report(
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
-    `audits` is a file of further audits.
-
-    Raises:
-        RunError: the runs are not over the same items or not scored alike.
-        UsageError: the primary metric cannot be computed, or `audits` not be read.
+    The same tables give the same bytes of ranking.json. `audits` is a file of further audits. Raises as `rank` does.
     """
-    from bnbench.reports.html import report_html
-
     ranking = rank(runs, resamples=resamples, audits=audits)
     files = {
-        "ranking.json": ranking_json(ranking),
+        "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
         "ranking.csv": ranking_csv(ranking),
         "report.md": report_md(ranking),
         "report.html": report_html(ranking),
     }
     for file, text in files.items():
         write_text(folder / file, storable(text))
-    return Report(ranking.as_dict(), storable(terminal(ranking)), folder / "report.html")
-
-
-def ranking_json(ranking: Ranking) -> str:
-    """`Ranking.as_dict` as indented JSON; the same bytes for the same tables, wherever and whenever they are ranked."""
-    return json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    return Report(ranking, folder / "report.html")
 
 
 def ranking_csv(ranking: Ranking) -> str:
@@ -93,38 +81,39 @@ def ranking_csv(ranking: Ranking) -> str:
             versus: tuple[object, ...] = (None,) * 8
             if c:
                 versus = (c.other, c.difference, c.low, c.high, c.p, c.p_holm, c.smallest_detectable, outcome(c))
+            higher = str(ranking.directions[score.metric]).lower()
             cells = (
-                s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name,
-                ranking.directions[score.metric], score.value, score.low, score.high, *versus, ranking.n,
-                ranking.signatures[score.metric],
+                s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
+                score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
             )  # fmt: skip
-            writer.writerow([_plain(cell) for cell in cells])
+            writer.writerow("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
     return file.getvalue()
 
 
-def _plain(value: object) -> str:
-    if value is None or (isinstance(value, float) and number(value) == ABSENT):
-        return ""
-    return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+def visible(table: Table, pen: Pen) -> tuple[list[Column], list[list[Cell]]]:
+    """The columns and rows that a pen draws: those that are its own, and what other tables say only on the page."""
+    kept = [i for i, column in enumerate(table.columns) if pen in column.pens]
+    rows = [row for i, row in enumerate(table.rows) if pen is Pen.HTML or i not in table.strong]
+    return [table.columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-# -------------------------------------------------------------------------------------------------------- the terminal
+def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tuple[int, int]) -> list[list[str]]:
+    """Heads and cells as text, names of candidates fitted into these limits."""
+    lines = [([c.head for c in columns], limits[0]), *((row, limits[1]) for row in rows)]
+    return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
 def terminal(ranking: Ranking) -> str:
-    """The report for a terminal."""
-    drawn = [(panel, panel.drawn_by(Pen.TEXT)) for panel in panels(ranking)]
-    drawn.sort(key=lambda one: any(isinstance(b, Sentences) and b.kind == "note" for b in one[1]))
-    texts = []
-    for panel, blocks in drawn:
+    """The report for a terminal; warnings stand last, where its reader looks first."""
+    texts: list[str] = []
+    notes: list[str] = []
+    for panel, blocks in panels(ranking, Pen.TEXT):
+        drawn = list(filter(None, map(_text, blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
-        head = [wrapped([panel.title])] if panel.level == 1 else []
-        texts.append(
-            "\n".join([*head, *filter(None, map(_text, blocks))])
-            if head
-            else "\n\n".join(filter(None, map(_text, blocks)))
-        )
-    return "\n\n".join(filter(None, texts))
+        text = "\n".join([wrapped([panel.title]), *drawn]) if panel.level == 1 else "\n\n".join(drawn)
+        is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
+        (notes if is_note else texts).append(text)
+    return "\n\n".join(filter(None, [*texts, *notes]))
 
 
 def _text(block: Block) -> str:
@@ -136,15 +125,12 @@ def _text(block: Block) -> str:
             columns, rows = visible(block, Pen.TEXT)
             if not rows:
                 return ""
-            cells = [[_named(c.head, 18) for c in columns], *([_named(cell, 34) for cell in row] for row in rows)]
+            cells, at = _cells(columns, rows, (18, 34)), block.breaks_at
             left = sum(c.kind in ("text", "name", "wide", "code") for c in columns)
             table = aligned(cells, left)
-            if block.breaks_at and max(map(cell_len, table.splitlines())) > WIDTH:
-                first, then = (
-                    [row[: block.breaks_at] for row in cells],
-                    [[row[0], *row[block.breaks_at :]] for row in cells],
-                )
-                table = f"{aligned(first, left)}\n\n{aligned(then, left)}"
+            if at and max(map(cell_len, table.splitlines())) > WIDTH:
+                below = aligned([[row[0], *row[at:]] for row in cells], left)
+                table = f"{aligned([row[:at] for row in cells], left)}\n\n{below}"
             parts = (wrapped([block.caption]) if block.caption else "", table, wrapped(block.notes, "  "))
             return "\n".join(filter(None, parts))
         case Facts(pairs):
@@ -152,20 +138,9 @@ def _text(block: Block) -> str:
     return ""
 
 
-def _named(cell: Cell, limit: int) -> str:
-    return name(cell.text, limit) if isinstance(cell, Name) else str(cell or "")
-
-
-def visible(table: Table, pen: Pen) -> tuple[list[Column], list[list[Cell]]]:
-    """The columns and rows that a pen draws: those that are its own, and what other tables say only on the page."""
-    kept = [i for i, column in enumerate(table.columns) if pen in column.pens]
-    rows = [row for i, row in enumerate(table.rows) if pen is Pen.HTML or i not in table.strong]
-    return [table.columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
-
-
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows as columns two spaces apart, the first `left` of them flush left, the others right; as wide as they look."""
-    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         gaps = [" " * (w - cell_len(cell)) for w, cell in zip(widths, row, strict=True)]
@@ -179,12 +154,16 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
     return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
 
 
-# ------------------------------------------------------------------------------------------------------------ Markdown
-
-
 def report_md(ranking: Ranking) -> str:
     """The report as Markdown: what a README or an issue quotes."""
-    return "\n\n".join(text for panel in panels(ranking) for text in markdown(panel)) + "\n"
+    found = []
+    for panel, blocks in panels(ranking, Pen.MARKDOWN):
+        texts = [text for block in blocks for text in _markdown(block)]
+        is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
+        if panel.level == 1 or (texts and not is_note):
+            found.append(f"{'#' * panel.level} {escaped(panel.title)}")
+        found += texts
+    return "\n\n".join(found) + "\n"
 
 
 def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
@@ -196,29 +175,17 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     return panel.title, "\n\n".join(text for block in panel.blocks for text in _markdown(block))
 
 
-def markdown(panel: Panel) -> Iterator[str]:
-    """A panel's title and blocks; nothing where no block is for Markdown."""
-    texts = [text for block in panel.drawn_by(Pen.MARKDOWN) for text in _markdown(block)]
-    notes = all(text.startswith(">") for text in texts)  # they stand under the verdict, without a title of their own
-    if panel.level == 1 or (texts and not notes):
-        yield f"{'#' * panel.level} {escaped(panel.title)}"
-    yield from texts
-
-
 def _markdown(block: Block) -> Iterator[str]:
     match block:
         case Sentences(texts, kind):
-            lines = list(map(escaped, texts))
-            if kind == "list" and lines:
-                yield "\n".join(f"* {line}" for line in lines)
-            else:
-                yield from (f"> **Note:** {line}" if kind == "note" else line for line in lines)
+            before = {"list": "* ", "note": "> **Note:** "}.get(kind, "")
+            lines = [f"{before}{escaped(text)}" for text in texts]
+            yield from ["\n".join(lines)] if kind == "list" and lines else lines
         case Table():
             columns, rows = visible(block, Pen.MARKDOWN)
             if rows:
-                cells = [[_named(c.head, 60) for c in columns], *([_named(cell, 60) for cell in row] for row in rows)]
                 yield from [escaped(block.caption)] if block.caption else []
-                yield table_md(cells)
+                yield table_md(_cells(columns, rows, (60, 60)))
                 yield from ["\n".join(f"* {escaped(note)}" for note in block.notes)] if block.notes else []
         case Facts(pairs):
             yield table_md([["", ""], *map(list, pairs)])
@@ -234,3 +201,55 @@ def escaped(text: str) -> str:
     """Text that stays text in Markdown, whatever a candidate is called."""
     one_line = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", " ".join(text.split()))
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
+    """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"cell": _cell, "name": _name, "svg": Markup, "pc": "{:.2f}%".format}
+    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in panels(ranking, Pen.HTML) if blocks]
+    style, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("report.css", "report.js"))
+    page = environment.get_template("report.html.j2").render(
+        is_fragment=is_fragment,
+        said=verdict(ranking),
+        facts=headline_facts(ranking),
+        runs=[run.record.name for run in ranking.runs],
+        panels=drawn,
+        visible=lambda table: visible(table, Pen.HTML),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+    )
+    return storable(page)
+
+
+def _cell(cell: Cell, column: Column) -> Markup:
+    """What stands in a cell of a table, all but drawings."""
+    if isinstance(cell, Name):
+        return _name(cell.text) + (Markup("<small>{}</small>").format(cell.note) if cell.note else "")
+    text = str(cell or "")
+    if column.kind == "outcome" and text:
+        kind = {"▲": "better", "▼": "worse"}.get(text[0], "open")
+        return Markup('<span class="outcome {}">{}</span>').format(kind, text)
+    if column.kind in ("interval", "code"):
+        return Markup("<{0}>{1}</{0}>").format("small" if column.kind == "interval" else "code", text)
+    # An estimate's interval, and the flag of a label, stand out from what they belong to.
+    value, sign, interval = text.partition(" [")
+    if sign and column.kind == "number":
+        return Markup("{} <small>[{}</small>").format(value, interval)
+    if text.endswith(FLAG):
+        return Markup('{}<span class="worse">{}</span>').format(text.removesuffix(FLAG), FLAG)
+    return escape(text)
+
+
+def _name(text: str, limit: int = 60) -> Markup:
+    return Markup('<bdi title="{}">{}</bdi>').format(name(text, 400), name(text, limit))

@@ -10,40 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnbench.reports.ranking import Comparison, Ranking, Score
+from bnbench.reports.trust import FLAG
 
 ABSENT = "–"
 MINUS = "\N{MINUS SIGN}"
-FLAG = "⚑"
 _KEPT = "\u200c\u200d"  # joiners that spell Bengali
 
 
 def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str:
-    """`−1.25`; a dash for None and for what is not finite; an exponent where a plain number would be unreadable or,
-    with four decimals, would look like 0.
-    """
+    """`−1.25`; a dash for what is not finite; an exponent where it would be too long, or look like 0 in 4 decimals."""
     if value is None or not math.isfinite(value):
         return ABSENT
+    rounded, plus = round(value, decimals) or 0.0, "+" if sign else ""
+    shown = f"{rounded:{plus if rounded else ''},.{decimals}f}"
     if abs(value) >= 1e7:
-        return f"{value:{'+' if sign else ''}.2e}".replace("-", MINUS)
-    rounded = round(value, decimals) or 0.0
-    if not rounded and decimals >= 4 and abs(value) > 1e-9:
-        return f"{value:{'+' if sign else ''}.0e}".replace("-", MINUS)
-    return f"{rounded:{'+' if sign and rounded else ''},.{decimals}f}".replace("-", MINUS)
+        shown = f"{value:{plus}.2e}"
+    elif not rounded and decimals >= 4 and abs(value) > 1e-9:
+        shown = f"{value:{plus}.0e}"
+    return shown.replace("-", MINUS)
 
 
 def p_value(p: float | None) -> str:
     """Four decimals under 0.001, three under 0.1, two above."""
     if p is None or not math.isfinite(p):
         return ABSENT
-    if p < 0.00005:
-        return "<0.0001"
-    return f"{p:.{4 if p < 0.001 else 3 if p < 0.1 else 2}f}"
-
-
-def p_phrase(p: float | None) -> str:
-    """`p = 0.012` or `p < 0.0001`."""
-    text = p_value(p)
-    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
+    return "<0.0001" if p < 0.00005 else f"{p:.{4 if p < 0.001 else 3 if p < 0.1 else 2}f}"
 
 
 def counted(n: int, noun: str) -> str:
@@ -75,26 +66,20 @@ def storable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """One value of one metric, ready to be a table's row."""
+    """One value of one metric, ready to be a table's row; the primary and the combined one have their own panels.
+
+    `flag` says why it is not to be trusted as a measure of empathy, else it is empty; `flagged` is the label with ⚑.
+    """
 
     metric: str
     name: str
     label: str
-    higher_is_better: bool
-    decimals: int
-    is_primary: bool
+    flagged: str
     flag: str
-    """Why it is not to be trusted as a measure of empathy, where an audit on record says so; else empty."""
-
-    @property
-    def flagged(self) -> str:
-        """The label, with a flag where there is one."""
-        return f"{self.label} {FLAG}" if self.flag else self.label
-
-    @property
-    def arrow(self) -> str:
-        """Which way is better."""
-        return "↑" if self.higher_is_better else "↓"
+    higher_is_better: bool
+    arrow: str
+    decimals: int
+    has_own_panel: bool
 
     def number(self, value: float | None, *, sign: bool = False) -> str:
         """A score or difference with this value's decimals."""
@@ -108,65 +93,51 @@ class Value:
         return f"[{low}, {high}]"
 
 
-def value_of(ranking: Ranking, metric: str, name: str) -> Value:
-    """One value of a metric of the ranking.
-
-    It has so many decimals that its typical interval shows two digits of the half-width; between 1 and 4.
-    """
+def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
+    """One value of a metric; its main one where none is named, and the one that ranks where no metric is."""
+    metric = metric or ranking.primary
+    name = name or ranking.values[metric][0]
+    made, higher = ranking.metrics[metric], ranking.directions[metric]
     is_primary = (metric, name) == (ranking.primary, ranking.primary_value)
+    label = made.labels[name]
+    flag = next(((t.beaten or {}).get(name, "") for t in ranking.trust if t.metric == metric), "")
+    # The typical interval, of differences where there are any, shows two digits of its half-width.
     scores = [score for s in ranking.standings if (score := s.score(metric, name))]
     versus = [c for s in ranking.standings if (c := s.versus(metric, name))]
-    decimals = 2
     differences: Sequence[Score | Comparison] = [*(ranking.pairs if is_primary else ()), *versus]
+    decimals = 2
     for intervals in (differences, scores):
         halves = [h for x in intervals if (h := (x.high - x.low) / 2) > 1e-9 and math.isfinite(h)]
         if halves:
             decimals = min(4, max(1, 1 - math.floor(math.log10(statistics.median(halves)))))
             break
-    return Value(
-        metric,
-        name,
-        ranking.metrics[metric].labels[name],
-        ranking.directions[metric],
-        decimals,
-        is_primary,
-        flag=next(((t.beaten or {}).get(name, "") for t in ranking.trust if t.metric == metric), ""),
-    )
-
-
-def primary_value(ranking: Ranking) -> Value:
-    """The value that ranks."""
-    return value_of(ranking, ranking.primary, ranking.primary_value)
+    flagged, arrow = f"{label} {FLAG}" if flag else label, "↑" if higher else "↓"
+    has_own_panel = is_primary or bool(made.parts)
+    return Value(metric, name, label, flagged, flag, higher, arrow, decimals, has_own_panel)
 
 
 def shown_values(ranking: Ranking) -> list[Value]:
     """The values that tables show, the primary first: each metric's main one, and others that are not all 0."""
-    shown = [
-        value_of(ranking, metric, name)
-        for metric, names in ranking.values.items()
-        for name in names
-        if name == names[0] or not (name in ranking.metrics[metric].details or _all_zero(ranking, metric, name))
-    ]
-    return sorted(shown, key=lambda v: not v.is_primary)
+    shown = []
+    for metric, names in ranking.values.items():
+        for name in names:
+            scores = [score for s in ranking.standings if (score := s.score(metric, name))]
+            ends = [end for score in scores for end in (score.low, score.value, score.high)]
+            says_nothing = name in ranking.metrics[metric].details or all(x == 0 or math.isnan(x) for x in ends)
+            if name == names[0] or not says_nothing:
+                shown.append(value_of(ranking, metric, name))
+    return shown
 
 
-def flag_notes(values: Sequence[Value]) -> list[str]:
-    """What the flags say, for a legend."""
-    return [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
-
-
-def zeros(ranking: Ranking) -> str:
-    """The line that names the values which tables leave out because they are 0 for every candidate; "" for none."""
-    named = [
+def legend(ranking: Ranking, values: Sequence[Value]) -> tuple[list[str], list[str]]:
+    """What the flags say, and the line that names the values left out because they are 0 for all, if there are any."""
+    flags = [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
+    shown = {(v.metric, v.name) for v in values}
+    absent = [
         ranking.metrics[metric].labels[name]
         for metric, names in ranking.values.items()
-        for name in names[1:]
-        if name not in ranking.metrics[metric].details and _all_zero(ranking, metric, name)
+        for name in names
+        if (metric, name) not in shown and name not in ranking.metrics[metric].details
     ]
     who = " for every candidate" if len(ranking.standings) > 1 else ""
-    return f"0{who}, and therefore not listed: {'; '.join(named)}" if named else ""
-
-
-def _all_zero(ranking: Ranking, metric: str, name: str) -> bool:
-    scores = [score for s in ranking.standings if (score := s.score(metric, name))]
-    return all(end == 0 or math.isnan(end) for score in scores for end in (score.low, score.value, score.high))
+    return flags, [f"0{who}, and therefore not listed: {'; '.join(absent)}"] if absent else []

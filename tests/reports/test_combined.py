@@ -51,14 +51,14 @@ def test_score_interval_and_difference_are_those_of_its_parts(make_run: Maker) -
 def test_it_stands_in_every_form_of_the_report(make_run: Maker) -> None:
     folder = make_run(FOUR, combine=WEIGHTS)
     made = write_report([read_run(folder)], folder, resamples=200)
-    combined = made.ranking["combined"]
+    combined = made.ranking.as_dict()["combined"]
     assert combined["weights"] == parse_weights(WEIGHTS) and len(combined["neighbours"]) == 3
     page, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
-    for text in (made.text, page, markdown):
+    for text in (str(made), page, markdown):
         assert "0.25 chrF++ + 0.25 keyword-empathy + 0.5 ROUGE" in text.replace("\\", "")
         assert "declared" in text and "within ±50 % of the declared" in " ".join(text.split())
     assert '<section id="combined">' in page and "<b>x" not in page and "other\\|one" in markdown
-    assert max(map(len, made.text.splitlines())) <= 110
+    assert max(map(len, str(made).splitlines())) <= 110
     rows = [
         row for row in csv.DictReader((folder / "ranking.csv").open(encoding="utf-8")) if row["metric"] == "combined"
     ]
@@ -70,8 +70,8 @@ def test_it_stands_in_every_form_of_the_report(make_run: Maker) -> None:
 def test_without_one_nothing_is_said_of_it(make_run: Maker) -> None:
     folder = make_run()
     made = write_report([read_run(folder)], folder, resamples=200)
-    assert made.ranking["combined"] is None
-    assert "ombined" not in made.text + (folder / "report.html").read_text(encoding="utf-8")
+    assert made.ranking.as_dict()["combined"] is None
+    assert "ombined" not in str(made) + (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("specs", "n"), [(PAIR[:1], 40), (PAIR, 1), (PREDICTIONS, 40)])
@@ -80,17 +80,20 @@ def test_one_candidate_one_item_and_replies_without_likelihoods(
 ) -> None:
     folder = make_run(specs, n=n, combine=WEIGHTS)
     made = write_report([read_run(folder)], folder, resamples=200)
-    assert "Combined score" in made.text and not re.search(r"\bnan\b", made.text)
-    assert ("The order of these" in made.text) == (len(specs) > 1)
+    assert "Combined score" in str(made) and not re.search(r"\bnan\b", str(made))
+    assert ("The order of these" in str(made)) == (len(specs) > 1)
 
 
 def test_it_ranks_where_it_was_declared_to(make_run: Maker) -> None:
     folder = make_run(FOUR, combine=WEIGHTS, primary_metric="combined")
     made = write_report([read_run(folder)], folder, resamples=200)
-    standings = made.ranking["standings"]
-    assert [s["candidate"] for s in standings] == list(made.ranking["combined"]["scores"])
-    assert made.ranking["pairs"][0]["metric"] == "combined" and made.ranking["pairs"][0]["p_holm"] is not None
-    assert "combined, the primary metric" in made.text
+    standings = made.ranking.as_dict()["standings"]
+    assert [s["candidate"] for s in standings] == list(made.ranking.as_dict()["combined"]["scores"])
+    assert (
+        made.ranking.as_dict()["pairs"][0]["metric"] == "combined"
+        and made.ranking.as_dict()["pairs"][0]["p_holm"] is not None
+    )
+    assert "combined, the primary metric" in str(made)
 
 
 def test_runs_with_other_weights_leave_it_out(make_run: Maker, tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ import pytest
 from bnbench.metrics import registry
 from bnbench.metrics.core import MeanMetric
 from bnbench.records import read_run
-from bnbench.reports import evaluation_md, panels, rank, render, write_report
-from bnbench.reports.html import report_html
+from bnbench.reports import Report, evaluation_md, panels, rank, render, write_report
 from bnbench.reports.panels import Column, Facts, Name, Panel, Pen, Sentences, Table
 from tests.reports.conftest import ADAPTER, METRICS, PAIR
 
@@ -36,7 +35,7 @@ def test_a_panel_is_one_function_for_all_pens(make_run: Maker, monkeypatch: pyte
         panels, "PANELS", (*panels.PANELS, lambda _: iter([Panel("new", "New section", blocks, "New")]))
     )
     ranking = rank([read_run(make_run(n=8))], resamples=50)
-    text, markdown, page = render.terminal(ranking), render.report_md(ranking), report_html(ranking)
+    text, markdown, page = render.terminal(ranking), render.report_md(ranking), render.report_html(ranking)
     assert f"A table\nwho           much\n{EVIL}  12.5\nunder it" in text and f"told of {EVIL}" in text
     assert "## New section" in markdown and "| &lt;b&gt;\\*x\\*\\|y&lt;/b&gt; | 12.5 |" in markdown
     assert "* under it" in markdown and "only here" not in markdown + text and "a note" not in markdown + text
@@ -72,10 +71,10 @@ def test_a_metric_of_another_package_needs_no_line_of_ours(make_run: Maker, monk
     folder = make_run(metrics=(*METRICS, "my-length"), primary_metric="my-length")
     made = write_report([read_run(folder)], folder, resamples=50)
     page, markdown = ((folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
-    for text in (made.text, markdown, page):
+    for text in (str(made), markdown, page):
         assert "my length" in text and "half of it" in text
-    assert "my length, the primary metric" in made.text and "raw  " not in made.text and "<th>raw" not in page
-    assert any(s["name"] == "raw" for s in made.ranking["standings"][0]["scores"])
+    assert "my length, the primary metric" in str(made) and "raw  " not in str(made) and "<th>raw" not in page
+    assert any(s["name"] == "raw" for s in made.ranking.as_dict()["standings"][0]["scores"])
 
 
 def test_what_a_model_card_says(make_run: Maker) -> None:
@@ -91,6 +90,6 @@ def test_what_a_model_card_says(make_run: Maker) -> None:
 
 def test_a_ranking_shows_itself(make_run: Maker) -> None:
     ranking = rank([read_run(make_run())], resamples=50)
-    assert str(ranking) == render.terminal(ranking)
-    shown = ranking._repr_html_()
+    assert str(Report(ranking)) == render.terminal(ranking)
+    shown = Report(ranking)._repr_html_()
     assert "<table>" in shown and "demo-adapter is better than" in shown and "<script" not in shown

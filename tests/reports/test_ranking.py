@@ -116,7 +116,7 @@ def test_ranges_follow_from_the_pairs_after_holm(make_run: Maker) -> None:
         above = sum(c.better == (c.other == standing.candidate) for c in mine)
         assert (standing.best_rank, standing.worst_rank) == (1 + above, 10 - (len(mine) - above))
         assert all(c.p_holm is not None and c.p_holm < 0.05 for c in mine)
-    values = [ranking.primary_score(s).value for s in ranking.standings]
+    values = [s.scores[0].value for s in ranking.standings]
     assert values == sorted(values, reverse=True)
 
 

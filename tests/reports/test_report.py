@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bnbench.reports import Report, write_report
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import aligned
-from bnbench.reports.values import name, number, p_phrase, p_value, storable, zeros
+from bnbench.reports.values import legend, name, number, p_value, shown_values, storable
 from bnbench.reports.verdict import verdict
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
 
@@ -97,10 +98,10 @@ def test_every_case_gives_a_whole_report_without_nan(make_run: Maker, case: str)
     texts = {file: (folder / file).read_text(encoding="utf-8") for file in FILES}
     page = Page(texts["report.html"])
     assert page.open == []
-    for text in (made.text, texts["ranking.csv"], texts["ranking.json"], texts["report.md"], " ".join(page.text)):
+    for text in (str(made), texts["ranking.csv"], texts["ranking.json"], texts["report.md"], " ".join(page.text)):
         assert not re.search(r"(?<![\w])[+-−]?(nan|NaN|inf|Infinity|None|undefined)(?![\w])", text), case
     json.loads(texts["ranking.json"], parse_constant=lambda constant: pytest.fail(constant))
-    assert max(map(cell_len, made.text.splitlines())) <= 110
+    assert max(map(cell_len, str(made).splitlines())) <= 110
     assert made.html == folder / "report.html"
 
 
@@ -165,7 +166,7 @@ def test_what_was_run_is_on_the_page(make_run: Maker) -> None:
               *(m.signature for m in meta.metrics)]  # fmt: skip
     for fact in wanted:
         assert fact in text
-    assert f"Note: {note}" in made.text
+    assert f"Note: {note}" in str(made)
 
 
 def test_files_are_the_same_each_time_and_hold_no_times_or_paths(make_run: Maker, tmp_path: Path) -> None:
@@ -184,7 +185,9 @@ def test_the_csv_has_a_row_for_each_candidate_and_value(make_run: Maker) -> None
     made = report(folder)
     rows = list(csv.DictReader(io.StringIO((folder / "ranking.csv").read_text(encoding="utf-8"))))
     scores = {
-        (s["candidate"], x["metric"], x["name"]): x["value"] for s in made.ranking["standings"] for x in s["scores"]
+        (s["candidate"], x["metric"], x["name"]): x["value"]
+        for s in made.ranking.as_dict()["standings"]
+        for x in s["scores"]
     }
     assert {(r["candidate"], r["metric"], r["value"]): float(r["score"]) for r in rows} == scores
     assert len(rows) == len(scores)
@@ -212,11 +215,19 @@ def test_the_verdict_in_plain_words(make_run: Maker, specs: tuple[Spec, ...], n:
     assert re.match(starts, said.headline), said.headline
 
 
+@pytest.mark.parametrize(("p", "says"), [(0.00001, "p < 0.0001)"), (0.00052, "p = 0.0005)")])
+def test_the_verdict_never_says_that_p_is_0(make_run: Maker, p: float, says: str) -> None:
+    ranking = rank([read_run(make_run())], resamples=200)
+    first, second = ranking.standings
+    first = replace(first, versus_base=(replace(first.versus_base[0], p=p, p_holm=p),))
+    assert verdict(replace(ranking, standings=(first, second))).headline.endswith(f"{says}.")
+
+
 def test_one_item_gives_no_interval_and_no_p(make_run: Maker) -> None:
     folder = make_run(n=1)
     made = report(folder)
     said = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
-    for text in (made.text, (folder / "report.md").read_text(encoding="utf-8"), said):
+    for text in (str(made), (folder / "report.md").read_text(encoding="utf-8"), said):
         assert "1 item gives neither an interval nor a p-value" in text
         assert not re.search(r"1 items|these 1|take the intervals|– to –|\[–", text)
     rows = list(csv.DictReader((folder / "ranking.csv").open(encoding="utf-8")))
@@ -228,10 +239,11 @@ def test_what_is_0_for_all_is_said_alike_everywhere(make_run: Maker) -> None:
     for specs, starts in ((PAIR, "0 for every candidate, and therefore not listed: "), (PAIR[:1], "0, and therefore")):
         folder = make_run(specs, name=str(len(specs)))
         made = report(folder)
-        line = zeros(rank([read_run(folder)], resamples=200))
+        ranking = rank([read_run(folder)], resamples=200)
+        _, [line] = legend(ranking, shown_values(ranking))
         assert line.startswith(starts) and "wrong script, %" in line
         page = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
-        for text in (made.text, (folder / "report.md").read_text(encoding="utf-8"), page):
+        for text in (str(made), (folder / "report.md").read_text(encoding="utf-8"), page):
             assert line in " ".join(text.split())
 
 
@@ -277,7 +289,7 @@ def test_examples_on_the_page_are_those_of_the_rule(make_run: Maker) -> None:
     assert [int(i) - 1 for i in shown[:2]] == list(np.argsort(-gains, kind="stable")[:2])
     assert int(shown[-1]) - 1 == int(np.argmin(gains))
     assert html.count('<details class="item"') == 40
-    assert made.ranking["n"] == 40
+    assert made.ranking.as_dict()["n"] == 40
 
 
 def test_flags_are_shown(make_run: Maker) -> None:
@@ -305,7 +317,7 @@ def test_plot_marks_lie_inside(make_run: Maker) -> None:
     for specs, n in CASES.values():
         run = read_run(make_run(specs, n=n, name=f"plot-{len(specs)}-{n}", metrics=("chrF++",)))
         ranking = rank([run], resamples=200)
-        plot = interval_plot([(x.low, x.value, x.high) for x in map(ranking.primary_score, ranking.standings)])
+        plot = interval_plot([(x.low, x.value, x.high) for x in (s.scores[0] for s in ranking.standings)])
         for bar in plot.bars:
             assert bar is not None
             assert 0 <= bar[0] <= bar[1] <= bar[2] <= 100
@@ -324,8 +336,7 @@ def test_numbers_as_a_reader_sees_them() -> None:
     assert [p_value(p) for p in (1.0, 0.25, 0.0123, 0.00052, 0.00009999, 0.00001)] == [
         "1.00", "0.25", "0.012", "0.0005", "0.0001", "<0.0001",
     ]  # fmt: skip
-    assert p_phrase(0.00001) == "p < 0.0001"
-    assert p_phrase(None) == "p = –"
+    assert p_value(None) == p_value(float("nan")) == "–"
 
 
 def test_names_are_one_visible_line() -> None:
