@@ -16,10 +16,9 @@ from bnbench.finetune.engine.rows import IGNORED, Row
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward and backward. `ids` and `positions` are (rows, tokens); `index` and `targets` are (supervised).
+    """One forward and backward of (rows, tokens): `index` (n,) are flat positions whose next tokens `targets` count.
 
-    `index` are the flat positions whose next token counts, `targets` those tokens. `lengths` are the samples that lie
-    one after another in a packed row (they must add up to its tokens); empty when every row is one sample.
+    `lengths` are the samples one after another in a packed row; empty when every row is one sample.
     """
 
     ids: torch.Tensor
@@ -36,18 +35,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Padded:
-    """All rows in one pass, padded on the right with `pad_id` to the longest.
-
-    No mask is needed: attention is causal, so no sample sees what stands behind it.
-    """
+    """All rows in one pass, padded on the right: attention is causal, so no sample sees the pads, without a mask."""
 
     pad_id: int
 
     def __call__(self, rows: Sequence[Row]) -> list[Pass]:
         """One pass (rows, longest)."""
-        ids = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(row.ids) for row in rows], batch_first=True, padding_value=self.pad_id
-        )
+        given = [torch.tensor(row.ids) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(given, batch_first=True, padding_value=self.pad_id)
         longest = ids.shape[1]
         positions = torch.arange(longest).expand(len(rows), -1)
         return [Pass(ids, positions, *_supervised(rows, [i * longest for i in range(len(rows))]))]
@@ -68,10 +63,9 @@ class Packed:
         bins: list[list[Row]] = []
         for row in _longest(rows):
             fits = (b for b in bins if sum(len(r.ids) for r in b) + len(row.ids) <= self.tokens)
-            if (chosen := next(fits, None)) is not None:
-                chosen.append(row)
-            else:
-                bins.append([row])
+            if (chosen := next(fits, None)) is None:
+                bins.append(chosen := [])
+            chosen.append(row)
         return [pack(b) for b in sorted(bins, key=lambda b: -sum(len(r.ids) for r in b))]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:
@@ -86,10 +80,7 @@ class Packed:
 
 
 def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -> list[list[Row]]:
-    """One process's rows of a step, again in as many batches, of `size` at most; the first ones may be empty.
-
-    Dealt longest first, there and back, so that all processes have about as much to do.
-    """
+    """One process's rows of a step, dealt by length, again in as many batches of up to `size`; the first may be []."""
     if count == 1:
         return [list(batch) for batch in batches]
     rows = _longest([row for batch in batches for row in batch])

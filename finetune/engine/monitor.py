@@ -13,9 +13,8 @@ import torch
 from transformers import TrainerCallback
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.checkpoints import seal
 from bnbench.finetune.engine import processes
-from bnbench.finetune.tuners.base import Job, Point, write_curve
+from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
 from bnbench.progress import stage
 
 _log = logging.getLogger("bnbench.finetune")
@@ -28,9 +27,7 @@ def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
     """Tries the longest rows first, draws progress, refuses a loss that is no number, seals checkpoints, keeps
-    loss.csv, and passes on a wish to stop.
-
-    `try_largest` is the trainer's: one forward and backward pass on the rows that need most memory.
+    loss.csv, and passes on a wish to stop. `try_largest`, if set, passes the rows that need most memory once.
     """
 
     def __init__(self, job: Job) -> None:
@@ -45,10 +42,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         return time.monotonic() - self.start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Starts the display on the steps that are left, and each process's own random numbers.
+        """Starts the display, and a trial of the longest rows: a GPU too small says so at once, in a TrainingError.
 
-        Then a GPU too small says so at once: the trial leaves no trace, since gradients are zeroed and the random
-        state is restored. Raises TrainingError, which names the longest sample and what to lower.
+        The trial leaves no trace, since gradients are zeroed and the random state is restored.
         """
         if processes.count() > 1:  # transformers has given all the same, and with them the same dropout
             torch.manual_seed(self.job.recipe.seed + processes.index())
@@ -82,12 +78,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             return
         step, every = state.global_step, self.job.recipe.log_every
         if not math.isfinite(logs["loss"]):
-            processes.refuse(
-                TrainingError(
-                    f"the loss is {logs['loss']} at step {step}: lower learning_rate in the recipe, or "
-                    f'set precision = "float32" (now: {self.job.precision.dtype_name})'
-                )
-            )
+            name = self.job.precision.dtype_name
+            why = f'lower learning_rate in the recipe, or set precision = "float32" (now: {name})'
+            processes.refuse(TrainingError(f"the loss is {logs['loss']} at step {step}: {why}"))
         if processes.index() == 0 and (step == state.max_steps or step % every == 0):
             curve = curve_of(state.log_history)
             recent = [p.loss for p in curve[-every:]]
@@ -102,8 +95,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The trainer has written a checkpoint, to which each process adds a file."""
-        processes.wait()
+        """Seals the checkpoint that the trainer has written, once each process has added its file."""
+        processes.largest(0)  # waits for them all
         if processes.index() == 0:
             seal(self.job.checkpoints / f"checkpoint-{state.global_step}", self.seconds)
             write_curve(self.job.output / "loss.csv", curve_of(state.log_history))

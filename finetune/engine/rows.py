@@ -42,20 +42,20 @@ def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tupl
 
 
 def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pad: int) -> None:
-    """Refuses what made such runs fail quietly. Raises TrainingError that counts the rows and names the first.
+    """Raises TrainingError for rows that make a training fail quietly, with their number and the first one's id.
 
-    No rows; rows longer than `max_tokens` (they would be cut, end-of-turn first); rows in which nothing is supervised
-    or the last supervised token is no stop (the model would never learn to end); a pad that is a stop.
+    A row too long would be cut, end-of-turn first; one whose last supervised token is no stop never teaches to end.
     """
     if not rows:
         raise TrainingError("there is no example to train on")
     if pad in stops:
         raise TrainingError(f"the pad token {pad} is an end token: a model trained so never learns to stop")
+    longest = max(len(row.ids) for row in rows)
     faults: tuple[tuple[Callable[[Row], bool], str], ...] = (
         (
             lambda row: len(row.ids) > max_tokens,
-            f"longer than max_tokens = {max_tokens} (the longest has {max(len(r.ids) for r in rows)}) and would be "
-            "cut: drop them with the corpus option max_tokens, or raise max_tokens in the recipe",
+            f"longer than max_tokens = {max_tokens} (the longest has {longest}) and would be cut: "
+            "drop them with the corpus option max_tokens, or raise max_tokens in the recipe",
         ),
         (lambda row: not row.supervised, "without a supervised token: is the reply empty?"),
         (

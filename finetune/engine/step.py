@@ -40,9 +40,8 @@ def prepare(model: Any, device: str) -> None:
         found = head(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         plain = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
     if not plain:
-        _log.warning(
-            "%s does more to its logits than its head: they are made whole, not in chunks", type(base).__name__
-        )
+        name = type(base).__name__
+        _log.warning("%s does more to its logits than its head: they are made whole, not in chunks", name)
     make_lean(model)
     if device == "cuda" and embedding.weight is not head.weight:
         embedding.to("cpu")
@@ -74,8 +73,8 @@ def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass,
 def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """The sum of -log p(target) in nats over (n, width) hidden states and (n,) targets, float32; the head is frozen.
 
-    A chunk of positions at a time (`memory.chunk_positions`) meets the vocabulary: logits of whole rows, 2.1 GB in
-    float32 for 4,096 tokens of Llama-3.1, are never made.
+    A chunk of positions at a time meets the vocabulary: logits of whole rows (2.1 GB for 4,096 tokens of Llama-3.1) are
+    never made.
     """
     loss: torch.Tensor = _SummedLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
     return loss
@@ -111,37 +110,22 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> Any:
-    """The recipe in transformers' words. Logged every step: the curve is whole wherever a run is cut and resumed.
-
-    `kind` is the class of arguments, `more` what it takes beside the recipe's or instead of them.
-    """
+    """The recipe in transformers' words, a `kind`, with `more` beside them or instead."""
     recipe = job.recipe
     settings = {
-        "output_dir": str(job.checkpoints),
-        "max_steps": job.steps,
-        "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.accumulate,
-        "optim": recipe.optimizer,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.schedule,
-        "warmup_steps": job.warmup_steps,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.max_grad_norm,
-        "fp16": job.precision.dtype_name == "float16",
-        "use_cpu": job.device == "cpu",
+        "output_dir": str(job.checkpoints), "max_steps": job.steps, "optim": recipe.optimizer, "seed": recipe.seed,
+        "per_device_train_batch_size": recipe.batch_size, "gradient_accumulation_steps": recipe.accumulate,
+        "learning_rate": recipe.learning_rate, "lr_scheduler_type": recipe.schedule, "warmup_steps": job.warmup_steps,
+        "weight_decay": recipe.weight_decay, "max_grad_norm": recipe.max_grad_norm,
+        "fp16": job.precision.dtype_name == "float16", "use_cpu": job.device == "cpu",
         "gradient_checkpointing": recipe.checkpointing != "none",
         "gradient_checkpointing_kwargs": {"use_reentrant": recipe.checkpointing == "reentrant"},
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,  # a pass is small, and is moved when its turn comes
-        "save_strategy": "steps",
-        "save_steps": recipe.save_every,
-        "save_total_limit": recipe.keep_checkpoints,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": recipe.seed,
-    }
+        "save_strategy": "steps", "save_steps": recipe.save_every, "save_total_limit": recipe.keep_checkpoints,
+        "logging_steps": 1, "logging_nan_inf_filter": False,  # so the curve is whole wherever a run is cut and resumed
+        "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
     arguments = kind(**{**settings, **more})
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one process drives one GPU; more than one is `accelerate launch`, never DataParallel
@@ -151,9 +135,8 @@ def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> 
 class StepTrainer(Trainer):  # type: ignore[misc]
     """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens.
 
-    `collate` makes passes of rows. `recomputation` chooses the layers that are checkpointed, where the recipe
-    checkpoints and there is a GPU. Of several processes each sees every row, so that all know the step's tokens.
-    `more` are arguments of transformers' beside the recipe's.
+    `recomputation`, if set, chooses the layers that are checkpointed. Of several processes each sees every row, so that
+    all know the step's tokens. `more` are arguments of transformers' beside the recipe's.
     """
 
     recomputation: Recomputation | None = None
@@ -173,10 +156,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> Any:
-        """Lists of rows, the same in every process."""
+        """Lists of rows, the same in every process: `share` deals them out by length, not accelerate's sampler."""
         loader = super().get_train_dataloader()
         if processes.count() > 1:
-            # Accelerate has wrapped the sampler to deal batches to the processes; `share` does that, by length.
             vars(loader.batch_sampler).update(num_processes=1, process_index=0, even_batches=False)
         return loader
 
@@ -211,9 +193,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         # For its log transformers takes the mean over the processes, so the shares are scaled to add up there.
         return total * processes.count() if processes.count() > 1 else total
 
-    def compute_loss(
-        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
         """Nats of a pass over the supervised tokens of the whole step."""
         return model(one_pass=inputs)["loss"] / num_items_in_batch
 
@@ -225,11 +205,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 class LabelTrainer(StepTrainer):
     """The step on a model that is not ours: it takes labels, and divides by the step's tokens itself."""
 
-    def compute_loss(
-        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Nats of a pass over the supervised tokens of the whole step."""
-        # Labels stand where the token itself is: the model shifts them by one.
+    def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
+        """As above; labels stand where the token itself is, and the model shifts them by one."""
         labels = torch.full((inputs.ids.numel(),), IGNORED)
         labels[inputs.index + 1] = inputs.targets
         place = self.args.device
