@@ -23,11 +23,11 @@ from bnbench.finetune.publish import Published, publish
 from bnbench.finetune.recipes import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.session import FinetuneResult, finetune
 from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, save_adapter
-from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner, tuner_names
+from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner
 
 __all__ = [
     "FinetuneRequest", "FinetuneResult", "Job", "Outcome", "Pair", "Plan", "Point", "Published", "Recipe", "Tuner",
     "adapt", "copy_recipe", "count_parameters", "finetune", "finetune_request", "get_tuner", "list_recipes",
     "load_base", "load_pairs", "load_recipe", "parse_duration", "plan", "publish", "recipe_list", "recipe_table",
-    "recipe_text", "save_adapter", "tuner_names",
+    "recipe_text", "save_adapter",
 ]  # fmt: skip

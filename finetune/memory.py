@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe
 from bnbench.finetune.tuners.base import get_tuner
 
@@ -212,7 +212,7 @@ def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu:
     # alone, the reference that pairs are measured against. The head works for supervised tokens only.
     reference = 1 if recipe.pairs else 0
     passes = 2 + (recipe.checkpointing != "none") + reference
-    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * recipe.rows_per_sample * steps
+    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * (1 + recipe.pairs) * steps
     share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
@@ -227,7 +227,7 @@ def chunk_positions(vocabulary: int) -> int:
 
 def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
     """Tokens of the pass that needs most, padding included, of rows of these lengths."""
-    longest = sorted(lengths, reverse=True)[: recipe.batch_size * recipe.rows_per_sample]
+    longest = sorted(lengths, reverse=True)[: recipe.batch_size * (1 + recipe.pairs)]
     if recipe.packing:
         return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
     return longest[0] * len(longest)
@@ -255,7 +255,7 @@ def outlook(recipe: Recipe) -> Estimate | None:
 
     They have 660 tokens in the mean, some as many as `max_tokens`, every one supervised.
     """
-    gpu, longest = gpu_of(recipe), min(recipe.batch_size * recipe.rows_per_sample, SAMPLES)
+    gpu, longest = gpu_of(recipe), min(recipe.batch_size * (1 + recipe.pairs), SAMPLES)
     if gpu is None:
         return None
     rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))

@@ -20,7 +20,7 @@ from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
@@ -197,7 +197,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         wanted = "pairs, and no examples" if recipe.pairs else "examples, and no pairs"
         raise RecipeError(f'recipe {recipe.name}: the tuner "{recipe.tuner}" trains on {wanted}')
 
-    where = {"folder": request.base_folder, "trust_remote_code": trust, "weights": weights}
+    where: dict[str, Any] = {"folder": request.base_folder, "trust_remote_code": trust, "weights": weights}
     base = resolve_base(request.base, request.revision, **where)
     config = load_config(base, trust_remote_code=trust)
     prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
@@ -211,7 +211,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
 
     trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
-    steps = recipe.count_steps(len(rows) // recipe.rows_per_sample)
+    steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe) or "T4"
     expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
     if device.memory is not None:

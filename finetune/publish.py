@@ -71,17 +71,11 @@ def publish(
 ) -> Published:  # fmt: skip
     """Writes the folder of an adapter and pushes it to `repo` (owner/name), which is made where it is not there.
 
-    Args:
-        run: folder of a bnbench run with this very adapter, for the evaluation.
-        out: the folder; published/NAME by default. One that something else wrote is refused.
-        base_id: the base's hub id, needed where adapter_config.json names a folder of this machine.
-        dataset_id: owner/name[@revision][#task] of the evaluation's data, a benchmark on the hub, for `.eval_results`.
-        dry_run: write the folder and push nothing; needs no token and no network.
-
-    Raises:
-        UsageError, CandidateError: what was asked for cannot be; no token.
-        RunError: `run` is no finished run of this adapter, or the record of its training is damaged.
-        TrainingError: the hub did not take it; the folder stays, and the same call tries again.
+    `run` is a bnbench run with this very adapter. `out` is published/NAME by default. `base_id` is needed where the
+    adapter names a folder of this machine, `dataset_id` (owner/name[@revision][#task], a benchmark on the hub) for
+    `.eval_results`. With `dry_run` nothing is pushed, and no token or network is needed. Raises UsageError or
+    CandidateError for what cannot be, RunError for a run or record that is damaged or another's, and TrainingError
+    where the hub did not take it: the folder stays, and the same call tries again.
     """
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
@@ -107,7 +101,19 @@ def publish(
             for file in filter(Path.is_file, folder.glob(pattern)):
                 file.unlink()
     write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
-    _copy(source, folder)
+    # PEFT's files and the training's record, without what is only true on this machine.
+    for pattern in (*_COPIED, *_TOKENIZER):
+        for file in filter(Path.is_file, source.files.folder.glob(pattern)):
+            shutil.copyfile(file, folder / file.name)
+    named = {"base_model_name_or_path": source.base, "revision": source.revision}
+    write_json(folder / "adapter_config.json", {**source.config, **named})
+    if source.record is not None:
+        base = replace(source.record.base, name=source.base)
+        write_json(folder / TRAINING, replace(source.record, command="", base=base))
+        # TOML's strings, numbers, booleans and lists of strings are JSON's.
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
+        write_text(folder / "recipe.toml", "".join(lines))
+        write_text(folder / "loss.svg", loss_svg(source.record.curve))
     if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private))
@@ -151,21 +157,6 @@ def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
         raise RunError(f"{folder}: {wrong}: evaluate them with `bnbench evaluate --adapter`, or leave out --run")
     ranking = rank([run])
     return ranking, next(s for s in ranking.standings if s.candidate == mine)
-
-
-def _copy(source: Adapter, folder: Path) -> None:
-    for pattern in (*_COPIED, *_TOKENIZER):
-        for file in filter(Path.is_file, source.files.folder.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
-    named = {"base_model_name_or_path": source.base, "revision": source.revision}
-    write_json(folder / "adapter_config.json", {**source.config, **named})
-    if source.record is not None:
-        base = replace(source.record.base, name=source.base)
-        write_json(folder / TRAINING, replace(source.record, command="", base=base))
-        # TOML's strings, numbers, booleans and lists of strings are JSON's.
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
-        write_text(folder / "recipe.toml", "".join(lines))
-        write_text(folder / "loss.svg", loss_svg(source.record.curve))
 
 
 def card_data(

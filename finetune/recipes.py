@@ -36,18 +36,13 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("cosine", "linear", "constant_with_warmup"),
     "optimizer": ("paged_adamw_8bit", "adamw_8bit", "adamw_torch"),
 }
-_AT_LEAST_ONE = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
+_COUNTS = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "dropout": (0.0, 0.95),
-    "warmup": (0.0, 1.0),
-    "weight_decay": (0.0, 1.0),
-    "learning_rate": (1e-9, 1.0),
-    "epochs": (1e-3, 1000.0),
-    "max_grad_norm": (0.0, 1000.0),
-    "memory_gib": (0.0, 10_000.0),
-    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(_COUNTS, (1, math.inf)),
+    "dropout": (0.0, 0.95), "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "learning_rate": (1e-9, 1.0),
+    "epochs": (1e-3, 1000.0), "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
-}
+}  # fmt: skip
 _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
     "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
     "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
@@ -66,8 +61,8 @@ class Recipe:
     "auto" is what the GPU is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or
     all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples;
     `packing` puts those of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and
-    time but not the step. `memory_gib` is a peak: layers whose activations fit below it are not
-    computed twice (0: only where a row is shorter than the longest); it makes no room, it uses what there is.
+    time but not the step. `memory_gib` is a peak: layers whose activations fit below it are not computed twice (0: only
+    where a row is shorter than the longest); it makes no room, it uses what there is.
 
     Raises RecipeError for a value out of its range and for settings that contradict each other.
     """
@@ -107,18 +102,15 @@ class Recipe:
     def __post_init__(self) -> None:
         tuner = get_tuner(self.tuner)
         object.__setattr__(self, "own", {**tuner.keys, **self.own})
-        for key in self.own:
-            if key not in tuner.keys:
-                raise RecipeError(f'the tuner "{self.tuner}" has no key {key!r}')
+        if unknown := [key for key in self.own if key not in tuner.keys]:
+            raise RecipeError(f'the tuner "{self.tuner}" has no key {unknown[0]!r}')
         for key, choices in _CHOICES.items():
             if (value := getattr(self, key)) not in choices:
                 raise RecipeError(f"{key} is {value!r}{nearest(value, choices)} (one of {', '.join(choices)})")
-        for key in _AT_LEAST_ONE:
-            if getattr(self, key) < 1:
-                raise RecipeError(f"{key} is {getattr(self, key)}: it must be at least 1")
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:  # no number lies there, nor does nan
-                raise RecipeError(f"{key} is {getattr(self, key)}: it must lie between {low:g} and {high:g}")
+                wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
+                raise RecipeError(f"{key} is {getattr(self, key)}: it must {wanted}")
         if not self.targets or "" in self.targets:
             raise RecipeError(f'targets is empty: name modules such as "q_proj", or "{ALL_LINEAR}"')
         if ALL_LINEAR in self.targets and len(self.targets) > 1:
@@ -136,11 +128,6 @@ class Recipe:
     def pairs(self) -> bool:
         """Whether a sample is a pair of a chosen and a rejected reply, which are two rows."""
         return get_tuner(self.tuner).data == "pairs"
-
-    @property
-    def rows_per_sample(self) -> int:
-        """2 where samples are pairs, else 1."""
-        return 2 if self.pairs else 1
 
     def count_steps(self, samples: int) -> int:
         """Optimiser steps of a run; the last step of each epoch may see fewer samples."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bnbench
+from bnbench import records
 from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
@@ -29,18 +30,6 @@ from bnbench.finetune.tuners.base import (
     write_curve,
 )
 from bnbench.plot import loss_svg
-from bnbench.records import (
-    TRAINING,
-    BaseRecord,
-    ParameterCount,
-    TrainingData,
-    TrainingRecord,
-    describe_environment,
-    ends,
-    read_training,
-    write_json,
-    write_text,
-)
 
 JOB = "job.json"
 """In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
@@ -76,7 +65,7 @@ class FinetuneResult:
         return {
             **{k: v for k, v in asdict(self).items() if k not in ("curve", "output")},
             "output": str(self.output),
-            **ends([(p.step, p.loss) for p in self.curve]),
+            **records.ends([(p.step, p.loss) for p in self.curve]),
         }
 
     def __str__(self) -> str:
@@ -96,10 +85,9 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     `request.output` receives the adapter, training.json, loss.csv, loss.svg, and checkpoints/ on the way. Of several
     processes (`accelerate launch`, torchrun), which all call this, the first one writes, and all get the result.
 
-    Raises:
-        RecipeError, CandidateError, PromptError, MissingExtraError: the request cannot be carried out as it is.
-        TrainingError: rows that must not be trained on, a folder that belongs to another training, a GPU too small.
-        PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
+    Raises RecipeError, CandidateError, PromptError or MissingExtraError for what cannot be done, TrainingError for
+    rows that must not be trained on, a folder of another training or a GPU too small, and PartialRunError where SIGTERM
+    or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
     with processes.meet(request.device):
         planned, outcome, checkpoint = processes.first(lambda: _begin(request))
@@ -127,13 +115,13 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
         raise RecipeError(f"the tuner {tuner!r} trains in one process: start it without a launcher")
     output, checkpoints = request.output, request.output / "checkpoints"
 
-    if (output / TRAINING).is_file():
+    if (output / records.TRAINING).is_file():
         try:
-            record = read_training(output)
+            record = records.read_training(output)
         except RunError as error:
             raise TrainingError(f"{error}; or choose another folder") from None
         if record is None:
-            raise TrainingError(f"{output / TRAINING} is not what this bnbench writes: choose another folder")
+            raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(output, record.identity, planned)
         _log.info("%s already holds this training, finished", output)
         curve = tuple(Point(*point) for point in record.loss)
@@ -153,8 +141,10 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
     elif checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     if newest is None and (output / "adapter_config.json").exists():
-        raise TrainingError(f"{output} holds an adapter without {TRAINING}: choose another folder, or remove it")
-    write_json(checkpoints / JOB, planned.identity())
+        raise TrainingError(
+            f"{output} holds an adapter without {records.TRAINING}: choose another folder, or remove it"
+        )
+    records.write_json(checkpoints / JOB, planned.identity())
     _log.info("%s", planned)
     return planned, None, newest
 
@@ -216,18 +206,18 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
         with suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
     identity, base = planned.identity(), planned.base
-    record = TrainingRecord(
+    record = records.TrainingRecord(
         bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=request.command,
         recipe=planned.recipe.to_dict(), recipe_sha256=planned.recipe.sha256, seed=planned.recipe.seed,
-        base=BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
-        data=TrainingData(**identity["data"]), prompt=planned.prompt, precision=asdict(planned.precision),
-        device=planned.device, machine=describe_environment()["device"], processes=planned.processes,
-        parameters=ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
+        base=records.BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
+        data=records.TrainingData(**identity["data"]), prompt=planned.prompt, precision=asdict(planned.precision),
+        device=planned.device, machine=records.describe_environment()["device"], processes=planned.processes,
+        parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=packages, loss=tuple((p.step, p.loss, p.learning_rate) for p in outcome.curve),
         gain=asdict(outcome.gain) if outcome.gain else None, examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
-    write_text(request.output / "loss.svg", loss_svg(record.curve))
+    records.write_text(request.output / "loss.svg", loss_svg(record.curve))
     write_curve(request.output / "loss.csv", outcome.curve)
-    write_json(request.output / TRAINING, record)
+    records.write_json(request.output / records.TRAINING, record)

@@ -21,8 +21,6 @@ from typing import Any, NoReturn, TypeVar
 
 from bnbench.errors import BnbenchError, RecipeError, TrainingError, require
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: one that failed is noticed at once, one that hangs after this."""
 T = TypeVar("T")
 
 
@@ -61,7 +59,9 @@ def meet(device: str) -> Iterator[None]:
         torch.cuda.set_device(gpu())
     ours = not torch.distributed.is_initialized()
     if ours:
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
+        # One that failed is noticed by the others at once, one that hangs after half an hour.
+        backend, patience = "cpu:gloo,cuda:nccl" if on_gpus else "gloo", timedelta(minutes=30)
+        torch.distributed.init_process_group(backend, timeout=patience)
     yield
     if ours:  # and no error, after which this could wait for who is gone
         atexit.register(torch.distributed.destroy_process_group)

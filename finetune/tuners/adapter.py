@@ -42,17 +42,15 @@ class AdapterTuner(Tuner):
         import torch
         import transformers
 
-        from bnbench.finetune.engine.monitor import Monitor, curve_of
+        from bnbench.finetune.engine.step import Monitor, curve_of
 
         with quiet():
             transformers.set_seed(job.recipe.seed)
             base = self.load(job)
             monitor = Monitor(job)
             trainer = self.trainer(job, base, monitor)
-            try:
+            with monitor.display:
                 trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
-            finally:
-                monitor.close()
             seconds, steps = monitor.seconds, trainer.state.global_step
             curve, gain = curve_of(trainer.state.log_history), None
             if steps == job.steps:

@@ -1,16 +1,8 @@
 """What a tuner is, what it is given and hands back, and the checkpoints that it can trust.
 
-A tuner of another package is a subclass of `Tuner` with a `train` method, named by an entry point:
-
-    [project.entry-points."bnbench.finetuners"]
-    plain = "my_package:Plain"
-
-    class Plain(Tuner):
-        def train(self, job: Job) -> Outcome:
-            model = adapt(load_base(job), job.recipe)  # these two and save_adapter are in bnbench.finetune
-            ...
-            save_adapter(job, model)
-            return Outcome(job.steps, tuple(curve), seconds)
+A tuner of another package is a subclass of `Tuner` with a `train` method, named by an entry point of the group
+`bnbench.finetuners`; `load_base`, `adapt` and `save_adapter` of `bnbench.finetune` are there for it (an example is
+tests/plugin_package). `bnbench finetune --set tuner=NAME` trains with it.
 
 Importing this module, or a tuner of ours, imports no torch: what a tuner needs is asked where nothing is trained too.
 """
@@ -30,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bnbench.errors import RecipeError
-from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.engine.collate import Row
 from bnbench.metrics.registry import Registry
 from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
@@ -154,8 +146,7 @@ class Job:
 class Outcome:
     """What a tuner hands back: `steps` done in all sessions together, and their loss `curve`, one point a step.
 
-    The adapter is written when `steps` are the job's. `peak_memory_bytes` is None off a GPU, `gain` is what a finished
-    training on pairs did to held-out ones, None where there were none.
+    The adapter is written when `steps` are the job's. `gain` is None without held-out pairs, the peak off a GPU.
     """
 
     steps: int
@@ -184,15 +175,9 @@ class Tuner(ABC):
 
     @abstractmethod
     def train(self, job: Job) -> Outcome:
-        """Trains, from `job.resume` where there is one, until `job.steps` or until `job.should_stop()`.
-
-        Writes PEFT's files to `job.output` at the end. Raises TrainingError when it cannot go on.
+        """Trains, from `job.resume` if there is one, until `job.steps` or `job.should_stop()`, and writes PEFT's files
+        to `job.output` at the end. Raises TrainingError when it cannot go on.
         """
-
-
-def tuner_names() -> tuple[str, ...]:
-    """The names that a recipe's `tuner` may have: ours, then those of plug-ins that load."""
-    return TUNERS.names()
 
 
 def get_tuner(name: str) -> Tuner:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import RecipeError
-from bnbench.finetune.engine.rows import IGNORED, Row
+from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Gain, Job

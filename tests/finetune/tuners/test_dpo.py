@@ -18,8 +18,8 @@ from bnbench.data.corpus import make_example
 from bnbench.data.pairs import Pair
 from bnbench.errors import PartialRunError, RecipeError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune, finetune_request, load_recipe, plan
+from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.engine.processes import Stop
-from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import LLAMA_8B, estimate
 from bnbench.finetune.session import make_job
 from bnbench.finetune.tuners.dpo import measure_gain
@@ -68,7 +68,7 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finetu
 
 
 def trainer_of(request: FinetuneRequest) -> Any:
-    from bnbench.finetune.engine.monitor import Monitor
+    from bnbench.finetune.engine.step import Monitor
     from bnbench.finetune.tuners.adapter import load_base
     from bnbench.finetune.tuners.dpo import PreferenceTuner
 
