@@ -69,7 +69,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     import torch
     from qlora_baseline import CHECKPOINT, rows
 
-    from bnbench.finetune.engine.rows import Row
+    from bnbench.finetune.engine.collate import Row
     from bnbench.finetune.plan import recipe_precision
     from bnbench.finetune.recipes import load_recipe
     from bnbench.finetune.tuners.base import Job

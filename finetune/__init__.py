@@ -6,9 +6,7 @@
     print(plan(request))          # what it will take
     result = finetune(request)    # the same call goes on after an interruption
 
-A request says all that `bnbench finetune` can be told: `finetune_request` reads the data file as the command does, and
-a `FinetuneRequest` of one's own takes examples that are in memory already. Importing this package imports no torch;
-`finetune` and `plan` do, when they are called.
+Importing this package imports no torch; `finetune` and `plan` do, when they are called.
 """
 
 from bnbench.data.pairs import Pair, load_pairs
@@ -25,35 +23,11 @@ from bnbench.finetune.publish import Published, publish
 from bnbench.finetune.recipes import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.session import FinetuneResult, finetune
 from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, save_adapter
-from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner, tuner_names
+from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner
 
 __all__ = [
-    "FinetuneRequest",
-    "FinetuneResult",
-    "Job",
-    "Outcome",
-    "Pair",
-    "Plan",
-    "Point",
-    "Published",
-    "Recipe",
-    "Tuner",
-    "adapt",
-    "copy_recipe",
-    "count_parameters",
-    "finetune",
-    "finetune_request",
-    "get_tuner",
-    "list_recipes",
-    "load_base",
-    "load_pairs",
-    "load_recipe",
-    "parse_duration",
-    "plan",
-    "publish",
-    "recipe_list",
-    "recipe_table",
-    "recipe_text",
-    "save_adapter",
-    "tuner_names",
-]
+    "FinetuneRequest", "FinetuneResult", "Job", "Outcome", "Pair", "Plan", "Point", "Published", "Recipe", "Tuner",
+    "adapt", "copy_recipe", "count_parameters", "finetune", "finetune_request", "get_tuner", "list_recipes",
+    "load_base", "load_pairs", "load_recipe", "parse_duration", "plan", "publish", "recipe_list", "recipe_table",
+    "recipe_text", "save_adapter",
+]  # fmt: skip

@@ -2,11 +2,9 @@
 
     peak = weights + adapter + gradients + optimizer + activations kept + max(one layer, loss chunk) + allocator
 
-The terms hold for decoders of Llama's plan (two norms, attention, a gated MLP a layer). Measured on one H100 with
-Llama-3.1-8B's shape, GiB reserved, estimate in brackets: t4 at rows of 4,096 tokens 6.64 (6.40), without Liger's
-kernels 6.96 (6.85), on the benchmark's mixed lengths 6.63 (6.40); t4-r16-all-linear at 4,096 7.19 (7.17); lora-16bit
-at 4,096 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic.
-Preference pairs were trained on the H100 with a small base only.
+The terms hold for decoders of Llama's plan. Measured on one H100 with Llama-3.1-8B's shape, GiB reserved, estimate in
+brackets: t4 at rows of 4,096 tokens 6.64 (6.40), without Liger's kernels 6.96 (6.85); t4-r16-all-linear 7.19 (7.17);
+lora-16bit 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe
 from bnbench.finetune.tuners.base import get_tuner
 
@@ -69,22 +67,13 @@ class Shape:
     @classmethod
     def of(cls, config: Any, total: int) -> Shape:
         """Of a transformers configuration and the base's number of parameters."""
-        text = config.get_text_config()
+        text, tied = config.get_text_config(), bool(config.tie_word_embeddings)
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        tied = bool(config.tie_word_embeddings)
+        keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         other = text.vocab_size * text.hidden_size * (1 if tied else 2)
-        keys = (getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * head
-        return cls(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            inner=text.intermediate_size,
-            queries=text.num_attention_heads * head,
-            keys=keys,
-            vocabulary=text.vocab_size,
-            tied=tied,
-            block=total - other,
-            other=other,
-        )
+        queries, keys = text.num_attention_heads * head, keys * head
+        widths = text.num_hidden_layers, text.hidden_size, text.intermediate_size, queries, keys, text.vocab_size
+        return cls(*widths, tied, total - other, other)
 
 
 LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096)
@@ -93,9 +82,7 @@ LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by term and seconds of the whole training; `largest_pass` is in tokens. `seconds` is None where the rate of
-    the GPU, or of the tuner's kernels, is not known.
-    """
+    """Bytes by term, and seconds of the whole training, None where the rate of GPU or tuner is not known."""
 
     terms: Mapping[str, float]
     largest_pass: int
@@ -138,15 +125,9 @@ class Estimate:
 
 
 def estimate(
-    shape: Shape,
-    recipe: Recipe,
-    rows: Sequence[Row],
-    trainable: int,
-    steps: int,
-    *,
-    gpu: str = "T4",
-    fused: bool | None = None,
-) -> Estimate:
+    shape: Shape, recipe: Recipe, rows: Sequence[Row], trainable: int, steps: int, *,
+    gpu: str = "T4", fused: bool | None = None,
+) -> Estimate:  # fmt: skip
     """Of a training of `rows` in so many optimiser steps, with so many trainable parameters.
 
     `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed).
@@ -196,7 +177,6 @@ def estimate(
 
 
 def _adapted(recipe: Recipe, *names: str) -> int:
-    """How many of these modules have an adapter."""
     return len(names) if recipe.targets == (ALL_LINEAR,) else len(set(names) & set(recipe.targets))
 
 
@@ -232,7 +212,7 @@ def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu:
     # alone, the reference that pairs are measured against. The head works for supervised tokens only.
     reference = 1 if recipe.pairs else 0
     passes = 2 + (recipe.checkpointing != "none") + reference
-    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * recipe.rows_per_sample * steps
+    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * (1 + recipe.pairs) * steps
     share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
@@ -247,7 +227,7 @@ def chunk_positions(vocabulary: int) -> int:
 
 def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
     """Tokens of the pass that needs most, padding included, of rows of these lengths."""
-    longest = sorted(lengths, reverse=True)[: recipe.batch_size * recipe.rows_per_sample]
+    longest = sorted(lengths, reverse=True)[: recipe.batch_size * (1 + recipe.pairs)]
     if recipe.packing:
         return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
     return longest[0] * len(longest)
@@ -271,11 +251,11 @@ def lora_parameters(shape: Shape, recipe: Recipe) -> int:
 
 
 def outlook(recipe: Recipe) -> Estimate | None:
-    """What a recipe asks of its GPU for Llama-3.1-8B and the original's samples; None for one that needs no GPU.
+    """What a recipe asks of its GPU (None: it needs none) for Llama-3.1-8B and the original's 4,000 samples.
 
-    4,000 samples of 660 tokens in the mean, some as long as `max_tokens`, every token supervised.
+    They have 660 tokens in the mean, some as many as `max_tokens`, every one supervised.
     """
-    gpu, longest = gpu_of(recipe), min(recipe.batch_size * recipe.rows_per_sample, SAMPLES)
+    gpu, longest = gpu_of(recipe), min(recipe.batch_size * (1 + recipe.pairs), SAMPLES)
     if gpu is None:
         return None
     rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))
@@ -286,6 +266,6 @@ def outlook(recipe: Recipe) -> Estimate | None:
 
 
 def duration(seconds: float) -> str:
-    """`45 min` or `3.2 h`, rounded up to minutes below two hours."""
+    """`45 min` or `3.2 h`, rounded up to minutes."""
     minutes = math.ceil(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

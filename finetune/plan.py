@@ -3,8 +3,7 @@
     request = finetune_request("t4", "owner/base", "conversations.csv")
     print(plan(request, weights=False))
 
-`finetune_request` goes from what a user names (a recipe, a base, a data file) to a `FinetuneRequest`; `plan` checks one
-and counts what it will take. `bnbench finetune --dry-run` prints that, `bnbench finetune --list` prints `recipe_table`.
+`bnbench finetune --dry-run` prints that, and `bnbench finetune --list` prints `recipe_table`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.rows import Row, check_rows, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
@@ -37,14 +36,11 @@ _log = logging.getLogger("bnbench.finetune")
 
 @dataclass(frozen=True)
 class FinetuneRequest:
-    """What to train: a base (folder or hub id), a recipe (name, path or Recipe), examples, and a folder for the
-    adapter. `finetune_request` makes one of a data file.
+    """What to train, and where; `finetune_request` makes one of a data file.
 
-    `fingerprint` is the corpus's. `overrides` are the recipe's keys as `--set key=value` gives them. `base_folder` is
-    where the base lies if `base` is only the name that the adapter should record. `stop_after` (seconds) ends the
-    session early with everything saved. `command` is what a user would type to go on, for messages. `device` is "auto",
-    "cpu" or "cuda". A recipe whose tuner trains on pairs takes `pairs`, and no examples; the result tells what it did
-    to those `held_out`.
+    `fingerprint` is the corpus's. `base_folder` is where the base lies if `base` is only the name that the adapter
+    should record. `stop_after` (seconds) ends the session early with everything saved. `command` is what a user would
+    type to go on. A recipe whose tuner trains on pairs takes `pairs`, and no examples, and is measured on `held_out`.
     """
 
     base: str
@@ -65,30 +61,16 @@ class FinetuneRequest:
 
 
 def finetune_request(
-    recipe: str | None = None,
-    base: str | None = None,
-    data: str | None = None,
-    out: Path | None = None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    split_sizes: str = "4000/300/300",
-    split: str = "train",
-    limit: int | None = None,
-    overrides: Mapping[str, str] | None = None,
-    stop_after: str | None = None,
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    command: str = "",
-    weights: bool = True,
-) -> FinetuneRequest:
+    recipe: str | None = None, base: str | None = None, data: str | None = None, out: Path | None = None, *,
+    columns: Mapping[str, str] | None = None, split_sizes: str = "4000/300/300", split: str = "train",
+    limit: int | None = None, overrides: Mapping[str, str] | None = None, stop_after: str | None = None,
+    device: str = "auto", trust_remote_code: bool = False, command: str = "", weights: bool = True,
+) -> FinetuneRequest:  # fmt: skip
     """Reads the corpus as `bnbench evaluate` splits it, so that a test row is never trained on, and names the folder.
 
-    `base` is a folder or hub id with an optional @revision; None is the bundled base. `recipe` is "t4" by default, and
-    "demo" for the bundled base. Rows that the recipe's `max_tokens` would cut are dropped whole. `out` is
-    adapters/RECIPE-BASE by default. Without `weights` those of the base need not be there: a dry run reads none.
-
-    Raises:
-        CorpusError, CandidateError, PromptError, RecipeError: what is wrong with the data, the base or the recipe.
+    `base` is a folder or hub id with an optional @revision; None is the bundled base, for the recipe "demo" instead of
+    "t4". Rows that `max_tokens` would cut are dropped whole. Without `weights` those of the base need not be there.
+    Raises CorpusError, CandidateError, PromptError or RecipeError: what is wrong with data, base or recipe.
     """
     if split not in ("train", "all"):
         raise RecipeError(f"--split {split}: train on train, or on all; the other rows are for testing")
@@ -98,8 +80,11 @@ def finetune_request(
     recipe = recipe or ("t4" if base else "demo")
     loaded = load_recipe(recipe, overrides)
 
-    location, revision = _named(base)
-    files = resolve_base(location, revision, trust_remote_code=trust_remote_code, weights=weights)
+    # Name and revision as the adapter's configuration will state them.
+    location, _, revision = (base or f"{BUNDLED}base").partition("@")
+    if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
+        location, revision = str(Path(base).resolve()), ""
+    files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
     count = Prompter.load(files, trust_remote_code=trust_remote_code).count_tokens
 
     limits: dict[str, Any] = {"max_tokens": loaded.max_tokens, "count_tokens": count}
@@ -113,25 +98,10 @@ def finetune_request(
     if not corpus.is_split:
         _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
     return FinetuneRequest(
-        base=location,
-        fingerprint=corpus.fingerprint,
+        base=location, fingerprint=corpus.fingerprint, recipe=loaded, revision=revision or None, device=device,
         output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
-        recipe=loaded,
-        revision=revision,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        stop_after=seconds,
-        command=command,
-        **chosen,
-    )
-
-
-def _named(base: str | None) -> tuple[str, str | None]:
-    """Name and revision of a base, as the adapter's configuration will state them."""
-    if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
-        return str(Path(base).resolve()), None
-    location, _, revision = (base or f"{BUNDLED}base").partition("@")
-    return location, revision or None
+        trust_remote_code=trust_remote_code, stop_after=seconds, command=command, **chosen,
+    )  # fmt: skip
 
 
 def parse_duration(text: str) -> float:
@@ -145,10 +115,7 @@ def parse_duration(text: str) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that passed every check. Token counts are over one epoch; steps are optimiser steps.
-
-    The estimate is for one of the processes, which have a GPU each. A pair is two rows, chosen and rejected.
-    """
+    """A training that passed every check. A pair is two rows; the estimate is for one of the processes."""
 
     recipe: Recipe
     base: Base
@@ -176,8 +143,7 @@ class Plan:
         shared = f" shared by {self.processes} processes" if self.processes > 1 else ""
         unit, samples, longest = "rows", f"{len(self.rows)} rows", f"{self.longest}"
         if self.recipe.pairs:
-            held_out = len(self.held_out) // 2
-            unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {held_out} held out"
+            unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {len(self.held_out) // 2} held out"
             longest = f"reply with its prompt {longest}"
         text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
@@ -202,48 +168,37 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a dry run, as plain JSON values."""
+        recipe, precision = self.recipe, self.precision
         return {
-            "recipe": self.recipe.name,
-            "base": self.base.name,
-            "weights_here": self.base.has_weights,
-            "trainable_parameters": self.trainable,
-            "total_parameters": self.total,
-            "precision": self.precision.dtype_name,
-            "quantisation": self.precision.quantisation,
-            "precision_reason": self.precision.reason,
-            "device": self.device,
-            "rows": len(self.rows),
-            "held_out_rows": len(self.held_out),
+            "recipe": recipe.name, "base": self.base.name, "weights_here": self.base.has_weights,
+            "trainable_parameters": self.trainable, "total_parameters": self.total,
+            "precision": precision.dtype_name, "quantisation": precision.quantisation,
+            "precision_reason": precision.reason, "device": self.device,
+            "rows": len(self.rows), "held_out_rows": len(self.held_out),
             "tokens": sum(len(row.ids) for row in self.rows),
-            "supervised_tokens": sum(row.supervised for row in self.rows),
-            "longest_row_tokens": self.longest,
-            "samples_per_step": self.recipe.samples_per_step,
-            "processes": self.processes,
-            "steps": self.steps,
-            "warmup_steps": self.warmup_steps,
-            "checkpoints_every": self.recipe.save_every,
+            "supervised_tokens": sum(row.supervised for row in self.rows), "longest_row_tokens": self.longest,
+            "samples_per_step": recipe.samples_per_step, "processes": self.processes, "steps": self.steps,
+            "warmup_steps": self.warmup_steps, "checkpoints_every": recipe.save_every,
             "estimate": self.estimate.summary(),
-        }
+        }  # fmt: skip
 
 
 def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     """Checks recipe, base and rows, and counts what the training will be; loads the tokenizer but no weights.
 
-    Without `weights` (a dry run) they need not even be on this machine, and none are fetched; nor need the device that
-    the tuner wants be here, or its packages, which the log then names. Raises RecipeError, CandidateError, PromptError,
-    TrainingError (rows that must not be trained on, a GPU too small) or MissingExtraError.
+    Without `weights` (a dry run) neither they nor the tuner's device and packages need be here; the log names what is
+    missing. Raises RecipeError, CandidateError, PromptError, TrainingError (rows that must not be trained on, a GPU too
+    small) or MissingExtraError.
     """
     recipe = load_recipe(request.recipe, request.overrides)
-    share = recipe.shared(processes.count())
+    trust, share = request.trust_remote_code, recipe.shared(processes.count())
     device = _check_machine(recipe, request.device, weights)
     if recipe.pairs != bool(request.pairs) or (request.pairs and request.examples):
         wanted = "pairs, and no examples" if recipe.pairs else "examples, and no pairs"
         raise RecipeError(f'recipe {recipe.name}: the tuner "{recipe.tuner}" trains on {wanted}')
 
-    trust = request.trust_remote_code
-    base = resolve_base(
-        request.base, request.revision, folder=request.base_folder, trust_remote_code=trust, weights=weights
-    )
+    where: dict[str, Any] = {"folder": request.base_folder, "trust_remote_code": trust, "weights": weights}
+    base = resolve_base(request.base, request.revision, **where)
     config = load_config(base, trust_remote_code=trust)
     prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
@@ -256,36 +211,24 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
 
     trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
-    steps = recipe.count_steps(len(rows) // recipe.rows_per_sample)
+    steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe) or "T4"
     expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
     return Plan(
-        recipe=recipe,
-        base=base,
-        rows=rows,
-        held_out=held_out,
-        fingerprint=request.fingerprint,
-        prompt=prompts.describe(),
-        pad_id=pad,
-        precision=recipe_precision(recipe, device, total - trainable),
-        device=device.type,
-        trainable=trainable,
-        total=total,
-        steps=steps,
-        warmup_steps=recipe.count_warmup(steps),
-        processes=processes.count(),
-        estimate=expected,
-    )
+        recipe=recipe, base=base, rows=rows, held_out=held_out, fingerprint=request.fingerprint,
+        prompt=prompts.describe(), pad_id=pad, precision=recipe_precision(recipe, device, total - trainable),
+        device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),
+        processes=processes.count(), estimate=expected,
+    )  # fmt: skip
 
 
 def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
-    """The device. Raises RecipeError or MissingExtraError where it, or a package that the recipe needs, is not here."""
     for module in ("torch", "transformers"):
         require(module, extra="models")
     eight_bits = recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
-    for module in ("peft", *(("bitsandbytes",) if eight_bits else ())):
+    for module in ("peft", "bitsandbytes") if eight_bits else ("peft",):
         require(module, extra="finetune")
     if wanted not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"device is {wanted!r}: choose auto, cpu or cuda (and a card by CUDA_VISIBLE_DEVICES)")
@@ -301,9 +244,7 @@ def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
 
 
 def recipe_precision(recipe: Recipe, device: Device, parameters: int) -> Precision:
-    """The arithmetic of a training: what the device is fast in, or what the recipe insists on; RecipeError for float16
-    on a CPU. `parameters` are those of the base.
-    """
+    """The arithmetic of a training: what the device is fast in for so many parameters, or what the recipe wants."""
     chosen = choose_precision(device, parameters, recipe.quantisation == "nf4")
     if recipe.precision != "auto":
         reason = f"{recipe.precision}, because the recipe {recipe.name} asks for it"
@@ -316,9 +257,7 @@ def recipe_precision(recipe: Recipe, device: Device, parameters: int) -> Precisi
 
 
 def recipe_list() -> list[dict[str, Any]]:
-    """The shipped recipes as plain JSON values; `estimate` is for Llama-3.1-8B and 4,000 samples, null where no GPU is
-    needed.
-    """
+    """The shipped recipes as plain JSON values; `estimate` is `outlook`'s, null where no GPU is needed."""
     recipes = [load_recipe(name) for name in list_recipes()]
     return [{**r.to_dict(), "estimate": e.summary() if (e := outlook(r)) else None} for r in recipes]
 

@@ -1,13 +1,7 @@
 """Publishing an adapter: a folder with its PEFT files, a model card and the record of its training, and the push.
 
-    from bnbench.finetune import publish
-
-    publish(Path("adapters/mine"), run=Path("runs/mine"), repo="owner/name")
-
-The token is huggingface_hub's: `HF_TOKEN`, else the file that `HF_TOKEN_PATH` names. There is no flag for it. The front
-matter of the card with its `model-index`, and `.eval_results/*.yaml`, are written by huggingface_hub's own classes. The
-latter (hub-docs, docs/hub/eval-results.md) is for data sets of the hub that are benchmarks there, with the task that
-their eval.yaml names, so only the user can say which.
+The token is huggingface_hub's, of `HF_TOKEN` or the file that `HF_TOKEN_PATH` names: there is no flag for it. So are
+the classes that write the card's front matter and `.eval_results/*.yaml` (hub-docs, docs/hub/eval-results.md).
 """
 
 from __future__ import annotations
@@ -31,10 +25,12 @@ from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
 from bnbench.reports.values import shown_values, value_of
 
+Evaluation = tuple[Ranking, Standing]
+"""One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_METRICS = {"chrF++": "chrf", "chrF": "chrf", "BLEU": "bleu", "ROUGE": "rouge", "perplexity": "perplexity"}
-_TOPIC, _MESSAGE = "মানসিক স্বাস্থ্য", "আমার মন খারাপ, কিছুতেই ঘুম আসে না।"
+_TEMPLATES = Path(__file__).parent / "templates"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
 _WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", TRAINING, "loss.svg", ".eval_results/*.yaml")
@@ -59,10 +55,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as it lies in its folder, with the hub id and revision of its base.
-
-    `record` is None where bnbench did not train it.
-    """
+    """An adapter and the hub id and revision of its base; `record` is None where bnbench did not train it."""
 
     files: ModelFiles
     config: Mapping[str, Any]
@@ -71,42 +64,18 @@ class Adapter:
     revision: str | None
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
-
-    ranking: Ranking
-    standing: Standing
-
-
 def publish(
-    adapter: Path,
-    *,
-    run: Path | None = None,
-    repo: str | None = None,
-    out: Path | None = None,
-    base_id: str | None = None,
-    dataset_id: str | None = None,
-    license: str | None = None,
-    private: bool = False,
-    dry_run: bool = False,
-) -> Published:
+    adapter: Path, *, run: Path | None = None, repo: str | None = None, out: Path | None = None,
+    base_id: str | None = None, dataset_id: str | None = None, license: str | None = None,
+    private: bool = False, dry_run: bool = False,
+) -> Published:  # fmt: skip
     """Writes the folder of an adapter and pushes it to `repo` (owner/name), which is made where it is not there.
 
-    Args:
-        adapter: folder of a PEFT adapter, of `bnbench finetune` or any other tool.
-        run: folder of a bnbench run with this very adapter, for the evaluation.
-        out: the folder; published/NAME by default. One that something else wrote is refused.
-        base_id: the base's hub id, needed where adapter_config.json names a folder of this machine.
-        dataset_id: owner/name[@revision][#task] of the evaluation's data on the hub, a benchmark there, for
-            `.eval_results`; without it there is none.
-        license: the hub's name of a licence; without it the card states none.
-        dry_run: write the folder and push nothing; needs no token and no network.
-
-    Raises:
-        UsageError, CandidateError: what was asked for cannot be; no token.
-        RunError: `run` is no finished run of this adapter, or the record of its training is damaged.
-        TrainingError: the hub did not take it; the folder stays, and the same call tries again.
+    `run` is a bnbench run with this very adapter. `out` is published/NAME by default. `base_id` is needed where the
+    adapter names a folder of this machine, `dataset_id` (owner/name[@revision][#task], a benchmark on the hub) for
+    `.eval_results`. With `dry_run` nothing is pushed, and no token or network is needed. Raises UsageError or
+    CandidateError for what cannot be, RunError for a run or record that is damaged or another's, and TrainingError
+    where the hub did not take it: the folder stays, and the same call tries again.
     """
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
@@ -132,19 +101,32 @@ def publish(
             for file in filter(Path.is_file, folder.glob(pattern)):
                 file.unlink()
     write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
-    _copy(source, folder)
+    # PEFT's files and the training's record, without what is only true on this machine.
+    for pattern in (*_COPIED, *_TOKENIZER):
+        for file in filter(Path.is_file, source.files.folder.glob(pattern)):
+            shutil.copyfile(file, folder / file.name)
+    named = {"base_model_name_or_path": source.base, "revision": source.revision}
+    write_json(folder / "adapter_config.json", {**source.config, **named})
+    if source.record is not None:
+        base = replace(source.record.base, name=source.base)
+        write_json(folder / TRAINING, replace(source.record, command="", base=base))
+        # TOML's strings, numbers, booleans and lists of strings are JSON's.
+        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
+        write_text(folder / "recipe.toml", "".join(lines))
+        write_text(folder / "loss.svg", loss_svg(source.record.curve))
     if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private))
 
 
 def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
-    """The adapter and its base. Raises UsageError where the base is a folder, which nobody else can load."""
     label = f"adapter {adapter}"
-    if not (adapter / "adapter_config.json").is_file():
-        raise CandidateError(f"{label}: there is no adapter_config.json, so this is no folder of a PEFT adapter")
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise CandidateError(f"{label}: there is no adapter_model.safetensors: finish its training, or save it by PEFT")
+    for file, advice in (
+        ("adapter_config.json", "so this is no folder of a PEFT adapter"),
+        ("adapter_model.safetensors", "so finish its training, or save it by PEFT"),
+    ):
+        if not (adapter / file).is_file():
+            raise CandidateError(f"{label}: there is no {file}, {advice}")
     files = ModelFiles(label, str(adapter), "", adapter)
     config = files.read_json("adapter_config.json")
     named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
@@ -166,86 +148,56 @@ def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
 
 
 def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
-    """The part of a run folder that is about the adapter whose weights have this hash; RunError where none is."""
     run = read_run(folder)
     adapters = [c for c in run.record.candidates if c.kind == "adapter"]
     mine = next((c.name for c in adapters if c.weights_sha256 == sha256), None)
     if mine is None:
         others = ", ".join(f"{c.name} ({str(c.weights_sha256)[:12]})" for c in adapters) or "no adapter"
-        raise RunError(
-            f"{folder}: this run is about {others}, not about these weights ({sha256[:12]}): evaluate them with "
-            "`bnbench evaluate --adapter`, or leave out --run"
-        )
+        wrong = f"this run is about {others}, not about these weights ({sha256[:12]})"
+        raise RunError(f"{folder}: {wrong}: evaluate them with `bnbench evaluate --adapter`, or leave out --run")
     ranking = rank([run])
-    return Evaluation(ranking, next(s for s in ranking.standings if s.candidate == mine))
-
-
-def _copy(source: Adapter, folder: Path) -> None:
-    """PEFT's files and the training's record, without what is only true on this machine."""
-    for pattern in (*_COPIED, *_TOKENIZER):
-        for file in filter(Path.is_file, source.files.folder.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
-    named = {"base_model_name_or_path": source.base, "revision": source.revision}
-    write_json(folder / "adapter_config.json", {**source.config, **named})
-    if source.record is not None:
-        base = replace(source.record.base, name=source.base)
-        write_json(folder / TRAINING, replace(source.record, command="", base=base))
-        # TOML's strings, numbers, booleans and lists of strings are JSON's.
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
-        write_text(folder / "recipe.toml", "".join(lines))
-        write_text(folder / "loss.svg", loss_svg(source.record.curve))
+    return ranking, next(s for s in ranking.standings if s.candidate == mine)
 
 
 def card_data(
     source: Adapter, evaluation: Evaluation | None, name: str, dataset: str | None, license: str | None
 ) -> Any:
-    """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show.
-
-    `dataset` is the hub id of the data, with what may follow it; without one it is the corpus, where that is a hub id.
-    """
+    """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show."""
     hub = require("huggingface_hub", extra="models")
     tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
     results: dict[str, Any] = {}
     if evaluation is not None:
-        corpus, standing = evaluation.ranking.runs[0].record.corpus, evaluation.standing
+        ranking, standing = evaluation
+        corpus = ranking.runs[0].record.corpus
+        # The hub id of the data, without what may follow it: what the user says, else the corpus where that is one.
         place = corpus.source
         is_hub = HUB_ID.fullmatch(place.partition("@")[0]) and not Path(place).suffix and not Path(place).exists()
         data_set = re.split("[@#]", dataset or (place if is_hub else ""))[0] or slug(corpus.name)
         results = {"model_name": name, "eval_results": []}
-        for value in shown_values(evaluation.ranking):
+        for value in shown_values(ranking):
             score = standing.score(value.metric, value.name)
             if score is not None and math.isfinite(score.value):
                 result = hub.EvalResult(
-                    task_type="text-generation",
-                    task_name="Replies to messages in Bengali",
-                    dataset_type=data_set,
-                    dataset_name=corpus.name,
-                    dataset_split=corpus.split,
+                    task_type="text-generation", task_name="Replies to messages in Bengali",
+                    dataset_type=data_set, dataset_name=corpus.name, dataset_split=corpus.split,
                     metric_type=_HUB_METRICS.get(value.metric, value.metric),
-                    metric_name=f"{value.metric}: {value.name}",
-                    metric_value=score.value,
-                )
+                    metric_name=f"{value.metric}: {value.name}", metric_value=score.value,
+                )  # fmt: skip
                 results["eval_results"].append(result)
     return hub.ModelCardData(
-        base_model=source.base,
-        base_model_relation="adapter",
-        library_name="peft",
-        pipeline_tag="text-generation",
-        language="bn",
-        license=license,
-        tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])],
-        **results,
-    )
+        base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
+        language="bn", license=license, tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **results,
+    )  # fmt: skip
 
 
 def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str | None, data: Any) -> str:
-    """The card: the template's words around what the report's pens draw."""
     hub = require("huggingface_hub", extra="models")
     parts = ("verdict", "about", "primary", "evaluation", "signatures", "training")
     record, drawn = source.record, dict.fromkeys(parts, "")
     prompt: Mapping[str, Any] = record.prompt if record else {}
     if evaluation is not None:
-        ranking, run = evaluation.ranking, evaluation.ranking.runs[0].record
+        ranking, standing = evaluation
+        run = ranking.runs[0].record
         corpus, decoding, prompt = run.corpus, run.decoding, prompt or run.prompt
         how = "greedy" if decoding["greedy"] else f"temperature {decoding['temperature']}, top-p {decoding['top_p']}"
         about = (
@@ -253,7 +205,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
             f"bnbench {run.bnbench}, {how}, repetition penalty {decoding['repetition_penalty']}."
         )
         drawn["about"], drawn["primary"] = escaped(about), escaped(value_of(ranking).label)
-        verdict, drawn["evaluation"] = evaluation_md(ranking, evaluation.standing.candidate)
+        verdict, drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
         drawn["verdict"] = escaped(verdict)
         drawn["signatures"] = "\n".join(f"* `{signature}`" for signature in ranking.signatures.values())
     if record is not None:
@@ -269,7 +221,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
     keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "peft_version")
     card = hub.ModelCard.from_template(
         data,
-        template_path=str(Path(__file__).parent / "templates" / "card.md.j2"),
+        template_path=str(_TEMPLATES / "card.md.j2"),
         mark=MARK,
         title=escaped(name),
         kind=str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA"),
@@ -282,64 +234,44 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
 
 
 def _eval_results(evaluation: Evaluation, dataset: str, repo: str | None) -> str:
-    """The YAML of `.eval_results`: one entry, the primary value. `dataset` is owner/name[@revision][#task]."""
+    # One entry, the primary value.
     hub = require("huggingface_hub", extra="models")
     if not hasattr(hub, "EvalResultEntry"):
         raise UsageError(f"--dataset-id needs a newer huggingface_hub than {hub.__version__}: pip install -U it")
     rest, _, task = dataset.partition("#")
     identity, _, revision = rest.partition("@")
-    ranking, value = evaluation.ranking, value_of(evaluation.ranking)
-    score = evaluation.standing.scores[0]
+    (ranking, standing), value = evaluation, value_of(evaluation[0])
+    score = standing.scores[0]
+    interval = f"95 % {value.number(score.low)} to {value.number(score.high)}"
     entry = hub.EvalResultEntry(
-        dataset_id=identity,
-        task_id=task or "default",
-        dataset_revision=revision or None,
-        value=score.value,
-        date=ranking.runs[0].record.finished,
-        source_url=f"https://huggingface.co/{repo}" if repo else None,
+        dataset_id=identity, task_id=task or "default", dataset_revision=revision or None, value=score.value,
+        date=ranking.runs[0].record.finished, source_url=f"https://huggingface.co/{repo}" if repo else None,
         source_name="Model card" if repo else None,
-        notes=f"{value.name}, 95 % {value.number(score.low)} to {value.number(score.high)}, "
-        f"{ranking.signatures[ranking.primary]}",
-    )
+        notes=f"{value.name}, {interval}, {ranking.signatures[ranking.primary]}",
+    )  # fmt: skip
     written: str = hub.utils.yaml_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
     return written
 
 
 def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, Any]) -> str:
     """Python that loads base and adapter and replies to one message, prompted as in training where that is known."""
-    at = f", revision={json.dumps(revision)}" if revision else ""
-    system = str(prompt.get("system") or SYSTEM).replace("{topic}", _TOPIC)
-    written = template_of(str(prompt.get("kind"))).replace("{user}", "{message}")
-    llama = prompt.get("kind") == "llama-3.1"
-    plain = "add_special_tokens=False, " if llama else ""
-    asked = (
-        f"prompt = f{json.dumps(written, ensure_ascii=False)}\n"
-        f'inputs = tokenizer(prompt, {plain}return_tensors="pt").to(model.device)'
-        if written
-        else 'messages = [{"role": "system", "content": system}, {"role": "user", "content": message}]\n'
-        "inputs = tokenizer.apply_chat_template(\n"
-        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n).to(model.device)'
+    jinja2 = require("jinja2", extra="models")
+    told = {
+        "base": base,
+        "revision": revision,
+        "adapter": adapter,
+        "system": str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
+        "prompt": template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
+    }
+    # Python's strings are JSON's.
+    quoted = {name: json.dumps(text, ensure_ascii=False) if text else "" for name, text in told.items()}
+    written: str = jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
+        llama=prompt.get("kind") == "llama-3.1", **quoted
     )
-    stop = ',\n    eos_token_id=tokenizer.convert_tokens_to_ids("<|eot_id|>")' if llama else ""
-    return f"""\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained({json.dumps(base)}{at})
-base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{at}, dtype="auto", device_map="auto")
-model = PeftModel.from_pretrained(base, {json.dumps(adapter)})
-
-system = {json.dumps(system, ensure_ascii=False)}
-message = {json.dumps(_MESSAGE, ensure_ascii=False)}
-{asked}
-output = model.generate(
-    **inputs, max_new_tokens=400, do_sample=True, temperature=0.7, top_p=0.9, repetition_penalty=1.1{stop},
-)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+    return written
 
 
 def _push(folder: Path, repo: str, private: bool) -> str:
-    """Uploads the folder; the page of its repository. Raises as `publish` does."""
     hub = require("huggingface_hub", extra="models")
     again = f"{folder} is ready; the same command tries again"
     if is_offline():

@@ -2,9 +2,8 @@
 
     recipe = load_recipe("t4", {"epochs": "2"})
 
-Shipped recipes are listed by `list_recipes()`; a path to a file of one's own works in the same places. A file may leave
-out any key but `name`: the defaults are those of the recipe `t4`. A tuner may have keys of its own beside the common
-ones (`bnbench.finetune.tuners.base.Tuner.keys`); they stand in the file like any other.
+A file may leave out any key but `name`: the defaults are those of the recipe `t4`. A tuner may have keys of its own
+beside the common ones (`bnbench.finetune.tuners.base.Tuner.keys`); they stand in the file like any other.
 """
 
 from __future__ import annotations
@@ -37,18 +36,13 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": ("cosine", "linear", "constant_with_warmup"),
     "optimizer": ("paged_adamw_8bit", "adamw_8bit", "adamw_torch"),
 }
-_AT_LEAST_ONE = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
+_COUNTS = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "dropout": (0.0, 0.95),
-    "warmup": (0.0, 1.0),
-    "weight_decay": (0.0, 1.0),
-    "learning_rate": (1e-9, 1.0),
-    "epochs": (1e-3, 1000.0),
-    "max_grad_norm": (0.0, 1000.0),
-    "memory_gib": (0.0, 10_000.0),
-    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(_COUNTS, (1, math.inf)),
+    "dropout": (0.0, 0.95), "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "learning_rate": (1e-9, 1.0),
+    "epochs": (1e-3, 1000.0), "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
-}
+}  # fmt: skip
 _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
     "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
     "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
@@ -63,16 +57,14 @@ _NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep
 class Recipe:
     """All settings of one training run. Lengths are in tokens, `save_every` and `log_every` in optimiser steps.
 
-    `card` is the GPU that it is made for, in words. `tuner` names an entry of the registry
-    (`bnbench.finetune.tuners.base`), and `own` has the keys that only this tuner has. `precision = "auto"` takes the
-    arithmetic that the GPU is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or
+    `card` is the GPU that it is made for, in words, and `own` has the keys that only its `tuner` has. `precision`
+    "auto" is what the GPU is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or
     all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples;
-    `packing` puts the samples of a batch into rows of up to `tokens_per_row` tokens without padding, which changes
-    memory and time but not the step. `memory_gib` is a peak to stay under: layers whose activations fit below it are
-    not computed twice (0: none but where a row is shorter than the longest); it never makes room, it uses what there
-    is.
+    `packing` puts those of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and
+    time but not the step. `memory_gib` is a peak: layers whose activations fit below it are not computed twice (0: only
+    where a row is shorter than the longest); it makes no room, it uses what there is.
 
-    Raises RecipeError, when it is made, for a value out of its range and for settings that contradict each other.
+    Raises RecipeError for a value out of its range and for settings that contradict each other.
     """
 
     name: str
@@ -108,29 +100,23 @@ class Recipe:
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Fills in what the tuner's own keys are by default, and checks every value and what they say together."""
         tuner = get_tuner(self.tuner)
         object.__setattr__(self, "own", {**tuner.keys, **self.own})
-        for key in self.own:
-            if key not in tuner.keys:
-                raise RecipeError(f'the tuner "{self.tuner}" has no key {key!r}')
+        if unknown := [key for key in self.own if key not in tuner.keys]:
+            raise RecipeError(f'the tuner "{self.tuner}" has no key {unknown[0]!r}')
         for key, choices in _CHOICES.items():
             if (value := getattr(self, key)) not in choices:
                 raise RecipeError(f"{key} is {value!r}{nearest(value, choices)} (one of {', '.join(choices)})")
-        for key in _AT_LEAST_ONE:
-            if getattr(self, key) < 1:
-                raise RecipeError(f"{key} is {getattr(self, key)}: it must be at least 1")
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:  # no number lies there, nor does nan
-                raise RecipeError(f"{key} is {getattr(self, key)}: it must lie between {low:g} and {high:g}")
+                wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
+                raise RecipeError(f"{key} is {getattr(self, key)}: it must {wanted}")
         if not self.targets or "" in self.targets:
             raise RecipeError(f'targets is empty: name modules such as "q_proj", or "{ALL_LINEAR}"')
         if ALL_LINEAR in self.targets and len(self.targets) > 1:
             raise RecipeError(f"targets names {ALL_LINEAR} and modules beside it: {ALL_LINEAR} already has them")
         if self.schedule != "constant_with_warmup" and self.warmup >= 1:
-            raise RecipeError(
-                f"warmup is {self.warmup:g}: the learning rate would rise for the whole run and never fall"
-            )
+            raise RecipeError(f"warmup is {self.warmup:g}: the learning rate would rise for the whole run, never fall")
         tuner.check(self, None)
 
     @property
@@ -143,11 +129,6 @@ class Recipe:
         """Whether a sample is a pair of a chosen and a rejected reply, which are two rows."""
         return get_tuner(self.tuner).data == "pairs"
 
-    @property
-    def rows_per_sample(self) -> int:
-        """2 where samples are pairs, else 1."""
-        return 2 if self.pairs else 1
-
     def count_steps(self, samples: int) -> int:
         """Optimiser steps of a run; the last step of each epoch may see fewer samples."""
         return math.ceil(self.epochs * math.ceil(samples / self.samples_per_step))
@@ -158,15 +139,12 @@ class Recipe:
         return warmup if warmup > 1 else 0
 
     def shared(self, processes: int) -> Recipe:
-        """The recipe as one of several processes sees it: its share of a step, in batches no larger.
-
-        Raises RecipeError where a step cannot be shared evenly.
-        """
+        """As one of several processes sees it: its share of a step. Raises RecipeError where that is uneven."""
         share, rest = divmod(self.samples_per_step, processes)
         if rest:
             raise RecipeError(
                 f"a step of {self.samples_per_step} rows (batch_size × accumulate) cannot be shared by {processes} "
-                f"processes: start a number of them that divides it, or change batch_size"
+                "processes: start a number of them that divides it, or change batch_size"
             )
         size = min(self.batch_size, share)
         return replace(self, batch_size=size, accumulate=math.ceil(share / size))
@@ -193,11 +171,9 @@ def list_recipes() -> tuple[str, ...]:
 
 def recipe_text(name: str) -> str:
     """The TOML text of a shipped recipe, to be copied and edited. Raises RecipeError for an unknown name."""
-    if name not in list_recipes():
-        raise RecipeError(
-            f"there is no recipe {name!r}{nearest(name, list_recipes())} "
-            f"(shipped: {', '.join(list_recipes())}; or give the path of a .toml file)"
-        )
+    if name not in (known := list_recipes()):
+        shipped = f"(shipped: {', '.join(known)}; or give the path of a .toml file)"
+        raise RecipeError(f"there is no recipe {name!r}{nearest(name, known)} {shipped}")
     return (_SHIPPED / f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -214,7 +190,7 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
 
     `overrides` are settings as `--set key=value` gives them: a value is what TOML reads in it (`2`, `true`,
     `["q_proj"]`), anything else is a bare string. Raises RecipeError for a file that is missing or no TOML, an unknown
-    key (with the nearest one), a value of the wrong type or out of its range, and settings that contradict each other.
+    key, a value of the wrong type or out of its range, and settings that contradict each other.
     """
     if isinstance(recipe, Recipe):
         where, settings = recipe.name, recipe.to_dict()
@@ -249,9 +225,7 @@ def parse_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
             elif key in tuner.keys:
                 own[key] = _typed(key, value, type(tuner.keys[key]).__name__)
             elif owners := [other for other in TUNERS.built_in if key in get_tuner(other).keys]:
-                # Recipes that older versions recorded hold every tuner's keys: one that says nothing is passed over.
-                if value != get_tuner(owners[0]).keys[key]:
-                    raise RecipeError(f'{key} is {value}, and only the tuner "{owners[0]}" has one (this is "{name}")')
+                raise RecipeError(f'{key} is {value}, and only the tuner "{owners[0]}" has one (this is "{name}")')
             else:
                 raise RecipeError(f"unknown key {key!r}{nearest(key, (*kinds, *tuner.keys))}")
         return Recipe(**common, own=own)
@@ -275,7 +249,7 @@ def _typed(key: str, value: Any, kind: str) -> Any:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'epochs'?`, the end of a message about a word that is not among the known ones."""
+    """`; did you mean 'epochs'?`, the end of a message about an unknown word."""
     synonym = _ALSO_CALLED.get(word)
     best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
     return f"; did you mean {best!r}?"

@@ -7,33 +7,29 @@ import logging
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import bnbench
+from bnbench import records
 from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError, require
-from bnbench.finetune.checkpoints import Checkpoint, newest_checkpoint
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
-from bnbench.finetune.recipes import parse_recipe
-from bnbench.finetune.tuners.base import Gain, Job, Outcome, Point, get_tuner, write_curve
-from bnbench.plot import loss_svg
-from bnbench.records import (
-    TRAINING,
-    BaseRecord,
-    ParameterCount,
-    TrainingData,
-    TrainingRecord,
-    describe_environment,
-    ends,
-    read_training,
-    write_json,
-    write_text,
+from bnbench.finetune.tuners.base import (
+    Checkpoint,
+    Gain,
+    Job,
+    Outcome,
+    Point,
+    get_tuner,
+    newest_checkpoint,
+    write_curve,
 )
+from bnbench.plot import loss_svg
 
 JOB = "job.json"
 """In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
@@ -47,9 +43,8 @@ _log = logging.getLogger("bnbench.finetune")
 class FinetuneResult:
     """What a session did. `finished` is False only when `stop_after` ended it: the same request goes on from there.
 
-    `steps` of `total_steps` are done in all sessions together, `resumed_from` of them before this one; `seconds` is
-    their training time. `curve` has one point a step. `peak_memory_bytes` is None off a GPU. `gain` is what a training
-    on pairs did to held-out ones, None where there were none, and before it is finished.
+    `steps` of `total_steps` are done in all sessions, in `seconds`, and `resumed_from` of them before this one.
+    `curve` has one point a step. `peak_memory_bytes` is None off a GPU, `gain` where no pairs were held out.
     """
 
     output: Path
@@ -70,7 +65,7 @@ class FinetuneResult:
         return {
             **{k: v for k, v in asdict(self).items() if k not in ("curve", "output")},
             "output": str(self.output),
-            **ends([(p.step, p.loss) for p in self.curve]),
+            **records.ends([(p.step, p.loss) for p in self.curve]),
         }
 
     def __str__(self) -> str:
@@ -85,17 +80,14 @@ class FinetuneResult:
 
 
 def finetune(request: FinetuneRequest) -> FinetuneResult:
-    """Trains an adapter, or goes on with one: the same request after a kill resumes, after the end gives the result
-    again.
+    """Trains an adapter, or goes on with one: the same request resumes after a kill, and gives a result again.
 
-    `request.output` receives adapter_model.safetensors, adapter_config.json, training.json, loss.csv and loss.svg, and
-    checkpoints/ on the way. Progress is on stderr, notes in the log `bnbench.finetune`. In several processes
-    (`accelerate launch`, torchrun) all call this alike: the first one writes, and all get the result.
+    `request.output` receives the adapter, training.json, loss.csv, loss.svg, and checkpoints/ on the way. Of several
+    processes (`accelerate launch`, torchrun), which all call this, the first one writes, and all get the result.
 
-    Raises:
-        RecipeError, CandidateError, PromptError, MissingExtraError: the request cannot be carried out as it is.
-        TrainingError: rows that must not be trained on, a folder that belongs to another training, a GPU too small.
-        PartialRunError: stopped by SIGTERM or Ctrl-C; a checkpoint of the last step is saved.
+    Raises RecipeError, CandidateError, PromptError or MissingExtraError for what cannot be done, TrainingError for
+    rows that must not be trained on, a folder of another training or a GPU too small, and PartialRunError where SIGTERM
+    or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
     with processes.meet(request.device):
         planned, outcome, checkpoint = processes.first(lambda: _begin(request))
@@ -109,39 +101,27 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
                     raise _stopped(request, signal.SIGINT) from None
             processes.first(lambda: _end(request, planned, trained, resumed_from, stop.signal))
     return FinetuneResult(
-        output=request.output,
-        finished=outcome.steps == planned.steps,
-        steps=outcome.steps,
-        total_steps=planned.steps,
-        resumed_from=resumed_from,
-        curve=outcome.curve,
-        seconds=outcome.seconds,
-        trainable=planned.trainable,
-        total=planned.total,
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        tuner=planned.recipe.tuner,
-        gain=outcome.gain,
-    )
+        output=request.output, finished=outcome.steps == planned.steps, total_steps=planned.steps,
+        resumed_from=resumed_from, trainable=planned.trainable, total=planned.total, tuner=planned.recipe.tuner,
+        **vars(outcome),
+    )  # fmt: skip
 
 
 def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint | None]:
-    """The plan, with the outcome where the training is finished already, or the checkpoint to go on from.
-
-    Raises TrainingError for a folder of another training, or of another tool; nothing in those is touched.
-    """
+    """The plan, with the outcome of a training that is finished already, or the checkpoint to go on from."""
     planned = plan(request)
     tuner = planned.recipe.tuner
     if planned.processes > 1 and not get_tuner(tuner).shares_steps:
         raise RecipeError(f"the tuner {tuner!r} trains in one process: start it without a launcher")
     output, checkpoints = request.output, request.output / "checkpoints"
 
-    if (output / TRAINING).is_file():
+    if (output / records.TRAINING).is_file():
         try:
-            record = read_training(output)
+            record = records.read_training(output)
         except RunError as error:
             raise TrainingError(f"{error}; or choose another folder") from None
         if record is None:
-            raise TrainingError(f"{output / TRAINING} is not what this bnbench writes: choose another folder")
+            raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(output, record.identity, planned)
         _log.info("%s already holds this training, finished", output)
         curve = tuple(Point(*point) for point in record.loss)
@@ -155,15 +135,16 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
             try:
                 before = dict(json.loads((checkpoints / JOB).read_text(encoding="utf-8")))
             except (OSError, TypeError, ValueError) as error:
-                raise TrainingError(
-                    f"{checkpoints / JOB} cannot be read ({error}): choose another folder, or remove this one"
-                ) from None
+                why = f"{checkpoints / JOB} cannot be read ({error})"
+                raise TrainingError(f"{why}: choose another folder, or remove this one") from None
             _check_same(output, before, planned)
     elif checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     if newest is None and (output / "adapter_config.json").exists():
-        raise TrainingError(f"{output} holds an adapter without {TRAINING}: choose another folder, or remove it")
-    write_json(checkpoints / JOB, planned.identity())
+        raise TrainingError(
+            f"{output} holds an adapter without {records.TRAINING}: choose another folder, or remove it"
+        )
+    records.write_json(checkpoints / JOB, planned.identity())
     _log.info("%s", planned)
     return planned, None, newest
 
@@ -171,10 +152,6 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None, Checkpoint |
 def _check_same(output: Path, before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in `output` has otherwise, `before` being its identity."""
     now, then = planned.identity(), dict(before.get("recipe") or {})
-    with suppress(
-        RecipeError
-    ):  # an older version may have recorded other keys: those that it lacks have their defaults
-        then = parse_recipe({**then, "name": ""}, "").influences()
     changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
@@ -188,26 +165,14 @@ def make_job(
     request: FinetuneRequest, planned: Plan, checkpoint: Checkpoint | None, should_stop: Callable[[], bool]
 ) -> Job:
     """What a tuner is given for a plan, to begin or to go on from a checkpoint."""
+    alike = {one.name: getattr(planned, one.name) for one in fields(Job) if hasattr(planned, one.name)}
     return Job(
-        recipe=planned.recipe,
-        base=planned.base,
-        rows=planned.rows,
-        pad_id=planned.pad_id,
-        precision=planned.precision,
-        device=planned.device,
-        steps=planned.steps,
-        warmup_steps=planned.warmup_steps,
-        output=request.output,
-        checkpoints=request.output / "checkpoints",
-        resume=checkpoint,
-        trust_remote_code=request.trust_remote_code,
-        should_stop=should_stop,
-        held_out=planned.held_out,
-    )
+        **alike, output=request.output, checkpoints=request.output / "checkpoints", resume=checkpoint,
+        trust_remote_code=request.trust_remote_code, should_stop=should_stop,
+    )  # fmt: skip
 
 
 def _stopped(request: FinetuneRequest, number: int) -> PartialRunError:
-    """The error of a training that a signal ended, with the step that is saved and the command that goes on."""
     checkpoints = request.output / "checkpoints"
     newest = newest_checkpoint(checkpoints)
     kept = f"step {newest.step} is saved" if newest else "no step was saved yet"
@@ -220,9 +185,7 @@ def _stopped(request: FinetuneRequest, number: int) -> PartialRunError:
 
 
 def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
-    """Records a finished training. Raises PartialRunError for one that a signal ended, TrainingError for one that
-    learned nothing.
-    """
+    """Records a finished training; PartialRunError for one that a signal ended, TrainingError if it learned nothing."""
     if outcome.steps < planned.steps:
         if stopped_by is not None:
             raise _stopped(request, stopped_by)
@@ -240,36 +203,21 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
 
     packages = {}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     identity, base = planned.identity(), planned.base
-    record = TrainingRecord(
-        bnbench=bnbench.__version__,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=request.command,
-        recipe=planned.recipe.to_dict(),
-        recipe_sha256=planned.recipe.sha256,
-        base=BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
-        data=TrainingData(**identity["data"]),
-        prompt=planned.prompt,
-        precision=asdict(planned.precision),
-        device=planned.device,
-        machine=describe_environment()["device"],
-        processes=planned.processes,
-        seed=planned.recipe.seed,
-        parameters=ParameterCount(trainable=planned.trainable, total=planned.total),
-        steps=outcome.steps,
-        resumed_from=resumed_from,
-        seconds=round(outcome.seconds, 3),
-        peak_memory_bytes=outcome.peak_memory_bytes,
-        packages=packages,
-        loss=tuple((p.step, p.loss, p.learning_rate) for p in outcome.curve),
-        gain=outcome.gain.to_dict() if outcome.gain else None,
-        examples=tuple(row.id for row in planned.rows),
+    record = records.TrainingRecord(
+        bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=request.command,
+        recipe=planned.recipe.to_dict(), recipe_sha256=planned.recipe.sha256, seed=planned.recipe.seed,
+        base=records.BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
+        data=records.TrainingData(**identity["data"]), prompt=planned.prompt, precision=asdict(planned.precision),
+        device=planned.device, machine=records.describe_environment()["device"], processes=planned.processes,
+        parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
+        resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
+        packages=packages, loss=tuple((p.step, p.loss, p.learning_rate) for p in outcome.curve),
+        gain=asdict(outcome.gain) if outcome.gain else None, examples=tuple(row.id for row in planned.rows),
         identity=identity,
-    )
-    write_text(request.output / "loss.svg", loss_svg(record.curve))
+    )  # fmt: skip
+    records.write_text(request.output / "loss.svg", loss_svg(record.curve))
     write_curve(request.output / "loss.csv", outcome.curve)
-    write_json(request.output / TRAINING, record)
+    records.write_json(request.output / records.TRAINING, record)

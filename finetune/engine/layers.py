@@ -25,23 +25,14 @@ Weight = Callable[[], torch.Tensor]
 
 
 def attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    lengths: tuple[int, ...] = (),
-    sliding_window: int | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, *,
+    scaling: float | None = None, dropout: float = 0.0, lengths: tuple[int, ...] = (),
+    sliding_window: int | None = None, **others: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention of (rows, heads, T, d) queries over (rows, key heads, T, d) keys, as (rows, T, heads, d).
 
     softmax(scaling · q kᵀ) v over the keys at and before each query, of the last `sliding_window` where a model has
-    one, and of the same sample: `lengths` cut T into samples, none is one. PyTorch chooses the kernel: flash from
-    compute capability 8, memory-efficient below. Raises TrainingError for attention of another kind.
+    one, and of the same sample: `lengths` cut T into samples, none is one. Raises TrainingError for other attention.
     """
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
     if unknown or attention_mask is not None:
@@ -72,8 +63,8 @@ AttentionInterface.register(ATTENTION, attend)
 def make_lean(model: Any) -> None:
     """Replaces the forward of every LoRA layer around a linear one, and of every other 4-bit layer, of a PEFT model.
 
-    PEFT's modules go on holding the parameters and writing the files. Per layer this launches about a third of the
-    kernels, keeps the input once for all adapters of it, and keeps no product.
+    PEFT's modules go on holding the parameters and writing the files. A layer launches a third of the kernels, keeps
+    the input once for all its adapters, and keeps no product.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -110,8 +101,7 @@ class _Linear(torch.autograd.Function):
     """y = x Wᵀ + bias + s · D(x) Aᵀ Bᵀ with s = alpha / r and D dropout (Hu et al. 2021, section 4.1).
 
     x is (..., in), y (..., out). W (out, in) is frozen, in 4 bits where the base is quantised (QLoRA, Dettmers et al.
-    2023); A (r, in) and B (out, r) are trained in float32, and multiplied in x's dtype. Without them it is the frozen
-    layer alone.
+    2023); A (r, in) and B (out, r) are float32, multiplied in x's dtype; None of both is the frozen layer alone.
     """
 
     @staticmethod
@@ -158,10 +148,10 @@ class _Linear(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes on the GPU, measured with every layer recomputed.
+    """Bytes on the GPU, measured with every layer recomputed, of which `budget` are not to be exceeded.
 
     `fixed` are there at any time, `per_token` in the backward pass, `forward` per token at the forward pass's end, with
-    the loss's `chunk` on top. A layer that is not recomputed adds `kept` per token. `budget` is to stay below.
+    the loss's `chunk` on top. A layer that is not recomputed adds `kept` per token.
     """
 
     fixed: float
@@ -181,10 +171,9 @@ class Room:
 class Recomputation:
     """Switches checkpointing layer by layer: as few layers as the memory allows recompute, pass by pass.
 
-    A checkpointed layer keeps its input alone, and runs forward once more when the backward pass comes to it: a third
-    of the arithmetic, so that the longest row fits. Shorter ones leave room for what some layers keep, which `measure`
-    finds out once; until then all recompute. With 13 GiB instead of 6.5 a step took 0.99 s instead of 1.28 (one H100,
-    mixed lengths, before cuDNN's plans were gone).
+    A checkpointed layer keeps its input alone, and runs forward once more in the backward pass: a third of the
+    arithmetic, so that the longest row fits. Shorter ones leave room for what some layers keep, which `measure` finds
+    out; until then all recompute. With 13 GiB instead of 6.5 a step took 0.99 s instead of 1.28 (one H100).
     """
 
     def __init__(self, model: Any, budget: float) -> None:
@@ -211,25 +200,19 @@ class Recomputation:
         fixed = cuda.memory_allocated()
 
         def run(kept: int) -> tuple[int, int]:
-            """Bytes alive after a forward pass with so many layers kept, and at most while it ran."""
+            # Bytes alive after a forward pass with so many layers kept, and at most while it ran.
             self.keep(kept)
             cuda.reset_peak_memory_stats()
-            loss = forward()
-            found = cuda.memory_allocated(), cuda.max_memory_allocated()
-            del loss
-            return found
+            loss = forward()  # noqa: F841 - its graph is what is measured
+            return cuda.memory_allocated(), cuda.max_memory_allocated()
 
         one, _ = run(1)
         none, at_most = run(0)
         cuda.reset_peak_memory_stats()
         step()
         peak = cuda.max_memory_allocated()
-        budget = self.budget / (1 + ALLOCATOR) or peak
         self.room = Room(
-            fixed=fixed,
-            per_token=(peak - fixed) / tokens,
-            forward=(none - fixed) / tokens,
-            chunk=at_most - none,
+            fixed=fixed, per_token=(peak - fixed) / tokens, forward=(none - fixed) / tokens, chunk=at_most - none,
             kept=(one - none) / tokens,  # what a single layer makes of difference, all layers being alike
-            budget=budget,
-        )
+            budget=self.budget / (1 + ALLOCATOR) or peak,
+        )  # fmt: skip

@@ -1,9 +1,8 @@
 """Processes that train one adapter together, and when they stop: at a signal, or after a time that the user gave.
 
-`accelerate launch -m bnbench finetune …` or torchrun starts them; without a launcher there is one. Each holds the whole
-model on a GPU of its own and takes its share of every step's samples. The gradients are added up once a step, in one
-buffer: LoRA's are small, and unlike with DDP no process needs as many passes as the others. The first process plans,
-writes and speaks. What they tell each other otherwise goes through the CPU, so no GPU waits.
+`accelerate launch -m bnbench finetune …` or torchrun starts them. Each holds the whole model on a GPU of its own and
+takes its share of every step's samples; LoRA's small gradients are added up once a step, in one buffer, so that unlike
+with DDP no process needs as many passes as the others. The first process plans, writes and speaks.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from typing import Any, NoReturn, TypeVar
 
 from bnbench.errors import BnbenchError, RecipeError, TrainingError, require
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others: one that failed is noticed at once, one that hangs after this."""
 T = TypeVar("T")
 
 
@@ -44,10 +41,7 @@ def gpu() -> int:
 
 @contextmanager
 def meet(device: str) -> Iterator[None]:
-    """The time that this process spends with the others, if there are any; `device` is the request's.
-
-    Raises RecipeError where the machine has fewer GPUs than processes, or the launcher is to split the model.
-    """
+    """The time that this process spends with the others. Raises RecipeError for fewer GPUs than processes."""
     if sys.platform == "linux":  # read once, when torch first allocates on a GPU; other platforms warn of it
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if count() == 1:
@@ -65,7 +59,9 @@ def meet(device: str) -> Iterator[None]:
         torch.cuda.set_device(gpu())
     ours = not torch.distributed.is_initialized()
     if ours:
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
+        # One that failed is noticed by the others at once, one that hangs after half an hour.
+        backend, patience = "cpu:gloo,cuda:nccl" if on_gpus else "gloo", timedelta(minutes=30)
+        torch.distributed.init_process_group(backend, timeout=patience)
     yield
     if ours:  # and no error, after which this could wait for who is gone
         atexit.register(torch.distributed.destroy_process_group)
@@ -100,11 +96,6 @@ def largest(value: int) -> int:
     with _in_company():
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
     return int(told)
-
-
-def wait() -> None:
-    """Until all processes have come here."""
-    largest(0)
 
 
 def add_gradients(parameters: Sequence[Any]) -> None:
@@ -143,10 +134,7 @@ TIME = 1
 
 
 class Stop:
-    """Asked after every optimiser step, by all processes. `signal` is the one that came to any, None while none did.
-
-    `after` is the time limit in seconds from now on, None for none.
-    """
+    """Asked after every step, by all processes, until `after` seconds from now. `signal` is what came to any."""
 
     def __init__(self, after: float | None = None) -> None:
         self.signal: int | None = None
@@ -169,10 +157,8 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(after: float | None = None) -> Iterator[Stop]:
-    """SIGTERM and Ctrl-C ask for a stop at the end of the step (a second Ctrl-C stops at once), and so does the time.
-
-    Signals are heard in the main thread only: Python allows no other to set a handler.
-    """
+    """SIGTERM and Ctrl-C ask for a stop at the end of the step (a second Ctrl-C stops at once), as the time does."""
+    # Python allows no thread but the main one to set a handler.
     stop = Stop(after)
     numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, stop.hear) for number in numbers}

@@ -1,23 +1,28 @@
-"""The training step: a model whose forward is the loss of one pass, and a Trainer that runs a step's passes."""
+"""The training step: a model whose forward is the loss of one pass, a Trainer that runs a step's passes, and what
+happens at the edges of the steps: longest rows first, the loss curve, seals, stopping, progress.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import Packed, Padded, Pass, share
+from bnbench.finetune.engine.collate import IGNORED, Packed, Padded, Pass, Row, share
 from bnbench.finetune.engine.layers import Recomputation, make_lean
-from bnbench.finetune.engine.monitor import Monitor
-from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import chunk_positions
-from bnbench.finetune.tuners.base import Job
+from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
+from bnbench.progress import stage
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -40,9 +45,8 @@ def prepare(model: Any, device: str) -> None:
         found = head(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
         plain = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
     if not plain:
-        _log.warning(
-            "%s does more to its logits than its head: they are made whole, not in chunks", type(base).__name__
-        )
+        name = type(base).__name__
+        _log.warning("%s does more to its logits than its head: they are made whole, not in chunks", name)
     make_lean(model)
     if device == "cuda" and embedding.weight is not head.weight:
         embedding.to("cpu")
@@ -74,8 +78,8 @@ def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass,
 def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """The sum of -log p(target) in nats over (n, width) hidden states and (n,) targets, float32; the head is frozen.
 
-    A chunk of positions at a time (`memory.chunk_positions`) meets the vocabulary: logits of whole rows, 2.1 GB in
-    float32 for 4,096 tokens of Llama-3.1, are never made.
+    A chunk of positions at a time meets the vocabulary: logits of whole rows (2.1 GB for 4,096 tokens of Llama-3.1) are
+    never made.
     """
     loss: torch.Tensor = _SummedLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
     return loss
@@ -111,49 +115,115 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> Any:
-    """The recipe in transformers' words. Logged every step: the curve is whole wherever a run is cut and resumed.
-
-    `kind` is the class of arguments, `more` what it takes beside the recipe's or instead of them.
-    """
+    """The recipe in transformers' words, a `kind`, with `more` beside them or instead."""
     recipe = job.recipe
     settings = {
-        "output_dir": str(job.checkpoints),
-        "max_steps": job.steps,
-        "per_device_train_batch_size": recipe.batch_size,
-        "gradient_accumulation_steps": recipe.accumulate,
-        "optim": recipe.optimizer,
-        "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": recipe.schedule,
-        "warmup_steps": job.warmup_steps,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.max_grad_norm,
-        "fp16": job.precision.dtype_name == "float16",
-        "use_cpu": job.device == "cpu",
+        "output_dir": str(job.checkpoints), "max_steps": job.steps, "optim": recipe.optimizer, "seed": recipe.seed,
+        "per_device_train_batch_size": recipe.batch_size, "gradient_accumulation_steps": recipe.accumulate,
+        "learning_rate": recipe.learning_rate, "lr_scheduler_type": recipe.schedule, "warmup_steps": job.warmup_steps,
+        "weight_decay": recipe.weight_decay, "max_grad_norm": recipe.max_grad_norm,
+        "fp16": job.precision.dtype_name == "float16", "use_cpu": job.device == "cpu",
         "gradient_checkpointing": recipe.checkpointing != "none",
         "gradient_checkpointing_kwargs": {"use_reentrant": recipe.checkpointing == "reentrant"},
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,  # a pass is small, and is moved when its turn comes
-        "save_strategy": "steps",
-        "save_steps": recipe.save_every,
-        "save_total_limit": recipe.keep_checkpoints,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": recipe.seed,
-    }
+        "save_strategy": "steps", "save_steps": recipe.save_every, "save_total_limit": recipe.keep_checkpoints,
+        "logging_steps": 1, "logging_nan_inf_filter": False,  # so the curve is whole wherever a run is cut and resumed
+        "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
     arguments = kind(**{**settings, **more})
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one process drives one GPU; more than one is `accelerate launch`, never DataParallel
     return arguments
 
 
+def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
+    """The loss curve in a trainer's log history, which travels with its checkpoints and so survives a kill."""
+    return tuple(Point(e["step"], e["loss"], e["learning_rate"]) for e in history if "loss" in e)
+
+
+class Monitor(TrainerCallback):  # type: ignore[misc]
+    """Tries the longest rows first, draws progress, refuses a loss that is no number, seals checkpoints, keeps
+    loss.csv, and passes on a wish to stop. `try_largest`, if set, passes the rows that need most memory once.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.start = time.monotonic() - (job.resume.seconds if job.resume else 0.0)
+        self.try_largest: Callable[[], None] | None = None
+        self.display = ExitStack()
+
+    @property
+    def seconds(self) -> float:
+        """Training time of all sessions so far."""
+        return time.monotonic() - self.start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        """Starts the display, and a trial of the longest rows: a GPU too small says so at once, in a TrainingError.
+
+        The trial leaves no trace, since gradients are zeroed and the random state is restored.
+        """
+        if processes.count() > 1:  # transformers has given all the same, and with them the same dropout
+            torch.manual_seed(self.job.recipe.seed + processes.index())
+        left = state.max_steps - state.global_step
+        self._stage = self.display.enter_context(stage("train (steps)", left, quiet=processes.index() > 0))
+        if self.try_largest is None:
+            return
+        model.train()  # checkpointing and dropout are off in a model just loaded, and so are their costs
+        try:
+            with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.job.device == "cuda" else []):
+                self.try_largest()
+        except torch.OutOfMemoryError:
+            recipe, row = self.job.recipe, max(self.job.rows, key=lambda r: len(r.ids))
+            if recipe.packing and recipe.tokens_per_row > len(row.ids):
+                size, advice = f"a row of {recipe.tokens_per_row} tokens", "lower tokens_per_row"
+            elif recipe.packing or recipe.batch_size == 1:
+                size, advice = "one sample", "lower max_tokens and drop the longest rows"
+            else:
+                size, advice = f"{recipe.batch_size} at once", "lower batch_size (and raise accumulate as much)"
+            raise TrainingError(
+                f"out of memory on the longest rows, tried first: {size}, the longest sample with {len(row.ids)} "
+                f'tokens (id {row.id}). In the recipe, {advice}, or set checkpointing = "non-reentrant" (now: '
+                f'{recipe.checkpointing}) or quantisation = "nf4" (now: {recipe.quantisation})'
+            ) from None
+        finally:
+            model.zero_grad()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
+        """One optimiser step's loss; every `log_every` steps, and at the last, a line in the log and loss.csv."""
+        if "loss" not in logs:
+            return
+        step, every = state.global_step, self.job.recipe.log_every
+        if not math.isfinite(logs["loss"]):
+            name = self.job.precision.dtype_name
+            why = f'lower learning_rate in the recipe, or set precision = "float32" (now: {name})'
+            processes.refuse(TrainingError(f"the loss is {logs['loss']} at step {step}: {why}"))
+        if processes.index() == 0 and (step == state.max_steps or step % every == 0):
+            curve = curve_of(state.log_history)
+            recent = [p.loss for p in curve[-every:]]
+            mean = sum(recent) / len(recent)
+            _log.info("step %d/%d: loss %.4f (mean of %d)", step, state.max_steps, mean, len(recent))
+            write_curve(self.job.output / "loss.csv", curve)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
+        self._stage.advance(1)
+        if state.global_step < state.max_steps and self.job.should_stop():
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seals the checkpoint that the trainer has written, once each process has added its file."""
+        processes.largest(0)  # waits for them all
+        if processes.index() == 0:
+            seal(self.job.checkpoints / f"checkpoint-{state.global_step}", self.seconds)
+            write_curve(self.job.output / "loss.csv", curve_of(state.log_history))
+
+
 class StepTrainer(Trainer):  # type: ignore[misc]
     """Transformers' loop around our step. A batch is a list of passes; the loss is over the step's supervised tokens.
 
-    `collate` makes passes of rows. `recomputation` chooses the layers that are checkpointed, where the recipe
-    checkpoints and there is a GPU. Of several processes each sees every row, so that all know the step's tokens.
-    `more` are arguments of transformers' beside the recipe's.
+    `recomputation`, if set, chooses the layers that are checkpointed. Of several processes each sees every row, so that
+    all know the step's tokens. `more` are arguments of transformers' beside the recipe's.
     """
 
     recomputation: Recomputation | None = None
@@ -173,10 +243,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> Any:
-        """Lists of rows, the same in every process."""
+        """Lists of rows, the same in every process: `share` deals them out by length, not accelerate's sampler."""
         loader = super().get_train_dataloader()
         if processes.count() > 1:
-            # Accelerate has wrapped the sampler to deal batches to the processes; `share` does that, by length.
             vars(loader.batch_sampler).update(num_processes=1, process_index=0, even_batches=False)
         return loader
 
@@ -211,9 +280,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         # For its log transformers takes the mean over the processes, so the shares are scaled to add up there.
         return total * processes.count() if processes.count() > 1 else total
 
-    def compute_loss(
-        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
         """Nats of a pass over the supervised tokens of the whole step."""
         return model(one_pass=inputs)["loss"] / num_items_in_batch
 
@@ -225,11 +292,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 class LabelTrainer(StepTrainer):
     """The step on a model that is not ours: it takes labels, and divides by the step's tokens itself."""
 
-    def compute_loss(
-        self, model: Any, inputs: Pass, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Nats of a pass over the supervised tokens of the whole step."""
-        # Labels stand where the token itself is: the model shifts them by one.
+    def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
+        """As above; labels stand where the token itself is, and the model shifts them by one."""
         labels = torch.full((inputs.ids.numel(),), IGNORED)
         labels[inputs.index + 1] = inputs.targets
         place = self.args.device

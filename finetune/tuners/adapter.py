@@ -34,32 +34,29 @@ class AdapterTuner(Tuner):
         """Refuses a recipe whose two words for the base's precision contradict each other."""
         for name, wrong, other, right in (("qlora", "none", "lora", "nf4"), ("lora", "nf4", "qlora", "none")):
             if recipe.tuner.casefold() == name and recipe.quantisation == wrong:
-                raise RecipeError(
-                    f'tuner "{name}" contradicts quantisation "{wrong}": '
-                    f'set tuner = "{other}", or quantisation = "{right}"'
-                )
+                instead = f'set tuner = "{other}", or quantisation = "{right}"'
+                raise RecipeError(f'tuner "{name}" contradicts quantisation "{wrong}": {instead}')
 
     def train(self, job: Job) -> Outcome:
         """Trains, from `job.resume` if there is one, as `Tuner.train` says."""
         import torch
         import transformers
 
-        from bnbench.finetune.engine.monitor import Monitor, curve_of
+        from bnbench.finetune.engine.step import Monitor, curve_of
 
         with quiet():
             transformers.set_seed(job.recipe.seed)
             base = self.load(job)
             monitor = Monitor(job)
             trainer = self.trainer(job, base, monitor)
-            try:
+            with monitor.display:
                 trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
-            finally:
-                monitor.close()
             seconds, steps = monitor.seconds, trainer.state.global_step
-            curve = curve_of(trainer.state.log_history)
-            gain = self.gain(job, trainer) if steps == job.steps else None
-            if processes.index() == 0 and steps == job.steps:
-                save_adapter(job, trainer.model)
+            curve, gain = curve_of(trainer.state.log_history), None
+            if steps == job.steps:
+                gain = self.gain(job, trainer)
+                if processes.index() == 0:
+                    save_adapter(job, trainer.model)
         peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
         return Outcome(steps, curve, seconds, peak, gain)
 
@@ -77,14 +74,11 @@ class AdapterTuner(Tuner):
         model = adapt(base, recipe)
         if recipe.checkpointing == "reentrant":
             model.enable_input_require_grads()
+        collate = Packed(recipe.tokens_per_row) if recipe.packing else Padded(job.pad_id)
         trainer = StepTrainer(
-            job,
-            model,
-            Packed(recipe.tokens_per_row) if recipe.packing else Padded(job.pad_id),
-            monitor,
-            use_liger_kernel=on_gpu and find_spec("liger_kernel") is not None,
+            job, model, collate, monitor, use_liger_kernel=on_gpu and find_spec("liger_kernel") is not None,
             liger_kernel_config={"fused_linear_cross_entropy": False},
-        )
+        )  # fmt: skip
         # The trainer has put Liger's kernels in, which want the model's own forward; ours comes over it.
         prepare(model, job.device)
         if on_gpu and recipe.checkpointing == "non-reentrant":
@@ -111,22 +105,16 @@ def load_base(job: Job) -> Any:
     options: dict[str, Any] = {}
     if job.precision.quantisation == "nf4":
         options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=job.recipe.double_quantisation,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        )  # fmt: skip
     if job.device == "cuda":
         options["device_map"] = {"": processes.gpu()}
         torch.cuda.reset_peak_memory_stats()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        job.base.folder,
-        dtype=dtype,
-        attn_implementation=ATTENTION,
-        use_safetensors=True,
-        trust_remote_code=job.trust_remote_code,
-        **options,
-    )
+        job.base.folder, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
+        trust_remote_code=job.trust_remote_code, **options,
+    )  # fmt: skip
     model.config.use_cache = False
     return make_portable(model)
 
@@ -135,39 +123,29 @@ def lora_config(recipe: Recipe) -> Any:
     """The `peft.LoraConfig` of a recipe."""
     peft = require("peft", extra="finetune")
     return peft.LoraConfig(
-        r=recipe.r,
-        lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
+        r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=ALL_LINEAR if recipe.targets == (ALL_LINEAR,) else list(recipe.targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    )  # fmt: skip
 
 
 def adapt(model: Any, recipe: Recipe, *, low_cpu_mem_usage: bool = False) -> Any:
-    """The model with a fresh adapter around it (a `peft.PeftModel`) and all else frozen.
-
-    Raises RecipeError for a target that it does not have.
-    """
+    """The model in a fresh `peft.PeftModel`, all else frozen. Raises RecipeError for a target that it does not have."""
     names = [name for name, _ in model.named_modules()]
     ends = sorted({name.rpartition(".")[2] for name in names} - {""})
     for target in recipe.targets:
         if target != ALL_LINEAR and not any(n == target or n.endswith(f".{target}") for n in names):
-            raise RecipeError(
-                f"recipe {recipe.name}: targets names {target!r}, which the base has not{nearest(target, ends)}"
-            )
+            why = f"targets names {target!r}, which the base has not{nearest(target, ends)}"
+            raise RecipeError(f"recipe {recipe.name}: {why}")
     peft = require("peft", extra="finetune")
     return peft.get_peft_model(model, lora_config(recipe), low_cpu_mem_usage=low_cpu_mem_usage)
 
 
 def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
-    """(trainable, total) parameters of a recipe on a base, adapter included, counted on the meta device: no weights
-    needed.
+    """(trainable, total) parameters of a recipe on a base, adapter included and tied weights once, without weights.
 
-    `base` is a folder that holds a config.json, or a transformers configuration. Tied weights count once.
+    `base` is a folder that holds a config.json, or a transformers configuration.
     """
-    torch = require("torch", extra="models")
-    transformers = require("transformers", extra="models")
+    torch, transformers = require("torch", extra="models"), require("transformers", extra="models")
     config = base
     if isinstance(base, str | Path):
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -179,10 +157,7 @@ def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_cod
 
 
 def save_adapter(job: Job, model: Any) -> None:
-    """Writes the files of a PEFT model's adapter to `job.output`, with the base named as the user named it.
-
-    Old files stay until the new ones are whole.
-    """
+    """Writes a PEFT model's files to `job.output`, over old ones once whole, with the base as the user named it."""
     model.peft_config["default"].base_model_name_or_path = job.base.name
     model.peft_config["default"].revision = job.base.revision
     temporary = job.output / ".adapter"

@@ -1,51 +1,84 @@
-"""What a tuner is, what it is given and hands back, and the registry of them.
+"""What a tuner is, what it is given and hands back, and the checkpoints that it can trust.
 
-A tuner of another package is a subclass of `Tuner` with a `train` method, named by an entry point:
+A tuner of another package is a subclass of `Tuner` with a `train` method, named by an entry point of the group
+`bnbench.finetuners`; `load_base`, `adapt` and `save_adapter` of `bnbench.finetune` are there for it (an example is
+tests/plugin_package). `bnbench finetune --set tuner=NAME` trains with it.
 
-    [project.entry-points."bnbench.finetuners"]
-    plain = "my_package:Plain"
-
-    class Plain(Tuner):
-        def train(self, job: Job) -> Outcome:
-            model = adapt(load_base(job), job.recipe)  # these two and save_adapter are in bnbench.finetune
-            ...
-            save_adapter(job, model)
-            return Outcome(job.steps, tuple(curve), seconds)
-
-`bnbench finetune --set tuner=plain` trains with it. Importing this module, or a tuner of ours, imports no torch: what a
-tuner needs and takes is asked before it trains, and where nothing is trained.
+Importing this module, or a tuner of ours, imports no torch: what a tuner needs is asked where nothing is trained too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bnbench.errors import RecipeError
-from bnbench.finetune.checkpoints import Checkpoint
-from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.engine.collate import Row
 from bnbench.metrics.registry import Registry
 from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
-from bnbench.records import write_text
+from bnbench.records import write_json, write_text
 
 if TYPE_CHECKING:  # recipes ask their tuner whether it can do what they say, so they stand above this module
     from bnbench.finetune.recipes import Recipe
 
-TUNERS = Registry(
-    "bnbench.finetuners",
-    "tuner",
-    {
-        "dpo": "bnbench.finetune.tuners.dpo:PreferenceTuner",
-        "lora": "bnbench.finetune.tuners.adapter:AdapterTuner",
-        "qlora": "bnbench.finetune.tuners.adapter:AdapterTuner",
-        "unsloth": "bnbench.finetune.tuners.unsloth:UnslothTuner",
-    },
-    RecipeError,
-)
+_SEAL = "sealed.json"
+_log = logging.getLogger("bnbench.finetune")
+_OURS = {
+    "dpo": "bnbench.finetune.tuners.dpo:PreferenceTuner",
+    "lora": "bnbench.finetune.tuners.adapter:AdapterTuner",
+    "qlora": "bnbench.finetune.tuners.adapter:AdapterTuner",
+    "unsloth": "bnbench.finetune.tuners.unsloth:UnslothTuner",
+}
+TUNERS = Registry("bnbench.finetuners", "tuner", _OURS, RecipeError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: its folder, the optimiser steps done, and the seconds of training that they took."""
+
+    folder: Path
+    step: int
+    seconds: float
+
+
+def seal(folder: Path, seconds: float) -> None:
+    """Syncs every file of a checkpoint to the disk, then writes the seal over their hashes."""
+    hashes = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _SEAL and not f.name.startswith(".")):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            hashes[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    write_json(folder / _SEAL, {"seconds": seconds, "files": hashes})
+
+
+def newest_checkpoint(parent: Path) -> Checkpoint | None:
+    """The newest whole checkpoint below `parent`: its seal, written last, agrees with every file in it.
+
+    Torn ones that are newer are named in the log and removed.
+    """
+    names = ((re.fullmatch(r"checkpoint-(\d+)", f.name), f) for f in parent.glob("checkpoint-*") if f.is_dir())
+    for step, folder in sorted(((int(name[1]), f) for name, f in names if name), reverse=True):
+        try:
+            sealed = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+            for name, sha256 in sealed["files"].items():
+                with (folder / name).open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                        raise ValueError(f"{name} is not what was sealed")
+            return Checkpoint(folder, step, sealed["seconds"])
+        except (OSError, ValueError, KeyError):
+            _log.warning("checkpoint %s is torn (written while the process was killed, or damaged): removed", folder)
+            shutil.rmtree(folder)
+    return None
 
 
 @dataclass(frozen=True)
@@ -62,9 +95,8 @@ class Gain:
     """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
 
     `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
-    log p(chosen) − log p(rejected) is above the base's, so 0 before the training. `low` and `high` are its 95 %
-    bootstrap interval, `p_value` is of the paired randomisation. `chosen` and `rejected` are the changes of log p of
-    either reply in nats, `won` is the share of pairs whose margin is above 0.
+    log p(chosen) − log p(rejected) is above the base's, `low` and `high` its 95 % bootstrap interval, `p_value` of the
+    paired randomisation. `chosen` and `rejected` are changes of log p in nats, `won` the share of margins above 0.
     """
 
     pairs: int
@@ -78,10 +110,6 @@ class Gain:
     chosen: float
     rejected: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `Gain(**them)` gives it back."""
-        return asdict(self)
-
     def __str__(self) -> str:
         return (
             f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
@@ -94,8 +122,7 @@ class Gain:
 class Job:
     """All that a tuner is given: checked `rows`, and `output`, the folder that the adapter goes to.
 
-    `steps` and `warmup_steps` are optimiser steps. `resume` is the newest whole checkpoint, None at the start.
-    `should_stop()` is asked after every step: a tuner that hears True saves a checkpoint in `checkpoints` and returns.
+    A tuner that hears True of `should_stop()`, asked after every step, saves a checkpoint in `checkpoints` and returns.
     A tuner of pairs has two rows for each, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
     """
 
@@ -119,8 +146,7 @@ class Job:
 class Outcome:
     """What a tuner hands back: `steps` done in all sessions together, and their loss `curve`, one point a step.
 
-    The adapter is written when `steps` are the job's. `peak_memory_bytes` is None off a GPU, `gain` is what a finished
-    training on pairs did to held-out ones, None where there were none.
+    The adapter is written when `steps` are the job's. `gain` is None without held-out pairs, the peak off a GPU.
     """
 
     steps: int
@@ -138,38 +164,24 @@ class Tuner(ABC):
     data: ClassVar[Literal["examples", "pairs"]] = "examples"
     """What it trains on; a pair is a chosen and a rejected reply to one message, and two rows."""
     keys: ClassVar[Mapping[str, Any]] = {}
-    """Recipe keys beyond the common ones, with their defaults, whose types are those of the keys. Other tuners'
-    recipes may not name them."""
+    """Recipe keys that only its recipes have, with their defaults, whose types are those of the keys."""
     shares_steps: ClassVar[bool] = False
     """Whether several processes may train one adapter together (see `bnbench.finetune.engine.processes`)."""
-
     timed: ClassVar[bool] = False
     """Whether the times that `bnbench.finetune.memory` estimates hold for its kernels."""
 
     def check(self, recipe: Recipe, device: Device | None) -> None:  # noqa: B027 - refuses nothing, and need not
-        """Raises RecipeError where the tuner cannot do what the recipe says, or not on this device.
-
-        It is asked when a recipe is read, with None for the device, and again before a training.
-        """
+        """Raises RecipeError where it cannot do what the recipe says, or not on this device (None: not known yet)."""
 
     @abstractmethod
     def train(self, job: Job) -> Outcome:
-        """Trains, from `job.resume` where there is one, until `job.steps` or until `job.should_stop()`.
-
-        Writes PEFT's files to `job.output` at the end. Raises TrainingError when it cannot go on.
+        """Trains, from `job.resume` if there is one, until `job.steps` or `job.should_stop()`, and writes PEFT's files
+        to `job.output` at the end. Raises TrainingError when it cannot go on.
         """
 
 
-def tuner_names() -> tuple[str, ...]:
-    """The names that a recipe's `tuner` may have: ours, then those of plug-ins that load."""
-    return TUNERS.names()
-
-
 def get_tuner(name: str) -> Tuner:
-    """A tuner of that name; capitals do not matter.
-
-    Raises RecipeError for an unknown name, a plug-in that does not load, or one that is no `Tuner`.
-    """
+    """A tuner by name, capitals aside. Raises RecipeError for an unknown one, or a plug-in that does not load."""
     kind = TUNERS.get(name)
     if not (isinstance(kind, type) and issubclass(kind, Tuner)):
         raise RecipeError(f"the tuner {name!r} is {kind!r}, which is no subclass of bnbench.finetune.Tuner")

@@ -3,8 +3,7 @@
     L = −log σ(m),   m = β · (Δ(chosen) − Δ(rejected)),   Δ(y) = log p_adapter(y | x) − log p_base(y | x)
 
 (Rafailov et al. 2023, equation 7; m is the reward margin). A pair is two rows in succession, chosen and rejected, with
-the same prompt x. The reference is the base itself: the same model with its adapter off. TRL's part is the loss; the
-rest is what `bnbench.finetune.tuners.adapter` does.
+the same prompt x. The reference is the base itself with its adapter off. TRL's part is the loss.
 
 What TRL 1.16 would do by itself, and is kept from: write prompts with a template of its own (and end replies with the
 tokenizer's end token, which closes no turn), cut rows at 1,024 tokens, train a 4-bit base's adapter in bfloat16 (which
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import RecipeError
-from bnbench.finetune.engine.rows import IGNORED, Row
+from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Gain, Job
@@ -46,9 +45,7 @@ class PreferenceTuner(AdapterTuner):
         beta = recipe.own["beta"]
         if not 0 <= beta <= 100:
             raise RecipeError(f"beta is {beta}: it must lie between 0 and 100")
-        if not beta:
-            wrong.append("beta above 0, such as 0.1")
-        if wrong:
+        if wrong := wrong + ([] if beta else ["beta above 0, such as 0.1"]):
             raise RecipeError(f'the tuner "dpo" needs {", ".join(wrong)}')
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
@@ -56,8 +53,10 @@ class PreferenceTuner(AdapterTuner):
         import datasets
         import torch
         from transformers.trainer_callback import PrinterCallback
-        from trl import DPOTrainer
+        from trl import DPOConfig, DPOTrainer
         from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        from bnbench.finetune.engine.step import training_arguments
 
         class IdsTrainer(DPOTrainer):  # type: ignore[misc]
             """TRL's, on pairs that are already ids, and without its model card: `bnbench publish` writes one."""
@@ -65,15 +64,18 @@ class PreferenceTuner(AdapterTuner):
             def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
                 return dataset
 
-            def create_model_card(self, *_: Any, **__: Any) -> None:
-                pass
+            def create_model_card(self, *_: Any, **__: Any) -> None: ...
 
         # For every new length cuDNN makes a plan, as in `step.prepare`.
         torch.backends.cuda.enable_cudnn_sdp(False)
         pairs = as_pairs(job.rows)
+        # No row is cut: those that are too long were dropped whole. Policy and reference differ by the adapter alone,
+        # whatever dropout the base has.
+        more = {"beta": job.recipe.own["beta"], "max_length": None, "disable_dropout": True}
+        arguments = training_arguments(job, DPOConfig, bf16=job.precision.dtype_name == "bfloat16", **more)
         trainer = IdsTrainer(
             model=base,
-            args=preference_arguments(job),
+            args=arguments,
             data_collator=DataCollatorForPreference(pad_token_id=job.pad_id),
             train_dataset=datasets.Dataset.from_list(pairs),
             processing_class=load_tokenizer(job.base, trust_remote_code=job.trust_remote_code),
@@ -86,18 +88,19 @@ class PreferenceTuner(AdapterTuner):
         trainer.processing_class = None  # or every checkpoint has a copy of the tokenizer
         trainer.remove_callback(PrinterCallback)
 
+        # Each reply has the prompt before it, and is padded to the longer one.
+        def length(pair: dict[str, list[int]]) -> int:
+            return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+
+        largest = sorted(pairs, key=length, reverse=True)[: job.recipe.batch_size]
+
         def try_largest() -> None:
-            """One forward and backward pass that leaves nothing in TRL's running means."""
+            # One forward and backward pass that leaves nothing in TRL's running means.
             trainer.current_gradient_accumulation_steps = 1
             trainer.training_step(trainer.model_wrapped, trainer.data_collator(largest))
             trainer._metrics["train"].clear()
             trainer._total_train_tokens = 0
 
-        # Each reply has the prompt before it, and is padded to the longer one.
-        longest_first = sorted(
-            pairs, key=lambda p: len(p["prompt_ids"]) + max(len(p["chosen_ids"]), len(p["rejected_ids"])), reverse=True
-        )
-        largest = longest_first[: job.recipe.batch_size]
         monitor.try_largest = try_largest
         return trainer
 
@@ -126,56 +129,25 @@ class PreferenceTuner(AdapterTuner):
 
 
 def as_pairs(rows: Sequence[Row]) -> list[dict[str, list[int]]]:
-    """Rows in turns chosen and rejected, as TRL's collator takes them: the ids of prompt, chosen and rejected reply."""
+    """Rows in turns chosen and rejected as TRL's collator takes them: ids of the prompt and of both replies."""
     pairs = []
     for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):
-        prompt = next(i for i, label in enumerate(chosen.labels) if label != IGNORED)  # where the reply begins
-        pairs.append(
-            {
-                "prompt_ids": list(chosen.ids[:prompt]),
-                "chosen_ids": list(chosen.ids[prompt:]),
-                "rejected_ids": list(rejected.ids[prompt:]),
-            }
-        )
+        start = next(i for i, label in enumerate(chosen.labels) if label != IGNORED)  # where the reply begins
+        prompt, reply, other = chosen.ids[:start], chosen.ids[start:], rejected.ids[start:]
+        pairs.append({"prompt_ids": list(prompt), "chosen_ids": list(reply), "rejected_ids": list(other)})
     return pairs
-
-
-def preference_arguments(job: Job) -> Any:
-    """The recipe in TRL's words, a `trl.DPOConfig`."""
-    from trl import DPOConfig
-
-    from bnbench.finetune.engine.step import training_arguments
-
-    return training_arguments(
-        job,
-        DPOConfig,
-        beta=job.recipe.own["beta"],
-        bf16=job.precision.dtype_name == "bfloat16",
-        max_length=None,  # no row is cut: those that are too long were dropped whole
-        disable_dropout=True,  # policy and reference differ by the adapter alone, whatever dropout the base has
-    )
 
 
 def measure_gain(
     base: npt.NDArray[np.float64], adapter: npt.NDArray[np.float64], messages: Sequence[Hashable], beta: float
 ) -> Gain:
-    """From log p(chosen), log p(rejected) in nats, shape (n, 2), of base and adapter; `messages` names each pair's.
-
-    Raises InputError for no pairs.
-    """
+    """From log p(chosen), log p(rejected) in nats, shape (n, 2), of base and adapter; `messages` names each pair's."""
     # Two candidates, adapter and base, whose statistic for each pair is β times its log odds, and a count.
     after, before = (np.stack([beta * (p[:, 0] - p[:, 1]), np.ones(len(p))], 1) for p in (adapter, base))
     [[found]] = paired_tests([(after, before, lambda sums: sums[..., :1] / sums[..., 1:])], clusters=messages)
     chosen, rejected = (adapter - base).mean(0)
     return Gain(
-        pairs=len(base),
-        messages=len(set(messages)),
-        beta=beta,
-        margin=found.difference,
-        low=found.interval.low,
-        high=found.interval.high,
-        p_value=found.p_value,
-        won=float((after[:, 0] > before[:, 0]).mean()),
-        chosen=float(chosen),
-        rejected=float(rejected),
-    )
+        pairs=len(base), messages=len(set(messages)), beta=beta, margin=found.difference, low=found.interval.low,
+        high=found.interval.high, p_value=found.p_value, won=float((after[:, 0] > before[:, 0]).mean()),
+        chosen=float(chosen), rejected=float(rejected),
+    )  # fmt: skip

@@ -30,12 +30,9 @@ class UnslothTuner(AdapterTuner):
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses what Unsloth does in one way only, set otherwise, and any machine without an NVIDIA GPU."""
         wanted: dict[str, tuple[Any, ...]] = {
-            "packing": (False,),
-            "double_quantisation": (True,),
-            "memory_gib": (0.0,),
-            "checkpointing": ("non-reentrant", "none"),
-            "precision": ("auto", "float16", "bfloat16"),
-        }
+            "packing": (False,), "double_quantisation": (True,), "memory_gib": (0.0,),
+            "checkpointing": ("non-reentrant", "none"), "precision": ("auto", "float16", "bfloat16"),
+        }  # fmt: skip
         wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
         if wrong:
             raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
@@ -53,15 +50,11 @@ class UnslothTuner(AdapterTuner):
 
         torch.cuda.reset_peak_memory_stats()
         model, _ = require("unsloth", extra="unsloth").FastLanguageModel.from_pretrained(
-            model_name=str(job.base.folder),
-            max_seq_length=job.recipe.max_tokens,
-            dtype=getattr(torch, job.precision.dtype_name),
-            use_safetensors=True,
-            load_in_4bit=job.precision.quantisation == "nf4",
-            use_gradient_checkpointing="unsloth" if job.recipe.checkpointing != "none" else False,
-            trust_remote_code=job.trust_remote_code,
-            random_state=job.recipe.seed,
-        )
+            model_name=str(job.base.folder), max_seq_length=job.recipe.max_tokens,
+            dtype=getattr(torch, job.precision.dtype_name), load_in_4bit=job.precision.quantisation == "nf4",
+            use_gradient_checkpointing=job.recipe.checkpointing != "none" and "unsloth", use_safetensors=True,
+            trust_remote_code=job.trust_remote_code, random_state=job.recipe.seed,
+        )  # fmt: skip
         return model
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
@@ -71,14 +64,9 @@ class UnslothTuner(AdapterTuner):
 
         recipe = job.recipe
         model = require("unsloth", extra="unsloth").FastLanguageModel.get_peft_model(
-            base,
-            r=recipe.r,
-            lora_alpha=recipe.alpha,
-            lora_dropout=recipe.dropout,
+            base, r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none",
             target_modules=list(LINEAR if recipe.targets == (ALL_LINEAR,) else recipe.targets),
-            bias="none",
-            use_gradient_checkpointing="unsloth" if recipe.checkpointing != "none" else False,
-            random_state=recipe.seed,
-        )
+            use_gradient_checkpointing=recipe.checkpointing != "none" and "unsloth", random_state=recipe.seed,
+        )  # fmt: skip
         bf16 = job.precision.dtype_name == "bfloat16"
         return LabelTrainer(job, model, Padded(job.pad_id), monitor, bf16=bf16, gradient_checkpointing=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bnbench.finetune.checkpoints import newest_checkpoint, seal
 from bnbench.finetune.engine.processes import stop_on_signals
+from bnbench.finetune.tuners.base import newest_checkpoint, seal
 
 
 def checkpoint(parent: Path, step: int, *, sealed: bool = True) -> Path:

@@ -10,9 +10,8 @@ import pytest
 
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
-from bnbench.finetune.engine.collate import Packed, Padded
+from bnbench.finetune.engine.collate import Packed, Padded, Row
 from bnbench.finetune.engine.layers import Room
-from bnbench.finetune.engine.rows import Row
 from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, largest_pass, lora_parameters
 from bnbench.finetune.recipes import Recipe
 

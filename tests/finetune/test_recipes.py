@@ -193,8 +193,3 @@ def test_a_plug_in_brings_keys_and_packages(
         plan(request)
     planned = plan(request, weights=False)
     assert "no_such_package is not installed" in caplog.text and planned.summary()["estimate"]["seconds"] is None
-
-
-def test_a_record_of_an_older_version_says_the_same() -> None:
-    recipe = load_recipe("t4")
-    assert parse_recipe({**recipe.to_dict(), "beta": 0.0}, "record") == recipe

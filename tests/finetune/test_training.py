@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, Plan, finetune, plan
-from bnbench.finetune.engine.rows import IGNORED
+from bnbench.finetune.engine.collate import IGNORED
 from bnbench.finetune.recipes import Recipe
 
 Request = Callable[..., FinetuneRequest]

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bnbench.finetune.engine.collate import Packed, Padded, Pass, pack, share
+from bnbench.finetune.engine.collate import IGNORED, Packed, Padded, Pass, Row, pack, share
 from bnbench.finetune.engine.layers import ATTENTION, Recomputation, Room, attend
-from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.engine.step import prepare, summed_loss
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 import bnbench
 from bnbench.errors import RecipeError
 from bnbench.finetune import FinetuneRequest, finetune, load_recipe, plan, session
-from bnbench.finetune.engine.collate import share
-from bnbench.finetune.engine.rows import Row
+from bnbench.finetune.engine.collate import Row, share
 from bnbench.finetune.tuners.adapter import AdapterTuner
 
 Request = Callable[..., FinetuneRequest]

@@ -6,7 +6,7 @@ import pytest
 
 from bnbench.data.corpus import Example
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.rows import IGNORED, Row, check_rows, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import IGNORED, Row, check_rows, make_rows, rows_sha256
 from bnbench.models.prompts import Prompter
 
 EXAMPLE = Example("ক-১", "ঘুম", "রাত জাগা", "আমার ঘুম আসে না।", "আপনার কষ্টটা বুঝতে পারছি।")

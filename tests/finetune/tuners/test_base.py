@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import bnbench
 from bnbench.errors import RecipeError
-from bnbench.finetune import FinetuneRequest, Job, Outcome, Point, Tuner, finetune, get_tuner, load_recipe, tuner_names
+from bnbench.finetune import FinetuneRequest, Job, Outcome, Point, Tuner, finetune, get_tuner, load_recipe
+from bnbench.finetune.tuners.base import TUNERS
 from bnbench.models.precision import Device
 
 
@@ -65,7 +66,7 @@ def test_a_tuner_of_one_method_trains(request_for: Callable[..., FinetuneRequest
 
 @pytest.mark.usefixtures("plugins")
 def test_plugins_join_the_shipped_ones() -> None:
-    assert tuner_names() == ("dpo", "lora", "qlora", "unsloth", "mine", "other")
+    assert TUNERS.names() == ("dpo", "lora", "qlora", "unsloth", "mine", "other")
     assert isinstance(get_tuner("mine"), MyTuner) and isinstance(get_tuner("LoRA"), Tuner)
     mine = get_tuner("mine")
     assert (mine.packages, mine.data, mine.keys, mine.shares_steps) == ({}, "examples", {}, False)

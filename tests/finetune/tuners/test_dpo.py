@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from bnbench.data.corpus import make_example
 from bnbench.data.pairs import Pair
 from bnbench.errors import PartialRunError, RecipeError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune, finetune_request, load_recipe, plan
+from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.engine.processes import Stop
-from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import LLAMA_8B, estimate
 from bnbench.finetune.session import make_job
 from bnbench.finetune.tuners.dpo import measure_gain
@@ -68,7 +68,7 @@ def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Finetu
 
 
 def trainer_of(request: FinetuneRequest) -> Any:
-    from bnbench.finetune.engine.monitor import Monitor
+    from bnbench.finetune.engine.step import Monitor
     from bnbench.finetune.tuners.adapter import load_base
     from bnbench.finetune.tuners.dpo import PreferenceTuner
 
@@ -109,12 +109,22 @@ def test_no_second_model_and_no_second_adapter(pairs_for: Make) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "flags"), [("bfloat16", (True, False)), ("float16", (False, True))])
-def test_sixteen_bit_arithmetic_is_the_job_s(pairs_for: Make, dtype: str, flags: tuple[bool, bool]) -> None:
-    from bnbench.finetune.tuners.dpo import preference_arguments
+def test_sixteen_bit_arithmetic_is_the_job_s(
+    pairs_for: Make, monkeypatch: pytest.MonkeyPatch, dtype: str, flags: tuple[bool, bool]
+) -> None:
+    import trl
 
+    from bnbench.finetune.tuners.dpo import PreferenceTuner
+
+    def seen(self: Any, args: Any, **_: Any) -> None:
+        raise InterruptedError(args)  # fp16's scaler is refused on a CPU
+
+    monkeypatch.setattr(trl.DPOTrainer, "__init__", seen)
     planned = plan(pairs_for())
     planned = replace(planned, precision=replace(planned.precision, dtype_name=dtype))
-    arguments = preference_arguments(make_job(pairs_for(), planned, None, Stop()))
+    with pytest.raises(InterruptedError) as caught:
+        PreferenceTuner().trainer(make_job(pairs_for(), planned, None, Stop()), None, None)
+    (arguments,) = caught.value.args
     assert (arguments.bf16, arguments.fp16) == flags and arguments.max_length is None
     assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False} and arguments.n_gpu <= 1
 
@@ -127,7 +137,7 @@ def test_the_chosen_reply_gains_on_other_messages(trained: FinetuneResult) -> No
     assert gain.margin > 0.1 and gain.low > 0 and gain.p_value < 0.01 and gain.won == 1
     assert "12 held-out pairs of 12 messages: reward margin 0 → +" in str(trained) and "nats a pair" in str(trained)
     record = json.loads((trained.output / "training.json").read_text(encoding="utf-8"))
-    assert record["gain"] == gain.to_dict() and record["recipe"]["beta"] == 0.1
+    assert record["gain"] == asdict(gain) and record["recipe"]["beta"] == 0.1
     assert len(record["examples"]) == 24 and "trl" in record["packages"]
     kept = {f.name for f in (trained.output / "checkpoints" / "checkpoint-6").iterdir()}
     assert not {"tokenizer.json", "ref"} & kept and not (trained.output / "checkpoints" / "README.md").exists()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bnbench.errors import MissingExtraError, RecipeError
 from bnbench.finetune import FinetuneRequest, finetune, load_recipe, plan
-from bnbench.finetune.engine.rows import IGNORED
+from bnbench.finetune.engine.collate import IGNORED
 from bnbench.finetune.tuners.unsloth import UnslothTuner
 from bnbench.models.precision import Device
 
