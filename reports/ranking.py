@@ -331,7 +331,7 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[
     found, notes = {}, []
     for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
         try:
-            metric = get_metric(described[name].asked_for)
+            metric = get_metric(described[name].spelling or name)
             if tuple(metric.columns) != described[name].columns:
                 raise UsageError(
                     f"the run holds the statistics {', '.join(described[name].columns)}, this version of {name} has "
