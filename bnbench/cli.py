@@ -140,7 +140,7 @@ def evaluate_command(
     split: Split = "test",
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,
-    out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on with it.")] = None,
+    out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on.")] = None,
     backend: Annotated[str, Option(help="What runs the models: hf (transformers), or a plug-in's name.")] = "hf",
     metric: Metrics = None,
     primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
@@ -200,9 +200,7 @@ def finetune_command(
     split: Split = "train",
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,
-    out: Annotated[
-        Path | None, Option(help="By default adapters/RECIPE-BASE. The same command goes on with it.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="By default adapters/RECIPE-BASE. The same command goes on.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, a key of the recipe; may be repeated.")] = None,
     stop_after: Annotated[str | None, Option(help="End the session after e.g. 11h30m, with all saved.")] = None,
     device: Device = None,

@@ -219,7 +219,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     record = _begin(work, going_on=start > 0)
     records.write_json(path, record)
     record = _generate(work, plan[start:], record)
-    generations = records.read_generations(request.out)
+    generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
     records.write_json(path, _end(work, record, generations, _score(work, generations)))
     return request.out
 
@@ -291,7 +291,7 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if work.request.overwrite:
         path.unlink(missing_ok=True)
-    done = [(g.candidate, g.key) for g in records.read_generations(out)]
+    done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
         try:

@@ -139,17 +139,12 @@ class MetricRecord:
     def of(cls, metric: Metric, n: int) -> MetricRecord:
         """The record of a metric that scored `n` replies."""
         return cls(
-            name=metric.name,
-            signature=metric.signature(n),
-            columns=tuple(metric.columns),
-            values=tuple(metric.values),
-            higher_is_better=metric.higher_is_better,
-            description=metric.description,
-            weights=metric.weights if isinstance(metric, CombinedScore) else None,
-            spelling=metric.spelling if metric.argument else "",
-            labels=dict(metric.labels),
+            name=metric.name, signature=metric.signature(n), columns=tuple(metric.columns), values=tuple(metric.values),
+            higher_is_better=metric.higher_is_better, description=metric.description, labels=dict(metric.labels),
             details=tuple(v for v in metric.values if v in metric.details),
-        )
+            spelling=metric.spelling if metric.argument else "",
+            weights=metric.weights if isinstance(metric, CombinedScore) else None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,25 +367,18 @@ def read_training(folder: Path) -> TrainingRecord | None:
     return found if isinstance(found, TrainingRecord) else None
 
 
-def read_lines(kind: type[Record], path: Path, advice: str = "the run folder is not whole") -> list[Record]:
-    """All whole lines of a JSONL file. A last line without its newline was torn by a crash and is left out.
-
-    Raises RunError for a damaged line before the last one (line number), which no crash of ours can have made.
+def read_lines(kind: type[Record], path: Path) -> list[Record]:
+    """All whole lines of a JSONL file that may not be there. A last line without its newline was torn by a crash and is
+    left out; RunError for a damaged line before it (line number), which no crash of ours can have made.
     """
     found: list[Record] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
         try:
             found.append(typed(kind, json.loads(line)))
         except ValueError as error:
+            advice = "delete the line and all after it and run the evaluation again, or use another --out"
             raise RunError(f"{path}, line {number}: damaged ({error}); {advice}") from None
     return found
-
-
-def read_generations(folder: Path) -> list[Generation]:
-    """The replies of a run so far, in the order in which they were made; raises as `read_lines` does."""
-    path = folder / GENERATIONS
-    advice = "delete the line and all after it, or use another --out"
-    return read_lines(Generation, path, advice) if path.exists() else []
 
 
 def read_run(folder: str | Path) -> Run:
@@ -412,7 +400,7 @@ def read_run(folder: str | Path) -> Run:
     ids = [example["id"] for example in examples]
     replies: dict[str, dict[str, Generation]] = {c.name: {} for c in record.candidates}
     known, path = set(ids), folder / GENERATIONS
-    for generation in read_generations(folder):
+    for generation in read_lines(Generation, path):
         if generation.candidate not in replies or generation.id not in known:
             raise RunError(f"{path}: {generation.candidate}, {generation.id}: no such candidate or item")
         replies[generation.candidate][generation.id] = generation

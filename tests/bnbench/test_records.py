@@ -9,7 +9,7 @@ from bnbench.records import (
     SCHEMA_VERSION,
     Generation,
     append_generations,
-    read_generations,
+    read_lines,
     read_record,
     read_run,
     slug,
@@ -19,6 +19,10 @@ from bnbench.records import (
 
 ONE = Generation("k1", "ভিত্তি", "a", "আমি ভালো আছি।\nতুমি?", 9, False, 12.5, 7, 40, 15)
 TWO = Generation("k2", "ভিত্তি", "b", "", 0, True, None, None, None, None)
+
+
+def read_generations(folder):
+    return read_lines(Generation, folder / "generations.jsonl")
 
 
 def test_replies_are_given_back_as_they_were_appended_in_readable_bengali(tmp_path):
