@@ -312,7 +312,7 @@ def score_command(
     combine: Combine = None,
     columns: Columns = None,
     profile: Annotated[
-        str, Option(help="bnbench, or original: the original project's figures, and the right ones.")
+        str, Option(help="bnbench, or original: the original's figures and the right ones.")
     ] = "bnbench",
     workers: Annotated[int | None, Option(min=1, help="Processes; by default one a core for long files.")] = None,
     seed: Seed = 42,
