@@ -6,71 +6,99 @@ configuration, 3 partial (the message has the command that goes on), 4 a gate fa
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import logging
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option, Typer, echo
+from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
 from bnbench.progress import quiet_beside_the_first
 
-app = typer.Typer(
+
+def _hush(quiet: bool) -> bool:
+    if quiet:
+        logging.getLogger("bnbench").setLevel(logging.WARNING)
+    return quiet
+
+
+# The options that several commands have, or that need more than a line: the same one has the same words everywhere.
+Json = Annotated[bool, Option("--json", help="Print JSON instead of a text.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", callback=_hush)]
+Base = Annotated[
+    str | None, Option(help="Base model: a folder, hub id or id@revision, with an optional name= in front.")
+]
+Data = Annotated[str | None, Option(help="CSV, TSV, JSONL, Parquet or a hub id; by default the bundled conversations.")]
+COLUMNS = (
+    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
+    "also chosen, rejected; of replies message, reply, reference, title, topic, id."
+)
+Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
+Split = Annotated[str, Option(help="Which rows: test, validation, train or all; to train on, train or all.")]
+Sizes = Annotated[str, Option(help="Most rows of train/validation/test.")]
+Limit = Annotated[int | None, Option(min=1, help="Take only the first N rows of the split.")]
+Trust = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
+Device = Annotated[str | None, Option(help="cpu or cuda (to evaluate also cuda:1 …); by default the first card.")]
+Combine = Annotated[str | None, Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their mean too, weighted as declared now.")]
+METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without it: the usual ones that can be had."
+Metrics = Annotated[list[str] | None, Option(help=METRIC)]
+Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
+Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
+HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
+Half = Annotated[str | None, Option(help=HALF)]
+DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
+LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
+
+
+class Commands(TyperGroup):
+    """The commands, whose errors become one message on stderr and an exit code, here and nowhere else."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except BnbenchError as error:
+            code, said = error.exit_code, f"bnbench: {error}"
+        except (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            code, said = 2, f"bnbench: {error.filename}: {error.strerror}; choose another path"
+        except BrokenPipeError:
+            raise  # whoever read our output has had enough: click ends quietly
+        except OSError as error:  # such as a disk that is full
+            where = f"{error.filename}: " if error.filename else ""
+            code, said = 1, f"bnbench: {where}{error.strerror or error}; what was written before is kept"
+        except KeyboardInterrupt:
+            resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
+            kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
+            code, said = 130, f"\nbnbench: interrupted{kept}"
+        echo(said, err=True)
+        raise Exit(code)
+
+
+app = Typer(
     name="bnbench",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Evaluate Bengali chat models against their base, say which is better and by how much, and fine-tune them.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Base = Annotated[
-    str | None, typer.Option(help="Base model: a folder or hub id[@revision], with an optional name= in front.")
-]
-Data = Annotated[
-    str | None, typer.Option(help="CSV, TSV, JSONL, Parquet or a hub id. Without it: the bundled conversations.")
-]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--columns",
-        help="FIELD=COLUMN where the file's names differ; may be repeated; fields: topic, title, question, reference "
-        "(of pairs: chosen, rejected).",
-    ),
-]
-Sizes = Annotated[str, typer.Option("--split-sizes", help="Most rows of train/validation/test.")]
-MaxTokens = Annotated[
-    int, typer.Option(min=1, help="Rows longer than this after the template are dropped whole, never cut.")
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
-Adapters = Annotated[
-    list[str] | None, typer.Option(help="Adapter of the base: a folder or hub id[@revision]. May be repeated.")
-]
-RunFolder = Annotated[
-    Path | None, typer.Option(help="Run folder; by default runs/NAME. The same command goes on with it.")
-]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest reply, in tokens; overrides --max-words.")]
-FourBit = Annotated[
-    bool | None, typer.Option("--4bit/--no-4bit", help="NF4 weights; by default only where the card is too small.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another run.")]
-Combine = Annotated[
-    str | None, typer.Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their weighted mean too, with weights declared now.")
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option(help="NAME or NAME:ARGUMENT (a folder, a model's id); may be repeated. Without it: the usual ones."),
-]
-Audit = Annotated[Path | None, typer.Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
-Seed = Annotated[int, typer.Option(help="Seed of splits, sampling and resampling.")]
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("bnbench").setLevel(logging.INFO)
+    if version:
+        echo(__version__)
+        raise Exit
 
 
 def main() -> None:
@@ -82,97 +110,56 @@ def main() -> None:
     app()
 
 
-def command(name: str, *, resumes: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a command whose BnbenchErrors become one message on stderr and the error's exit code.
-
-    One that `resumes` keeps what it has computed when it is interrupted.
-    """
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-            logging.getLogger("bnbench").setLevel(logging.WARNING if kwargs.get("quiet") else logging.INFO)
-            try:
-                function(*args, **kwargs)
-            except BnbenchError as error:
-                typer.echo(f"bnbench: {error}", err=True)
-                raise typer.Exit(error.exit_code) from None
-            except (
-                FileExistsError,
-                FileNotFoundError,
-                NotADirectoryError,
-                IsADirectoryError,
-                PermissionError,
-            ) as error:
-                typer.echo(f"bnbench: {error.filename}: {error.strerror}; choose another path", err=True)
-                raise typer.Exit(2) from None
-            except BrokenPipeError:
-                raise  # whoever read our output has had enough: click ends quietly
-            except OSError as error:  # such as a disk that is full
-                where = f"{error.filename}: " if error.filename else ""
-                typer.echo(f"bnbench: {where}{error.strerror or error}; what was written before is kept", err=True)
-                raise typer.Exit(1) from None
-            except KeyboardInterrupt:
-                kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-                typer.echo(f"\nbnbench: interrupted{kept}", err=True)
-                raise typer.Exit(130) from None
-
-        return app.command(name)(guarded)
-
-    return register
-
-
 def _command_line() -> str:
     return shlex.join(["bnbench", *sys.argv[1:]])
 
 
-def _pairs(items: list[str] | None, flag: str) -> dict[str, str]:
+def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
+    """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
+    plain = result.summary() if as_json and hasattr(result, "summary") else result
+    echo(json.dumps(plain, ensure_ascii=False, indent=2) if as_json else text(result))
+
+
+def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
     pairs = [item.partition("=") for item in items or []]
-    for left, sign, right in pairs:
-        if not (left and sign and right):
-            form = "KEY=VALUE" if flag == "--set" else "FIELD=COLUMN"
-            raise UsageError(f"{flag} {left}{sign}{right}: write it as {form}")
+    for item in pairs:
+        if not all(item):
+            raise UsageError(f"{flag} {''.join(item)}: write it as {form}")
     return {left: right for left, _, right in pairs}
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@command("evaluate", resumes=True)
+@app.command("evaluate")
 def evaluate_command(
     base: Base = None,
-    adapter: Adapters = None,
-    predictions: Annotated[list[str] | None, typer.Option(help="File of recorded replies. May be repeated.")] = None,
+    adapter: Annotated[
+        list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")
+    ] = None,
+    predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
     data: Data = None,
     columns: Columns = None,
-    split: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
+    split: Split = "test",
     split_sizes: Sizes = "4000/300/300",
-    limit: Annotated[int | None, typer.Option(min=1, help="Evaluate only the first N rows of the split.")] = None,
-    out: RunFolder = None,
-    backend: Annotated[str, typer.Option(help="What runs the models: hf (transformers), or a plug-in's name.")] = "hf",
+    limit: Limit = None,
+    out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on.")] = None,
+    backend: Annotated[str, Option(help="What runs the models: hf (transformers), or a plug-in's name.")] = "hf",
     metric: Metrics = None,
-    primary: Annotated[str, typer.Option(help="The metric that ranks, declared before the run.")] = "chrF++",
+    primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     combine: Combine = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="No sampling.")] = False,
-    temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 0.9,
-    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.1,
-    max_words: Annotated[int, typer.Option(min=1, help="Longest reply, in Bengali words.")] = 120,
-    max_new_tokens: MaxNewTokens = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Prompts a batch; by default as many as memory holds.")
+    greedy: Annotated[bool, Option("--greedy", help="No sampling.")] = False,
+    temperature: Annotated[float, Option(min=0.01)] = 0.7,
+    top_p: Annotated[float, Option(min=0.01, max=1.0)] = 0.9,
+    top_k: Annotated[int, Option(min=0, help="0: off.")] = 0,
+    repetition_penalty: Annotated[float, Option(min=0.01)] = 1.1,
+    max_words: Annotated[int, Option(min=1, help="Longest reply, in Bengali words.")] = 120,
+    max_new_tokens: Annotated[int | None, Option(min=1, help="Longest reply in tokens; overrides --max-words.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Prompts a batch; by default what memory holds.")] = None,
+    max_tokens: Annotated[int, Option(min=1, help="Rows longer with their template are dropped, never cut.")] = 4096,
+    four_bit: Annotated[
+        bool | None, Option("--4bit/--no-4bit", help="NF4 weights; by default where the card is small.")
     ] = None,
-    max_tokens: MaxTokens = 4096,
-    four_bit: FourBit = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, cpu …; by default the first card.")] = None,
+    device: Device = None,
     seed: Seed = 42,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Start anew in a folder that holds another run.")] = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -185,13 +172,12 @@ def evaluate_command(
     from bnbench.models.candidates import parse_candidates
     from bnbench.models.decoding import Decoding
 
-    # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
-    mapping, sizes = _pairs(columns, "--columns"), SplitSizes.parse(split_sizes)
-    on_disk = get_backend(backend).needs_files
-    models = [*([base] if base else []), *(adapter or [])]
-    check_inputs(data, mapping, split, models if on_disk else [], predictions or [])
+    mapping, sizes, metrics = _pairs(columns), SplitSizes.parse(split_sizes), tuple(metric or ())
     weights = {} if combine is None else parse_weights(combine)
-    choose_measures(primary, metric or (), weights)
+    on_disk, models = get_backend(backend).needs_files, [*([base] if base else []), *(adapter or [])]
+    # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
+    check_inputs(data, mapping, split, models if on_disk else [], predictions or [])
+    choose_measures(primary, metrics, weights)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
     candidates = parse_candidates(
         base, adapter or (), predictions or (), trust_remote_code=trust_remote_code, needs_files=on_disk
@@ -199,40 +185,28 @@ def evaluate_command(
     request = EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
-        trust_remote_code=trust_remote_code, backend=backend, metrics=tuple(metric or ()), primary=primary,
-        combine=weights, overwrite=overwrite, command=_command_line(), quiet=quiet,
+        trust_remote_code=trust_remote_code, backend=backend, metrics=metrics, primary=primary, combine=weights,
+        overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
 
 
-@command("finetune", resumes=True)
+@app.command("finetune")
 def finetune_command(
-    recipe: Annotated[
-        str | None, typer.Option(help="A shipped recipe or a TOML file; t4, or demo for the bundled base.")
-    ] = None,
+    recipe: Annotated[str | None, Option(help="A shipped recipe or a TOML file; without --base demo, else t4.")] = None,
     base: Base = None,
     data: Data = None,
     columns: Columns = None,
-    split: Annotated[str, typer.Option(help="Rows to train on: train, or all.")] = "train",
+    split: Split = "train",
     split_sizes: Sizes = "4000/300/300",
-    limit: Annotated[int | None, typer.Option(min=1, help="Train on only the first N rows of the split.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the adapter; by default adapters/RECIPE-BASE. The same command goes on."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="KEY=VALUE, another value for a key of the recipe. May be repeated."),
-    ] = None,
-    stop_after: Annotated[
-        str | None, typer.Option(help="End the session after e.g. 11h30m, saved, to be gone on with.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing.")
-    ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the recipes.")] = False,
-    copy: Annotated[Path | None, typer.Option(help="Write the recipe to this file, to be changed.")] = None,
+    limit: Limit = None,
+    out: Annotated[Path | None, Option(help="By default adapters/RECIPE-BASE. The same command goes on.")] = None,
+    set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, a key of the recipe; may be repeated.")] = None,
+    stop_after: Annotated[str | None, Option(help="End the session after e.g. 11h30m, with all saved.")] = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+    list_: Annotated[bool, Option("--list", help="List the recipes.")] = False,
+    copy: Annotated[Path | None, Option(help="Write the recipe to this file, to be changed.")] = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -241,74 +215,48 @@ def finetune_command(
     from bnbench import finetune as tuning
 
     if list_:
-        typer.echo(json.dumps(tuning.recipe_list(), indent=2) if as_json else tuning.recipe_table())
-        return
-    name = recipe or ("t4" if base else "demo")
+        return _print(tuning.recipe_list(), as_json, lambda _: tuning.recipe_table())
     if copy is not None:
-        tuning.copy_recipe(name, copy)
-        typer.echo(copy)
-        return
+        tuning.copy_recipe(recipe or ("t4" if base else "demo"), copy)
+        return _print(str(copy), as_json)
     request = tuning.finetune_request(
-        name,
-        base,
-        data,
-        out,
-        columns=_pairs(columns, "--columns"),
-        split_sizes=split_sizes,
-        split=split,
-        limit=limit,
-        overrides=_pairs(set_, "--set"),
-        stop_after=stop_after,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        command=_command_line(),
-        weights=not dry_run,
-    )
-    result = tuning.plan(request, weights=False) if dry_run else tuning.finetune(request)
-    typer.echo(json.dumps(result.summary(), ensure_ascii=False, indent=2) if as_json else str(result))
+        recipe, base, data, out, columns=_pairs(columns), split_sizes=split_sizes, split=split, limit=limit,
+        overrides=_pairs(set_, "--set", "KEY=VALUE"), stop_after=stop_after, device=device or "auto",
+        trust_remote_code=trust_remote_code, command=_command_line(), weights=not dry_run,
+    )  # fmt: skip
+    return _print(tuning.plan(request, weights=False) if dry_run else tuning.finetune(request), as_json)
 
 
-@command("preferences")
+@app.command("preferences")
 def preferences_command(
     ratings: Annotated[
-        Path | None, typer.Argument(help="CSV, TSV, JSONL or Parquet of rated replies; without it the bundled ones.")
+        Path | None, Argument(help="Rated replies: CSV, TSV, JSONL or Parquet; by default the bundled.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="CSV to write, for finetune --recipe dpo --data.")] = Path("pairs.csv"),
-    margin: Annotated[float, typer.Option(help="How much lower the rejected reply is rated, at least.")] = 0.5,
-    rating: Annotated[
-        list[str] | None, typer.Option(help="A column of ratings; their mean counts. May be repeated.")
-    ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(help="FIELD=COLUMN where the file's names differ; fields: message, reply, title, topic."),
-    ] = None,
-    half: Annotated[
-        str | None, typer.Option(help="Of the bundled replies: development (default), held-out, or both.")
-    ] = None,
+    out: Annotated[Path, Option(help="CSV to write, for finetune --recipe dpo --data.")] = Path("pairs.csv"),
+    margin: Annotated[float, Option(help="How much lower the rejected reply is rated, at least.")] = 0.5,
+    rating: Annotated[list[str] | None, Option(help="A column of ratings; repeated: their mean counts.")] = None,
+    columns: Columns = None,
+    half: Half = None,
     as_json: Json = False,
 ) -> None:
     """Make preference pairs of rated replies: the best reply to a message against each clearly worse one."""
     from bnbench.data.pairs import preferences
 
-    made = preferences(
-        ratings, out, margin=margin, columns=_pairs(columns, "--columns"), rating_columns=rating or (), half=half
-    )
-    typer.echo(json.dumps(made.summary(), ensure_ascii=False, indent=2) if as_json else f"{made}\n{out}")
+    made = preferences(ratings, out, margin=margin, columns=_pairs(columns), rating_columns=rating or (), half=half)
+    _print(made, as_json, lambda made: f"{made}\n{out}")
 
 
-@command("publish")
+@app.command("publish")
 def publish_command(
-    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter.")],
-    run: Annotated[Path | None, typer.Option(help="Run folder of its evaluation, for the model card.")] = None,
-    repo: Annotated[str | None, typer.Option(help="owner/name on the hub; made where it is not there.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, push nothing.")] = False,
-    out: Annotated[Path | None, typer.Option(help="The folder; by default published/NAME.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    base_id: Annotated[str | None, typer.Option(help="Hub id of the base, where the adapter names a folder.")] = None,
-    dataset_id: Annotated[
-        str | None, typer.Option(help="owner/name[@revision][#task] of the evaluation's data on the hub.")
-    ] = None,
-    license_: Annotated[str | None, typer.Option("--license", help="Licence, as the hub names it.")] = None,
+    adapter: Annotated[Path, Argument(help="Folder of an adapter.")],
+    run: Annotated[Path | None, Option(help="Run folder of its evaluation, for the model card.")] = None,
+    repo: Annotated[str | None, Option(help="owner/name on the hub; made where it is not there.")] = None,
+    dry_run: DryRun = False,
+    out: Annotated[Path | None, Option(help="The folder; by default published/NAME.")] = None,
+    private: Annotated[bool, Option("--private", help="Make the repository private.")] = False,
+    base_id: Annotated[str | None, Option(help="Hub id of the base, where the adapter names a folder.")] = None,
+    dataset_id: Annotated[str | None, Option(help="owner/name of the run's data, with @revision, #task.")] = None,
+    license_: Annotated[str | None, Option("--license", help="Licence, as the hub names it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write an adapter's model card with recipe and evaluation, and push both with the token in HF_TOKEN."""
@@ -318,21 +266,21 @@ def publish_command(
         adapter, run=run, repo=repo, out=out, base_id=base_id, dataset_id=dataset_id, license=license_,
         private=private, dry_run=dry_run,
     )  # fmt: skip
-    typer.echo(json.dumps(published.summary(), ensure_ascii=False) if as_json else str(published))
+    _print(published, as_json)
 
 
-@command("report")
+@app.command("report")
 def report_command(
-    run: Annotated[Path, typer.Argument(help="A run folder.")], audit: Audit = None, as_json: Json = False
+    run: Annotated[Path, Argument(help="A run folder.")], audit: Audit = None, as_json: Json = False
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
     _report([run], None, as_json, audit)
 
 
-@command("compare")
+@app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders over the same items.")],
-    out: Annotated[Path, typer.Option(help="Folder of the common report.")] = Path("runs/compare"),
+    runs: Annotated[list[Path], Argument(help="Run folders over the same items.")],
+    out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
     audit: Audit = None,
     as_json: Json = False,
 ) -> None:
@@ -340,9 +288,8 @@ def compare_command(
     folders = [run.resolve() for run in runs]
     if len(folders) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
-    twice = next((run for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1), None)
-    if twice:
-        raise UsageError(f"{twice}: named twice; a run cannot be compared with itself")
+    if twice := [run for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
+        raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
     _report(runs, out, as_json, audit)
@@ -353,32 +300,21 @@ def _report(folders: list[Path], out: Path | None, as_json: bool, audits: Path |
     from bnbench.reports import write_report
 
     report = write_report([read_run(folder) for folder in folders], out or folders[0], audits=audits)
-    typer.echo(json.dumps(report.ranking.as_dict(), ensure_ascii=False, indent=2) if as_json else str(report))
-    if not as_json:
-        typer.echo(f"\n{report.html}")
+    _print(report.ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
 
 
-@command("score")
+@app.command("score")
 def score_command(
-    predictions: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet; any other file: one reply a line.")],
-    references: Annotated[
-        list[Path] | None, typer.Option(help="File of references. May be repeated: several references of each reply.")
-    ] = None,
-    messages: Annotated[Path | None, typer.Option(help="File of what the replies answer.")] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. Without it: all that the files allow, chrF++ first.")
-    ] = None,
+    predictions: Annotated[Path, Argument(help="CSV, TSV, JSONL or Parquet; any other file: one reply a line.")],
+    references: Annotated[list[Path] | None, Option(help="File of references; repeated: several a reply.")] = None,
+    messages: Annotated[Path | None, Option(help="File of what the replies answer.")] = None,
+    metric: Metrics = None,
     combine: Combine = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="FIELD=COLUMN where names differ; may be repeated; fields: reply, reference, message, title, id."
-        ),
-    ] = None,
+    columns: Columns = None,
     profile: Annotated[
-        str, typer.Option(help="bnbench, or original: the original project's figures, and what they should have been.")
+        str, Option(help="bnbench, or original: the original's figures and the right ones.")
     ] = "bnbench",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core for long files.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Processes; by default one a core for long files.")] = None,
     seed: Seed = 42,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -387,36 +323,36 @@ def score_command(
     from bnbench.metrics.combined import parse_weights
     from bnbench.score import score
 
+    weights = None if combine is None else parse_weights(combine)
     scores = score(
-        predictions,
-        references or (),
-        profile=profile,
-        metrics=metric,
-        combine=None if combine is None else parse_weights(combine),
-        messages=messages,
-        columns=_pairs(columns, "--columns"),
-        workers=workers,
-        seed=seed,
-        quiet=quiet,
-    )
-    typer.echo(json.dumps(scores.summary(), ensure_ascii=False, indent=2) if as_json else str(scores))
+        predictions, references or (), profile=profile, metrics=metric, combine=weights, messages=messages,
+        columns=_pairs(columns), workers=workers, seed=seed, quiet=quiet,
+    )  # fmt: skip
+    _print(scores, as_json)
 
 
-@command("audit")
+@app.command("metrics")
+def metrics_command(as_json: Json = False) -> None:
+    """List the metrics, plug-ins too: which way is better, what each needs beside the replies, and its signature."""
+    from bnbench.metrics.registry import get_metric, metric_names
+
+    rows, lines = list[dict[str, Any]](), ["↑ higher is better, ↓ lower; what it needs; its signature for N replies"]
+    for name in metric_names():
+        try:
+            metric = get_metric(name)
+            signed, up, needs = metric.signature(0).replace("|n:0|", "|n:N|"), metric.higher_is_better, metric.needs
+        except BnbenchError as error:  # such as a plug-in that needs an argument: it is there all the same
+            signed, up, needs = str(error), None, frozenset()
+        rows.append({"name": name, "higher_is_better": up, "needs": sorted(needs), "signature": signed})
+        lines.append(f"{'?' if up is None else '↑' if up else '↓'} {name:<18}{', '.join(sorted(needs)):<12} {signed}")
+    _print(rows, as_json, lambda _: "\n".join(lines))
+
+
+@app.command("audit")
 def audit_command(
-    metrics: Annotated[
-        list[str] | None, typer.Argument(help="Metrics to validate; keyword-empathy and semantic-empathy by default.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV of labelled replies: message, reply, and 0, 1 or 2 for each mechanism "
-            "(emotional_reaction, interpretation, exploration)."
-        ),
-    ] = None,
-    half: Annotated[
-        str | None, typer.Option(help="development or held-out; by default both, of the bundled set held-out.")
-    ] = None,
+    metrics: Annotated[list[str] | None, Argument(help="By default keyword-empathy and semantic-empathy.")] = None,
+    data: Annotated[Path | None, Option(help=LABELLED)] = None,
+    half: Half = None,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
@@ -424,42 +360,39 @@ def audit_command(
     from bnbench.metrics.audit import audits, audits_text
 
     reports = audits(metrics or ["keyword-empathy", "semantic-empathy"], data, half, seed=seed)
-    if as_json:
-        typer.echo(json.dumps([r.as_dict() for r in reports], ensure_ascii=False, indent=2))
-    else:
-        typer.echo(audits_text(reports))
-    if not all(r.passed for r in reports):
-        raise typer.Exit(4)
+    _print([report.as_dict() for report in reports], as_json, lambda _: audits_text(reports))
+    if not all(report.passed for report in reports):
+        raise Exit(4)
 
 
-@command("corpus")
+@app.command("corpus")
 def corpus_command(
-    data: Annotated[str | None, typer.Argument(help="CSV, TSV, JSONL, Parquet or a hub id.")] = None,
+    data: Annotated[str | None, Argument(help="CSV, TSV, JSONL, Parquet or a hub id.")] = None,
     columns: Columns = None,
     split_sizes: Sizes = "4000/300/300",
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
     """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
-    from bnbench.data.corpus import SplitSizes, demo_corpus, load_corpus
+    from bnbench.data.corpus import Corpus, SplitSizes, demo_corpus, load_corpus
 
     sizes = SplitSizes.parse(split_sizes)
-    corpus = load_corpus(data, columns=_pairs(columns, "--columns"), sizes=sizes, seed=seed) if data else demo_corpus()
-    typer.echo(json.dumps(corpus.summary(), ensure_ascii=False, indent=2) if as_json else corpus.table())
+    corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed) if data else demo_corpus()
+    _print(corpus, as_json, Corpus.table)
 
 
-@command("inspect-prompt")
+@app.command("inspect-prompt")
 def inspect_prompt_command(
     base: Base = None,
     data: Data = None,
     columns: Columns = None,
-    split: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
-    row: Annotated[int, typer.Option(min=0, help="Which row of the split.")] = 0,
+    split: Split = "test",
+    row: Annotated[int, Option(min=0, help="Which row of the split.")] = 0,
     trust_remote_code: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
     from bnbench.models.inspection import inspect_prompt
 
-    typer.echo(
-        str(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code))
-    )
+    shown = inspect_prompt(base, data, _pairs(columns), split, row, trust_remote_code=trust_remote_code)
+    _print(asdict(shown), as_json, lambda _: str(shown))

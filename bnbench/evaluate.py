@@ -1,15 +1,16 @@
 """Evaluation: every candidate answers every message once, and each reply becomes a row of statistics.
 
-The work is planned as a whole before it starts: for each candidate length-sorted batches of the whole list of prompts.
-The journal of replies is therefore always a prefix of the plan; a run that was killed is cut back to its last whole
-batch and goes on from there, and ends with the bytes of a run that was never killed.
+The work is planned as a whole before it starts, so the file of replies is always a prefix of the plan: a run that was
+killed is cut back to its last whole batch, goes on from there, and ends with the bytes of one that was never killed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +35,6 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.progress import stage
 
-PRIMARY = "chrF++"
 EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
 
 log = logging.getLogger("bnbench")
@@ -44,9 +44,8 @@ log = logging.getLogger("bnbench")
 class EvaluationRequest:
     """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on.
 
-    `backend` answers for the models, `metrics` are names as `get_metric` takes them (none: the default set), `primary`
-    ranks and may be any of them. `combine` has the weights of a combined score by metric, summing to 1
-    (`parse_weights`); empty: there is none.
+    `backend` answers for the models; `metrics` are names as `get_metric` takes them (none: the default set), `primary`
+    ranks and may be any of them; `combine` has the weights of a combined score by metric, summing to 1 (none: empty).
     """
 
     candidates: tuple[Candidate, ...]
@@ -64,7 +63,7 @@ class EvaluationRequest:
     trust_remote_code: bool = False
     backend: str = "hf"
     metrics: tuple[str, ...] = ()
-    primary: str = PRIMARY
+    primary: str = "chrF++"
     combine: Mapping[str, float] = field(default_factory=dict)
     overwrite: bool = False
     command: str = "bnbench evaluate"
@@ -97,14 +96,13 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation that is ready to start: everything is known but the replies, which go to the journal."""
+    """An evaluation that is ready to start: everything is known but the replies."""
 
     request: EvaluationRequest
     measures: Measures
     corpus: Corpus
     examples: tuple[Example, ...]
     entrants: tuple[Entrant, ...]
-    journal: records.Journal
 
 
 @dataclass(frozen=True)
@@ -138,9 +136,8 @@ def check_inputs(
 def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[str, float] | None = None) -> Measures:
     """The metrics that are named, or the default ones, with the primary one and the parts of the combined score.
 
-    Raises:
-        UsageError: an unknown name (with the nearest), two metrics of one name, a combined score that ranks without
-            weights or has a part of which lower is better.
+    Raises UsageError for an unknown name (with the nearest), two metrics of one name, and a combined score that ranks
+    without weights or has a part of which lower is better.
     """
     chosen: dict[str, Metric] = {}
 
@@ -175,31 +172,29 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
 
 
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
-    """Raises UsageError where a metric that was asked for needs what no candidate can give; RunError where what was
-    declared when the run began is not what is asked for now.
+    """UsageError for a metric that was asked for and that no candidate can have; RunError where the run in the folder
+    began with another primary metric or combined score.
     """
     can = {"references", "messages"}
     if any(get_backend(request.backend_of(c)).has_likelihoods() for c in request.candidates):
         can.add("likelihoods")
     asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
-    able = [m.name for m in measures.metrics if m.needs <= can]
     for metric in measures.metrics:
-        if metric.name not in able and metric.name.casefold() in asked:
+        if metric.needs - can and metric.name.casefold() in asked:
             raise UsageError(
                 f"{metric.name} cannot be computed for these candidates: it needs "
-                f"{', '.join(sorted(metric.needs - can))}, which none of them gives; choose from {', '.join(able)}"
+                f"{', '.join(sorted(metric.needs - can))}, which none of them gives; choose from "
+                f"{', '.join(m.name for m in measures.metrics if m.needs <= can)}"
             )
     if request.overwrite or not (request.out / "run.json").is_file():
         return
     began = records.read_record(request.out)
-    parts = {*began.combined, *measures.weights}
+    pairs = ((began.combined.get(n, 0), measures.weights.get(n, 0)) for n in {*began.combined, *measures.weights})
     if began.primary_metric != measures.primary:
         before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
-    elif any(abs(began.combined.get(name, 0) - measures.weights.get(name, 0)) > 1e-9 for name in parts):
-        before, now = (
-            f"with the combined score {weighted(w)}" if w else "without a combined score"
-            for w in (began.combined, measures.weights)
-        )
+    elif any(abs(before - now) > 1e-9 for before, now in pairs):
+        both = (began.combined, measures.weights)
+        before, now = (f"with the combined score {weighted(w)}" if w else "without a combined score" for w in both)
     else:
         return
     raise RunError(
@@ -211,22 +206,21 @@ def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
 def evaluate(request: EvaluationRequest) -> Path:
     """Runs (or goes on with) an evaluation and returns its run folder, scored and ready to be reported.
 
-    Raises:
-        BnbenchError: its branches, before anything is loaded where that is possible.
-        PartialRunError: failed midway; the replies so far are kept and the message has the command to go on.
+    Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
+    replies so far are kept and the message has the command to go on.
     """
     measures = choose_measures(request.primary, request.metrics, request.combine)
     _check_declared(request, measures)
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
-    work = _prepare(request, measures)
+    work, path = _prepare(request, measures), request.out / "run.json"
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
-    records.write_json(request.out / "run.json", record)
+    records.write_json(path, record)
     record = _generate(work, plan[start:], record)
-    computed = _score(work)
-    records.write_json(request.out / "run.json", _end(work, record, computed))
+    generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
+    records.write_json(path, _end(work, record, generations, _score(work, generations)))
     return request.out
 
 
@@ -264,22 +258,24 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         decoding = prompter.limited(request.decoding, [e.reference for e in examples])
         asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
     entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
-    return Work(request, measures, corpus, examples, entrants, records.Journal(request.out / "generations.jsonl"))
+    return Work(request, measures, corpus, examples, entrants)
 
 
 def _plan(work: Work) -> list[Batch]:
-    """Each candidate's batches, the longest prompts first, so that too little memory shows at once.
-
-    A reply's key is a hash of everything that it and its likelihood depend on.
-    """
+    """Each candidate's batches, the longest prompts first, so that too little memory shows at once."""
     size, examples, plan = work.request.batch_size, work.examples, list[Batch]()
     for entrant in work.entrants:
-        fixed = dict(entrant.backend.identity(entrant.candidate))
-        fixed |= {"decoding": asdict(entrant.decoding), "batch_size": size}
-        keys = [
-            records.generation_key(**fixed, item=example.id, prompt=list(prompt.ids), reference=example.reference)
-            for example, prompt in zip(examples, entrant.prompts, strict=True)
-        ]
+        # A reply's key is a hash of everything that it and its likelihood depend on, in canonical JSON.
+        fixed = {
+            **entrant.backend.identity(entrant.candidate),
+            "decoding": asdict(entrant.decoding),
+            "batch_size": size,
+        }
+        keys = []
+        for example, prompt in zip(examples, entrant.prompts, strict=True):
+            parts = {**fixed, "item": example.id, "prompt": list(prompt.ids), "reference": example.reference}
+            text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+            keys.append(hashlib.sha256(text.encode()).hexdigest())
         order = sorted(range(len(examples)), key=lambda i: (-len(entrant.prompts[i].ids), examples[i].id))
         lengths = [len(entrant.prompts[i].ids) for i in order]
         sizes = entrant.backend.batch_sizes(lengths, entrant.decoding.max_new_tokens or 0)
@@ -290,14 +286,14 @@ def _plan(work: Work) -> list[Batch]:
 
 
 def _resume(work: Work, plan: Sequence[Batch]) -> int:
-    """Cuts the journal back to whole batches; returns how many batches of the plan it holds."""
-    out, journal = work.request.out, work.journal
+    """Cuts the file of replies back to whole batches; returns how many batches of the plan it holds."""
+    out, path = work.request.out, work.request.out / records.GENERATIONS
     out.mkdir(parents=True, exist_ok=True)
     if work.request.overwrite:
-        journal.path.unlink(missing_ok=True)
-    done = journal.read()
+        path.unlink(missing_ok=True)
+    done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
-    if [(g.candidate, g.key) for g in done] != keys[: len(done)]:
+    if done != keys[: len(done)]:
         try:
             command = f" ({records.read_record(out).command})"
         except RunError:
@@ -307,7 +303,9 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)
         start += 1
-    journal.keep(done[:whole])
+    size = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:whole]) if path.exists() else 0
+    if path.exists() and path.stat().st_size != size:
+        os.truncate(path, size)
     if start:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
     lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in work.examples)
@@ -320,32 +318,32 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
 
     Where only recorded replies are left nothing is loaded, timed or shown: copying them takes no time.
     """
-    quiet, path = work.request.quiet, work.request.out / "run.json"
+    quiet, out = work.request.quiet, work.request.out
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
         with stage("load", 1, quiet=quiet) as loading:
             for backend in dict.fromkeys(entrant.backend for entrant in models.values()):
                 backend.load()
             loading.advance(1)
+    seconds = {c.name: c.seconds for c in record.candidates}
     try:
         with stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
                 start, name = time.monotonic(), batch.entrant.candidate.name
                 generations = _answer(work, batch)
-                work.journal.append(generations)
+                records.append_generations(out, generations)
                 if name in models:
-                    spent = time.monotonic() - start
-                    took = [
-                        replace(c, seconds=round((c.seconds or 0.0) + spent, 3)) if c.name == name else c
-                        for c in record.candidates
-                    ]
+                    seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
                     peaks = (record.peak_memory_bytes, batch.entrant.backend.peak_memory_bytes())
-                    peak = max((peak for peak in peaks if peak is not None), default=None)
-                    record = replace(record, candidates=tuple(took), peak_memory_bytes=peak)
-                records.write_json(path, record)
+                    record = replace(
+                        record,
+                        candidates=tuple(replace(c, seconds=seconds[c.name]) for c in record.candidates),
+                        peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
+                    )
+                records.write_json(out / "run.json", record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
-        kept = f"What was computed is kept in {work.request.out}; go on with: {work.request.command}"
+        kept = f"What was computed is kept in {out}; go on with: {work.request.command}"
         raise PartialRunError(f"{type(error).__name__}: {error}\n{kept}") from error
     return record
 
@@ -367,137 +365,101 @@ def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     ]
 
 
-def _score(work: Work) -> list[Metric]:
+def _score(work: Work, generations: Sequence[records.Generation]) -> list[Metric]:
     """Writes every candidate's statistics; returns the metrics that were computed for any of them.
 
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
     ids = [e.id for e in work.examples]
-    replies = {(g.candidate, g.id): g for g in work.journal.read()}
-    own, used = [m for m in work.measures.metrics if not m.parts], set[str]()
+    replies = {(g.candidate, g.id): g for g in generations}
+    used = set[str]()
     with stage("score", len(work.entrants) * len(ids), quiet=work.request.quiet) as progress:
         for name in (candidate.name for candidate in work.request.candidates):
-            generations = [replies[name, i] for i in ids]
-            numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in generations]
+            own = [replies[name, i] for i in ids]
+            numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in own]
             known = all(n is not None for row in numbers for n in row)
-            cut = [g.hit_limit for g in generations]
+            cut = [g.hit_limit for g in own]
             texts = Texts.of(
-                [g.reply for g in generations],
+                [g.reply for g in own],
                 [e.reference for e in work.examples],
                 [f"{e.title} {e.question}".strip() for e in work.examples],
                 np.array(numbers, dtype=np.float64) if known else None,
                 None if None in cut else [bool(limit) for limit in cut],
             )
-            metrics = [m for m in own if m.needs <= (EVERY_NEED if known else EVERY_NEED - {"likelihoods"})]
+            can = EVERY_NEED if known else EVERY_NEED - {"likelihoods"}
+            metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
             tables = {m.name: t for m, t in zip(metrics, statistics(texts, metrics), strict=True)}
             records.write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
             used.update(tables)
             progress.advance(len(ids))
     computed = [m for m in work.measures.metrics if used.issuperset(p.name for p in m.parts or (m,))]
-    if work.measures.primary not in (names := [m.name for m in computed]):
-        shown = ", ".join(names)
-        raise UsageError(
-            f"{work.measures.primary} cannot be computed for these candidates; choose --primary from {shown}"
-        )
+    names, primary = [m.name for m in computed], work.measures.primary
+    if primary not in names:
+        raise UsageError(f"{primary} cannot be computed for these candidates; choose --primary from {', '.join(names)}")
     return computed
 
 
 def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
     """run.json as it stands when a session begins. Times and memory go on from the sessions before this one."""
-    request, corpus = work.request, work.corpus
-    before = None
+    request, corpus, before = work.request, work.corpus, None
     if going_on:
         try:
             before = records.read_record(request.out)
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
     seconds = {c.name: c.seconds for c in before.candidates} if before else {}
-    described = [_describe(work, entrant, seconds.get(entrant.candidate.name)) for entrant in work.entrants]
-    first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
-    return records.RunRecord(
-        name=request.out.name,
-        bnbench=__version__,
-        command=request.command,
-        created=before.created if before else _now(),
-        finished=None,
-        **records.describe_environment(),
-        precision=dict(first.backend.precision()),
-        corpus=records.CorpusRecord(
-            name=Path(corpus.source).name,
-            source=corpus.source,
-            fingerprint=corpus.fingerprint,
-            split=request.split if corpus.is_split else "all",
-            n=len(work.examples),
-            limit=request.limit,
-            steps=tuple(asdict(step) for step in corpus.steps),
-        ),
-        prompt=first.prompter.describe(),
-        decoding=asdict(first.decoding),
-        batch_size=request.batch_size,
-        peak_memory_bytes=before.peak_memory_bytes if before else None,
-        candidates=tuple(record for record, _ in described),
-        primary_metric=work.measures.primary,
-        combined=work.measures.weights,
-        metrics=(),
-        seed=request.decoding.seed,
-        notes=tuple(note for _, note in described if note),
-    )
-
-
-def _describe(work: Work, entrant: Entrant, seconds: float | None) -> tuple[records.CandidateRecord, str]:
-    """A candidate's record, and a note where an adapter was trained on rows that it is now tested on."""
-    candidate, training, note = entrant.candidate, None, ""
-    if candidate.kind == "adapter" and candidate.folder:
-        try:
-            training = records.read_training(Path(candidate.folder))
-        except RunError as error:
-            log.warning("%s", error)
-        try:
-            told = json.loads((Path(candidate.folder) / records.TRAINING).read_text(encoding="utf-8"))
-            seen = len({e.id for e in work.examples}.intersection(map(str, told["examples"])))
-        except (OSError, ValueError, KeyError, TypeError):
-            seen = 0  # there is none, or another tool's, which names no items of ours
-        if seen:
-            note = (
-                f"{candidate.name} was trained on {seen} of the {len(work.examples)} test rows: "
+    candidates, notes = list[records.CandidateRecord](), list[str]()
+    for entrant in work.entrants:
+        candidate, training = entrant.candidate, None
+        if candidate.kind == "adapter" and candidate.folder:
+            try:
+                training = records.read_training(Path(candidate.folder))
+            except RunError as error:
+                log.warning("%s", error)
+        if training and (seen := {e.id for e in work.examples}.intersection(training.examples)):
+            notes.append(
+                f"{candidate.name} was trained on {len(seen)} of the {len(work.examples)} test rows: "
                 "its scores here say nothing about new messages"
             )
-            log.warning(note)
-    # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
-    shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
-    record = records.CandidateRecord(
-        **shown,
-        key_fields=dict(entrant.backend.identity(candidate)),
-        training=training.summary() if training else None,
-        seconds=seconds,
-        tokens_per_second=None,
-        hit_limit_share=None,
-    )
-    return record, note
+            log.warning(notes[-1])
+        # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
+        shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
+        candidates.append(records.CandidateRecord(
+            **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
+            training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
+        ))  # fmt: skip
+    first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
+    return records.RunRecord(
+        name=request.out.name, bnbench=__version__, command=request.command,
+        created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"), finished=None,
+        **records.describe_environment(), precision=dict(first.backend.precision()),
+        corpus=records.CorpusRecord(
+            name=Path(corpus.source).name, source=corpus.source, fingerprint=corpus.fingerprint,
+            split=request.split if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
+            steps=tuple(asdict(step) for step in corpus.steps),
+        ),
+        prompt=first.prompter.describe(), decoding=asdict(first.decoding), batch_size=request.batch_size,
+        peak_memory_bytes=before.peak_memory_bytes if before else None,
+        primary_metric=work.measures.primary, combined=work.measures.weights, metrics=(), seed=request.decoding.seed,
+        candidates=tuple(candidates), notes=tuple(notes),
+    )  # fmt: skip
 
 
-def _end(work: Work, record: records.RunRecord, computed: Sequence[Metric]) -> records.RunRecord:
+def _end(
+    work: Work, record: records.RunRecord, generations: Sequence[records.Generation], computed: Sequence[Metric]
+) -> records.RunRecord:
     """The record with what is only known at the end: speed, how many replies the limit cut, and the metrics."""
-    generations, candidates = work.journal.read(), []
+    candidates = []
     for candidate in record.candidates:
         own = [g for g in generations if g.candidate == candidate.name]
         limits = [g.hit_limit for g in own if g.hit_limit is not None]
-        speed = sum(g.tokens or 0 for g in own) / candidate.seconds if candidate.seconds else None
-        candidates.append(
-            replace(
-                candidate,
-                tokens_per_second=None if speed is None else round(speed, 1),
-                hit_limit_share=sum(limits) / len(limits) if limits else None,
-            )
-        )
+        speed = round(sum(g.tokens or 0 for g in own) / candidate.seconds, 1) if candidate.seconds else None
+        share = sum(limits) / len(limits) if limits else None
+        candidates.append(replace(candidate, tokens_per_second=speed, hit_limit_share=share))
     return replace(
         record,
-        finished=_now(),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **records.describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),
         metrics=tuple(records.MetricRecord.of(metric, len(work.examples)) for metric in computed),
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,9 +8,8 @@ runs/<name>/
 adapters/<name>/
   training.json       `TrainingRecord`: what `bnbench finetune` did
 
-The dataclasses are the files: fields in the order of the keys. A key may be missing where its field has a default or
-may be None. A field with a plain default is left out of the file while it holds it. Keys that no field names are
-passed over, so that older versions read what newer ones write.
+The dataclasses are the files, fields in the order of the keys. A key may be missing where its field has a default or
+may be None, and is not written while it has a plain default; keys that no field names are passed over.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,18 +31,20 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from bnbench.data.corpus import Example
 from bnbench.errors import RunError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import FloatArray, Metric
 
 SCHEMA_VERSION = 1
 TRAINING = "training.json"
+GENERATIONS = "generations.jsonl"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
-_MOST = 240  # points of a loss curve in run.json; more are narrower than a pixel
+_hints = cache(get_type_hints)
 
 Record = TypeVar("Record")
-Points = Sequence[tuple[int, float]]
-"""A loss curve: optimiser steps and their losses."""
+Columns = Mapping[str, Sequence[str]]  # of each metric's table
+Points = Sequence[tuple[int, float]]  # a loss curve: optimiser steps and their losses
 
 
 # ---------------------------------------------------------------------------------------------------- what is recorded
@@ -52,9 +52,8 @@ Points = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Generation:
-    """One reply, and the likelihood of the item's reference under the candidate (null for recorded replies).
-
-    `nll` is in nats, summed over `nll_tokens`; `bytes` and `characters` measure the text that it scores.
+    """One reply, and the likelihood of the item's reference, where it is known: `nll` in nats over `nll_tokens`, of a
+    text of so many `bytes` and `characters`.
     """
 
     key: str
@@ -71,9 +70,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """The data of a run: `n` items of a split (at most `limit`), after the cleaning `steps` (name, why, changed,
-    dropped); `fingerprint` is the sha256 of the whole corpus.
-    """
+    """The data of a run: `n` items of a split, after the cleaning `steps`; the `fingerprint` is the whole corpus's."""
 
     name: str
     source: str
@@ -103,8 +100,8 @@ class TrainingSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRecord:
-    """One candidate: where it was read from, `key_fields` (its identity: all that a reply depends on beside prompt and
-    decoding), and how it went. `seconds` are summed over all sessions, None for recorded replies.
+    """One candidate: where it was read from, `key_fields` (all that a reply depends on beside prompt and decoding), and
+    how it went. `seconds` are summed over all sessions, None for recorded replies.
     """
 
     name: str
@@ -123,8 +120,8 @@ class CandidateRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """One metric as it scored: all that its table needs to be read again. `weights` are a combined score's; `spelling`
-    is what `get_metric` takes to make it again; `labels` and `details` are the metric's own words for its values.
+    """One metric as it scored: all that its table needs to be read again. `weights` are a combined score's, `spelling`
+    what `get_metric` takes to make it again where its name does not do.
     """
 
     name: str
@@ -142,32 +139,17 @@ class MetricRecord:
     def of(cls, metric: Metric, n: int) -> MetricRecord:
         """The record of a metric that scored `n` replies."""
         return cls(
-            name=metric.name,
-            signature=metric.signature(n),
-            columns=tuple(metric.columns),
-            values=tuple(metric.values),
-            higher_is_better=metric.higher_is_better,
-            description=metric.description,
-            weights=metric.weights if isinstance(metric, CombinedScore) else None,
-            spelling=metric.spelling if metric.argument else "",
-            labels=dict(metric.labels),
+            name=metric.name, signature=metric.signature(n), columns=tuple(metric.columns), values=tuple(metric.values),
+            higher_is_better=metric.higher_is_better, description=metric.description, labels=dict(metric.labels),
             details=tuple(v for v in metric.values if v in metric.details),
-        )
-
-    @property
-    def asked_for(self) -> str:
-        """What `get_metric` takes to make the metric again, in runs of older versions too."""
-        parts = ",".join(f"{name}={weight!r}" for name, weight in (self.weights or {}).items())
-        return self.spelling or (f"{self.name}:{parts}" if parts else self.name)
+            spelling=metric.spelling if metric.argument else "",
+            weights=metric.weights if isinstance(metric, CombinedScore) else None,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """run.json: what was run, on what, with what, so that every number can be traced and the run repeated.
-
-    `finished` is null until the scores are written; times are UTC. What backends describe in their own words
-    (`precision`, `prompt`, `decoding`) stays a mapping.
-    """
+    """run.json: what was run, on what, with what. `finished` is null until the scores are written; times are UTC."""
 
     schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
     name: str
@@ -193,10 +175,8 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as it lies in its folder.
-
-    `replies` has each candidate's generations in the order of `examples`; `tables` has candidate → metric name → n x k
-    statistics in the same order.
+    """A finished run. In the order of `examples`: each candidate's `replies` (the base's first) and `tables` (metric
+    name → n x k statistics).
     """
 
     path: Path
@@ -204,11 +184,6 @@ class Run:
     examples: tuple[Mapping[str, str], ...]
     replies: Mapping[str, tuple[Generation, ...]]
     tables: Mapping[str, Mapping[str, FloatArray]]
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The candidates' names, the base first."""
-        return tuple(c.name for c in self.record.candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +216,8 @@ class ParameterCount:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """training.json: what `bnbench finetune` did. `loss` has (step, loss, learning rate) of every optimiser step,
-    `examples` the ids of the rows that were trained on, `identity` what a resumed training must share.
+    """training.json: `loss` has (step, loss, learning rate) of every optimiser step, `examples` the ids of the rows
+    that were trained on, `identity` what a resumed training must share.
     """
 
     schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
@@ -277,18 +252,11 @@ class TrainingRecord:
 
     def summary(self) -> TrainingSummary:
         """The part that run.json keeps."""
-        return TrainingSummary(
-            recipe=self.recipe,
-            rows=self.data.rows,
-            steps=self.steps,
-            seconds=self.seconds,
-            precision=self.precision,
-            peak_memory_bytes=self.peak_memory_bytes,
-            device=(self.machine or {}).get("accelerator") or self.device,
-            gain=self.gain,
-            **ends(self.curve),
-            loss=tuple((step, round(loss, 4)) for step, loss in thinned(self.curve)),
-        )
+        same = ("recipe", "steps", "seconds", "precision", "peak_memory_bytes", "gain")
+        kept: dict[str, Any] = {name: getattr(self, name) for name in same} | ends(self.curve)
+        kept["device"] = (self.machine or {}).get("accelerator") or self.device
+        kept["loss"] = tuple((step, round(loss, 4)) for step, loss in thinned(self.curve))
+        return TrainingSummary(rows=self.data.rows, **kept)
 
 
 def ends(points: Points) -> dict[str, float]:
@@ -302,17 +270,15 @@ def mean_loss(points: Points) -> float:
     return sum(loss for _, loss in points) / len(points)
 
 
-def thinned(points: Points, most: int = _MOST) -> list[tuple[int, float]]:
-    """At most `most` points: each the mean loss of as many steps, at the last of them."""
-    size = max(1, math.ceil(len(points) / most))
+def thinned(points: Points) -> list[tuple[int, float]]:
+    """At most 240 points (more are narrower than a pixel): each the mean loss of as many steps, at the last of them."""
+    size = max(1, math.ceil(len(points) / 240))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(part[-1][0], mean_loss(part)) for part in parts]
 
 
 def describe_environment() -> dict[str, Any]:
-    """The `packages` and `device` of a run. Loads nothing: versions are read from the installed metadata, and the
-    accelerator is known only where the run itself has loaded torch.
-    """
+    """The `packages` and `device` of a run; the accelerator is known only where the run itself has loaded torch."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -320,60 +286,49 @@ def describe_environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     torch = sys.modules.get("torch")
-    seen = torch is not None and torch.cuda.is_available()
-    device = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpus": os.cpu_count(),
-        "accelerator": str(torch.cuda.get_device_name(0)) if torch is not None and seen else None,
-    }
+    device: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
+    device["accelerator"] = str(torch.cuda.get_device_name(0)) if torch and torch.cuda.is_available() else None
     return {"packages": versions, "device": device}
+
+
+def slug(name: str) -> str:
+    """A name as a file name: readable, and with a hash where characters had to go."""
+    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def typed(kind: type[Record], value: Any, where: str = "") -> Record:
-    """JSON as a record, every field checked against its declared type; a whole number is taken for a float.
+def typed(kind: Any, value: Any, where: str = "") -> Any:
+    """JSON as what `kind` declares: a dataclass by its annotations, a tuple, a mapping or a plain value.
 
-    Raises:
-        ValueError: a key is missing or holds something else; `where` leads to it (`candidates[0].seconds`).
+    A whole number is taken for a float. Raises ValueError where a key is missing or holds something else; `where` leads
+    to it (`candidates[0].seconds`).
     """
-    made: Record = _typed(kind, value, where)
-    return made
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:  # every union here is `X | None`
-        return None if value is None else _typed(inner[0], value, where)
+        return None if value is None else typed(inner[0], value, where)
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
         found = {}
         for one in fields(kind):
             key, declared = f"{where}.{one.name}".lstrip("."), _hints(kind)[one.name]
             if one.name in value:
-                found[one.name] = _typed(declared, value[one.name], key)
+                found[one.name] = typed(declared, value[one.name], key)
             elif one.default is MISSING and one.default_factory is MISSING:
                 if type(None) not in get_args(declared):
                     raise ValueError(f"{key} is missing")
                 found[one.name] = None
         return kind(**found)
     if origin is Mapping and isinstance(value, Mapping):
-        return {k: _typed(inner[1], v, f"{where}.{k}") for k, v in value.items()}
-    if origin is tuple and isinstance(value, list | tuple) and (inner[-1] is ... or len(value) == len(inner)):
+        return {k: typed(inner[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(value) == len(inner)):
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
-        return tuple(_typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if kind is float and type(value) is int:
+        return tuple(typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return value
-    if kind is Any or type(value) is kind:
-        return value
-    wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a list")
-    wanted = "an object" if origin is Mapping or is_dataclass(kind) else wanted
+    wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "an object")
+    wanted = "a list" if origin is tuple else wanted
     raise ValueError(f"{where or 'the file'} is {json.dumps(value, ensure_ascii=False)[:60]}, not {wanted}")
 
 
@@ -382,17 +337,14 @@ def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
-        return typed(kind, found) if schema == SCHEMA_VERSION else schema
+        record: Record | int | None = typed(kind, found) if schema == SCHEMA_VERSION else schema
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged ({error}); {advice}") from None
+    return record
 
 
 def read_record(folder: Path) -> RunRecord:
-    """run.json alone.
-
-    Raises:
-        RunError: there is none, it is of another schema, or damaged (which key).
-    """
+    """run.json alone; RunError where there is none, it is of another schema, or damaged (which key)."""
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
@@ -405,25 +357,37 @@ def read_record(folder: Path) -> RunRecord:
 def read_training(folder: Path) -> TrainingRecord | None:
     """training.json of an adapter's folder; None where there is none, or one of another tool or schema.
 
-    Raises:
-        RunError: it is ours and damaged (which key).
+    Raises RunError where it is ours and damaged (which key).
     """
     path = folder / TRAINING
-    if not path.is_file():
-        return None
     advice = "put back what `bnbench finetune` wrote, or remove it: then nothing is said of the training"
-    found = _read(TrainingRecord, path, advice)
+    found = _read(TrainingRecord, path, advice) if path.is_file() else None
     if isinstance(found, TrainingRecord) and not found.loss:
         raise RunError(f"{path}: damaged (loss has no step); {advice}")
     return found if isinstance(found, TrainingRecord) else None
 
 
+def read_lines(kind: type[Record], path: Path) -> list[Record]:
+    """All whole lines of a JSONL file that may not be there. A last line without its newline was torn by a crash and is
+    left out; RunError for a damaged line before it (line number), which no crash of ours can have made.
+    """
+    found: list[Record] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
+        try:
+            found.append(typed(kind, json.loads(line)))
+        except ValueError as error:
+            advice = "delete the line and all after it and run the evaluation again, or use another --out"
+            raise RunError(f"{path}, line {number}: damaged ({error}); {advice}") from None
+    return found
+
+
 def read_run(folder: str | Path) -> Run:
     """Reads a run folder.
 
-    Raises:
-        RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
+    Raises RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
     """
+    import pandas as pd
+
     folder = Path(folder)
     record = read_record(folder)
     if not record.finished:
@@ -431,53 +395,36 @@ def read_run(folder: str | Path) -> Run:
     path = folder / "examples.jsonl"
     if not path.is_file():
         raise RunError(f"{path}: missing; the run folder is not whole")
-    examples = []
-    for number, line in enumerate(filter(None, path.read_text(encoding="utf-8").split("\n")), 1):
-        try:
-            example: Mapping[str, str] = _typed(Mapping[str, str], json.loads(line), "")
-            if lacking := [key for key in ("id", "topic", "title", "question", "reference") if key not in example]:
-                raise ValueError(f"{lacking[0]} is missing")
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}: damaged ({error})") from None
-        examples.append(example)
+    examples = tuple(asdict(example) for example in read_lines(Example, path))
     # Replies come in the order of the batches; everything from here on is in the order of the items.
-    order = {e["id"]: i for i, e in enumerate(examples)}
+    ids = [example["id"] for example in examples]
     replies: dict[str, dict[str, Generation]] = {c.name: {} for c in record.candidates}
-    journal = Journal(folder / "generations.jsonl")
-    for generation in journal.read():
-        if generation.candidate not in replies or generation.id not in order:
-            raise RunError(f"{journal.path}: {generation.candidate}, {generation.id}: no such candidate or item")
+    known, path = set(ids), folder / GENERATIONS
+    for generation in read_lines(Generation, path):
+        if generation.candidate not in replies or generation.id not in known:
+            raise RunError(f"{path}: {generation.candidate}, {generation.id}: no such candidate or item")
         replies[generation.candidate][generation.id] = generation
     for name, found in replies.items():
-        if lost := [one for one in order if one not in found]:
-            raise RunError(f"{journal.path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
-    ordered = {c: tuple(found[one] for one in order) for c, found in replies.items()}
-    tables = {c: _read_scores(folder, c, record.metrics, list(order)) for c in replies}
-    return Run(folder, record, tuple(examples), ordered, tables)
+        if lost := [one for one in ids if one not in found]:
+            raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
+    ordered = {name: tuple(found[one] for one in ids) for name, found in replies.items()}
 
-
-def _read_scores(
-    folder: Path, candidate: str, metrics: Sequence[MetricRecord], ids: Sequence[str]
-) -> dict[str, FloatArray]:
-    """Each metric's table, of those that the candidate has."""
-    import pandas as pd
-
-    path = folder / "scores" / f"{slug(candidate)}.parquet"
-    if not path.is_file():
-        raise RunError(f"{path}: missing; run the evaluation again, its replies are kept")
-    try:
-        frame = pd.read_parquet(path).set_index("id").loc[list(ids)]
-        have = {column.split("/")[0] for column in frame.columns}
-        tables = {}
-        for metric in metrics:
-            # A combined score has no statistics of its own: its columns are its parts', by their names in the file.
-            columns = [c if c in frame.columns else f"{metric.name}/{c}" for c in metric.columns]
-            if have.issuperset(column.split("/")[0] for column in columns):
-                tables[metric.name] = np.ascontiguousarray(frame[columns].to_numpy(dtype=np.float64))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{path}: damaged ({reason}); run the evaluation again, its replies are kept") from None
-    return tables
+    tables: dict[str, dict[str, FloatArray]] = {name: {} for name in replies}
+    for name, own in tables.items():
+        path, again = folder / "scores" / f"{slug(name)}.parquet", "run the evaluation again, its replies are kept"
+        if not path.is_file():
+            raise RunError(f"{path}: missing; {again}")
+        try:
+            frame = pd.read_parquet(path).set_index("id").loc[ids]
+            have = {column.split("/")[0] for column in frame.columns}
+            for metric in record.metrics:
+                # A combined score has no statistics of its own: its columns are its parts', by their names in the file.
+                columns = [c if c in frame.columns else f"{metric.name}/{c}" for c in metric.columns]
+                if have.issuperset(column.split("/")[0] for column in columns):
+                    own[metric.name] = np.ascontiguousarray(frame[columns].to_numpy(dtype=np.float64))
+        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+            raise RunError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {again}") from None
+    return Run(folder, record, examples, ordered, tables)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -493,21 +440,15 @@ def as_json(record: Any) -> Any:
     return [as_json(value) for value in record] if isinstance(record, list | tuple) else record
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well: `path` is whole, old or new."""
+def write_text(path: Path, text: str | bytes) -> None:
+    """Writes a file whole or not at all: a temporary one beside it takes its place when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    yield temporary
-    with temporary.open("rb+") as file:
+    with temporary.open("wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+        file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -516,72 +457,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_scores(
-    folder: Path,
-    candidate: str,
-    ids: Sequence[str],
-    tables: Mapping[str, FloatArray],
-    columns: Mapping[str, Sequence[str]],
+    folder: Path, candidate: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns
 ) -> None:
     """Writes one candidate's statistics as `scores/<candidate>.parquet`; column names are `<metric>/<column>`."""
     import pandas as pd
 
     data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
-    with replacing(folder / "scores" / f"{slug(candidate)}.parquet") as temporary:
-        pd.DataFrame({"id": list(ids), **data}).to_parquet(temporary, index=False)
+    frame = pd.DataFrame({"id": list(ids), **data})
+    write_text(folder / "scores" / f"{slug(candidate)}.parquet", frame.to_parquet(index=False))
 
 
-class Journal:
-    """The append-only file of generations. Each batch is on the disk before the next one starts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> list[Generation]:
-        """All whole lines. A last line without its newline was torn by a crash and is left out.
-
-        Raises:
-            RunError: a damaged line before the last one (line number), which no crash of ours can have made.
-        """
-        if not self.path.exists():
-            return []
-        whole, _, _ = self.path.read_bytes().rpartition(b"\n")
-        found = []
-        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
-            try:
-                found.append(typed(Generation, json.loads(line)))
-            except ValueError as error:
-                raise RunError(
-                    f"{self.path}, line {number}: damaged ({error}); delete the line and all after it, or use another "
-                    "--out"
-                ) from None
-        return found
-
-    def keep(self, generations: Sequence[Generation]) -> None:
-        """Cuts the file back to its first lines, `generations`, which it must begin with."""
-        if not self.path.exists():
-            return
-        size = sum(len(self._line(g)) for g in generations)
-        if self.path.stat().st_size != size:
-            os.truncate(self.path, size)
-
-    def append(self, generations: Iterable[Generation]) -> None:
-        """Writes one batch and waits until it is on the disk."""
-        with self.path.open("ab") as file:
-            file.write(b"".join(self._line(g) for g in generations))
-            file.flush()
-            os.fsync(file.fileno())
-
-    @staticmethod
-    def _line(generation: Generation) -> bytes:
-        return json.dumps(as_json(generation), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
-
-
-def generation_key(**parts: Any) -> str:
-    """The sha256 of everything a reply depends on, in canonical JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def slug(name: str) -> str:
-    """A candidate's name as a file name: readable, and with a hash where characters had to go."""
-    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+def append_generations(folder: Path, generations: Sequence[Generation]) -> None:
+    """Writes one batch and waits until it is on the disk: none starts before the last one is safe."""
+    with (folder / GENERATIONS).open("ab") as file:
+        for generation in generations:  # a reply may hold half a character, which JSON can carry and UTF-8 cannot
+            line = json.dumps(as_json(generation), ensure_ascii=False)
+            file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -284,7 +284,7 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[
     found, notes = {}, []
     for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
         try:
-            metric = get_metric(described[name].asked_for)
+            metric = get_metric(described[name].spelling or name)
             if tuple(metric.columns) != described[name].columns:
                 held, has = (", ".join(columns) for columns in (described[name].columns, metric.columns))
                 what = f"the run holds the statistics {held}, this version of {name} has {has}"

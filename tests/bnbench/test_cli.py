@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.resources import files
+from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from bnbench import __version__
 from bnbench.cli import app
-from bnbench.metrics import default_metrics
+from bnbench.metrics import BLEU, default_metrics
 
 HEAVY = {"torch", "transformers", "peft", "trl", "pandas", "datasets", "sacrebleu"}
 
@@ -40,6 +43,9 @@ def test_version():
     [
         (["evaluate", "--base", "no/such-model"], "no/such-model"),
         (["evaluate", "--primary", "chrf+"], "chrF++"),
+        (["evaluate", "--primary", "COMBINED"], "--combine METRIC=WEIGHT"),
+        (["evaluate", "--combine", "CHRF++=1,PERPLEXITY=1"], "lower is better"),
+        (["evaluate", "--predictions", "file", "--metric", "PERPLEXITY"], "it needs likelihoods, which none of them"),
         (["evaluate", "--combine", "chrF++=1,semantic=1"], "semantic-empathy"),
         (["evaluate", "--combine", "chrF++=1,perplexity=1"], "lower is better"),
         (["evaluate", "--metric", "chrf+"], "did you mean 'chrF++'?"),
@@ -222,6 +228,52 @@ def test_a_small_corpus_says_that_it_is_not_split_and_what_to_do(tmp_path):
     assert "not split: it has fewer than 100 usable rows, so evaluate and finetune each take all of them" in table
     assert "a column 'split' that says train, validation or test" in table
     assert "not split" not in run("corpus").stdout
+
+
+def test_metrics_are_listed_with_plug_ins_and_what_they_need(monkeypatch):
+    class Length(BLEU):
+        name, needs, higher_is_better = "length", frozenset(), False
+
+    def cut(to):
+        return Length()
+
+    plug_ins = [
+        SimpleNamespace(name=n, value="a:b", load=lambda made=made: made)
+        for n, made in (("length", Length), ("cut", cut))
+    ]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: plug_ins if group == "bnbench.metrics" else [])
+    rows = {row["name"]: row for row in json.loads(run("metrics", "--json").stdout)}
+    assert next(iter(rows)) == "chrF++" and list(rows)[-2:] == ["length", "cut"]
+    assert rows["BLEU"]["needs"] == ["references"] and rows["BLEU"]["higher_is_better"] is True
+    assert rows["length"]["higher_is_better"] is False and rows["length"]["signature"].startswith("length|norm:bn1")
+    assert "needs an argument" in rows["cut"]["signature"]  # it does not hide the others
+    shown = run("metrics").stdout
+    assert "↓ perplexity        likelihoods  perplexity|norm:bn1|n:N|" in shown and "? cut " in shown
+
+
+def test_every_command_prints_json_and_an_option_means_the_same_everywhere():
+    said = {}
+    for name, command in get_command(app).commands.items():
+        options = [p for p in command.params if p.param_type_name == "option"]
+        assert "--json" in {word for option in options for word in option.opts}, name
+        for option in options:
+            said.setdefault(option.name, set()).add(option.help)
+    assert {name for name, texts in said.items() if len(texts) > 1} == {"out", "data"}  # another file for each
+    assert not any("[" in text or text[-1] != "." for texts in said.values() for text in texts if text)
+
+
+def test_a_prompt_as_json():
+    shown = json.loads(run("inspect-prompt", "--row", 1, "--json").stdout)
+    assert shown["bos"] == 1 and shown["tokens"][0]["supervised"] is False and shown["tokens"][-1]["supervised"] is True
+    assert run("inspect-prompt", "--row", 1).stdout.startswith(shown["text"][:100])
+
+
+def test_capitals_of_a_metric_s_name_do_not_matter(scored):
+    replies, references, _ = scored
+    words = ["--metric", "ROUGE", "--combine", "CHRF++=0.5,rOuGe=0.5"]
+    made = json.loads(run("score", replies, "--references", references, *words, "--json", "-q").stdout)
+    assert list(made["metrics"]) == ["ROUGE", "chrF++", "combined"]
+    assert run("audit", "bleu", "--data", references).stderr == run("audit", "BLEU", "--data", references).stderr
 
 
 def test_recipes_are_listed_and_copied(tmp_path):

@@ -52,15 +52,15 @@ def undisturbed(tiny_base, tiny_adapter, tmp_path_factory):
 
 def test_a_run_holds_everything_that_a_report_needs(undisturbed):
     run = read_run(undisturbed)
-    assert run.candidates == ("ভিত্তি", "অ্যাডাপ্টার")
+    assert tuple(run.replies) == ("ভিত্তি", "অ্যাডাপ্টার")
     assert len(run.examples) == 10
-    for name in run.candidates:
+    for name in run.replies:
         assert [g.id for g in run.replies[name]] == [e["id"] for e in run.examples]
         assert {"chrF++", "BLEU", "ROUGE", "perplexity", "degeneration", "keyword-empathy"} <= set(run.tables[name])
     for described in run.record.metrics:
         assert described.signature.startswith(described.name + "|")
         assert "n:10" in described.signature
-    base, adapter = (run.tables[name]["perplexity"] for name in run.candidates)
+    base, adapter = (run.tables[name]["perplexity"] for name in run.replies)
     assert (base[:, 1:] == adapter[:, 1:]).all()
     assert (base[:, 0] != adapter[:, 0]).all()
     assert len({g.key for g in run.replies["ভিত্তি"] + run.replies["অ্যাডাপ্টার"]}) == 20
@@ -205,7 +205,8 @@ def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tin
 def test_an_adapter_tested_on_its_own_training_rows_is_named(tiny_base, tiny_adapter, tmp_path, undisturbed):
     ids = [e["id"] for e in read_run(undisturbed).examples]
     trained = shutil.copytree(tiny_adapter, tmp_path / "trained")
-    (trained / "training.json").write_text(json.dumps({"examples": ids[:3]}), encoding="utf-8")
+    record = json.loads((files("bnbench.demo") / "adapter" / "training.json").read_text(encoding="utf-8"))
+    (trained / "training.json").write_text(json.dumps({**record, "examples": ids[:3]}), encoding="utf-8")
     run = read_run(evaluate(request(tiny_base, trained, tmp_path / "run")))
     assert list(run.record.notes) == [
         "অ্যাডাপ্টার was trained on 3 of the 10 test rows: its scores here say nothing about new messages"
@@ -326,6 +327,19 @@ def test_a_run_computes_what_it_is_asked_for_and_ranks_by_any_of_it(tmp_path):
     assert run.record.metrics[1].spelling == "chrF:none"  # by which a report gets it again
     assert set(run.tables["ক"]) == {"diversity", "chrF"}
     assert "norm:none" in run.record.metrics[1].signature
+
+
+def test_a_reply_s_key_depends_on_all_that_made_it_and_on_nothing_else(tmp_path):
+    def keys(name, reply="আমি শুনছি।", **changes):
+        (tmp_path / "a.txt").write_text(f"{reply}\n" * 240, encoding="utf-8")
+        named = parse_candidates(predictions=[f"ক={tmp_path / 'a.txt'}"])
+        asked = {"limit": 3, "quiet": True, **changes}
+        return [g.key for g in read_run(evaluate(EvaluationRequest(named, tmp_path / name, **asked))).replies["ক"]]
+
+    first = keys("a")
+    assert keys("b", metrics=("BLEU",), primary="BLEU") == first
+    others = [keys("c", "হুম"), keys("d", decoding=Decoding(seed=2)), keys("e", batch_size=2)]
+    assert len({key for each in (first, *others) for key in each}) == 12
 
 
 def test_other_metrics_keep_the_replies_and_another_primary_one_is_refused(tmp_path):

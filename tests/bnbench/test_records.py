@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ from bnbench.errors import RunError
 from bnbench.records import (
     SCHEMA_VERSION,
     Generation,
-    Journal,
-    generation_key,
+    append_generations,
+    read_lines,
     read_record,
     read_run,
     slug,
@@ -20,48 +21,37 @@ ONE = Generation("k1", "ভিত্তি", "a", "আমি ভালো আছ
 TWO = Generation("k2", "ভিত্তি", "b", "", 0, True, None, None, None, None)
 
 
-def test_the_journal_gives_back_what_was_appended_in_readable_bengali(tmp_path):
-    journal = Journal(tmp_path / "generations.jsonl")
-    journal.append([ONE])
-    journal.append([TWO])
-    assert journal.read() == [ONE, TWO]
-    assert "আমি ভালো আছি।" in journal.path.read_text(encoding="utf-8")
+def read_generations(folder):
+    return read_lines(Generation, folder / "generations.jsonl")
+
+
+def test_replies_are_given_back_as_they_were_appended_in_readable_bengali(tmp_path):
+    assert read_generations(tmp_path) == []
+    append_generations(tmp_path, [ONE])
+    append_generations(tmp_path, [TWO])
+    assert read_generations(tmp_path) == [ONE, TWO]
+    assert "আমি ভালো আছি।" in (tmp_path / "generations.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("lost", [1, 5, 30])
-def test_a_torn_last_line_is_dropped_and_cut_off(tmp_path, lost):
-    journal = Journal(tmp_path / "generations.jsonl")
-    journal.append([ONE, TWO])
-    whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole[:-lost])
-    assert journal.read() == [ONE]
-    journal.keep([ONE])
-    journal.append([TWO])
-    assert journal.path.read_bytes() == whole
+def test_a_torn_last_line_is_left_out(tmp_path, lost):
+    append_generations(tmp_path, [ONE, TWO])
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert read_generations(tmp_path) == [ONE]
 
 
 def test_a_damaged_line_before_the_last_is_an_error_with_its_number(tmp_path):
-    journal = Journal(tmp_path / "generations.jsonl")
-    journal.append([ONE, TWO])
-    journal.path.write_bytes(b'{"key": 1}\n' + journal.path.read_bytes())
-    with pytest.raises(RunError, match=r"generations.jsonl, line 1: damaged"):
-        journal.read()
+    append_generations(tmp_path, [ONE, TWO])
+    path = tmp_path / "generations.jsonl"
+    path.write_bytes(b'{"key": 1}\n' + path.read_bytes())
+    with pytest.raises(RunError, match=r"generations.jsonl, line 1: damaged .*delete the line and all after it"):
+        read_generations(tmp_path)
 
 
-def test_a_lone_surrogate_in_a_reply_survives_the_journal(tmp_path):
-    journal = Journal(tmp_path / "generations.jsonl")
-    broken = Generation(**{**ONE.__dict__, "reply": "আ\ud800"})
-    journal.append([broken])
-    assert journal.read()[0].reply.startswith("আ")
-
-
-def test_keys_depend_on_every_part_and_not_on_their_order():
-    key = generation_key(base="a", seed=1, prompt=[1, 2])
-    assert key == generation_key(prompt=[1, 2], seed=1, base="a")
-    assert (
-        len({key, generation_key(base="a", seed=2, prompt=[1, 2]), generation_key(base="b", seed=1, prompt=[1, 2])})
-        == 3
-    )
+def test_a_lone_surrogate_in_a_reply_survives(tmp_path):
+    append_generations(tmp_path, [replace(ONE, reply="আ\ud800")])
+    assert read_generations(tmp_path)[0].reply.startswith("আ")
 
 
 def test_slugs_are_safe_and_never_collide():
@@ -89,7 +79,7 @@ def write_run(folder, **changes):
     write_json(folder / "run.json", {**META, **changes})
     rows = [{"id": i, "topic": "", "title": "", "question": "?", "reference": "!"} for i in "ba"]
     (folder / "examples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    Journal(folder / "generations.jsonl").append([ONE, TWO])
+    append_generations(folder, [ONE, TWO])
     write_scores(folder, "ভিত্তি", ["a", "b"], {"m": np.array([[1.0, 2.0], [3.0, 4.0]])}, {"m": ("x", "y")})
     return folder
 
