@@ -460,6 +460,5 @@ def inspect_prompt_command(
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
     from bnbench.models.inspection import inspect_prompt
 
-    typer.echo(
-        str(inspect_prompt(base, data, _pairs(columns, "--columns"), split, row, trust_remote_code=trust_remote_code))
-    )
+    given = _pairs(columns, "--columns")
+    typer.echo(inspect_prompt(base, data, given, split, row, trust_remote_code=trust_remote_code))

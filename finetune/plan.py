@@ -186,7 +186,7 @@ class Plan:
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
             f"{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
         )
-        if not self.base.has_weights:
+        if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
         return text
 
@@ -195,7 +195,7 @@ class Plan:
         return {
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
-            "base": self.base.hashes(),
+            "base": self.base.hashes,
             "prompt": dict(self.prompt),
             "dtype": self.precision.dtype_name,
         }
@@ -205,7 +205,7 @@ class Plan:
         return {
             "recipe": self.recipe.name,
             "base": self.base.name,
-            "weights_here": self.base.has_weights,
+            "weights_here": bool(self.base.weights()),
             "trainable_parameters": self.trainable,
             "total_parameters": self.total,
             "precision": self.precision.dtype_name,

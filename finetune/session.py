@@ -251,7 +251,7 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
         command=request.command,
         recipe=planned.recipe.to_dict(),
         recipe_sha256=planned.recipe.sha256,
-        base=BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
+        base=BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes),
         data=TrainingData(**identity["data"]),
         prompt=planned.prompt,
         precision=asdict(planned.precision),

@@ -1,19 +1,16 @@
 """Decoding: how a reply is drawn from the logits. Lengths are set in Bengali words; noise belongs to the item.
 
-A tokenizer that spends 6.8 tokens on a Bengali word cuts a reply at 37 words where 256 tokens are allowed, another at
-120; so the limit is in words, and tokens follow from the fertility measured on the texts at hand.
+Tokenizers spend 2 to 7 tokens on a Bengali word, so tokens follow from the fertility measured on the texts at hand.
 
 Noise is a function of (seed, item, step, token) alone, from the counter-based generator Philox4x32-10 (Salmon et al.
-2011, Random123). A reply therefore does not depend on its neighbours in the batch, on the machine, or on what was drawn
-before, and two models that answer the same item draw the same noise: where their logits agree, so do their replies.
+2011, Random123): replies depend on no neighbours, machine or past, and where two models' logits agree, so do replies.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bnbench.errors import UsageError
@@ -68,12 +65,6 @@ class Decoding:
         for name, (is_right, rule) in limits.items():
             if not is_right:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be {rule}")
-
-    def with_limit(self, fertility: float) -> Decoding:
-        """The same decoding with `max_new_tokens` set from `max_words` and the tokens a word costs, unless it was."""
-        if self.max_new_tokens is not None:
-            return self
-        return replace(self, max_new_tokens=math.ceil(self.max_words * fertility))
 
 
 def fertility(count_tokens: Callable[[str], int], texts: Sequence[str] = SENTENCES) -> float:

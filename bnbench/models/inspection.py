@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from bnbench.data.corpus import Example, demo_corpus, load_corpus
 from bnbench.errors import CorpusError
@@ -14,60 +13,26 @@ from bnbench.models.prompts import Prompter
 MAX_PIECE = 24  # characters of a token that are shown
 
 
-@dataclass(frozen=True)
-class InspectedToken:
-    """One token: a piece of text, or of a character's bytes as the vocabulary spells them."""
-
-    id: int
-    piece: str
-    special: bool
-    supervised: bool
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Everything that `bnbench inspect-prompt` prints about one example; `str()` is that text."""
-
-    kind: str
-    text: str
-    tokens: tuple[InspectedToken, ...]
-    prompt_tokens: int
-    bos: int
-    stop_ids: tuple[int, ...]
-    template_sha: str
-
-    @classmethod
-    def of(cls, prompter: Prompter, example: Example) -> Inspection:
-        """What an example becomes, token by token; without a reference only the prompt is shown."""
-        tokenizer, prompt = prompter.tokenizer, prompter.prompt(example)
-        answer = prompter.answer(example.reference) if example.reference.strip() else ()
-        tokens = []
-        for at, token in enumerate(prompt.ids + answer):
-            raw = str(tokenizer.convert_ids_to_tokens(token))
-            text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-            # Part of a character is no text: it is shown as the vocabulary spells it.
-            piece = repr((raw if "\ufffd" in text else text)[:MAX_PIECE])[1:-1]
-            special = prompter.special_names.fullmatch(raw) is not None
-            tokens.append(InspectedToken(token, piece, special, at >= len(prompt.ids)))
-        return cls(
-            prompter.kind,
-            prompt.text + (example.reference.strip() + prompter.end if answer else ""),
-            tuple(tokens),
-            len(prompt.ids),
-            sum(t.id == tokenizer.bos_token_id for t in tokens),
-            prompter.stop_ids,
-            prompter.template_sha,
-        )
-
-    def __str__(self) -> str:
-        supervised = sum(t.supervised for t in self.tokens)
-        head = (
-            f"{self.text}\n\nformat {self.kind} · template {self.template_sha[:12]}"
-            f" · {self.prompt_tokens} prompt tokens + {supervised} supervised = {len(self.tokens)} · {self.bos} BOS"
-            f" · stops on {', '.join(map(str, self.stop_ids))}\n"
-        )
-        rows = [f"{'+' if t.supervised else ' '}{'*' if t.special else ' '}{t.id:>8}  {t.piece}" for t in self.tokens]
-        return "\n".join([head, "(+ supervised in training, * special token)", *rows])
+def show(prompter: Prompter, example: Example) -> str:
+    """What an example becomes, token by token; without a reference only the prompt is shown."""
+    tokenizer, prompt = prompter.tokenizer, prompter.prompt(example)
+    answer = prompter.answer(example.reference) if example.reference.strip() else ()
+    rows = []
+    for at, token in enumerate(prompt.ids + answer):
+        raw = str(tokenizer.convert_ids_to_tokens(token))
+        text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        # Part of a character is no text: it is shown as the vocabulary spells it.
+        piece = repr((raw if "\ufffd" in text else text)[:MAX_PIECE])[1:-1]
+        marks = ("+" if at >= len(prompt.ids) else " ") + ("*" if prompter.special_names.fullmatch(raw) else " ")
+        rows.append(f"{marks}{token:>8}  {piece}")
+    said = example.reference.strip() + prompter.end if answer else ""
+    bos = (prompt.ids + answer).count(tokenizer.bos_token_id)
+    head = (
+        f"{prompt.text}{said}\n\nformat {prompter.kind} · template {prompter.template_sha[:12]}"
+        f" · {len(prompt.ids)} prompt tokens + {len(answer)} supervised = {len(rows)} · {bos} BOS"
+        f" · stops on {', '.join(map(str, prompter.stop_ids))}\n"
+    )
+    return "\n".join([head, "(+ supervised in training, * special token)", *rows])
 
 
 def inspect_prompt(
@@ -78,8 +43,8 @@ def inspect_prompt(
     row: int = 0,
     *,
     trust_remote_code: bool = False,
-) -> Inspection:
-    """Renders row `row` of a corpus's split for a base's tokenizer; without `base` and `data`, of the demo.
+) -> str:
+    """Shows row `row` of a corpus's split for a base's tokenizer; without `base` and `data`, of the demo.
 
     Raises:
         CandidateError, CorpusError, PromptError: what is wrong with the base, the data or the template.
@@ -91,4 +56,4 @@ def inspect_prompt(
     examples = corpus.select(split)
     if row >= len(examples):
         raise CorpusError(f"{corpus.source}: row {row} of {split} does not exist; there are {len(examples)}, from 0")
-    return Inspection.of(prompter, examples[row])
+    return show(prompter, examples[row])

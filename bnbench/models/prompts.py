@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from bnbench.data.corpus import Example
-from bnbench.errors import CandidateError, PromptError
+from bnbench.errors import CandidateError, PromptError, require
 from bnbench.models.decoding import Decoding, fertility
-from bnbench.models.hub import ModelFiles, load_generation_config, load_tokenizer
+from bnbench.models.hub import ModelFiles
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -36,13 +37,11 @@ _PLAIN = f"{_SYSTEM}\n\nপ্রশ্ন: {_USER}\n\nউত্তর:\n"
 # What a base model writes when it goes on past its answer in the plain format.
 _PLAIN_STOPS = ("\nপ্রশ্ন:", "\nউত্তর:")
 _END_TOKENS = (
-    *("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>"),
-    *("<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>"),
-)
+    "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>",
+)  # fmt: skip
 _PAD_TOKENS = (
-    *("<|finetune_right_pad_id|>", "<|vision_pad|>", "<|fim_pad|>"),
-    *("<|reserved_special_token_0|>", "<unused0>", "<unk>"),
-)
+    "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|fim_pad|>", "<|reserved_special_token_0|>", "<unused0>", "<unk>",
+)  # fmt: skip
 # A template that asks for the date would give other prompts tomorrow, and a run could not be resumed.
 _FIXED_DATE = "26 Jul 2024"
 _NO_CLOCK = f"{{% macro strftime_now(format) %}}{_FIXED_DATE}{{% endmacro %}}"
@@ -76,9 +75,10 @@ class Prompter:
     """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`.
 
     `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
-    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format).
+    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format);
+    `special_names` finds the name of any special token.
 
-    `Prompter(kind, system)` has no tokenizer: for a server that writes prompts itself, and for recorded replies. Its
+    `Prompter(kind, system)` has no tokenizer, for servers that write prompts themselves and for recorded replies: its
     prompts are texts without ids, and it counts no tokens.
     """
 
@@ -91,15 +91,13 @@ class Prompter:
     stop_texts: tuple[str, ...] = ()
     bos_id: int | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
+    special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
     def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM) -> Prompter:
-        """The one that fits a transformers tokenizer.
+        """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        Args:
-            tokenizer: any `PreTrainedTokenizerBase`.
-            generation_config: the model's; its end ids are stop ids too.
-            system: the system prompt; `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out.
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out.
 
         Raises:
             PromptError: two BOS in the template, no end token, or a template that does not take the user's text.
@@ -109,23 +107,30 @@ class Prompter:
         adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
         if adds_bos and not template.startswith(tokenizer.bos_token):
             template = tokenizer.bos_token + template
+        added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names = sorted((t for t in added | set(tokenizer.all_special_tokens) if t), key=lambda t: (-len(t), t))
+        # The one group makes `split` give texts and names in turn.
+        special_names = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         # The end of a turn is the first special token that the template writes after an answer.
-        named = _special_pattern(tokenizer).search(tail)
+        named = special_names.search(tail)
         end_id = _id_of(tokenizer, named[0]) if named else None
         end_id = tokenizer.eos_token_id if end_id is None else end_id
         if end_id is None:
             raise PromptError("the tokenizer names no end token: set eos_token in tokenizer_config.json")
-        begins = bos is not None and template.startswith(tokenizer.bos_token)
+        given = getattr(generation_config, "eos_token_id", None)
+        ends = {*(given if isinstance(given, list | tuple) else [given]), tokenizer.eos_token_id, end_id}
+        ends |= {_id_of(tokenizer, token) for token in _END_TOKENS}
         made = cls(
             kind,
             system,
             template,
             end=str(tokenizer.convert_ids_to_tokens(end_id)),
             end_id=int(end_id),
-            stop_ids=tuple(sorted({*stop_ids(tokenizer, generation_config), int(end_id)})),
+            stop_ids=tuple(sorted(int(i) for i in ends if i is not None)),
             stop_texts=_PLAIN_STOPS if kind == "plain" else (),
-            bos_id=bos if begins else None,
+            bos_id=bos if bos is not None and template.startswith(tokenizer.bos_token) else None,
             tokenizer=tokenizer,
+            special_names=special_names,
         )
         made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))  # a template with two BOS is refused now
         return made
@@ -138,8 +143,15 @@ class Prompter:
             MissingExtraError: transformers is not installed.
             PromptError: see `of`; or the tokenizer's files are broken.
         """
-        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-        return cls.of(tokenizer, load_generation_config(files), system)
+        transformers, folder, generation = require("transformers", extra="models"), files.folder, None
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise PromptError(f"{folder}: the tokenizer cannot be read ({why})") from error
+        if (folder / "generation_config.json").is_file():
+            generation = transformers.GenerationConfig.from_pretrained(folder)
+        return cls.of(tokenizer, generation, system)
 
     @property
     def template_sha(self) -> str:
@@ -163,11 +175,6 @@ class Prompter:
             text = whole[whole.index('"added_tokens"') :]
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @cached_property
-    def special_names(self) -> re.Pattern[str]:
-        """Finds the name of any special token of the tokenizer."""
-        return _special_pattern(self.tokenizer)
-
     def prompt(self, example: Example) -> Prompt:
         """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS."""
         topic = example.topic.strip()
@@ -177,32 +184,41 @@ class Prompter:
             return Prompt(user, (), system, user)
         fill = {_SYSTEM: system, _USER: user}
         text = _SLOTS.sub(lambda m: fill[m[0]], self.template)
-        named = self.special_names.search(f"{system}\n{user}")
-        ids = self._encode_apart(fill) if named else _encode(self.tokenizer, text)
-        check_bos(ids, self.bos_id, self.tokenizer)
+        if not self.special_names.search(f"{system}\n{user}"):
+            ids = self._encode(text)
+        else:
+            # A text names a special token: the template's own become special, the text's stay characters.
+            ids = []
+            for at, part in enumerate(self.special_names.split(self.template)):
+                if at % 2:
+                    ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                else:
+                    ids += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
+        if self.bos_id is not None:
+            count = ids.count(self.bos_id)
+            # Where one token begins texts and ends turns, later ones are ends of turns.
+            is_shared = self.bos_id == self.tokenizer.eos_token_id
+            if ids[:1] != [self.bos_id] or (ids[1:2] == [self.bos_id] if is_shared else count != 1):
+                raise PromptError(
+                    f"the prompt has {count} BOS tokens ({self.tokenizer.bos_token!r}, id {self.bos_id}) where exactly "
+                    "one, at its start, is right: mend chat_template in the model's tokenizer_config.json or "
+                    "chat_template.jinja"
+                )
         return Prompt(text, tuple(ids), system, user)
 
-    def _encode_apart(self, fill: dict[str, str]) -> list[int]:
-        """Ids where a text names a special token: the template's own become special, the text's stay characters."""
-        ids: list[int] = []
-        for at, part in enumerate(self.special_names.split(self.template)):
-            if at % 2:
-                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
-            else:
-                ids += _encode(self.tokenizer, _SLOTS.sub(lambda m: fill[m[0]], part), special=False)
-        return ids
+    def _encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
+        made = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special) if text else {}
+        return list(made.get("input_ids", ()))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """The ids of a reply and of the token that ends it; never empty."""
-        return (*_encode(self.tokenizer, text.strip(), special=False), self.end_id)
+        return (*self._encode(text.strip(), special=False), self.end_id)
 
     def training(self, example: Example) -> TrainingRow:
-        """The example as a training row: exactly the ids of `prompt`, then the answer with its end token, never cut.
-
-        Raises:
-            PromptError: an empty reference, which would teach the model to say nothing.
-        """
+        """The example as a training row: exactly the ids of `prompt`, then the answer with its end token, never cut."""
         if not example.reference.strip():
+            # It would teach the model to say nothing.
             raise PromptError(f"example {example.id}: the reference is empty, nothing to train on; remove the row")
         prompt, answer = self.prompt(example).ids, self.answer(example.reference)
         return TrainingRow(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))
@@ -216,9 +232,10 @@ class Prompter:
 
         Without references sentences of ours are measured; without a tokenizer the limit stays one in words.
         """
-        if self.tokenizer is None:
+        if self.tokenizer is None or decoding.max_new_tokens is not None:
             return decoding
-        return decoding.with_limit(fertility(lambda text: len(self.answer(text)) - 1, references))
+        per_word = fertility(lambda text: len(self.answer(text)) - 1, references)
+        return replace(decoding, max_new_tokens=math.ceil(decoding.max_words * per_word))
 
     def is_done(self, ids: list[int]) -> bool:
         """Whether a stop text has been said, near the end of a reply's ids so far."""
@@ -226,24 +243,16 @@ class Prompter:
         return any(stop in tail for stop in self.stop_texts)
 
     def decode(self, ids: Sequence[int], *, cut: bool = False) -> str:
-        """A reply's text: without special tokens, cut at the first stop text, stripped.
-
-        `cut` says that the limit ended it: that may split a character whose bytes are several tokens, and what is left
-        of the character is ours, not the model's.
-        """
+        """A reply's text: without special tokens, cut at the first stop text, stripped; `cut`: the limit ended it."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
         ends = [at for stop in self.stop_texts if (at := text.find(stop)) >= 0]
         text = text[: min(ends, default=None)].strip()
+        # The limit may split a character whose bytes are several tokens. What is left of it is ours, not the model's.
         return text.rstrip("\ufffd").rstrip() if cut else text
 
     def describe(self) -> dict[str, str]:
         """The `prompt` part of run.json."""
-        return {
-            "kind": self.kind,
-            "template_sha": self.template_sha,
-            "tokenizer_sha": self.tokenizer_sha,
-            "system": self.system,
-        }
+        return {name: getattr(self, name) for name in ("kind", "template_sha", "tokenizer_sha", "system")}
 
     def check_vocabulary(self, label: str, rows: int) -> None:
         """Every token that can occur has one of a model's embedding `rows`; CandidateError with the numbers otherwise.
@@ -257,10 +266,10 @@ class Prompter:
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}
         if beyond:
-            first = min(beyond)
+            i, name = min(beyond.items())
             raise CandidateError(
-                f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {beyond[first]!r} "
-                f"({first}) is beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
+                f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is "
+                "beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
             )
 
 
@@ -268,14 +277,6 @@ def template_of(kind: str) -> str:
     """The template of a kind that is written out here, with {system} and {user}; empty for a model's own."""
     written = {"llama-3.1": _LLAMA, "plain": _PLAIN}.get(kind, "")
     return written.replace(_SYSTEM, "{system}").replace(_USER, "{user}")
-
-
-def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every id that ends a reply, sorted: the `generation_config`'s, the tokenizer's, known end-of-turn tokens."""
-    given = getattr(generation_config, "eos_token_id", None)
-    ids = set(given if isinstance(given, (list, tuple)) else [given])
-    ids |= {tokenizer.eos_token_id, *(_id_of(tokenizer, token) for token in _END_TOKENS)}
-    return tuple(sorted(int(i) for i in ids if i is not None))
 
 
 def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
@@ -295,20 +296,6 @@ def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
     raise PromptError(f"the tokenizer has {vocab_size} ids and all of them end a reply: there is none to pad with")
 
 
-def check_bos(ids: Sequence[int], bos_id: int | None, tokenizer: Any) -> None:
-    """Proves that `ids` begin with the only `bos_id` among them (None: a tokenizer that puts none), or PromptError."""
-    if bos_id is None:
-        return
-    count = sum(i == bos_id for i in ids)
-    # Where one token begins texts and ends turns, later ones are ends of turns.
-    shared = bos_id == tokenizer.eos_token_id
-    if not ids or ids[0] != bos_id or (bos_id in ids[1:2] if shared else count != 1):
-        raise PromptError(
-            f"the prompt has {count} BOS tokens ({tokenizer.bos_token!r}, id {bos_id}) where exactly one, at its start,"
-            " is right: mend chat_template in the model's tokenizer_config.json or chat_template.jinja"
-        )
-
-
 def _template(tokenizer: Any) -> tuple[str, str, str]:
     """Kind, template with markers, and what the template writes after an answer."""
     if all(_id_of(tokenizer, token) is not None for token in _LLAMA_HEADERS):
@@ -317,16 +304,10 @@ def _template(tokenizer: Any) -> tuple[str, str, str]:
         return "plain", _PLAIN, ""
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                chat_template=_NO_CLOCK + tokenizer.get_chat_template(),
-                tokenize=False,
-                add_generation_prompt=prompt,
-                date_string=_FIXED_DATE,
-                enable_thinking=False,  # the reply is what is measured, not the thoughts before it
-            )
-        )
+        asked = {"tokenize": False, "add_generation_prompt": prompt, "date_string": _FIXED_DATE}
+        asked["enable_thinking"] = False  # the reply is what is measured, not the thoughts before it
+        template = _NO_CLOCK + tokenizer.get_chat_template()
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, **asked))
 
     system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
     folded = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}  # for a template that knows no system role
@@ -348,21 +329,7 @@ def _template(tokenizer: Any) -> tuple[str, str, str]:
     raise PromptError(f"the model's chat template cannot be used: {why}")
 
 
-def _encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
-    """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
-    if not text:
-        return []
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
-
-
 def _id_of(tokenizer: Any, token: str) -> int | None:
     # An unknown token gives the unknown id or None, by tokenizer; asking back tells them apart.
     found = tokenizer.convert_tokens_to_ids(token)
     return int(found) if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None
-
-
-def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the name of any special token; its one group makes `split` give texts and names in turn."""
-    added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    names = sorted((t for t in added | set(tokenizer.all_special_tokens) if t), key=lambda t: (-len(t), t))
-    return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")

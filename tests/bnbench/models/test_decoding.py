@@ -57,12 +57,6 @@ def test_noise_is_uniform() -> None:
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.01
 
 
-def test_limit_in_words_becomes_tokens() -> None:
-    assert Decoding(max_words=120).with_limit(6.8).max_new_tokens == 816
-    assert Decoding(max_words=1).with_limit(1.01).max_new_tokens == 2
-    assert Decoding(max_new_tokens=256).with_limit(6.8).max_new_tokens == 256
-
-
 def test_fertility() -> None:
     assert fertility(len, ["কখগ ঘঙ", "চ"]) == pytest.approx(7 / 3)
     assert fertility(len, ["", " "]) == fertility(len) == fertility(len, SENTENCES)

@@ -23,7 +23,6 @@ from bnbench.finetune.engine.rows import IGNORED, Row
 from bnbench.finetune.memory import LLAMA_8B, estimate
 from bnbench.finetune.session import make_job
 from bnbench.finetune.tuners.dpo import measure_gain
-from bnbench.models.hub import load_generation_config, load_tokenizer
 from bnbench.models.prompts import Prompter
 from tests.finetune.conftest import MESSAGES, make_request
 
@@ -79,7 +78,7 @@ def trainer_of(request: FinetuneRequest) -> Any:
 def test_trl_trains_on_exactly_our_ids(pairs_for: Make) -> None:
     request = pairs_for(overrides={"batch_size": "3"})
     planned = plan(request)
-    prompts = Prompter.of(load_tokenizer(planned.base), load_generation_config(planned.base))
+    prompts = Prompter.load(planned.base)
     wanted = [prompts.training(e) for p in request.pairs for e in (p.chosen, p.rejected)]
     found = []
     for batch in trainer_of(request).get_train_dataloader():
