@@ -179,7 +179,7 @@ def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
     declared when the run began is not what is asked for now.
     """
     can = {"references", "messages"}
-    if any(get_backend(request.backend_of(c)).has_likelihoods() for c in request.candidates):
+    if any(get_backend(request.backend_of(c)).likelihood is not Backend.likelihood for c in request.candidates):
         can.add("likelihoods")
     asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
     able = [m.name for m in measures.metrics if m.needs <= can]
@@ -421,7 +421,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         created=before.created if before else _now(),
         finished=None,
         **records.describe_environment(),
-        precision=dict(first.backend.precision()),
+        precision=dict(first.backend.precision),
         corpus=records.CorpusRecord(
             name=Path(corpus.source).name,
             source=corpus.source,

@@ -47,8 +47,7 @@ class BackendOptions:
     """What a backend may be told.
 
     `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
-    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` is the
-    system prompt.
+    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model.
     """
 
     name: str = "hf"
@@ -71,6 +70,9 @@ class Backend(ABC):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self._asked = Prompter("messages", options.system)
+        # For run.json: in what was computed, and why.
+        reason = f"chosen by the backend {options.name}"
+        self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
 
     def prompter(self, candidate: Candidate) -> Prompter:
         """How a candidate is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids."""
@@ -104,13 +106,8 @@ class Backend(ABC):
     def likelihood(
         self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]
     ) -> FloatArray | None:
-        """(n, 4): nll in nats, tokens, bytes, characters of each reference; None where the backend cannot know it."""
+        """(n, 4): nll in nats, tokens, bytes, characters of each reference; not written where it cannot be known."""
         return None
-
-    @classmethod
-    def has_likelihoods(cls) -> bool:
-        """Whether a metric that needs likelihoods may be asked for: where `likelihood` is written."""
-        return cls.likelihood is not Backend.likelihood
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
         """How many of the prompts to hand to `generate` at a time, in sum as many as there are `lengths` (tokens).
@@ -118,10 +115,6 @@ class Backend(ABC):
         A reply may have `new_tokens`. Replies are saved a batch at a time: what a killed run had begun is made again.
         """
         return [min(64, len(lengths) - start) for start in range(0, len(lengths), 64)]
-
-    def precision(self) -> Mapping[str, Any]:
-        """dtype, quantisation and the reason they were chosen, for run.json."""
-        return {"dtype": "none", "quantisation": "none", "reason": f"chosen by the backend {self.options.name}"}
 
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of the accelerator (or of the process, on the CPU); None where it is not this machine's."""

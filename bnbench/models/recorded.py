@@ -29,6 +29,7 @@ class RecordedReplies(Backend):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         self._asked = Prompter("recorded")  # the file does not say how the model was asked
+        self.precision = self.precision | {"reason": "recorded replies: no model was run"}
         self._files = {c.name: Predictions.read(Path(c.location)) for c in candidates}
         self._paired: dict[str, Pairing] = {}
 
@@ -52,10 +53,6 @@ class RecordedReplies(Backend):
     ) -> list[Reply]:
         """The recorded replies of the items; their length in tokens is not known."""
         return [Reply(self._paired[candidate.name].replies[item]) for item in items]
-
-    def precision(self) -> Mapping[str, Any]:
-        """Nothing was computed."""
-        return {"dtype": "none", "quantisation": "none", "reason": "recorded replies: no model was run"}
 
 
 @dataclass(frozen=True)
