@@ -9,7 +9,7 @@ Noise is a function of (seed, item, step, token) alone, from the counter-based g
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +65,6 @@ class Decoding:
         for name, (is_right, rule) in limits.items():
             if not is_right:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be {rule}")
-
-
-def fertility(count_tokens: Callable[[str], int], texts: Sequence[str] = SENTENCES) -> float:
-    """Tokens per whitespace-separated word over all `texts` together, its punctuation included; at least 1."""
-    texts = [t for t in texts if t.split()] or list(SENTENCES)
-    words = sum(len(t.split()) for t in texts)
-    return max(1.0, sum(count_tokens(t) for t in texts) / words)
 
 
 def item_key(seed: int, item: str) -> tuple[int, int, int, int]:

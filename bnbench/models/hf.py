@@ -5,10 +5,12 @@ The base answers through `disable_adapter()`, which equals the plain base exactl
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -164,21 +166,20 @@ class TransformersBackend(Backend):
         ids = torch.tensor([self._asked.prompt(PROBE).ids], device=self.device)
         plain: Any = None
         for candidate in (Candidate("", "base", self.files.location), *self.adapters.values()):
-            name = candidate.name or self.files.location
             with torch.inference_mode(), self._active(candidate) as lm:
                 logits = lm(input_ids=ids).logits
                 if plain is None:
                     self._whole_logits = not inference.matches(lm, ids, logits)
-            why = ""
+            name, dtype, why = candidate.name or candidate.location, self.precision["dtype"], ""
             if not bool(logits.isfinite().all()):
-                why = f"logits in {self.precision['dtype']} are not finite; its weights are damaged, or too large"
+                why = f"has logits in {dtype} that are not finite: its weights are damaged or too large"
             elif plain is not None and torch.equal(plain, logits):
                 why = (
-                    f"it does not change the logits of {self.files.location}: it is untrained (all its B matrices are "
-                    "zero), or the names of its layers are not the base's"
+                    f"({candidate.location}) does not change the logits of {self.files.location}: it is untrained (all "
+                    "its B matrices are zero), or the names of its layers are not the base's"
                 )
             if why:
-                raise CandidateError(f"{candidate.kind} {name} ({candidate.location}): {why}")
+                raise CandidateError(f"{candidate.kind} {name} {why}")
             plain = logits if plain is None else plain
         if self._whole_logits:
             log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
@@ -191,11 +192,8 @@ class TransformersBackend(Backend):
         lm = self.model.get_base_model() if self.adapters else self.model
         if candidate.name in self.adapters:
             self.model.set_adapter(f"adapter_{list(self.adapters).index(candidate.name)}")
-            yield lm
-        elif self.adapters:
-            with self.model.disable_adapter():
-                yield lm
-        else:
+        is_off = self.adapters and candidate.name not in self.adapters
+        with self.model.disable_adapter() if is_off else nullcontext():
             yield lm
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
@@ -221,15 +219,13 @@ class TransformersBackend(Backend):
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
-        asked = self._asked
+        asked, pad = self._asked, self.pad
         limited, stop = asked.limited(decoding), asked.stop_ids
         with self._active(candidate) as lm:
 
             def draw(part: slice) -> list[inference.Drawn]:
-                rows = [prompt.ids for prompt in prompts[part]]
-                return inference.generate(
-                    lm, rows, items[part], limited, stop=stop, pad=self.pad, is_done=asked.is_done
-                )
+                ids = [prompt.ids for prompt in prompts[part]]
+                return inference.generate(lm, ids, items[part], limited, stop=stop, pad=pad, is_done=asked.is_done)
 
             drawn = halving(draw, slice(0, len(prompts)))
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
@@ -260,8 +256,6 @@ class TransformersBackend(Backend):
 
     def peak_memory_bytes(self) -> int | None:
         """Most memory that torch reserved on the GPU, or most that the process held on the CPU."""
-        import sys
-
         import torch
 
         if self.device.startswith("cuda"):
@@ -279,8 +273,6 @@ def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
 
     Not accelerate's `find_executable_batch_size`, which begins anew after each failure and hides the last error.
     """
-    import gc
-
     import torch
 
     done: list[T] = []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -179,7 +180,7 @@ class _Batch:
         """
         self.model = model
         self.rows = list(range(len(prompts)))
-        self.ids, self.mask = left_padded(prompts, pad, model.device)
+        self.ids, self.mask = padded(prompts, pad, model.device, "left")
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.keys = torch.tensor([item_key(seed, item) for item in items], device=model.device)
         self.cache = DynamicCache(config=model.config)
@@ -189,7 +190,7 @@ class _Batch:
             logits = []
             for part in passes([len(prompt) for prompt in prompts]):
                 own = DynamicCache(config=model.config)
-                ids, mask = left_padded(prompts[part], pad, model.device)
+                ids, mask = padded(prompts[part], pad, model.device, "left")
                 logits.append(self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), own))
                 for slots, layer in zip(self.cache.layers, own.layers, strict=True):
                     slots.put(part, layer, len(prompts), self.ids.shape[1])
@@ -238,12 +239,11 @@ def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]
     yield slice(start, len(lengths))
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (n, longest), the rows at the right."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
+    """Ids and mask (n, longest), shorter rows filled up on the `side` "left" or "right"."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, side)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], True, 0, side)
+    return ids.to(device), mask.to(device)
 
 
 def call(model: Any, **arguments: Any) -> Any:
@@ -264,9 +264,7 @@ def negative_log_likelihoods(
     if whole_logits and len(rows) > 1:
         pairs = zip(rows, starts, strict=True)
         return [negative_log_likelihoods(model, [r], [s], pad=pad, whole_logits=True)[0] for r, s in pairs]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    ids, mask = padded(rows, pad, model.device, "right")
     where = [(i, at) for i, (row, start) in enumerate(zip(rows, starts, strict=True)) for at in range(start, len(row))]
     row_of, at = torch.tensor(where, device=model.device).T
     # What comes out at one position says how likely the token at the next is.

@@ -29,29 +29,23 @@ class Device:
     memory: int | None = None
 
     @classmethod
-    def of(cls, device: str | Device) -> Device:
+    def of(cls, name: str) -> Device:
         """Asks torch about `cuda`, `cuda:1`, `mps` or `cpu`; `auto` is the first card there is, else the CPU.
 
-        Raises:
-            MissingExtraError: torch is not installed.
-            UsageError: torch sees no such device.
+        Raises UsageError where torch sees no such device.
         """
-        if isinstance(device, Device):
-            return device
         torch: Any = require("torch", extra="models")
         cuda = torch.cuda
-        name = ("cuda" if cuda.is_available() else "cpu") if device == "auto" else device
+        name = ("cuda" if cuda.is_available() else "cpu") if name == "auto" else name
         try:
             chosen = torch.device(name)
         except RuntimeError as error:
             raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
         if chosen.type == "cuda":
-            if (chosen.index or 0) >= cuda.device_count():
-                raise UsageError(
-                    f"--device {name}: torch {torch.__version__} sees {cuda.device_count()} CUDA cards; use cpu"
-                )
-            seen = cuda.get_device_properties(chosen)
-            return cls("cuda", seen.name, (seen.major, seen.minor), seen.total_memory)
+            if (chosen.index or 0) >= (seen := cuda.device_count()):
+                raise UsageError(f"--device {name}: torch {torch.__version__} sees {seen} CUDA cards; use cpu")
+            card = cuda.get_device_properties(chosen)
+            return cls("cuda", card.name, (card.major, card.minor), card.total_memory)
         if chosen.type == "mps" and not torch.backends.mps.is_available():
             raise UsageError(f"--device {name}: torch {torch.__version__} sees no Apple GPU; use cpu")
         return cls(chosen.type)
@@ -66,15 +60,11 @@ class Precision:
     reason: str
 
 
-def choose_precision(device: str | Device, n_parameters: int, quantise: bool | None = None) -> Precision:
-    """The dtype that the device computes fast in, and 4-bit weights where asked for or where the card is too small.
+def choose_precision(card: Device, n_parameters: int, quantise: bool | None = None) -> Precision:
+    """The dtype that the device computes fast in, and whether weights are stored in 4 bits (NF4).
 
-    Args:
-        device: a name that torch knows, or a `Device`.
-        n_parameters: of the model, for its size.
-        quantise: True or False decides about NF4; None takes it only where 16-bit weights do not fit on the card.
+    `quantise` True or False decides about NF4; None takes it only where 16-bit weights do not fit on the card.
     """
-    card = Device.of(device)
     dtype: DType = "float16"
     if card.type == "cpu":
         dtype, why = "float32", "float32, because the CPU computes 16-bit numbers no faster"

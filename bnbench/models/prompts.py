@@ -1,8 +1,8 @@
 """Prompts: from an example to token ids, the same ones in training and evaluation, with exactly one BOS.
 
-Three kinds, chosen by what the tokenizer has: the original Llama-3.1 format written out here (the stock template would
-add today's date), else the model's own chat template, else plain Bengali. The template is rendered once with markers in
-place of the texts; special tokens come from the template alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
+By what the tokenizer has: the original Llama-3.1 format (the stock template would add today's date), else the model's
+own chat template, else plain Bengali. A template is rendered once with markers in place of the texts; special tokens
+come from it alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from bnbench.data.corpus import Example
 from bnbench.errors import CandidateError, PromptError, require
-from bnbench.models.decoding import Decoding, fertility
+from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import ModelFiles
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
@@ -63,14 +63,6 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TrainingRow:
-    """Prompt, answer and end-of-turn as ids; `supervised` is True on the answer and its end token alone."""
-
-    ids: tuple[int, ...]
-    supervised: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
 class Prompter:
     """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`.
 
@@ -97,10 +89,8 @@ class Prompter:
     def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM) -> Prompter:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out.
-
-        Raises:
-            PromptError: two BOS in the template, no end token, or a template that does not take the user's text.
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out. Raises PromptError for
+        two BOS in the template, no end token, or a template that does not take the user's text.
         """
         kind, template, tail = _template(tokenizer)
         bos = tokenizer.bos_token_id
@@ -137,12 +127,7 @@ class Prompter:
 
     @classmethod
     def load(cls, files: ModelFiles, *, system: str = SYSTEM, trust_remote_code: bool = False) -> Prompter:
-        """The one of a model, from its tokenizer and generation configuration; reads no weights.
-
-        Raises:
-            MissingExtraError: transformers is not installed.
-            PromptError: see `of`; or the tokenizer's files are broken.
-        """
+        """The one of a model, from its tokenizer and generation configuration; PromptError where they are broken."""
         transformers, folder, generation = require("transformers", extra="models"), files.folder, None
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -215,27 +200,27 @@ class Prompter:
         """The ids of a reply and of the token that ends it; never empty."""
         return (*self._encode(text.strip(), special=False), self.end_id)
 
-    def training(self, example: Example) -> TrainingRow:
-        """The example as a training row: exactly the ids of `prompt`, then the answer with its end token, never cut."""
-        if not example.reference.strip():
-            # It would teach the model to say nothing.
+    def training(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of a training row: those of `prompt`, and those of `answer`, which are supervised; never cut."""
+        if not example.reference.strip():  # it would teach the model to say nothing
             raise PromptError(f"example {example.id}: the reference is empty, nothing to train on; remove the row")
-        prompt, answer = self.prompt(example).ids, self.answer(example.reference)
-        return TrainingRow(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))
+        return self.prompt(example).ids, self.answer(example.reference)
 
     def count_tokens(self, examples: Sequence[Example]) -> list[int]:
         """The length of each example's training row in tokens (prompt, answer and end)."""
         return [len(self.prompt(e).ids) + len(self.answer(e.reference)) for e in examples]
 
     def limited(self, decoding: Decoding, references: Sequence[str] = ()) -> Decoding:
-        """The decoding with its limit in tokens, by the tokens that a word of the references costs this tokenizer.
+        """The decoding with its limit in tokens, by the fertility of this tokenizer; without one it stays in words.
 
-        Without references sentences of ours are measured; without a tokenizer the limit stays one in words.
+        The fertility is tokens per whitespace-separated word of the references (or else of sentences of ours), their
+        punctuation included; at least 1.
         """
         if self.tokenizer is None or decoding.max_new_tokens is not None:
             return decoding
-        per_word = fertility(lambda text: len(self.answer(text)) - 1, references)
-        return replace(decoding, max_new_tokens=math.ceil(decoding.max_words * per_word))
+        texts = [text for text in references if text.split()] or SENTENCES
+        per_word = sum(len(self.answer(text)) - 1 for text in texts) / sum(len(text.split()) for text in texts)
+        return replace(decoding, max_new_tokens=math.ceil(decoding.max_words * max(1.0, per_word)))
 
     def is_done(self, ids: list[int]) -> bool:
         """Whether a stop text has been said, near the end of a reply's ids so far."""
@@ -280,13 +265,9 @@ def template_of(kind: str) -> str:
 
 
 def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
-    """An id to pad with: inside the embedding and never an end id.
-
-    In this order: `<|finetune_right_pad_id|>`, the tokenizer's own pad, a reserved or unknown token, an id that the
-    embedding has and the tokenizer lacks, an ordinary token. Raises PromptError where every id ends a reply.
-    """
+    """An id to pad with: inside the embedding and never an end id; PromptError where every id ends a reply."""
     first, *others = [_id_of(tokenizer, token) for token in _PAD_TOKENS]
-    spare = vocab_size - 1 if len(tokenizer) < vocab_size else None
+    spare = vocab_size - 1 if len(tokenizer) < vocab_size else None  # the embedding has it, the tokenizer has not
     barred = {*stop, tokenizer.bos_token_id, tokenizer.eos_token_id}
     # Nothing reserved (as in GPT-2): an ordinary token does, because every batch of ours carries its mask.
     ordinary = next((i for i in range(vocab_size) if i not in barred), None)

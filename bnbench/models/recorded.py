@@ -41,12 +41,11 @@ class RecordedReplies(Backend):
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The hash of the file, and of what the data made of it where the data's order, ids or messages joined it."""
-        paired = self._paired.get(candidate.name)
-        made = {}
+        known, paired = {"predictions_sha256": candidate.weights_sha256}, self._paired.get(candidate.name)
         if paired and not paired.is_by_content:
             pairs = json.dumps(list(paired.replies.items())).encode()
-            made = {"joined_sha256": hashlib.sha256(pairs).hexdigest()}
-        return {"backend": "recorded", "predictions_sha256": candidate.weights_sha256, **made}
+            known["joined_sha256"] = hashlib.sha256(pairs).hexdigest()
+        return {"backend": "recorded", **known}
 
     def generate(
         self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
@@ -66,10 +65,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path) -> Predictions:
-        """Reads a file as `bnbench score` does.
-
-        Raises CandidateError, also for a reply that is null: what has no reply must not be scored as an empty one.
-        """
+        """Reads a file as `bnbench score` does; CandidateError also for a null, which is no empty reply."""
         try:
             file = TextFile.of(path, "reply", {})
             rows = list(file.rows())
@@ -105,8 +101,7 @@ def comparable(message: str) -> str:
 def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None = None) -> Pairing:
     """The reply of every item: by id, else by message, else, where there are no ids, by the order of the data.
 
-    Ids are those of examples.jsonl or the data's own. Raises CandidateError where an item has no reply or two, or where
-    it is not certain which reply is whose.
+    Raises CandidateError where an item has no reply or two, or where it is not certain which reply is whose.
     """
     by_id: dict[str, str] = {}
     for number, (item, reply) in enumerate(zip(file.ids or (), file.replies, strict=file.ids is not None), 1):

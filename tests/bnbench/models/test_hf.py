@@ -104,7 +104,7 @@ def test_greedy_is_transformers_own(
 ) -> None:
     from transformers import GenerationConfig
 
-    ids, mask = inference.left_padded([p.ids for p in prompts], 6, torch.device("cpu"))
+    ids, mask = inference.padded([p.ids for p in prompts], 6, torch.device("cpu"), "left")
     stop = (*session.prompter(session.candidates[0]).stop_ids, 300, 301, 302, 303, 304)  # so that some rows end early
     config = GenerationConfig(
         do_sample=False, repetition_penalty=penalty, max_new_tokens=24, eos_token_id=list(stop), pad_token_id=6
@@ -331,7 +331,7 @@ def test_weights_that_are_not_finite(tiny_base: Path, tmp_path: Path) -> None:
     tensors = load_file(broken / "model.safetensors")
     tensors["model.norm.weight"][0] = torch.nan
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CandidateError, match="not finite"):
+    with pytest.raises(CandidateError, match=r"base .*broken has logits in float32 that are not finite"):
         open_backend(parse_candidates(str(broken))).load()
 
 

@@ -94,7 +94,7 @@ def test_trl_trains_on_exactly_our_ids(pairs_for: Make) -> None:
         prompted = [ids[: counted.index(True)] for ids, counted in rows]
         assert prompted[:3] == prompted[3:]
         found += rows
-    assert sorted(found) == sorted((row.ids, row.supervised) for row in wanted)
+    assert sorted(found) == sorted((a + b, (False,) * len(a) + (True,) * len(b)) for a, b in wanted)
     assert all(ids.count(prompts.bos_id) == 1 and ids[0] == prompts.bos_id for ids, _ in found)
     assert all(ids[-1] in prompts.stop_ids and counted[-1] for ids, counted in found)
     assert planned.pad_id not in prompts.stop_ids
