@@ -458,7 +458,7 @@ def inspect_prompt_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
-    from bnbench.models.inspection import inspect_prompt
+    from bnbench.models.prompts import inspect_prompt
 
     given = _pairs(columns, "--columns")
     typer.echo(inspect_prompt(base, data, given, split, row, trust_remote_code=trust_remote_code))

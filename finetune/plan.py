@@ -26,7 +26,7 @@ from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.base import get_tuner
-from bnbench.models.hub import BUNDLED, Base, load_config, resolve_base
+from bnbench.models.hub import BUNDLED, Base, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.records import slug
@@ -244,7 +244,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     base = resolve_base(
         request.base, request.revision, folder=request.base_folder, trust_remote_code=trust, weights=weights
     )
-    config = load_config(base, trust_remote_code=trust)
+    load = require("transformers", extra="models").AutoConfig.from_pretrained
+    config = load(base.folder, trust_remote_code=trust)
     prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 

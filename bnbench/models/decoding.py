@@ -9,6 +9,7 @@ Noise is a function of (seed, item, step, token) alone, from the counter-based g
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,11 +68,9 @@ class Decoding:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
 
-def item_key(seed: int, item: str) -> tuple[int, int, int, int]:
+def item_key(seed: int, item: str) -> tuple[int, ...]:
     """The item's part of the noise: 128 bits as four 32-bit words, from the seed and the item's id."""
-    digest = hashlib.sha256(f"{seed}\x1f{item}".encode()).digest()
-    words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 16, 4)]
-    return words[0], words[1], words[2], words[3]
+    return struct.unpack_from(">4I", hashlib.sha256(f"{seed}\x1f{item}".encode()).digest())
 
 
 def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:

@@ -23,7 +23,7 @@ from bnbench.metrics.normalization import normalize
 from bnbench.models.backend import Backend, BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.hub import ModelFiles, file_sha256, load_config
+from bnbench.models.hub import ModelFiles, file_sha256
 from bnbench.models.precision import Device, choose_precision, make_portable
 from bnbench.models.prompts import PROBE, Prompt, Prompter, pad_id
 from bnbench.progress import quiet
@@ -45,13 +45,14 @@ class TransformersBackend(Backend):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         self.adapters = {c.name: c for c in candidates if c.kind == "adapter"}
-        for module in ("torch", "transformers", *(["peft"] if self.adapters else [])):
+        for module in ("torch", *(["peft"] if self.adapters else [])):
             require(module, extra="models")
         first, trust = candidates[0], options.trust_remote_code
         location, commit = first.base or first.location, first.base_revision or first.revision
         self.files = ModelFiles(f"base {location}", location, commit, Path(first.base_folder or first.folder))
         self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
-        config = load_config(self.files, trust_remote_code=trust)
+        load = require("transformers", extra="models").AutoConfig.from_pretrained
+        config = load(self.files.folder, trust_remote_code=trust)
         text, stored = config.get_text_config(), getattr(config, "quantization_config", None)
         # A base and its adapters are asked alike: with the base's tokenizer and template.
         self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)

@@ -54,13 +54,14 @@ class ModelFiles:
         path = self.folder / name
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict):
+                return value
+            why = f"{path} holds no JSON object"
         except FileNotFoundError:
-            raise CandidateError(f"{self.label}: there is no {name} in {self.folder}") from None
+            why = f"there is no {name} in {self.folder}"
         except (OSError, ValueError) as error:
-            raise CandidateError(f"{self.label}: {path} cannot be read as JSON ({error})") from None
-        if not isinstance(value, dict):
-            raise CandidateError(f"{self.label}: {path} holds no JSON object")
-        return value
+            why = f"{path} cannot be read as JSON ({error})"
+        raise CandidateError(f"{self.label}: {why}")
 
     def wanted(self) -> tuple[str, ...]:
         """The names under which PEFT or transformers looks for weights: that of one file, then the index's shards."""
@@ -256,12 +257,6 @@ def resolve_base(
     location, asked = (name, revision or "") if folder is None else (str(folder), "")
     found = find_model(f"base {name}", location, asked, trust_remote_code=trust_remote_code, weights=weights)
     return Base(**vars(found), name=name, revision=revision)
-
-
-def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
-    """The transformers configuration of a model."""
-    transformers = require("transformers", extra="models")
-    return transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
 
 
 def hub_id(folder: Path) -> str | None:

@@ -11,15 +11,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from bnbench.data.corpus import Example
-from bnbench.errors import CandidateError, PromptError, require
+from bnbench.data.corpus import Example, demo_corpus, load_corpus
+from bnbench.errors import CandidateError, CorpusError, PromptError, require
+from bnbench.models.candidates import DEMO_BASE, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
-from bnbench.models.hub import ModelFiles
+from bnbench.models.hub import ModelFiles, find_model
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -239,6 +240,27 @@ class Prompter:
         """The `prompt` part of run.json."""
         return {name: getattr(self, name) for name in ("kind", "template_sha", "tokenizer_sha", "system")}
 
+    def show(self, example: Example) -> str:
+        """What an example becomes, token by token; without a reference only the prompt is shown."""
+        tokenizer, prompt = self.tokenizer, self.prompt(example)
+        answer = self.answer(example.reference) if example.reference.strip() else ()
+        rows = []
+        for at, token in enumerate(prompt.ids + answer):
+            raw = str(tokenizer.convert_ids_to_tokens(token))
+            text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            # Part of a character is no text: it is shown as the vocabulary spells it.
+            piece = repr((raw if "\ufffd" in text else text)[:24])[1:-1]
+            marks = ("+" if at >= len(prompt.ids) else " ") + ("*" if self.special_names.fullmatch(raw) else " ")
+            rows.append(f"{marks}{token:>8}  {piece}")
+        said = example.reference.strip() + self.end if answer else ""
+        bos = (prompt.ids + answer).count(tokenizer.bos_token_id)
+        head = (
+            f"{prompt.text}{said}\n\nformat {self.kind} · template {self.template_sha[:12]}"
+            f" · {len(prompt.ids)} prompt tokens + {len(answer)} supervised = {len(rows)} · {bos} BOS"
+            f" · stops on {', '.join(map(str, self.stop_ids))}\n"
+        )
+        return "\n".join([head, "(+ supervised in training, * special token)", *rows])
+
     def check_vocabulary(self, label: str, rows: int) -> None:
         """Every token that can occur has one of a model's embedding `rows`; CandidateError with the numbers otherwise.
 
@@ -256,6 +278,30 @@ class Prompter:
                 f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is "
                 "beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
             )
+
+
+def inspect_prompt(
+    base: str | None,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str = "test",
+    row: int = 0,
+    *,
+    trust_remote_code: bool = False,
+) -> str:
+    """Shows row `row` of a corpus's split for a base's tokenizer; without `base` and `data`, of the demo.
+
+    Raises:
+        CandidateError, CorpusError, PromptError: what is wrong with the base, the data or the template.
+    """
+    spec = parse_spec(base or DEMO_BASE)
+    files = find_model(f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code)
+    prompter = Prompter.load(files, trust_remote_code=trust_remote_code)
+    corpus = load_corpus(data, columns=columns) if data else demo_corpus()
+    examples = corpus.select(split)
+    if row >= len(examples):
+        raise CorpusError(f"{corpus.source}: row {row} of {split} does not exist; there are {len(examples)}, from 0")
+    return prompter.show(examples[row])
 
 
 def template_of(kind: str) -> str:

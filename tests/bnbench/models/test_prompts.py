@@ -13,7 +13,6 @@ from bnbench.data.corpus import Example
 from bnbench.errors import PromptError
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import ModelFiles
-from bnbench.models.inspection import show
 from bnbench.models.prompts import Prompter, pad_id
 
 EXAMPLE = Example("e1", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -207,7 +206,7 @@ def test_hashes_tell_formats_and_tokenizers_apart(make_tokenizer: Make) -> None:
 
 
 def test_inspection_shows_every_token(llama: Prompter) -> None:
-    text, (prompt, answer) = show(llama, EXAMPLE), llama.training(EXAMPLE)
+    text, (prompt, answer) = llama.show(EXAMPLE), llama.training(EXAMPLE)
     head, _, table = text.partition("\n(+ supervised in training, * special token)\n")
     lines = table.splitlines()
     assert tuple(int(line[2:10]) for line in lines) == prompt + answer
@@ -221,7 +220,7 @@ def test_inspection_shows_every_token(llama: Prompter) -> None:
 
 
 def test_inspection_without_reference_is_the_prompt(llama: Prompter) -> None:
-    text = show(llama, replace(EXAMPLE, reference=""))
+    text = llama.show(replace(EXAMPLE, reference=""))
     assert text.startswith(f"{LLAMA_TEXT}\n\nformat") and " + 0 supervised = " in text
 
 
