@@ -12,7 +12,6 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -392,7 +391,9 @@ def inspect_prompt_command(
     as_json: Json = False,
 ) -> None:
     """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
-    from bnbench.models.inspection import inspect_prompt
+    from bnbench.models.prompts import inspect_prompt
 
-    shown = inspect_prompt(base, data, _pairs(columns), split, row, trust_remote_code=trust_remote_code)
-    _print(asdict(shown), as_json, lambda _: str(shown))
+    asked, example = inspect_prompt(base, data, _pairs(columns), split, row, trust_remote_code=trust_remote_code)
+    prompt, answer = asked.training(example)
+    told = {**asked.describe(), "text": asked.prompt(example).text, "prompt_ids": prompt, "supervised_ids": answer}
+    _print(told, as_json, lambda _: asked.show(example))

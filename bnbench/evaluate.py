@@ -176,7 +176,7 @@ def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
     began with another primary metric or combined score.
     """
     can = {"references", "messages"}
-    if any(get_backend(request.backend_of(c)).has_likelihoods() for c in request.candidates):
+    if any(get_backend(request.backend_of(c)).likelihood is not Backend.likelihood for c in request.candidates):
         can.add("likelihoods")
     asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
     for metric in measures.metrics:
@@ -432,7 +432,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
     return records.RunRecord(
         name=request.out.name, bnbench=__version__, command=request.command,
         created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"), finished=None,
-        **records.describe_environment(), precision=dict(first.backend.precision()),
+        **records.describe_environment(), precision=dict(first.backend.precision),
         corpus=records.CorpusRecord(
             name=Path(corpus.source).name, source=corpus.source, fingerprint=corpus.fingerprint,
             split=request.split if corpus.is_split else "all", n=len(work.examples), limit=request.limit,

@@ -25,7 +25,7 @@ from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate
 from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
 from bnbench.finetune.tuners.base import get_tuner
-from bnbench.models.hub import BUNDLED, Base, load_config, resolve_base
+from bnbench.models.hub import BUNDLED, Base, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.records import slug
@@ -152,7 +152,7 @@ class Plan:
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
             f"{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
         )
-        if not self.base.has_weights:
+        if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
         return text
 
@@ -161,7 +161,7 @@ class Plan:
         return {
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
-            "base": self.base.hashes(),
+            "base": self.base.hashes,
             "prompt": dict(self.prompt),
             "dtype": self.precision.dtype_name,
         }
@@ -170,7 +170,7 @@ class Plan:
         """The numbers of a dry run, as plain JSON values."""
         recipe, precision = self.recipe, self.precision
         return {
-            "recipe": recipe.name, "base": self.base.name, "weights_here": self.base.has_weights,
+            "recipe": recipe.name, "base": self.base.name, "weights_here": bool(self.base.weights()),
             "trainable_parameters": self.trainable, "total_parameters": self.total,
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
@@ -199,7 +199,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
 
     where: dict[str, Any] = {"folder": request.base_folder, "trust_remote_code": trust, "weights": weights}
     base = resolve_base(request.base, request.revision, **where)
-    config = load_config(base, trust_remote_code=trust)
+    load = require("transformers", extra="models").AutoConfig.from_pretrained
+    config = load(base.folder, trust_remote_code=trust)
     prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 

@@ -209,7 +209,7 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
     record = records.TrainingRecord(
         bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=request.command,
         recipe=planned.recipe.to_dict(), recipe_sha256=planned.recipe.sha256, seed=planned.recipe.seed,
-        base=records.BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes()),
+        base=records.BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes),
         data=records.TrainingData(**identity["data"]), prompt=planned.prompt, precision=asdict(planned.precision),
         device=planned.device, machine=records.describe_environment()["device"], processes=planned.processes,
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,

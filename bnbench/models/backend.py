@@ -1,13 +1,7 @@
 """What answers a prompt. A backend is a class; ours are `hf` and `recorded`, others join as plug-ins.
 
-    [project.entry-points."bnbench.backends"]
-    echo = "my_package:Echo"
-
-    class Echo(Backend):
-        def generate(self, candidate, prompts, items, decoding):
-            return [Reply(prompt.user) for prompt in prompts]
-
-and `bnbench evaluate --backend echo --base any-name` runs it.
+With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends", `bnbench evaluate --backend echo
+--base any-name` runs the class, in which only `generate` must be written.
 """
 
 from __future__ import annotations
@@ -50,8 +44,7 @@ class BackendOptions:
     """What a backend may be told.
 
     `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
-    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` is the
-    system prompt.
+    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model.
     """
 
     name: str = "hf"
@@ -62,10 +55,9 @@ class BackendOptions:
 
 
 class Backend(ABC):
-    """What answers for some candidates of a run, all of them together; only `generate` must be written.
+    """What answers for some candidates of a run, all of them together.
 
-    Making one checks what can be checked and reads no weights, so that a run that has nothing left to generate never
-    loads a model. It may raise any `BnbenchError`.
+    Making one checks what can be checked and reads no weights: a run with nothing left to generate loads no model.
     """
 
     needs_files: ClassVar[bool] = False
@@ -74,16 +66,16 @@ class Backend(ABC):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self._asked = Prompter("messages", options.system)
+        # For run.json: in what was computed, and why.
+        reason = f"chosen by the backend {options.name}"
+        self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
 
     def prompter(self, candidate: Candidate) -> Prompter:
         """How a candidate is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids."""
         return self._asked
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """All that a reply depends on beside its prompt and decoding: names, revisions, hashes, versions.
-
-        Plain JSON values; a reply whose candidate has another identity is generated anew.
-        """
+        """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""
         return {
             "backend": self.options.name,
             "model": candidate.location,
@@ -107,24 +99,15 @@ class Backend(ABC):
     def likelihood(
         self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]
     ) -> FloatArray | None:
-        """(n, 4): nll in nats, tokens, bytes, characters of each reference; None where the backend cannot know it."""
+        """(n, 4): nll in nats, tokens, bytes, characters of each reference; not written where it cannot be known."""
         return None
 
-    @classmethod
-    def has_likelihoods(cls) -> bool:
-        """Whether a metric that needs likelihoods may be asked for: where `likelihood` is written."""
-        return cls.likelihood is not Backend.likelihood
-
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
-        """How many of the prompts to hand to `generate` at a time, in sum as many as there are `lengths` (tokens).
+        """How many prompts to hand to `generate` at a time, by their `lengths` in tokens; replies have `new_tokens`.
 
-        A reply may have `new_tokens`. Replies are saved a batch at a time: what a killed run had begun is made again.
+        Replies are saved a batch at a time: what a killed run had begun is made again.
         """
         return [min(64, len(lengths) - start) for start in range(0, len(lengths), 64)]
-
-    def precision(self) -> Mapping[str, Any]:
-        """dtype, quantisation and the reason they were chosen, for run.json."""
-        return {"dtype": "none", "quantisation": "none", "reason": f"chosen by the backend {self.options.name}"}
 
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of the accelerator (or of the process, on the CPU); None where it is not this machine's."""
@@ -132,11 +115,7 @@ class Backend(ABC):
 
 
 def get_backend(name: str) -> type[Backend]:
-    """The class of a backend.
-
-    Raises:
-        UsageError: no such name, a plug-in that cannot be imported, or one that is no `Backend` class.
-    """
+    """The class of a backend; UsageError for an unknown name, or a plug-in that does not load or is no `Backend`."""
     found = BACKENDS.get(name)
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise UsageError(f"the backend {name!r} is {found!r}, not a subclass of bnbench.models.Backend")

@@ -6,10 +6,10 @@ each with an optional `name=` in front. Without any, the bundled demo.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError
@@ -28,9 +28,8 @@ class Candidate:
     """One thing that answers: a base model, an adapter on one, or recorded replies.
 
     `location` is the folder, hub id or file as it was given; `revision` the commit it was resolved to, empty for a
-    folder or file; `folder` where its files lie. An adapter also has its `base` with that one's revision and folder.
-    `weights_sha256` is of the model's, adapter's or predictions file. A model of a backend that reads no files here
-    has its location and revision as they were given, and nothing else.
+    folder or file; `folder` where its files lie. `weights_sha256` is of the model's, adapter's or predictions file. A
+    model of a backend that reads no files here has its location and revision as they were given, and nothing else.
     """
 
     name: str
@@ -44,42 +43,27 @@ class Candidate:
     weights_sha256: str = ""
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A candidate as it was spelt: `[name=]location[@revision]`."""
+class Spec(NamedTuple):
+    """A candidate as it was spelt, `[name=]location[@revision]`; `given` is the part behind the name."""
 
     name: str
     location: str
     revision: str
-
-    @property
-    def given(self) -> str:
-        """Location and revision as the user wrote them."""
-        return f"{self.location}@{self.revision}" if self.revision else self.location
-
-
-@dataclass(frozen=True)
-class _Adapter:
-    """An adapter that was found, and the base that its configuration names."""
-
-    spec: Spec
-    files: ModelFiles
-    base: str
-    base_revision: str
+    given: str
 
 
 def parse_spec(text: str, *, revisions: bool = True) -> Spec:
     """Reads `[name=]location[@revision]`. What exists as a path is a path, whatever signs it holds."""
-    name, sign, rest = text.partition("=")
+    name, sign, given = text.partition("=")
     if not sign or "/" in name or "\\" in name or Path(text).exists():
-        name, rest = "", text
-    location, sign, revision = rest.rpartition("@")
-    if not (revisions and sign) or "/" in revision or Path(rest).exists():
-        location, revision = rest, ""
+        name, given = "", text
+    location, sign, revision = given.rpartition("@")
+    if not (revisions and sign) or "/" in revision or Path(given).exists():
+        location, revision = given, ""
     if not location:
         raise CandidateError(f"{text!r} names no model: write [name=]ID[@revision]")
     label = name or Path(location).name or Path(location).resolve().name
-    return Spec(label if name or not revision else f"{label}@{revision}", location, revision)
+    return Spec(label if name or not revision else f"{label}@{revision}", location, revision, given)
 
 
 def parse_candidates(
@@ -96,26 +80,20 @@ def parse_candidates(
     `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by.
 
     Raises:
-        CandidateError: one clear line for a missing base, an adapter of another base, pickled weights, a broken
-            configuration, shapes that do not fit, adapters of different bases, or two candidates of one name.
+        CandidateError: what is missing, broken, pickled, of another base, or named like another candidate.
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions:
         if not needs_files:
-            raise CandidateError(
-                "the bundled models are files, which this backend reads none of: name a model with --base"
-            )
+            raise CandidateError("this backend reads no files, so not the bundled models: name a model with --base")
         base, adapters = DEMO_BASE, [DEMO_ADAPTER]
-    given = None if base is None else parse_spec(base)
-    found: list[Candidate] = []
-    if not needs_files:
-        if given:
-            found.append(Candidate(given.name, "base", given.location, given.revision))
-        for adapter in map(parse_spec, adapters):
-            on = given.location if given else None
-            found.append(Candidate(adapter.name, "adapter", adapter.location, adapter.revision, on))
-    elif given or adapters:
-        found += _models(given, [_find_adapter(parse_spec(text)) for text in adapters], trust_remote_code)
+    given, on = None if base is None else parse_spec(base), [parse_spec(text) for text in adapters]
+    if needs_files:
+        found = _models(given, on, trust_remote_code) if given or on else []
+    else:
+        found = [Candidate(given.name, "base", given.location, given.revision)] if given else []
+        below = given.location if given else None
+        found += [Candidate(spec.name, "adapter", spec.location, spec.revision, below) for spec in on]
     for text in predictions:
         spec = parse_spec(text, revisions=False)
         path = Path(spec.location)
@@ -127,32 +105,69 @@ def parse_candidates(
         folder, sha = str(path.parent), file_sha256(path)
         found.append(Candidate(name, "predictions", spec.location, folder=folder, weights_sha256=sha))
     names = [candidate.name for candidate in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise CandidateError(
-                f"two candidates are called {name!r}: put a name in front of one, such as --adapter mine=…"
-            )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise CandidateError(
+            f"two candidates are called {twice[0]!r}: put a name in front of one, such as --adapter mine=…"
+        )
     return tuple(found)
 
 
 def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:
     """A line for each of these that is not there; looks no further, and fetches no weights."""
     faults = []
-    for text in models:
+    for text, is_model in (*((text, True) for text in models), *((text, False) for text in predictions)):
         try:
-            spec = parse_spec(text)
-            locate(f"model {spec.given}", spec.location, spec.revision)
+            if is_model:
+                spec = parse_spec(text)
+                locate(f"model {spec.given}", spec.location, spec.revision)
+            else:
+                check_file(Path(parse_spec(text, revisions=False).location))
         except BnbenchError as error:
-            faults.append(str(error))
-    for text in predictions:
-        try:
-            check_file(Path(parse_spec(text, revisions=False).location))
-        except BnbenchError as error:
-            faults.append(f"predictions {error}")
+            faults.append(str(error) if is_model else f"predictions {error}")
     return faults
 
 
-def _find_adapter(spec: Spec) -> _Adapter:
+def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: bool) -> list[Candidate]:
+    """The base, given or named by the adapters, and the adapters; CandidateError where they do not belong together."""
+    own = [_find_adapter(spec) for spec in adapters]
+    for files, named in own:
+        if given is None and not named.location:
+            where = files.folder / "adapter_config.json"
+            raise CandidateError(f"{files.label}: {where} lacks base_model_name_or_path; name the base with --base")
+        if given and named.location and not _is_same(given.location, named.location, files.folder):
+            raise CandidateError(
+                f"{files.label}: it was trained on {named.location}, not on {given.location}; leave out --base, or, if "
+                f"both are the same weights, put {given.location} as base_model_name_or_path into its "
+                "adapter_config.json"
+            )
+    if given is None:
+        (first, given), *others = own
+        for spec, (files, other) in zip(adapters[1:], others, strict=True):
+            is_same = _is_same(given.location, other.location, files.folder)
+            if not is_same or given.revision != other.revision:
+                raise CandidateError(
+                    f"the adapters belong to different bases, {adapters[0].given} to {given.location} and {spec.given} "
+                    f"to {other.location}; evaluate them in two runs and rank these together with `bnbench compare`"
+                )
+        # A relative folder may be meant from where the adapter lies.
+        beside = first.folder / given.location
+        if beside.is_dir() and not Path(given.location).is_dir():
+            given = given._replace(location=str(beside))
+    base = find_model(f"base {given.given}", given.location, given.revision, trust_remote_code=trust_remote_code)
+    if "quantization_config" not in base.read_json("config.json"):  # packed weights have shapes of their own
+        shapes = base.shapes()
+        for files, _ in own:
+            _check_shapes(files, base.label, shapes)
+    plain = Candidate(given.name, "base", given.location, base.commit, None, str(base.folder))
+    found = [replace(plain, weights_sha256=base.weights_sha256())]
+    for spec, (files, _) in zip(adapters, own, strict=True):
+        place = (plain.location, str(files.folder), plain.revision, plain.folder, files.weights_sha256())
+        found.append(Candidate(spec.name, "adapter", spec.location, files.commit, *place))
+    return found
+
+
+def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
+    """An adapter whose configuration can be used, with its weights, and the base that the configuration names."""
     label = f"adapter {spec.given}"
     files = locate(label, spec.location, spec.revision)
     if "adapter_config.json" not in files.names() and "config.json" in files.names():
@@ -165,55 +180,11 @@ def _find_adapter(spec: Spec) -> _Adapter:
         raise CandidateError(f"{label}: adapters of type XLORA load further adapters and are not supported")
     needed = ["peft_type", *(["r", "target_modules"] if kind == "LORA" else [])]
     if lacking := [key for key in needed if not config.get(key)]:
-        raise CandidateError(
-            f"{label}: {files.folder / 'adapter_config.json'} lacks {', '.join(lacking)}; save it again with PEFT"
-        )
+        path = files.folder / "adapter_config.json"
+        raise CandidateError(f"{label}: {path} lacks {', '.join(lacking)}; save it again with PEFT")
     base, revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))
-    return _Adapter(spec, with_weights(files, spec.revision), base, revision)
-
-
-def _models(given: Spec | None, adapters: Sequence[_Adapter], trust_remote_code: bool) -> list[Candidate]:
-    """The base, given or named by the adapters, and the adapters that fit on it."""
-    spec = _choose_base(given, adapters)
-    files = find_model(f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code)
-    shapes, config = files.shapes(), files.read_json("config.json")
-    for adapter in adapters:
-        _check_shapes(adapter.files, files, shapes, config)
-    base = Candidate(spec.name, "base", spec.location, files.commit, None, str(files.folder))
-    found = [replace(base, weights_sha256=files.weights_sha256())]
-    for adapter in adapters:
-        own = adapter.files
-        place = (base.location, str(own.folder), base.revision, base.folder, own.weights_sha256())
-        found.append(Candidate(adapter.spec.name, "adapter", adapter.spec.location, own.commit, *place))
-    return found
-
-
-def _choose_base(given: Spec | None, adapters: Sequence[_Adapter]) -> Spec:
-    """The base that was given, or the one that all adapters name; CandidateError where they do not agree."""
-    for adapter in adapters:
-        label, folder = adapter.files.label, adapter.files.folder
-        if given is None and not adapter.base:
-            where = folder / "adapter_config.json"
-            raise CandidateError(f"{label}: {where} lacks base_model_name_or_path; name the base with --base")
-        if given and adapter.base and not _is_same(given.location, adapter.base, folder):
-            raise CandidateError(
-                f"{label}: it was trained on {adapter.base}, not on {given.location}; leave out --base, "
-                f"or, if both are the same weights, put {given.location} as base_model_name_or_path into its "
-                "adapter_config.json"
-            )
-    if given:
-        return given
-    first, *others = adapters
-    for other in others:
-        if not _is_same(first.base, other.base, other.files.folder) or first.base_revision != other.base_revision:
-            raise CandidateError(
-                f"the adapters belong to different bases, {first.spec.given} to {first.base} and {other.spec.given} to "
-                f"{other.base}; evaluate them in two runs and rank these together with `bnbench compare`"
-            )
-    # A relative folder may be meant from where the adapter lies.
-    beside = first.files.folder / first.base
-    location = str(beside) if not Path(first.base).is_dir() and beside.is_dir() else first.base
-    return Spec(Path(first.base).name, location, first.base_revision)
+    named = Spec(Path(base).name, base, revision, f"{base}@{revision}" if revision else base)
+    return with_weights(files, spec.revision), named
 
 
 def _is_same(given: str, stated: str, adapter: Path) -> bool:
@@ -226,35 +197,27 @@ def _is_same(given: str, stated: str, adapter: Path) -> bool:
         return mine == theirs
     if not folders:
         return Path(mine).name == Path(theirs).name
-    weights = ModelFiles("base", given, "", Path(given)).weights_sha256()
-    return any(ModelFiles("base", stated, "", folder).weights_sha256() == weights for folder in folders)
+    own, *others = (ModelFiles("base", str(p), "", p).weights_sha256() for p in (Path(given), *folders))
+    return own in others
 
 
-def _check_shapes(
-    adapter: ModelFiles, base: ModelFiles, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
-) -> None:
+def _check_shapes(adapter: ModelFiles, base: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Each LoRA matrix, and each layer saved whole, must fit the base's weight (out × in) of the same name."""
-    if "quantization_config" in config:
-        return  # packed weights have shapes of their own
     mine = {name.removeprefix("base_model.model."): shape for name, shape in adapter.shapes().items()}
     known = {name: f"{name.rpartition('.lora_')[0]}.weight" if ".lora_" in name else name for name in mine}
     if not any(weight in shapes for weight in known.values()):
         return  # other names inside, as in multimodal models: PEFT maps them, and the logits are compared later
     for name, weight in known.items():
+        own, its, fault = mine[name], shapes.get(weight, ()), ""
         if weight not in shapes and ".lora_" in name:
-            raise CandidateError(
-                f"{adapter.label}: it changes {weight}, which {base.label} does not have; it belongs to another base"
-            )
-        own, its, reason = mine[name], shapes.get(weight, ()), ""
-        if len(own) != 2 or len(its) != 2:
+            fault = f"it changes {weight}, which {base} does not have"
+        elif len(own) != 2 or len(its) != 2:
             continue
-        if ".lora_A." in name and own[1] != its[1]:
-            reason = f"takes {own[1]} inputs, the base's weight {its[1]}"
+        elif ".lora_A." in name and own[1] != its[1]:
+            fault = f"it does not fit {base}: {name} takes {own[1]} inputs, the base's weight {its[1]}"
         elif ".lora_B." in name and own[0] != its[0]:
-            reason = f"gives {own[0]} outputs, the base's weight {its[0]}"
+            fault = f"it does not fit {base}: {name} gives {own[0]} outputs, the base's weight {its[0]}"
         elif ".lora_" not in name and own != its:
-            reason = f"is {own[0]} x {own[1]}, the base's is {its[0]} x {its[1]}"
-        if reason:
-            raise CandidateError(
-                f"{adapter.label}: it does not fit {base.label}: {name} {reason}; it belongs to another base"
-            )
+            fault = f"it does not fit {base}: {name} is {own[0]} x {own[1]}, the base's is {its[0]} x {its[1]}"
+        if fault:
+            raise CandidateError(f"{adapter.label}: {fault}; it belongs to another base")

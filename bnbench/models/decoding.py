@@ -1,19 +1,17 @@
 """Decoding: how a reply is drawn from the logits. Lengths are set in Bengali words; noise belongs to the item.
 
-A tokenizer that spends 6.8 tokens on a Bengali word cuts a reply at 37 words where 256 tokens are allowed, another at
-120; so the limit is in words, and tokens follow from the fertility measured on the texts at hand.
+Tokenizers spend 2 to 7 tokens on a Bengali word, so tokens follow from the fertility measured on the texts at hand.
 
 Noise is a function of (seed, item, step, token) alone, from the counter-based generator Philox4x32-10 (Salmon et al.
-2011, Random123). A reply therefore does not depend on its neighbours in the batch, on the machine, or on what was drawn
-before, and two models that answer the same item draw the same noise: where their logits agree, so do their replies.
+2011, Random123): replies depend on no neighbours, machine or past, and where two models' logits agree, so do replies.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bnbench.errors import UsageError
@@ -69,25 +67,10 @@ class Decoding:
             if not is_right:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be {rule}")
 
-    def with_limit(self, fertility: float) -> Decoding:
-        """The same decoding with `max_new_tokens` set from `max_words` and the tokens a word costs, unless it was."""
-        if self.max_new_tokens is not None:
-            return self
-        return replace(self, max_new_tokens=math.ceil(self.max_words * fertility))
 
-
-def fertility(count_tokens: Callable[[str], int], texts: Sequence[str] = SENTENCES) -> float:
-    """Tokens per whitespace-separated word over all `texts` together, its punctuation included; at least 1."""
-    texts = [t for t in texts if t.split()] or list(SENTENCES)
-    words = sum(len(t.split()) for t in texts)
-    return max(1.0, sum(count_tokens(t) for t in texts) / words)
-
-
-def item_key(seed: int, item: str) -> tuple[int, int, int, int]:
+def item_key(seed: int, item: str) -> tuple[int, ...]:
     """The item's part of the noise: 128 bits as four 32-bit words, from the seed and the item's id."""
-    digest = hashlib.sha256(f"{seed}\x1f{item}".encode()).digest()
-    words = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 16, 4)]
-    return words[0], words[1], words[2], words[3]
+    return struct.unpack_from(">4I", hashlib.sha256(f"{seed}\x1f{item}".encode()).digest())
 
 
 def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:

@@ -5,12 +5,12 @@ The base answers through `disable_adapter()`, which equals the plain base exactl
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -23,8 +23,8 @@ from bnbench.metrics.normalization import normalize
 from bnbench.models.backend import Backend, BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.hub import ModelFiles, file_sha256, load_config
-from bnbench.models.precision import Device, choose_precision
+from bnbench.models.hub import ModelFiles, file_sha256
+from bnbench.models.precision import Device, choose_precision, make_portable
 from bnbench.models.prompts import PROBE, Prompt, Prompter, pad_id
 from bnbench.progress import quiet
 
@@ -45,29 +45,29 @@ class TransformersBackend(Backend):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         self.adapters = {c.name: c for c in candidates if c.kind == "adapter"}
-        for module in ("torch", "transformers", *(["peft"] if self.adapters else [])):
+        for module in ("torch", *(["peft"] if self.adapters else [])):
             require(module, extra="models")
-        first = candidates[0]
+        first, trust = candidates[0], options.trust_remote_code
         location, commit = first.base or first.location, first.base_revision or first.revision
         self.files = ModelFiles(f"base {location}", location, commit, Path(first.base_folder or first.folder))
-        trust = options.trust_remote_code
-        config = load_config(self.files, trust_remote_code=trust)
+        self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
+        load = require("transformers", extra="models").AutoConfig.from_pretrained
+        config = load(self.files.folder, trust_remote_code=trust)
+        text, stored = config.get_text_config(), getattr(config, "quantization_config", None)
         # A base and its adapters are asked alike: with the base's tokenizer and template.
-        self._prompter = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
-        vocabulary = int(config.get_text_config().vocab_size)
-        self._prompter.check_vocabulary(self.files.label, vocabulary)
-        self.pad = pad_id(self._prompter.tokenizer, vocabulary, self._prompter.stop_ids)
+        self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
+        self._asked.check_vocabulary(self.files.label, text.vocab_size)
+        self.pad = pad_id(self._asked.tokenizer, text.vocab_size, self._asked.stop_ids)
 
         device = Device.of(options.device or "auto")
         self.device = device.type if options.device in (None, "auto") else str(options.device)
         self.n_parameters = sum(math.prod(shape) for shape in self.files.shapes().values())
-        stored = getattr(config, "quantization_config", None)
-        self.chosen = choose_precision(device, self.n_parameters, False if stored else options.quantise)
-        if stored:
-            self.chosen = replace(self.chosen, reason=f"{self.chosen.reason}; the weights are stored quantised")
+        chosen = choose_precision(device, self.n_parameters, False if stored else options.quantise)
+        reason = f"{chosen.reason}; the weights are stored quantised" if stored else chosen.reason
+        self.precision = {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": reason}
 
         self.memory = device.memory if self.device.startswith("cuda") else None
-        text, self.token_bytes = config.get_text_config(), None
+        self.token_bytes = None
         if heads := getattr(text, "num_attention_heads", None):  # a key and a value of 16 bits a layer
             keys = getattr(text, "num_key_value_heads", None) or heads
             width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -75,10 +75,6 @@ class TransformersBackend(Backend):
 
         self.model: Any = None
         self._whole_logits = False
-
-    def prompter(self, candidate: Candidate) -> Prompter:
-        """The base's, for all of them."""
-        return self._prompter
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """Content rather than place: a folder that was moved is the same candidate."""
@@ -94,16 +90,12 @@ class TransformersBackend(Backend):
             "adapter_revision": adapter.revision if adapter else "",
             "adapter_sha256": adapter.weights_sha256 if adapter else "",
             "adapter_config_sha256": file_sha256(Path(adapter.folder) / "adapter_config.json") if adapter else "",
-            "dtype": self.chosen.dtype_name,
-            "quantisation": self.chosen.quantisation,
-            "template_sha": self._prompter.template_sha,
-            "tokenizer_sha": self._prompter.tokenizer_sha,
-            "stop_ids": list(self._prompter.stop_ids),
+            "dtype": self.precision["dtype"],
+            "quantisation": self.precision["quantisation"],
+            "template_sha": self._asked.template_sha,
+            "tokenizer_sha": self._asked.tokenizer_sha,
+            "stop_ids": list(self._asked.stop_ids),
         }
-
-    @cached_property
-    def _base_sha256(self) -> str:
-        return f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
 
     def load(self) -> None:
         """Reads the weights once, and proves that every adapter changes the logits; raises CandidateError otherwise."""
@@ -119,95 +111,76 @@ class TransformersBackend(Backend):
             with quiet():
                 self.model = self._load_base()
                 for number, adapter in enumerate(self.adapters.values()):
-                    self._add_adapter(f"adapter_{number}", adapter)
+                    # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).
+                    if not (Path(adapter.folder) / "adapter_model.safetensors").is_file():
+                        raise CandidateError(f"adapter {adapter.location}: there is no adapter_model.safetensors")
+                    try:
+                        if number:
+                            self.model.load_adapter(adapter.folder, f"adapter_{number}")
+                        else:
+                            wrap = require("peft", extra="models").PeftModel.from_pretrained
+                            self.model = wrap(self.model, adapter.folder, adapter_name="adapter_0")
+                    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+                        # PEFT and torch name the tensors that do not fit, over many lines.
+                        why = f"it cannot be put on {self.files.location}: {' '.join(str(error).split())[:300]}"
+                        raise CandidateError(f"adapter {adapter.location}: {why}") from error
                 self.model.eval()
                 self._check_logits()
         except CandidateError:
             self.model = None
             raise
-        log.info("%s on %s: %s", self.files.location, self.device, self.chosen.reason)
+        log.info("%s on %s: %s", self.files.location, self.device, self.precision["reason"])
 
     def _load_base(self) -> Any:
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        from bnbench.models import sampling
-        from bnbench.models.four_bits import make_portable
+        from bnbench.models import inference
 
-        dtype = getattr(torch, self.chosen.dtype_name)
-        extra: dict[str, Any] = {}
-        if self.chosen.quantisation == "nf4":
+        dtype = getattr(torch, self.precision["dtype"])
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.options.trust_remote_code}
+        if is_packed := self.precision["quantisation"] == "nf4":
             require("bitsandbytes", extra="models")
             require("accelerate", extra="models")
-            quantised = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-            extra = {"quantization_config": quantised, "device_map": {"": self.device}}
-        model = AutoModelForCausalLM.from_pretrained(
-            self.files.folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=self.options.trust_remote_code,
-            **extra,
-        )
+            how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **how)
+            options["device_map"] = {"": self.device}
+        model = AutoModelForCausalLM.from_pretrained(self.files.folder, use_safetensors=True, **options)
         if getattr(model, "_is_stateful", False):
-            raise CandidateError(
-                f"{self.files.label}: {type(model).__name__} keeps a state instead of a cache; not supported"
-            )
+            why = f"{type(model).__name__} keeps a state instead of a cache; not supported"
+            raise CandidateError(f"{self.files.label}: {why}")
         # The configuration may promise more rows than the weights have.
-        self._prompter.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
+        self._asked.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
         if self.device.startswith("cuda"):
             # cuDNN's attention makes a plan for every new length, and each token is one: 0.1 s a token.
             torch.backends.cuda.enable_cudnn_sdp(False)
-        if self.device.startswith("cuda") and model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation(sampling.ATTENTION)
-        return make_portable(model if extra else model.to(self.device))
-
-    def _add_adapter(self, slot: str, adapter: Candidate) -> None:
-        from peft import PeftModel
-
-        # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).
-        if not (Path(adapter.folder) / "adapter_model.safetensors").is_file():
-            raise CandidateError(f"adapter {adapter.location}: there is no adapter_model.safetensors")
-        try:
-            if isinstance(self.model, PeftModel):
-                self.model.load_adapter(adapter.folder, slot)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, adapter.folder, adapter_name=slot)
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            # PEFT and torch name the tensors that do not fit, over many lines.
-            reason = " ".join(str(error).split())[:300]
-            raise CandidateError(
-                f"adapter {adapter.location}: it cannot be put on {self.files.location}: {reason}"
-            ) from error
+            if model.config._attn_implementation == "sdpa":
+                model.set_attn_implementation(inference.ATTENTION)
+        return make_portable(model if is_packed else model.to(self.device))
 
     def _check_logits(self) -> None:
         """On one short prompt: finite logits, adapters that change them, a loss in chunks that is the model's own."""
         import torch
 
-        from bnbench.models import head
+        from bnbench.models import inference
 
-        ids = torch.tensor([self._prompter.prompt(PROBE).ids], device=self.device)
+        ids = torch.tensor([self._asked.prompt(PROBE).ids], device=self.device)
         plain: Any = None
         for candidate in (Candidate("", "base", self.files.location), *self.adapters.values()):
-            name = candidate.name or self.files.location
             with torch.inference_mode(), self._active(candidate) as lm:
                 logits = lm(input_ids=ids).logits
                 if plain is None:
-                    self._whole_logits = not head.matches(lm, ids, logits)
+                    self._whole_logits = not inference.matches(lm, ids, logits)
+            name, dtype, why = candidate.name or candidate.location, self.precision["dtype"], ""
             if not bool(logits.isfinite().all()):
-                raise CandidateError(
-                    f"{candidate.kind} {name}: logits in {self.chosen.dtype_name} are not finite; its weights are "
-                    "damaged, or too large"
+                why = f"has logits in {dtype} that are not finite: its weights are damaged or too large"
+            elif plain is not None and torch.equal(plain, logits):
+                why = (
+                    f"({candidate.location}) does not change the logits of {self.files.location}: it is untrained (all "
+                    "its B matrices are zero), or the names of its layers are not the base's"
                 )
-            if plain is not None and torch.equal(plain, logits):
-                raise CandidateError(
-                    f"adapter {name} ({candidate.location}) does not change the logits of {self.files.location}: it is "
-                    "untrained (all its B matrices are zero), or the names of its layers are not the base's"
-                )
+            if why:
+                raise CandidateError(f"{candidate.kind} {name} {why}")
             plain = logits if plain is None else plain
         if self._whole_logits:
             log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
@@ -220,11 +193,8 @@ class TransformersBackend(Backend):
         lm = self.model.get_base_model() if self.adapters else self.model
         if candidate.name in self.adapters:
             self.model.set_adapter(f"adapter_{list(self.adapters).index(candidate.name)}")
-            yield lm
-        elif self.adapters:
-            with self.model.disable_adapter():
-                yield lm
-        else:
+        is_off = self.adapters and candidate.name not in self.adapters
+        with self.model.disable_adapter() if is_off else nullcontext():
             yield lm
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
@@ -234,7 +204,7 @@ class TransformersBackend(Backend):
         """
         if self.memory is None or self.token_bytes is None:
             return [min(8, len(lengths) - start) for start in range(0, len(lengths), 8)]
-        weights = self.n_parameters * (0.7 if self.chosen.quantisation == "nf4" else 2)
+        weights = self.n_parameters * (0.7 if self.precision["quantisation"] == "nf4" else 2)
         room = max(0.0, 0.9 * self.memory - weights) / 2
         sizes, at = [], 0
         while at < len(lengths):
@@ -248,17 +218,15 @@ class TransformersBackend(Backend):
         self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
     ) -> list[Reply]:
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
-        from bnbench.models import sampling
+        from bnbench.models import inference
 
-        asked = self._prompter
-        limited = asked.limited(decoding)
+        asked, pad = self._asked, self.pad
+        limited, stop = asked.limited(decoding), asked.stop_ids
         with self._active(candidate) as lm:
 
-            def draw(part: slice) -> list[sampling.Drawn]:
-                rows = [prompt.ids for prompt in prompts[part]]
-                return sampling.generate(
-                    lm, rows, items[part], limited, stop=asked.stop_ids, pad=self.pad, is_done=asked.is_done
-                )
+            def draw(part: slice) -> list[inference.Drawn]:
+                ids = [prompt.ids for prompt in prompts[part]]
+                return inference.generate(lm, ids, items[part], limited, stop=stop, pad=pad, is_done=asked.is_done)
 
             drawn = halving(draw, slice(0, len(prompts)))
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
@@ -268,37 +236,27 @@ class TransformersBackend(Backend):
     ) -> FloatArray | None:
         """(n, 4): nll, tokens, bytes, characters of each reference given its prompt.
 
-        The nll (nats) is of the reference as it stands, which is what training saw, and of the end token: to stop in
-        the right place is part of a reply. `tokens` counts that end token. Bytes (UTF-8) and characters (code points)
-        are of the bn1-normalised reference without any end, the same for all candidates and all spellings.
+        The nll (nats) and `tokens` are of the reference as training saw it, with its end token: to stop in the right
+        place is part of a reply. Bytes (UTF-8) and characters (code points) are of the bn1-normalised reference
+        without any end, the same for all candidates and all spellings.
         """
-        from bnbench.models.head import negative_log_likelihoods
-        from bnbench.models.sampling import passes
+        from bnbench.models.inference import negative_log_likelihoods, passes
 
-        answers = [self._prompter.answer(reference) for reference in references]
+        answers = [self._asked.answer(reference) for reference in references]
         rows = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)]
-        starts = [len(p.ids) for p in prompts]
+        starts, whole = [len(p.ids) for p in prompts], self._whole_logits
         with self._active(candidate) as lm:
 
             def score(part: slice) -> list[float]:
-                return negative_log_likelihoods(
-                    lm, rows[part], starts[part], pad=self.pad, whole_logits=self._whole_logits
-                )
+                return negative_log_likelihoods(lm, rows[part], starts[part], pad=self.pad, whole_logits=whole)
 
             nll = [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
         texts = [normalize(reference) for reference in references]
         table = [[n, len(a), len(t.encode()), len(t)] for n, a, t in zip(nll, answers, texts, strict=True)]
         return np.array(table, dtype=np.float64).reshape(-1, 4)
 
-    def precision(self) -> Mapping[str, Any]:
-        """dtype, quantisation, reason."""
-        chosen = self.chosen
-        return {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": chosen.reason}
-
     def peak_memory_bytes(self) -> int | None:
         """Most memory that torch reserved on the GPU, or most that the process held on the CPU."""
-        import sys
-
         import torch
 
         if self.device.startswith("cuda"):
@@ -314,11 +272,8 @@ class TransformersBackend(Backend):
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
     """Results of `work` over the rows: all at once, or halved as often as memory runs out; one row must fit.
 
-    Not accelerate's `find_executable_batch_size`: that begins again from the first row after each failure, frees
-    memory while the traceback still holds the failed tensors, and hides the last error behind one of its own.
+    Not accelerate's `find_executable_batch_size`, which begins anew after each failure and hides the last error.
     """
-    import gc
-
     import torch
 
     done: list[T] = []

@@ -18,11 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError, PromptError, require
+from bnbench.errors import CandidateError, require
 from bnbench.records import write_text
 
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
-CODE = ("*.py",)
 REMEMBERED_FROM = 64 * 2**20  # bytes of a file whose hash is worth remembering
 BUNDLED = "bnbench-demo/"
 """`bnbench-demo/base` and `bnbench-demo/adapter` name the bundled models, wherever the package is installed."""
@@ -55,13 +54,14 @@ class ModelFiles:
         path = self.folder / name
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict):
+                return value
+            why = f"{path} holds no JSON object"
         except FileNotFoundError:
-            raise CandidateError(f"{self.label}: there is no {name} in {self.folder}") from None
+            why = f"there is no {name} in {self.folder}"
         except (OSError, ValueError) as error:
-            raise CandidateError(f"{self.label}: {path} cannot be read as JSON ({error})") from None
-        if not isinstance(value, dict):
-            raise CandidateError(f"{self.label}: {path} holds no JSON object")
-        return value
+            why = f"{path} cannot be read as JSON ({error})"
+        raise CandidateError(f"{self.label}: {why}")
 
     def wanted(self) -> tuple[str, ...]:
         """The names under which PEFT or transformers looks for weights: that of one file, then the index's shards."""
@@ -72,10 +72,7 @@ class ModelFiles:
         return ("model.safetensors", *sorted(set(map(str, shards))))
 
     def weights(self) -> list[Path]:
-        """The files that would be loaded, sorted by name; none where one is missing or is no safetensors file.
-
-        Other safetensors files in the folder are nobody's weights.
-        """
+        """The files that would be loaded, sorted by name; none where one is missing or is no safetensors file."""
         names, (single, *shards) = self.names(), self.wanted()
         loaded = [single] if single in names else shards
         is_whole = all(name in names and name.endswith(".safetensors") for name in loaded)
@@ -91,9 +88,8 @@ class ModelFiles:
                 with safe_open(path, framework="np") as file:
                     found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             except (OSError, SafetensorError) as error:
-                raise CandidateError(
-                    f"{self.label}: {path} is not a whole safetensors file ({error}); fetch it again"
-                ) from None
+                why = f"{path} is not a whole safetensors file ({error}); fetch it again"
+                raise CandidateError(f"{self.label}: {why}") from None
         return found
 
     def weights_sha256(self) -> str:
@@ -113,27 +109,19 @@ class Base(ModelFiles):
     name: str = ""
     revision: str | None = None
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether safetensors lie there too, and not configuration alone."""
-        return bool(self.weights())
-
-    def hashes(self) -> dict[str, str]:
-        """What makes this base this base, wherever it lies. The first call reads all its weights."""
-        return dict(self._hashes)
-
     @cached_property
-    def _hashes(self) -> dict[str, str]:
+    def hashes(self) -> dict[str, str]:
+        """What makes this base this base, wherever it lies. The first use reads all its weights."""
         return {"weights_sha256": self.weights_sha256(), "config_sha256": file_sha256(self.folder / "config.json")}
 
 
 def file_sha256(path: Path) -> str:
     """Sha256 of a file. A large one is read once: what it was is remembered by place, size and times of change.
 
-    The hub cache names large files by their hash, so these are not read at all. What is remembered lies in
-    BNBENCH_CACHE, else in ~/.cache/bnbench; where nothing can be written there, nothing is remembered.
+    What is remembered lies in BNBENCH_CACHE, else in ~/.cache/bnbench, where that can be written.
     """
     target = path.resolve()
+    # The hub cache names large files by their hash, so these are not read at all.
     if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
         return target.name
     seen = target.stat()
@@ -157,8 +145,6 @@ def file_sha256(path: Path) -> str:
 def locate(label: str, location: str, revision: str = "", patterns: Sequence[str] = SMALL) -> ModelFiles:
     """Finds a folder, a bundled model, or a hub id in the cache or on the hub; fetches the files that match `patterns`.
 
-    `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` are honoured.
-
     Raises:
         CandidateError: no such folder, or a hub id that cannot be had, with what to do about it.
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
@@ -169,24 +155,16 @@ def locate(label: str, location: str, revision: str = "", patterns: Sequence[str
     folder = Path(location).expanduser()
     if folder.is_dir():
         if revision:
-            raise CandidateError(
-                f"{label}: {location} is a folder, which has no revision {revision!r}; leave out @{revision}"
-            )
+            why = f"is a folder, which has no revision {revision!r}; leave out @{revision}"
+            raise CandidateError(f"{label}: {location} {why}")
         return ModelFiles(label, location, "", folder)
     if not _HUB_ID.fullmatch(location):
         raise CandidateError(f"{label}: there is no folder {location}")
     hub = _hub()
     cache = os.environ.get("HF_HUB_CACHE") or hub.constants.HF_HUB_CACHE
     try:
-        found = Path(
-            hub.snapshot_download(
-                location,
-                revision=revision or None,
-                cache_dir=cache,
-                allow_patterns=list(patterns),
-                local_files_only=is_offline(),
-            )
-        )
+        wanted = {"revision": revision or None, "allow_patterns": list(patterns)}
+        found = Path(hub.snapshot_download(location, **wanted, cache_dir=cache, local_files_only=is_offline()))
         return ModelFiles(label, location, found.name if found.parent.name == "snapshots" else "", found)
     except hub.errors.GatedRepoError:
         why = f"is gated: accept its licence at https://huggingface.co/{location} and set HF_TOKEN"
@@ -207,23 +185,21 @@ def with_weights(files: ModelFiles, revision: str = "", patterns: Sequence[str] 
         files = locate(files.label, files.location, revision, (*patterns, *files.wanted()))
     names, (single, *shards) = files.names(), files.wanted()
     if lost := sorted(set(shards) - names):
-        raise CandidateError(
-            f"{files.label}: {lost[0]} is missing from {files.folder} ({len(lost)} files are); fetch it again"
-        )
+        why = f"{lost[0]} is missing from {files.folder} ({len(lost)} files are); fetch it again"
+        raise CandidateError(f"{files.label}: {why}")
     if files.weights():
         return files
     if files.commit and not is_offline():
-        # Pickles are never fetched: that the repository has nothing else, only the hub knows.
-        try:
+        # Pickles are never fetched, so only the hub knows of them. Only better words depend on it.
+        with contextlib.suppress(OSError, ValueError, _hub().errors.HfHubHTTPError):
             names |= set(_hub().list_repo_files(files.location, revision=revision or None))
-        except (OSError, ValueError, _hub().errors.HfHubHTTPError):
-            pass  # only better words for the error below depend on it
+    why = f"there are no weights in {files.folder}: no {single}"
     if pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
-        raise CandidateError(
-            f"{files.label}: its weights are pickled ({pickles[0]}), and a pickle can run any code; only "
-            "safetensors are loaded. Load it where you trust it and save it again with save_pretrained"
+        why = (
+            f"its weights are pickled ({pickles[0]}), and a pickle can run any code; only safetensors are loaded. "
+            "Load it where you trust it and save it again with save_pretrained"
         )
-    raise CandidateError(f"{files.label}: there are no weights in {files.folder}: no {single}")
+    raise CandidateError(f"{files.label}: {why}")
 
 
 def find_model(
@@ -234,37 +210,35 @@ def find_model(
     Raises:
         CandidateError: one line for what is missing, or for what would load something else, or run code.
     """
-    patterns = (*SMALL, *CODE) if trust_remote_code else SMALL
+    patterns = (*SMALL, "*.py") if trust_remote_code else SMALL
     files = locate(label, location, revision, patterns)
     names, place = files.names(), files.folder
+    config = files.read_json("config.json") if "config.json" in names else {}
+    why = ""
     if "config.json" not in names:
-        what = "so this is not a model"
+        why = f"there is no config.json in {place}, so this is not a model"
         if _ADAPTER in names:
-            what = f"only an {_ADAPTER}: it is an adapter, not a whole model; to evaluate it, give it as --adapter"
-        raise CandidateError(f"{label}: there is no config.json in {place}, {what}")
-    config = files.read_json("config.json")
-    if "auto_map" in config and not trust_remote_code:
-        raise CandidateError(
-            f"{label}: it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
-        )
+            why = (
+                f"there is no config.json in {place}, only an {_ADAPTER}: to evaluate an adapter, give it as --adapter"
+            )
+    elif "auto_map" in config and not trust_remote_code:
+        why = "it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
     # Two ways in which transformers would load something else, or something more, than `weights()`.
-    if _ADAPTER in names:
-        raise CandidateError(
-            f"{label}: there is an {_ADAPTER} beside config.json in {place}, so an adapter would be loaded with it; "
-            "give the folder as --adapter, or move the adapter to a folder of its own"
+    elif _ADAPTER in names:
+        why = (
+            f"there is an {_ADAPTER} beside config.json in {place}, so an adapter would be loaded with it; give the "
+            "folder as --adapter, or move the adapter to a folder of its own"
         )
-    if named := config.get("transformers_weights"):
-        raise CandidateError(
-            f"{label}: its config.json names weights of its own (transformers_weights: {named}), which is not "
-            "supported; load it where you trust it and save it again with save_pretrained"
+    elif named := config.get("transformers_weights"):
+        why = (
+            f"its config.json names weights of its own (transformers_weights: {named}), which is not supported; load "
+            "it where you trust it and save it again with save_pretrained"
         )
-    if weights:
-        files = with_weights(files, revision, patterns)
-    if not names & _TOKENIZERS:
-        raise CandidateError(
-            f"{label}: there is no tokenizer in {place}; copy tokenizer.json and tokenizer_config.json there"
-        )
-    return files
+    elif not names & _TOKENIZERS:
+        why = f"there is no tokenizer in {place}; copy tokenizer.json and tokenizer_config.json there"
+    if why:
+        raise CandidateError(f"{label}: {why}")
+    return with_weights(files, revision, patterns) if weights else files
 
 
 def resolve_base(
@@ -282,31 +256,7 @@ def resolve_base(
     """
     location, asked = (name, revision or "") if folder is None else (str(folder), "")
     found = find_model(f"base {name}", location, asked, trust_remote_code=trust_remote_code, weights=weights)
-    return Base(found.label, found.location, found.commit, found.folder, name, revision)
-
-
-def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
-    """The transformers configuration of a model."""
-    transformers = require("transformers", extra="models")
-    return transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
-
-
-def load_tokenizer(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; PromptError where its files are broken."""
-    transformers = require("transformers", extra="models")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise PromptError(f"{files.folder}: the tokenizer cannot be read ({why})") from error
-
-
-def load_generation_config(files: ModelFiles) -> Any | None:
-    """The generation configuration, whose end ids are stops too; None where the model ships none."""
-    if not (files.folder / "generation_config.json").is_file():
-        return None
-    transformers = require("transformers", extra="models")
-    return transformers.GenerationConfig.from_pretrained(files.folder)
+    return Base(**vars(found), name=name, revision=revision)
 
 
 def hub_id(folder: Path) -> str | None:

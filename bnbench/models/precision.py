@@ -1,11 +1,16 @@
-"""The arithmetic of a run, chosen once, with its reason as text that goes into the run's record."""
+"""The arithmetic of a run, chosen once, with its reason for the run's record; and that of 4-bit weights."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from bnbench.errors import UsageError, require
+
+if TYPE_CHECKING:
+    import torch
 
 DType = Literal["float32", "float16", "bfloat16"]
 Quantisation = Literal["none", "nf4"]
@@ -24,29 +29,23 @@ class Device:
     memory: int | None = None
 
     @classmethod
-    def of(cls, device: str | Device) -> Device:
+    def of(cls, name: str) -> Device:
         """Asks torch about `cuda`, `cuda:1`, `mps` or `cpu`; `auto` is the first card there is, else the CPU.
 
-        Raises:
-            MissingExtraError: torch is not installed.
-            UsageError: torch sees no such device.
+        Raises UsageError where torch sees no such device.
         """
-        if isinstance(device, Device):
-            return device
         torch: Any = require("torch", extra="models")
         cuda = torch.cuda
-        name = ("cuda" if cuda.is_available() else "cpu") if device == "auto" else device
+        name = ("cuda" if cuda.is_available() else "cpu") if name == "auto" else name
         try:
             chosen = torch.device(name)
         except RuntimeError as error:
             raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
         if chosen.type == "cuda":
-            if (chosen.index or 0) >= cuda.device_count():
-                raise UsageError(
-                    f"--device {name}: torch {torch.__version__} sees {cuda.device_count()} CUDA cards; use cpu"
-                )
-            seen = cuda.get_device_properties(chosen)
-            return cls("cuda", seen.name, (seen.major, seen.minor), seen.total_memory)
+            if (chosen.index or 0) >= (seen := cuda.device_count()):
+                raise UsageError(f"--device {name}: torch {torch.__version__} sees {seen} CUDA cards; use cpu")
+            card = cuda.get_device_properties(chosen)
+            return cls("cuda", card.name, (card.major, card.minor), card.total_memory)
         if chosen.type == "mps" and not torch.backends.mps.is_available():
             raise UsageError(f"--device {name}: torch {torch.__version__} sees no Apple GPU; use cpu")
         return cls(chosen.type)
@@ -61,15 +60,11 @@ class Precision:
     reason: str
 
 
-def choose_precision(device: str | Device, n_parameters: int, quantise: bool | None = None) -> Precision:
-    """The dtype that the device computes fast in, and 4-bit weights where asked for or where the card is too small.
+def choose_precision(card: Device, n_parameters: int, quantise: bool | None = None) -> Precision:
+    """The dtype that the device computes fast in, and whether weights are stored in 4 bits (NF4).
 
-    Args:
-        device: a name that torch knows, or a `Device`.
-        n_parameters: of the model, for its size.
-        quantise: True or False decides about NF4; None takes it only where 16-bit weights do not fit on the card.
+    `quantise` True or False decides about NF4; None takes it only where 16-bit weights do not fit on the card.
     """
-    card = Device.of(device)
     dtype: DType = "float16"
     if card.type == "cpu":
         dtype, why = "float32", "float32, because the CPU computes 16-bit numbers no faster"
@@ -90,3 +85,54 @@ def choose_precision(device: str | Device, n_parameters: int, quantise: bool | N
         sizes = f"{needs / 2**30:.1f} GiB of {dtype} weights leave too little of the card's {card.memory / 2**30:.1f}"
         return Precision(dtype, "nf4", f"{why}; NF4 weights, because {sizes} GiB")
     return Precision(dtype, "none", why)
+
+
+def unpack(weight: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The (out, in) matrix of a layer's 4-bit `weight`, in the dtype that was quantised or in `dtype`."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy(weight.quant_state)
+    state.dtype = dtype or state.dtype
+    if weight.device.type != "cpu":
+        return dequantize_4bit(weight.data, state)  # type: ignore[no-any-return]
+    shape, size = state.shape, state.shape.numel()
+    blocks = -(-size // state.blocksize)
+    state.shape = torch.Size((blocks, state.blocksize))
+    packed = weight.data.reshape(-1).view(torch.uint8)
+    whole = torch.nn.functional.pad(packed, (0, blocks * state.blocksize // 2 - packed.numel()))
+    return dequantize_4bit(whole[:, None], state).view(-1)[:size].view(shape)  # type: ignore[no-any-return]
+
+
+def make_portable(model: Any) -> Any:
+    """Makes 4-bit layers on the CPU give the same, right results on every processor; gives the model back.
+
+    bitsandbytes (0.50) takes other paths where the processor has AVX-512. Its unpacking of rows that are no multiple
+    of the block (64) then mixes up the blocks' scales; with BF16 instructions its forward in eval mode also repacks
+    the weights for good, rounds to bfloat16, and fails on such rows. So a weight is unpacked by blocks here, each as
+    one row, and multiplied by torch.
+    """
+    import torch
+
+    class Frozen(torch.autograd.Function):
+        """x Wᵀ; for the gradient of x the weight is unpacked again, never kept."""
+
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, weight: Any) -> torch.Tensor:
+            ctx.weight = weight
+            return torch.nn.functional.linear(x, unpack(weight, x.dtype))
+
+        @staticmethod
+        def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return upstream[0] @ unpack(ctx.weight, upstream[0].dtype), None
+
+    def forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        y: Any = Frozen.apply(x.to(layer.compute_dtype or x.dtype), layer.weight)  # type: ignore[no-untyped-call]
+        y = y if layer.bias is None else y + layer.bias.to(y.dtype)
+        return y.to(x.dtype)  # type: ignore[no-any-return]
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for layer in layers:
+        if hasattr(layer.weight, "quant_state") and layer.weight.device.type == "cpu":
+            layer.forward = partial(forward, layer)
+    return model

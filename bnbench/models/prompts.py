@@ -1,24 +1,26 @@
 """Prompts: from an example to token ids, the same ones in training and evaluation, with exactly one BOS.
 
-Three kinds, chosen by what the tokenizer has: the original Llama-3.1 format written out here (the stock template would
-add today's date), else the model's own chat template, else plain Bengali. The template is rendered once with markers in
-place of the texts; special tokens come from the template alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
+By what the tokenizer has: the original Llama-3.1 format (the stock template would add today's date), else the model's
+own chat template, else plain Bengali. A template is rendered once with markers in place of the texts; special tokens
+come from it alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from bnbench.data.corpus import Example
-from bnbench.errors import CandidateError, PromptError
-from bnbench.models.decoding import Decoding, fertility
-from bnbench.models.hub import ModelFiles, load_generation_config, load_tokenizer
+from bnbench.data.corpus import Example, demo_corpus, load_corpus
+from bnbench.errors import CandidateError, CorpusError, PromptError, require
+from bnbench.models.candidates import DEMO_BASE, parse_spec
+from bnbench.models.decoding import SENTENCES, Decoding
+from bnbench.models.hub import ModelFiles, find_model
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -36,13 +38,11 @@ _PLAIN = f"{_SYSTEM}\n\nপ্রশ্ন: {_USER}\n\nউত্তর:\n"
 # What a base model writes when it goes on past its answer in the plain format.
 _PLAIN_STOPS = ("\nপ্রশ্ন:", "\nউত্তর:")
 _END_TOKENS = (
-    *("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>"),
-    *("<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>"),
-)
+    "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>",
+)  # fmt: skip
 _PAD_TOKENS = (
-    *("<|finetune_right_pad_id|>", "<|vision_pad|>", "<|fim_pad|>"),
-    *("<|reserved_special_token_0|>", "<unused0>", "<unk>"),
-)
+    "<|finetune_right_pad_id|>", "<|vision_pad|>", "<|fim_pad|>", "<|reserved_special_token_0|>", "<unused0>", "<unk>",
+)  # fmt: skip
 # A template that asks for the date would give other prompts tomorrow, and a run could not be resumed.
 _FIXED_DATE = "26 Jul 2024"
 _NO_CLOCK = f"{{% macro strftime_now(format) %}}{_FIXED_DATE}{{% endmacro %}}"
@@ -64,21 +64,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TrainingRow:
-    """Prompt, answer and end-of-turn as ids; `supervised` is True on the answer and its end token alone."""
-
-    ids: tuple[int, ...]
-    supervised: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
 class Prompter:
     """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`.
 
     `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
-    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format).
+    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format);
+    `special_names` finds the name of any special token.
 
-    `Prompter(kind, system)` has no tokenizer: for a server that writes prompts itself, and for recorded replies. Its
+    `Prompter(kind, system)` has no tokenizer, for servers that write prompts themselves and for recorded replies: its
     prompts are texts without ids, and it counts no tokens.
     """
 
@@ -91,55 +84,60 @@ class Prompter:
     stop_texts: tuple[str, ...] = ()
     bos_id: int | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
+    special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
     def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM) -> Prompter:
-        """The one that fits a transformers tokenizer.
+        """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        Args:
-            tokenizer: any `PreTrainedTokenizerBase`.
-            generation_config: the model's; its end ids are stop ids too.
-            system: the system prompt; `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out.
-
-        Raises:
-            PromptError: two BOS in the template, no end token, or a template that does not take the user's text.
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out. Raises PromptError for
+        two BOS in the template, no end token, or a template that does not take the user's text.
         """
         kind, template, tail = _template(tokenizer)
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
         if adds_bos and not template.startswith(tokenizer.bos_token):
             template = tokenizer.bos_token + template
+        added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        names = sorted((t for t in added | set(tokenizer.all_special_tokens) if t), key=lambda t: (-len(t), t))
+        # The one group makes `split` give texts and names in turn.
+        special_names = re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
         # The end of a turn is the first special token that the template writes after an answer.
-        named = _special_pattern(tokenizer).search(tail)
+        named = special_names.search(tail)
         end_id = _id_of(tokenizer, named[0]) if named else None
         end_id = tokenizer.eos_token_id if end_id is None else end_id
         if end_id is None:
             raise PromptError("the tokenizer names no end token: set eos_token in tokenizer_config.json")
-        begins = bos is not None and template.startswith(tokenizer.bos_token)
+        given = getattr(generation_config, "eos_token_id", None)
+        ends = {*(given if isinstance(given, list | tuple) else [given]), tokenizer.eos_token_id, end_id}
+        ends |= {_id_of(tokenizer, token) for token in _END_TOKENS}
         made = cls(
             kind,
             system,
             template,
             end=str(tokenizer.convert_ids_to_tokens(end_id)),
             end_id=int(end_id),
-            stop_ids=tuple(sorted({*stop_ids(tokenizer, generation_config), int(end_id)})),
+            stop_ids=tuple(sorted(int(i) for i in ends if i is not None)),
             stop_texts=_PLAIN_STOPS if kind == "plain" else (),
-            bos_id=bos if begins else None,
+            bos_id=bos if bos is not None and template.startswith(tokenizer.bos_token) else None,
             tokenizer=tokenizer,
+            special_names=special_names,
         )
         made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))  # a template with two BOS is refused now
         return made
 
     @classmethod
     def load(cls, files: ModelFiles, *, system: str = SYSTEM, trust_remote_code: bool = False) -> Prompter:
-        """The one of a model, from its tokenizer and generation configuration; reads no weights.
-
-        Raises:
-            MissingExtraError: transformers is not installed.
-            PromptError: see `of`; or the tokenizer's files are broken.
-        """
-        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
-        return cls.of(tokenizer, load_generation_config(files), system)
+        """The one of a model, from its tokenizer and generation configuration; PromptError where they are broken."""
+        transformers, folder, generation = require("transformers", extra="models"), files.folder, None
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise PromptError(f"{folder}: the tokenizer cannot be read ({why})") from error
+        if (folder / "generation_config.json").is_file():
+            generation = transformers.GenerationConfig.from_pretrained(folder)
+        return cls.of(tokenizer, generation, system)
 
     @property
     def template_sha(self) -> str:
@@ -163,11 +161,6 @@ class Prompter:
             text = whole[whole.index('"added_tokens"') :]
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @cached_property
-    def special_names(self) -> re.Pattern[str]:
-        """Finds the name of any special token of the tokenizer."""
-        return _special_pattern(self.tokenizer)
-
     def prompt(self, example: Example) -> Prompt:
         """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS."""
         topic = example.topic.strip()
@@ -177,48 +170,58 @@ class Prompter:
             return Prompt(user, (), system, user)
         fill = {_SYSTEM: system, _USER: user}
         text = _SLOTS.sub(lambda m: fill[m[0]], self.template)
-        named = self.special_names.search(f"{system}\n{user}")
-        ids = self._encode_apart(fill) if named else _encode(self.tokenizer, text)
-        check_bos(ids, self.bos_id, self.tokenizer)
+        if not self.special_names.search(f"{system}\n{user}"):
+            ids = self._encode(text)
+        else:
+            # A text names a special token: the template's own become special, the text's stay characters.
+            ids = []
+            for at, part in enumerate(self.special_names.split(self.template)):
+                if at % 2:
+                    ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                else:
+                    ids += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
+        if self.bos_id is not None:
+            count = ids.count(self.bos_id)
+            # Where one token begins texts and ends turns, later ones are ends of turns.
+            is_shared = self.bos_id == self.tokenizer.eos_token_id
+            if ids[:1] != [self.bos_id] or (ids[1:2] == [self.bos_id] if is_shared else count != 1):
+                raise PromptError(
+                    f"the prompt has {count} BOS tokens ({self.tokenizer.bos_token!r}, id {self.bos_id}) where exactly "
+                    "one, at its start, is right: mend chat_template in the model's tokenizer_config.json or "
+                    "chat_template.jinja"
+                )
         return Prompt(text, tuple(ids), system, user)
 
-    def _encode_apart(self, fill: dict[str, str]) -> list[int]:
-        """Ids where a text names a special token: the template's own become special, the text's stay characters."""
-        ids: list[int] = []
-        for at, part in enumerate(self.special_names.split(self.template)):
-            if at % 2:
-                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
-            else:
-                ids += _encode(self.tokenizer, _SLOTS.sub(lambda m: fill[m[0]], part), special=False)
-        return ids
+    def _encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
+        made = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special) if text else {}
+        return list(made.get("input_ids", ()))
 
     def answer(self, text: str) -> tuple[int, ...]:
         """The ids of a reply and of the token that ends it; never empty."""
-        return (*_encode(self.tokenizer, text.strip(), special=False), self.end_id)
+        return (*self._encode(text.strip(), special=False), self.end_id)
 
-    def training(self, example: Example) -> TrainingRow:
-        """The example as a training row: exactly the ids of `prompt`, then the answer with its end token, never cut.
-
-        Raises:
-            PromptError: an empty reference, which would teach the model to say nothing.
-        """
-        if not example.reference.strip():
+    def training(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of a training row: those of `prompt`, and those of `answer`, which are supervised; never cut."""
+        if not example.reference.strip():  # it would teach the model to say nothing
             raise PromptError(f"example {example.id}: the reference is empty, nothing to train on; remove the row")
-        prompt, answer = self.prompt(example).ids, self.answer(example.reference)
-        return TrainingRow(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))
+        return self.prompt(example).ids, self.answer(example.reference)
 
     def count_tokens(self, examples: Sequence[Example]) -> list[int]:
         """The length of each example's training row in tokens (prompt, answer and end)."""
         return [len(self.prompt(e).ids) + len(self.answer(e.reference)) for e in examples]
 
     def limited(self, decoding: Decoding, references: Sequence[str] = ()) -> Decoding:
-        """The decoding with its limit in tokens, by the tokens that a word of the references costs this tokenizer.
+        """The decoding with its limit in tokens, by the fertility of this tokenizer; without one it stays in words.
 
-        Without references sentences of ours are measured; without a tokenizer the limit stays one in words.
+        The fertility is tokens per whitespace-separated word of the references (or else of sentences of ours), their
+        punctuation included; at least 1.
         """
-        if self.tokenizer is None:
+        if self.tokenizer is None or decoding.max_new_tokens is not None:
             return decoding
-        return decoding.with_limit(fertility(lambda text: len(self.answer(text)) - 1, references))
+        texts = [text for text in references if text.split()] or SENTENCES
+        per_word = sum(len(self.answer(text)) - 1 for text in texts) / sum(len(text.split()) for text in texts)
+        return replace(decoding, max_new_tokens=math.ceil(decoding.max_words * max(1.0, per_word)))
 
     def is_done(self, ids: list[int]) -> bool:
         """Whether a stop text has been said, near the end of a reply's ids so far."""
@@ -226,24 +229,37 @@ class Prompter:
         return any(stop in tail for stop in self.stop_texts)
 
     def decode(self, ids: Sequence[int], *, cut: bool = False) -> str:
-        """A reply's text: without special tokens, cut at the first stop text, stripped.
-
-        `cut` says that the limit ended it: that may split a character whose bytes are several tokens, and what is left
-        of the character is ours, not the model's.
-        """
+        """A reply's text: without special tokens, cut at the first stop text, stripped; `cut`: the limit ended it."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
         ends = [at for stop in self.stop_texts if (at := text.find(stop)) >= 0]
         text = text[: min(ends, default=None)].strip()
+        # The limit may split a character whose bytes are several tokens. What is left of it is ours, not the model's.
         return text.rstrip("\ufffd").rstrip() if cut else text
 
     def describe(self) -> dict[str, str]:
         """The `prompt` part of run.json."""
-        return {
-            "kind": self.kind,
-            "template_sha": self.template_sha,
-            "tokenizer_sha": self.tokenizer_sha,
-            "system": self.system,
-        }
+        return {name: getattr(self, name) for name in ("kind", "template_sha", "tokenizer_sha", "system")}
+
+    def show(self, example: Example) -> str:
+        """What an example becomes, token by token; without a reference only the prompt is shown."""
+        tokenizer, prompt = self.tokenizer, self.prompt(example)
+        answer = self.answer(example.reference) if example.reference.strip() else ()
+        rows = []
+        for at, token in enumerate(prompt.ids + answer):
+            raw = str(tokenizer.convert_ids_to_tokens(token))
+            text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            # Part of a character is no text: it is shown as the vocabulary spells it.
+            piece = repr((raw if "\ufffd" in text else text)[:24])[1:-1]
+            marks = ("+" if at >= len(prompt.ids) else " ") + ("*" if self.special_names.fullmatch(raw) else " ")
+            rows.append(f"{marks}{token:>8}  {piece}")
+        said = example.reference.strip() + self.end if answer else ""
+        bos = (prompt.ids + answer).count(tokenizer.bos_token_id)
+        head = (
+            f"{prompt.text}{said}\n\nformat {self.kind} · template {self.template_sha[:12]}"
+            f" · {len(prompt.ids)} prompt tokens + {len(answer)} supervised = {len(rows)} · {bos} BOS"
+            f" · stops on {', '.join(map(str, self.stop_ids))}\n"
+        )
+        return "\n".join([head, "(+ supervised in training, * special token)", *rows])
 
     def check_vocabulary(self, label: str, rows: int) -> None:
         """Every token that can occur has one of a model's embedding `rows`; CandidateError with the numbers otherwise.
@@ -257,11 +273,35 @@ class Prompter:
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}
         if beyond:
-            first = min(beyond)
+            i, name = min(beyond.items())
             raise CandidateError(
-                f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {beyond[first]!r} "
-                f"({first}) is beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
+                f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is "
+                "beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
             )
+
+
+def inspect_prompt(
+    base: str | None,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str = "test",
+    row: int = 0,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[Prompter, Example]:
+    """How a base is asked, and row `row` of a corpus's split, for `Prompter.show`; without both, the demo's.
+
+    Raises:
+        CandidateError, CorpusError, PromptError: what is wrong with the base, the data or the template.
+    """
+    spec = parse_spec(base or DEMO_BASE)
+    files = find_model(f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code)
+    prompter = Prompter.load(files, trust_remote_code=trust_remote_code)
+    corpus = load_corpus(data, columns=columns) if data else demo_corpus()
+    examples = corpus.select(split)
+    if row >= len(examples):
+        raise CorpusError(f"{corpus.source}: row {row} of {split} does not exist; there are {len(examples)}, from 0")
+    return prompter, examples[row]
 
 
 def template_of(kind: str) -> str:
@@ -270,22 +310,10 @@ def template_of(kind: str) -> str:
     return written.replace(_SYSTEM, "{system}").replace(_USER, "{user}")
 
 
-def stop_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every id that ends a reply, sorted: the `generation_config`'s, the tokenizer's, known end-of-turn tokens."""
-    given = getattr(generation_config, "eos_token_id", None)
-    ids = set(given if isinstance(given, (list, tuple)) else [given])
-    ids |= {tokenizer.eos_token_id, *(_id_of(tokenizer, token) for token in _END_TOKENS)}
-    return tuple(sorted(int(i) for i in ids if i is not None))
-
-
 def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
-    """An id to pad with: inside the embedding and never an end id.
-
-    In this order: `<|finetune_right_pad_id|>`, the tokenizer's own pad, a reserved or unknown token, an id that the
-    embedding has and the tokenizer lacks, an ordinary token. Raises PromptError where every id ends a reply.
-    """
+    """An id to pad with: inside the embedding and never an end id; PromptError where every id ends a reply."""
     first, *others = [_id_of(tokenizer, token) for token in _PAD_TOKENS]
-    spare = vocab_size - 1 if len(tokenizer) < vocab_size else None
+    spare = vocab_size - 1 if len(tokenizer) < vocab_size else None  # the embedding has it, the tokenizer has not
     barred = {*stop, tokenizer.bos_token_id, tokenizer.eos_token_id}
     # Nothing reserved (as in GPT-2): an ordinary token does, because every batch of ours carries its mask.
     ordinary = next((i for i in range(vocab_size) if i not in barred), None)
@@ -293,20 +321,6 @@ def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
         if candidate is not None and 0 <= candidate < vocab_size and candidate not in barred:
             return int(candidate)
     raise PromptError(f"the tokenizer has {vocab_size} ids and all of them end a reply: there is none to pad with")
-
-
-def check_bos(ids: Sequence[int], bos_id: int | None, tokenizer: Any) -> None:
-    """Proves that `ids` begin with the only `bos_id` among them (None: a tokenizer that puts none), or PromptError."""
-    if bos_id is None:
-        return
-    count = sum(i == bos_id for i in ids)
-    # Where one token begins texts and ends turns, later ones are ends of turns.
-    shared = bos_id == tokenizer.eos_token_id
-    if not ids or ids[0] != bos_id or (bos_id in ids[1:2] if shared else count != 1):
-        raise PromptError(
-            f"the prompt has {count} BOS tokens ({tokenizer.bos_token!r}, id {bos_id}) where exactly one, at its start,"
-            " is right: mend chat_template in the model's tokenizer_config.json or chat_template.jinja"
-        )
 
 
 def _template(tokenizer: Any) -> tuple[str, str, str]:
@@ -317,16 +331,10 @@ def _template(tokenizer: Any) -> tuple[str, str, str]:
         return "plain", _PLAIN, ""
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                chat_template=_NO_CLOCK + tokenizer.get_chat_template(),
-                tokenize=False,
-                add_generation_prompt=prompt,
-                date_string=_FIXED_DATE,
-                enable_thinking=False,  # the reply is what is measured, not the thoughts before it
-            )
-        )
+        asked = {"tokenize": False, "add_generation_prompt": prompt, "date_string": _FIXED_DATE}
+        asked["enable_thinking"] = False  # the reply is what is measured, not the thoughts before it
+        template = _NO_CLOCK + tokenizer.get_chat_template()
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, **asked))
 
     system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
     folded = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}  # for a template that knows no system role
@@ -348,21 +356,7 @@ def _template(tokenizer: Any) -> tuple[str, str, str]:
     raise PromptError(f"the model's chat template cannot be used: {why}")
 
 
-def _encode(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
-    """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
-    if not text:
-        return []
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"])
-
-
 def _id_of(tokenizer: Any, token: str) -> int | None:
     # An unknown token gives the unknown id or None, by tokenizer; asking back tells them apart.
     found = tokenizer.convert_tokens_to_ids(token)
     return int(found) if found is not None and tokenizer.convert_ids_to_tokens(found) == token else None
-
-
-def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the name of any special token; its one group makes `split` give texts and names in turn."""
-    added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    names = sorted((t for t in added | set(tokenizer.all_special_tokens) if t), key=lambda t: (-len(t), t))
-    return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")

@@ -28,6 +28,7 @@ class RecordedReplies(Backend):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         self._asked = Prompter("recorded")  # the file does not say how the model was asked
+        self.precision = self.precision | {"reason": "recorded replies: no model was run"}
         self._files = {c.name: Predictions.read(Path(c.location)) for c in candidates}
         self._paired: dict[str, Pairing] = {}
 
@@ -39,22 +40,17 @@ class RecordedReplies(Backend):
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The hash of the file, and of what the data made of it where the data's order, ids or messages joined it."""
-        paired = self._paired.get(candidate.name)
-        made = {}
+        known, paired = {"predictions_sha256": candidate.weights_sha256}, self._paired.get(candidate.name)
         if paired and not paired.is_by_content:
             pairs = json.dumps(list(paired.replies.items())).encode()
-            made = {"joined_sha256": hashlib.sha256(pairs).hexdigest()}
-        return {"backend": "recorded", "predictions_sha256": candidate.weights_sha256, **made}
+            known["joined_sha256"] = hashlib.sha256(pairs).hexdigest()
+        return {"backend": "recorded", **known}
 
     def generate(
         self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
     ) -> list[Reply]:
         """The recorded replies of the items; their length in tokens is not known."""
         return [Reply(self._paired[candidate.name].replies[item]) for item in items]
-
-    def precision(self) -> Mapping[str, Any]:
-        """Nothing was computed."""
-        return {"dtype": "none", "quantisation": "none", "reason": "recorded replies: no model was run"}
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path) -> Predictions:
-        """Reads a file as `bnbench score` does.
-
-        Raises CandidateError, also for a reply that is null: what has no reply must not be scored as an empty one.
-        """
+        """Reads a file as `bnbench score` does; CandidateError also for a null, which is no empty reply."""
         try:
             file = TextFile.of(path, "reply", {})
             rows = list(file.rows())
@@ -107,8 +100,7 @@ def comparable(message: str) -> str:
 def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None = None) -> Pairing:
     """The reply of every item: by id, else by message, else, where there are no ids, by the order of the data.
 
-    Ids are those of examples.jsonl or the data's own. Raises CandidateError where an item has no reply or two, or where
-    it is not certain which reply is whose.
+    Raises CandidateError where an item has no reply or two, or where it is not certain which reply is whose.
     """
     by_id: dict[str, str] = {}
     for number, (item, reply) in enumerate(zip(file.ids or (), file.replies, strict=file.ids is not None), 1):

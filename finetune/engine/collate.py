@@ -42,10 +42,9 @@ def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tupl
     """One Row an example; `loss` is the recipe's: "completion" supervises the reply, "full-text" every token."""
     rows = []
     for example in examples:
-        made = prompts.training(example)
-        keep = made.supervised if loss == "completion" else (True,) * len(made.ids)
-        labels = tuple(i if k else IGNORED for i, k in zip(made.ids, keep, strict=True))
-        rows.append(Row(example.id, tuple(made.ids), labels))
+        prompt, answer = prompts.training(example)
+        labels = prompt if loss != "completion" else (IGNORED,) * len(prompt)
+        rows.append(Row(example.id, prompt + answer, labels + answer))
     return tuple(rows)
 
 

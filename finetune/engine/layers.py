@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.memory import ALLOCATOR
-from bnbench.models.four_bits import unpack
+from bnbench.models.precision import unpack
 
 ATTENTION = "bnbench_packed"
 """The `attn_implementation` under which transformers finds `attend`; it has no mask function, so none is ever built."""

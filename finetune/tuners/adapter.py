@@ -16,7 +16,7 @@ from bnbench.errors import RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
-from bnbench.models.precision import Device
+from bnbench.models.precision import Device, make_portable
 from bnbench.progress import quiet
 from bnbench.records import write_json
 
@@ -99,7 +99,6 @@ def load_base(job: Job) -> Any:
     import transformers
 
     from bnbench.finetune.engine.layers import ATTENTION
-    from bnbench.models.four_bits import make_portable
 
     dtype = getattr(torch, job.precision.dtype_name)
     options: dict[str, Any] = {}

@@ -25,8 +25,8 @@ from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Gain, Job
 from bnbench.metrics.significance import paired_tests
-from bnbench.models.hub import load_tokenizer
 from bnbench.models.precision import Device
+from bnbench.models.prompts import Prompter
 from bnbench.progress import stage
 
 
@@ -78,7 +78,7 @@ class PreferenceTuner(AdapterTuner):
             args=arguments,
             data_collator=DataCollatorForPreference(pad_token_id=job.pad_id),
             train_dataset=datasets.Dataset.from_list(pairs),
-            processing_class=load_tokenizer(job.base, trust_remote_code=job.trust_remote_code),
+            processing_class=Prompter.load(job.base, trust_remote_code=job.trust_remote_code).tokenizer,
             peft_config=lora_config(job.recipe),
             callbacks=[monitor],
         )

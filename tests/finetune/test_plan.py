@@ -137,13 +137,13 @@ def test_base_folders_that_cannot_be_trained(tiny_base: Path, tiny_adapter: Path
 
 def test_base_is_identified_by_content(tiny_base: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_base, tmp_path / "copy")
-    assert resolve_base(str(copy)).hashes() == resolve_base(str(tiny_base)).hashes()
+    assert resolve_base(str(copy)).hashes == resolve_base(str(tiny_base)).hashes
     named = resolve_base("demo", folder=copy)
     assert (named.name, named.folder) == ("demo", copy)
-    before = named.hashes()
+    before = named.hashes
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert resolve_base(str(copy)).hashes() != before
+    assert resolve_base(str(copy)).hashes != before
 
 
 def test_base_from_the_hub_cache(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_base_from_the_hub_cache(tiny_base: Path, tmp_path: Path, monkeypatch: p
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     found = resolve_base("NousResearch/Meta-Llama-3.1-8B-Instruct")
-    assert found.hashes() == resolve_base(str(tiny_base)).hashes() and found.commit == "a" * 40
+    assert found.hashes == resolve_base(str(tiny_base)).hashes and found.commit == "a" * 40
     with pytest.raises(CandidateError, match=r"NousResearch/other@v2 is not in the hub cache"):
         resolve_base("NousResearch/other", "v2")
 

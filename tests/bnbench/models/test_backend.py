@@ -62,10 +62,9 @@ def test_what_a_backend_need_not_write() -> None:
     backend.load()
     assert backend.identity(candidate)["model"] == "some/model" and backend.identity(candidate)["revision"] == "v1"
     assert backend.identity(candidate) != other.identity(candidate)  # what it is asked is part of what it is
-    assert backend.likelihood(candidate, [], []) is None and not Echo.has_likelihoods()
-    assert hf.TransformersBackend.has_likelihoods() and hf.TransformersBackend.needs_files
-    assert not (Echo.needs_files or RecordedReplies.has_likelihoods())
-    assert backend.precision()["reason"] == "chosen by the backend echo" and backend.peak_memory_bytes() is None
+    assert backend.likelihood(candidate, [], []) is None
+    assert hf.TransformersBackend.needs_files and not Echo.needs_files
+    assert backend.precision["reason"] == "chosen by the backend echo" and backend.peak_memory_bytes() is None
 
 
 def test_a_backend_must_answer() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bnbench.errors import UsageError
-from bnbench.models.decoding import SENTENCES, Decoding, fertility, item_key, philox, random_words
+from bnbench.models.decoding import Decoding, item_key, philox, random_words
 
 # Random123's kat_vectors for philox4x32-10: counter, key, result.
 KNOWN = [
@@ -55,18 +55,6 @@ def test_noise_is_uniform() -> None:
     chi_square = ((counts - 1000) ** 2 / 1000).sum()
     assert 60 < chi_square < 150  # 99 degrees of freedom
     assert abs(np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]) < 0.01
-
-
-def test_limit_in_words_becomes_tokens() -> None:
-    assert Decoding(max_words=120).with_limit(6.8).max_new_tokens == 816
-    assert Decoding(max_words=1).with_limit(1.01).max_new_tokens == 2
-    assert Decoding(max_new_tokens=256).with_limit(6.8).max_new_tokens == 256
-
-
-def test_fertility() -> None:
-    assert fertility(len, ["কখগ ঘঙ", "চ"]) == pytest.approx(7 / 3)
-    assert fertility(len, ["", " "]) == fertility(len) == fertility(len, SENTENCES)
-    assert fertility(lambda _: 1, ["এক দুই তিন"]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch
 
 from bnbench.models.backend import BackendOptions
 from bnbench.models.candidates import parse_candidates
-from bnbench.models.four_bits import make_portable, unpack
 from bnbench.models.hf import TransformersBackend
+from bnbench.models.precision import make_portable, unpack
 from tests.conftest import pretend_avx512bf16
 
 Layers = list[torch.Tensor]

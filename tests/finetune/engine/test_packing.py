@@ -15,7 +15,7 @@ from bnbench.finetune.engine.step import prepare, summed_loss
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
 from bnbench.finetune.tuners.adapter import adapt
-from bnbench.models.four_bits import make_portable
+from bnbench.models.precision import make_portable
 
 LENGTHS = (97, 3, 41, 12, 230, 5)
 

@@ -23,7 +23,6 @@ from bnbench.finetune.engine.processes import Stop
 from bnbench.finetune.memory import LLAMA_8B, estimate
 from bnbench.finetune.session import make_job
 from bnbench.finetune.tuners.dpo import measure_gain
-from bnbench.models.hub import load_generation_config, load_tokenizer
 from bnbench.models.prompts import Prompter
 from tests.finetune.conftest import MESSAGES, make_request
 
@@ -79,7 +78,7 @@ def trainer_of(request: FinetuneRequest) -> Any:
 def test_trl_trains_on_exactly_our_ids(pairs_for: Make) -> None:
     request = pairs_for(overrides={"batch_size": "3"})
     planned = plan(request)
-    prompts = Prompter.of(load_tokenizer(planned.base), load_generation_config(planned.base))
+    prompts = Prompter.load(planned.base)
     wanted = [prompts.training(e) for p in request.pairs for e in (p.chosen, p.rejected)]
     found = []
     for batch in trainer_of(request).get_train_dataloader():
@@ -95,7 +94,7 @@ def test_trl_trains_on_exactly_our_ids(pairs_for: Make) -> None:
         prompted = [ids[: counted.index(True)] for ids, counted in rows]
         assert prompted[:3] == prompted[3:]
         found += rows
-    assert sorted(found) == sorted((row.ids, row.supervised) for row in wanted)
+    assert sorted(found) == sorted((a + b, (False,) * len(a) + (True,) * len(b)) for a, b in wanted)
     assert all(ids.count(prompts.bos_id) == 1 and ids[0] == prompts.bos_id for ids, _ in found)
     assert all(ids[-1] in prompts.stop_ids and counted[-1] for ids, counted in found)
     assert planned.pad_id not in prompts.stop_ids

@@ -1,4 +1,8 @@
-"""The decoding loop: left-padded batches, one cache, rows that stop by themselves, noise that belongs to the item."""
+"""What a causal language model is asked for: replies, drawn token by token, and likelihoods of given ones.
+
+Replies: left-padded batches, one cache, rows that stop by themselves, noise that belongs to the item. Likelihoods: the
+head sees supervised positions only, some hundred at a time; a row of 4,096 tokens is 2.1 GB of Llama-3.1's logits.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +26,7 @@ from bnbench.models.decoding import Decoding, item_key, random_words
 NUCLEUS = 1024
 PASS_TOKENS = 16_384  # prompt tokens, padding included, that go through the model at once
 PLACES = 256  # by which a cache grows
+LOGITS = 2**26  # numbers in float32 that a chunk of logits may have: 256 MiB, 523 positions of Llama-3.1
 DROP_BELOW = 0.75  # finished rows leave the batch when no more than this share of it goes on
 
 
@@ -43,29 +49,25 @@ def generate(
     pad: int,
     is_done: Callable[[list[int]], bool] = lambda _: False,
 ) -> list[Drawn]:
-    """Draws one reply a prompt.
+    """Draws one reply a prompt, all prompts as one batch.
 
-    Args:
-        model: a transformers causal language model, its adapter set or disabled.
-        prompts: token ids, as one batch.
-        items: the id that each prompt's noise belongs to.
-        decoding: with `max_new_tokens` set.
-        stop: ids that end a reply.
-        pad: fills the left of shorter prompts, masked.
-        is_done: further ground to stop, asked after each token about a reply's ids so far.
+    `items` are the ids that each prompt's noise belongs to; `decoding` has `max_new_tokens` set; `stop` are ids that
+    end a reply; `pad` fills the left of shorter prompts, masked; `is_done` may find a further ground to stop in a
+    reply's ids so far.
     """
     batch = _Batch(model, prompts, items, decoding.seed, pad)
     replies: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
-    for step in range(decoding.max_new_tokens or 0):
-        chosen = choose(batch.logits(), batch.seen, decoding, batch.keys, step)
+    limit = decoding.max_new_tokens or 0
+    for step in range(limit):
+        chosen = choose(batch.logits, batch.seen, decoding, batch.keys, step)
         for row, token in zip(batch.rows, chosen.tolist(), strict=True):
             if not finished[row] and token in stop:
                 finished[row] = True
             elif not finished[row]:
                 replies[row].append(token)
                 finished[row] = is_done(replies[row])
-        if all(finished):
+        if all(finished) or step + 1 == limit:
             break
         batch.advance(chosen, finished)
     return [Drawn(tuple(ids), done) for ids, done in zip(replies, finished, strict=True)]
@@ -91,8 +93,8 @@ def choose(logits: Tensor, seen: Tensor, decoding: Decoding, keys: Tensor, step:
 def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) -> tuple[Tensor, Tensor]:
     """The tokens that top-k and top-p leave: scores (n, m), -inf where a row has fewer than m, and their ids (n, m).
 
-    Equal scores stay or go together, so the set does not depend on how a device sorts them. The `first` likeliest are
-    looked at, then all where these do not suffice.
+    Equal scores stay or go together, however a device sorts them. The `first` likeliest are looked at, then all where
+    these do not suffice.
     """
     size = scores.shape[-1]
     first = size if top_p >= 1 and not top_k else min(size, max(first, top_k + 1))
@@ -168,68 +170,46 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class _Batch:
-    """The rows under way: their cache, and the tokens that go in next."""
+    """The rows under way: their cache, and the `logits` (rows, vocabulary) in float32 that follow what has gone in."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], seed: int, pad: int) -> None:
+        """Reads the prompts, some at a time, each part as wide as its own longest.
+
+        So neither the widest prompt nor the number of rows makes a pass larger than memory allows. A cache of sliding
+        windows is filled in one pass.
+        """
         self.model = model
         self.rows = list(range(len(prompts)))
-        self.ids, self.mask = left_padded(prompts, pad, model.device)
+        self.ids, self.mask = padded(prompts, pad, model.device, "left")
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
         self.keys = torch.tensor([item_key(seed, item) for item in items], device=model.device)
         self.cache = DynamicCache(config=model.config)
-        self.first: Tensor | None = self._read(prompts, pad)
+        self.has_slots = bool(self.cache.layers) and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        if self.has_slots:
+            self.cache.layers = [Slots() for _ in self.cache.layers]
+            logits = []
+            for part in passes([len(prompt) for prompt in prompts]):
+                own = DynamicCache(config=model.config)
+                ids, mask = padded(prompts[part], pad, model.device, "left")
+                logits.append(self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), own))
+                for slots, layer in zip(self.cache.layers, own.layers, strict=True):
+                    slots.put(part, layer, len(prompts), self.ids.shape[1])
+                    layer.keys = layer.values = None  # a layer's copy goes before the next is made
+            self.logits = torch.cat(logits)
+        else:
+            self.logits = self._forward(self.ids, self.mask, self.positions, self.cache)
         # A padded place counts as the row's own last token, which has been seen anyway.
-        self.seen = torch.zeros(self.first.shape, dtype=torch.bool, device=model.device)
+        self.seen = torch.zeros(self.logits.shape, dtype=torch.bool, device=model.device)
         self.seen.scatter_(1, torch.where(self.mask.bool(), self.ids, self.ids[:, -1:]), True)
 
-    def _read(self, prompts: Sequence[Sequence[int]], pad: int) -> Tensor:
-        """Fills the cache; the logits (rows, vocabulary) that follow the prompts.
-
-        Prompts go in some at a time, each part as wide as its own longest, so that neither the widest prompt nor the
-        number of rows makes a pass larger than memory allows. A cache of sliding windows is filled in one pass.
-        """
-        self.has_slots = bool(self.cache.layers) and all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        if not self.has_slots:
-            return self._forward(self.ids, self.mask, self.positions, self.cache)
-        filled, width = DynamicCache(config=self.model.config), self.ids.shape[1]
-        filled.layers = [Slots() for _ in self.cache.layers]
-        logits = []
-        for part in passes([len(prompt) for prompt in prompts]):
-            own = DynamicCache(config=self.model.config)
-            ids, mask = left_padded(prompts[part], pad, self.model.device)
-            logits.append(self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), own))
-            for slots, layer in zip(filled.layers, own.layers, strict=True):
-                slots.put(part, layer, len(prompts), width)
-                layer.keys = layer.values = None  # a layer's copy goes before the next is made
-        self.cache = filled
-        return torch.cat(logits)
-
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        out = call(
-            self.model,
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        last: Tensor = out.logits[:, -1].float()
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        last: Tensor = call(self.model, **given, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         return last
-
-    def logits(self) -> Tensor:
-        """The logits (rows, vocabulary) that follow what has gone in, in float32."""
-        if self.first is not None:
-            first, self.first = self.first, None
-            return first
-        # One query sees all that its row has, so `attend` needs no mask that transformers makes anew at every token.
-        config, mask = self.model.config, self.mask
-        if config._attn_implementation == ATTENTION and self.has_slots and not getattr(config, "alibi", False):
-            mask = mask[:, None, None].bool()
-        return self._forward(self.ids, mask, self.positions, self.cache)
 
     def advance(self, chosen: Tensor, finished: Sequence[bool]) -> None:
         """Puts the chosen tokens in, and leaves out finished rows when that is worth copying the cache."""
+        del self.logits  # not held while the next are made
         self.seen.scatter_(1, chosen[:, None], True)
         self.ids = chosen[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], -1)
@@ -241,13 +221,15 @@ class _Batch:
             self.rows = [self.rows[at] for at in alive]
             self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
             self.seen, self.keys = self.seen[index], self.keys[index]
+        # One query sees all that its row has, so `attend` needs no mask that transformers makes anew at every token.
+        config, mask = self.model.config, self.mask
+        if config._attn_implementation == ATTENTION and self.has_slots and not getattr(config, "alibi", False):
+            mask = mask[:, None, None].bool()
+        self.logits = self._forward(self.ids, mask, self.positions, self.cache)
 
 
 def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]:
-    """Rows side by side, as many as one pass may see: their number times the longest one's length is `tokens` at most.
-
-    A single row may be longer than that.
-    """
+    """Rows side by side for one pass: their number times the longest one's length is `tokens` at most, or it is one."""
     start, longest = 0, 0
     for at, length in enumerate(lengths):
         longest = max(longest, length)
@@ -257,15 +239,73 @@ def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]
     yield slice(start, len(lengths))
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask (n, longest), the rows at the right."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
+    """Ids and mask (n, longest), shorter rows filled up on the `side` "left" or "right"."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, side)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], True, 0, side)
+    return ids.to(device), mask.to(device)
 
 
 def call(model: Any, **arguments: Any) -> Any:
     """Calls a model with those of the arguments that its forward takes (some know no position_ids)."""
     known = inspect.signature(model.forward).parameters
     return model(**{name: value for name, value in arguments.items() if name in known})
+
+
+@torch.inference_mode()
+def negative_log_likelihoods(
+    model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int], *, pad: int, whole_logits: bool = False
+) -> list[float]:
+    """The sum of -log p (nats) over each row's tokens from its start on, given all before them.
+
+    `starts` is where each row's answer begins, at least 1; `pad` fills the right of shorter rows, masked and never
+    scored; `whole_logits`, for a model whose head `matches` does not know, takes all logits from it, row by row.
+    """
+    if whole_logits and len(rows) > 1:
+        pairs = zip(rows, starts, strict=True)
+        return [negative_log_likelihoods(model, [r], [s], pad=pad, whole_logits=True)[0] for r, s in pairs]
+    ids, mask = padded(rows, pad, model.device, "right")
+    where = [(i, at) for i, (row, start) in enumerate(zip(rows, starts, strict=True)) for at in range(start, len(row))]
+    row_of, at = torch.tensor(where, device=model.device).T
+    # What comes out at one position says how likely the token at the next is.
+    if whole_logits:
+        taken = call(model, input_ids=ids, attention_mask=mask, use_cache=False).logits[row_of, at - 1]
+    else:
+        taken = _hidden(model, ids, mask)[row_of, at - 1]
+    targets = ids[row_of, at]
+    size = max(1, LOGITS // model.get_output_embeddings().weight.shape[0])
+    losses = []
+    for part, target in zip(torch.split(taken, size), torch.split(targets, size), strict=True):
+        logits = (part if whole_logits else head(model, part)).float()
+        losses.append(logits.logsumexp(-1) - logits.gather(-1, target[:, None])[:, 0])
+    lengths = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+    return [float(row.double().sum()) for row in torch.split(torch.cat(losses).cpu(), lengths)]
+
+
+def head(model: Any, hidden: Tensor) -> Tensor:
+    """Logits from last hidden states, as the model's own forward makes them: with its scaling and soft cap.
+
+    `logits_scaling` is Granite's, `logit_scale` Cohere's, `final_logit_softcapping` Gemma 2's.
+    """
+    config = model.config.get_text_config()
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.inference_mode()
+def matches(model: Any, ids: Tensor, logits: Tensor) -> bool:
+    """Whether `head` on the hidden states gives the `logits` that the model itself gave for `ids` (1, length)."""
+    mine = head(model, _hidden(model, ids, torch.ones_like(ids)))
+    return mine.shape == logits.shape and torch.allclose(mine.float(), logits.float(), rtol=1e-3, atol=1e-3)
+
+
+def _hidden(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Last hidden states (rows, length, width), from the model without its head."""
+    hidden: Tensor = call(model.base_model, input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bnbench.models import sampling
+from bnbench.models import inference
 from bnbench.models.decoding import Decoding
 
 PROMPTS = [list(range(20, 20 + n)) for n in (31, 30, 17, 9, 5, 2)]
@@ -24,7 +24,7 @@ def model(tiny_base: Path) -> Any:
 def drawn(model: Any, **settings: Any) -> list[tuple[int, ...]]:
     decoding = Decoding(max_new_tokens=24, **settings)
     items = [str(i) for i in range(len(PROMPTS))]
-    return [d.ids for d in sampling.generate(model, PROMPTS, items, decoding, stop=[3], pad=6)]
+    return [d.ids for d in inference.generate(model, PROMPTS, items, decoding, stop=[3], pad=6)]
 
 
 @pytest.mark.parametrize("settings", [{"greedy": True}, {"temperature": 1.0}])
@@ -32,9 +32,9 @@ def test_passes_and_a_growing_cache_change_no_token(
     model: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = drawn(model, **settings)
-    monkeypatch.setattr(sampling, "PLACES", 3)
-    monkeypatch.setattr(sampling.passes, "__defaults__", (40,))
-    assert len(list(sampling.passes([len(p) for p in PROMPTS]))) > 3
+    monkeypatch.setattr(inference, "PLACES", 3)
+    monkeypatch.setattr(inference.passes, "__defaults__", (40,))
+    assert len(list(inference.passes([len(p) for p in PROMPTS]))) > 3
     assert drawn(model, **settings) == whole
 
 
@@ -50,7 +50,7 @@ def test_greedy_tokens_are_those_of_transformers(model: Any) -> None:
 def test_grouped_heads_attend_as_copied_ones(model: Any) -> None:
     plain = drawn(model, greedy=True)
     before = model.config._attn_implementation
-    model.set_attn_implementation(sampling.ATTENTION)
+    model.set_attn_implementation(inference.ATTENTION)
     try:
         assert drawn(model, greedy=True) == plain
     finally:
@@ -61,13 +61,13 @@ def test_grouped_heads_attend_as_copied_ones(model: Any) -> None:
     mask[1, ..., :5] = False
     module = torch.nn.Module()
     module.num_key_value_groups = 2
-    made, _ = sampling.attend(module, query, key, value, mask, scaling=0.3)
+    made, _ = inference.attend(module, query, key, value, mask, scaling=0.3)
     copied = [x.repeat_interleave(2, 1) for x in (key, value)]
     expected = torch.nn.functional.scaled_dot_product_attention(query, *copied, attn_mask=mask, scale=0.3)
     assert torch.allclose(made, expected.transpose(1, 2), atol=1e-6)
 
 
 def test_passes_hold_as_many_tokens_as_they_may() -> None:
-    assert list(sampling.passes([9, 5, 5, 2, 2, 2], 10)) == [slice(0, 1), slice(1, 3), slice(3, 6)]
-    assert list(sampling.passes([50], 10)) == [slice(0, 1)]
-    assert list(sampling.passes([2, 9], 10)) == [slice(0, 1), slice(1, 2)]
+    assert list(inference.passes([9, 5, 5, 2, 2, 2], 10)) == [slice(0, 1), slice(1, 3), slice(3, 6)]
+    assert list(inference.passes([50], 10)) == [slice(0, 1)]
+    assert list(inference.passes([2, 9], 10)) == [slice(0, 1), slice(1, 2)]
