@@ -20,10 +20,10 @@ from bnbench.finetune.plan import (
     recipe_table,
 )
 from bnbench.finetune.publish import Published, publish
-from bnbench.finetune.recipes import Recipe, copy_recipe, list_recipes, load_recipe, recipe_text
+from bnbench.finetune.recipes import Recipe, copy_recipe, get_tuner, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.session import FinetuneResult, finetune
 from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, save_adapter
-from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner, get_tuner
+from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner
 
 __all__ = [
     "FinetuneRequest", "FinetuneResult", "Job", "Outcome", "Pair", "Plan", "Point", "Published", "Recipe", "Tuner",

@@ -17,8 +17,7 @@ from typing import Any
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine.collate import Row
-from bnbench.finetune.recipes import ALL_LINEAR, Recipe
-from bnbench.finetune.tuners.base import get_tuner
+from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
 CONTEXT = 0.6 * 2**30
 """What the CUDA context and its libraries take beside PyTorch's allocator, in bytes."""

@@ -22,9 +22,8 @@ from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import Row, check_rows, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
-from bnbench.finetune.recipes import Recipe, list_recipes, load_recipe
+from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
-from bnbench.finetune.tuners.base import get_tuner
 from bnbench.models.hub import BUNDLED, Base, resolve_base
 from bnbench.models.precision import Device, DType, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id

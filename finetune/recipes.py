@@ -21,12 +21,19 @@ from typing import Any
 from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
-from bnbench.finetune.tuners.base import TUNERS, get_tuner
+from bnbench.metrics.registry import Registry
 from bnbench.records import write_text
 
 ALL_LINEAR = "all-linear"
 """The value of `targets` that adapts every linear layer but the output head."""
 
+_TUNERS = {
+    "dpo": "bnbench.finetune.tuners.dpo:PreferenceTuner",
+    "lora": "bnbench.finetune.tuners.adapter:AdapterTuner",
+    "qlora": "bnbench.finetune.tuners.adapter:AdapterTuner",
+    "unsloth": "bnbench.finetune.tuners.unsloth:UnslothTuner",
+}
+TUNERS = Registry("bnbench.finetuners", "tuner", _TUNERS, RecipeError)
 _SHIPPED = resources.files("bnbench.finetune") / "recipes"
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "quantisation": ("nf4", "none"),
@@ -51,6 +58,17 @@ _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
     "save_steps": "save_every", "logging_steps": "log_every",
 }  # fmt: skip
 _NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints")
+
+
+def get_tuner(name: str) -> Any:
+    """The `bnbench.finetune.Tuner` of a name, capitals aside. Raises RecipeError for an unknown one, or a plug-in that
+    does not load.
+    """
+    kind = TUNERS.get(name)
+    # The class is told by what it has: tuners read recipes, and recipes ask their tuner if it can do what they say.
+    if not (isinstance(kind, type) and all(hasattr(kind, part) for part in ("train", "check", "packages", "keys"))):
+        raise RecipeError(f"the tuner {name!r} is {kind!r}, which is no subclass of bnbench.finetune.Tuner")
+    return kind()
 
 
 @dataclass(frozen=True)
@@ -127,7 +145,7 @@ class Recipe:
     @property
     def pairs(self) -> bool:
         """Whether a sample is a pair of a chosen and a rejected reply, which are two rows."""
-        return get_tuner(self.tuner).data == "pairs"
+        return bool(get_tuner(self.tuner).data == "pairs")
 
     def count_steps(self, samples: int) -> int:
         """Optimiser steps of a run; the last step of each epoch may see fewer samples."""

@@ -19,16 +19,8 @@ from bnbench.errors import PartialRunError, RecipeError, RunError, TrainingError
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
-from bnbench.finetune.tuners.base import (
-    Checkpoint,
-    Gain,
-    Job,
-    Outcome,
-    Point,
-    get_tuner,
-    newest_checkpoint,
-    write_curve,
-)
+from bnbench.finetune.recipes import get_tuner
+from bnbench.finetune.tuners.base import Checkpoint, Gain, Job, Outcome, Point, newest_checkpoint, write_curve
 from bnbench.plot import loss_svg
 
 JOB = "job.json"

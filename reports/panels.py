@@ -597,10 +597,18 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     yield Panel("limits", "Limits", (Sentences(tuple(limits), "list", Pen.WRITTEN),), "Limits")
 
 
-PANELS = (
-    verdict_panel, ranking_panel, combined_panel, metrics_panel, trust_panel, pairs_panel, examples_panel,
-    training_panel, runs_panel, methods_panel,
-)  # fmt: skip
+PANELS = (  # a line each
+    verdict_panel,
+    ranking_panel,
+    combined_panel,
+    metrics_panel,
+    trust_panel,
+    pairs_panel,
+    examples_panel,
+    training_panel,
+    runs_panel,
+    methods_panel,
+)
 
 
 def evaluation_panel(ranking: Ranking, candidate: str) -> Panel:

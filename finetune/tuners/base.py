@@ -19,27 +19,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from bnbench.errors import RecipeError
 from bnbench.finetune.engine.collate import Row
-from bnbench.metrics.registry import Registry
+from bnbench.finetune.recipes import Recipe
 from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
 from bnbench.records import write_json, write_text
 
-if TYPE_CHECKING:  # recipes ask their tuner whether it can do what they say, so they stand above this module
-    from bnbench.finetune.recipes import Recipe
-
 _SEAL = "sealed.json"
 _log = logging.getLogger("bnbench.finetune")
-_OURS = {
-    "dpo": "bnbench.finetune.tuners.dpo:PreferenceTuner",
-    "lora": "bnbench.finetune.tuners.adapter:AdapterTuner",
-    "qlora": "bnbench.finetune.tuners.adapter:AdapterTuner",
-    "unsloth": "bnbench.finetune.tuners.unsloth:UnslothTuner",
-}
-TUNERS = Registry("bnbench.finetuners", "tuner", _OURS, RecipeError)
 
 
 @dataclass(frozen=True)
@@ -178,14 +167,6 @@ class Tuner(ABC):
         """Trains, from `job.resume` if there is one, until `job.steps` or `job.should_stop()`, and writes PEFT's files
         to `job.output` at the end. Raises TrainingError when it cannot go on.
         """
-
-
-def get_tuner(name: str) -> Tuner:
-    """A tuner by name, capitals aside. Raises RecipeError for an unknown one, or a plug-in that does not load."""
-    kind = TUNERS.get(name)
-    if not (isinstance(kind, type) and issubclass(kind, Tuner)):
-        raise RecipeError(f"the tuner {name!r} is {kind!r}, which is no subclass of bnbench.finetune.Tuner")
-    return kind()
 
 
 def write_curve(path: Path, curve: Iterable[Point]) -> None:

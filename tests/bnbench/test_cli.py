@@ -264,7 +264,7 @@ def test_every_command_prints_json_and_an_option_means_the_same_everywhere():
 
 def test_a_prompt_as_json():
     shown = json.loads(run("inspect-prompt", "--row", 1, "--json").stdout)
-    assert shown["prompt_ids"] and shown["supervised_ids"] and shown["kind"] == "chat"
+    assert shown["prompt_ids"] and shown["supervised_ids"] and shown["kind"] == "llama-3.1"
     assert run("inspect-prompt", "--row", 1).stdout.startswith(shown["text"][:100])
 
 

@@ -20,8 +20,7 @@ from bnbench.finetune import (
     plan,
     recipe_text,
 )
-from bnbench.finetune.recipes import parse_recipe
-from bnbench.finetune.tuners.base import TUNERS
+from bnbench.finetune.recipes import TUNERS, parse_recipe
 
 
 def test_original_value_by_value() -> None:

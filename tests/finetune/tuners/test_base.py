@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import bnbench
 from bnbench.errors import RecipeError
 from bnbench.finetune import FinetuneRequest, Job, Outcome, Point, Tuner, finetune, get_tuner, load_recipe
-from bnbench.finetune.tuners.base import TUNERS
+from bnbench.finetune.recipes import TUNERS
 from bnbench.models.precision import Device
 
 
