@@ -79,6 +79,7 @@ _BUILT_IN = {
     "perplexity": "bnbench.metrics.perplexity:Perplexity",
     "degeneration": "bnbench.metrics.degeneration:Degeneration",
     "diversity": "bnbench.metrics.degeneration:Diversity",
+    "address": "bnbench.metrics.address:Address",
     "BERTScore": "bnbench.metrics.bertscore:BERTScore",
     "combined": "bnbench.metrics.combined:CombinedScore",
 }
