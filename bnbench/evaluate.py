@@ -213,6 +213,8 @@ def evaluate(request: EvaluationRequest) -> Path:
     _check_declared(request, measures)
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
+    for metric in measures.metrics:
+        metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
     work, path = _prepare(request, measures), request.out / "run.json"
     plan = _plan(work)
     start = _resume(work, plan)

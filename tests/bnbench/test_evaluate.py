@@ -384,3 +384,10 @@ def test_chosen_metrics_reach_the_report(tmp_path, words, shown):
     assert done.exit_code == 0, done.output
     assert shown in done.stdout and "BLEU" not in done.stdout
     assert "BLEU" not in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["semantic-empathy:/nowhere/encoder", "BERTScore:/nowhere/encoder"])
+def test_an_encoder_that_is_not_there_is_known_before_anything_is_generated(tmp_path, name):
+    with pytest.raises(UsageError, match="/nowhere/encoder"):
+        evaluate(recorded_request(tmp_path, metrics=("chrF", name), primary="chrF"))
+    assert not (tmp_path / "run").exists()
