@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +68,10 @@ class BERTScore(MeanMetric):
     columns = ("f1", "precision", "recall", "floor", "replies")
     values = ("f1", "precision", "recall", "floor", "above_floor")
     details = frozenset({"precision", "recall"})
+    labels = MappingProxyType({
+        "f1": "BERTScore F1", "precision": "BERTScore precision", "recall": "BERTScore recall",
+        "floor": "BERTScore of unrelated texts", "above_floor": "BERTScore above unrelated texts",
+    })  # fmt: skip
 
     def __init__(
         self, model: str = MODEL, layer: int | None = None, norm: str | Normalizer = "bn1", device: str | None = None

@@ -202,8 +202,11 @@ def _matches(hypotheses: Sequence[str], references: Sequence[str], order: int) -
     for shift in range(1, order):  # one symbol further at every position at once
         keys <<= np.uint64(bits)
         keys |= padded[shift : inner + shift]
-    side, pair = (ids.repeat(lengths).astype(np.uint64) for ids in np.divmod(np.arange(2 * n), n))
-    keys = (((pair << np.uint64(order * bits)) | keys[at]) << np.uint64(1)) | side
+    side, pair = (ids.astype(np.uint64) for ids in np.divmod(np.arange(2 * n), n))
+    keys = keys[at]  # in place from here: the arrays are long
+    keys |= (pair << np.uint64(order * bits)).repeat(lengths)
+    keys <<= np.uint64(1)
+    keys |= side.repeat(lengths)
     keys.sort()
 
     # Occurrences in hypothesis and reference are counted in the lower and upper half of one integer: one sum for both.
@@ -212,7 +215,7 @@ def _matches(hypotheses: Sequence[str], references: Sequence[str], order: int) -
     grams = keys >> np.uint64(1)
     for length in range(order, 0, -1):
         # Equal n-grams are neighbours: the sum over a run of them is the running sum at its end less that before it.
-        last = np.flatnonzero(grams != np.append(grams[1:], ~grams[-1:]))
+        last = np.flatnonzero(np.append(grams[1:] != grams[:-1], len(grams) > 0))
         counts = counts.cumsum()[last]
         counts[1:] -= counts[:-1].copy()
         grams = grams[last]
