@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,12 @@ class Predictions:
         if not rows:
             raise CandidateError(f"predictions {path}: the file is empty")
         messages: tuple[str, ...] = ()
-        try:
+        with suppress(CorpusError):  # the replies were read from this file before: it has no column of messages
             beside = TextFile.of(path, "message", {})
-            if beside.column:
-                messages = tuple(comparable(texts[0]) for _, _, texts in beside.rows())
-        except CorpusError:
-            pass  # the replies were read from this file before, so it is only this column that is not there
+            try:
+                messages = tuple(comparable(texts[0]) for _, _, texts in beside.rows()) if beside.column else ()
+            except CorpusError as error:  # such as a prompt that is a list of turns
+                log.warning("predictions %s: its messages neither join nor check the replies", error)
         ids = tuple(name for _, name, _ in rows) if file.ids else None
         return cls(path, tuple(texts[0] for _, _, texts in rows), ids, messages)
 

@@ -260,3 +260,13 @@ def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
             open_file(predictions(tmp_path / "f.jsonl", f'{{"reply": ""}}\n{lines}\n'))
     numbered = open_file(predictions(tmp_path / "g.jsonl", '{"id": 7.0, "reply": ""}\n'))
     numbered.bind([replace(EXAMPLES[0], id="7")])  # ids are text, whatever type the file gives them
+
+
+def test_messages_that_cannot_be_read_are_not_left_out_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "turns.jsonl"
+    path.write_text('{"id": "1", "prompt": [{"role": "user"}], "reply": "শুনছি।"}\n', encoding="utf-8")
+    read = Predictions.read(path)
+    assert (read.ids, read.messages) == (("1",), ())
+    assert "turns.jsonl" in caplog.text and "neither join nor check the replies" in caplog.text
