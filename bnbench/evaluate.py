@@ -357,7 +357,7 @@ def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     replies = entrant.backend.generate(candidate, prompts, [e.id for e in examples], entrant.decoding)
     if len(replies) != len(prompts):
         raise RuntimeError(f"{candidate.name} gave {len(replies)} replies to {len(prompts)} prompts")
-    scored = entrant.backend.likelihood(candidate, prompts, [e.reference for e in examples])
+    scored = entrant.backend.score(candidate, prompts, [e.reference for e in examples])
     rows: list[Any] = [(None,) * 4] * len(prompts)
     if scored is not None:
         rows = [(nll, int(tokens), int(size), int(characters)) for nll, tokens, size, characters in scored.tolist()]

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from bnbench.data.corpus import Corpus, Example
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
+from bnbench.metrics.normalization import normalize
 from bnbench.metrics.registry import Registry
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
@@ -97,10 +100,32 @@ class Backend(ABC):
         """One reply a prompt, as one batch; `items` are the example ids that the sampling noise belongs to."""
 
     def likelihood(
-        self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]
-    ) -> FloatArray | None:
-        """(n, 4): nll in nats, tokens, bytes, characters of each reference; not written where it cannot be known."""
+        self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Sequence[float] | None:
+        """The sum of -log p (nats) over each row's token ids from its start (at least 1) on, given all before them.
+
+        Not written where it cannot be known; None where that shows only now, such as with a server.
+        """
         return None
+
+    def score(self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]) -> FloatArray | None:
+        """(n, 4): nll, tokens, bytes, characters of each reference given its prompt; None as for `likelihood`.
+
+        The nll (nats) and `tokens` are of the reference as training saw it, with its end token: to stop in the right
+        place is part of a reply. Bytes (UTF-8) and characters (code points) are of the bn1-normalised reference
+        without any end, the same for all candidates and all spellings.
+        """
+        prompter = self.prompter(candidate)
+        if prompter.tokenizer is None or type(self).likelihood is Backend.likelihood:
+            return None
+        answers = [prompter.answer(reference) for reference in references]
+        rows = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)]
+        nll = self.likelihood(candidate, rows, [len(p.ids) for p in prompts])
+        if nll is None:
+            return None
+        texts = [normalize(reference) for reference in references]
+        table = [[n, len(a), len(t.encode()), len(t)] for n, a, t in zip(nll, answers, texts, strict=True)]
+        return np.array(table, dtype=np.float64).reshape(-1, 4)
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
         """How many prompts to hand to `generate` at a time, by their `lengths` in tokens; replies have `new_tokens`.

@@ -15,11 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
 from bnbench.errors import CandidateError, require
-from bnbench.metrics.core import FloatArray
-from bnbench.metrics.normalization import normalize
 from bnbench.models.backend import Backend, BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
@@ -231,29 +227,17 @@ class TransformersBackend(Backend):
             drawn = halving(draw, slice(0, len(prompts)))
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
-    def likelihood(
-        self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]
-    ) -> FloatArray | None:
-        """(n, 4): nll, tokens, bytes, characters of each reference given its prompt.
-
-        The nll (nats) and `tokens` are of the reference as training saw it, with its end token: to stop in the right
-        place is part of a reply. Bytes (UTF-8) and characters (code points) are of the bn1-normalised reference
-        without any end, the same for all candidates and all spellings.
-        """
+    def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
+        """As `Backend.likelihood`; in passes of a few rows. Where memory runs out they are halved."""
         from bnbench.models.inference import negative_log_likelihoods, passes
 
-        answers = [self._asked.answer(reference) for reference in references]
-        rows = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)]
-        starts, whole = [len(p.ids) for p in prompts], self._whole_logits
         with self._active(candidate) as lm:
 
             def score(part: slice) -> list[float]:
+                whole = self._whole_logits
                 return negative_log_likelihoods(lm, rows[part], starts[part], pad=self.pad, whole_logits=whole)
 
-            nll = [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
-        texts = [normalize(reference) for reference in references]
-        table = [[n, len(a), len(t.encode()), len(t)] for n, a, t in zip(nll, answers, texts, strict=True)]
-        return np.array(table, dtype=np.float64).reshape(-1, 4)
+            return [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
 
     def peak_memory_bytes(self) -> int | None:
         """Most memory that torch reserved on the GPU, or most that the process held on the CPU."""

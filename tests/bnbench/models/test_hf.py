@@ -162,7 +162,7 @@ def test_base_with_adapters_disabled_is_the_plain_base(
     answers = [asked.answer(r) for r in REFERENCES]
     rows, starts = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)], [len(p.ids) for p in prompts]
     plain = inference.negative_log_likelihoods(plain_base, rows, starts, pad=session.pad)
-    scored = session.likelihood(candidates[0], prompts, REFERENCES)
+    scored = session.score(candidates[0], prompts, REFERENCES)
     assert scored is not None
     assert scored[:, 0].tolist() == plain
 
@@ -249,7 +249,7 @@ def test_likelihood_is_that_of_full_logits(
     fresh = AutoModelForCausalLM.from_pretrained(adapter.base_folder, dtype=torch.float32)
     with_adapter = PeftModel.from_pretrained(fresh, adapter.folder).eval()
     for candidate, model in ((candidates[0], plain_base), (adapter, with_adapter)):
-        scored = session.likelihood(candidate, prompts, REFERENCES)
+        scored = session.score(candidate, prompts, REFERENCES)
         assert scored is not None and scored.shape == (8, 4) and scored.dtype == np.float64
         for row, prompt, reference in zip(scored, prompts, REFERENCES, strict=True):
             answer = session.prompter(session.candidates[0]).answer(reference)
@@ -261,7 +261,7 @@ def test_bytes_and_characters_are_of_the_normalised_reference(
     session: hf.TransformersBackend, candidates: Any, prompts: Any
 ) -> None:
     spellings = ["বিষয়টা ভালো|", "বিষ\u09af\u09bcটা ভ\u09beল\u09c7\u09be|"]
-    scored = session.likelihood(candidates[0], prompts[:2], spellings)
+    scored = session.score(candidates[0], prompts[:2], spellings)
     assert scored is not None
     assert (
         scored[0, 2:].tolist()
@@ -273,10 +273,10 @@ def test_bytes_and_characters_are_of_the_normalised_reference(
 def test_chunks_and_padding_change_nothing(
     session: hf.TransformersBackend, candidates: Any, prompts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = session.likelihood(candidates[1], prompts, REFERENCES)
+    whole = session.score(candidates[1], prompts, REFERENCES)
     monkeypatch.setattr(inference, "LOGITS", 400 * 3)
-    chunks = session.likelihood(candidates[1], prompts, REFERENCES)
-    alone = [session.likelihood(candidates[1], [p], [r]) for p, r in zip(prompts, REFERENCES, strict=True)]
+    chunks = session.score(candidates[1], prompts, REFERENCES)
+    alone = [session.score(candidates[1], [p], [r]) for p, r in zip(prompts, REFERENCES, strict=True)]
     np.testing.assert_allclose(chunks, whole, rtol=1e-6)
     np.testing.assert_allclose(np.concatenate(alone), whole, rtol=1e-6)
 
@@ -393,8 +393,8 @@ def test_four_bits_on_the_cpu(
 ) -> None:
     opened = open_backend(candidates, quantise=True)
     assert opened.precision["quantisation"] == "nf4"
-    four = opened.likelihood(candidates[1], prompts, REFERENCES)
-    full = session.likelihood(candidates[1], prompts, REFERENCES)
+    four = opened.score(candidates[1], prompts, REFERENCES)
+    full = session.score(candidates[1], prompts, REFERENCES)
     assert four is not None and full is not None
     assert 0 < np.abs(four[:, 0] / full[:, 0] - 1).max() < 0.5
     assert opened.identity(candidates[0]) != session.identity(candidates[0])
