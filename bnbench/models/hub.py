@@ -28,7 +28,7 @@ BUNDLED = "bnbench-demo/"
 
 _ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
-_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"}
+TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -234,7 +234,7 @@ def find_model(
             f"its config.json names weights of its own (transformers_weights: {named}), which is not supported; load "
             "it where you trust it and save it again with save_pretrained"
         )
-    elif not names & _TOKENIZERS:
+    elif not names & TOKENIZERS:
         why = f"there is no tokenizer in {place}; copy tokenizer.json and tokenizer_config.json there"
     if why:
         raise CandidateError(f"{label}: {why}")

@@ -1,8 +1,8 @@
 """Prompts: from an example to token ids, the same ones in training and evaluation, with exactly one BOS.
 
-By what the tokenizer has: the original Llama-3.1 format (the stock template would add today's date), else the model's
-own chat template, else plain Bengali. A template is rendered once with markers in place of the texts; special tokens
-come from it alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
+The model's own chat template, or plain Bengali where it has none. A template with Llama-3.1's headers is written as it
+was before it named today's date. Templates are rendered once, with markers in place of the texts; special tokens come
+from them alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from bnbench.data.corpus import Example, demo_corpus, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, require
 from bnbench.models.candidates import DEMO_BASE, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
-from bnbench.models.hub import ModelFiles, find_model
+from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model
+from bnbench.models.loading import explained
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -30,11 +32,14 @@ PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘ�
 _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
 _SLOTS = re.compile(f"({_SYSTEM}|{_USER})")
 _LLAMA_HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_LLAMA = (
-    f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{_SYSTEM}<|eot_id|>"
+_LLAMA_SYSTEM = f"<|start_header_id|>system<|end_header_id|>\n\n{_SYSTEM}<|eot_id|>"
+_LLAMA_TURNS = (
     f"<|start_header_id|>user<|end_header_id|>\n\n{_USER}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+_LLAMA = f"<|begin_of_text|>{_LLAMA_SYSTEM}{_LLAMA_TURNS}"
 _PLAIN = f"{_SYSTEM}\n\nপ্রশ্ন: {_USER}\n\nউত্তর:\n"
+TEMPLATES = ("auto", "llama-3.1", "chat", "plain")
+"""What a format may be called, beside a file with a chat template in Jinja."""
 # What a base model writes when it goes on past its answer in the plain format.
 _PLAIN_STOPS = ("\nপ্রশ্ন:", "\nউত্তর:")
 _END_TOKENS = (
@@ -45,6 +50,7 @@ _PAD_TOKENS = (
 )  # fmt: skip
 # A template that asks for the date would give other prompts tomorrow, and a run could not be resumed.
 _FIXED_DATE = "26 Jul 2024"
+_JINJA = "chat_template.jinja"
 _NO_CLOCK = f"{{% macro strftime_now(format) %}}{_FIXED_DATE}{{% endmacro %}}"
 # The same text with its nukta composed or apart.
 _TOPIC_PART = re.compile("\\s*বিষ(?:\u09af\u09bc|\u09df):\\s*\\{topic\\}")
@@ -87,13 +93,16 @@ class Prompter:
     special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
-    def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM) -> Prompter:
+    def of(
+        cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM, template: str = "auto"
+    ) -> Prompter:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out. Raises PromptError for
-        two BOS in the template, no end token, or a template that does not take the user's text.
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; without `system` there
+        is no such turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no
+        end token, or a template that does not take the user's text.
         """
-        kind, template, tail = _template(tokenizer)
+        kind, template, tail = _template(tokenizer, template, bool(system))
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
         if adds_bos and not template.startswith(tokenizer.bos_token):
@@ -127,17 +136,30 @@ class Prompter:
         return made
 
     @classmethod
-    def load(cls, files: ModelFiles, *, system: str = SYSTEM, trust_remote_code: bool = False) -> Prompter:
-        """The one of a model, from its tokenizer and generation configuration; PromptError where they are broken."""
-        transformers, folder, generation = require("transformers", extra="models"), files.folder, None
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise PromptError(f"{folder}: the tokenizer cannot be read ({why})") from error
+    def load(
+        cls,
+        files: ModelFiles,
+        *,
+        adapter: Path | None = None,
+        system: str = SYSTEM,
+        template: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> Prompter:
+        """The one of a model, or of an adapter on it, whose folder may bring a tokenizer or a chat template of its own.
+
+        Raises PromptError as `of` does, and CandidateError where tokenizer or generation configuration are broken.
+        """
+        transformers, folder = require("transformers", extra="models"), files.folder
+        own = adapter if adapter and any((adapter / name).is_file() for name in TOKENIZERS) else folder
+        with explained(files.label, f"the tokenizer in {own} cannot be read"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
+            if adapter and (adapter / _JINJA).is_file():
+                tokenizer.chat_template = (adapter / _JINJA).read_text(encoding="utf-8")
+        generation = None
         if (folder / "generation_config.json").is_file():
-            generation = transformers.GenerationConfig.from_pretrained(folder)
-        return cls.of(tokenizer, generation, system)
+            with explained(files.label, f"{folder / 'generation_config.json'} cannot be read"):
+                generation = transformers.GenerationConfig.from_pretrained(folder)
+        return cls.of(tokenizer, generation, system, template)
 
     @property
     def template_sha(self) -> str:
@@ -323,37 +345,55 @@ def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
     raise PromptError(f"the tokenizer has {vocab_size} ids and all of them end a reply: there is none to pad with")
 
 
-def _template(tokenizer: Any) -> tuple[str, str, str]:
+def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, str]:
     """Kind, template with markers, and what the template writes after an answer."""
-    if all(_id_of(tokenizer, token) is not None for token in _LLAMA_HEADERS):
-        return "llama-3.1", _LLAMA, "<|eot_id|>"
-    if not getattr(tokenizer, "chat_template", None):
-        return "plain", _PLAIN, ""
+    own = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
+    if wanted not in TEMPLATES:
+        try:
+            wanted, own = "chat", Path(wanted).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            names = ", ".join(TEMPLATES)
+            raise PromptError(
+                f"template {wanted}: it is none of {names}, and no file that can be read ({error})"
+            ) from None
+    has_headers = all(_id_of(tokenizer, token) is not None for token in _LLAMA_HEADERS)
+    if wanted == "llama-3.1" and not has_headers:
+        raise PromptError(f"template llama-3.1: the tokenizer lacks its tokens ({', '.join(_LLAMA_HEADERS)})")
+    if wanted == "chat" and not own:
+        raise PromptError("template chat: the tokenizer has no chat template; name a file with one")
+    llama = "llama-3.1", _LLAMA if has_system else _LLAMA.replace(_LLAMA_SYSTEM, ""), "<|eot_id|>"
+    if wanted == "llama-3.1" or (wanted == "auto" and has_headers and not own):
+        return llama
+    if wanted == "plain" or not own:
+        return "plain", _PLAIN if has_system else _PLAIN.removeprefix(f"{_SYSTEM}\n\n"), ""
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
         asked = {"tokenize": False, "add_generation_prompt": prompt, "date_string": _FIXED_DATE}
         asked["enable_thinking"] = False  # the reply is what is measured, not the thoughts before it
-        template = _NO_CLOCK + tokenizer.get_chat_template()
-        return str(tokenizer.apply_chat_template(messages, chat_template=template, **asked))
+        return str(tokenizer.apply_chat_template(messages, chat_template=_NO_CLOCK + own, **asked))
 
-    system, user = {"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}
+    user = {"role": "user", "content": _USER}
     folded = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}  # for a template that knows no system role
     why = "it leaves out the user's text"
-    for messages in ([system, user], [folded]):
+    for messages in ([{"role": "system", "content": _SYSTEM}, user], [folded]) if has_system else ([user],):
         # A template is a program: it may raise anything, and mostly does to say that it knows no system role.
         try:
             text = render(messages, True)
         except Exception as error:
             why = str(error)
             continue
-        if text.count(_SYSTEM) != 1 or text.count(_USER) != 1:
+        if text.count(_SYSTEM) != has_system or text.count(_USER) != 1:
             continue
         try:
             whole = render([*messages, {"role": "assistant", "content": _ANSWER}], False)
         except Exception:  # then the tokenizer's own end token ends the turn
             whole = ""
-        return "chat", text, whole.partition(_ANSWER)[2]
-    raise PromptError(f"the model's chat template cannot be used: {why}")
+        before, _, tail = whole.partition(_ANSWER)
+        if wanted == "auto" and has_headers and text.endswith(_LLAMA_TURNS):
+            return llama
+        # A template that knows no generation prompt ends after the user's turn: the answer shows how its own begins.
+        return "chat", before if tail and before.startswith(text) else text, tail
+    raise PromptError(f"the model's chat template cannot be used ({why}); name another with --template")
 
 
 def _id_of(tokenizer: Any, token: str) -> int | None:

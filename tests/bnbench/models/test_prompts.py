@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from bnbench.data.corpus import Example
-from bnbench.errors import PromptError
+from bnbench.errors import CandidateError, PromptError
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import ModelFiles
 from bnbench.models.prompts import Prompter, pad_id
@@ -234,7 +235,7 @@ def test_format_of_a_folder(tiny_base: Path, llama: Prompter) -> None:
 
 def test_folder_with_a_broken_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(PromptError, match="the tokenizer cannot be read"):
+    with pytest.raises(CandidateError, match=f"base: the tokenizer in {tmp_path} cannot be read"):
         Prompter.load(ModelFiles("base", "", "", tmp_path))
 
 
@@ -274,3 +275,60 @@ def test_without_a_tokenizer_a_prompt_is_its_texts() -> None:
     assert made.describe()["tokenizer_sha"] == "" and made.template_sha != Prompter("messages").template_sha
     recorded = {"kind": "recorded", "template_sha": "", "tokenizer_sha": "", "system": ""}
     assert Prompter("recorded").describe() == recorded
+
+
+def test_llama_headers_with_another_template_are_asked_by_that_template(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = CHATML
+    made = Prompter.of(tokenizer)
+    assert made.kind == "chat"
+    assert made.prompt(EXAMPLE).text.endswith("আমার মন খারাপ। কী করব?<|im_end|>\n<|im_start|>assistant\n")
+    assert Prompter.of(tokenizer, template="llama-3.1").template == Prompter.of(tiny_tokenizer).template
+    tokenizer.chat_template = None
+    assert Prompter.of(tokenizer).kind == "llama-3.1"
+
+
+def test_template_without_a_generation_prompt_still_begins_the_answer(make_tokenizer: Make) -> None:
+    knows_none = CHATML.partition("{% if add_generation_prompt")[0]
+    assert knows_none != CHATML
+    asked = [Prompter.of(make_tokenizer(OTHER, t)).prompt(EXAMPLE).text for t in (CHATML, knows_none)]
+    assert asked[0] == asked[1]
+
+
+def test_template_by_name_or_file(make_tokenizer: Make, tmp_path: Path) -> None:
+    tokenizer, file = make_tokenizer(OTHER, CHATML), tmp_path / "সাদা.jinja"
+    file.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>", encoding="utf-8")
+    made = Prompter.of(tokenizer, template=str(file))
+    assert made.prompt(EXAMPLE).text.endswith("<user>ঘুম আসে না\n\nআমার মন খারাপ। কী করব?\n<assistant>")
+    assert Prompter.of(tokenizer, template="plain").kind == "plain"
+    for wanted, fault in (
+        ("llama-3.1", "lacks its tokens"),
+        ("lama", "none of auto, llama-3.1, chat, plain, and no file"),
+    ):
+        with pytest.raises(PromptError, match=fault):
+            Prompter.of(tokenizer, template=wanted)
+    with pytest.raises(PromptError, match="has no chat template"):
+        Prompter.of(make_tokenizer(OTHER, None), template="chat")
+
+
+@pytest.mark.parametrize("template", ["llama-3.1", "plain", CHATML])
+def test_without_a_system_text_there_is_no_such_turn(tiny_tokenizer: Any, template: str, tmp_path: Path) -> None:
+    if template == CHATML:
+        (tmp_path / "chatml.jinja").write_text(template, encoding="utf-8")
+        template = str(tmp_path / "chatml.jinja")
+    text = Prompter.of(tiny_tokenizer, system="", template=template).prompt(EXAMPLE).text
+    assert "ঘুম আসে না" in text
+    assert "system" not in text and "সহকারী" not in text and not text.startswith("\n")
+
+
+def test_adapter_brings_its_own_template_or_tokenizer(tiny_base: Path, tmp_path: Path, make_tokenizer: Make) -> None:
+    files = ModelFiles("base", "", "", tiny_base)
+    assert Prompter.load(files, adapter=tmp_path).describe() == Prompter.load(files).describe()
+    (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    own = Prompter.load(files, adapter=tmp_path)
+    assert (own.kind, own.tokenizer_sha) == ("chat", Prompter.load(files).tokenizer_sha)
+    (tmp_path / "chat_template.jinja").unlink()
+    make_tokenizer(OTHER, CHATML).save_pretrained(tmp_path)
+    own = Prompter.load(files, adapter=tmp_path)
+    assert own.tokenizer_sha != Prompter.load(files).tokenizer_sha
+    assert "<|im_start|>user" in own.prompt(EXAMPLE).text
