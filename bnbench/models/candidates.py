@@ -6,6 +6,7 @@ each with an optional `name=` in front. Without any, the bundled demo.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Literal, NamedTuple
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError
 from bnbench.models.hub import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
+
+log = logging.getLogger("bnbench.models")
 
 Kind = Literal["base", "adapter", "predictions"]
 
@@ -128,18 +131,17 @@ def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:
 
 
 def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: bool) -> list[Candidate]:
-    """The base, given or named by the adapters, and the adapters; CandidateError where they do not belong together."""
-    own = [_find_adapter(spec) for spec in adapters]
+    """The base, given or named by the adapters, and the adapters; CandidateError where they name different bases.
+
+    A base that is given is taken at its word: whether an adapter fits is known, and checked, when it is put on.
+    """
+    own, label = [_find_adapter(spec) for spec in adapters], "base"
     for files, named in own:
         if given is None and not named.location:
             where = files.folder / "adapter_config.json"
             raise CandidateError(f"{files.label}: {where} lacks base_model_name_or_path; name the base with --base")
         if given and named.location and not _is_same(given.location, named.location, files.folder):
-            raise CandidateError(
-                f"{files.label}: it was trained on {named.location}, not on {given.location}; leave out --base, or, if "
-                f"both are the same weights, put {given.location} as base_model_name_or_path into its "
-                "adapter_config.json"
-            )
+            log.warning("%s was trained on %s; it is put on %s", files.label, named.location, given.location)
     if given is None:
         (first, given), *others = own
         for spec, (files, other) in zip(adapters[1:], others, strict=True):
@@ -147,17 +149,15 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
             if not is_same or given.revision != other.revision:
                 raise CandidateError(
                     f"the adapters belong to different bases, {adapters[0].given} to {given.location} and {spec.given} "
-                    f"to {other.location}; evaluate them in two runs and rank these together with `bnbench compare`"
+                    f"to {other.location}; if both are the same weights, name these with --base, else evaluate them in "
+                    "two runs and rank these together with `bnbench compare`"
                 )
+        label = f"{first.label}: --base is not given, and its base"
         # A relative folder may be meant from where the adapter lies.
         beside = first.folder / given.location
         if beside.is_dir() and not Path(given.location).is_dir():
             given = given._replace(location=str(beside))
-    base = find_model(f"base {given.given}", given.location, given.revision, trust_remote_code=trust_remote_code)
-    if "quantization_config" not in base.read_json("config.json"):  # packed weights have shapes of their own
-        shapes = base.shapes()
-        for files, _ in own:
-            _check_shapes(files, base.label, shapes)
+    base = find_model(f"{label} {given.given}", given.location, given.revision, trust_remote_code=trust_remote_code)
     plain = Candidate(given.name, "base", given.location, base.commit, None, str(base.folder))
     found = [replace(plain, weights_sha256=base.weights_sha256())]
     for spec, (files, _) in zip(adapters, own, strict=True):
@@ -184,40 +184,18 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
         raise CandidateError(f"{label}: {path} lacks {', '.join(lacking)}; save it again with PEFT")
     base, revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))
     named = Spec(Path(base).name, base, revision, f"{base}@{revision}" if revision else base)
-    return with_weights(files, spec.revision), named
+    files = with_weights(files, spec.revision)
+    files.shapes()  # a file that is not whole is known now
+    return files, named
 
 
 def _is_same(given: str, stated: str, adapter: Path) -> bool:
-    """Whether two spellings mean one base: equal, one folder, a hub id and its snapshot, a copy by name or content."""
+    """Whether two spellings mean one base: one folder, one hub id in any case, or a folder of the cache that is its."""
     folders = [p.resolve() for p in (Path(stated), adapter / stated) if p.is_dir()]
-    if given == stated or Path(given).resolve() in folders:
+    if Path(given).resolve() in folders:
         return True
-    mine, theirs = (hub_id(Path(text)) or text for text in (given, stated))
-    if mine == theirs or not Path(given).is_dir():
+    mine, theirs = ((hub_id(Path(text)) or text).rstrip("/").casefold() for text in (given, stated))
+    if mine == theirs or not (folders and Path(given).is_dir()):
         return mine == theirs
-    if not folders:
-        return Path(mine).name == Path(theirs).name
     own, *others = (ModelFiles("base", str(p), "", p).weights_sha256() for p in (Path(given), *folders))
     return own in others
-
-
-def _check_shapes(adapter: ModelFiles, base: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Each LoRA matrix, and each layer saved whole, must fit the base's weight (out × in) of the same name."""
-    mine = {name.removeprefix("base_model.model."): shape for name, shape in adapter.shapes().items()}
-    known = {name: f"{name.rpartition('.lora_')[0]}.weight" if ".lora_" in name else name for name in mine}
-    if not any(weight in shapes for weight in known.values()):
-        return  # other names inside, as in multimodal models: PEFT maps them, and the logits are compared later
-    for name, weight in known.items():
-        own, its, fault = mine[name], shapes.get(weight, ()), ""
-        if weight not in shapes and ".lora_" in name:
-            fault = f"it changes {weight}, which {base} does not have"
-        elif len(own) != 2 or len(its) != 2:
-            continue
-        elif ".lora_A." in name and own[1] != its[1]:
-            fault = f"it does not fit {base}: {name} takes {own[1]} inputs, the base's weight {its[1]}"
-        elif ".lora_B." in name and own[0] != its[0]:
-            fault = f"it does not fit {base}: {name} gives {own[0]} outputs, the base's weight {its[0]}"
-        elif ".lora_" not in name and own != its:
-            fault = f"it does not fit {base}: {name} is {own[0]} x {own[1]}, the base's is {its[0]} x {its[1]}"
-        if fault:
-            raise CandidateError(f"{adapter.label}: {fault}; it belongs to another base")

@@ -6,6 +6,7 @@ The base answers through `disable_adapter()`, which equals the plain base exactl
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import math
 import sys
@@ -20,9 +21,9 @@ from bnbench.models.backend import Backend, BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import ModelFiles, file_sha256
+from bnbench.models.loading import load_base, load_config, put_on
 from bnbench.models.precision import Device, choose_precision, make_portable
 from bnbench.models.prompts import PROBE, Prompt, Prompter, pad_id
-from bnbench.progress import quiet
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 ONE_THREAD_BELOW = 20_000_000  # parameters
@@ -47,10 +48,8 @@ class TransformersBackend(Backend):
         location, commit = first.base or first.location, first.base_revision or first.revision
         self.files = ModelFiles(f"base {location}", location, commit, Path(first.base_folder or first.folder))
         self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
-        load = require("transformers", extra="models").AutoConfig.from_pretrained
-        config = load(self.files.folder, trust_remote_code=trust)
+        config = load_config(self.files, trust_remote_code=trust)
         text, stored = config.get_text_config(), getattr(config, "quantization_config", None)
-        # A base and its adapters are asked alike: with the base's tokenizer and template.
         self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
         self._asked.check_vocabulary(self.files.label, text.vocab_size)
         self.pad = pad_id(self._asked.tokenizer, text.vocab_size, self._asked.stop_ids)
@@ -70,6 +69,8 @@ class TransformersBackend(Backend):
             self.token_bytes = 4 * text.num_hidden_layers * keys * width
 
         self.model: Any = None
+        self._loaded: tuple[str, ...] = ()  # the adapters that are on the model now
+        self._apart = set[str]()  # those that must be there alone
         self._whole_logits = False
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
@@ -94,42 +95,61 @@ class TransformersBackend(Backend):
         }
 
     def load(self) -> None:
-        """Reads the weights once, and proves that every adapter changes the logits; raises CandidateError otherwise."""
-        if self.model is not None:
-            return
-        import torch
+        """Reads the weights once, and proves that every adapter changes the logits, and nothing else's.
 
+        An adapter beside which the base, or another adapter, would answer differently is loaded by itself, with a base
+        of its own, when its turn comes. Raises CandidateError for weights that are not whole, damaged or untrained.
+        """
         # Small matrices are multiplied sooner than a second thread wakes up: the bundled base answers no slower with
         # one thread on an idle machine, and many times faster on a busy one.
         if self.device == "cpu" and self.n_parameters < ONE_THREAD_BELOW:
-            torch.set_num_threads(1)
-        try:
-            with quiet():
-                self.model = self._load_base()
-                for number, adapter in enumerate(self.adapters.values()):
-                    # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).
-                    if not (Path(adapter.folder) / "adapter_model.safetensors").is_file():
-                        raise CandidateError(f"adapter {adapter.location}: there is no adapter_model.safetensors")
-                    try:
-                        if number:
-                            self.model.load_adapter(adapter.folder, f"adapter_{number}")
-                        else:
-                            wrap = require("peft", extra="models").PeftModel.from_pretrained
-                            self.model = wrap(self.model, adapter.folder, adapter_name="adapter_0")
-                    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-                        # PEFT and torch name the tensors that do not fit, over many lines.
-                        why = f"it cannot be put on {self.files.location}: {' '.join(str(error).split())[:300]}"
-                        raise CandidateError(f"adapter {adapter.location}: {why}") from error
-                self.model.eval()
-                self._check_logits()
-        except CandidateError:
-            self.model = None
-            raise
+            require("torch", extra="models").set_num_threads(1)
+        if self.model is not None and not self._apart.intersection(self._loaded):
+            return
+        self._load([name for name in self.adapters if name not in self._apart])
+
+    def _load(self, names: Sequence[str]) -> None:
+        """The base with these adapters on it: all that can be loaded together, or one that is loaded by itself."""
+        import torch
+
+        self.model, self._loaded = None, ()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.model = self._load_base()
+        base = Candidate("", "base", self.files.location)
+        plain = self._probe(base)
+        if self._whole_logits:
+            log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
+        logits = dict[str, Any]()
+        for name in names:
+            candidate = self.adapters[name]
+            files = ModelFiles(f"adapter {candidate.location}", candidate.location, "", Path(candidate.folder))
+            self.model = put_on(self.model, files, self._key(name))
+            self._loaded = (*self._loaded, name)
+            logits[name] = self._probe(candidate)
+            if torch.equal(logits[name], plain):
+                raise CandidateError(
+                    f"adapter {name} ({candidate.location}) does not change the logits of {self.files.location}: it is "
+                    "untrained (all its B matrices are zero), or the names of its layers are not the base's"
+                )
+            if name in self._apart:
+                break
+            now = [self._probe(c) for c in (base, *(self.adapters[other] for other in logits))]
+            if not all(map(torch.equal, now, (plain, *logits.values()))):
+                why = "the base that it is put on, or an adapter beside it, answers otherwise: it is loaded by itself"
+                log.warning("adapter %s: %s", candidate.location, why)
+                self._apart.add(name)
+                return self._load([other for other in names if other != name])
         log.info("%s on %s: %s", self.files.location, self.device, self.precision["reason"])
+        return None
+
+    def _key(self, name: str) -> str:
+        """What PEFT calls an adapter: its own name may have a dot, which PEFT does not allow."""
+        return f"adapter_{list(self.adapters).index(name)}"
 
     def _load_base(self) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
         from bnbench.models import inference
 
@@ -139,11 +159,12 @@ class TransformersBackend(Backend):
             require("bitsandbytes", extra="models")
             require("accelerate", extra="models")
             how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-            options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **how)
+            pack = require("transformers", extra="models").BitsAndBytesConfig
+            options["quantization_config"] = pack(load_in_4bit=True, **how)
             options["device_map"] = {"": self.device}
-        model = AutoModelForCausalLM.from_pretrained(self.files.folder, use_safetensors=True, **options)
-        if getattr(model, "_is_stateful", False):
-            why = f"{type(model).__name__} keeps a state instead of a cache; not supported"
+        model = load_base(self.files, **options)
+        if not {"past_key_values", "cache_params"} & set(inspect.signature(model.forward).parameters):
+            why = f"{type(model).__name__} takes no cache of transformers' kind; not supported"
             raise CandidateError(f"{self.files.label}: {why}")
         # The configuration may promise more rows than the weights have.
         self._asked.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
@@ -152,45 +173,43 @@ class TransformersBackend(Backend):
             torch.backends.cuda.enable_cudnn_sdp(False)
             if model.config._attn_implementation == "sdpa":
                 model.set_attn_implementation(inference.ATTENTION)
-        return make_portable(model if is_packed else model.to(self.device))
+        return make_portable(model if is_packed else model.to(self.device)).eval()
 
-    def _check_logits(self) -> None:
-        """On one short prompt: finite logits, adapters that change them, a loss in chunks that is the model's own."""
+    def _probe(self, candidate: Candidate) -> Any:
+        """A candidate's logits (1, n, vocabulary) for one short prompt; CandidateError where they are not finite."""
         import torch
 
         from bnbench.models import inference
 
         ids = torch.tensor([self._asked.prompt(PROBE).ids], device=self.device)
-        plain: Any = None
-        for candidate in (Candidate("", "base", self.files.location), *self.adapters.values()):
-            with torch.inference_mode(), self._active(candidate) as lm:
-                logits = lm(input_ids=ids).logits
-                if plain is None:
-                    self._whole_logits = not inference.matches(lm, ids, logits)
-            name, dtype, why = candidate.name or candidate.location, self.precision["dtype"], ""
-            if not bool(logits.isfinite().all()):
-                why = f"has logits in {dtype} that are not finite: its weights are damaged or too large"
-            elif plain is not None and torch.equal(plain, logits):
-                why = (
-                    f"({candidate.location}) does not change the logits of {self.files.location}: it is untrained (all "
-                    "its B matrices are zero), or the names of its layers are not the base's"
-                )
-            if why:
-                raise CandidateError(f"{candidate.kind} {name} {why}")
-            plain = logits if plain is None else plain
-        if self._whole_logits:
-            log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
+        with torch.inference_mode(), self._active(candidate) as lm:
+            logits = lm(input_ids=ids).logits
+            if candidate.kind == "base":
+                self._whole_logits = not inference.matches(lm, ids, logits)
+                other = torch.cat([ids[:, :-1], ids[:, :1]], -1)
+                # A model that sees what it is scored on changes what it said before when a later token is another.
+                gap = (logits[:, :-1].float() - lm(input_ids=other).logits[:, :-1].float()).abs().max()
+                if gap > 0.01 * logits.float().abs().max():
+                    raise CandidateError(f"{self.files.label}: it sees the words after the one that it writes")
+        if not bool(logits.isfinite().all()):
+            why = f"has logits in {self.precision['dtype']} that are not finite: its weights are damaged or too large"
+            raise CandidateError(f"{candidate.kind} {candidate.name or candidate.location} {why}")
+        return logits
 
     @contextmanager
     def _active(self, candidate: Candidate) -> Iterator[Any]:
         """The causal language model itself; the candidate's adapter, and it alone, is on while the block runs."""
+        is_on = candidate.name in self.adapters
         if self.model is None:
             self.load()
-        lm = self.model.get_base_model() if self.adapters else self.model
-        if candidate.name in self.adapters:
-            self.model.set_adapter(f"adapter_{list(self.adapters).index(candidate.name)}")
-        is_off = self.adapters and candidate.name not in self.adapters
-        with self.model.disable_adapter() if is_off else nullcontext():
+        if is_on and candidate.name not in self._loaded:
+            self._load([candidate.name])
+        elif not is_on and self._apart.intersection(self._loaded):
+            self.load()
+        lm = self.model.get_base_model() if self._loaded else self.model
+        if is_on:
+            self.model.set_adapter(self._key(candidate.name))
+        with nullcontext() if is_on or not self._loaded else self.model.disable_adapter():
             yield lm
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:

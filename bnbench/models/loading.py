@@ -5,6 +5,7 @@ For evaluation and training alike. What transformers, peft, tokenizers and quant
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from bnbench.progress import quiet
 def explained(label: str, fault: str) -> Iterator[None]:
     """Makes one CandidateError of whatever a library raises in the block, and keeps the libraries quiet meanwhile."""
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they warn of is checked, and said, here
             yield
     except BnbenchError:
         raise
@@ -33,22 +35,22 @@ def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     transformers = require("transformers", extra="models")
     with explained(files.label, f"{files.folder / 'config.json'} cannot be used"):
         config = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
-    if (
-        "auto_map" not in files.read_json("config.json")
-        and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    ):
-        kind = getattr(config, "model_type", "")
-        raise CandidateError(
-            f"{files.label}: a model of type {kind} does not write on from a text, so it cannot answer"
-        )
+    kind, why = type(config), ""
+    if "auto_map" in files.read_json("config.json"):
+        return config
+    if kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = "does not write on from a text, so it cannot answer"
+    elif kind in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        why = "is an encoder, which sees the words that it is scored on"
+    if why:
+        raise CandidateError(f"{files.label}: a model of type {config.model_type} {why}")
     return config
 
 
 def load_base(files: ModelFiles, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """The model of a folder, with `from_pretrained`'s `options`, every tensor from its checkpoint.
 
-    Raises CandidateError where it cannot be loaded, where tensors are missing, not used or of another shape, and for a
-    model that sees the tokens which it is asked to write.
+    Raises CandidateError where it cannot be loaded, or where tensors are missing, not used or of another shape.
     """
     load = require("transformers", extra="models").AutoModelForCausalLM.from_pretrained
     always = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "output_loading_info": True}
@@ -60,11 +62,6 @@ def load_base(files: ModelFiles, *, trust_remote_code: bool = False, **options: 
         for name, stored, own in info["mismatched_keys"]
     ]
     refuse_partial(files.label, info["missing_keys"], info["unexpected_keys"], shapes)
-    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
-        why = (
-            "it sees the words after the one it writes, as an encoder does: it would read its likelihoods off the text"
-        )
-        raise CandidateError(f"{files.label}: {why}")
     return model
 
 
@@ -90,8 +87,18 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     if not (files.folder / "adapter_model.safetensors").is_file():
         raise CandidateError(f"{files.label}: there is no adapter_model.safetensors in {files.folder}")
     with explained(files.label, "it cannot be put on its base"):
+        # Tokens that were added in its training: their rows lie in its file, at the end of all that the base has.
+        own, rows = model.get_input_embeddings(), 0
+        for place, module in model.named_modules():
+            if module is own:
+                rows = files.shapes().get(f"base_model.model.{place}.weight", (0,))[0]
+        if rows > own.weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
         if not isinstance(model, peft.PeftModel):
             model = peft.PeftModel.from_pretrained(model, files.folder, adapter_name=name)
         result = model.load_adapter(files.folder, name)  # a second time, which alone says what was loaded
-    refuse_partial(files.label, result.missing_keys, result.unexpected_keys)
+    missing, unused = (
+        [key.replace(f".{name}", "") for key in k] for k in (result.missing_keys, result.unexpected_keys)
+    )
+    refuse_partial(files.label, missing, unused)
     return model
