@@ -22,8 +22,12 @@ Kind = Literal["base", "adapter", "predictions"]
 
 DEMO_BASE = f"demo-base={BUNDLED}base"
 DEMO_ADAPTER = f"demo-adapter={BUNDLED}adapter"
-# They live in front of the model, not in its layers, so their prompts would not be the base's.
-_VIRTUAL_TOKENS = {"PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT"}
+# PEFT's kinds that live in a model's layers, where the same base answers with them on or off. The others stand in the
+# prompt or the cache, choose by task, or load further adapters.
+SUPPORTED = frozenset((
+    "LORA", "ADALORA", "BOFT", "C3A", "DELORA", "FOURIERFT", "GRALORA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR",
+    "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "TRAINABLE_TOKENS", "VBLORA", "VERA", "WAVEFT",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,11 +177,16 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
     if "adapter_config.json" not in files.names() and "config.json" in files.names():
         raise CandidateError(f"{label}: it is a whole model (config.json, no adapter_config.json); give it as --base")
     config = files.read_json("adapter_config.json")
-    kind = config.get("peft_type")
-    if kind in _VIRTUAL_TOKENS:
-        raise CandidateError(f"{label}: adapters of type {kind} add tokens to the prompt and are not supported")
-    if kind == "XLORA":
-        raise CandidateError(f"{label}: adapters of type XLORA load further adapters and are not supported")
+    kind, task = config.get("peft_type"), config.get("task_type") or "CAUSAL_LM"
+    why = ""
+    if kind and kind not in SUPPORTED:
+        why = f"adapters of type {kind} are not supported; these are: {', '.join(sorted(SUPPORTED))}"
+    elif task != "CAUSAL_LM":
+        why = f"it was trained for the task {task}, and writes no replies"
+    elif config.get("alora_invocation_tokens"):
+        why = "an activated LoRA (aLoRA) is on only behind its own tokens in a prompt, which is not supported"
+    if why:
+        raise CandidateError(f"{label}: {why}")
     needed = ["peft_type", *(["r", "target_modules"] if kind == "LORA" else [])]
     if lacking := [key for key in needed if not config.get(key)]:
         path = files.folder / "adapter_config.json"

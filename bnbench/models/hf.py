@@ -125,7 +125,12 @@ class TransformersBackend(Backend):
         for name in names:
             candidate = self.adapters[name]
             files = ModelFiles(f"adapter {candidate.location}", candidate.location, "", Path(candidate.folder))
-            self.model = put_on(self.model, files, self._key(name))
+            try:
+                self.model = put_on(self.model, files, self._key(name))
+            except CandidateError:
+                if not self._loaded:
+                    raise
+                return self._load_apart(name, names)  # PEFT may not take it beside the others, such as two with biases
             self._loaded = (*self._loaded, name)
             logits[name] = self._probe(candidate)
             if torch.equal(logits[name], plain):
@@ -137,12 +142,17 @@ class TransformersBackend(Backend):
                 break
             now = [self._probe(c) for c in (base, *(self.adapters[other] for other in logits))]
             if not all(map(torch.equal, now, (plain, *logits.values()))):
-                why = "the base that it is put on, or an adapter beside it, answers otherwise: it is loaded by itself"
-                log.warning("adapter %s: %s", candidate.location, why)
-                self._apart.add(name)
-                return self._load([other for other in names if other != name])
+                return self._load_apart(name, names)
         log.info("%s on %s: %s", self.files.location, self.device, self.precision["reason"])
         return None
+
+    def _load_apart(self, name: str, names: Sequence[str]) -> None:
+        log.warning(
+            "adapter %s changes what the base or an adapter beside it answers: it is loaded by itself",
+            self.adapters[name].location,
+        )
+        self._apart.add(name)
+        self._load([other for other in names if other != name])
 
     def _key(self, name: str) -> str:
         """What PEFT calls an adapter: its own name may have a dot, which PEFT does not allow."""
