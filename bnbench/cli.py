@@ -140,7 +140,7 @@ def evaluate_command(
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,
     out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on.")] = None,
-    backend: Annotated[str, Option(help="What runs the models: hf (transformers), or a plug-in's name.")] = "hf",
+    backend: Annotated[str, Option(help="What runs the models: hf (transformers), vllm, or a plug-in's name.")] = "hf",
     metric: Metrics = None,
     primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     combine: Combine = None,

@@ -1,4 +1,4 @@
-"""What answers a prompt. A backend is a class; ours are `hf` and `recorded`, others join as plug-ins.
+"""What answers a prompt. A backend is a class; ours are `hf`, `vllm` and `recorded`, others join as plug-ins.
 
 With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends", `bnbench evaluate --backend echo
 --base any-name` runs the class, in which only `generate` must be written.
@@ -29,6 +29,7 @@ BACKENDS = Registry(
     {
         "hf": "bnbench.models.hf:TransformersBackend",  # a line each: CONTRIBUTING.md adds one
         "recorded": "bnbench.models.recorded:RecordedReplies",
+        "vllm": "bnbench.models.vllm:VllmBackend",
     },
 )
 

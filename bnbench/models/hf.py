@@ -8,20 +8,19 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from bnbench.errors import CandidateError, require
-from bnbench.models.backend import Backend, BackendOptions, Reply
+from bnbench.models.backend import BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.hub import ModelFiles, file_sha256
-from bnbench.models.precision import Device, choose_precision, make_portable
-from bnbench.models.prompts import PROBE, Prompt, Prompter, pad_id
+from bnbench.models.local import LocalModels
+from bnbench.models.precision import make_portable
+from bnbench.models.prompts import PROBE, Prompt, pad_id
 from bnbench.progress import quiet
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
@@ -33,65 +32,26 @@ log = logging.getLogger("bnbench.models")
 T = TypeVar("T")
 
 
-class TransformersBackend(Backend):
+class TransformersBackend(LocalModels):
     """The backend `hf`: a base and its adapters on one device."""
-
-    needs_files: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
-        self.adapters = {c.name: c for c in candidates if c.kind == "adapter"}
-        for module in ("torch", *(["peft"] if self.adapters else [])):
-            require(module, extra="models")
-        first, trust = candidates[0], options.trust_remote_code
-        location, commit = first.base or first.location, first.base_revision or first.revision
-        self.files = ModelFiles(f"base {location}", location, commit, Path(first.base_folder or first.folder))
-        self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
-        load = require("transformers", extra="models").AutoConfig.from_pretrained
-        config = load(self.files.folder, trust_remote_code=trust)
-        text, stored = config.get_text_config(), getattr(config, "quantization_config", None)
-        # A base and its adapters are asked alike: with the base's tokenizer and template.
-        self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
-        self._asked.check_vocabulary(self.files.label, text.vocab_size)
-        self.pad = pad_id(self._asked.tokenizer, text.vocab_size, self._asked.stop_ids)
-
-        device = Device.of(options.device or "auto")
-        self.device = device.type if options.device in (None, "auto") else str(options.device)
-        self.n_parameters = sum(math.prod(shape) for shape in self.files.shapes().values())
-        chosen = choose_precision(device, self.n_parameters, False if stored else options.quantise)
-        reason = f"{chosen.reason}; the weights are stored quantised" if stored else chosen.reason
-        self.precision = {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": reason}
-
-        self.memory = device.memory if self.device.startswith("cuda") else None
+        if self.adapters:
+            require("peft", extra="models")
+        self.pad = pad_id(self._asked.tokenizer, self.text.vocab_size, self._asked.stop_ids)
         self.token_bytes = None
-        if heads := getattr(text, "num_attention_heads", None):  # a key and a value of 16 bits a layer
-            keys = getattr(text, "num_key_value_heads", None) or heads
-            width = getattr(text, "head_dim", None) or text.hidden_size // heads
-            self.token_bytes = 4 * text.num_hidden_layers * keys * width
-
+        if heads := getattr(self.text, "num_attention_heads", None):  # a key and a value of 16 bits a layer
+            keys = getattr(self.text, "num_key_value_heads", None) or heads
+            width = getattr(self.text, "head_dim", None) or self.text.hidden_size // heads
+            self.token_bytes = 4 * self.text.num_hidden_layers * keys * width
         self.model: Any = None
         self._whole_logits = False
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """Content rather than place: a folder that was moved is the same candidate."""
-        adapter = candidate if candidate.kind == "adapter" else None
-        return {
-            "backend": "hf",
-            "backend_version": VERSION,
-            "transformers": version("transformers"),
-            "base": self.files.location if self.files.commit else "",
-            "base_revision": self.files.commit,
-            "base_sha256": self._base_sha256,
-            "adapter": adapter.location if adapter and adapter.revision else "",
-            "adapter_revision": adapter.revision if adapter else "",
-            "adapter_sha256": adapter.weights_sha256 if adapter else "",
-            "adapter_config_sha256": file_sha256(Path(adapter.folder) / "adapter_config.json") if adapter else "",
-            "dtype": self.precision["dtype"],
-            "quantisation": self.precision["quantisation"],
-            "template_sha": self._asked.template_sha,
-            "tokenizer_sha": self._asked.tokenizer_sha,
-            "stop_ids": list(self._asked.stop_ids),
-        }
+        """As `LocalModels.identity`, and what computes."""
+        own = {"backend": "hf", "backend_version": VERSION, "transformers": version("transformers")}
+        return own | dict(super().identity(candidate))
 
     def load(self) -> None:
         """Reads the weights once, and proves that every adapter changes the logits; raises CandidateError otherwise."""
@@ -167,16 +127,8 @@ class TransformersBackend(Backend):
                 logits = lm(input_ids=ids).logits
                 if plain is None:
                     self._whole_logits = not inference.matches(lm, ids, logits)
-            name, dtype, why = candidate.name or candidate.location, self.precision["dtype"], ""
-            if not bool(logits.isfinite().all()):
-                why = f"has logits in {dtype} that are not finite: its weights are damaged or too large"
-            elif plain is not None and torch.equal(plain, logits):
-                why = (
-                    f"({candidate.location}) does not change the logits of {self.files.location}: it is untrained (all "
-                    "its B matrices are zero), or the names of its layers are not the base's"
-                )
-            if why:
-                raise CandidateError(f"{candidate.kind} {name} {why}")
+            is_base_s = plain is not None and torch.equal(plain, logits)
+            self.check_answer(candidate, is_finite=bool(logits.isfinite().all()), is_base_s=is_base_s)
             plain = logits if plain is None else plain
         if self._whole_logits:
             log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
@@ -216,7 +168,7 @@ class TransformersBackend(Backend):
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
-        asked, pad = self._asked, self.pad
+        asked, pad = self.prompter(candidate), self.pad
         limited, stop = asked.limited(decoding), asked.stop_ids
         with self._active(candidate) as lm:
 
@@ -238,19 +190,6 @@ class TransformersBackend(Backend):
                 return negative_log_likelihoods(lm, rows[part], starts[part], pad=self.pad, whole_logits=whole)
 
             return [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
-
-    def peak_memory_bytes(self) -> int | None:
-        """Most memory that torch reserved on the GPU, or most that the process held on the CPU."""
-        import torch
-
-        if self.device.startswith("cuda"):
-            return int(torch.cuda.max_memory_reserved(self.device))
-        try:
-            import resource
-        except ImportError:  # Windows
-            return None
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
