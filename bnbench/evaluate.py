@@ -44,8 +44,9 @@ log = logging.getLogger("bnbench")
 class EvaluationRequest:
     """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on.
 
-    `backend` answers for the models; `metrics` are names as `get_metric` takes them (none: the default set), `primary`
-    ranks and may be any of them; `combine` has the weights of a combined score by metric, summing to 1 (none: empty).
+    `backend` answers for the models, asked with `system` texts and `template`s as `BackendOptions` has them; `metrics`
+    are names as `get_metric` takes them (none: the default set), `primary` ranks and may be any of them; `combine` has
+    the weights of a combined score by metric, summing to 1 (none: empty).
     """
 
     candidates: tuple[Candidate, ...]
@@ -62,6 +63,8 @@ class EvaluationRequest:
     device: str | None = None
     trust_remote_code: bool = False
     backend: str = "hf"
+    system: Mapping[str, str] = field(default_factory=dict)
+    template: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     primary: str = "chrF++"
     combine: Mapping[str, float] = field(default_factory=dict)
@@ -231,7 +234,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     backends: dict[str, Backend] = {}
     for name in dict.fromkeys(map(request.backend_of, request.candidates)):
         own = [c for c in request.candidates if request.backend_of(c) == name]
-        options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code)
+        how = (request.system, request.template)
+        options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = get_backend(name)(own, options)
     answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
     prompters = {candidate.name: backend.prompter(candidate) for candidate, backend in answering}
@@ -424,10 +428,19 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
                 "its scores here say nothing about new messages"
             )
             log.warning(notes[-1])
+        first, asked, other = work.entrants[0], entrant.prompter, work.entrants[0].prompter
+        if candidate.kind == "adapter" and asked.template_sha != other.template_sha:
+            notes.append(
+                f"{candidate.name} is asked in a format of its own ({asked.kind}, template {asked.template_sha[:12]}; "
+                f"{first.candidate.name} in {other.kind}, {other.template_sha[:12]}): some of what differs may be the "
+                "format's"
+            )
+            log.warning(notes[-1])
         # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
         shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
+            prompt=None if asked.describe() == other.describe() else asked.describe(),
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
     first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is

@@ -101,7 +101,8 @@ class TrainingSummary:
 @dataclass(frozen=True, kw_only=True)
 class CandidateRecord:
     """One candidate: where it was read from, `key_fields` (all that a reply depends on beside prompt and decoding), and
-    how it went. `seconds` are summed over all sessions, None for recorded replies.
+    how it went. `prompt` says how it was asked where that is not as the first one was; `seconds` are summed over all
+    sessions, None for recorded replies.
     """
 
     name: str
@@ -112,6 +113,7 @@ class CandidateRecord:
     base_revision: str | None
     weights_sha256: str | None
     key_fields: Mapping[str, Any]
+    prompt: Mapping[str, Any] | None = None
     training: TrainingSummary | None = None
     seconds: float | None
     tokens_per_second: float | None

@@ -1,4 +1,4 @@
-"""What answers a prompt. A backend is a class; ours are `hf` and `recorded`, others join as plug-ins.
+"""What answers a prompt. A backend is a class; ours are `hf`, `vllm` and `recorded`, others join as plug-ins.
 
 With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends", `bnbench evaluate --backend echo
 --base any-name` runs the class, in which only `generate` must be written.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +29,7 @@ BACKENDS = Registry(
     {
         "hf": "bnbench.models.hf:TransformersBackend",  # a line each: CONTRIBUTING.md adds one
         "recorded": "bnbench.models.recorded:RecordedReplies",
+        "vllm": "bnbench.models.vllm:VllmBackend",
     },
 )
 
@@ -47,14 +48,24 @@ class BackendOptions:
     """What a backend may be told.
 
     `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
-    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model.
+    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` and
+    `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
     """
 
     name: str = "hf"
     device: str | None = None
     quantise: bool | None = None
     trust_remote_code: bool = False
-    system: str = SYSTEM
+    system: Mapping[str, str] = field(default_factory=dict)
+    template: Mapping[str, str] = field(default_factory=dict)
+
+    def system_of(self, candidate: str) -> str:
+        """The system text for a candidate: what was given for its name, else for all, else `SYSTEM`."""
+        return self.system.get(candidate, self.system.get("", SYSTEM))
+
+    def template_of(self, candidate: str) -> str:
+        """The template for a candidate, likewise, else "auto"."""
+        return self.template.get(candidate, self.template.get("", "auto"))
 
 
 class Backend(ABC):
@@ -68,14 +79,14 @@ class Backend(ABC):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
-        self._asked = Prompter("messages", options.system)
+        self._prompters = {c.name: Prompter("messages", options.system_of(c.name)) for c in candidates}
         # For run.json: in what was computed, and why.
         reason = f"chosen by the backend {options.name}"
         self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
 
     def prompter(self, candidate: Candidate) -> Prompter:
         """How a candidate is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids."""
-        return self._asked
+        return self._prompters[candidate.name]
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""

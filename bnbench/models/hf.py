@@ -9,21 +9,19 @@ import gc
 import inspect
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from bnbench.errors import CandidateError, require
-from bnbench.models.backend import Backend, BackendOptions, Reply
+from bnbench.models.backend import BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.hub import ModelFiles, file_sha256
-from bnbench.models.loading import load_base, load_config, put_on
-from bnbench.models.precision import Device, choose_precision, make_portable
-from bnbench.models.prompts import PROBE, Prompt, Prompter, pad_id
+from bnbench.models.loading import load_base, put_on
+from bnbench.models.local import LocalModels
+from bnbench.models.precision import make_portable
+from bnbench.models.prompts import PROBE, Prompt, pad_id
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 ONE_THREAD_BELOW = 20_000_000  # parameters
@@ -34,82 +32,55 @@ log = logging.getLogger("bnbench.models")
 T = TypeVar("T")
 
 
-class TransformersBackend(Backend):
+class TransformersBackend(LocalModels):
     """The backend `hf`: a base and its adapters on one device."""
-
-    needs_files: ClassVar[bool] = True
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
-        self.adapters = {c.name: c for c in candidates if c.kind == "adapter"}
-        for module in ("torch", *(["peft"] if self.adapters else [])):
-            require(module, extra="models")
-        first, trust = candidates[0], options.trust_remote_code
-        location, commit = first.base or first.location, first.base_revision or first.revision
-        self.files = ModelFiles(f"base {location}", location, commit, Path(first.base_folder or first.folder))
-        self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
-        config = load_config(self.files, trust_remote_code=trust)
-        text, stored = config.get_text_config(), getattr(config, "quantization_config", None)
-        self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
-        self._asked.check_vocabulary(self.files.label, text.vocab_size)
-        self.pad = pad_id(self._asked.tokenizer, text.vocab_size, self._asked.stop_ids)
-
-        device = Device.of(options.device or "auto")
-        self.device = device.type if options.device in (None, "auto") else str(options.device)
-        self.n_parameters = sum(math.prod(shape) for shape in self.files.shapes().values())
-        chosen = choose_precision(device, self.n_parameters, False if stored else options.quantise)
-        reason = f"{chosen.reason}; the weights are stored quantised" if stored else chosen.reason
-        self.precision = {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": reason}
-
-        self.memory = device.memory if self.device.startswith("cuda") else None
+        if self.adapters:
+            require("peft", extra="models")
+        self.pad = pad_id(self._asked.tokenizer, self.text.vocab_size, self._asked.stop_ids)
         self.token_bytes = None
-        if heads := getattr(text, "num_attention_heads", None):  # a key and a value of 16 bits a layer
-            keys = getattr(text, "num_key_value_heads", None) or heads
-            width = getattr(text, "head_dim", None) or text.hidden_size // heads
-            self.token_bytes = 4 * text.num_hidden_layers * keys * width
-
+        if heads := getattr(self.text, "num_attention_heads", None):  # a key and a value of 16 bits a layer
+            keys = getattr(self.text, "num_key_value_heads", None) or heads
+            width = getattr(self.text, "head_dim", None) or self.text.hidden_size // heads
+            self.token_bytes = 4 * self.text.num_hidden_layers * keys * width
         self.model: Any = None
         self._loaded: tuple[str, ...] = ()  # the adapters that are on the model now
-        self._apart = set[str]()  # those that must be there alone
+        # Those that must be there alone: PEFT takes adapters of one kind beside each other.
+        configs = {name: files.read_json("adapter_config.json") for name, files in self.adapter_files.items()}
+        kinds = {name: config["peft_type"] for name, config in configs.items()}
+        self._apart = [name for name, kind in kinds.items() if kind != next(iter(kinds.values()))]
+        # An adapter of a few tokens changes nothing where these do not stand.
+        trained = [c.get("trainable_token_indices") or c.get("token_indices") or () for c in configs.values()]
+        lists = [ids for t in trained for ids in (t.values() if isinstance(t, dict) else [t])]
+        tokens = sorted({i for ids in lists for i in ids if i < self.text.vocab_size})
+        self._probe_ids = (*self._asked.prompt(PROBE).ids, *tokens)
         self._whole_logits = False
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """Content rather than place: a folder that was moved is the same candidate."""
-        adapter = candidate if candidate.kind == "adapter" else None
-        return {
-            "backend": "hf",
-            "backend_version": VERSION,
-            "transformers": version("transformers"),
-            "base": self.files.location if self.files.commit else "",
-            "base_revision": self.files.commit,
-            "base_sha256": self._base_sha256,
-            "adapter": adapter.location if adapter and adapter.revision else "",
-            "adapter_revision": adapter.revision if adapter else "",
-            "adapter_sha256": adapter.weights_sha256 if adapter else "",
-            "adapter_config_sha256": file_sha256(Path(adapter.folder) / "adapter_config.json") if adapter else "",
-            "dtype": self.precision["dtype"],
-            "quantisation": self.precision["quantisation"],
-            "template_sha": self._asked.template_sha,
-            "tokenizer_sha": self._asked.tokenizer_sha,
-            "stop_ids": list(self._asked.stop_ids),
-        }
+        """As `LocalModels.identity`, and what computes."""
+        own = {"backend": "hf", "backend_version": VERSION, "transformers": version("transformers")}
+        return own | dict(super().identity(candidate))
 
     def load(self) -> None:
-        """Reads the weights once, and proves that every adapter changes the logits, and nothing else's.
+        """Reads the weights, and proves that every adapter changes the logits, and nothing else's.
 
-        An adapter beside which the base, or another adapter, would answer differently is loaded by itself, with a base
-        of its own, when its turn comes. Raises CandidateError for weights that are not whole, damaged or untrained.
+        An adapter that cannot be told from the base or from those beside it is loaded by itself: now, to see that it
+        can be, and again when its turn comes. Raises CandidateError for weights that are not whole, damaged or
+        untrained.
         """
         # Small matrices are multiplied sooner than a second thread wakes up: the bundled base answers no slower with
         # one thread on an idle machine, and many times faster on a busy one.
         if self.device == "cpu" and self.n_parameters < ONE_THREAD_BELOW:
             require("torch", extra="models").set_num_threads(1)
-        if self.model is not None and not self._apart.intersection(self._loaded):
-            return
-        self._load([name for name in self.adapters if name not in self._apart])
+        if self.model is None:
+            for name in self._apart:
+                self._load([name])
+            self._load([name for name in self.adapters if name not in self._apart])
 
     def _load(self, names: Sequence[str]) -> None:
-        """The base with these adapters on it: all that can be loaded together, or one that is loaded by itself."""
+        """The base with these adapters on it: those that can be loaded together, or one that is loaded by itself."""
         import torch
 
         self.model, self._loaded = None, ()
@@ -118,40 +89,30 @@ class TransformersBackend(Backend):
             torch.cuda.empty_cache()
         self.model = self._load_base()
         base = Candidate("", "base", self.files.location)
-        plain = self._probe(base)
-        if self._whole_logits:
-            log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
-        logits = dict[str, Any]()
+        plain, logits = self._probe(base), dict[str, Any]()
         for name in names:
-            candidate = self.adapters[name]
-            files = ModelFiles(f"adapter {candidate.location}", candidate.location, "", Path(candidate.folder))
+            candidate, apart = self.adapters[name], name in self._apart
             try:
-                self.model = put_on(self.model, files, self._key(name))
+                self.model = put_on(self.model, self.adapter_files[name], self._key(name))
             except CandidateError:
                 if not self._loaded:
                     raise
-                return self._load_apart(name, names)  # PEFT may not take it beside the others, such as two with biases
+                return self._set_apart(name, names)  # PEFT takes some only alone, such as the second with biases
             self._loaded = (*self._loaded, name)
             logits[name] = self._probe(candidate)
-            if torch.equal(logits[name], plain):
-                raise CandidateError(
-                    f"adapter {name} ({candidate.location}) does not change the logits of {self.files.location}: it is "
-                    "untrained (all its B matrices are zero), or the names of its layers are not the base's"
-                )
-            if name in self._apart:
-                break
-            now = [self._probe(c) for c in (base, *(self.adapters[other] for other in logits))]
-            if not all(map(torch.equal, now, (plain, *logits.values()))):
-                return self._load_apart(name, names)
+            self.check_answer(candidate, is_finite=True, is_base_s=torch.equal(logits[name], plain))
+            if not apart:
+                now = [self._probe(c) for c in (base, *(self.adapters[other] for other in logits))]
+                if not all(map(torch.equal, now, (plain, *logits.values()))):
+                    return self._set_apart(name, names)
         log.info("%s on %s: %s", self.files.location, self.device, self.precision["reason"])
         return None
 
-    def _load_apart(self, name: str, names: Sequence[str]) -> None:
-        log.warning(
-            "adapter %s changes what the base or an adapter beside it answers: it is loaded by itself",
-            self.adapters[name].location,
-        )
-        self._apart.add(name)
+    def _set_apart(self, name: str, names: Sequence[str]) -> None:
+        why = "the base, or an adapter beside it, would not answer as it does alone"
+        log.warning("adapter %s is loaded by itself: %s", self.adapters[name].location, why)
+        self._apart.append(name)
+        self._load([name])
         self._load([other for other in names if other != name])
 
     def _key(self, name: str) -> str:
@@ -191,7 +152,7 @@ class TransformersBackend(Backend):
 
         from bnbench.models import inference
 
-        ids = torch.tensor([self._asked.prompt(PROBE).ids], device=self.device)
+        ids = torch.tensor([self._probe_ids], device=self.device)
         with torch.inference_mode(), self._active(candidate) as lm:
             logits = lm(input_ids=ids).logits
             if candidate.kind == "base":
@@ -201,9 +162,9 @@ class TransformersBackend(Backend):
                 gap = (logits[:, :-1].float() - lm(input_ids=other).logits[:, :-1].float()).abs().max()
                 if gap > 0.01 * logits.float().abs().max():
                     raise CandidateError(f"{self.files.label}: it sees the words after the one that it writes")
-        if not bool(logits.isfinite().all()):
-            why = f"has logits in {self.precision['dtype']} that are not finite: its weights are damaged or too large"
-            raise CandidateError(f"{candidate.kind} {candidate.name or candidate.location} {why}")
+                if self._whole_logits:
+                    log.warning("%s: its head is not a known one, so likelihoods take more memory", self.files.location)
+        self.check_answer(candidate, is_finite=bool(logits.isfinite().all()), is_base_s=False)
         return logits
 
     @contextmanager
@@ -214,8 +175,8 @@ class TransformersBackend(Backend):
             self.load()
         if is_on and candidate.name not in self._loaded:
             self._load([candidate.name])
-        elif not is_on and self._apart.intersection(self._loaded):
-            self.load()
+        elif not is_on and set(self._apart).intersection(self._loaded):
+            self._load([name for name in self.adapters if name not in self._apart])
         lm = self.model.get_base_model() if self._loaded else self.model
         if is_on:
             self.model.set_adapter(self._key(candidate.name))
@@ -245,7 +206,7 @@ class TransformersBackend(Backend):
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
-        asked, pad = self._asked, self.pad
+        asked, pad = self.prompter(candidate), self.pad
         limited, stop = asked.limited(decoding), asked.stop_ids
         with self._active(candidate) as lm:
 
@@ -267,19 +228,6 @@ class TransformersBackend(Backend):
                 return negative_log_likelihoods(lm, rows[part], starts[part], pad=self.pad, whole_logits=whole)
 
             return [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
-
-    def peak_memory_bytes(self) -> int | None:
-        """Most memory that torch reserved on the GPU, or most that the process held on the CPU."""
-        import torch
-
-        if self.device.startswith("cuda"):
-            return int(torch.cuda.max_memory_reserved(self.device))
-        try:
-            import resource
-        except ImportError:  # Windows
-            return None
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:

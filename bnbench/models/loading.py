@@ -97,8 +97,12 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
         if not isinstance(model, peft.PeftModel):
             model = peft.PeftModel.from_pretrained(model, files.folder, adapter_name=name)
         result = model.load_adapter(files.folder, name)  # a second time, which alone says what was loaded
-    missing, unused = (
-        [key.replace(f".{name}", "") for key in k] for k in (result.missing_keys, result.unexpected_keys)
-    )
-    refuse_partial(files.label, missing, unused)
+    names = files.shapes()
+    # PEFT writes a layer that is saved whole up to three times, and a layer's view of VB-LoRA's one bank not at all.
+    unused = [key.replace(f".{name}", "") for key in result.unexpected_keys]
+    copies = {
+        key for key in unused for part in (".modules_to_save", ".original_module") if key.replace(part, "") in names
+    }
+    missing = [key.replace(f".{name}", "") for key in result.missing_keys if "vblora_vector_bank" not in key]
+    refuse_partial(files.label, missing, [key for key in unused if key not in copies])
     return model

@@ -21,7 +21,7 @@ from bnbench.data.corpus import Example, demo_corpus, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, require
 from bnbench.models.candidates import DEMO_BASE, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
-from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model
+from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
 from bnbench.models.loading import explained
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
@@ -50,7 +50,7 @@ _PAD_TOKENS = (
 )  # fmt: skip
 # A template that asks for the date would give other prompts tomorrow, and a run could not be resumed.
 _FIXED_DATE = "26 Jul 2024"
-_JINJA = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 _NO_CLOCK = f"{{% macro strftime_now(format) %}}{_FIXED_DATE}{{% endmacro %}}"
 # The same text with its nukta composed or apart.
 _TOPIC_PART = re.compile("\\s*বিষ(?:\u09af\u09bc|\u09df):\\s*\\{topic\\}")
@@ -98,10 +98,11 @@ class Prompter:
     ) -> Prompter:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; without `system` there
-        is no such turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no
-        end token, or a template that does not take the user's text.
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; "none" leaves out the
+        whole turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no end
+        token, or a template that does not take the user's text.
         """
+        system = "" if system == "none" else system
         kind, template, tail = _template(tokenizer, template, bool(system))
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
@@ -153,8 +154,8 @@ class Prompter:
         own = adapter if adapter and any((adapter / name).is_file() for name in TOKENIZERS) else folder
         with explained(files.label, f"the tokenizer in {own} cannot be read"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
-            if adapter and (adapter / _JINJA).is_file():
-                tokenizer.chat_template = (adapter / _JINJA).read_text(encoding="utf-8")
+            if adapter and (adapter / TEMPLATE_FILE).is_file():
+                tokenizer.chat_template = (adapter / TEMPLATE_FILE).read_text(encoding="utf-8")
         generation = None
         if (folder / "generation_config.json").is_file():
             with explained(files.label, f"{folder / 'generation_config.json'} cannot be read"):
@@ -304,21 +305,32 @@ class Prompter:
 
 def inspect_prompt(
     base: str | None,
+    adapter: str | None = None,
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
     split: str = "test",
     row: int = 0,
     *,
+    system: str | None = None,
+    template: str = "auto",
     trust_remote_code: bool = False,
 ) -> tuple[Prompter, Example]:
-    """How a base is asked, and row `row` of a corpus's split, for `Prompter.show`; without both, the demo's.
+    """How a base, or an adapter on it, is asked, and row `row` of a corpus's split; without all three, the demo's.
 
     Raises:
-        CandidateError, CorpusError, PromptError: what is wrong with the base, the data or the template.
+        CandidateError, CorpusError, PromptError: what is wrong with the model, the data or the template.
     """
+    folder = None
+    if adapter is not None:
+        own = parse_spec(adapter)
+        files = locate(f"adapter {own.given}", own.location, own.revision)
+        folder, base = files.folder, base or files.read_json("adapter_config.json").get("base_model_name_or_path")
     spec = parse_spec(base or DEMO_BASE)
-    files = find_model(f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code)
-    prompter = Prompter.load(files, trust_remote_code=trust_remote_code)
+    files = find_model(
+        f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code, weights=False
+    )
+    how = {"system": SYSTEM if system is None else system, "template": template}
+    prompter = Prompter.load(files, adapter=folder, trust_remote_code=trust_remote_code, **how)
     corpus = load_corpus(data, columns=columns) if data else demo_corpus()
     examples = corpus.select(split)
     if row >= len(examples):
