@@ -38,7 +38,9 @@ def spelt(text):
 
 
 def section_of(name):
-    return SECTIONS["chrF" if name == "chrF++" else name]
+    section = "chrF" if name == "chrF++" else name
+    assert section in SECTIONS, f"docs/metrics.md needs a section ## {section}, made as that of address is"
+    return SECTIONS[section]
 
 
 @pytest.mark.parametrize("name", metric_names())
@@ -56,7 +58,7 @@ def test_every_metric_has_its_section(name):
 
 def test_the_table_of_metrics():
     table = dict(re.findall(r"^\| \[(\S+)\](\(#.*)$", PAGE, re.MULTILINE))
-    assert set(table) == set(metric_names())
+    assert set(table) == set(metric_names()), "each metric has a row in the first table of docs/metrics.md"
     for name, line in table.items():
         metric = get_metric(name)
         cells = [cell.strip() for cell in line.split("|")[1:-1]]

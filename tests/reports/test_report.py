@@ -120,7 +120,7 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "<script>" not in markdown
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
-    assert len(tables) == 2
+    assert len(tables) >= 2
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
