@@ -13,16 +13,7 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, Metric, Perplexity, UsageError, get_metric, tokenize
-from bnbench.metrics.audit import (
-    AuditReport,
-    Check,
-    OriginalSemantic,
-    audit,
-    audits,
-    audits_text,
-    read_audits,
-    write_audits,
-)
+from bnbench.metrics.audit import AuditReport, Check, OriginalSemantic, audit, audits, audits_text, read_audits
 from bnbench.metrics.audit.checks import references_of
 from bnbench.metrics.audit.findings import unnumbered
 from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
@@ -295,7 +286,7 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
 
 
 def test_a_plain_audit_is_the_audit_again(original: AuditReport, tmp_path: Path) -> None:
-    write_audits([original], tmp_path / "audits.json")
+    (tmp_path / "audits.json").write_text(json.dumps([original.as_dict()]), encoding="utf-8")
     assert read_audits(tmp_path / "audits.json") == [original]
     (tmp_path / "other.json").write_text('[{"metric": "x"}]', encoding="utf-8")
     for name, says in (("other.json", "not what `bnbench audit METRIC --json` prints"), ("none.json", "make a file")):
