@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.exceptions import InputError, UsageError, require
-from bnbench.metrics.normalization import Memo, normalize
+from bnbench.metrics.normalization import UNCHANGED, Memo, normalize
 from bnbench.metrics.tokenization import preparation
 
 Vectors = npt.NDArray[np.float32]
@@ -134,8 +134,10 @@ class StaticEncoder:
         return [names[row] for word in self._prepare(text).split() for row in self._rows[word]]
 
     def _rows_of(self, raw: str) -> tuple[int, ...]:
-        parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
-        return tuple(map(self._vocabulary.__getitem__, parts))
+        known = self._vocabulary
+        if raw in known and UNCHANGED.fullmatch(raw):  # every second word: a token and a part as it stands
+            return (known[raw],)
+        return tuple([known[part] for token in self._tokens[raw] for part in word_parts(token, known)])
 
 
 class TransformerEncoder:
