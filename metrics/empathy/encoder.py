@@ -128,11 +128,6 @@ class StaticEncoder:
         made._length, made.id, made.dim = None, self._id_of_words, int(self._vectors.shape[1])
         return made
 
-    def pieces(self, text: str) -> list[str]:
-        """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
-        names = {row: name for name, row in self._vocabulary.items()}
-        return [names[row] for word in self._prepare(text).split() for row in self._rows[word]]
-
     def _rows_of(self, raw: str) -> tuple[int, ...]:
         known = self._vocabulary
         if raw in known and UNCHANGED.fullmatch(raw):  # every second word: a token and a part as it stands
