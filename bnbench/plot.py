@@ -84,7 +84,7 @@ def loss_svg(points: Points, name: str = "") -> str:
     `name` goes into its title for screen readers. Points that are not finite are left out. The drawing names no font,
     library or address, and follows light and dark.
     """
-    kept = thinned([(step, loss) for step, loss in points if math.isfinite(loss)])
+    kept = thinned([(step, loss) for step, loss, *_ in points if math.isfinite(loss)])
     xs, ys = Axis.over([s for s, _ in kept], _LEFT, _RIGHT), Axis.over([y for _, y in kept], _BOTTOM, _TOP)
     ends = f", from {kept[0][1]:.3f} to {kept[-1][1]:.3f} in {kept[-1][0]} steps" if kept else ""
     title = html.escape(f"Training loss{f' of {name}' if name else ''}{ends}")
