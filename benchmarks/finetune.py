@@ -78,7 +78,6 @@ def make_job(args: argparse.Namespace, ends: list[float]):
 
     recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))
     data = [tuple(r.tolist()) for r in rows(args.steps * recipe.samples_per_step, args.length)]
-    output = Path(f"/tmp/bnbench-benchmark-{os.getpid()}")
 
     def at_step_end() -> bool:
         torch.cuda.synchronize()
@@ -94,10 +93,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
         device="cuda",
         steps=args.steps,
         warmup_steps=1,
-        output=output,
-        checkpoints=output / "checkpoints",
-        resume=None,
-        trust_remote_code=False,
+        output=Path(f"/tmp/bnbench-benchmark-{os.getpid()}"),
         should_stop=at_step_end,
     )
 

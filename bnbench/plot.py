@@ -6,7 +6,6 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from bnbench.records import Points, mean_loss, thinned
 
@@ -57,25 +56,18 @@ class Axis:
         return [round(i * step, 10) for i in whole], decimals
 
 
-class IntervalPlot(NamedTuple):
-    """One bar an interval (None where a number is not finite) and the place and value of each tick of the axis."""
-
-    bars: tuple[Span | None, ...]
-    ticks: tuple[tuple[float, float], ...]
-    decimals: int
-
-
-def interval_plot(spans: Sequence[Span]) -> IntervalPlot:
+def interval_plot(spans: Sequence[Span]) -> tuple[list[Span | None], list[tuple[float, float]], int]:
     """Intervals over one axis, in per cent of its width, so that one drawing fits a phone and a wall.
 
-    An interval whose ends are not finite (one item has none) is drawn as its point.
+    Gives a bar for each (None where its point is not finite; ends that are not, as of one item, fall on the point), the
+    place and value of each tick of the axis, and the decimals that ticks need.
     """
     known = [s if all(map(math.isfinite, s)) else (s[1], s[1], s[1]) for s in spans]
     shown = [s if math.isfinite(s[1]) else None for s in known]
     axis = Axis.over((x for s in shown if s for x in s), 3.0, 97.0, room=0.04)
     ticks, decimals = axis.ticks(4, (1, 2, 2.5, 5, 10))
-    bars = tuple((axis.at(s[0]), axis.at(s[1]), axis.at(s[2])) if s else None for s in shown)
-    return IntervalPlot(bars, tuple((axis.at(x), x) for x in ticks), decimals)
+    bars = [(axis.at(s[0]), axis.at(s[1]), axis.at(s[2])) if s else None for s in shown]
+    return bars, [(axis.at(x), x) for x in ticks], decimals
 
 
 def forest_bars(spans: Sequence[Span | None], *, higher_is_better: bool) -> list[Span | None]:
@@ -92,7 +84,7 @@ def loss_svg(points: Points, name: str = "") -> str:
     `name` goes into its title for screen readers. Points that are not finite are left out. The drawing names no font,
     library or address, and follows light and dark.
     """
-    kept = thinned([(step, loss) for step, loss in points if math.isfinite(loss)])
+    kept = thinned([(step, loss) for step, loss, *_ in points if math.isfinite(loss)])
     xs, ys = Axis.over([s for s, _ in kept], _LEFT, _RIGHT), Axis.over([y for _, y in kept], _BOTTOM, _TOP)
     ends = f", from {kept[0][1]:.3f} to {kept[-1][1]:.3f} in {kept[-1][0]} steps" if kept else ""
     title = html.escape(f"Training loss{f' of {name}' if name else ''}{ends}")

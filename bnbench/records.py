@@ -44,7 +44,7 @@ _hints = cache(get_type_hints)
 
 Record = TypeVar("Record")
 Columns = Mapping[str, Sequence[str]]  # of each metric's table
-Points = Sequence[tuple[int, float]]  # a loss curve: optimiser steps and their losses
+Points = Sequence[tuple[int, float, *tuple[float, ...]]]  # a loss curve: optimiser steps, their losses, and more
 
 
 # ---------------------------------------------------------------------------------------------------- what is recorded
@@ -247,17 +247,12 @@ class TrainingRecord:
     examples: tuple[str, ...]
     identity: Mapping[str, Any]
 
-    @property
-    def curve(self) -> Points:
-        """The loss of every step."""
-        return [(step, loss) for step, loss, _ in self.loss]
-
     def summary(self) -> TrainingSummary:
         """The part that run.json keeps."""
         same = ("recipe", "steps", "seconds", "precision", "peak_memory_bytes", "gain")
-        kept: dict[str, Any] = {name: getattr(self, name) for name in same} | ends(self.curve)
+        kept: dict[str, Any] = {name: getattr(self, name) for name in same} | ends(self.loss)
         kept["device"] = (self.machine or {}).get("accelerator") or self.device
-        kept["loss"] = tuple((step, round(loss, 4)) for step, loss in thinned(self.curve))
+        kept["loss"] = tuple((step, round(loss, 4)) for step, loss in thinned(self.loss))
         return TrainingSummary(rows=self.data.rows, **kept)
 
 
@@ -269,7 +264,7 @@ def ends(points: Points) -> dict[str, float]:
 
 def mean_loss(points: Points) -> float:
     """The mean over some steps of a curve."""
-    return sum(loss for _, loss in points) / len(points)
+    return sum(loss for _, loss, *_ in points) / len(points)
 
 
 def thinned(points: Points) -> list[tuple[int, float]]:
@@ -279,10 +274,10 @@ def thinned(points: Points) -> list[tuple[int, float]]:
     return [(part[-1][0], mean_loss(part)) for part in parts]
 
 
-def describe_environment() -> dict[str, Any]:
-    """The `packages` and `device` of a run; the accelerator is known only where the run itself has loaded torch."""
+def describe_environment(*more: str) -> dict[str, Any]:
+    """The `packages`, `more` among them, and `device` of a run; an accelerator is known where that has loaded torch."""
     versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -328,7 +323,7 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
         return tuple(typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
-        return value
+        return float(value) if kind is float else value
     wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "an object")
     wanted = "a list" if origin is tuple else wanted
     raise ValueError(f"{where or 'the file'} is {json.dumps(value, ensure_ascii=False)[:60]}, not {wanted}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -52,32 +52,9 @@ class Scores:
         return "\n".join([head, *lines, *([self.hint] if self.hint else [])])
 
 
-@dataclass(frozen=True)
-class OriginalFigures:
-    """The original project's figures for a file, and beside them what they should have been."""
-
-    n: int
-    figures: OriginalScores
-
-    def summary(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return {"n": self.n, **asdict(self.figures)}
-
-    def __str__(self) -> str:
-        names, right = {"bleu": "BLEU"}, self.figures.corrected
-        names |= {kind: f"{kind}-empathy" for kind in ("keyword", "semantic")}
-        lines = [f"{'':<18}{'original':>12}{'should be':>12}"]
-        for key in ("bleu", "rouge1", "rouge2", "rougeL", "keyword", "semantic", "combined"):
-            name = names.get(key, key)
-            cells = ((getattr(self.figures, key), 4), (right.get(name), 2))
-            shown = ["–" if value is None else f"{value:.{digits}f}" for value, digits in cells]
-            lines.append(f"{name:<18}" + "".join(f"{cell:>12}" for cell in shown))
-        return "\n".join([*lines, f"{self.figures.signature}|n:{self.n}"])
-
-
 def score(
     predictions: str | Path, references: Paths = (), *, profile: str = "bnbench", **options: Any
-) -> Scores | OriginalFigures:
+) -> Scores | OriginalScores:
     """The command `bnbench score`: `score_files` with its options, or the original project's figures for the files.
 
     Raises UsageError for another profile, or options that it has not; InputError where the original lacks a reference.
@@ -96,7 +73,7 @@ def score(
             n = len(row or ())
             raise InputError(f"reply {number} has {n} references: the profile 'original' needs exactly one")
     answered = None if messages is None else list(asked)
-    return OriginalFigures(len(replies), original_scores(replies, [row[0] for row in found], messages=answered))
+    return original_scores(replies, [row[0] for row in found], messages=answered)
 
 
 def score_files(

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.collate import Row
+from bnbench.finetune.engine.collate import Row, count_tokens, largest_rows
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
 CONTEXT = 0.6 * 2**30
@@ -132,7 +132,9 @@ def estimate(
     `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed).
     """
     size = 4 if recipe.precision == "float32" else 2
-    tokens = largest_pass([len(row.ids) for row in rows], recipe)
+    budget = recipe.tokens_per_row if recipe.packing else None
+    largest = largest_rows(rows, recipe.batch_size * (1 + recipe.pairs), budget)
+    tokens = count_tokens(largest) if recipe.packing else len(largest) * len(largest[0].ids)
     fused = find_spec("liger_kernel") is not None if fused is None else fused
     saved = _saved(shape, recipe, size, fused and not recipe.pairs)  # TRL's trainer takes the layers as they are
 
@@ -200,7 +202,7 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
 
 def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu: str) -> float | None:
     """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
-    known = next((name for name in sorted(PEAK_RATE, key=len, reverse=True) if name in gpu), None)
+    known = gpu_of(gpu)
     if known is None or not get_tuner(recipe.tuner).timed:
         return None
     rate = PEAK_RATE[known]
@@ -211,8 +213,8 @@ def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu:
     # alone, the reference that pairs are measured against. The head works for supervised tokens only.
     reference = 1 if recipe.pairs else 0
     passes = 2 + (recipe.checkpointing != "none") + reference
-    tokens = sum(len(row.ids) for row in rows) / len(rows) * recipe.samples_per_step * (1 + recipe.pairs) * steps
-    share = sum(row.supervised for row in rows) / sum(len(row.ids) for row in rows)
+    tokens = count_tokens(rows) / len(rows) * recipe.samples_per_step * (1 + recipe.pairs) * steps
+    share = sum(row.supervised for row in rows) / count_tokens(rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
     per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
@@ -224,17 +226,9 @@ def chunk_positions(vocabulary: int) -> int:
     return max(16, CHUNK_BYTES // (4 * vocabulary))
 
 
-def largest_pass(lengths: Sequence[int], recipe: Recipe) -> int:
-    """Tokens of the pass that needs most, padding included, of rows of these lengths."""
-    longest = sorted(lengths, reverse=True)[: recipe.batch_size * (1 + recipe.pairs)]
-    if recipe.packing:
-        return max(longest[0], min(recipe.tokens_per_row, sum(longest)))
-    return longest[0] * len(longest)
-
-
-def gpu_of(recipe: Recipe) -> str | None:
-    """The first GPU of `PEAK_RATE` that the recipe's `card` names; None where it needs none."""
-    named = [(recipe.card.index(name), -len(name), name) for name in PEAK_RATE if name in recipe.card]
+def gpu_of(text: str) -> str | None:
+    """The first GPU of `PEAK_RATE` that a text names, such as a recipe's `card` or what CUDA calls one."""
+    named = [(text.index(name), -len(name), name) for name in PEAK_RATE if name in text]
     return min(named)[2] if named else None
 
 
@@ -254,7 +248,7 @@ def outlook(recipe: Recipe) -> Estimate | None:
 
     They have 660 tokens in the mean, some as many as `max_tokens`, every one supervised.
     """
-    gpu, longest = gpu_of(recipe), min(recipe.batch_size * (1 + recipe.pairs), SAMPLES)
+    gpu, longest = gpu_of(recipe.card), min(recipe.batch_size * (1 + recipe.pairs), SAMPLES)
     if gpu is None:
         return None
     rest = max(1, (SAMPLES * MEAN_TOKENS - longest * recipe.max_tokens) // max(1, SAMPLES - longest))

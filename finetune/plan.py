@@ -14,18 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import Row, check_rows, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import check_rows, count_tokens, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import count_parameters
-from bnbench.models.hub import BUNDLED, Base, resolve_base
-from bnbench.models.precision import Device, DType, Precision, choose_precision
+from bnbench.finetune.tuners.base import Job
+from bnbench.models.hub import BUNDLED, resolve_base
+from bnbench.models.precision import Device, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.records import slug
 
@@ -112,23 +113,14 @@ def parse_duration(text: str) -> float:
     return float(hours * 3600 + minutes * 60 + seconds)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A training that passed every check. A pair is two rows; the estimate is for one of the processes."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Job):
+    """A job that passed every check. A pair is two rows; the estimate is for one of the processes."""
 
-    recipe: Recipe
-    base: Base
-    rows: tuple[Row, ...] = field(repr=False)
-    held_out: tuple[Row, ...] = field(repr=False)
     fingerprint: str
     prompt: Mapping[str, str]
-    pad_id: int
-    precision: Precision
-    device: str
     trainable: int
     total: int
-    steps: int
-    warmup_steps: int
     processes: int
     estimate: Estimate
 
@@ -174,7 +166,7 @@ class Plan:
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
             "rows": len(self.rows), "held_out_rows": len(self.held_out),
-            "tokens": sum(len(row.ids) for row in self.rows),
+            "tokens": count_tokens(self.rows),
             "supervised_tokens": sum(row.supervised for row in self.rows), "longest_row_tokens": self.longest,
             "samples_per_step": recipe.samples_per_step, "processes": self.processes, "steps": self.steps,
             "warmup_steps": self.warmup_steps, "checkpoints_every": recipe.save_every,
@@ -212,7 +204,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
 
     trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
     steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
-    gpu = device.name if device.type == "cuda" else gpu_of(recipe) or "T4"
+    gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
     expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
@@ -220,16 +212,14 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         recipe=recipe, base=base, rows=rows, held_out=held_out, fingerprint=request.fingerprint,
         prompt=prompts.describe(), pad_id=pad, precision=recipe_precision(recipe, device, total - trainable),
         device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),
-        processes=processes.count(), estimate=expected,
+        processes=processes.count(), estimate=expected, output=request.output, trust_remote_code=trust,
     )  # fmt: skip
 
 
 def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
-    for module in ("torch", "transformers"):
-        require(module, extra="models")
     eight_bits = recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
-    for module in ("peft", "bitsandbytes") if eight_bits else ("peft",):
-        require(module, extra="finetune")
+    for module in ("torch", "transformers", "peft", *(["bitsandbytes"] if eight_bits else [])):
+        require(module, extra="models" if module in ("torch", "transformers") else "finetune")
     if wanted not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"device is {wanted!r}: choose auto, cpu or cuda (and a card by CUDA_VISIBLE_DEVICES)")
     device, tuner = Device.of(wanted), get_tuner(recipe.tuner)
@@ -250,7 +240,7 @@ def recipe_precision(recipe: Recipe, device: Device, parameters: int) -> Precisi
         reason = f"{recipe.precision}, because the recipe {recipe.name} asks for it"
         if recipe.precision == "bfloat16" and chosen.dtype_name == "float16":
             reason += f", though {device.name or 'the card'} only emulates it: float16 would be several times faster"
-        chosen = replace(chosen, dtype_name=cast(DType, recipe.precision), reason=reason)
+        chosen = replace(chosen, dtype_name=recipe.precision, reason=reason)
     if device.type == "cpu" and chosen.dtype_name == "float16":
         raise RecipeError('precision "float16" cannot be trained on a CPU: set precision = "auto"')
     return chosen

@@ -10,13 +10,14 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError, RunError, TrainingError, UsageError, require
-from bnbench.models.hub import BUNDLED, ModelFiles, hub_id, is_offline
+from bnbench.errors import RunError, TrainingError, UsageError, require
+from bnbench.models.hub import BUNDLED, ModelFiles, hub_id, is_offline, with_weights
 from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, slug, write_json, write_text
@@ -29,7 +30,7 @@ Evaluation = tuple[Ranking, Standing]
 """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_HUB_METRICS = {"chrF++": "chrf", "chrF": "chrf", "BLEU": "bleu", "ROUGE": "rouge", "perplexity": "perplexity"}
+_DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
 _TEMPLATES = Path(__file__).parent / "templates"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
@@ -81,15 +82,16 @@ def publish(
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
     source = _read_adapter(adapter, base_id)
     evaluation = _read_evaluation(run, source.files.weights_sha256()) if run else None
-    if dataset_id and not HUB_ID.fullmatch(re.split("[@#]", dataset_id)[0]):
+    dataset = _DATASET.fullmatch(dataset_id or "")
+    if dataset_id and dataset is None:
         raise UsageError(f"--dataset-id {dataset_id}: write it as owner/name[@revision][#task]")
-    if dataset_id and evaluation is None:
+    if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder = out or Path("published") / slug(adapter.resolve().name)
     name = repo.rpartition("/")[2] if repo else adapter.resolve().name
-    data = card_data(source, evaluation, name, dataset_id, license)
+    data = card_data(source, evaluation, name, dataset[1] if dataset else None, license)
     readme = _readme(source, evaluation, name, repo, data)
-    results = _eval_results(evaluation, dataset_id, repo) if evaluation and dataset_id else ""
+    results = _eval_results(evaluation, dataset.groups(), repo) if evaluation and dataset else ""
 
     if folder.resolve() == adapter.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
@@ -113,22 +115,16 @@ def publish(
         # TOML's strings, numbers, booleans and lists of strings are JSON's.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
         write_text(folder / "recipe.toml", "".join(lines))
-        write_text(folder / "loss.svg", loss_svg(source.record.curve))
+        write_text(folder / "loss.svg", loss_svg(source.record.loss))
     if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private))
 
 
 def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
-    label = f"adapter {adapter}"
-    for file, advice in (
-        ("adapter_config.json", "so this is no folder of a PEFT adapter"),
-        ("adapter_model.safetensors", "so finish its training, or save it by PEFT"),
-    ):
-        if not (adapter / file).is_file():
-            raise CandidateError(f"{label}: there is no {file}, {advice}")
-    files = ModelFiles(label, str(adapter), "", adapter)
+    files = ModelFiles(f"adapter {adapter}", str(adapter), "", adapter)
     config = files.read_json("adapter_config.json")
+    with_weights(files)
     named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     path = Path(named).expanduser()
     if base_id is not None:
@@ -170,20 +166,18 @@ def card_data(
         ranking, standing = evaluation
         corpus = ranking.runs[0].record.corpus
         # The hub id of the data, without what may follow it: what the user says, else the corpus where that is one.
-        place = corpus.source
-        is_hub = HUB_ID.fullmatch(place.partition("@")[0]) and not Path(place).suffix and not Path(place).exists()
-        data_set = re.split("[@#]", dataset or (place if is_hub else ""))[0] or slug(corpus.name)
-        results = {"model_name": name, "eval_results": []}
-        for value in shown_values(ranking):
-            score = standing.score(value.metric, value.name)
-            if score is not None and math.isfinite(score.value):
-                result = hub.EvalResult(
-                    task_type="text-generation", task_name="Replies to messages in Bengali",
-                    dataset_type=data_set, dataset_name=corpus.name, dataset_split=corpus.split,
-                    metric_type=_HUB_METRICS.get(value.metric, value.metric),
-                    metric_name=f"{value.metric}: {value.name}", metric_value=score.value,
-                )  # fmt: skip
-                results["eval_results"].append(result)
+        place = corpus.source.partition("@")[0]
+        is_hub = HUB_ID.fullmatch(place) and not Path(place).suffix and not Path(place).exists()
+        scores = ((value, standing.score(value.metric, value.name)) for value in shown_values(ranking))
+        results = {"model_name": name, "eval_results": [
+            hub.EvalResult(
+                task_type="text-generation", task_name="Replies to messages in Bengali",
+                dataset_type=dataset or (place if is_hub else slug(corpus.name)), dataset_name=corpus.name,
+                dataset_split=corpus.split, metric_type=value.metric.lower().rstrip("+"),
+                metric_name=f"{value.metric}: {value.name}", metric_value=score.value,
+            )
+            for value, score in scores if score is not None and math.isfinite(score.value)
+        ]}  # fmt: skip
     return hub.ModelCardData(
         base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
         language="bn", license=license, tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **results,
@@ -192,22 +186,14 @@ def card_data(
 
 def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str | None, data: Any) -> str:
     hub = require("huggingface_hub", extra="models")
-    parts = ("verdict", "about", "primary", "evaluation", "signatures", "training")
-    record, drawn = source.record, dict.fromkeys(parts, "")
+    record, drawn = source.record, dict[str, Any]()
     prompt: Mapping[str, Any] = record.prompt if record else {}
     if evaluation is not None:
         ranking, standing = evaluation
         run = ranking.runs[0].record
-        corpus, decoding, prompt = run.corpus, run.decoding, prompt or run.prompt
-        how = "greedy" if decoding["greedy"] else f"temperature {decoding['temperature']}, top-p {decoding['top_p']}"
-        about = (
-            f"{ranking.n} messages of {corpus.name} (split {corpus.split}, fingerprint {corpus.fingerprint[:12]}), "
-            f"bnbench {run.bnbench}, {how}, repetition penalty {decoding['repetition_penalty']}."
-        )
-        drawn["about"], drawn["primary"] = escaped(about), escaped(value_of(ranking).label)
-        verdict, drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
-        drawn["verdict"] = escaped(verdict)
-        drawn["signatures"] = "\n".join(f"* `{signature}`" for signature in ranking.signatures.values())
+        drawn = {"ranking": ranking, "run": run, "primary": value_of(ranking).label}
+        drawn["verdict"], drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
+        prompt = prompt or run.prompt
     if record is not None:
         packages = {"bnbench": record.bnbench, **record.packages}
         facts = [
@@ -223,28 +209,27 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
         data,
         template_path=str(_TEMPLATES / "card.md.j2"),
         mark=MARK,
-        title=escaped(name),
+        escaped=escaped,
+        title=name,
         kind=str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA"),
-        base=escaped(source.base),
+        base=source.base,
         snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
-        adapter=escaped(", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None)),
+        adapter=", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None),
         **drawn,
     )
     return f"{card}\n"
 
 
-def _eval_results(evaluation: Evaluation, dataset: str, repo: str | None) -> str:
+def _eval_results(evaluation: Evaluation, dataset: Sequence[str | None], repo: str | None) -> str:
     # One entry, the primary value.
     hub = require("huggingface_hub", extra="models")
     if not hasattr(hub, "EvalResultEntry"):
         raise UsageError(f"--dataset-id needs a newer huggingface_hub than {hub.__version__}: pip install -U it")
-    rest, _, task = dataset.partition("#")
-    identity, _, revision = rest.partition("@")
-    (ranking, standing), value = evaluation, value_of(evaluation[0])
+    (identity, revision, task), (ranking, standing), value = dataset, evaluation, value_of(evaluation[0])
     score = standing.scores[0]
     interval = f"95 % {value.number(score.low)} to {value.number(score.high)}"
     entry = hub.EvalResultEntry(
-        dataset_id=identity, task_id=task or "default", dataset_revision=revision or None, value=score.value,
+        dataset_id=identity, task_id=task or "default", dataset_revision=revision, value=score.value,
         date=ranking.runs[0].record.finished, source_url=f"https://huggingface.co/{repo}" if repo else None,
         source_name="Model card" if repo else None,
         notes=f"{value.name}, {interval}, {ranking.signatures[ranking.primary]}",
@@ -256,18 +241,13 @@ def _eval_results(evaluation: Evaluation, dataset: str, repo: str | None) -> str
 def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, Any]) -> str:
     """Python that loads base and adapter and replies to one message, prompted as in training where that is known."""
     jinja2 = require("jinja2", extra="models")
-    told = {
-        "base": base,
-        "revision": revision,
-        "adapter": adapter,
-        "system": str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
-        "prompt": template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
-    }
     # Python's strings are JSON's.
-    quoted = {name: json.dumps(text, ensure_ascii=False) if text else "" for name, text in told.items()}
+    quoted = partial(json.dumps, ensure_ascii=False)
     written: str = jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
-        llama=prompt.get("kind") == "llama-3.1", **quoted
-    )
+        quoted=quoted, base=base, revision=revision, adapter=adapter, llama=prompt.get("kind") == "llama-3.1",
+        system=str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
+        prompt=template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
+    )  # fmt: skip
     return written
 
 

@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
 from bnbench.metrics.registry import Registry
-from bnbench.records import write_text
+from bnbench.models.precision import Quantisation
+from bnbench.records import typed, write_text
 
 ALL_LINEAR = "all-linear"
 """The value of `targets` that adapts every linear layer but the output head."""
@@ -35,14 +36,6 @@ _TUNERS = {
 }
 TUNERS = Registry("bnbench.finetuners", "tuner", _TUNERS, RecipeError)
 _SHIPPED = resources.files("bnbench.finetune") / "recipes"
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "quantisation": ("nf4", "none"),
-    "precision": ("auto", "float32", "float16", "bfloat16"),
-    "loss": ("completion", "full-text"),
-    "checkpointing": ("non-reentrant", "reentrant", "none"),
-    "schedule": ("cosine", "linear", "constant_with_warmup"),
-    "optimizer": ("paged_adamw_8bit", "adamw_8bit", "adamw_torch"),
-}
 _COUNTS = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
 _RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(_COUNTS, (1, math.inf)),
@@ -61,9 +54,7 @@ _NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep
 
 
 def get_tuner(name: str) -> Any:
-    """The `bnbench.finetune.Tuner` of a name, capitals aside. Raises RecipeError for an unknown one, or a plug-in that
-    does not load.
-    """
+    """The `Tuner` of a name, capitals aside. Raises RecipeError where there is none, or its plug-in does not load."""
     kind = TUNERS.get(name)
     # The class is told by what it has: tuners read recipes, and recipes ask their tuner if it can do what they say.
     if not (isinstance(kind, type) and all(hasattr(kind, part) for part in ("train", "check", "packages", "keys"))):
@@ -93,11 +84,11 @@ class Recipe:
     alpha: int = 16
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    quantisation: str = "nf4"
+    quantisation: Quantisation = "nf4"
     double_quantisation: bool = True
-    precision: str = "auto"
-    loss: str = "completion"
-    checkpointing: str = "non-reentrant"
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    loss: Literal["completion", "full-text"] = "completion"
+    checkpointing: Literal["non-reentrant", "reentrant", "none"] = "non-reentrant"
     memory_gib: float = 0.0
     max_tokens: int = 4096
     epochs: float = 1.0
@@ -105,9 +96,9 @@ class Recipe:
     tokens_per_row: int = 4096
     batch_size: int = 4
     accumulate: int = 1
-    optimizer: str = "paged_adamw_8bit"
+    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = "paged_adamw_8bit"
     learning_rate: float = 2e-4
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: float = 0.03
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -122,8 +113,9 @@ class Recipe:
         object.__setattr__(self, "own", {**tuner.keys, **self.own})
         if unknown := [key for key in self.own if key not in tuner.keys]:
             raise RecipeError(f'the tuner "{self.tuner}" has no key {unknown[0]!r}')
-        for key, choices in _CHOICES.items():
-            if (value := getattr(self, key)) not in choices:
+        for key, kind in get_type_hints(Recipe).items():
+            value, choices = getattr(self, key), get_args(kind)
+            if get_origin(kind) is Literal and value not in choices:
                 raise RecipeError(f"{key} is {value!r}{nearest(value, choices)} (one of {', '.join(choices)})")
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:  # no number lies there, nor does nan
@@ -168,7 +160,7 @@ class Recipe:
         return replace(self, batch_size=size, accumulate=math.ceil(share / size))
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, the tuner's own keys last; `parse_recipe` gives it back."""
+        """The recipe as plain JSON values, the tuner's own keys last: what its TOML holds."""
         plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "own"}
         return {**plain, "targets": list(self.targets), **self.own}
 
@@ -227,43 +219,23 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
             settings[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
             settings[key] = value
-    return parse_recipe(settings, where)
-
-
-def parse_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
-    """A Recipe of plain values; `where` names their source in messages. Raises RecipeError as `load_recipe` does."""
-    kinds = {one.name: str(one.type) for one in fields(Recipe) if one.name != "own"}
-    common, own = {}, {}
+    hints, found = get_type_hints(Recipe), dict[str, Any]()
+    kinds = {key: str if get_origin(kind) is Literal else kind for key, kind in hints.items() if key != "own"}
     try:
         name = str(settings.get("tuner", Recipe.tuner))
         tuner = get_tuner(name)
+        kinds |= {key: type(value) for key, value in tuner.keys.items()}
         for key, value in settings.items():
-            if key in kinds:
-                common[key] = _typed(key, value, kinds[key])
-            elif key in tuner.keys:
-                own[key] = _typed(key, value, type(tuner.keys[key]).__name__)
-            elif owners := [other for other in TUNERS.built_in if key in get_tuner(other).keys]:
-                raise RecipeError(f'{key} is {value}, and only the tuner "{owners[0]}" has one (this is "{name}")')
-            else:
-                raise RecipeError(f"unknown key {key!r}{nearest(key, (*kinds, *tuner.keys))}")
-        return Recipe(**common, own=own)
-    except RecipeError as error:
+            if key not in kinds:
+                owners = [other for other in TUNERS.built_in if key in get_tuner(other).keys]
+                if owners:
+                    raise RecipeError(f'{key} is {value}, and only the tuner "{owners[0]}" has one (this is "{name}")')
+                raise RecipeError(f"unknown key {key!r}{nearest(key, tuple(kinds))}")
+            is_listing = kinds[key] == tuple[str, ...] and isinstance(value, str)
+            found[key] = typed(kinds[key], [p.strip() for p in value.split(",")] if is_listing else value, key)
+        return Recipe(own={key: found.pop(key) for key in tuner.keys if key in found}, **found)
+    except (RecipeError, ValueError) as error:
         raise RecipeError(f"recipe {where}: {error}") from None
-
-
-def _typed(key: str, value: Any, kind: str) -> Any:
-    """A value as its key wants it: a whole number is taken for a float, and `a, b` for a list of strings."""
-    wanted = {"int": "a whole number", "float": "a number"}.get(kind, kind)
-    if kind.startswith("tuple"):
-        wanted = "a list of strings"
-        parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else value
-        if isinstance(parts, list) and all(isinstance(p, str) for p in parts):
-            return tuple(parts)
-    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif type(value).__name__ == kind:
-        return value
-    raise RecipeError(f"{key} must be {wanted}, not {value!r}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

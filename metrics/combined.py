@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
+from bnbench.metrics.core import FloatArray, Metric, Result, Texts, ratio, table_of
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.registry import get_metric
 
@@ -100,25 +100,17 @@ def combined_result(results: Mapping[str, Result], weights: Mapping[str, float])
 
 
 @dataclass(frozen=True)
-class Flip:
-    """Where two candidates change places: `part` weighs `weight` and no longer `declared`, the others in proportion."""
-
-    part: str
-    weight: float
-    declared: float
-
-
-@dataclass(frozen=True)
 class Neighbours:
     """Two candidates next to each other in the order, and how firmly: the share of drawn weights that keep `above`
-    above `below` (ties included), the same of weights near the declared ones, and the nearest flip by one weight.
+    above `below` (ties included), the same of weights near the declared ones, and where they change places (if they
+    do): the part and its weight, the nearest to the declared one, with the others in proportion.
     """
 
     above: str
     below: str
     kept: float
     kept_near: float
-    flip: Flip | None
+    flip: tuple[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -149,11 +141,11 @@ class Combined:
         near = f", and under {near} that lie within ±{100 * NEAR:.0f} % of the declared ones" if kept != "all" else ""
         drawn = f"{self.draws:,} {'of each ' if near else ''}drawn, seed {self.seed}"
         told = [f"The order of these scores stays under {kept} weights{near} ({drawn})."]
-        turns = [(pair, flip) for pair in self.neighbours if (flip := pair.flip)]
-        for pair, flip in sorted(turns, key=lambda turn: abs(turn[1].weight - turn[1].declared))[:_TURNS]:
+        turns = [(pair, *pair.flip, self.weights[pair.flip[0]]) for pair in self.neighbours if pair.flip]
+        for pair, part, weight, declared in sorted(turns, key=lambda turn: abs(turn[2] - turn[3]))[:_TURNS]:
             told.append(
-                f"{shown(pair.above)} and {shown(pair.below)} change places where {flip.part} weighs {flip.weight:.2f} "
-                f"instead of {flip.declared:.2f}; {math.floor(100 * pair.kept)} % of all weights keep their order."
+                f"{shown(pair.above)} and {shown(pair.below)} change places where {part} weighs {weight:.2f} "
+                f"instead of {declared:.2f}; {math.floor(100 * pair.kept)} % of all weights keep their order."
             )
         return told
 
@@ -197,7 +189,14 @@ def combine(
     near = near / near.sum(axis=1, keepdims=True) @ table.T
     # Whether each two neighbours keep their order, (draws, candidates - 1).
     kept, kept_near = (scores[:, :-1] - scores[:, 1:] >= -_TIE for scores in (drawn, near))
-    flips = [_flip(gap, declared) for gap in table[:-1] - table[1:]]
+    # The gap of two neighbours is w own + (1 - w) others, where `others` is the mean gap of the other parts in their
+    # proportions. It closes at `turns`, one for each part, of which the nearest to the declared weight is told.
+    gaps = table[:-1] - table[1:]
+    others = np.array([ratio(gap @ own - own * gap, 1 - own) for gap in gaps]).reshape(gaps.shape)
+    turns = np.where(others == gaps, -1.0, ratio(others, others - gaps))
+    distance = np.where((turns >= 0) & (turns <= 1) & (own < 1), np.abs(turns - own), np.inf)
+    nearest = [(row, int(part)) for row, part in enumerate(distance.argmin(axis=1))]
+    flips = [([*declared][at[1]], float(turns[at])) if distance[at] < np.inf else None for at in nearest]
     pairs = zip(names, names[1:], kept.mean(axis=0).tolist(), kept_near.mean(axis=0).tolist(), flips, strict=False)
     best = drawn >= drawn.max(axis=1, keepdims=True) - _TIE
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -217,20 +216,6 @@ def combine(
 def weighted(weights: Mapping[str, float]) -> str:
     """`0.5 chrF++ + 0.5 semantic-empathy`."""
     return " + ".join(f"{weight:.3g} {name}" for name, weight in weights.items())
-
-
-def _flip(gap: FloatArray, weights: Mapping[str, float]) -> Flip | None:
-    """The nearest change of one weight that closes the gap (by part) of two candidates; None where none does."""
-    found = []
-    for place, (name, weight) in enumerate(weights.items()):
-        if weight == 1:
-            continue
-        # The gap is w own + (1 - w) others, where `others` is the mean gap of the other parts in their proportions.
-        own = gap[place]
-        others = (float(gap @ np.array(list(weights.values()))) - weight * own) / (1 - weight)
-        if others != own and 0 <= (turn := others / (others - own)) <= 1:
-            found.append(Flip(name, float(turn), weight))
-    return min(found, key=lambda flip: abs(flip.weight - flip.declared), default=None)
 
 
 def _declared(weights: Mapping[str, float]) -> dict[str, float]:

@@ -6,18 +6,17 @@ The profile is called `original` in signatures.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.core import Texts
+from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.exceptions import InputError, require
 
-PATTERNS = (
-    "বুঝতে পারছি", "বুঝি", "দুঃখিত", "কষ্ট", "মন খারাপ", "পাশে আছি", "সাহায্য",
-    "চেষ্টা", "সাহস", "আশা", "স্বাভাবিক", "ঠিক আছে", "চিন্তা করবেন না", "একা নন",
-)  # fmt: skip
+PATTERNS: tuple[str, ...] = load_lexicon("original").patterns
 """Its keyword list. The semantic scorer used the first 12."""
 THRESHOLD = 0.7
 """Its cosine threshold. For multilingual-e5 it means nothing: any two Bengali sentences lie in 0.76-0.92."""
@@ -28,12 +27,13 @@ Encode = Callable[[Sequence[str]], npt.ArrayLike]
 
 @dataclass(frozen=True)
 class OriginalScores:
-    """The original's figures on its own mixed scales, and `corrected`: the same quantities computed rightly, on 0-100.
+    """The original's figures for n replies, on its own mixed scales; `corrected`: the same computed rightly, on 0-100.
 
     `bleu`, `keyword`, `semantic`: 0-100; `rouge1`, `rouge2`, `rougeL`: 0-1; `combined`: neither. `semantic` is None
     without an encoder, and `combined` then uses the keyword score.
     """
 
+    n: int
     bleu: float
     rouge1: float
     rouge2: float
@@ -43,6 +43,20 @@ class OriginalScores:
     combined: float
     corrected: Mapping[str, float]
     signature: str = "original|norm:none|bleu:13a|rouge:ascii|keyword:14|semantic:12"
+
+    def summary(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        names = {"bleu": "BLEU", "keyword": "keyword-empathy", "semantic": "semantic-empathy"}
+        lines = [f"{'':<18}{'original':>12}{'should be':>12}"]
+        for key in ("bleu", "rouge1", "rouge2", "rougeL", "keyword", "semantic", "combined"):
+            name = names.get(key, key)
+            cells = ((getattr(self, key), 4), (self.corrected.get(name), 2))
+            shown = ["–" if value is None else f"{value:.{digits}f}" for value, digits in cells]
+            lines.append(f"{name:<18}" + "".join(f"{cell:>12}" for cell in shown))
+        return "\n".join([*lines, f"{self.signature}|n:{self.n}"])
 
 
 def original_scores(
@@ -89,7 +103,7 @@ def original_scores(
         right["keyword-empathy"] = KeywordEmpathy().result(texts).value
     right["combined"] = 0.25 * right["BLEU"] + 0.15 * right["rougeL"] + 0.60 * empathy
     one, two, longest = rouge.values()
-    return OriginalScores(bleu, one, two, longest, keyword, semantic, mixed, right)
+    return OriginalScores(len(replies), bleu, one, two, longest, keyword, semantic, mixed, right)
 
 
 def semantic_scores(replies: Sequence[str], encode: Encode) -> npt.NDArray[np.float64]:

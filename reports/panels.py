@@ -16,11 +16,11 @@ from bnbench.metrics.audit.findings import short_name
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
-from bnbench.records import RunRecord, TrainingSummary
+from bnbench.records import Generation, RunRecord, TrainingSummary
 from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Standing
 from bnbench.reports.trust import FLAG, Trust, sentence
 from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
-from bnbench.reports.verdict import Outcome, outcome, verdict, verdict_on, warnings
+from bnbench.reports.verdict import Outcome, outcome, verdict, warnings
 
 LISTED = 500  # items on the page; all of them are in the run folder
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
@@ -80,7 +80,7 @@ class Table:
     no room, columns from `breaks_at` on stand in a table below. The page folds a table unless `is_open` is None.
     """
 
-    columns: tuple[Column, ...]
+    columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
     aside: str = ""
@@ -95,7 +95,7 @@ class Table:
 class Sentences:
     """Paragraphs, a list, small print (lead), warnings (note), a heading, or something to copy (copy, code)."""
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading"] = "plain"
     pens: Pen = Pen.ALL
 
@@ -104,7 +104,7 @@ class Sentences:
 class Facts:
     """Labels and what is to be said of each."""
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: Sequence[tuple[str, str]]
     pens: Pen = Pen.ALL
 
 
@@ -128,37 +128,32 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One candidate's reply to one item; `score` is the primary value of this reply alone."""
-
-    candidate: str
-    text: str
-    score: str
-    tokens: int | None
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Item:
-    """One message with all that was answered to it. `gain` is focus minus base, turned so that more is better."""
+    """One message with all that was answered to it. `gain` is focus minus base, turned so that more is better.
+
+    `replies` are each candidate's name, reply, primary value of this reply alone, and flags; `flags` are all of them.
+    """
 
     number: int
     message: Mapping[str, str]
-    replies: tuple[Reply, ...]
-    folded: tuple[Reply, ...]
-    flags: tuple[str, ...]
+    replies: Sequence[tuple[str, Generation, str, Sequence[str]]]
+    flags: Sequence[str]
     gain: float | None
     shown_gain: str
 
 
 @dataclass(frozen=True)
 class Replies:
-    """`chosen` pairs a heading with an item; `items` are the first of `total`; `unit` is what their scores are in."""
+    """`chosen` pairs a heading with an item; `items` are the first of `total`; `unit` is what their scores are in.
 
-    chosen: tuple[tuple[str, Item], ...]
-    items: tuple[Item, ...]
+    So many replies stand `beside` each other; the others are folded away.
+    """
+
+    chosen: Sequence[tuple[str, Item]]
+    items: Sequence[Item]
     total: int
     unit: str
+    beside: int
     pens: Pen = Pen.HTML
 
 
@@ -171,7 +166,7 @@ class Panel:
 
     anchor: str
     title: str
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     link: str = ""
     level: int = 2
 
@@ -187,7 +182,7 @@ def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
     """What the primary metric says, which the page has in its head, and warnings."""
     said = verdict(ranking)
     yield Panel("verdict", said.headline, (Sentences(said.details, pens=Pen.PLAIN),), level=1)
-    if notes := tuple(warnings(ranking)):
+    if notes := warnings(ranking):
         yield Panel("notes", "⚠ Read this first", (Sentences(notes, "note"),))
 
 
@@ -219,7 +214,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     )
     about = f"The primary metric, declared before the run: {ranking.descriptions[primary.metric]}."
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
-    table = Table(tuple(columns), rows, caption, "Ranking")
+    table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
     blocks = (first, _intervals(ranking, primary), table, last)
     yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
@@ -227,11 +222,11 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
 
 def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     scores = [s.scores[0] for s in ranking.standings]
-    plot = interval_plot([(x.low, x.value, x.high) for x in scores])
-    at_base = [b for s, b in zip(ranking.standings, plot.bars, strict=True) if s.candidate == ranking.base and b]
+    drawn, marks, decimals = interval_plot([(x.low, x.value, x.high) for x in scores])
+    at_base = [b for s, b in zip(ranking.standings, drawn, strict=True) if s.candidate == ranking.base and b]
     guide = at_base[0][1] if at_base and len(scores) > 1 else None
     bars = []
-    for s, score, span in zip(ranking.standings, scores, plot.bars, strict=True):
+    for s, score, span in zip(ranking.standings, scores, drawn, strict=True):
         c, is_base = s.versus(primary.metric, primary.name), s.compared_with is None and len(scores) > 1
         rank = f"rank {places(s.best_rank, s.worst_rank)}"
         role = (" · base" if s.kind == "base" else " · compared with") if is_base else ""
@@ -248,7 +243,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
             f"; the dashed line is the score of {name(ranking.base)}. Intervals of two candidates may overlap where "
             "their difference is clear, because differences are taken item by item: read the Δ below"
         )
-    ticks = tuple((at, number(value, plot.decimals)) for at, value in plot.ticks)
+    ticks = tuple((at, number(value, decimals)) for at, value in marks)
     return Intervals(tuple(bars), ticks, f"{caption}.")
 
 
@@ -282,7 +277,7 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
     told += " p is unadjusted." if ranking.pairs and ranking.primary != of else ""
     notes, own = (told, *made.stability(lambda who: name(who, 34))), len(columns)
     columns += [Column(part.label) for part in parts]
-    table = Table(tuple(columns), rows, "Combined score (higher is better)", notes=notes, breaks_at=own)
+    table = Table(columns, rows, "Combined score (higher is better)", notes=notes, breaks_at=own)
     lead = Sentences(("It hides what its parts show: read them beside it.",), "lead", Pen.HTML)
     yield Panel("combined", "Combined score", (lead, table), "Combined score")
 
@@ -319,9 +314,9 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
         blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
     flags, zeros = legend(ranking, values)
-    blocks += [Sentences(tuple(flags), "list"), Sentences(tuple(zeros))]
+    blocks += [Sentences(flags, "list"), Sentences(zeros)]
     title = "All metrics, item by item against the base" if compared else "All metrics"
-    yield Panel("metrics", title, tuple(blocks), "All metrics")
+    yield Panel("metrics", title, blocks, "All metrics")
 
 
 def metrics_table(
@@ -329,50 +324,43 @@ def metrics_table(
 ) -> Table:
     """One candidate on every value, beside what it is compared with."""
     base = next((s for s in ranking.standings if s.candidate == standing.compared_with), None)
-    compared = [s for s in ranking.standings if s.versus_base]
+    values = [v for v in values if any(s and s.score(v.metric, v.name) for s in (standing, base))]
     rows: list[list[Cell]] = []
-    strong = []
     for v in values:
-        score, other = standing.score(v.metric, v.name), base.score(v.metric, v.name) if base else None
-        if score is None and other is None:
-            continue
-        strong += [len(rows)] if v.has_own_panel else []
-        row: list[Cell] = [v.flagged, v.arrow, v.number(score.value if score else None)]
-        rows.append([*row, v.interval(score) if score else ""])
+        score, c = standing.score(v.metric, v.name), standing.versus(v.metric, v.name)
+        rows.append([v.flagged, v.arrow, v.number(score.value if score else None), v.interval(score) if score else ""])
         if base is None:
             continue
         # All candidates' differences of one value share a scale.
-        differences = [s.versus(v.metric, v.name) for s in compared]
-        spans = [(c.low, c.difference, c.high) if c else None for c in differences]
-        bars = forest_bars(spans, higher_is_better=v.higher_is_better)
-        c, span = next((c, b) for s, c, b in zip(compared, differences, bars, strict=True) if s is standing)
+        versus = [other for s in ranking.standings if (other := s.versus(v.metric, v.name))]
+        bars = forest_bars([(o.low, o.difference, o.high) for o in versus], higher_is_better=v.higher_is_better)
+        span = next((bar for other, bar in zip(versus, bars, strict=True) if other is c), None)
         difference, interval, p, mark = _difference(c, v)
         told = f"{v.label}: difference {difference}, 95 % {interval}"
         bar = Bar(span, 50.0, outcome(c), told) if c and span else None
-        rows[-1] += [v.number(other.value if other else None), difference, interval, bar, p, mark]
+        rows[-1] += [v.number(base.value(v.metric, v.name)), difference, interval, bar, p, mark]
+    strong = tuple(i for i, v in enumerate(values) if v.has_own_panel)
     own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)
     columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), own]
     if base is None:
-        return Table(tuple(columns), rows, aside="All metrics", strong=tuple(strong), pens=pens)
+        return Table(columns, rows, aside="All metrics", strong=strong, pens=pens)
     columns += [Column(Name(base.candidate)), Column("Δ"), Column("95 %", "interval"), Column("", "bar", Pen.HTML)]
     columns += [Column("p"), Column("", "outcome")]
     both = f"{name(standing.candidate, 34)} against {name(base.candidate, 34)}"
     caption = f"Secondary metrics, {both} (p unadjusted; ↑ higher, ↓ lower is better)"
-    return Table(tuple(columns), rows, caption, both, strong=tuple(strong), is_open=is_open, pens=pens)
+    return Table(columns, rows, caption, both, strong=strong, is_open=is_open, pens=pens)
 
 
 def trust_panel(ranking: Ranking) -> Iterator[Panel]:
     """What audits say of the metrics that scored here."""
     if not ranking.trust:
         return
-    told = [f"{t.metric}: {sentence(t)}" for t in ranking.trust]
-    doubted = [
-        f"{FLAG} {text}" if t.beaten or not t.scorers else text for t, text in zip(ranking.trust, told, strict=True)
-    ]
-    unknown = {t.metric: text for t, text in zip(ranking.trust, told, strict=True) if not t.scorers}
-    blocks: list[Block] = [Sentences(tuple(doubted), "list", Pen.WRITTEN)]
-    blocks.append(Sentences(tuple(unknown.values()), "list", Pen.TEXT))
-    blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric in unknown]
+    told = [(t, f"{t.metric}: {sentence(t)}") for t in ranking.trust]
+    unknown = [(t.metric, text) for t, text in told if not t.scorers]
+    doubted = [f"{FLAG} {text}" if t.beaten or not t.scorers else text for t, text in told]
+    blocks: list[Block] = [Sentences(doubted, "list", Pen.WRITTEN)]
+    blocks.append(Sentences([text for _, text in unknown], "list", Pen.TEXT))
+    blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric, _ in unknown]
     by_labels: dict[str, list[Trust]] = {}
     for t in (t for t in ranking.trust if t.scorers):
         by_labels.setdefault(f"{t.data} {t.data_sha256}", []).append(t)
@@ -398,7 +386,7 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
         columns = (Column("scorer", "name"), *map(Column, measures))
         blocks.append(Sentences((lead,), "lead", Pen.HTML))
         blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=strong, pens=Pen.HTML))
-    yield Panel("trust", "Can these metrics be trusted?", tuple(blocks), "Trust")
+    yield Panel("trust", "Can these metrics be trusted?", blocks, "Trust")
 
 
 def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -436,24 +424,21 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
     order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])
     decimals = 1 if primary.decimals < 3 else primary.decimals
-    flags = {who: _reply_flags(entries[who], ranking.metrics.get("degeneration")) for who in names}
-    beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
+    flags = [_reply_flags(entries[who], ranking.metrics.get("degeneration")) for who in names]
     items = []
-    for i, message in enumerate(messages):
-        replies = []
-        for who in names:
-            made, score = entries[who].replies[i], number(float(scores[who][i]), decimals)
-            replies.append(Reply(who, made.reply, score, made.tokens, next(flags[who])))
+    for i, (message, *own) in enumerate(zip(messages, *flags, strict=True)):
+        shown = [number(float(scores[who][i]), decimals) for who in names]
+        replies = list(zip(names, (entries[who].replies[i] for who in names), shown, own, strict=True))
         gain = float(order[i]) if focus else None
-        shown = number(gain, decimals, sign=True) if focus else ""
-        seen = tuple(sorted({flag for reply in replies for flag in reply.flags}))
-        items.append(Item(i + 1, message, tuple(replies[:beside]), tuple(replies[beside:]), seen, gain, shown))
-    chosen = tuple((heading, items[i]) for heading, i in choose(order.tolist(), are_gains=focus is not None))
+        told = number(gain, decimals, sign=True) if focus else ""
+        items.append(Item(i + 1, message, replies, sorted({flag for each in own for flag in each}), gain, told))
+    chosen = [(heading, items[i]) for heading, i in choose(order.tolist(), are_gains=focus is not None)]
     which, of = "with the highest and lowest", f"{primary.label} of the single reply"
     if focus:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
     lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
-    shown_items = Replies(chosen, tuple(items[:LISTED]), len(items), primary.label)
+    beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
+    shown_items = Replies(chosen, items[:LISTED], len(items), primary.label, beside)
     yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
 
@@ -485,10 +470,10 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
         curve = Drawing(
             loss_svg(training.loss, who), "Loss of each optimiser step (thin) and its running mean (thick)."
         )
-        facts = Facts(tuple(training_facts(training)), Pen.HTML)
+        facts = Facts(training_facts(training), Pen.HTML)
         blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
     if blocks:
-        yield Panel("training", "Training", tuple(blocks), "Training")
+        yield Panel("training", "Training", blocks, "Training")
 
 
 def runs_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -509,7 +494,7 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
         models = Table(columns, rows, aside="Models", pens=Pen.HTML)
-        blocks += [models, Facts(tuple(run_facts(record)), Pen.HTML)]
+        blocks += [models, Facts(run_facts(record), Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
             shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
@@ -518,7 +503,7 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             blocks += [Sentences(("Cleaning of the corpus",), "heading", Pen.HTML), table]
         if record.command:
             blocks += [Sentences(("Command",), "heading", Pen.HTML), Sentences((record.command,), "code", Pen.HTML)]
-    yield Panel("run", "What was run", tuple(blocks), "What was run")
+    yield Panel("run", "What was run", blocks, "What was run")
 
 
 def run_facts(record: RunRecord) -> list[tuple[str, str]]:
@@ -594,7 +579,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
             f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
             f"in 80 % of cases at α = {ALPHA:g}."
         )
-    yield Panel("limits", "Limits", (Sentences(tuple(limits), "list", Pen.WRITTEN),), "Limits")
+    yield Panel("limits", "Limits", (Sentences(limits, "list", Pen.WRITTEN),), "Limits")
 
 
 PANELS = (  # a line each
@@ -609,16 +594,6 @@ PANELS = (  # a line each
     runs_panel,
     methods_panel,
 )
-
-
-def evaluation_panel(ranking: Ranking, candidate: str) -> Panel:
-    """What a model card says of one candidate: the verdict on it, and every value beside its base."""
-    standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
-    said, table = verdict_on(ranking, standing), metrics_table(ranking, standing, values)
-    flags, zeros = legend(ranking, values)
-    # Here no other table has the primary value: every row stands.
-    blocks = (Sentences(said.details), Table(table.columns, table.rows), Sentences((*flags, *zeros)))
-    return Panel("evaluation", said.headline, (*blocks, Sentences(tuple(warnings(ranking)), "note")))
 
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:

@@ -22,11 +22,11 @@ from rich.cells import cell_len
 
 from bnbench import __version__
 from bnbench.records import Run, write_text
-from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Sentences, Table, evaluation_panel, panels
+from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Sentences, Table, metrics_table, panels
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
-from bnbench.reports.values import name, storable
-from bnbench.reports.verdict import headline_facts, outcome, verdict
+from bnbench.reports.values import legend, name, shown_values, storable
+from bnbench.reports.verdict import headline_facts, outcome, verdict, verdict_on, warnings
 
 WIDTH = 110
 COLUMNS = (
@@ -171,8 +171,13 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
 
     Raises KeyError where the candidate is not among the ranked ones.
     """
-    panel = evaluation_panel(ranking, candidate)
-    return panel.title, "\n\n".join(text for block in panel.blocks for text in _markdown(block))
+    standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
+    said, table = verdict_on(ranking, standing), metrics_table(ranking, standing, values)
+    flags, zeros = legend(ranking, values)
+    # No other table here has the primary value: every row stands.
+    blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
+    blocks.append(Sentences(warnings(ranking), "note"))
+    return said.headline, "\n\n".join(text for block in blocks for text in _markdown(block))
 
 
 def _markdown(block: Block) -> Iterator[str]:

@@ -9,6 +9,7 @@ markers of docs/empathy.md.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -18,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bnbench.metrics.audit import AuditReport, Check, audits, write_audits  # noqa: E402
-from bnbench.metrics.audit.findings import all_standings, short_name  # noqa: E402
+from bnbench.metrics.audit import AuditReport, Check, audits  # noqa: E402
+from bnbench.metrics.audit.findings import RECORD, all_standings, short_name  # noqa: E402
 
 METRICS = ("keyword-empathy", "semantic-empathy")
 PAGE = ROOT / "docs" / "empathy.md"
@@ -74,7 +75,8 @@ def page_with(page: str, reports: Sequence[AuditReport]) -> str:
 
 def main() -> None:
     reports = audits(METRICS)
-    write_audits(reports)
+    lines = ",\n".join(json.dumps(report.as_dict(), ensure_ascii=False, allow_nan=False) for report in reports)
+    RECORD.write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), reports), encoding="utf-8")
     for report in reports:
         print(report.signature, report.verdict, sep="\n  ")

@@ -193,7 +193,7 @@ def with_weights(files: ModelFiles, revision: str = "", patterns: Sequence[str] 
         # Pickles are never fetched, so only the hub knows of them. Only better words depend on it.
         with contextlib.suppress(OSError, ValueError, _hub().errors.HfHubHTTPError):
             names |= set(_hub().list_repo_files(files.location, revision=revision or None))
-    why = f"there are no weights in {files.folder}: no {single}"
+    why = f"there are no weights in {files.folder}: no {single}; save them there with save_pretrained"
     if pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
         why = (
             f"its weights are pickled ({pickles[0]}), and a pickle can run any code; only safetensors are loaded. "

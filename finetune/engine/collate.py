@@ -58,19 +58,16 @@ def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pa
     if pad in stops:
         raise TrainingError(f"the pad token {pad} is an end token: a model trained so never learns to stop")
     longest = max(len(row.ids) for row in rows)
-
-    def last(row: Row) -> int:
-        return next(label for label in reversed(row.labels) if label != IGNORED)
-
+    lasts = [(row, [label for label in row.labels[1:] if label != IGNORED][-1:]) for row in rows]
     for bad, why in (
         (
             [row for row in rows if len(row.ids) > max_tokens],
             f"longer than max_tokens = {max_tokens} (the longest has {longest}) and would be cut: "
             "drop them with the corpus option max_tokens, or raise max_tokens in the recipe",
         ),
-        ([row for row in rows if not row.supervised], "without a supervised token: is the reply empty?"),
+        ([row for row, last in lasts if not last], "without a supervised token: is the reply empty?"),
         (
-            [row for row in rows if row.supervised and last(row) not in stops],
+            [row for row, last in lasts if last and last[0] not in stops],
             f"whose last supervised token is no end token (end tokens: {', '.join(map(str, stops))}): "
             "the chat template does not close the reply; see `bnbench inspect-prompt`",
         ),
@@ -81,10 +78,7 @@ def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pa
 
 def rows_sha256(rows: Sequence[Row]) -> str:
     """A hash of exactly what is trained on: ids of the rows, tokens and labels, in order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.id, row.ids, row.labels]).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(json.dumps([row.id, row.ids, row.labels]).encode() for row in rows)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,51 +101,41 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Padded:
-    """All rows in one pass, padded on the right: attention is causal, so no sample sees the pads, without a mask."""
+class Collate:
+    """Rows as passes: packed, whole samples up to `tokens` in all, a longer one in a pass of its own; `tokens` None is
+    all in one pass, padded on the right: attention is causal, so no sample sees the pads, without a mask.
+    """
 
-    pad_id: int
-
-    def __call__(self, rows: Sequence[Row]) -> list[Pass]:
-        """One pass (rows, longest)."""
-        import torch
-
-        given = [torch.tensor(row.ids) for row in rows]
-        ids = torch.nn.utils.rnn.pad_sequence(given, batch_first=True, padding_value=self.pad_id)
-        longest = ids.shape[1]
-        positions = torch.arange(longest).expand(len(rows), -1)
-        return [Pass(ids, positions, *_supervised(rows, [i * longest for i in range(len(rows))]))]
-
-    def largest(self, rows: Sequence[Row], count: int) -> Pass:
-        """The pass that needs most memory: the `count` longest rows."""
-        return self(_longest(rows)[:count])[0]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows without padding, each of whole samples up to `tokens` in all; a longer sample gets a pass of its own."""
-
-    tokens: int
+    tokens: int | None
+    pad_id: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> list[Pass]:
-        """Passes (1, tokens), by the first-fit rule on the longest samples first, so that the largest is the first."""
+        """Passes (1, tokens), the largest first, first-fit on the longest samples first; or one (rows, longest)."""
+        if self.tokens is None:
+            return [make_pass(rows, self.pad_id)]
         bins: list[list[Row]] = []
         for row in _longest(rows):
-            fits = (b for b in bins if sum(len(r.ids) for r in b) + len(row.ids) <= self.tokens)
+            fits = (b for b in bins if count_tokens([*b, row]) <= self.tokens)
             if (chosen := next(fits, None)) is None:
                 bins.append(chosen := [])
             chosen.append(row)
-        return [pack(b) for b in sorted(bins, key=lambda b: -sum(len(r.ids) for r in b))]
+        return [make_pass(b) for b in sorted(bins, key=count_tokens, reverse=True)]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:
-        """A pass as large as any of `count` rows can be: the longest ones, cut where the budget ends."""
-        longest = _longest(rows)[:count]
-        filled, room = [longest[0]], self.tokens - len(longest[0].ids)
-        for row in longest[1:]:
-            if room > 1:
-                filled.append(Row(row.id, row.ids[:room], row.ids[:room]))
-                room -= len(filled[-1].ids)
-        return pack(filled)
+        """A pass as large as any of `count` rows can be."""
+        return make_pass(largest_rows(rows, count, self.tokens), None if self.tokens else self.pad_id)
+
+
+def largest_rows(rows: Sequence[Row], count: int, tokens: int | None) -> list[Row]:
+    """The `count` longest rows as the pass that needs most memory has them: packed ones are cut where `tokens` end."""
+    first, *others = _longest(rows)[:count]
+    if tokens is None:
+        return [first, *others]
+    filled = [first]
+    for row in others:
+        if (room := tokens - count_tokens(filled)) > 1:
+            filled.append(Row(row.id, row.ids[:room], row.ids[:room]))
+    return filled
 
 
 def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -> list[list[Row]]:
@@ -165,28 +149,29 @@ def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -
     return [[] for _ in range(len(batches) - len(parts))] + parts
 
 
-def pack(rows: Sequence[Row]) -> Pass:
-    """The rows one after another in one, each with positions from 0, as if it stood alone."""
+def make_pass(rows: Sequence[Row], pad_id: int | None = None) -> Pass:
+    """The rows one after another in one, each with positions from 0, as if it stood alone; with a `pad_id` one below
+    another, padded to the longest.
+    """
     import torch
 
-    lengths = tuple(len(row.ids) for row in rows)
-    starts = [sum(lengths[:i]) for i in range(len(rows))]
-    ids = torch.tensor([[i for row in rows for i in row.ids]])
-    positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    return Pass(ids, positions, *_supervised(rows, starts), lengths=lengths)
+    ids, lengths = [torch.tensor(row.ids) for row in rows], tuple(len(row.ids) for row in rows)
+    if pad_id is None:
+        starts = [sum(lengths[:i]) for i in range(len(rows))]
+        together, positions = torch.cat(ids)[None], torch.cat([torch.arange(n) for n in lengths])[None]
+    else:
+        together = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_id)
+        width, lengths = together.shape[1], ()
+        starts, positions = [i * width for i in range(len(rows))], torch.arange(width).expand(len(rows), -1)
+    # What stands at i predicts the label at i + 1.
+    labels = [pair for row, start in zip(rows, starts, strict=True) for pair in enumerate(row.labels[1:], start)]
+    index, targets = torch.tensor([(i, label) for i, label in labels if label != IGNORED]).T.contiguous()
+    return Pass(together, positions, index, targets, lengths)
 
 
-def _supervised(rows: Sequence[Row], starts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat positions whose next token is supervised, and that token: what stands at i predicts the label at i + 1."""
-    import torch
-
-    index, targets = [], []
-    for row, start in zip(rows, starts, strict=True):
-        for i, label in enumerate(row.labels[1:]):
-            if label != IGNORED:
-                index.append(start + i)
-                targets.append(label)
-    return torch.tensor(index), torch.tensor(targets)
+def count_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of the rows, without padding."""
+    return sum(len(row.ids) for row in rows)
 
 
 def _longest(rows: Sequence[Row]) -> list[Row]:

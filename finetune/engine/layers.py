@@ -1,11 +1,8 @@
-"""What training puts in the place of a model's layers: attention within samples, LoRA as one node, and which layers
-compute their activations twice.
-"""
+"""What training puts in the place of a model's layers: attention within samples, LoRA as one node, recomputation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -71,17 +68,15 @@ def make_lean(model: Any) -> None:
     def weight_of(linear: Any) -> Weight:
         # A 4-bit weight is unpacked afresh at each call, in the forward pass and again in the backward: whole, it
         # would take four times the memory. Other weights are simply there.
-        if hasattr(linear.weight, "quant_state"):
-            return lambda: unpack(linear.weight)
-        return lambda: linear.weight.detach()
+        return lambda: unpack(linear.weight) if hasattr(linear.weight, "quant_state") else linear.weight.detach()
 
     inside: set[Any] = set()
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear):
-            inside |= {module, module.get_base_layer()}
-            module.forward = partial(_adapted, module, weight_of(module.get_base_layer()))
-    for module in model.modules():
-        if hasattr(getattr(module, "weight", None), "quant_state") and module not in inside:
+    for module in model.modules():  # a LoRA layer comes before the one in it
+        linear = module.get_base_layer() if isinstance(module, LoraLayer) else None
+        if isinstance(linear, torch.nn.Linear):
+            inside.add(linear)
+            module.forward = partial(_adapted, module, weight_of(linear))
+        elif hasattr(getattr(module, "weight", None), "quant_state") and module not in inside:
             module.forward = partial(_frozen, module, weight_of(module))
 
 
@@ -146,28 +141,6 @@ class _Linear(torch.autograd.Function):
         return dx, da, db, None, None, None, None
 
 
-@dataclass(frozen=True)
-class Room:
-    """Bytes on the GPU, measured with every layer recomputed, of which `budget` are not to be exceeded.
-
-    `fixed` are there at any time, `per_token` in the backward pass, `forward` per token at the forward pass's end, with
-    the loss's `chunk` on top. A layer that is not recomputed adds `kept` per token.
-    """
-
-    fixed: float
-    per_token: float
-    forward: float
-    chunk: float
-    kept: float
-    budget: float
-
-    def layers(self, tokens: int, most: int) -> int:
-        """How many layers of a pass of so many `tokens` need not be computed twice, at `most` all."""
-        # The peak is in the backward pass, or before it, where all logits of a chunk lie on what the layers keep.
-        spare = self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
-        return max(0, min(most, int(spare / (self.kept * tokens)))) if self.kept > 0 else 0
-
-
 class Recomputation:
     """Switches checkpointing layer by layer: as few layers as the memory allows recompute, pass by pass.
 
@@ -179,11 +152,16 @@ class Recomputation:
     def __init__(self, model: Any, budget: float) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         self.budget = budget
-        self.room: Room | None = None
+        self.kept = 0.0
 
     def set_for(self, tokens: int) -> None:
         """For a pass of so many tokens, padding included."""
-        self.keep(self.room.layers(tokens, len(self.layers)) if self.room else 0)
+        count = 0
+        if self.kept > 0:
+            # The peak is in the backward pass, or before it, where all logits of a chunk lie on what the layers keep.
+            spare = self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
+            count = max(0, int(spare / (self.kept * tokens)))
+        self.keep(count)
 
     def keep(self, count: int) -> None:
         """Lets the last `count` layers keep their activations: the backward pass frees them first."""
@@ -211,8 +189,8 @@ class Recomputation:
         cuda.reset_peak_memory_stats()
         step()
         peak = cuda.max_memory_allocated()
-        self.room = Room(
-            fixed=fixed, per_token=(peak - fixed) / tokens, forward=(none - fixed) / tokens, chunk=at_most - none,
-            kept=(one - none) / tokens,  # what a single layer makes of difference, all layers being alike
-            budget=self.budget / (1 + ALLOCATOR) or peak,
-        )  # fmt: skip
+        # Bytes that are there at any time, by token in the backward pass and at the forward pass's end, of a loss chunk
+        # on top, and by token of one layer that is not recomputed, all being alike.
+        self.fixed, self.per_token, self.forward = fixed, (peak - fixed) / tokens, (none - fixed) / tokens
+        self.chunk, self.kept = at_most - none, (one - none) / tokens
+        self.budget = self.budget / (1 + ALLOCATOR) or peak

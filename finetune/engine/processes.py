@@ -8,6 +8,7 @@ with DDP no process needs as many passes as the others. The first process plans,
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import signal
 import sys
@@ -34,11 +35,6 @@ def index() -> int:
     return int(os.environ["RANK"]) if count() > 1 else 0
 
 
-def gpu() -> int:
-    """The number of this process's GPU on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 @contextmanager
 def meet(device: str) -> Iterator[None]:
     """The time that this process spends with the others. Raises RecipeError for fewer GPUs than processes."""
@@ -56,7 +52,7 @@ def meet(device: str) -> Iterator[None]:
         there, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", count()))
         if here > there:
             refuse(RecipeError(f"{here} processes and {there} cards on this machine: start one process a card"))
-        torch.cuda.set_device(gpu())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ours = not torch.distributed.is_initialized()
     if ours:
         # One that failed is noticed by the others at once, one that hangs after half an hour.
@@ -129,22 +125,18 @@ def _in_company() -> Iterator[None]:
         ) from None
 
 
-TIME = 1
-"""Stands for the time limit where processes tell each other why they stop: the signals heard have higher numbers."""
-
-
 class Stop:
     """Asked after every step, by all processes, until `after` seconds from now. `signal` is what came to any."""
 
     def __init__(self, after: float | None = None) -> None:
         self.signal: int | None = None
-        self._deadline = None if after is None else time.monotonic() + after
+        self._end = math.inf if after is None else time.monotonic() + after
 
     def __call__(self) -> bool:
         """True once a signal came or the time is up, in whichever process."""
-        time_is_up = self._deadline is not None and time.monotonic() >= self._deadline
-        why = largest(self.signal or (TIME if time_is_up else 0))
-        if why > TIME:
+        # 1 stands for the time: the signals heard have higher numbers.
+        why = largest(self.signal or int(time.monotonic() >= self._end))
+        if why > 1:
             self.signal = why
         return why > 0
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,11 +17,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import IGNORED, Packed, Padded, Pass, Row, share
+from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, share
 from bnbench.finetune.engine.layers import Recomputation, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
-from bnbench.progress import stage
+from bnbench.progress import Stage
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -75,20 +74,12 @@ def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass,
         return {"loss": summed_loss(supervised, base.get_output_embeddings(), targets)}
 
 
-def summed_loss(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
-    """The sum of -log p(target) in nats over (n, width) hidden states and (n,) targets, float32; the head is frozen.
-
-    A chunk of positions at a time meets the vocabulary: logits of whole rows (2.1 GB for 4,096 tokens of Llama-3.1) are
-    never made.
-    """
-    loss: torch.Tensor = _SummedLoss.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
-    return loss
-
-
 class _SummedLoss(torch.autograd.Function):
-    """L = Σ (log Σ_v exp z_v − z_target) with z = h Wᵀ, so ∂L/∂h = (softmax(z) − onehot(target)) W.
+    """L = Σ (log Σ_v exp z_v − z_target) in nats, with z = h Wᵀ, so ∂L/∂h = (softmax(z) − onehot(target)) W.
 
-    The gradient is taken in the forward pass, while a chunk's logits are there: they are never kept nor computed twice.
+    Over (n, width) hidden states and (n,) targets, in float32; the head is frozen. A chunk of positions at a time meets
+    the vocabulary: logits of whole rows (2.1 GB for 4,096 tokens of Llama-3.1) are never made. The gradient is taken in
+    the forward pass, while a chunk's logits are there: they are never kept nor computed twice.
     """
 
     @staticmethod
@@ -112,6 +103,9 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return ctx.saved_tensors[0] * upstream[0].to(ctx.saved_tensors[0].dtype), None, None
+
+
+summed_loss: Callable[[torch.Tensor, torch.nn.Linear, torch.Tensor], torch.Tensor] = _SummedLoss.apply
 
 
 def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> Any:
@@ -144,14 +138,15 @@ def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
     """Tries the longest rows first, draws progress, refuses a loss that is no number, seals checkpoints, keeps
-    loss.csv, and passes on a wish to stop. `try_largest`, if set, passes the rows that need most memory once.
+    loss.csv, and passes on a wish to stop. Who trains sets `try_largest`, which passes the rows that need most memory
+    once, and `bar`.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.start = time.monotonic() - (job.resume.seconds if job.resume else 0.0)
-        self.try_largest: Callable[[], None] | None = None
-        self.display = ExitStack()
+        self.try_largest: Callable[[], None]
+        self.bar: Stage
 
     @property
     def seconds(self) -> float:
@@ -159,16 +154,12 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         return time.monotonic() - self.start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        """Starts the display, and a trial of the longest rows: a GPU too small says so at once, in a TrainingError.
+        """Tries the longest rows: a GPU too small says so at once, in a TrainingError.
 
         The trial leaves no trace, since gradients are zeroed and the random state is restored.
         """
         if processes.count() > 1:  # transformers has given all the same, and with them the same dropout
             torch.manual_seed(self.job.recipe.seed + processes.index())
-        left = state.max_steps - state.global_step
-        self._stage = self.display.enter_context(stage("train (steps)", left, quiet=processes.index() > 0))
-        if self.try_largest is None:
-            return
         model.train()  # checkpointing and dropout are off in a model just loaded, and so are their costs
         try:
             with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.job.device == "cuda" else []):
@@ -207,7 +198,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
-        self._stage.advance(1)
+        self.bar.advance(1)
         if state.global_step < state.max_steps and self.job.should_stop():
             control.should_save = control.should_training_stop = True
 
@@ -228,12 +219,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     recomputation: Recomputation | None = None
 
-    def __init__(self, job: Job, model: Any, collate: Packed | Padded, monitor: Monitor, **more: Any) -> None:
+    def __init__(self, job: Job, model: Any, monitor: Monitor, **more: Any) -> None:
         arguments = training_arguments(job, **more)
         super().__init__(model=model, args=arguments, train_dataset=job.rows, data_collator=list, callbacks=[monitor])
-        self.collate: Callable[[Sequence[Row]], list[Pass]] = collate
+        self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-        largest = collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
+        largest = self.collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
         monitor.try_largest = partial(self.try_largest, largest)
 
     def create_accelerator_and_postprocess(self) -> None:

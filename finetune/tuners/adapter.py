@@ -17,7 +17,7 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
 from bnbench.models.precision import Device, make_portable
-from bnbench.progress import quiet
+from bnbench.progress import quiet, stage
 from bnbench.records import write_json
 
 
@@ -49,7 +49,8 @@ class AdapterTuner(Tuner):
             base = self.load(job)
             monitor = Monitor(job)
             trainer = self.trainer(job, base, monitor)
-            with monitor.display:
+            left = job.steps - (job.resume.step if job.resume else 0)
+            with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
                 trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
             seconds, steps = monitor.seconds, trainer.state.global_step
             curve, gain = curve_of(trainer.state.log_history), None
@@ -66,7 +67,6 @@ class AdapterTuner(Tuner):
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """The trainer of a job, with the adapter around the base that it trains, and `monitor` among its callbacks."""
-        from bnbench.finetune.engine.collate import Packed, Padded
         from bnbench.finetune.engine.layers import Recomputation
         from bnbench.finetune.engine.step import StepTrainer, prepare
 
@@ -74,9 +74,8 @@ class AdapterTuner(Tuner):
         model = adapt(base, recipe)
         if recipe.checkpointing == "reentrant":
             model.enable_input_require_grads()
-        collate = Packed(recipe.tokens_per_row) if recipe.packing else Padded(job.pad_id)
         trainer = StepTrainer(
-            job, model, collate, monitor, use_liger_kernel=on_gpu and find_spec("liger_kernel") is not None,
+            job, model, monitor, use_liger_kernel=on_gpu and find_spec("liger_kernel") is not None,
             liger_kernel_config={"fused_linear_cross_entropy": False},
         )  # fmt: skip
         # The trainer has put Liger's kernels in, which want the model's own forward; ours comes over it.
@@ -108,7 +107,7 @@ def load_base(job: Job) -> Any:
             bnb_4bit_use_double_quant=job.recipe.double_quantisation,
         )  # fmt: skip
     if job.device == "cuda":
-        options["device_map"] = {"": processes.gpu()}
+        options["device_map"] = {"": torch.cuda.current_device()}
         torch.cuda.reset_peak_memory_stats()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         job.base.folder, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,

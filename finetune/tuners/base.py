@@ -1,9 +1,6 @@
 """What a tuner is, what it is given and hands back, and the checkpoints that it can trust.
 
-A tuner of another package is a subclass of `Tuner` with a `train` method, named by an entry point of the group
-`bnbench.finetuners`; `load_base`, `adapt` and `save_adapter` of `bnbench.finetune` are there for it (an example is
-tests/plugin_package). `bnbench finetune --set tuner=NAME` trains with it.
-
+For a tuner of another package, `load_base`, `adapt` and `save_adapter` are there (CONTRIBUTING.md has an example).
 Importing this module, or a tuner of ours, imports no torch: what a tuner needs is asked where nothing is trained too.
 """
 
@@ -17,9 +14,9 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import Recipe
@@ -70,8 +67,7 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
     return None
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One optimiser step of the loss curve: mean loss in nats a supervised token (of pairs: a pair), learning rate."""
 
     step: int
@@ -107,7 +103,7 @@ class Gain:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that a tuner is given: checked `rows`, and `output`, the folder that the adapter goes to.
 
@@ -117,18 +113,22 @@ class Job:
 
     recipe: Recipe
     base: Base
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = field(repr=False)
+    held_out: tuple[Row, ...] = field(default=(), repr=False)
     pad_id: int
     precision: Precision
     device: str
     steps: int
     warmup_steps: int
     output: Path
-    checkpoints: Path
-    resume: Checkpoint | None
-    trust_remote_code: bool
-    should_stop: Callable[[], bool]
-    held_out: tuple[Row, ...] = ()
+    trust_remote_code: bool = False
+    resume: Checkpoint | None = None
+    should_stop: Callable[[], bool] = bool  # never
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, beside the adapter."""
+        return self.output / "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -89,15 +89,13 @@ class PreferenceTuner(AdapterTuner):
         trainer.remove_callback(PrinterCallback)
 
         # Each reply has the prompt before it, and is padded to the longer one.
-        def length(pair: dict[str, list[int]]) -> int:
-            return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
-
-        largest = sorted(pairs, key=length, reverse=True)[: job.recipe.batch_size]
+        lengths = [max(len(a.ids), len(b.ids)) for a, b in zip(job.rows[::2], job.rows[1::2], strict=True)]
+        longest = sorted(range(len(pairs)), key=lengths.__getitem__, reverse=True)[: job.recipe.batch_size]
 
         def try_largest() -> None:
             # One forward and backward pass that leaves nothing in TRL's running means.
             trainer.current_gradient_accumulation_steps = 1
-            trainer.training_step(trainer.model_wrapped, trainer.data_collator(largest))
+            trainer.training_step(trainer.model_wrapped, trainer.data_collator([pairs[i] for i in longest]))
             trainer._metrics["train"].clear()
             trainer._total_train_tokens = 0
 

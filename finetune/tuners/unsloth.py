@@ -59,7 +59,6 @@ class UnslothTuner(AdapterTuner):
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """Our trainer around Unsloth's adapter. Arithmetic is by autocast, which Unsloth's kernels rely on."""
-        from bnbench.finetune.engine.collate import Padded
         from bnbench.finetune.engine.step import LabelTrainer
 
         recipe = job.recipe
@@ -69,4 +68,4 @@ class UnslothTuner(AdapterTuner):
             use_gradient_checkpointing=recipe.checkpointing != "none" and "unsloth", random_state=recipe.seed,
         )  # fmt: skip
         bf16 = job.precision.dtype_name == "bfloat16"
-        return LabelTrainer(job, model, Padded(job.pad_id), monitor, bf16=bf16, gradient_checkpointing=False)
+        return LabelTrainer(job, model, monitor, bf16=bf16, gradient_checkpointing=False)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bnbench.metrics.audit.findings import AuditReport, Check, audits_text, read_audits, write_audits
+from bnbench.metrics.audit.findings import AuditReport, Check, audits_text, read_audits
 
 if TYPE_CHECKING:
     from bnbench.metrics.audit.checks import OriginalSemantic, audit, audits
 
-__all__ = ["AuditReport", "Check", "OriginalSemantic", "audit", "audits", "audits_text", "read_audits", "write_audits"]
+__all__ = ["AuditReport", "Check", "OriginalSemantic", "audit", "audits", "audits_text", "read_audits"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
-"""How well scores agree with labels: AUC, Kendall's tau-b with tie calibration, and Krippendorff's alpha.
+"""How well scores agree with labels: AUC, and Kendall's tau-b with tie calibration.
 
 Sources: Hanley & McNeil 1982 (AUC as a count over pairs); Kendall 1945 (tau-b); Deutsch, Foster & Freitag 2023, "Ties
 Matter" (tie calibration: a metric that never ties is compared with labels that mostly do, so two scores closer than a
 threshold count as tied, and the threshold is the one that serves the metric best); Field & Welsh 2007 (resampling whole
-clusters); Krippendorff 2011 (alpha).
+clusters).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, ratio
-from bnbench.metrics.exceptions import InputError
 
 MOST_ROWS = 4_000  # of a labelled set: every pair of them is looked at, eight million here
 MOST_GROUPS = 500  # clusters that are resampled; more share groups, at 1/sqrt(1000) = 3 % of an interval's width
@@ -114,24 +113,3 @@ def _sums(groups: Groups, weights: FloatArray, counts: Counts) -> list[FloatArra
         forms = forms + np.stack([member[block].T @ (each @ member) for each in counts(block[:, None], rows[None, :])])
     drawn = np.vstack([np.ones(member.shape[1]), weights])
     return [((drawn @ form) * drawn).sum(axis=1) for form in forms]
-
-
-def krippendorff_alpha(units: Sequence[Sequence[int | None]]) -> float:
-    """Krippendorff's ordinal alpha of `units`, each the levels given to one item (None: not given).
-
-    1 is agreement, 0 what chance would give. Raises `InputError` where fewer than two levels occur in items labelled
-    twice: alpha is not defined there.
-    """
-    given = [[level for level in unit if level is not None] for unit in units]
-    given = [unit for unit in given if len(unit) > 1]
-    levels = sorted({level for unit in given for level in unit})
-    if len(levels) < 2:
-        raise InputError("alpha needs at least two levels among the items that were labelled more than once")
-    counts = np.array([[unit.count(level) for level in levels] for unit in given], dtype=np.float64)
-    each, totals = counts.sum(axis=1), counts.sum(axis=0)
-    pairs = np.einsum("uc,uk->uck", counts, counts) - np.einsum("uc,ck->uck", counts, np.eye(len(levels)))
-    observed = (pairs / (each - 1)[:, None, None]).sum(axis=0)
-    below = np.cumsum(totals) - totals / 2  # the middle rank of each level; distances between them are ordinal
-    distance = (below[:, None] - below[None, :]) ** 2
-    expected = np.outer(totals, totals) / (totals.sum() - 1)
-    return float(1 - (observed * distance).sum() / (expected * distance).sum())

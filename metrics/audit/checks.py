@@ -63,18 +63,11 @@ def audits(
     return [audit(metric, labelled, seed=seed, resamples=resamples) for metric in chosen]
 
 
-def audit(
-    metric: Metric,
-    data: LabelledSet | None = None,
-    *,
-    seed: int = 42,
-    resamples: int = 2000,
-    beside: Sequence[Metric] | None = None,
-) -> AuditReport:
+def audit(metric: Metric, data: LabelledSet | None = None, *, seed: int = 42, resamples: int = 2000) -> AuditReport:
     """Audit a metric on labelled replies, by default the held-out half of the shipped set.
 
-    `beside` are metrics whose agreement with the labels is shown in the same table (default: the original project's
-    keyword score, and its semantic score with the shipped encoder). The same arguments give the same report. Raises
+    The original project's keyword score, and its semantic score with the shipped encoder, are shown in the same table.
+    The same arguments give the same report. Raises
     `InputError` where the metric needs likelihoods, the set has no empathic reply or nothing else, fewer than 5
     messages, more than 4,000 rows, or too few replies to give references.
     """
@@ -96,11 +89,11 @@ def audit(
             found[f"tau {name}"] = kendall(scores.get(name, scores[_MAIN]), levels, groups, weights)
         return found
 
-    if beside is None:
-        originals = (KeywordEmpathy("original"), OriginalSemantic(words_only(load_encoder())))
-        beside = [original for original in originals if _label(original) != _label(metric)]
     ours = agreements(scores)
-    found = {_label(metric): ours, **{_label(each): agreements(_scored(each, data, {})[0]) for each in beside}}
+    found = {_label(metric): ours}
+    for original in (KeywordEmpathy("original"), OriginalSemantic(words_only(load_encoder()))):
+        if _label(original) not in found:
+            found[_label(original)] = agreements(_scored(original, data, {})[0])
     sentinels: dict[str, Agreements] = {}
     for name, values in sentinel_scores(data).items():
         # In its better direction: where short replies are the warm ones, it is brevity that has to be beaten.

@@ -175,9 +175,3 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
         raise UsageError(f"{path}: {error.strerror}; make a file: bnbench audit METRIC --json > audits.json") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path}: not what `bnbench audit METRIC --json` prints") from None
-
-
-def write_audits(audits: Sequence[AuditReport], path: str | Path = RECORD) -> None:
-    """One audit a line."""
-    lines = ",\n".join(json.dumps(audit.as_dict(), ensure_ascii=False, allow_nan=False) for audit in audits)
-    Path(path).write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.exceptions import InputError, UsageError, require
-from bnbench.metrics.normalization import Memo, normalize
+from bnbench.metrics.normalization import UNCHANGED, Memo, normalize
 from bnbench.metrics.tokenization import preparation
 
 Vectors = npt.NDArray[np.float32]
@@ -128,14 +128,11 @@ class StaticEncoder:
         made._length, made.id, made.dim = None, self._id_of_words, int(self._vectors.shape[1])
         return made
 
-    def pieces(self, text: str) -> list[str]:
-        """The vocabulary entries whose vectors make the text's: whole words, or parts, `##` where one goes on."""
-        names = {row: name for name, row in self._vocabulary.items()}
-        return [names[row] for word in self._prepare(text).split() for row in self._rows[word]]
-
     def _rows_of(self, raw: str) -> tuple[int, ...]:
-        parts = chain.from_iterable(word_parts(token, self._vocabulary) for token in self._tokens[raw])
-        return tuple(map(self._vocabulary.__getitem__, parts))
+        known = self._vocabulary
+        if raw in known and UNCHANGED.fullmatch(raw):  # every second word: a token and a part as it stands
+            return (known[raw],)
+        return tuple([known[part] for token in self._tokens[raw] for part in word_parts(token, known)])
 
 
 class TransformerEncoder:

@@ -19,7 +19,7 @@ from bnbench.data.corpus import demo_corpus
 from bnbench.data.files import iter_lines, iter_table
 from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
 from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
-from bnbench.score import OriginalFigures, score, score_files
+from bnbench.score import score, score_files
 
 EXAMPLES = demo_corpus().select("test")
 REFERENCES = [e.reference for e in EXAMPLES]
@@ -381,10 +381,9 @@ def test_the_original_s_figures_beside_the_right_ones(tmp_path):
     replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
     messages = write(tmp_path / "m.txt", MESSAGES)
     made = score(replies, [references], messages=messages, profile="original")
-    assert isinstance(made, OriginalFigures)
-    assert made.figures == original_scores(REPLIES, REFERENCES, messages=MESSAGES)
+    assert made == original_scores(REPLIES, REFERENCES, messages=MESSAGES)
     lines = str(made).splitlines()
-    assert lines[1].split() == ["BLEU", f"{made.figures.bleu:.4f}", f"{made.figures.corrected['BLEU']:.2f}"]
+    assert lines[1].split() == ["BLEU", f"{made.bleu:.4f}", f"{made.corrected['BLEU']:.2f}"]
     assert [line.split()[1] for line in lines[2:5]] == ["0.0000"] * 3
     assert lines[-1].startswith("original|norm:none") and lines[-1].endswith(f"n:{len(REPLIES)}")
     json.dumps(made.summary())

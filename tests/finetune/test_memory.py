@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
-from bnbench.finetune.engine.collate import Packed, Padded, Row
-from bnbench.finetune.engine.layers import Room
-from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, largest_pass, lora_parameters
+from bnbench.finetune.engine.collate import Collate, Row
+from bnbench.finetune.engine.layers import Recomputation
+from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, lora_parameters
 from bnbench.finetune.recipes import Recipe
 
 ROWS = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((4096, 600, 300, 900, 48))]
@@ -77,9 +79,9 @@ def test_terms_add_up_and_steps_cost_time() -> None:
 def test_largest_pass_is_the_collator_s() -> None:
     for overrides in ({}, {"tokens_per_row": "512"}, {"tokens_per_row": "9000"}, {"packing": "false"}):
         recipe = load_recipe("t4", overrides)
-        collator = Packed(recipe.tokens_per_row) if recipe.packing else Padded(0)
+        collator = Collate(recipe.tokens_per_row if recipe.packing else None)
         tried = collator.largest(ROWS, recipe.batch_size).ids.numel()
-        assert tried == largest_pass([len(r.ids) for r in ROWS], recipe)
+        assert tried == estimate(LLAMA_8B, recipe, ROWS, 1, 10).largest_pass
         assert tried >= max(p.ids.numel() for p in collator(ROWS[:4]))
 
 
@@ -103,8 +105,16 @@ def test_the_dry_run_tells(request_for: Callable[..., FinetuneRequest]) -> None:
 
 
 def test_layers_that_need_not_be_computed_twice() -> None:
-    room = Room(fixed=4e9, per_token=5e5, forward=3e5, chunk=4e8, kept=1e5, budget=6e9)
-    assert room.layers(4000, 32) == 0 and room.layers(4200, 32) == 0
-    assert room.layers(2000, 32) == 5  # 2e9 - 1e9 for the pass, 2e8 a layer
-    assert room.layers(200, 32) == 32
-    assert replace(room, chunk=1.9e9).layers(200, 32) == 2
+    layers = torch.nn.ModuleList(GradientCheckpointingLayer() for _ in range(32))
+    recomputation = Recomputation(layers, 6e9)
+    measured = {"fixed": 4e9, "per_token": 5e5, "forward": 3e5, "chunk": 4e8, "kept": 1e5}
+
+    def kept(tokens: int, **changes: float) -> int:
+        vars(recomputation).update(measured | changes)
+        recomputation.set_for(tokens)
+        return sum(not layer.gradient_checkpointing for layer in layers)
+
+    assert kept(4000) == 0 and kept(4200) == 0
+    assert kept(2000) == 5  # 2e9 - 1e9 for the pass, 2e8 a layer
+    assert kept(200) == 32
+    assert kept(200, chunk=1.9e9) == 2

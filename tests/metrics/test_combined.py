@@ -18,7 +18,7 @@ from bnbench.metrics import (
     metric_names,
     table_of,
 )
-from bnbench.metrics.combined import Flip, parse_weights
+from bnbench.metrics.combined import parse_weights
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.significance import resampled_sums
 
@@ -41,7 +41,7 @@ def test_how_much_of_the_order_other_weights_keep() -> None:
     assert (pair.above, pair.below, pair.kept) == ("b", "a", found.order_kept)
     # Within half of 0.25 : 0.75 the share of x is at most 0.375 / 0.75.
     assert pair.kept_near == found.order_kept_near == 1
-    assert pair.flip == Flip("x", pytest.approx(0.6), 0.25)
+    assert pair.flip == ("x", pytest.approx(0.6))
     assert found.first["b"] == pytest.approx(found.order_kept) and sum(found.first.values()) == pytest.approx(1)
     assert combine({"a": A, "b": B}, {"x": 1, "y": 3}, draws=20_000) == found
 
@@ -58,8 +58,9 @@ def test_the_flip_is_where_the_scores_are_equal() -> None:
     weights = {"x": 0.2, "y": 0.5, "z": 0.3}
     [pair] = combine(parts, weights).neighbours
     assert pair.flip is not None
-    others = {name: w * (1 - pair.flip.weight) / (1 - pair.flip.declared) for name, w in weights.items()}
-    turned = combine(parts, others | {pair.flip.part: pair.flip.weight}).scores
+    part, weight = pair.flip
+    others = {name: w * (1 - weight) / (1 - weights[part]) for name, w in weights.items()}
+    turned = combine(parts, others | {part: weight}).scores
     assert turned["a"] == pytest.approx(turned["b"])
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokenize
-from bnbench.metrics.audit.agreement import auc, krippendorff_alpha
+from bnbench.metrics.audit.agreement import auc
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.tokenization import is_word
+from tests.metrics.conftest import krippendorff_alpha
 
 CARD = files("bnbench.metrics.labelled").joinpath("README.md").read_text(encoding="utf-8")
 

