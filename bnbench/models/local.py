@@ -33,7 +33,7 @@ class LocalModels(Backend):
         load = require("transformers", extra="models").AutoConfig.from_pretrained
         config = load(self.files.folder, trust_remote_code=trust)
         self.text = config.get_text_config()
-        self.is_stored_quantised = bool(getattr(config, "quantization_config", None))
+        stored = self.stored_quantisation = dict(getattr(config, "quantization_config", None) or {})
         # A base and its adapters are asked alike: with the base's tokenizer and template.
         self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
         self._asked.check_vocabulary(self.files.label, self.text.vocab_size)
@@ -44,8 +44,8 @@ class LocalModels(Backend):
         self.n_parameters = sum(math.prod(shape) for shape in self.files.shapes().values())
         self.n_cards = self.count_cards()
         together = replace(device, memory=device.memory and device.memory * self.n_cards)
-        chosen = choose_precision(together, self.n_parameters, False if self.is_stored_quantised else options.quantise)
-        reason = f"{chosen.reason}; the weights are stored quantised" if self.is_stored_quantised else chosen.reason
+        chosen = choose_precision(together, self.n_parameters, False if stored else options.quantise)
+        reason = f"{chosen.reason}; the weights are stored quantised" if stored else chosen.reason
         self.precision = {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": reason}
 
     def count_cards(self) -> int:

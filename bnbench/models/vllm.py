@@ -58,9 +58,7 @@ class VllmBackend(LocalModels):
         seen = require("vllm.platforms", extra="vllm").current_platform.device_type
         if self.device != seen:
             why = f"vLLM {self.vllm.__version__} runs on {seen or 'no device that it finds here'}, not on {self.device}"
-            raise UsageError(
-                f"--backend vllm: {why}; CUDA_VISIBLE_DEVICES chooses cards, --backend hf takes any device"
-            )
+            raise UsageError(f"--backend vllm: {why}; CUDA_VISIBLE_DEVICES chooses cards, or use --backend hf")
         if self.precision["quantisation"] == "nf4":
             require("bitsandbytes", extra="models")
         self.lora: dict[str, Any] = {}
@@ -75,9 +73,9 @@ class VllmBackend(LocalModels):
         self.engine: Any = None
 
     def count_cards(self) -> int:
-        """All that torch sees, or as many as share the attention's heads evenly; one for weights stored quantised."""
+        """All that torch sees, or as many as share the attention's heads evenly; one for a base stored in NF4."""
         heads = getattr(self.text, "num_attention_heads", None)
-        if self.device != "cuda" or self.is_stored_quantised or not heads:
+        if self.device != "cuda" or self.stored_quantisation.get("quant_method") == "bitsandbytes" or not heads:
             return 1
         import torch
 
@@ -126,7 +124,8 @@ class VllmBackend(LocalModels):
             told |= {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": sorted(self.layers)}
             told |= {"max_loras": 1, "max_cpu_loras": len(self.lora)}  # a batch is one candidate's; the others wait
         if self.memory is None:
-            return told | {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
+            # A prompt that is read in parts takes its noise back, which torch's generator for the CPU cannot do.
+            return told | {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE, "enable_chunked_prefill": False}
         # vLLM keeps no room for the logits of likelihoods: they must fit beside what it takes.
         positions = int(LOGITS * self.memory / (10 * self.text.vocab_size))
         tokens = min(16_384, max(2 * WINDOW, positions))
@@ -149,8 +148,10 @@ class VllmBackend(LocalModels):
         except CandidateError:
             raise
         except Exception as error:  # anything may come out of an engine
-            why = f"vLLM {self.vllm.__version__} cannot serve it ({one_line(error)})"
-            raise CandidateError(f"{label}: {why}; try --backend hf") from error
+            why = f"vLLM {self.vllm.__version__} cannot serve it ({one_line(error.__cause__ or error)})"
+            raise CandidateError(
+                f"{label}: {why}; try --backend hf, or VLLM_LOGGING_LEVEL=ERROR to see more"
+            ) from error
         log.info("%s in vLLM, cards: %d; %s", self.files.location, self.n_cards, self.precision["reason"])
 
     def generate(
@@ -168,7 +169,8 @@ class VllmBackend(LocalModels):
             how["temperature"] = 0
         else:
             how |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
-        seeds = [None if decoding.greedy else seed_of(decoding.seed, item) for item in items]
+        keys = [item_key(decoding.seed, item) for item in items]  # 63 bits of each are a signed number of 64
+        seeds = [None if decoding.greedy else (high << 32 | low) >> 1 for high, low, *_ in keys]
         params = [self.vllm.SamplingParams(**how, seed=seed) for seed in seeds]
         replies = []
         for done in self._run(candidate, [prompt.ids for prompt in prompts], params):
@@ -234,12 +236,6 @@ def check_adapter(files: ModelFiles) -> tuple[int, set[str]]:
     if why:
         raise CandidateError(f"{files.label}: vLLM cannot serve it (it has {why}); use --backend hf")
     return max(ranks.values()), layers
-
-
-def seed_of(seed: int, item: str) -> int:
-    """63 bits of the item's noise: what fits a signed number of 64."""
-    high, low, *_ = item_key(seed, item)
-    return (high << 32 | low) >> 1
 
 
 def one_line(error: BaseException) -> str:

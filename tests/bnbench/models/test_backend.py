@@ -39,7 +39,7 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_registry(plug_ins: None, caplog: pytest.LogCaptureFixture) -> None:
-    assert BACKENDS.names() == ("hf", "recorded", "echo", "number")
+    assert BACKENDS.names() == ("hf", "recorded", "vllm", "echo", "number")
     assert (get_backend("HF"), get_backend("recorded"), get_backend("echo")) == (
         hf.TransformersBackend,
         RecordedReplies,
@@ -48,7 +48,7 @@ def test_registry(plug_ins: None, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UsageError, match=r"no usable backend 'broken': the plug-in a\.b:c does not load: ImportError"):
         get_backend("broken")
     assert "'broken' (a.b:c) is skipped: ImportError: no such thing" in caplog.text
-    with pytest.raises(UsageError, match=r"no backend 'ecko'; did you mean 'echo'\? known: hf, recorded, echo"):
+    with pytest.raises(UsageError, match=r"no backend 'ecko'; did you mean 'echo'\? known: hf, recorded, vllm, echo"):
         get_backend("ecko")
     with pytest.raises(UsageError, match=r"'number' is 3, not a subclass of bnbench\.models\.Backend"):
         get_backend("number")
