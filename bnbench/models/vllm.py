@@ -32,14 +32,18 @@ SETTINGS = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-# What vLLM 0.20 refuses in an adapter, or takes for a plain LoRA; later ones serve some of it.
-UNSERVED = (
-    "use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern", "trainable_token_indices",
-    "target_parameters", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config",
-    "kasa_config", "monteclora_config",
-)  # fmt: skip
-# The others, such as PiSSA's, change the base's weights when PEFT loads the adapter.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# What an adapter's configuration may say. vLLM 0.20 refuses other things, or takes the adapter for a plain LoRA; other
+# starts, such as PiSSA's, change the base's weights when PEFT loads the adapter.
+SERVED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys((
+        "use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern", "trainable_token_indices",
+        "target_parameters", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens",
+        "arrow_config", "kasa_config", "monteclora_config",
+    ), (None, False, [], {})),
+}  # fmt: skip
 MEMORY = 0.86  # share of each card for weights, keys and values
 LOGITS = 0.1  # share of a card for the logits of a prompt's positions, 10 bytes each: 16 bits, float32, what sorts them
 CPU_CACHE = 2**32  # bytes of keys and values; by itself vLLM takes nearly all of the machine's memory
@@ -216,26 +220,15 @@ def check_adapter(files: ModelFiles) -> tuple[int, set[str]]:
     vLLM adds the head's LoRA to the last position alone, so the likelihoods would be others'.
     """
     config, shapes = files.read_json("adapter_config.json"), files.shapes()
-    kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     ranks = {name.removesuffix(".lora_A.weight"): s[0] for name, s in shapes.items() if name.endswith(".lora_A.weight")}
-    layers = {name.rpartition(".")[2] for name in ranks}
+    rank, layers = max(ranks.values(), default=0), {name.rpartition(".")[2] for name in ranks}
     others = sorted(name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight")))
-    why = next((f"{key} {config[key]!r}" for key in UNSERVED if config.get(key)), "")
-    if kind != "LORA":
-        why = f"peft_type {kind}"
-    elif start not in PLAIN_STARTS:
-        why = f"init_lora_weights {start!r}"
-    elif config.get("bias", "none") != "none":
-        why = f"bias {config['bias']!r}"
-    elif others and not why:
-        why = f"tensors that are no LoRA matrices, such as {others[0]}"
-    elif "lm_head" in layers:
-        why = "a LoRA on lm_head"
-    elif max(ranks.values()) > RANKS[-1]:
-        why = f"rank {max(ranks.values())}, above {RANKS[-1]}"
-    if why:
-        raise CandidateError(f"{files.label}: vLLM cannot serve it (it has {why}); use --backend hf")
-    return max(ranks.values()), layers
+    faults = [f"{key} {config[key]!r}" for key, those in SERVED.items() if config.get(key, those[0]) not in those]
+    faults += [f"tensors that are no LoRA matrices, such as {name}" for name in others]
+    faults += ["a LoRA on lm_head"] * ("lm_head" in layers) + [f"rank {rank}, above {RANKS[-1]}"] * (rank > RANKS[-1])
+    if faults:
+        raise CandidateError(f"{files.label}: vLLM cannot serve it (it has {faults[0]}); use --backend hf")
+    return rank, layers
 
 
 def one_line(error: BaseException) -> str:
