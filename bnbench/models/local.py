@@ -33,7 +33,7 @@ class LocalModels(Backend):
         self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
         config = load_config(self.files, trust_remote_code=trust)
         self.text = config.get_text_config()
-        self.is_stored_quantised = bool(getattr(config, "quantization_config", None))
+        stored = self.stored_quantisation = dict(getattr(config, "quantization_config", None) or {})
         self.adapter_files = {
             name: ModelFiles(f"adapter {c.location}", c.location, c.revision, Path(c.folder))
             for name, c in self.adapters.items()
@@ -60,8 +60,8 @@ class LocalModels(Backend):
         self.n_parameters = sum(math.prod(shape) for shape in self.files.shapes().values())
         self.n_cards = self.count_cards()
         together = replace(device, memory=device.memory and device.memory * self.n_cards)
-        chosen = choose_precision(together, self.n_parameters, False if self.is_stored_quantised else options.quantise)
-        reason = f"{chosen.reason}; the weights are stored quantised" if self.is_stored_quantised else chosen.reason
+        chosen = choose_precision(together, self.n_parameters, False if stored else options.quantise)
+        reason = f"{chosen.reason}; the weights are stored quantised" if stored else chosen.reason
         self.precision = {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": reason}
 
     def count_cards(self) -> int:

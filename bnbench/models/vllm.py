@@ -32,14 +32,18 @@ SETTINGS = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
-# What vLLM 0.20 refuses in an adapter, or takes for a plain LoRA; later ones serve some of it.
-UNSERVED = (
-    "use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern", "trainable_token_indices",
-    "target_parameters", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config",
-    "kasa_config", "monteclora_config",
-)  # fmt: skip
-# The others, such as PiSSA's, change the base's weights when PEFT loads the adapter.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# What an adapter's configuration may say. vLLM 0.20 refuses other things, or takes the adapter for a plain LoRA; other
+# starts, such as PiSSA's, change the base's weights when PEFT loads the adapter.
+SERVED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys((
+        "use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern", "trainable_token_indices",
+        "target_parameters", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens",
+        "arrow_config", "kasa_config", "monteclora_config",
+    ), (None, False, [], {})),
+}  # fmt: skip
 MEMORY = 0.86  # share of each card for weights, keys and values
 LOGITS = 0.1  # share of a card for the logits of a prompt's positions, 10 bytes each: 16 bits, float32, what sorts them
 CPU_CACHE = 2**32  # bytes of keys and values; by itself vLLM takes nearly all of the machine's memory
@@ -58,9 +62,7 @@ class VllmBackend(LocalModels):
         seen = require("vllm.platforms", extra="vllm").current_platform.device_type
         if self.device != seen:
             why = f"vLLM {self.vllm.__version__} runs on {seen or 'no device that it finds here'}, not on {self.device}"
-            raise UsageError(
-                f"--backend vllm: {why}; CUDA_VISIBLE_DEVICES chooses cards, --backend hf takes any device"
-            )
+            raise UsageError(f"--backend vllm: {why}; CUDA_VISIBLE_DEVICES chooses cards, or use --backend hf")
         if self.precision["quantisation"] == "nf4":
             require("bitsandbytes", extra="models")
         self.lora: dict[str, Any] = {}
@@ -75,9 +77,9 @@ class VllmBackend(LocalModels):
         self.engine: Any = None
 
     def count_cards(self) -> int:
-        """All that torch sees, or as many as share the attention's heads evenly; one for weights stored quantised."""
+        """All that torch sees, or as many as share the attention's heads evenly; one for a base stored in NF4."""
         heads = getattr(self.text, "num_attention_heads", None)
-        if self.device != "cuda" or self.is_stored_quantised or not heads:
+        if self.device != "cuda" or self.stored_quantisation.get("quant_method") == "bitsandbytes" or not heads:
             return 1
         import torch
 
@@ -126,7 +128,8 @@ class VllmBackend(LocalModels):
             told |= {"enable_lora": True, "max_lora_rank": rank, "lora_target_modules": sorted(self.layers)}
             told |= {"max_loras": 1, "max_cpu_loras": len(self.lora)}  # a batch is one candidate's; the others wait
         if self.memory is None:
-            return told | {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
+            # A prompt that is read in parts takes its noise back, which torch's generator for the CPU cannot do.
+            return told | {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE, "enable_chunked_prefill": False}
         # vLLM keeps no room for the logits of likelihoods: they must fit beside what it takes.
         positions = int(LOGITS * self.memory / (10 * self.text.vocab_size))
         tokens = min(16_384, max(2 * WINDOW, positions))
@@ -149,8 +152,10 @@ class VllmBackend(LocalModels):
         except CandidateError:
             raise
         except Exception as error:  # anything may come out of an engine
-            why = f"vLLM {self.vllm.__version__} cannot serve it ({one_line(error)})"
-            raise CandidateError(f"{label}: {why}; try --backend hf") from error
+            why = f"vLLM {self.vllm.__version__} cannot serve it ({one_line(error.__cause__ or error)})"
+            raise CandidateError(
+                f"{label}: {why}; try --backend hf, or VLLM_LOGGING_LEVEL=ERROR to see more"
+            ) from error
         log.info("%s in vLLM, cards: %d; %s", self.files.location, self.n_cards, self.precision["reason"])
 
     def generate(
@@ -168,7 +173,8 @@ class VllmBackend(LocalModels):
             how["temperature"] = 0
         else:
             how |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
-        seeds = [None if decoding.greedy else seed_of(decoding.seed, item) for item in items]
+        keys = [item_key(decoding.seed, item) for item in items]  # 63 bits of each are a signed number of 64
+        seeds = [None if decoding.greedy else (high << 32 | low) >> 1 for high, low, *_ in keys]
         params = [self.vllm.SamplingParams(**how, seed=seed) for seed in seeds]
         replies = []
         for done in self._run(candidate, [prompt.ids for prompt in prompts], params):
@@ -214,32 +220,15 @@ def check_adapter(files: ModelFiles) -> tuple[int, set[str]]:
     vLLM adds the head's LoRA to the last position alone, so the likelihoods would be others'.
     """
     config, shapes = files.read_json("adapter_config.json"), files.shapes()
-    kind, start = config.get("peft_type"), config.get("init_lora_weights", True)
     ranks = {name.removesuffix(".lora_A.weight"): s[0] for name, s in shapes.items() if name.endswith(".lora_A.weight")}
-    layers = {name.rpartition(".")[2] for name in ranks}
+    rank, layers = max(ranks.values(), default=0), {name.rpartition(".")[2] for name in ranks}
     others = sorted(name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight")))
-    why = next((f"{key} {config[key]!r}" for key in UNSERVED if config.get(key)), "")
-    if kind != "LORA":
-        why = f"peft_type {kind}"
-    elif start not in PLAIN_STARTS:
-        why = f"init_lora_weights {start!r}"
-    elif config.get("bias", "none") != "none":
-        why = f"bias {config['bias']!r}"
-    elif others and not why:
-        why = f"tensors that are no LoRA matrices, such as {others[0]}"
-    elif "lm_head" in layers:
-        why = "a LoRA on lm_head"
-    elif max(ranks.values()) > RANKS[-1]:
-        why = f"rank {max(ranks.values())}, above {RANKS[-1]}"
-    if why:
-        raise CandidateError(f"{files.label}: vLLM cannot serve it (it has {why}); use --backend hf")
-    return max(ranks.values()), layers
-
-
-def seed_of(seed: int, item: str) -> int:
-    """63 bits of the item's noise: what fits a signed number of 64."""
-    high, low, *_ = item_key(seed, item)
-    return (high << 32 | low) >> 1
+    faults = [f"{key} {config[key]!r}" for key, those in SERVED.items() if config.get(key, those[0]) not in those]
+    faults += [f"tensors that are no LoRA matrices, such as {name}" for name in others]
+    faults += ["a LoRA on lm_head"] * ("lm_head" in layers) + [f"rank {rank}, above {RANKS[-1]}"] * (rank > RANKS[-1])
+    if faults:
+        raise CandidateError(f"{files.label}: vLLM cannot serve it (it has {faults[0]}); use --backend hf")
+    return rank, layers
 
 
 def one_line(error: BaseException) -> str:
