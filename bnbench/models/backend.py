@@ -68,6 +68,7 @@ class Backend(ABC):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
+        self.context: int | None = None  # most tokens of a row, where that is known
         self._asked = Prompter("messages", options.system)
         # For run.json: in what was computed, and why.
         reason = f"chosen by the backend {options.name}"

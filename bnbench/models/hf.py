@@ -53,6 +53,7 @@ class TransformersBackend(Backend):
         # A base and its adapters are asked alike: with the base's tokenizer and template.
         self._asked = Prompter.load(self.files, system=options.system, trust_remote_code=trust)
         self._asked.check_vocabulary(self.files.label, text.vocab_size)
+        self.context = getattr(text, "max_position_embeddings", None)
         self.pad = pad_id(self._asked.tokenizer, text.vocab_size, self._asked.stop_ids)
 
         device = Device.of(options.device or "auto")
