@@ -160,21 +160,27 @@ def born() -> float:
     return float(psutil.Process().create_time())
 
 
-def precision(args: argparse.Namespace, nf4: bool) -> Found:
-    """The arithmetic that `hf` takes, as arguments of `from_pretrained` and `HFLM` (`nf4`: these as well)."""
+def load_model(args: argparse.Namespace, nf4: bool) -> Any:
+    """The base as transformers loads it, in the arithmetic that `hf` takes, for the peers."""
     import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    packed = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return {"dtype": dtype, **({**packed, "bnb_4bit_compute_dtype": dtype} if nf4 else {})}
+    options: Found = {"dtype": torch.bfloat16 if args.device == "cuda" else torch.float32}
+    if nf4:
+        how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_compute_dtype=options["dtype"], **how
+        )
+    return AutoModelForCausalLM.from_pretrained(args.model, device_map={"": args.device}, **options).eval()
 
 
 def lm_eval(args: argparse.Namespace, nf4: bool, **options: Any) -> Any:
-    """lm-eval's `hf` with the base."""
+    """lm-eval's `hf` with the base; loaded beforehand, since 0.4.13 cannot ask transformers 5 for 4 bits."""
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
 
-    given = {**precision(args, nf4), **options}
-    return HFLM(pretrained=str(args.model), device=args.device, batch_size=1, revision=None, **given)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    return HFLM(load_model(args, nf4), tokenizer=tokenizer, device=args.device, batch_size=1, **options)
 
 
 def best_batch(batches: list[int], work: Callable[[int], int]) -> Found:

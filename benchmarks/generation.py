@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines import Found, add_options, best_batch, born, lm_eval, measure_all, ours, precision, prepare, table
+from engines import Found, add_options, best_batch, born, lm_eval, load_model, measure_all, ours, prepare, table
 
 PROGRAMS = {  # and the package that each needs
     "hf": "bnbench", "hf nf4": "bitsandbytes", "vllm": "vllm", "endpoint": "bnbench", "transformers": "transformers",
@@ -78,13 +78,9 @@ def prompts(args: argparse.Namespace) -> list[Any]:
 def transformers(args: argparse.Namespace, program: str) -> Found:
     """Plain `generate`, left-padded batches."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
-    asked, options = prompts(args), precision(args, nf4=program.endswith("nf4"))
-    packed = {key: options.pop(key) for key in list(options) if "4bit" in key}
-    if packed:
-        options["quantization_config"] = BitsAndBytesConfig(**packed)
-    model = AutoModelForCausalLM.from_pretrained(args.model, device_map={"": args.device}, **options).eval()
+    asked, model = prompts(args), load_model(args, nf4=program.endswith("nf4"))
     first: list[float] = []
 
     def note(_: Any, scores: Any) -> Any:
