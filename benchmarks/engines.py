@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "bnbench" / "demo"
+sys.path.insert(0, str(HERE.parent))
 Found = dict[str, Any]
 
 
@@ -233,11 +235,10 @@ def peak_memory(process: subprocess.Popen[str], device: str) -> Iterator[list[fl
 
 def in_its_own_process(script: str, program: str, args: argparse.Namespace) -> Found | None:
     """What the script prints about one program, with its peak memory; None, and why on stderr, where it fails."""
-    words = [a for a in sys.argv[1:] if a not in ("--json", "--shape", "llama-3.1-8b")]
     given = ["--model", str(args.model), "--adapter", str(args.adapter), "--device", args.device, "--only", program]
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
-        [sys.executable, script, *words, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, script, *sys.argv[1:], *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, start_new_session=True,
     )  # fmt: skip
     with peak_memory(process, args.device) as peak:
@@ -256,9 +257,14 @@ def in_its_own_process(script: str, program: str, args: argparse.Namespace) -> F
     return found
 
 
-def missing(module: str) -> bool:
-    """Whether a package is not installed."""
-    return importlib.util.find_spec(module) is None
+def machine(device: str) -> str:
+    """The card or the number of cores, and the versions of what was measured."""
+    where = f"{os.cpu_count()} cores"
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        where = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().replace("\n", ", ")
+    packages = [name for name in ("torch", "transformers", "vllm", "lm_eval") if importlib.util.find_spec(name)]
+    return ", ".join([where, *(f"{name} {version(name)}" for name in packages)])
 
 
 def measure_all(script: str, programs: dict[str, str], args: argparse.Namespace) -> dict[str, Found | None]:
@@ -268,7 +274,7 @@ def measure_all(script: str, programs: dict[str, str], args: argparse.Namespace)
         sys.exit(f"no program {unknown[0]!r}; there are {', '.join(programs)}")
     found: dict[str, Found | None] = {}
     for name in asked:
-        if missing(programs[name]):
+        if importlib.util.find_spec(programs[name]) is None:
             print(f"{name}: {programs[name]} is not installed", file=sys.stderr, flush=True)
         else:
             found[name] = in_its_own_process(script, name, args)

@@ -33,7 +33,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engines import Found, add_options, best_batch, born, lm_eval, load_model, measure_all, ours, prepare, table
+from engines import (
+    Found,
+    add_options,
+    best_batch,
+    born,
+    lm_eval,
+    load_model,
+    machine,
+    measure_all,
+    ours,
+    prepare,
+    table,
+)
 
 PROGRAMS = {  # and the package that each needs
     "hf": "bnbench", "hf nf4": "bitsandbytes", "vllm": "vllm", "endpoint": "bnbench", "transformers": "transformers",
@@ -158,7 +170,7 @@ def main() -> None:
         left_out |= set() if args.endpoint else {"endpoint"}
         args.programs = [name for name in PROGRAMS if name not in left_out]
     found = measure_all(str(Path(__file__).resolve()), PROGRAMS, args)
-    head = f"{args.model} on {args.device}, {args.items} messages, {args.new_tokens} new tokens, greedy"
+    head = f"{args.model} on {machine(args.device)}; {args.items} messages, {args.new_tokens} new tokens, greedy"
     print(json.dumps(found) if args.json else f"{head}\n\n{table(found, COLUMNS, 'generation', PEERS)}")
     sys.exit(0 if all(found.values()) else 1)
 

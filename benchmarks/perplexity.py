@@ -29,7 +29,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from engines import Found, add_options, best_batch, born, lm_eval, measure_all, ours, prepare, table
+from engines import Found, add_options, best_batch, born, lm_eval, machine, measure_all, ours, prepare, table
 
 PROGRAMS = {  # and the package that each needs
     "hf": "bnbench", "hf nf4": "bitsandbytes", "vllm": "vllm", "lm-eval": "lm_eval", "lm-eval nf4": "lm_eval",
@@ -108,7 +108,7 @@ def main() -> None:
     if args.programs is None:
         args.programs = [name for name in PROGRAMS if args.device == "cuda" or not name.endswith("nf4")]
     found = measure_all(str(Path(__file__).resolve()), PROGRAMS, args)
-    head = f"{args.model} on {args.device}, {args.rows} texts of up to {args.context} tokens"
+    head = f"{args.model} on {machine(args.device)}; {args.rows} texts of up to {args.context} tokens"
     drawn = table(found, COLUMNS, "likelihood", {"× lm-eval": "lm-eval"})
     print(json.dumps(found) if args.json else f"{head}\n\n{drawn}")
     sys.exit(0 if all(found.values()) else 1)
