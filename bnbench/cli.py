@@ -35,10 +35,17 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", c
 Base = Annotated[
     str | None, Option(help="Base model: a folder, hub id or id@revision, with an optional name= in front.")
 ]
+ADAPTERS = "Adapter: a folder, hub id or id@revision; may be repeated."
+Adapters = Annotated[list[str] | None, Option("--adapter", help=ADAPTERS)]
+BackendName = Annotated[str, Option("--backend", help="What runs the models: hf (transformers), or a plug-in's name.")]
+BATCH = "Prompts, or windows of a text, a batch; by default what memory holds."
+BatchSize = Annotated[int | None, Option(min=1, help=BATCH)]
+NF4 = "NF4 weights; by default where the card is small."
+FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
 Data = Annotated[str | None, Option(help="CSV, TSV, JSONL, Parquet or a hub id; by default the bundled conversations.")]
 COLUMNS = (
     "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
-    "also chosen, rejected; of replies message, reply, reference, title, topic, id."
+    "also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts text."
 )
 Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
 Split = Annotated[str, Option(help="Which rows: test, validation, train or all; to train on, train or all.")]
@@ -141,9 +148,7 @@ def _named(texts: list[str] | None, candidates: Sequence[Any]) -> dict[str, str]
 @app.command("evaluate")
 def evaluate_command(
     base: Base = None,
-    adapter: Annotated[
-        list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")
-    ] = None,
+    adapter: Adapters = None,
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
     data: Data = None,
     columns: Columns = None,
@@ -153,7 +158,7 @@ def evaluate_command(
     system: System = None,
     template: Template = None,
     out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on.")] = None,
-    backend: Annotated[str, Option(help="What runs the models: hf (transformers), vllm, or a plug-in's name.")] = "hf",
+    backend: BackendName = "hf",
     metric: Metrics = None,
     primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     combine: Combine = None,
@@ -164,11 +169,9 @@ def evaluate_command(
     repetition_penalty: Annotated[float, Option(min=0.01)] = 1.1,
     max_words: Annotated[int, Option(min=1, help="Longest reply, in Bengali words.")] = 120,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Longest reply in tokens; overrides --max-words.")] = None,
-    batch_size: Annotated[int | None, Option(min=1, help="Prompts a batch; by default what memory holds.")] = None,
+    batch_size: BatchSize = None,
     max_tokens: Annotated[int, Option(min=1, help="Rows longer with their template are dropped, never cut.")] = 4096,
-    four_bit: Annotated[
-        bool | None, Option("--4bit/--no-4bit", help="NF4 weights; by default where the card is small.")
-    ] = None,
+    four_bit: FourBit = None,
     device: Device = None,
     seed: Seed = 42,
     overwrite: Annotated[bool, Option("--overwrite", help="Start anew in a folder that holds another run.")] = False,
@@ -202,6 +205,41 @@ def evaluate_command(
         overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
+
+
+@app.command("perplexity")
+def perplexity_command(
+    texts: Annotated[list[str], Argument(help="Files that are one text each; tables and hub ids with a column text.")],
+    base: Base = None,
+    adapter: Adapters = None,
+    columns: Columns = None,
+    lines: Annotated[bool, Option("--lines", help="Each line of a file without columns is a text.")] = False,
+    context: Annotated[
+        int | None, Option(min=2, help="Tokens of a window; by default the model's, up to 4096.")
+    ] = None,
+    stride: Annotated[int | None, Option(min=1, help="Tokens that a further window scores; by default half.")] = None,
+    no_bos: Annotated[bool, Option("--no-bos", help="No BOS in front; the first token is then not scored.")] = False,
+    backend: BackendName = "hf",
+    batch_size: BatchSize = None,
+    four_bit: FourBit = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the perplexity of any text under a base and its adapters, each token scored once, by sliding windows."""
+    from bnbench.models.backend import BackendOptions, get_backend
+    from bnbench.models.candidates import parse_candidates
+    from bnbench.windows import perplexity
+
+    on_disk = get_backend(backend).needs_files
+    candidates = parse_candidates(base, adapter or (), trust_remote_code=trust_remote_code, needs_files=on_disk)
+    options = BackendOptions(backend, device, four_bit, trust_remote_code)
+    found = perplexity(
+        candidates, texts, options, columns=_pairs(columns), by_line=lines, context=context, stride=stride,
+        bos=not no_bos, batch_size=batch_size, quiet=quiet,
+    )  # fmt: skip
+    _print(found, as_json)
 
 
 @app.command("finetune")

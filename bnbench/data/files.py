@@ -35,6 +35,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("reply", "prediction", "predict", "response", "response text", "model response", "filtered resps"),
         *("generated", "generated text", "output", "answer", "answers"),
     ),
+    "text": ("text", "content", "document", "sentence"),
     "turns": ("messages", "conversations", "conversation"),
     **{own: (own,) for own in ("chosen", "rejected", "split", "instruction", "input", "output", "history")},
 }

@@ -79,6 +79,7 @@ class Backend(ABC):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
+        self.context: int | None = None  # most tokens of a row, where that is known
         self._prompters = {c.name: Prompter("messages", options.system_of(c.name)) for c in candidates}
         # For run.json: in what was computed, and why.
         reason = f"chosen by the backend {options.name}"

@@ -33,6 +33,7 @@ class LocalModels(Backend):
         self._base_sha256 = f"{self.files.weights_sha256()}:{file_sha256(self.files.folder / 'config.json')}"
         config = load_config(self.files, trust_remote_code=trust)
         self.text = config.get_text_config()
+        self.context = getattr(self.text, "max_position_embeddings", None)
         stored = self.stored_quantisation = dict(getattr(config, "quantization_config", None) or {})
         self.adapter_files = {
             name: ModelFiles(f"adapter {c.location}", c.location, c.revision, Path(c.folder))

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example
@@ -67,12 +66,12 @@ class VllmBackend(LocalModels):
             require("bitsandbytes", extra="models")
         self.lora: dict[str, Any] = {}
         self.rank, self.layers = 0, set[str]()
-        for number, (name, adapter) in enumerate(self.adapters.items(), 1):
-            files = ModelFiles(f"adapter {adapter.location}", adapter.location, adapter.revision, Path(adapter.folder))
+        for number, (name, files) in enumerate(self.adapter_files.items(), 1):
             rank, layers = check_adapter(files)
             self.rank, self.layers = max(self.rank, rank), self.layers | layers
             request = require("vllm.lora.request", extra="vllm").LoRARequest
-            self.lora[name] = request(f"adapter_{number}", number, adapter.folder)
+            self.lora[name] = request(f"adapter_{number}", number, str(files.folder))
+        self.context = self.context and self.context - 1  # the token drawn after a row needs a place too
         self.longest = 0  # tokens of the run's longest row, its reply included; 0: not known
         self.engine: Any = None
 
@@ -225,6 +224,9 @@ def check_adapter(files: ModelFiles) -> tuple[int, set[str]]:
     others = sorted(name for name in shapes if not name.endswith((".lora_A.weight", ".lora_B.weight")))
     faults = [f"{key} {config[key]!r}" for key, those in SERVED.items() if config.get(key, those[0]) not in those]
     faults += [f"tensors that are no LoRA matrices, such as {name}" for name in others]
+    targets = config.get("target_modules")
+    named = {t.rpartition(".")[2] for t in targets} if isinstance(targets, list) else layers
+    faults += [f"no matrices for {name}, which its configuration names" for name in sorted(named - layers)]
     faults += ["a LoRA on lm_head"] * ("lm_head" in layers) + [f"rank {rank}, above {RANKS[-1]}"] * (rank > RANKS[-1])
     if faults:
         raise CandidateError(f"{files.label}: vLLM cannot serve it (it has {faults[0]}); use --backend hf")

@@ -30,7 +30,8 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code % HEAVY], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    for command in ("evaluate", "finetune", "publish", "report", "compare", "score", "corpus", "inspect-prompt"):
+    models, files = ("evaluate", "finetune", "publish", "perplexity"), ("report", "compare", "score", "corpus")
+    for command in (*models, *files, "inspect-prompt"):
         assert command in done.stdout
 
 

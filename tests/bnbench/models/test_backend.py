@@ -56,8 +56,8 @@ def test_registry(plug_ins: None, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_a_backend_need_not_write() -> None:
     candidate = Candidate("mine", "base", "some/model", "v1")
-    backend = Echo([candidate], BackendOptions("echo", system="সহকারী"))
-    other = Echo([candidate], BackendOptions("echo", system="আরেক সহকারী"))
+    backend = Echo([candidate], BackendOptions("echo", system={"": "সহকারী"}))
+    other = Echo([candidate], BackendOptions("echo", system={"": "সহকারী", candidate.name: "আরেক সহকারী"}))
     backend.bind([])
     backend.load()
     assert backend.identity(candidate)["model"] == "some/model" and backend.identity(candidate)["revision"] == "v1"
