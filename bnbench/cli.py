@@ -37,18 +37,25 @@ Base = Annotated[
 ]
 ADAPTERS = "Adapter: a folder, hub id or id@revision; may be repeated."
 Adapters = Annotated[list[str] | None, Option("--adapter", help=ADAPTERS)]
-BackendName = Annotated[str, Option("--backend", help="What runs the models: hf (transformers), or a plug-in's name.")]
+BackendName = Annotated[
+    str, Option("--backend", help="What runs the models: hf (transformers), vllm, or a plug-in's name.")
+]
 BATCH = "Prompts, or windows of a text, a batch; by default what memory holds."
 BatchSize = Annotated[int | None, Option(min=1, help=BATCH)]
 NF4 = "NF4 weights; by default where the card is small."
 FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
-Data = Annotated[str | None, Option(help="CSV, TSV, JSONL, Parquet or a hub id; by default the bundled conversations.")]
+DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
+Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = (
     "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
     "also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts text."
 )
 Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
-Split = Annotated[str, Option(help="Which rows: test, validation, train or all; to train on, train or all.")]
+SPLIT = (
+    "Which rows: test, validation, train or all; to train on, train or all. By default evaluate takes all, but test "
+    "where the file names its splits or a candidate was trained on it."
+)
+Split = Annotated[str, Option(help=SPLIT)]
 Sizes = Annotated[str, Option(help="Most rows of train/validation/test.")]
 Limit = Annotated[int | None, Option(min=1, help="Take only the first N rows of the split.")]
 Trust = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
@@ -152,7 +159,7 @@ def evaluate_command(
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
     data: Data = None,
     columns: Columns = None,
-    split: Split = "test",
+    split: Annotated[str | None, Option(help=SPLIT)] = None,
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,
     system: System = None,
@@ -356,7 +363,7 @@ def _report(folders: list[Path], out: Path | None, as_json: bool, audits: Path |
 
 @app.command("score")
 def score_command(
-    predictions: Annotated[Path, Argument(help="CSV, TSV, JSONL or Parquet; any other file: one reply a line.")],
+    predictions: Annotated[Path, Argument(help="A table or a log of other tools; any other file: one reply a line.")],
     references: Annotated[list[Path] | None, Option(help="File of references; repeated: several a reply.")] = None,
     messages: Annotated[Path | None, Option(help="File of what the replies answer.")] = None,
     metric: Metrics = None,
@@ -418,17 +425,20 @@ def audit_command(
 
 @app.command("corpus")
 def corpus_command(
-    data: Annotated[str | None, Argument(help="CSV, TSV, JSONL, Parquet or a hub id.")] = None,
+    data: Annotated[str | None, Argument(help=DATA)] = None,
     columns: Columns = None,
     split_sizes: Sizes = "4000/300/300",
+    dropped: Annotated[Path | None, Option(help="CSV to write: the rows that fell or were repaired, and why.")] = None,
     seed: Seed = 42,
     as_json: Json = False,
 ) -> None:
     """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
-    from bnbench.data.corpus import Corpus, SplitSizes, demo_corpus, load_corpus
+    from bnbench.data.corpus import Corpus, SplitSizes, demo_corpus, load_corpus, write_dropped
 
     sizes = SplitSizes.parse(split_sizes)
     corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed) if data else demo_corpus()
+    if dropped is not None:
+        write_dropped(corpus, dropped)
     _print(corpus, as_json, Corpus.table)
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,9 +45,10 @@ log = logging.getLogger("bnbench")
 class EvaluationRequest:
     """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on.
 
-    `backend` answers for the models, asked with `system` texts and `template`s as `BackendOptions` has them; `metrics`
-    are names as `get_metric` takes them (none: the default set), `primary` ranks and may be any of them; `combine` has
-    the weights of a combined score by metric, summing to 1 (none: empty).
+    Where `split` is None `_test_rows` says what is tested. `backend` answers for the models, asked with `system` texts
+    and `template`s as `BackendOptions` has them; `metrics` are names as `get_metric` takes them (none: the default
+    set), `primary` ranks and may be any of them; `combine` has the weights of a combined score by metric, summing to 1
+    (none: empty).
     """
 
     candidates: tuple[Candidate, ...]
@@ -54,7 +56,7 @@ class EvaluationRequest:
     data: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     sizes: SplitSizes = SplitSizes()  # noqa: RUF009 - frozen
-    split: str = "test"
+    split: str | None = None
     limit: int | None = None
     decoding: Decoding = Decoding()  # noqa: RUF009 - frozen
     batch_size: int | None = None
@@ -124,10 +126,10 @@ def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
 
 
 def check_inputs(
-    data: str | None, columns: Mapping[str, str], split: str, models: Sequence[str], predictions: Sequence[str]
+    data: str | None, columns: Mapping[str, str], split: str | None, models: Sequence[str], predictions: Sequence[str]
 ) -> None:
     """What can be known at once: split, fields and data; where the data are missing, what else is. CorpusError."""
-    check_split(split)
+    check_split(split or "test")
     check_columns(columns, FIELDS)
     try:
         if data is not None:
@@ -252,10 +254,9 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         corpus = demo_corpus(**limits)
     else:
         corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+        corpus, request = _test_rows(corpus, request)
         log.info("%s: %s", request.data, corpus.describe())
-        if not corpus.is_split:
-            log.warning("%s: not split: %s", request.data, UNSPLIT)
-    examples = corpus.select(request.split, request.limit)
+    examples = corpus.select(request.split or "test", request.limit)
     for backend in backends.values():
         backend.bind(examples, corpus)
 
@@ -265,6 +266,30 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
     entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
     return Work(request, measures, corpus, examples, entrants)
+
+
+def _test_rows(corpus: Corpus, request: EvaluationRequest) -> tuple[Corpus, EvaluationRequest]:
+    """The corpus and the split that is tested where none was named.
+
+    That is the whole file, unless it has a column of splits or a candidate was trained by us on rows of it.
+    """
+    if request.split:
+        if not corpus.is_split:
+            log.warning("%s: not split: %s", request.data, UNSPLIT)
+        return corpus, request
+    why = "its column 'split' holds them out" if any(row.side for row in corpus.rows) else ""
+    ids = {example.id for example in corpus.whole}
+    for candidate in request.candidates if corpus.is_split and not why else ():
+        with suppress(RunError):  # said when the run's record is made
+            training = records.read_training(Path(candidate.folder)) if candidate.folder else None
+            if training and (training.data.fingerprint == corpus.fingerprint or ids.issuperset(training.examples)):
+                why = f"{candidate.name} was trained on others of this file"
+    if why:
+        log.info("%s: only its test rows are tested, as %s; --split decides", request.data, why)
+        return corpus, replace(request, split="test")
+    hint = "; --split test takes the rows that `bnbench finetune` would hold out" if corpus.is_split else ""
+    log.info("%s: all rows are tested%s", request.data, hint)
+    return corpus.unsplit(), replace(request, split="all")
 
 
 def _plan(work: Work) -> list[Batch]:
@@ -450,7 +475,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         **records.describe_environment(), precision=dict(first.backend.precision),
         corpus=records.CorpusRecord(
             name=Path(corpus.source).name, source=corpus.source, fingerprint=corpus.fingerprint,
-            split=request.split if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
+            split=(request.split or "test") if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
             steps=tuple(asdict(step) for step in corpus.steps),
         ),
         prompt=first.prompter.describe(), decoding=asdict(first.decoding), batch_size=request.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.join import ReplyRow, TextFile, join
-from bnbench.errors import InputError, UsageError
+from bnbench.errors import CorpusError, InputError, UsageError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import Metric, Result, Texts
 from bnbench.metrics.evaluation import PART, evaluate_stream
@@ -23,6 +24,7 @@ _PART_CHARACTERS = 4_000_000  # of the texts that are scored at once
 _PARALLEL_FROM = 4 * PART  # replies; with fewer, starting processes costs more than they save
 
 Paths = Sequence[str | Path]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ def score(
         return score_files(predictions, references, **options)
     if options.get("metrics") or options.get("combine"):
         raise UsageError("the profile 'original' has its own figures: leave the metrics and the combined score out")
-    messages = options.get("messages")
-    with join(*_files(predictions, references, messages, options.get("columns"))) as rows:
+    files = _files(predictions, references, options.get("messages"), options.get("columns"))
+    with join(*files) as rows:
         replies, found, asked = zip(*rows, strict=True)
     for number, row in enumerate(found, 1):
         if row is None or len(row) != 1:
             n = len(row or ())
             raise InputError(f"reply {number} has {n} references: the profile 'original' needs exactly one")
-    answered = None if messages is None else list(asked)
+    answered = list(asked) if files[2] else None
     return original_scores(replies, [row[0] for row in found], messages=answered)
 
 
@@ -96,7 +98,8 @@ def score_files(
         references: files, and lists in JSON and Parquet, give several references; blank ones do not count.
         metrics: names or `Metric`s; by default all that the files allow, chrF++ first.
         combine: weights of a combined score by metric; its parts are scored too, and it is shown beside them.
-        messages: a file with what the replies answer.
+        messages: a file with what the replies answer. Without it, and without references, those are taken that stand
+            beside the replies in their own file.
         columns: field (reply, reference, message, title, id) → the files' name for it, where it is another.
         workers: processes beside this one (a script needs `if __name__ == "__main__":`); 1 is none, None one a core
             where the file is long enough.
@@ -125,9 +128,21 @@ def _files(
 ) -> tuple[TextFile, list[TextFile], TextFile | None]:
     if isinstance(references, (str, Path)):
         raise InputError(f"references is one path; give a list: [{str(references)!r}]")
-    names, texts = columns or {}, TextFile.of(Path(predictions), "reply", columns or {})
-    found = [TextFile.of(Path(path), "reference", names) for path in references]
-    return texts, found, TextFile.of(Path(messages), "message", names) if messages is not None else None
+    names, found, faults = columns or {}, list[TextFile](), list[str]()
+    given = {"reply": [predictions], "reference": list(references), "message": [] if messages is None else [messages]}
+    for field, paths in given.items():
+        for path in paths or ([predictions] if field in names else []):
+            try:
+                found.append(TextFile.of(Path(path), field, names))
+            except CorpusError as error:
+                faults.append(str(error))
+    if faults:
+        raise CorpusError("; ".join(dict.fromkeys(faults)))
+    replies, there = found[0], {file.field for file in found}
+    _log.info("%s", replies)
+    others = (TextFile.beside(replies, field, names) for field in given if field not in there)
+    found += filter(None, others)
+    return replies, [f for f in found if f.field == "reference"], next((f for f in found if f.field == "message"), None)
 
 
 def _metrics(

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
 from itertools import cycle
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,13 @@ _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
 _SPEAKERS = {"human": _USER, "gpt": _ASSISTANT, "chatgpt": _ASSISTANT, "model": _ASSISTANT, "bot": _ASSISTANT}
 _NAMES = {_USER: "ব্যবহারকারী", _ASSISTANT: "সহায়ক"}
 Turn = tuple[str, str]  # who speaks, and what
+
+# Where the text stands in what a tool has in its column of replies, by the column's plain name.
+_PATHS: Mapping[str, Sequence[tuple[str | int, ...]]] = {
+    "filteredresps": [(0,)],  # lm-evaluation-harness: a list of one text
+    "response": [("body", "choices", 0, "message", "content"), ("body", "output", -1, "content")],  # OpenAI's batches
+    "output": [("completion",)],  # inspect's samples
+}
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +46,8 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
     rows = records.values()
     header = header_of(rows)
     fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
-    at = {field: find_column(source, header, field, columns.get(field)) or "" for field in fields}
+    given = {field: name for field, name in columns.items() if name in header}  # `match_columns` names the others
+    at = {field: find_column(source, header, field, given.get(field)) or "" for field in fields}
     into = (at["question"], at["reference"])
     cells = [row.get(name) for row in rows for name in into] if all(into) else []
     if any(isinstance(cell, list) and cell and all(isinstance(turn, dict) for turn in cell) for cell in cells):
@@ -76,13 +87,18 @@ def _turns(where: str, value: object, speaker_of_text: str) -> list[Turn]:
     for turn in value:
         found = turn if isinstance(turn, dict) else {}
         speaker, text = found.get("role", found.get("from")), found.get("content", found.get("value"))
-        if isinstance(text, list):  # parts, of which those that are no text (pictures) have none
-            text = "".join(as_text(part.get("text")) for part in text if isinstance(part, dict))
+        text = _joined(text)
         if not isinstance(speaker, str) or not isinstance(text, str | None):
             form = "each has 'role' and 'content', or 'from' and 'value'"
             raise CorpusError(f"{where}: {turn!s:.60} is no turn of a conversation; {form}")
         turns.append((_SPEAKERS.get(speaker.lower(), speaker.lower()), text or ""))
     return turns
+
+
+def _joined(content: Any) -> Any:
+    """The text of a turn that is a list of parts, of which those that are no text (pictures) have none."""
+    is_parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
+    return "".join(as_text(part.get("text")) for part in content) if is_parts else content
 
 
 def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
@@ -101,16 +117,16 @@ def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
     return f"{said_before}\n\n{question[1]}".strip(), answer[1]
 
 
-def reply_in(column: str, value: Any) -> Any:
-    """The reply in what another tool has in its column of replies; any other value as it is.
+def text_in(column: str, value: Any) -> Any:
+    """The text in what another tool has in its column of replies or messages; any other value as it is.
 
-    lm-evaluation-harness writes a list of one text, and OpenAI's batches an object: None where the request failed.
+    None where a request failed, so that there is no reply. Turns give the message that `plain_rows` makes of them.
     """
-    if plain_name(column) == "filteredresps" and isinstance(value, list) and len(value) == 1:
-        return value[0]
-    if isinstance(value, dict) and "body" in value:
-        try:
-            return value["body"]["choices"][0]["message"]["content"]
-        except (TypeError, LookupError):
-            return None
-    return value
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        with suppress(CorpusError):
+            return _last_exchange([*_turns("", value, _USER), (_ASSISTANT, "")])[0] or value
+    paths = _PATHS.get(plain_name(column), ())
+    for path in paths if isinstance(value, dict) or (isinstance(value, list) and len(value) == 1) else ():
+        with suppress(TypeError, LookupError):
+            return _joined(reduce(getitem, path, value))
+    return None if paths and isinstance(value, dict) else value

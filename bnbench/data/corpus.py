@@ -5,19 +5,21 @@ load → repair → clean → filter by tokens → split(seed) → Example(id, t
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import regex
 
+from bnbench.data import files
 from bnbench.data.chat import plain_rows
-from bnbench.data.files import as_text, find_column, header_of, match_columns, read_records, side_of, texts_of
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 
@@ -38,8 +40,9 @@ NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
 _BYTE_OF = {bytes([b]).decode("cp1252", errors="ignore") or chr(b): b for b in range(0x80, 0x100)}
 _BYTE_OF |= {chr(b): b for b in range(0x80, 0x100)}
 _MOJIBAKE_RUN = regex.compile(f"[{regex.escape(''.join(_BYTE_OF))}]+")
-# The first two bytes of every Bengali letter, read as cp1252 once or twice.
-_MOJIBAKE_SIGN = regex.compile("à[¦§]|Ã\\u00a0Â[¦§]")
+# The first two bytes of every Bengali letter and of the danda, read as cp1252 once or twice.
+_MOJIBAKE_SIGN = regex.compile("à[¥¦§]|Ã\\u00a0Â[¥¦§]")
+_BLANK_IN_SIGN = regex.compile("(?<=Ã) (?=Â[¥¦§])")  # a no-break space that became a blank
 _TEMPLATE = regex.compile(
     r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )
@@ -70,6 +73,11 @@ def make_example(topic: str, title: str, question: str, reference: str) -> Examp
     return Example(digest[:16], *texts)
 
 
+def is_lost(text: str) -> bool:
+    """Whether a letter of a repaired text is lost for good: U+FFFD, or mojibake that could not be undone."""
+    return LOST in text or _MOJIBAKE_SIGN.search(text) is not None
+
+
 def repair(text: str) -> str:
     """The text without mojibake, BOM, template remnants, stray marks, doubled vowel signs and runs of spaces.
 
@@ -82,10 +90,12 @@ def repair(text: str) -> str:
         except UnicodeDecodeError:
             return run.group()
 
-    text = _HALF_A_CHARACTER.sub(LOST, text.replace("\ufeff", ""))
+    text = _BLANK_IN_SIGN.sub("\u00a0", _HALF_A_CHARACTER.sub(LOST, text.replace("\ufeff", "")))
     for _ in range(3):  # UTF-8 that was read as cp1252, maybe more than once: `à¦•à¦¿` → কি
         if _MOJIBAKE_SIGN.search(text):
             text = _MOJIBAKE_RUN.sub(decoded, text)
+    # Other encodings, and what lost a byte that can be told. Never `fix_text`, which changes sound Bengali.
+    text = ftfy.fix_encoding(text)
     text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text))
     text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text))
     lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
@@ -121,19 +131,25 @@ class Step:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row of a file, repaired; the side that the file gives it, and its name there, which only joins replies."""
+    """A row of a file, repaired; the side that the file gives it, and its name there, which only joins replies.
+
+    `where` is its place in the file, `raw` its texts as they stand there, empty where nothing was repaired.
+    """
 
     example: Example
     side: str = ""
     own_id: str = ""
+    where: str = ""
+    raw: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
 
-    `splits` has the keys train, validation and test, or only "all" for a file too small to split. `rows` are all rows
-    of the source in its order, before any was dropped.
+    `splits` has the keys train, validation and test, or only "all" for a file that is not split. `rows` are all rows
+    of the source in its order, before any was dropped, and `fell` has the step at which one was, by its place or id;
+    `whole` are the clean examples before the split.
     """
 
     source: str
@@ -141,6 +157,14 @@ class Corpus:
     steps: tuple[Step, ...]
     fingerprint: str
     rows: tuple[SourceRow, ...] = ()
+    fell: Mapping[str, str] = field(default_factory=dict)
+    whole: tuple[Example, ...] = ()
+
+    def unsplit(self) -> Corpus:
+        """All clean examples as one side, also those that a split leaves out to keep its sides apart or small."""
+        steps = tuple(step for step in self.steps if step.name not in ("near-duplicate", "surplus"))
+        splits = {"all": self.whole}
+        return replace(self, splits=splits, steps=steps, fingerprint=_fingerprint(splits))
 
     def orders(self, examples: Iterable[Example]) -> dict[str, list[str]]:
         """The orders that replies to these examples can only stand in: name → the ids of all rows, dropped ones too."""
@@ -154,8 +178,8 @@ class Corpus:
 
     def own_ids(self) -> dict[str, str]:
         """What the column 'id' of the source calls a row → the example's id, for each name that occurs once."""
-        counts = Counter(whole_number(row.own_id) for row in self.rows)
-        named = {whole_number(row.own_id): row.example.id for row in self.rows}
+        counts = Counter(row.own_id for row in self.rows)
+        named = {row.own_id: row.example.id for row in self.rows}
         return {name: item for name, item in named.items() if name and counts[name] == 1}
 
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
@@ -211,22 +235,23 @@ def load_corpus(
 
     Raises CorpusError where the source cannot be read, lacks a column, or has no row left.
     """
-    records = plain_rows(source, read_records(source), columns or {})
-    header = header_of(records.values())
-    is_pairs = all(find_column(source, header, reply) for reply in ("chosen", "rejected"))
+    records = plain_rows(source, files.read_records(source), columns or {})
+    header = files.header_of(records.values())
+    is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
     hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-    places = match_columns(source, header, columns or {}, FIELDS, ("question", "reference"), hint)
-    own_id = find_column(source, header, "id") or ""
-    rows, changed = [], 0
+    places = files.match_columns(source, header, columns or {}, FIELDS, ("question", "reference"), hint)
+    own_id = files.find_column(source, header, "id") or ""
+    rows = []
     for where, record in records.items():
-        texts = texts_of(where, record, places)
+        texts = files.texts_of(where, record, places)
         repaired = tuple(map(repair, texts))
-        changed += texts != repaired
-        rows.append(SourceRow(make_example(*repaired), side_of(record), as_text(record.get(own_id))))
+        named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
+        rows.append(SourceRow(make_example(*repaired), *named, texts if texts != repaired else ()))
 
-    cleaned, steps = _clean(rows, changed, min_words)
+    cleaned, steps, fell = _clean(rows, min_words)
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
-    return replace(divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens), rows=tuple(rows))
+    corpus = divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens)
+    return replace(corpus, rows=tuple(rows), fell={**corpus.fell, **fell})
 
 
 def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
@@ -244,31 +269,46 @@ def check_split(split: str) -> None:
         raise CorpusError(f"there is no split {split!r}{hint}")
 
 
-def whole_number(name: str) -> str:
-    """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
-    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
+def write_dropped(corpus: Corpus, path: Path) -> None:
+    """Writes a CSV of the rows that fell or were repaired: which, why, and their texts before and after the repair.
+
+    Raises CorpusError where its name is not .csv, FileExistsError where it is there.
+    """
+    if path.suffix != ".csv":
+        raise CorpusError(f"{path}: dropped rows are written as .csv")
+    why = {step.name: step.why for step in corpus.steps}
+    with path.open("x", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("row", "what", "why", *FIELDS, *(f"{name} repaired" for name in FIELDS)))
+        for row in corpus.rows:
+            step = corpus.fell.get(row.where) or corpus.fell.get(row.example.id)
+            if step or row.raw:
+                what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
+                texts = astuple(row.example)[1:]
+                lines.writerow((*what, *(row.raw or texts), *(texts if row.raw else ())))
 
 
-def _clean(rows: Sequence[SourceRow], changed: int, min_words: int) -> tuple[list[tuple[Example, str]], list[Step]]:
-    """The examples that can be used, each with its side, and what was done to the others."""
+def _clean(rows: Sequence[SourceRow], min_words: int) -> tuple[list[tuple[Example, str]], list[Step], dict[str, str]]:
+    """The examples that can be used, each with its side, what was done to the others, and at which step each fell."""
     repaired = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
-    steps = [Step("encoding", repaired, changed=changed)]
+    steps = [Step("encoding", repaired, changed=sum(bool(row.raw) for row in rows))]
     tests: list[tuple[str, str, Callable[[Example], bool]]] = [
-        ("lost text", "a letter was lost for good (U+FFFD)", lambda e: LOST in e.question + e.title + e.reference),
+        ("lost text", "a letter was lost for good", lambda e: any(map(is_lost, (e.question, e.title, e.reference)))),
         ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
         ("too short", f"an answer of fewer than {min_words} words", lambda e: len(e.reference.split()) < min_words),
     ]
-    kept = list(rows)
+    kept, fell = list(rows), dict[str, str]()
     for name, why, is_bad in tests:
-        good = [row for row in kept if not is_bad(row.example)]
-        steps.append(Step(name, why, dropped=len(kept) - len(good)))
-        kept = good
+        fell |= (bad := {row.where: name for row in kept if is_bad(row.example)})
+        steps.append(Step(name, why, dropped=len(bad)))
+        kept = [row for row in kept if row.where not in bad]
     unique: dict[str, SourceRow] = {}
     for row in kept:
         # Of two spellings of one row the smaller stays, so that the order of the file does not matter.
         unique[row.example.id] = min(unique.get(row.example.id, row), row, key=astuple)
     steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(kept) - len(unique)))
-    return [(row.example, row.side) for row in unique.values()], steps
+    fell |= {row.where: "duplicate" for row in kept if row is not unique[row.example.id]}
+    return [(row.example, row.side) for row in unique.values()], steps, fell
 
 
 def divide(
@@ -282,13 +322,16 @@ def divide(
 ) -> Corpus:
     """The corpus of clean examples: split by message, or as the side that stands with an example says.
 
-    Those longer than `max_tokens` are left out, and then what is nearly a held-out row of train, or a test row of
-    validation. Raises CorpusError where none is left, or where one side is no split, or missing beside others.
+    Those longer than `max_tokens` are left out, then what is over `sizes`, and then what is nearly a held-out row of
+    train, or a test row of validation. Raises CorpusError where none is left, or where one side is no split, or missing
+    beside others.
     """
+    fell: dict[str, str] = {}
     if lengths and max_tokens is not None:
-        all_of_them, why = examples, f"over {max_tokens} tokens after the template"
-        examples = [pair for pair, length in zip(examples, lengths, strict=True) if length <= max_tokens]
-        steps = [*steps, Step("too long", why, dropped=len(all_of_them) - len(examples))]
+        why = f"over {max_tokens} tokens after the template"
+        fell = {e.id: "too long" for (e, _), length in zip(examples, lengths, strict=True) if length > max_tokens}
+        examples = [pair for pair in examples if pair[0].id not in fell]
+        steps = [*steps, Step("too long", why, dropped=len(fell))]
     if not examples:
         raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
     sides = [side for _, side in examples]
@@ -308,6 +351,9 @@ def divide(
             # Drawn from the message alone: the same message with two answers stays on one side.
             at = _draw(seed, "side", normalize(example.title), normalize(example.question))
             drawn["test" if at < test else "validation" if at < test + validation else "train"].append(example)
+        surplus = {e.id: "surplus" for side, part in drawn.items() for e in part[getattr(sizes, side) :]}
+        steps = [*steps, *([Step("surplus", "more than --split-sizes takes", dropped=len(surplus))] if surplus else [])]
+        fell |= surplus
         drawn = {side: part[: getattr(sizes, side)] for side, part in drawn.items()}
 
     splits = {side: tuple(part) for side, part in drawn.items()}
@@ -315,10 +361,16 @@ def divide(
         splits["validation"] = _unlike(splits["validation"], splits["test"])
         splits["train"] = _unlike(splits["train"], (*splits["test"], *splits["validation"]))
     why = f"in train or validation but nearly a held-out row (Jaccard of 5-grams ≥ {NEAR_DUPLICATE})"
-    dropped = sum(map(len, drawn.values())) - sum(map(len, splits.values()))
+    left = {example.id for part in splits.values() for example in part}
+    near = {e.id: "near-duplicate" for part in drawn.values() for e in part if e.id not in left}
+    steps = (*steps, Step("near-duplicate", why, dropped=len(near)))
+    whole = tuple(example for example, _ in order)
+    return Corpus(source, splits, steps, _fingerprint(splits), fell=fell | near, whole=whole)
+
+
+def _fingerprint(splits: Mapping[str, Sequence[Example]]) -> str:
     names = sorted(f"{side} {example.id}" for side, part in splits.items() for example in part)
-    fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()
-    return Corpus(source, splits, (*steps, Step("near-duplicate", why, dropped=dropped)), fingerprint)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _draw(seed: int, *texts: str) -> float:

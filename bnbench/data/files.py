@@ -1,6 +1,7 @@
-"""Reading tables of text: CSV, TSV, JSON, JSONL and Parquet, and plain lines, each also gzipped. Always UTF-8.
+"""Reading tables of text: CSV, TSV, JSON, JSONL, Parquet, sheets, inspect's logs, and plain lines. Always UTF-8.
 
-Rows come one after the other, in memory that does not grow with the file, except for a JSON list, which is read whole.
+Rows come one after the other, in memory that does not grow with the file, except for sheets and a JSON list, which are
+read whole. Text files may be gzipped.
 """
 
 from __future__ import annotations
@@ -8,8 +9,12 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import io
 import json
+import logging
 import os
+import re
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,21 +28,24 @@ from bnbench.metrics.exceptions import require
 Row = dict[str, Any]
 """Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
 
-_MESSAGE = ("message", "question", "questions", "prompt")
+_MESSAGE = ("message", "question", "questions", "prompt", "inputs")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "id": ("id", "custom id"),  # the second is of OpenAI's batch files
+    # The first is of OpenAI's batch files, whose "id" is the request's; the last of lm-evaluation-harness.
+    "id": ("custom id", "id", "sample id", "example id", "item id", "question id", "qid", "uid", "doc id"),
     "topic": ("topic", "topics"),
     "title": ("title", "question title"),
-    "message": _MESSAGE,
+    "message": (*_MESSAGE, "instruction", "input"),
     "question": _MESSAGE,  # the corpus' name of a message
-    "reference": ("reference", "references", "answers", "answer", "target", "gold", "completion", "label"),
+    "reference": ("reference", "references", "answers", "answer", "target", "targets", "gold", "completion", "label"),
     "reply": (
         *("reply", "prediction", "predict", "response", "response text", "model response", "filtered resps"),
         *("generated", "generated text", "output", "answer", "answers"),
     ),
     "text": ("text", "content", "document", "sentence"),
-    "turns": ("messages", "conversations", "conversation"),
-    **{own: (own,) for own in ("chosen", "rejected", "split", "instruction", "input", "output", "history")},
+    "turns": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
+    "input": ("input", "context"),  # the second, and "response", are Dolly's
+    "output": ("output", "response"),
+    **{own: (own,) for own in ("chosen", "rejected", "split", "instruction", "history")},
 }
 """Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
 RATINGS = (
@@ -45,15 +53,16 @@ RATINGS = (
     *("emotionalreaction", "interpretation", "exploration"),
 )
 """How the plain name of a column of ratings may begin."""
-KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SHEETS = (".xlsx", ".xls", ".ods")
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".eval")
 
-_UNREAD = dict.fromkeys((".zip", ".bz2", ".xz", ".zst"), "unpack it first, to one of")
-_UNREAD |= dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8; read are")
+_log = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<name>[^@]+))?(?:@(?P<revision>.+))?")
 _NOT_TEXT = {
     b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
     b"\x1f\x8b": "compressed (gzip); unpack it first, or let its name end in .gz",
-    b"PK\x03\x04": "a zip archive or an Excel workbook, not text; save it as CSV in UTF-8",
+    b"PK\x03\x04": "a zip archive or an Excel workbook, not text; name a workbook .xlsx",
     b"PAR1": "a Parquet file; name it .parquet",
 }
 
@@ -78,8 +87,8 @@ def check_table(path: Path) -> None:
     """Raises CorpusError unless there is a file of a known kind at `path`."""
     check_file(path)
     if kind_of(path) not in KINDS:
-        hint = _UNREAD.get(kind_of(path), "use one of")
-        raise CorpusError(f"{path}: unknown kind of file; {hint} {', '.join(KINDS)}")
+        hint = "unpack it first, to" if kind_of(path) in (".zip", ".bz2", ".xz", ".zst") else "use"
+        raise CorpusError(f"{path}: unknown kind of file; {hint} one of {', '.join(KINDS)}")
 
 
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
@@ -91,6 +100,8 @@ def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
     kind = kind_of(path)
     if kind == ".parquet":
         return _parquet(path, columns)
+    if kind in (*SHEETS, ".eval"):
+        return _sheet(path) if kind in SHEETS else _inspect_log(path)
     return _delimited(path, "," if kind == ".csv" else "\t") if kind in (".csv", ".tsv") else _json(path)
 
 
@@ -103,8 +114,8 @@ def iter_lines(path: Path) -> Iterator[str]:
 
 
 def place(path: Path, number: int) -> str:
-    """Where a row stands, for messages: its line, in Parquet and JSON its row, both from 1."""
-    return f"{path}, {'row' if kind_of(path) in ('.parquet', '.json') else 'line'} {number}"
+    """Where a row stands, for messages: its line, or in what has none its row, both from 1."""
+    return f"{path}, {'row' if kind_of(path) in ('.parquet', '.json', '.eval', *SHEETS) else 'line'} {number}"
 
 
 @contextmanager
@@ -159,8 +170,7 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             header = next(filter(None, rows), None)
             if header is None:
                 raise CorpusError(f"{path}: the file is empty")
-            if twice := [name for name in header if name and header.count(name) > 1]:
-                raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
+            _check_header(path, header)
             for row in filter(None, rows):
                 lacking = len(header) - len(row)
                 # Cells may be missing at the end of a row, but not where a text without quotes may hold line ends.
@@ -174,13 +184,19 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
 
 
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
+
+
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
     hint, is_list = "each line must hold one whole object, {…}, without a list around them", False
     with _text(path, "\n") as lines:
         texts: Iterable[tuple[int, str]] = enumerate(lines, 1)
-        if kind_of(path) == ".json":  # one list of objects, but many call one object a line so too
+        # One list of objects, or an object with one (inspect's log), but many call one object a line so too.
+        if kind_of(path) == ".json":
             number, first = next(((number, line) for number, line in texts if line.strip()), (1, ""))
-            is_list = first.lstrip().startswith("[")
+            is_list = not first.lstrip().startswith("{") or not first.rstrip().endswith("}") or '"samples"' in first
             if is_list:
                 hint = "the file must hold one list of objects"
             texts = [(1, first + lines.read())] if is_list else chain([(number, first)], texts)
@@ -193,6 +209,8 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             except (ValueError, RecursionError) as error:
                 why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
                 raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
+            if is_list and isinstance(value, dict):
+                value = value.get("samples") or [value]
             for at, row in enumerate(value, 1) if is_list else [(number, value)]:
                 if not isinstance(row, dict):
                     raise CorpusError(f"{where}{f', row {at}' if is_list else ''}: a JSON {type(row).__name__}; {hint}")
@@ -213,30 +231,75 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
 
 
+def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
+    import python_calamine as calamine
+
+    try:
+        book = calamine.CalamineWorkbook.from_path(path)
+        cells = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
+    except (calamine.CalamineError, OSError) as error:
+        raise CorpusError(f"{path}: not a readable workbook ({error})") from None
+    if book.sheet_names[1:]:
+        _log.info("%s: its first sheet is read, %s", path, book.sheet_names[0])
+    # A workbook has no whole numbers: 7 is stored as 7.0.
+    whole = ([int(c) if isinstance(c, float) and c.is_integer() else c for c in row] for row in cells)
+    rows = ((number, row) for number, row in enumerate(whole, 1) if any(cell != "" for cell in row))
+    header = list(map(str, next(rows, (0, []))[1]))
+    _check_header(path, header)
+    for number, row in rows:
+        yield number, dict(zip(header, row, strict=True))
+
+
+def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow
+
+    try:
+        with zipfile.ZipFile(path) as log, path.open("rb") as raw:
+            names = [one for one in log.infolist() if one.filename.startswith("samples/")]
+            for number, one in enumerate(names, 1):
+                if one.compress_type == 93:  # Zstandard, which `zipfile` reads from Python 3.14 on
+                    raw.seek(one.header_offset + 26)  # in a member's own head the lengths of its name and extra field
+                    raw.seek(sum(int.from_bytes(raw.read(2), "little") for _ in range(2)), os.SEEK_CUR)
+                    packed = io.BytesIO(raw.read(one.compress_size))
+                    content = pyarrow.input_stream(packed, compression="zstd").read()
+                else:
+                    content = log.read(one)
+                yield number, json.loads(content)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CorpusError(f"{path}: not a readable log of inspect ({error})") from None
+
+
 def check_source(source: str | Path) -> None:
     """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
-    path = Path(source)
-    if path.suffix or path.exists():
+    if _is_file(path := Path(source)):
         check_table(path)
-    elif "/" not in str(source):
-        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name)")
+    elif not _HUB_ID.fullmatch(str(source)):
+        raise CorpusError(f"{source}: no such file, and not a hub id (owner/name, owner/name:configuration)")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a source is meant as a file: it is there, or its name ends as a file's does (.csv, not .5 or :2.bn)."""
+    return (kind_of(path)[1:].isalpha() and ":" not in path.name) or path.exists()
 
 
 def read_records(source: str | Path) -> dict[str, Row]:
-    """All rows of a file or hub data set, at least one, by where they stand; the column `split` is the hub's."""
+    """All rows of a file or hub data set, at least one, by where they stand; the column `split` is the hub's.
+
+    A hub data set is `owner/name`, `owner/name:configuration`, and either with `@revision`.
+    """
     check_source(source)
-    path = Path(source)
-    if path.suffix or path.exists():
+    if _is_file(path := Path(source)):
         if records := {place(path, number): row for number, row in iter_table(path)}:
             return records
         raise CorpusError(f"{source}: the file has no rows")
-    name, _, revision = str(source).partition("@")
-    datasets = require("datasets", extra="models")
+    datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     try:
-        parts = datasets.load_dataset(name, revision=revision or None)
+        parts = datasets.load_dataset(**hub_id.groupdict() if hub_id else {})
     except Exception as error:
         # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
-        raise CorpusError(f"{source}: the hub data set cannot be loaded ({type(error).__name__}: {error})") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        hint = f"; name one of them: {source}:NAME" if "Config name is missing" in why else ""
+        raise CorpusError(f"{source}: the hub data set cannot be loaded ({why}){hint}") from error
     sides = {side: {"split": str(side)} if len(parts) > 1 else {} for side in parts}
     found = [row | sides[side] for side, rows in parts.items() for row in rows]
     return {f"{source}, row {number}": row for number, row in enumerate(found, 1)}
@@ -284,15 +347,20 @@ def match_columns(
 ) -> list[str | None]:
     """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name.
 
-    Raises CorpusError as `check_columns`, and, with `hint`, where one of `needed` has no column.
+    Raises CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
     """
     check_columns(columns, fields)
-    found = {field: find_column(source, header, field, columns.get(field), own) for field, own in fields.items()}
-    for field in needed:
-        if found[field] is None:
-            what = f"there is no column {fields[field]!r}" if fields[field] else f"no column holds a {field}"
-            hint = f"Name the right one with --columns {field}=NAME{hint}"
-            raise CorpusError(f"{source}: {what}; the columns are {', '.join(header)}. {hint}")
+    unknown = {field: name for field, name in columns.items() if name not in header}
+    given = {field: name for field, name in columns.items() if field not in unknown}
+    found = {field: find_column(source, header, field, given.get(field), own) for field, own in fields.items()}
+    lacking = [field for field in needed if found[field] is None and field not in unknown]
+    faults = [f"there is no column {name!r}" for name in (*unknown.values(), *filter(None, map(fields.get, lacking)))]
+    faults += [f"no column holds a {field}" for field in lacking if not fields[field]]
+    if faults:
+        what = " and ".join(faults)
+        names = " ".join(f"--columns {field}=NAME" for field in lacking)
+        hint = f". Name {'each' if lacking[1:] else 'the right one'} with {names}{hint}" if lacking else ""
+        raise CorpusError(f"{source}: {what}; the columns are {', '.join(header)}{hint}")
     return list(found.values())
 
 
@@ -304,6 +372,11 @@ def header_of(rows: Iterable[Row]) -> list[str]:
 def as_text(value: object) -> str:
     """A value as text: "" for null and NaN."""
     return "" if value is None or value != value else str(value)
+
+
+def whole_number(name: str) -> str:
+    """An id as text: a column of whole numbers becomes one of floats where a table once had a gap in it."""
+    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
 
 
 def texts_of(where: str, row: Mapping[str, object], columns: Iterable[str | None]) -> tuple[str, ...]:

@@ -17,14 +17,17 @@ from io import SEEK_END
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
+import regex
+
 from bnbench.data import files
-from bnbench.data.chat import reply_in
+from bnbench.data.chat import text_in
 from bnbench.errors import BnbenchError, CorpusError
 
 FIELDS = ("reply", "reference", "message", "title", "id")
 ReplyRow = tuple[str, tuple[str, ...] | None, str | None]
 """A reply, its references, the message it answers; None where no file of these was given."""
 
+_TEXT = regex.compile(r"[^\s\p{C}]")  # more than blanks and what nobody sees, such as a zero-width space
 _IN_MEMORY = 1 << 24  # bytes of the temporary file that are held before it goes to the disk
 _log = logging.getLogger(__name__)
 
@@ -53,11 +56,29 @@ class TextFile:
         if (column := files.find_column(path, header, field, columns.get(field))) is None:
             hint = f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
             raise CorpusError(f"{path}: no column holds a {field}; the columns are {', '.join(header)}. {hint}")
-        titled = field == "message" and ("title" in columns or field not in columns)
+        # A message of another name is taken to be whole; one of a usual name has the title before it.
+        usual = files.plain_name(columns.get(field, field)) in map(files.plain_name, files.COLUMNS[field])
+        titled = field == "message" and ("title" in columns or usual)
         before = files.find_column(path, header, "title", columns.get("title")) if titled else None
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
         ids = files.find_column(path, header, "id", own_id if own_id in header else None)
         return cls(path, field, column, before, ids)
+
+    @classmethod
+    def beside(cls, replies: TextFile, field: str, columns: Mapping[str, str]) -> TextFile | None:
+        """A further column of the replies' own file that holds a text of this field in its first row; None without."""
+        if replies.column is None:
+            return None
+        _, row = next(files.iter_table(replies.path))
+        name = files.find_column(replies.path, [name for name in row if name != replies.column], field)
+        value = text_in(name, row[name]) if name else None
+        first = value[0] if isinstance(value, list) and value else value
+        has_text = isinstance(first, str) and any(map(str.isalpha, first))  # and is no label, such as 0 or 1
+        return cls.of(replies.path, field, {**columns, field: name}) if name and has_text else None
+
+    def __str__(self) -> str:
+        names = " and ".join(filter(None, (self.before, self.column))) or "each line"
+        return f"{self.path}: {self.field} from {names}{f', id from {self.ids}' if self.ids else ''}"
 
     def rows(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.
@@ -70,7 +91,7 @@ class TextFile:
         name = self.column
         for number, row in files.iter_table(self.path, list(filter(None, (name, self.before, self.ids)))):
             own, fault = row.get(self.ids) if self.ids else "", ""
-            value = reply_in(name, row.get(name)) if self.field == "reply" else row.get(name)
+            value = row.get(name) if self.field == "reference" else text_in(name, row.get(name))
             texts = value if isinstance(value, list) and self.field == "reference" else [value]
             cells = [row.get(self.before), *texts] if self.before else texts
             if self.ids and (own is None or own == "" or own != own):
@@ -86,10 +107,8 @@ class TextFile:
                     fault = fault or f"{column!r} is {type(one).__name__}, not text: {one!r:.60}"
             if fault:
                 raise CorpusError(f"{files.place(self.path, number)}: {fault}")
-            # A column of whole numbers becomes one of floats where a table once had a gap in it.
-            own = str(int(own) if isinstance(own, float) and own.is_integer() else own)
             found = tuple(map(files.as_text, cells))
-            yield number, own, (" ".join(found).strip(),) if self.before else found
+            yield number, files.whole_number(str(own)), (" ".join(found).strip(),) if self.before else found
 
     @cached_property
     def checked(self) -> tuple[int, str, str]:
@@ -123,7 +142,7 @@ def join(
         def rows() -> Iterator[ReplyRow]:
             for number, name, (reply,) in replies.rows():
                 found = [find(name) for find in finders]
-                given = tuple(text for texts in found[: len(references)] for text in texts if text.strip())
+                given = tuple(text for texts in found[: len(references)] for text in texts if _TEXT.search(text))
                 if references and not given:
                     what = f"the reference of this reply is blank in {', '.join(str(file.path) for file in references)}"
                     hint = "write one, or leave the row out of every file"
@@ -138,7 +157,7 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
     (n, order, twice), (others, other_order, other_twice) = replies.checked, other.checked
     by_id = replies.ids is not None and other.ids is not None
     how = "by id" if by_id else "line by line"
-    _log.info("%s: each %s is joined to its reply in %s %s", other.path, other.field, replies.path, how)
+    _log.info("%s, joined to the replies %s", other, how)
     if by_id and (other_twice or twice):
         listed = "; several references of one reply stand in one list" if other_twice else ""
         raise CorpusError(f"{other_twice or twice}{listed}")

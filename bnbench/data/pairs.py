@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
-from bnbench.data.corpus import LOST, Corpus, Example, SplitSizes, Step, TokenCounter, divide, make_example, repair
+from bnbench.data.corpus import Corpus, Example, SplitSizes, Step, TokenCounter, divide, is_lost, make_example, repair
 from bnbench.data.files import RATINGS, as_text, header_of, match_columns, plain_name, read_records, side_of, texts_of
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
@@ -132,8 +132,8 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
         if normalize(texts["chosen"]) == normalize(texts["rejected"]):
             raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is better; remove the row")
-        if LOST in texts["title"] + texts["question"] + texts["chosen"]:
-            raise CorpusError(f"{where}: a letter was lost for good (U+FFFD) in the message or chosen; remove the row")
+        if any(is_lost(texts[field]) for field in ("title", "question", "chosen")):
+            raise CorpusError(f"{where}: a letter was lost for good in the message or chosen; remove the row")
         message = (texts["topic"], texts["title"], texts["question"])
         yield Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected"))), side_of(record)
 

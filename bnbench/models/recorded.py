@@ -7,11 +7,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Corpus, Example, repair, whole_number
+from bnbench.data.corpus import Corpus, Example, repair
 from bnbench.data.join import TextFile
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.metrics.normalization import normalize
@@ -100,16 +100,16 @@ def comparable(message: str) -> str:
 
 
 def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None = None) -> Pairing:
-    """The reply of every item: by id, else by message, else, where there are no ids, by the order of the data.
+    """The reply of every item: by id, else by message, else by the order of the data, where ids do not contradict it.
 
     Raises CandidateError where an item has no reply or two, or where it is not certain which reply is whose.
     """
     by_id: dict[str, str] = {}
     for number, (item, reply) in enumerate(zip(file.ids or (), file.replies, strict=file.ids is not None), 1):
-        if by_id.setdefault(whole_number(item), reply) != reply:
-            raise CandidateError(
-                f"predictions {file.path}, reply {number}: the id {item!r} occurs twice, with different replies"
-            )
+        if item in by_id:
+            what = f"reply {number}: the id {item!r} occurs a second time"
+            raise CandidateError(f"predictions {file.path}, {what}; give each row an id of its own")
+        by_id[item] = reply
     own: dict[str, str] = {}
     for name, item in (corpus.own_ids() if corpus and by_id else {}).items():
         if name in by_id:
@@ -130,6 +130,15 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
             found = {e.id: next(iter(beside[message])) for e, message in zip(examples, asked, strict=True)}
             return Pairing("their messages", found)
 
+    # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order.
+    numbers, n = [int(name) for name in by_id if name.isdecimal()], len(by_id)
+    is_named = corpus is not None and any(row.own_id for row in corpus.rows)
+    if n and not is_named and sorted(numbers) in (list(range(n)), list(range(1, n + 1))):
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        asked = tuple(file.messages[i] for i in order if file.messages)
+        file = replace(file, replies=tuple(file.replies[i] for i in order), messages=asked)
+        paired = _pair_by_order(file, examples, corpus, spellings)
+        return replace(paired, how=f"the row numbers in its ids, {paired.how}")
     if file.ids is not None:
         missing = [e.id for e in examples if e.id not in (own or by_id)]
         raise CandidateError(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 from importlib.resources import files
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bnbench.cli import app
+from bnbench.data.corpus import load_corpus
 from bnbench.errors import PartialRunError, RunError, UsageError
-from bnbench.evaluate import EvaluationRequest, choose_measures, evaluate
+from bnbench.evaluate import EvaluationRequest, _test_rows, choose_measures, evaluate
 from bnbench.models import Backend, Reply
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
@@ -391,3 +393,48 @@ def test_an_encoder_that_is_not_there_is_known_before_anything_is_generated(tmp_
     with pytest.raises(UsageError, match="/nowhere/encoder"):
         evaluate(recorded_request(tmp_path, metrics=("chrF", name), primary="chrF"))
     assert not (tmp_path / "run").exists()
+
+
+def test_all_rows_of_a_file_are_tested_unless_a_candidate_was_trained_on_them(tmp_path, caplog):
+    rows = [{k: v for k, v in row.items() if k != "split"} for row in demo_rows()[:110]]
+    rows += [
+        row | {"Questions": row["Questions"] + " আবার"} for row in rows[:20]
+    ]  # nearly the same, and rows all the same
+
+    def tested(name, rows, candidates, **changes):
+        path = tmp_path / f"{name}.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+        with caplog.at_level("INFO", "bnbench"):
+            corpus, asked = _test_rows(
+                load_corpus(path), EvaluationRequest(candidates, tmp_path / "run", str(path), **changes)
+            )
+        return asked.split, len(corpus.select(asked.split)), caplog.records[-1].getMessage()
+
+    recorded = tmp_path / "p.txt"
+    recorded.write_text("না\n" * len(rows), encoding="utf-8")
+    others = parse_candidates(predictions=[str(recorded)])
+    split, n, said = tested("a", rows, others)
+    assert (split, n) == ("all", 130) and "all rows are tested; --split test" in said
+    corpus = load_corpus(tmp_path / "a.csv")
+    held_out = len(corpus.splits["test"])
+    assert 2 < held_out < 30
+    assert tested("a", rows, others, split="test")[:2] == ("test", held_out)
+    assert tested("a", rows[:60], others)[:2] == ("all", 60)
+    split, n, said = tested("b", demo_rows(), others)
+    assert (split, n) == ("test", 40) and "only its test rows are tested, as its column 'split'" in said
+
+    record = json.loads((files("bnbench.demo") / "adapter" / "training.json").read_text(encoding="utf-8"))
+    trained = tuple(replace(one, name="আমার", folder=str(tmp_path)) for one in others)
+    ids = [e.id for e in corpus.splits["train"]]
+    for changes, expected in (
+        ({"examples": ids}, "test"),
+        ({"examples": ["x"], "data": record["data"] | {"fingerprint": corpus.fingerprint}}, "test"),
+        ({"examples": [*ids, "x"]}, "all"),  # trained on another file
+    ):
+        (tmp_path / "training.json").write_text(json.dumps(record | changes), encoding="utf-8")
+        split, n, said = tested("a", rows, trained)
+        assert (split, n) == (expected, held_out if expected == "test" else 130)
+        assert ("as আমার was trained on others of this file" in said) == (expected == "test")

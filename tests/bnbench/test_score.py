@@ -226,7 +226,7 @@ def test_a_blank_reference_is_no_reference(tmp_path):
     replies, references = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "r.txt", REFERENCES)
     metrics = ["BLEU", "chrF++", "ROUGE"]
     whole = evaluate_pairs(REPLIES, REFERENCES, metrics)
-    blank = write(tmp_path / "blank.txt", ["", " \u00a0\t"] * (len(REPLIES) // 2))
+    blank = write(tmp_path / "blank.txt", ["", " \u00a0\t", "\u200b", "\ufeff \u200c"] * (len(REPLIES) // 4))
     for order in ([references, blank], [blank, references], [blank, references, blank]):
         assert same(score_files(replies, order, metrics=metrics, quiet=True), whole)
     some = [r if i % 3 else "" for i, r in enumerate(REFERENCES[::-1])]
@@ -241,6 +241,38 @@ def test_a_blank_reference_is_no_reference(tmp_path):
             CorpusError, match=r"p\.txt, line 1: the reference of this reply is blank in .*some\.txt; write"
         ):
             score_files(replies, files, quiet=True)
+
+
+def test_columns_beside_the_replies_are_taken_and_named(tmp_path, whole, caplog):
+    titled = [(e.title, e.question) for e in EXAMPLES]
+    rows = [
+        {"id": i, "title": t, "question": q, "reference": r, "reply": p}
+        for i, (t, q), r, p in zip(IDS, titled, REFERENCES, REPLIES, strict=True)
+    ]
+    path = write(tmp_path / "p.csv", rows)
+    with caplog.at_level("INFO", "bnbench"):
+        assert same(score_files(path, quiet=True), whole)
+    assert f"{path}: message from title and question, id from id, joined to the replies by id" in caplog.text
+    usual = {name: name for name in ("reply", "reference", "title", "id")} | {"message": "question"}
+    assert same(score_files(path, columns=usual, quiet=True), whole)
+    assert same(score_files(path, columns={"message": "question"}, quiet=True), whole)
+    for label in (1, True, "0", "", None):  # is no reference
+        labelled = write(tmp_path / "l.jsonl", [{"reply": "ভালো আছি।", "label": label}])
+        assert list(score_files(labelled, quiet=True).results) == ["degeneration"]
+    answers = write(
+        tmp_path / "a.csv", [{"question": "কেমন আছ?", "answer": "ভালো আছি।"}]
+    )  # one column is not two things
+    assert "chrF++" not in score_files(answers, quiet=True).results
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path):
+    path = write(tmp_path / "p.csv", [{"ক": "১", "খ": "২"}])
+    with pytest.raises(
+        CorpusError, match=r"no column holds a reply.*; .*no column holds a reference.*; .*holds a message"
+    ):
+        score_files(path, [path], messages=path)
+    with pytest.raises(CorpusError, match=r"there is no column 'x'; .* there is no column 'y'"):
+        score_files(path, columns={"reply": "x", "reference": "y"})
 
 
 REPLY = '{"id": "ক", "reply": "ভালো"}\n{"id": "খ", "reply": "না"}\n'
@@ -311,7 +343,7 @@ def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, t
         ("a.csv.gz", gzip.compress(b"reply\nok\n" * 99, mtime=0)[:30], "not a whole gzip file"),
         ("a.txt.gz", b"ok\n", "not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"reply": "\xff"}\n', mtime=0), "line 1: not UTF-8 (byte 0xff"),
-        ("a.xlsx", b"PK\x03\x04\xff\xff", "an Excel workbook, not text"),
+        ("a.xlsx", b"PK\x03\x04\xff\xff", "not a readable workbook"),
         ("a.csv", b"id,reply,reply\n1,ok,ok\n", "two columns are called 'reply'"),
         ("a.jsonl", b'[{"reply": "ok"},\n{"reply": "ok"}]\n', "line 1: not JSON (Expecting"),
         ("a.jsonl", b'[{"reply": "ok"}]\n', "line 1: a JSON list; each line must hold one whole object"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from bnbench.data.corpus import Example, load_corpus
 from bnbench.data.files import iter_table
+from bnbench.data.join import TextFile
 from bnbench.errors import CorpusError
 from bnbench.score import score_files
 
@@ -50,6 +53,8 @@ FORMS = {
         "prompt": [{"role": "system", "content": SYSTEM}, *turns(q)],
         "completion": turns(a, roles=("assistant",)),
     },
+    "Dolly's": lambda q, a: {"instruction": q, "context": "", "response": a, "category": "ক"},
+    "Aya's": lambda q, a: {"inputs": q, "targets": a},
     "half": lambda q, a: {"prompt": q, "completion": turns(a, roles=("assistant",))},
 }
 
@@ -127,24 +132,94 @@ def test_a_table_of_texts_stays_one(tmp_path: Path) -> None:
         last(write(tmp_path / "c.jsonl", [history]))
 
 
-def chat_completion(text: str) -> dict[str, Any]:
-    choices = [{"message": {"role": "assistant", "content": text}}]
-    return {"status_code": 200, "body": {"choices": choices}}
+def batch_line(number: int, body: dict[str, Any] | None) -> dict[str, Any]:
+    """A line of a batch's output, which has an id of the request beside the user's own."""
+    response = {"status_code": 200 if body else 500, "request_id": "ক", "body": body or {"error": {"code": "x"}}}
+    return {"id": f"batch_req_{900 - number}", "custom_id": f"r{number}", "response": response, "error": None}
 
 
-def test_other_tools_predictions_are_scored(tmp_path: Path) -> None:
+def completion(text: str) -> dict[str, Any]:
+    return {"object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}]}
+
+
+def response(text: str) -> dict[str, Any]:
+    said = {"type": "message", "content": [{"type": "output_text", "text": text}]}
+    return {"object": "response", "output": [{"type": "reasoning", "summary": []}, said]}
+
+
+def sample(number: int, asked: Any, answered: str, target: str) -> dict[str, Any]:
+    """A sample of inspect's log."""
+    output = {"choices": [{"message": {"role": "assistant", "content": answered}}], "completion": answered}
+    return {"id": number, "epoch": 1, "input": asked, "target": target, "messages": [], "output": output, "scores": {}}
+
+
+def zipped(path: Path, samples: Sequence[dict[str, Any]], compression: int) -> Path:
+    """inspect's own kind of log; 93 is Zstandard, which `zipfile` does not write everywhere."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compression != 93 else zipfile.ZIP_STORED) as log:
+        log.writestr("header.json", "{}")
+        for one in samples:
+            content = json.dumps(one, ensure_ascii=False).encode()
+            if compression == 93:
+                content = pyarrow.compress(content, codec="zstd", asbytes=True)
+            log.writestr(f"samples/{one['id']}_epoch_1.json", content)
+    if compression == 93:  # in the heads of the members, and in the list at the end
+        raw = bytearray(path.read_bytes())
+        for mark, at in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+            start = raw.find(mark)
+            while start >= 0:
+                name = raw[start + (30 if at == 8 else 46) :][:8]
+                if name == b"samples/":
+                    raw[start + at : start + at + 2] = (93).to_bytes(2, "little")
+                start = raw.find(mark, start + 4)
+        path.write_bytes(bytes(raw))
+    return path
+
+
+def test_other_tools_predictions_are_scored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = list(zip(ANSWERED, reversed(ANSWERED), strict=True))
     plain = write(tmp_path / "a.jsonl", [{"reply": reply, "reference": reference} for reply, reference in pairs])
-    factory = write(tmp_path / "b.jsonl", [{"prompt": "ক", "predict": a, "label": b} for a, b in pairs])
-    harness = write(tmp_path / "c.jsonl", [{"resps": [[a]], "filtered_resps": [a], "target": b} for a, b in pairs])
-    lines = [{"custom_id": f"r{i}", "response": chat_completion(a)} for i, (a, _) in enumerate(pairs)]
-    batch = write(tmp_path / "d.jsonl", lines[::-1])
+    factory = write(
+        tmp_path / "b.jsonl",
+        [{"prompt": f"user\nক\nassistant\n{i}", "predict": a, "label": b} for i, (a, b) in enumerate(pairs)],
+    )
+    lines = [
+        {"doc_id": i, "target": b, "resps": [[a]], "filtered_resps": [a], "filter": "none"}
+        for i, (a, b) in enumerate(pairs)
+    ]
+    harness = write(tmp_path / "c.jsonl", lines)
+    batches = [
+        write(
+            tmp_path / f"{make.__name__}.jsonl",
+            [batch_line(i, make(a)) for i, (a, _) in reversed(list(enumerate(pairs)))],
+        )
+        for make in (completion, response)
+    ]
     answers = write(tmp_path / "e.jsonl", [{"id": f"r{i}", "reference": b} for i, (_, b) in enumerate(pairs)])
+    asked: list[Any] = [ASKED[0], turns(ASKED[1]), [{"role": "system", "content": SYSTEM}, *turns(ASKED[2])]]
+    samples = [sample(i, q, a, b) for i, (q, (a, b)) in enumerate(zip(asked, pairs, strict=True), 1)]
+    logs = [tmp_path / "one.json", tmp_path / "two.json"]
+    for log, indent in zip(logs, (None, 2), strict=True):
+        log.write_text(
+            json.dumps({"version": 2, "samples": samples}, ensure_ascii=False, indent=indent), encoding="utf-8"
+        )
+    logs += [zipped(tmp_path / f"{kind}.eval", samples[::-1], kind) for kind in (8, 93)]
     expected = score_files(plain, [plain], metrics=["chrF++"], quiet=True).results["chrF++"].value
-    for replies, references in ((factory, factory), (harness, harness), (batch, answers)):
-        found = score_files(replies, [references], metrics=["chrF++"], quiet=True).results["chrF++"]
-        assert found.value == pytest.approx(expected)
-    failed = write(tmp_path / "f.jsonl", [*lines, {"custom_id": "r9", "response": {"status_code": 500, "body": {}}}])
+    for replies, references in (
+        (plain, []),
+        (factory, []),
+        (harness, []),
+        *((b, [answers]) for b in batches),
+        *((log, []) for log in logs),
+    ):
+        found = score_files(replies, references, metrics=["chrF++"], quiet=True).results["chrF++"]
+        assert found.value == pytest.approx(expected), replies
+    for log in logs:
+        rows = [texts for _, _, texts in TextFile.of(log, "message", {}).rows()]
+        assert sorted(rows) == sorted((q,) for q in ASKED)
+    with pytest.raises(CorpusError, match=r"line 4: the id '0' occurs a second time"):  # a document under each filter
+        score_files(write(tmp_path / "h.jsonl", [*lines, *({**line, "filter": "ক"} for line in lines)]), quiet=True)
+    lines = [batch_line(i, completion(a)) for i, (a, _) in enumerate(pairs)]
+    failed = write(tmp_path / "f.jsonl", [*lines, batch_line(9, None)])
     with pytest.raises(CorpusError, match=r"line 4: the row has no 'response' \(null\)"):
         score_files(failed, quiet=True)
     with pytest.raises(CorpusError, match="line 1: 'filtered_resps' is list, not text"):

@@ -1,11 +1,13 @@
 import csv
 import json
 import random
+import zipfile
+from xml.sax.saxutils import escape
 
 import pandas as pd
 import pytest
 
-from bnbench.data.corpus import SplitSizes, demo_corpus, load_corpus
+from bnbench.data.corpus import SplitSizes, demo_corpus, load_corpus, write_dropped
 from bnbench.errors import CorpusError
 
 HEADER = ("Topics", "Question-Title", "Questions", "Answers")
@@ -165,7 +167,7 @@ def test_bom_and_mojibake_are_read_as_what_they_were(tmp_path):
         ("latin.csv", "Questions,Answers\nok,ok\ncaf\xe9,x\n".encode("latin-1"), "line 3: not UTF-8"),
         ("fields.csv", b"Questions,Answers\na,b,c\n", "line 2: 3 fields under 2 columns"),
         ("bad.jsonl", b'{"Questions": "a"}\n{oops\n', "line 2: not JSON"),
-        ("a.xlsx", b"x", "save the sheet as CSV in UTF-8"),
+        ("a.xlsx", b"x", "not a readable workbook"),
         ("a.json", b"[]", "the file has no rows"),
         ("a.csv.gz", b"x", "not a whole gzip file"),
         ("a.csv.zip", b"x", "unpack it first"),
@@ -206,3 +208,129 @@ def test_the_bundled_conversations():
     assert {"আমার বন্ধুর সাথে ঝগড়া হয়ে গেছে। খুব মন খারাপ।", "আমি চাকরি হারিয়েছি। কীভাবে এগিয়ে যাব?"} <= {
         q.replace("\u09dc", "ড়").replace("\u09df", "য়") for q in asked
     }
+
+
+def test_dropped_rows_are_listed_with_their_reasons(tmp_path):
+    good = rows(6)
+    topic, title, question, answer = good[2]
+    data = [
+        *good,
+        good[0],
+        (topic, title, question, answer + "\u00a0\u00a0আজ"),
+        ("বিষয়", "", "প্রশ্ন আছে", ""),
+        ("বিষয়", "", "প্রশ্ন আছে", "হুম"),
+        ("বিষয়", "", "কথাটা à¦", "উত্তর আছে এখানে"),
+    ]
+    corpus = load_corpus(write_csv(tmp_path / "a.csv", data))
+    write_dropped(corpus, tmp_path / "dropped.csv")
+    with (tmp_path / "dropped.csv").open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    found = [(row["row"].rpartition(", ")[2], row["what"], row["why"]) for row in listed]
+    assert found[0][1:] == ("dropped", "the same row in the same or another spelling")
+    assert found[1][:2] == ("line 9", "repaired") and "mojibake" in found[1][2]
+    assert [why for _, _, why in found[2:]] == [
+        "no question or no answer",
+        "an answer of fewer than 2 words",
+        "a letter was lost for good",
+    ]
+    assert (listed[1]["reference"], listed[1]["reference repaired"]) == (answer + "\u00a0\u00a0আজ", answer + " আজ")
+    assert listed[4]["question"] == "কথাটা à¦"
+    with pytest.raises(CorpusError, match=r"written as \.csv"):
+        write_dropped(corpus, tmp_path / "dropped.txt")
+    with pytest.raises(FileExistsError):
+        write_dropped(corpus, tmp_path / "a.csv")
+
+
+def test_no_row_that_is_left_out_goes_unnamed(tmp_path):
+    data = rows(150)
+    data += [(topic, title, question + " আবার", answer) for topic, title, question, answer in data[:50]]
+    corpus = load_corpus(write_csv(tmp_path / "a.csv", data), sizes=SplitSizes(80, 10, 10))
+    left = {e.id for part in corpus.splits.values() for e in part}
+    assert {row.example.id for row in corpus.rows} - left == set(corpus.fell)
+    assert {"surplus", "near-duplicate"} == set(corpus.fell.values())
+    assert sum(step.dropped for step in corpus.steps) == 200 - len(left) == len(corpus.fell)
+    whole = corpus.unsplit()
+    assert len(whole.select("test")) == 200 and not sum(step.dropped for step in whole.steps)
+
+
+def workbook(path, table):
+    """A workbook as the standard asks for, with texts inside their cells and numbers as numbers."""
+    head = '<?xml version="1.0" encoding="UTF-8"?>'
+    main, office = "spreadsheetml/2006/main", "officeDocument/2006/relationships"
+    ns = "http://schemas.openxmlformats.org/"
+
+    def cell(value):
+        return (
+            f"<c><v>{value}</v></c>"
+            if isinstance(value, int)
+            else f'<c t="inlineStr"><is><t>{escape(value)}</t></is></c>'
+        )
+
+    lines = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in table)
+    parts = {
+        "[Content_Types].xml": f'<Types xmlns="{ns}package/2006/content-types">'
+        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        '<Default Extension="xml" ContentType="application/xml"/></Types>',
+        "_rels/.rels": f'<Relationships xmlns="{ns}package/2006/relationships">'
+        f'<Relationship Id="r1" Type="{ns}{office}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+        "xl/workbook.xml": f'<workbook xmlns="{ns}{main}" xmlns:r="{ns}{office}"><sheets>'
+        '<sheet name="তথ্য" sheetId="1" r:id="r1"/><sheet name="আর" sheetId="2" r:id="r1"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{ns}package/2006/relationships">'
+        f'<Relationship Id="r1" Type="{ns}{office}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
+        "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{ns}{main}"><sheetData>{lines}</sheetData></worksheet>',
+    }
+    with zipfile.ZipFile(path, "w") as book:
+        for name, text in parts.items():
+            book.writestr(name, head + text)
+    return path
+
+
+def test_a_workbook_gives_the_same_corpus(tmp_path, caplog):
+    data = rows(5)
+    sound = load_corpus(write_csv(tmp_path / "a.csv", data))
+    table = [("id", *HEADER), ("", "", "", "", ""), *((i + 7, *row) for i, row in enumerate(data))]
+    with caplog.at_level("INFO", "bnbench"):
+        corpus = load_corpus(workbook(tmp_path / "a.xlsx", table))
+    assert corpus.fingerprint == sound.fingerprint
+    assert list(corpus.own_ids()) == ["7", "8", "9", "10", "11"]
+    assert corpus.rows[0].where == f"{tmp_path / 'a.xlsx'}, row 3"
+    assert "its first sheet is read, তথ্য" in caplog.text
+    for damage in (b"PK\x03\x04", b""):
+        (tmp_path / "b.xlsx").write_bytes(damage)
+        with pytest.raises(CorpusError, match=r"b\.xlsx: not a readable workbook"):
+            load_corpus(tmp_path / "b.xlsx")
+
+
+def test_a_hub_data_set_with_a_configuration(tmp_path, monkeypatch):
+    # `datasets` reads a folder of that name as it reads the hub.
+    folder = tmp_path / "owner" / "name-1.0"
+    for name, (_, _, question, answer) in zip(("bn.x", "en"), rows(2), strict=True):
+        (folder / name).mkdir(parents=True)
+        line = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
+        (folder / name / "a.jsonl").write_text(line, encoding="utf-8")
+    listed = [f"- config_name: {name}\n  data_files: {name}/*.jsonl\n" for name in ("bn.x", "en")]
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(listed) + "---\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    [(_, _, question, answer), *_] = rows(2)
+    corpus = load_corpus("owner/name-1.0:bn.x")
+    assert [(e.question, e.reference) for e in corpus.select("all")] == [(question, answer)]
+    with pytest.raises(CorpusError, match=r"owner/name-1\.0:nix: the hub data set cannot be loaded .*'bn\.x', 'en'"):
+        load_corpus("owner/name-1.0:nix")
+    for typo in ("ownr", "a.csv", "b/none.csv"):
+        with pytest.raises(CorpusError, match="no such file"):
+            load_corpus(typo)
+
+
+def test_all_columns_that_are_missing_are_named_at_once(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [("ক", "খ")], ("x", "y"))
+    with pytest.raises(CorpusError) as caught:
+        load_corpus(path)
+    assert "no column 'Questions' and there is no column 'Answers'; the columns are x, y." in str(caught.value)
+    assert "--columns question=NAME --columns reference=NAME" in str(caught.value)
+    with pytest.raises(CorpusError, match=r"no column 'z' and there is no column 'w'; the columns are x, y$"):
+        load_corpus(path, columns={"question": "z", "reference": "w"})
+    with pytest.raises(
+        CorpusError, match=r"no column 'z' and there is no column 'Answers'; .* --columns reference=NAME"
+    ):
+        load_corpus(path, columns={"question": "z"})

@@ -1,6 +1,7 @@
+import ftfy
 import pytest
 
-from bnbench.data.corpus import repair
+from bnbench.data.corpus import demo_corpus, is_lost, repair
 
 TEXT = "এটা সত্যিই খারাপ। আপনি কি ভালো আছেন? ৫০% ঠিক — “হ্যাঁ”"
 
@@ -47,3 +48,26 @@ def test_damage_seen_in_real_rows(damaged, sound):
 )
 def test_what_is_no_damage_stays(text):
     assert repair(text) == text
+
+
+TEXTS = [text for e in demo_corpus().select("all") for text in (e.question, e.reference)]
+DAMAGE = {  # how a text was damaged, and how many of the 480 are mended
+    "a blank for the no-break space": (lambda t: as_cp1252(t).replace("\u00a0", " "), 480),
+    "the same, read wrongly twice": (lambda t: as_cp1252(as_cp1252(t)).replace("\u00a0", " "), 480),
+    "half of it damaged": (lambda t: as_cp1252(t[: len(t) // 2]) + t[len(t) // 2 :], 480),
+    "another encoding": (lambda t: t.encode().decode("mac_roman"), 480),
+    "bytes without a character left out": (lambda t: "".join(c for c in as_cp1252(t) if not "\x80" <= c < "\xa0"), 4),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_lost_a_byte_is_mended_or_counted_as_lost(damage):
+    spoil, mended = DAMAGE[damage]
+    made = [repair(spoil(text)) for text in TEXTS]
+    assert sum(found == text for found, text in zip(made, TEXTS, strict=True)) == mended
+    assert all(is_lost(found) == (found != text) for found, text in zip(made, TEXTS, strict=True))
+
+
+def test_sound_bengali_is_never_fixed():
+    assert [text for text in TEXTS if repair(text) != text or is_lost(text)] == []
+    assert sum(ftfy.fix_text(text) != text for text in TEXTS) > 400  # why it is never used

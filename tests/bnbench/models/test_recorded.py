@@ -140,15 +140,15 @@ def test_ids_of_the_run_and_of_the_data(tmp_path: Path, own: bool) -> None:
     assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
     with pytest.raises(CandidateError, match=r"1 of 12 items have no reply, .*column 'id' in .*test\.csv"):
         joined(record(tmp_path / "few.jsonl", replies[1:]), corpus, corpus.select("all"))
-    twice = [*replies, replies[0] | {"reply": "অন্য উত্তর"}]
-    with pytest.raises(CandidateError, match=r"reply 13: the id '.*' occurs twice, with different replies"):
-        joined(record(tmp_path / "twice.jsonl", twice), corpus, corpus.select("all"))
+    for again in (replies[0], replies[0] | {"reply": "অন্য উত্তর"}):
+        with pytest.raises(CandidateError, match=r"reply 13: the id '.*' occurs a second time"):
+            joined(record(tmp_path / "twice.jsonl", [*replies, again]), corpus, corpus.select("all"))
 
 
 def test_an_id_that_two_rows_share_joins_nothing(tmp_path: Path) -> None:
     rows = make_rows(12, id=["১", "১", *map(str, range(10))])
     corpus = load_corpus(write(tmp_path / "test.csv", rows))
-    replies = [{"id": r["id"], "reply": "একই উত্তর"} for r in rows]
+    replies = [{"id": str(i), "reply": "একই উত্তর"} for i in range(12)]
     with pytest.raises(CandidateError, match="2 of 12 items have no reply"):
         joined(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
 
@@ -245,7 +245,7 @@ def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CandidateError, match="no rows"):
         open_file(predictions(tmp_path / "b.csv", "reply\n"))
     twice = open_file(predictions(tmp_path / "c.csv", "id,reply\nitem-0,ক\nitem-0,খ\n"))
-    with pytest.raises(CandidateError, match=r"'item-0' occurs twice"):
+    with pytest.raises(CandidateError, match=r"'item-0' occurs a second time"):
         twice.bind(EXAMPLES[:1])
     with pytest.raises(CandidateError, match=r"7 of 8 items have no reply, the first 'item-1'"):
         open_file(predictions(tmp_path / "d.csv", "id,reply\nitem-0,ক\n")).bind(EXAMPLES)
@@ -260,6 +260,24 @@ def test_predictions_that_do_not_fit(tmp_path: Path) -> None:
             open_file(predictions(tmp_path / "f.jsonl", f'{{"reply": ""}}\n{lines}\n'))
     numbered = open_file(predictions(tmp_path / "g.jsonl", '{"id": 7.0, "reply": ""}\n'))
     numbered.bind([replace(EXAMPLES[0], id="7")])  # ids are text, whatever type the file gives them
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_ids_that_number_the_rows(tmp_path: Path, first: int, caplog: pytest.LogCaptureFixture) -> None:
+    rows = make_rows(12)
+    rows[4] |= {"Answers": ""}
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies: list[dict[str, Any]] = [{"doc_id": i, "reply": row["Answers"] or "না"} for i, row in enumerate(rows, first)]
+    random.Random(1).shuffle(replies)
+    with caplog.at_level(logging.INFO, "bnbench"):
+        assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+    assert "joined to the items by the row numbers in its ids, the order of" in caplog.text
+    for wrong in (replies[1:], [*replies[1:], replies[0] | {"doc_id": 99}]):
+        with pytest.raises(CandidateError, match="items have no reply"):
+            joined(record(tmp_path / "wrong.jsonl", wrong), corpus, corpus.select("all"))
+    named = load_corpus(write(tmp_path / "named.csv", [{**row, "id": f"প্রশ্ন-{i}"} for i, row in enumerate(rows)]))
+    with pytest.raises(CandidateError, match="11 of 11 items have no reply"):  # the data have other names
+        joined(tmp_path / "mine.jsonl", named, named.select("all"))
 
 
 def test_messages_that_cannot_be_read_are_not_left_out_in_silence(
