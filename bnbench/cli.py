@@ -11,7 +11,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +67,9 @@ Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit 
 Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
 Half = Annotated[str | None, Option(help=HALF)]
-SYSTEM = "[NAME=]TEXT: the system text, {topic} replaced, of all candidates or of NAME; none: no such turn. Repeatable."
+SYSTEM = "System text, {topic} replaced; none: no such turn. With NAME= in front for one candidate; may be repeated."
 System = Annotated[list[str] | None, Option(help=SYSTEM)]
-TEMPLATE = "[NAME=]auto, llama-3.1, chat, plain or a Jinja file: the chat template, by default the candidate's own."
+TEMPLATE = "auto (a candidate's own), llama-3.1, chat, plain or a Jinja file; NAME= in front and repeated as --system."
 Template = Annotated[list[str] | None, Option(help=TEMPLATE)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
@@ -145,13 +145,6 @@ def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=
     return {left: right for left, _, right in pairs}
 
 
-def _named(texts: list[str] | None, candidates: Sequence[Any]) -> dict[str, str]:
-    """What was given as [NAME=]TEXT, by the candidate's name, or by "" where none stands in front."""
-    pairs = [text.partition("=") for text in texts or []]
-    names = {candidate.name for candidate in candidates}
-    return {name if name in names else "": rest if name in names else name + sign + rest for name, sign, rest in pairs}
-
-
 @app.command("evaluate")
 def evaluate_command(
     base: Base = None,
@@ -191,7 +184,7 @@ def evaluate_command(
     from bnbench.evaluate import EvaluationRequest, check_inputs, choose_measures, default_folder, evaluate
     from bnbench.metrics.combined import parse_weights
     from bnbench.models.backend import get_backend
-    from bnbench.models.candidates import parse_candidates
+    from bnbench.models.candidates import by_name, parse_candidates
     from bnbench.models.decoding import Decoding
 
     mapping, sizes, metrics = _pairs(columns), SplitSizes.parse(split_sizes), tuple(metric or ())
@@ -207,8 +200,8 @@ def evaluate_command(
     request = EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
-        trust_remote_code=trust_remote_code, backend=backend, system=_named(system, candidates),
-        template=_named(template, candidates), metrics=metrics, primary=primary, combine=weights,
+        trust_remote_code=trust_remote_code, backend=backend, system=by_name(system or (), candidates),
+        template=by_name(template or (), candidates), metrics=metrics, primary=primary, combine=weights,
         overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
@@ -445,23 +438,27 @@ def corpus_command(
 @app.command("inspect-prompt")
 def inspect_prompt_command(
     base: Base = None,
-    adapter: Annotated[str | None, Option(help="An adapter on it, which may be asked otherwise.")] = None,
+    adapter: Adapters = None,
     data: Data = None,
     columns: Columns = None,
     split: Split = "test",
     row: Annotated[int, Option(min=0, help="Which row of the split.")] = 0,
-    system: Annotated[str | None, Option(help="Another system text; none: no such turn.")] = None,
-    template: Annotated[str, Option(help="auto, llama-3.1, chat, plain or a Jinja file.")] = "auto",
+    system: System = None,
+    template: Template = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Show a prompt as the model gets it: text, ids, token count, and which tokens are supervised in training."""
-    from bnbench.models.prompts import inspect_prompt
+    """Show a prompt as each model gets it: text, ids, token count, and which tokens are supervised in training."""
+    from bnbench.models.prompts import inspect_prompts
 
-    asked, example = inspect_prompt(
-        base, adapter, data, _pairs(columns), split, row, system=system, template=template,
+    asked, example = inspect_prompts(
+        base, adapter or (), data, _pairs(columns), split, row, systems=system or (), templates=template or (),
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    prompt, answer = asked.training(example)
-    told = {**asked.describe(), "text": asked.prompt(example).text, "prompt_ids": prompt, "supervised_ids": answer}
-    _print(told, as_json, lambda _: asked.show(example))
+    told, texts = dict[str, Any](), list[str]()
+    for name, prompter in asked.items():
+        prompt, answer = prompter.training(example)
+        ids = {"prompt_ids": prompt, "supervised_ids": answer}
+        told[name] = {**prompter.describe(), "text": prompter.prompt(example).text, **ids}
+        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example))
+    _print(told if len(told) > 1 else next(iter(told.values())), as_json, lambda _: "\n\n".join(texts))

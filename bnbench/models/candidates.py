@@ -73,6 +73,12 @@ def parse_spec(text: str, *, revisions: bool = True) -> Spec:
     return Spec(label if name or not revision else f"{label}@{revision}", location, revision, given)
 
 
+def by_name(texts: Sequence[str], candidates: Sequence[Candidate | Spec]) -> dict[str, str]:
+    """What was given as [NAME=]TEXT, by the candidate's name, or by "" where none of their names stands in front."""
+    pairs, names = [text.partition("=") for text in texts], {candidate.name for candidate in candidates}
+    return {name if name in names else "": rest if name in names else name + sign + rest for name, sign, rest in pairs}
+
+
 def parse_candidates(
     base: str | None = None,
     adapters: Sequence[str] = (),

@@ -19,7 +19,7 @@ from typing import Any
 
 from bnbench.data.corpus import Example, demo_corpus, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, require
-from bnbench.models.candidates import DEMO_BASE, parse_spec
+from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
 from bnbench.models.loading import explained
@@ -303,39 +303,46 @@ class Prompter:
             )
 
 
-def inspect_prompt(
+def inspect_prompts(
     base: str | None,
-    adapter: str | None = None,
+    adapters: Sequence[str] = (),
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
     split: str = "test",
     row: int = 0,
     *,
-    system: str | None = None,
-    template: str = "auto",
+    systems: Sequence[str] = (),
+    templates: Sequence[str] = (),
     trust_remote_code: bool = False,
-) -> tuple[Prompter, Example]:
-    """How a base, or an adapter on it, is asked, and row `row` of a corpus's split; without all three, the demo's.
+) -> tuple[dict[str, Prompter], Example]:
+    """How a base and adapters on it are asked, by name, and row `row` of a corpus's split; without these, the demo's.
 
-    Raises:
-        CandidateError, CorpusError, PromptError: what is wrong with the model, the data or the template.
+    `systems` and `templates` are [NAME=]TEXT as for `evaluate`. Raises CandidateError, CorpusError or PromptError, for
+    what is wrong with a model, the data or a template.
     """
-    folder = None
-    if adapter is not None:
-        own = parse_spec(adapter)
-        files = locate(f"adapter {own.given}", own.location, own.revision)
-        folder, base = files.folder, base or files.read_json("adapter_config.json").get("base_model_name_or_path")
+    specs = [parse_spec(text) for text in adapters]
+    own = [locate(f"adapter {spec.given}", spec.location, spec.revision) for spec in specs]
+    if base is None and own:
+        base = str(own[0].read_json("adapter_config.json").get("base_model_name_or_path"))
     spec = parse_spec(base or DEMO_BASE)
     files = find_model(
         f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code, weights=False
     )
-    how = {"system": SYSTEM if system is None else system, "template": template}
-    prompter = Prompter.load(files, adapter=folder, trust_remote_code=trust_remote_code, **how)
+    every, made = [spec, *specs], dict[str, Prompter]()
+    system, template = by_name(systems, every), by_name(templates, every)
+    for one, adapter in zip(every, (None, *(found.folder for found in own)), strict=True):
+        made[one.name] = Prompter.load(
+            files,
+            adapter=adapter,
+            system=system.get(one.name, system.get("", SYSTEM)),
+            template=template.get(one.name, template.get("", "auto")),
+            trust_remote_code=trust_remote_code,
+        )
     corpus = load_corpus(data, columns=columns) if data else demo_corpus()
     examples = corpus.select(split)
     if row >= len(examples):
         raise CorpusError(f"{corpus.source}: row {row} of {split} does not exist; there are {len(examples)}, from 0")
-    return prompter, examples[row]
+    return made, examples[row]
 
 
 def template_of(kind: str) -> str:

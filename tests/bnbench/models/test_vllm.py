@@ -194,7 +194,9 @@ def test_a_stop_text_ends_a_plain_reply_as_in_hf(tmp_path: Path, make_tokenizer:
     (ours, prompts), (theirs, _) = open_backend(candidates), open_backend(candidates, "hf")
     whole = [r.text for r in theirs.generate(candidates[0], prompts, IDS, GREEDY)]
     said = whole[0][len(whole[0]) // 2 :][:2]
-    ours._asked = theirs._asked = replace(ours.prompter(candidates[0]), stop_texts=(said,))
+    stopping = replace(ours.prompter(candidates[0]), stop_texts=(said,))
+    for backend in (ours, theirs):
+        backend._prompters[candidates[0].name] = stopping
     replies = ours.generate(candidates[0], prompts, IDS, GREEDY)
     assert replies == theirs.generate(candidates[0], prompts, IDS, GREEDY)
     assert said in whole[0] and said not in replies[0].text and not replies[0].hit_limit
