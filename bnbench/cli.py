@@ -134,6 +134,11 @@ def evaluate_command(
         list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")
     ] = None,
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        Option(help="[name=]URL#MODEL of a server as OpenAI's; may be repeated, several URLs a model."),
+    ] = None,
+    tokenizer: Annotated[str | None, Option(help="Of the endpoints: folder or hub id, to send them token ids.")] = None,
     data: Data = None,
     columns: Columns = None,
     split: Split = "test",
@@ -179,13 +184,13 @@ def evaluate_command(
     choose_measures(primary, metrics, weights)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
     candidates = parse_candidates(
-        base, adapter or (), predictions or (), trust_remote_code=trust_remote_code, needs_files=on_disk
+        base, adapter or (), predictions or (), endpoint or (), trust_remote_code=trust_remote_code, needs_files=on_disk
     )
     request = EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
-        trust_remote_code=trust_remote_code, backend=backend, metrics=metrics, primary=primary, combine=weights,
-        overwrite=overwrite, command=_command_line(), quiet=quiet,
+        trust_remote_code=trust_remote_code, backend=backend, tokenizer=tokenizer, metrics=metrics, primary=primary,
+        combine=weights, overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
 

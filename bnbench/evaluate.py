@@ -44,8 +44,9 @@ log = logging.getLogger("bnbench")
 class EvaluationRequest:
     """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on.
 
-    `backend` answers for the models; `metrics` are names as `get_metric` takes them (none: the default set), `primary`
-    ranks and may be any of them; `combine` has the weights of a combined score by metric, summing to 1 (none: empty).
+    `backend` answers for the models, `tokenizer` makes the prompts of endpoints; `metrics` are names as `get_metric`
+    takes them (none: the default set), `primary` ranks and may be any of them; `combine` has the weights of a combined
+    score by metric, summing to 1 (none: empty).
     """
 
     candidates: tuple[Candidate, ...]
@@ -62,6 +63,7 @@ class EvaluationRequest:
     device: str | None = None
     trust_remote_code: bool = False
     backend: str = "hf"
+    tokenizer: str | None = None
     metrics: tuple[str, ...] = ()
     primary: str = "chrF++"
     combine: Mapping[str, float] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class EvaluationRequest:
 
     def backend_of(self, candidate: Candidate) -> str:
         """The name of the backend that answers for a candidate."""
-        return "recorded" if candidate.kind == "predictions" else self.backend
+        return {"predictions": "recorded", "endpoint": "endpoint"}.get(candidate.kind, self.backend)
 
 
 @dataclass(frozen=True)
@@ -171,21 +173,23 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
 
 
-def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
-    """UsageError for a metric that was asked for and that no candidate can have; RunError where the run in the folder
-    began with another primary metric or combined score.
-    """
-    can = {"references", "messages"}
-    if any(get_backend(request.backend_of(c)).likelihood is not Backend.likelihood for c in request.candidates):
-        can.add("likelihoods")
-    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
-    for metric in measures.metrics:
-        if metric.needs - can and metric.name.casefold() in asked:
+def _check_needs(work: Work) -> None:
+    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one."""
+    without = [e.candidate.name for e in work.entrants if not e.backend.gives_likelihoods(e.candidate)]
+    metrics, primary = work.measures.metrics, work.measures.primary
+    asked = {name.partition(":")[0].casefold() for name in (*work.request.metrics, primary)}
+    for metric in metrics:
+        is_had = len(without) < (1 if metric.name == primary else len(work.entrants))
+        if "likelihoods" in metric.needs and not is_had and metric.name.casefold() in asked:
             raise UsageError(
-                f"{metric.name} cannot be computed for these candidates: it needs "
-                f"{', '.join(sorted(metric.needs - can))}, which none of them gives; choose from "
-                f"{', '.join(m.name for m in measures.metrics if m.needs <= can)}"
+                f"{metric.name} cannot be computed for these candidates: it needs likelihoods, which "
+                f"{', '.join(without)} cannot give; choose from "
+                f"{', '.join(m.name for m in metrics if 'likelihoods' not in m.needs)}"
             )
+
+
+def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
+    """RunError where the run in the folder began with another primary metric or combined score."""
     if request.overwrite or not (request.out / "run.json").is_file():
         return
     began = records.read_record(request.out)
@@ -216,6 +220,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     for metric in measures.metrics:
         metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
     work, path = _prepare(request, measures), request.out / "run.json"
+    _check_needs(work)
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
@@ -231,7 +236,9 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     backends: dict[str, Backend] = {}
     for name in dict.fromkeys(map(request.backend_of, request.candidates)):
         own = [c for c in request.candidates if request.backend_of(c) == name]
-        options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code)
+        options = BackendOptions(
+            name, request.device, request.quantise, request.trust_remote_code, tokenizer=request.tokenizer
+        )
         backends[name] = get_backend(name)(own, options)
     answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
     prompters = {candidate.name: backend.prompter(candidate) for candidate, backend in answering}
@@ -362,7 +369,9 @@ def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     if scored is not None:
         rows = [(nll, int(tokens), int(size), int(characters)) for nll, tokens, size, characters in scored.tolist()]
     return [
-        records.Generation(key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *row)
+        records.Generation(
+            key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused)
+        )
         for key, example, reply, row in zip(batch.keys, examples, replies, rows, strict=True)
     ]
 
@@ -424,8 +433,9 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
                 "its scores here say nothing about new messages"
             )
             log.warning(notes[-1])
-        # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
-        shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
+        # Where files and servers are is nobody else's business; location, revision and hashes say what they are.
+        hidden = ("folder", "base_folder", "urls")
+        shown = {name: value for name, value in asdict(candidate).items() if name not in hidden}
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
@@ -451,15 +461,18 @@ def _end(
     work: Work, record: records.RunRecord, generations: Sequence[records.Generation], computed: Sequence[Metric]
 ) -> records.RunRecord:
     """The record with what is only known at the end: speed, how many replies the limit cut, and the metrics."""
-    candidates = []
+    candidates, notes = [], list[str]()
     for candidate in record.candidates:
         own = [g for g in generations if g.candidate == candidate.name]
         limits = [g.hit_limit for g in own if g.hit_limit is not None]
         speed = round(sum(g.tokens or 0 for g in own) / candidate.seconds, 1) if candidate.seconds else None
         share = sum(limits) / len(limits) if limits else None
         candidates.append(replace(candidate, tokens_per_second=speed, hit_limit_share=share))
+        if refused := sum(g.refused for g in own):
+            notes.append(f"{candidate.name} refused {refused} of {len(own)} messages; what it said instead is scored")
     return replace(
         record,
+        notes=(*record.notes, *notes),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **records.describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),

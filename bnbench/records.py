@@ -53,7 +53,7 @@ Points = Sequence[tuple[int, float]]  # a loss curve: optimiser steps and their 
 @dataclass(frozen=True)
 class Generation:
     """One reply, and the likelihood of the item's reference, where it is known: `nll` in nats over `nll_tokens`, of a
-    text of so many `bytes` and `characters`.
+    text of so many `bytes` and `characters`. `refused`: it said that it will not answer, and `reply` is what it said.
     """
 
     key: str
@@ -66,6 +66,7 @@ class Generation:
     nll_tokens: int | None
     bytes: int | None
     characters: int | None
+    refused: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,8 +112,9 @@ class Client:
         """The answer to one request, as `map` gets it."""
         return self.map(path, [body])[0]
 
-    def map(self, path: str, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def map(self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
         """The answers to POST requests to `path` ("chat/completions"), in their order; the model's name is added.
+        A server gets at most `most` at once.
 
         What may pass (429, 5xx, a lost connection, half an answer) is tried again, on another server where there is
         one; the first failure that stays ends the others.
@@ -126,14 +127,17 @@ class Client:
             try:
                 async with self._open() as http, asyncio.TaskGroup() as group:
                     asked = ({"model": self.model, **body} for body in bodies)
-                    tasks = [group.create_task(self._insist(http, room, path, body)) for body in asked]
+                    tasks = [group.create_task(self._insist(http, room, path, body, most)) for body in asked]
             except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
+                first = failures.exceptions[0]
+                raise EndpointError(str(first), first.status) if isinstance(first, _AgainError) else first from None
             return [task.result() for task in tasks]
 
         return _run(ask())
 
-    async def _insist(self, http: Any, room: asyncio.Condition, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _insist(
+        self, http: Any, room: asyncio.Condition, path: str, body: dict[str, Any], most: int
+    ) -> dict[str, Any]:
         """One answer, over as many attempts as patience allows, each on the server that has most room."""
         patience, tenacity = self.patience, self._tenacity
         backoff = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
@@ -143,15 +147,15 @@ class Client:
             return float(backoff(state)) if after is None else min(after, patience.most_wait)
 
         def stop(state: Any) -> bool:
-            most = 2 if state.outcome.exception().is_slow else patience.attempts
-            return bool(state.attempt_number >= min(most, patience.attempts))
+            attempts = min(2, patience.attempts) if state.outcome.exception().is_slow else patience.attempts
+            return bool(state.attempt_number >= attempts)
 
         again = tenacity.retry_if_exception_type(_AgainError)
         async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait, stop=stop, reraise=True):
             with attempt:
                 async with room:
-                    await room.wait_for(self._ready)
-                    server = min(self._ready(), key=lambda s: s.active / s.limit)
+                    await room.wait_for(lambda: self._ready(most))
+                    server = min(self._ready(most), key=lambda s: s.active / s.limit)
                     server.active += 1
                 start = time.monotonic()
                 try:
@@ -167,11 +171,11 @@ class Client:
                         room.notify_all()
         raise AssertionError("tenacity returns or raises")
 
-    def _ready(self) -> list[_Server]:
+    def _ready(self, most: int) -> list[_Server]:
         """The servers that have room; one that is down is asked where there is no other, and now and then."""
         now = time.monotonic()
         up = [s for s in self._servers if s.down_until <= now] or self._servers
-        return [s for s in up if s.active < s.limit]
+        return [s for s in up if s.active < min(s.limit, most)]
 
     def _open(self) -> Any:
         """A connection pool. Compressed answers are not asked for: a small one can unpack to any size."""
@@ -194,11 +198,11 @@ class Client:
                     if len(data) > MOST_BYTES:
                         raise EndpointError(f"{url}: the answer is larger than {MOST_BYTES // 2**20} MiB")
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
-            raise _AgainError(f"{url}: no server answers ({self._words(str(error) or 'time-out')})") from None
+            raise _AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
         except (TimeoutError, self._httpx.TimeoutException):
             raise _AgainError(f"{url}: no whole answer within {self.patience.total:g} s", is_slow=True) from None
         except (self._httpx.TransportError, OSError) as error:
-            why = self._words(str(error) or type(error).__name__)
+            why = self.words(str(error) or type(error).__name__)
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
         if answer.status_code != 200:
             self._refuse(url, answer, data)
@@ -207,19 +211,19 @@ class Client:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise _AgainError(f"{url}: the answer is no whole JSON object: {self._words(data)}")
+            raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
         return found
 
     def _refuse(self, url: str, answer: Any, data: bytearray) -> NoReturn:
         """The error for a status that is not 200, with what the server says."""
-        status, said = int(answer.status_code), self._words(data)
+        status, said = int(answer.status_code), self.words(data)
         if status == 429 or status >= 500:
             raise _AgainError(f"{url}: status {status}: {said}", status, _seconds(answer.headers.get("Retry-After")))
         if 300 <= status < 400:
             target = urlsplit(urljoin(url, answer.headers.get("Location", "")))
             where = f"{target.scheme}://{target.hostname}{f':{target.port}' if target.port else ''}{target.path}"
             raise EndpointError(
-                f"{url}: redirects to {self._words(where)}, which is not followed; name that URL", status
+                f"{url}: redirects to {self.words(where)}, which is not followed; name that URL", status
             )
         name = next((name for name in KEYS if os.environ.get(name)), "")
         key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
@@ -233,7 +237,7 @@ class Client:
             raise UsageError(f"{KEYS[0]} or {KEYS[1]} holds a sign that no HTTP header can carry; set it again")
         return key
 
-    def _words(self, said: str | bytearray) -> str:
+    def words(self, said: str | bytearray) -> str:
         """What a server says, fit for a terminal: short, on one line, without the key that it may repeat."""
         text = said if isinstance(said, str) else said.decode(errors="replace")
         key = self._key()
