@@ -149,6 +149,9 @@ def evaluate_command(
     metric: Metrics = None,
     primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
     combine: Combine = None,
+    judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
+    judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
+    judge_pairs: Annotated[bool, Option("--judge-pairs", help="It compares the candidates in pairs, too.")] = False,
     greedy: Annotated[bool, Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, Option(min=0.01)] = 0.7,
     top_p: Annotated[float, Option(min=0.01, max=1.0)] = 0.9,
@@ -171,6 +174,7 @@ def evaluate_command(
     """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
     from bnbench.data.corpus import SplitSizes
     from bnbench.evaluate import EvaluationRequest, check_inputs, choose_measures, default_folder, evaluate
+    from bnbench.judge import Judge
     from bnbench.metrics.combined import parse_weights
     from bnbench.models.backend import get_backend
     from bnbench.models.candidates import parse_candidates
@@ -181,7 +185,8 @@ def evaluate_command(
     on_disk, models = get_backend(backend).needs_files, [*([base] if base else []), *(adapter or [])]
     # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
     check_inputs(data, mapping, split, models if on_disk else [], predictions or [])
-    choose_measures(primary, metrics, weights)
+    rater = Judge(judge, judge_language, pairs=judge_pairs, quiet=quiet) if judge else None
+    choose_measures(primary, metrics, weights, rater)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
     candidates = parse_candidates(
         base, adapter or (), predictions or (), endpoint or (), trust_remote_code=trust_remote_code, needs_files=on_disk
@@ -190,7 +195,7 @@ def evaluate_command(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
         trust_remote_code=trust_remote_code, backend=backend, tokenizer=tokenizer, metrics=metrics, primary=primary,
-        combine=weights, overwrite=overwrite, command=_command_line(), quiet=quiet,
+        combine=weights, judge=rater, overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)
 

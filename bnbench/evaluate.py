@@ -23,7 +23,9 @@ import numpy as np
 from bnbench import __version__, records
 from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
 from bnbench.data.files import check_columns, check_source
-from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
+from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
+from bnbench.judge import TRIED, Judge, Judged
+from bnbench.metrics.audit import write_audits
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, weighted
 from bnbench.metrics.core import Metric, Texts
@@ -35,7 +37,7 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.progress import stage
 
-EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
+EVERY_NEED = frozenset({"references", "messages", "likelihoods", "rivals"})
 
 log = logging.getLogger("bnbench")
 
@@ -46,7 +48,7 @@ class EvaluationRequest:
 
     `backend` answers for the models, `tokenizer` makes the prompts of endpoints; `metrics` are names as `get_metric`
     takes them (none: the default set), `primary` ranks and may be any of them; `combine` has the weights of a combined
-    score by metric, summing to 1 (none: empty).
+    score by metric, summing to 1 (none: empty); `judge` rates the replies, too.
     """
 
     candidates: tuple[Candidate, ...]
@@ -67,6 +69,7 @@ class EvaluationRequest:
     metrics: tuple[str, ...] = ()
     primary: str = "chrF++"
     combine: Mapping[str, float] = field(default_factory=dict)
+    judge: Judge | None = None
     overwrite: bool = False
     command: str = "bnbench evaluate"
     quiet: bool = False
@@ -135,11 +138,13 @@ def check_inputs(
         raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
 
 
-def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[str, float] | None = None) -> Measures:
-    """The metrics that are named, or the default ones, with the primary one and the parts of the combined score.
+def choose_measures(
+    primary: str, names: Sequence[str] = (), combine: Mapping[str, float] | None = None, judge: Judge | None = None
+) -> Measures:
+    """The metrics that are named, or the default ones, those of the judge, the primary one, and the combined score's.
 
-    Raises UsageError for an unknown name (with the nearest), two metrics of one name, and a combined score that ranks
-    without weights or has a part of which lower is better.
+    Raises UsageError for an unknown name (with the nearest), two metrics of one name, a judge's metric without it, and
+    a combined score that ranks without weights or has a part of which lower is better.
     """
     chosen: dict[str, Metric] = {}
 
@@ -160,11 +165,16 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
 
     for metric in map(get_metric, names) if names else default_metrics(EVERY_NEED):
         take(metric)
+    for metric in judge.metrics if judge else ():
+        take(metric, instead=True)
     if combine:
         take(CombinedScore(combine, [find(name) for name in combine]))
     if primary.casefold() == COMBINED and COMBINED not in chosen:
         raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
     primary = find(primary).name
+    for metric in chosen.values():
+        if isinstance(metric, Judged) and metric.judge is not judge:
+            raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
     # A combined score counts nothing itself: its parts are computed, and shown, beside it.
     for part in [part for metric in chosen.values() for part in metric.parts]:
         chosen.setdefault(part.name, part)
@@ -213,22 +223,50 @@ def evaluate(request: EvaluationRequest) -> Path:
     Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
     replies so far are kept and the message has the command to go on.
     """
-    measures = choose_measures(request.primary, request.metrics, request.combine)
+    measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
     _check_declared(request, measures)
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
     for metric in measures.metrics:
         metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
+    if request.judge and request.judge.pairs and len(request.candidates) < 2:
+        raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
     work, path = _prepare(request, measures), request.out / "run.json"
     _check_needs(work)
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
     records.write_json(path, record)
+    if request.judge:
+        _try(request.judge, work)
     record = _generate(work, plan[start:], record)
     generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-    records.write_json(path, _end(work, record, generations, _score(work, generations)))
+    texts = _texts(work, generations)
+    if request.judge:  # scoring only looks its ratings up
+        try:
+            record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
+        except (EndpointError, OSError) as error:
+            raise _partial(request, error) from error
+    records.write_json(path, _end(work, record, generations, _score(work, texts)))
     return request.out
+
+
+def _try(judge: Judge, work: Work) -> None:
+    """Has the judge rate labelled replies, before anything is loaded: one that cannot is known after these few."""
+    out, n, k = work.request.out, len(work.examples), len(work.entrants)
+    judge.keep(out / records.RATINGS)
+    calls = n * k * (k if judge.pairs else 1)
+    log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, TRIED, calls)
+    try:
+        write_audits(judge.audits(), out / f".{records.AUDITS}.tmp")
+    except EndpointError as error:
+        raise _partial(work.request, error) if (out / records.RATINGS).exists() else error from None
+    (out / f".{records.AUDITS}.tmp").replace(out / records.AUDITS)
+
+
+def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
+    kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
+    return PartialRunError(f"{type(error).__name__}: {error}\n{kept}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -298,8 +336,8 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     """Cuts the file of replies back to whole batches; returns how many batches of the plan it holds."""
     out, path = work.request.out, work.request.out / records.GENERATIONS
     out.mkdir(parents=True, exist_ok=True)
-    if work.request.overwrite:
-        path.unlink(missing_ok=True)
+    for name in (records.GENERATIONS, records.RATINGS) if work.request.overwrite else ():
+        (out / name).unlink(missing_ok=True)
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
@@ -340,7 +378,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
             for batch in plan:
                 start, name = time.monotonic(), batch.entrant.candidate.name
                 generations = _answer(work, batch)
-                records.append_generations(out, generations)
+                records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
                     peaks = (record.peak_memory_bytes, batch.entrant.backend.peak_memory_bytes())
@@ -352,8 +390,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
                 records.write_json(out / "run.json", record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
-        kept = f"What was computed is kept in {out}; go on with: {work.request.command}"
-        raise PartialRunError(f"{type(error).__name__}: {error}\n{kept}") from error
+        raise _partial(work.request, error) from error
     return record
 
 
@@ -376,30 +413,38 @@ def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     ]
 
 
-def _score(work: Work, generations: Sequence[records.Generation]) -> list[Metric]:
+def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:
+    """What is scored of each candidate, in the order of the items."""
+    replies = {(g.candidate, g.id): g for g in generations}
+    names, found = [candidate.name for candidate in work.request.candidates], {}
+    for name in names:
+        own = [replies[name, e.id] for e in work.examples]
+        numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in own]
+        known = all(n is not None for row in numbers for n in row)
+        cut = [g.hit_limit for g in own]
+        texts = Texts.of(
+            [g.reply for g in own],
+            [e.reference for e in work.examples],
+            [f"{e.title} {e.question}".strip() for e in work.examples],
+            np.array(numbers, dtype=np.float64) if known else None,
+            None if None in cut else [bool(limit) for limit in cut],
+        )
+        rivals = tuple(tuple(replies[n, e.id].reply for n in names if n != name) for e in work.examples)
+        found[name] = replace(texts, rivals=rivals if len(names) > 1 else None)
+    return found
+
+
+def _score(work: Work, texts: Mapping[str, Texts]) -> list[Metric]:
     """Writes every candidate's statistics; returns the metrics that were computed for any of them.
 
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
-    ids = [e.id for e in work.examples]
-    replies = {(g.candidate, g.id): g for g in generations}
-    used = set[str]()
-    with stage("score", len(work.entrants) * len(ids), quiet=work.request.quiet) as progress:
-        for name in (candidate.name for candidate in work.request.candidates):
-            own = [replies[name, i] for i in ids]
-            numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in own]
-            known = all(n is not None for row in numbers for n in row)
-            cut = [g.hit_limit for g in own]
-            texts = Texts.of(
-                [g.reply for g in own],
-                [e.reference for e in work.examples],
-                [f"{e.title} {e.question}".strip() for e in work.examples],
-                np.array(numbers, dtype=np.float64) if known else None,
-                None if None in cut else [bool(limit) for limit in cut],
-            )
-            can = EVERY_NEED if known else EVERY_NEED - {"likelihoods"}
+    ids, used = [e.id for e in work.examples], set[str]()
+    with stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
+        for name, own in texts.items():
+            can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
-            tables = {m.name: t for m, t in zip(metrics, statistics(texts, metrics), strict=True)}
+            tables = {m.name: t for m, t in zip(metrics, statistics(own, metrics), strict=True)}
             records.write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
             used.update(tables)
             progress.advance(len(ids))
@@ -419,7 +464,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
     seconds = {c.name: c.seconds for c in before.candidates} if before else {}
-    candidates, notes = list[records.CandidateRecord](), list[str]()
+    candidates = list[records.CandidateRecord]()
+    notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
         candidate, training = entrant.candidate, None
         if candidate.kind == "adapter" and candidate.folder:

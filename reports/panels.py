@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnbench.metrics.audit.findings import short_name
+from bnbench.metrics.audit.findings import read_audits, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
@@ -371,7 +371,10 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
     ]
     unknown = {t.metric: text for t, text in zip(ranking.trust, told, strict=True) if not t.scorers}
     blocks: list[Block] = [Sentences(tuple(doubted), "list", Pen.WRITTEN)]
-    blocks.append(Sentences(tuple(unknown.values()), "list", Pen.TEXT))
+    # The terminal leaves out the audits that ship with bnbench, which are the same in every run.
+    shipped = {audit.metric for audit in read_audits()}
+    here = [text for t, text in zip(ranking.trust, doubted, strict=True) if t.scorers and t.metric not in shipped]
+    blocks.append(Sentences((*unknown.values(), *here), "list", Pen.TEXT))
     blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric in unknown]
     by_labels: dict[str, list[Trust]] = {}
     for t in (t for t in ranking.trust if t.scorers):
