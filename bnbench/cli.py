@@ -35,6 +35,9 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", c
 Base = Annotated[
     str | None, Option(help="Base model: a folder, hub id or id@revision, with an optional name= in front.")
 ]
+Adapters = Annotated[list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")]
+ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
+Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 Data = Annotated[str | None, Option(help="CSV, TSV, JSONL, Parquet or a hub id; by default the bundled conversations.")]
 COLUMNS = (
     "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
@@ -130,15 +133,10 @@ def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=
 @app.command("evaluate")
 def evaluate_command(
     base: Base = None,
-    adapter: Annotated[
-        list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")
-    ] = None,
+    adapter: Adapters = None,
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
-    endpoint: Annotated[
-        list[str] | None,
-        Option(help="[name=]URL#MODEL of a server as OpenAI's; may be repeated, several URLs a model."),
-    ] = None,
-    tokenizer: Annotated[str | None, Option(help="Of the endpoints: folder or hub id, to send them token ids.")] = None,
+    endpoint: Endpoints = None,
+    tokenizer: Annotated[str | None, Option(help="Of the endpoints: a folder or hub id; prompts are its ids.")] = None,
     data: Data = None,
     columns: Columns = None,
     split: Split = "test",
