@@ -35,6 +35,9 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", c
 Base = Annotated[
     str | None, Option(help="Base model: a folder, hub id or id@revision, with an optional name= in front.")
 ]
+Adapters = Annotated[list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")]
+ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
+Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 Data = Annotated[str | None, Option(help="CSV, TSV, JSONL, Parquet or a hub id; by default the bundled conversations.")]
 COLUMNS = (
     "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
@@ -53,6 +56,7 @@ Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit 
 Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
 Half = Annotated[str | None, Option(help=HALF)]
+FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help="NF4 weights; by default where the card is small.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
@@ -130,15 +134,10 @@ def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=
 @app.command("evaluate")
 def evaluate_command(
     base: Base = None,
-    adapter: Annotated[
-        list[str] | None, Option(help="Adapter: a folder, hub id or id@revision; may be repeated.")
-    ] = None,
+    adapter: Adapters = None,
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
-    endpoint: Annotated[
-        list[str] | None,
-        Option(help="[name=]URL#MODEL of a server as OpenAI's; may be repeated, several URLs a model."),
-    ] = None,
-    tokenizer: Annotated[str | None, Option(help="Of the endpoints: folder or hub id, to send them token ids.")] = None,
+    endpoint: Endpoints = None,
+    tokenizer: Annotated[str | None, Option(help="Of the endpoints: a folder or hub id; prompts are its ids.")] = None,
     data: Data = None,
     columns: Columns = None,
     split: Split = "test",
@@ -161,9 +160,7 @@ def evaluate_command(
     max_new_tokens: Annotated[int | None, Option(min=1, help="Longest reply in tokens; overrides --max-words.")] = None,
     batch_size: Annotated[int | None, Option(min=1, help="Prompts a batch; by default what memory holds.")] = None,
     max_tokens: Annotated[int, Option(min=1, help="Rows longer with their template are dropped, never cut.")] = 4096,
-    four_bit: Annotated[
-        bool | None, Option("--4bit/--no-4bit", help="NF4 weights; by default where the card is small.")
-    ] = None,
+    four_bit: FourBit = None,
     device: Device = None,
     seed: Seed = 42,
     overwrite: Annotated[bool, Option("--overwrite", help="Start anew in a folder that holds another run.")] = False,
@@ -182,22 +179,19 @@ def evaluate_command(
 
     mapping, sizes, metrics = _pairs(columns), SplitSizes.parse(split_sizes), tuple(metric or ())
     weights = {} if combine is None else parse_weights(combine)
-    on_disk, models = get_backend(backend).needs_files, [*([base] if base else []), *(adapter or [])]
-    # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
-    check_inputs(data, mapping, split, models if on_disk else [], predictions or [])
     rater = Judge(judge, judge_language, pairs=judge_pairs, quiet=quiet) if judge else None
+    on_disk, models = get_backend(backend).needs_files, [*([base] if base else []), *(adapter or [])]
+    check_inputs(data, mapping, split, models if on_disk else [], predictions or [])  # what is cheap comes first
     choose_measures(primary, metrics, weights, rater)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
-    candidates = parse_candidates(
-        base, adapter or (), predictions or (), endpoint or (), trust_remote_code=trust_remote_code, needs_files=on_disk
-    )
-    request = EvaluationRequest(
+    given = (base, adapter or (), predictions or (), endpoint or ())
+    candidates = parse_candidates(*given, trust_remote_code=trust_remote_code, needs_files=on_disk)
+    _report([evaluate(EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
         batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
         trust_remote_code=trust_remote_code, backend=backend, tokenizer=tokenizer, metrics=metrics, primary=primary,
         combine=weights, judge=rater, overwrite=overwrite, command=_command_line(), quiet=quiet,
-    )  # fmt: skip
-    _report([evaluate(request)], None, as_json)
+    ))], None, as_json)  # fmt: skip
 
 
 @app.command("finetune")

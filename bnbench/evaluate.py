@@ -183,19 +183,20 @@ def choose_measures(
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
 
 
-def _check_needs(work: Work) -> None:
-    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one."""
-    without = [e.candidate.name for e in work.entrants if not e.backend.gives_likelihoods(e.candidate)]
-    metrics, primary = work.measures.metrics, work.measures.primary
-    asked = {name.partition(":")[0].casefold() for name in (*work.request.metrics, primary)}
-    for metric in metrics:
-        is_had = len(without) < (1 if metric.name == primary else len(work.entrants))
-        if "likelihoods" in metric.needs and not is_had and metric.name.casefold() in asked:
-            raise UsageError(
-                f"{metric.name} cannot be computed for these candidates: it needs likelihoods, which "
-                f"{', '.join(without)} cannot give; choose from "
-                f"{', '.join(m.name for m in metrics if 'likelihoods' not in m.needs)}"
+def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
+    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one;
+    the candidates `without` give no likelihoods.
+    """
+    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
+    for metric in measures.metrics:
+        most = 0 if metric.name == measures.primary else len(request.candidates) - 1
+        if "likelihoods" in metric.needs and len(without) > most and metric.name.casefold() in asked:
+            who = (
+                f"{', '.join(without)} cannot give" if len(without) < len(request.candidates) else "none of them gives"
             )
+            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
+            what = f"it needs likelihoods, which {who}"
+            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
 
 
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
@@ -225,14 +226,19 @@ def evaluate(request: EvaluationRequest) -> Path:
     """
     measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
     _check_declared(request, measures)
+    kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
+    _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
+    if request.tokenizer and not any(c.urls for c in request.candidates):
+        raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
     for metric in measures.metrics:
         metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
     if request.judge and request.judge.pairs and len(request.candidates) < 2:
         raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
     work, path = _prepare(request, measures), request.out / "run.json"
-    _check_needs(work)
+    # A server shows what it gives only when it is asked.
+    _check_needs(request, measures, _without_likelihoods(work))
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
@@ -267,6 +273,10 @@ def _try(judge: Judge, work: Work) -> None:
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
     kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
     return PartialRunError(f"{type(error).__name__}: {error}\n{kept}")
+
+
+def _without_likelihoods(work: Work) -> list[str]:
+    return [e.candidate.name for e in work.entrants if not e.backend.gives_likelihoods(e.candidate)]
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -486,6 +496,11 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
+    recorded = {c.name for c in request.candidates if c.kind == "predictions"}
+    if silent := [name for name in _without_likelihoods(work) if name not in recorded]:
+        notes.append(
+            f"likelihoods are not available: {', '.join(silent)}; so perplexity and bits per character are not"
+        )
     first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
     return records.RunRecord(
         name=request.out.name, bnbench=__version__, command=request.command,

@@ -96,13 +96,20 @@ class Client:
         self._key()
 
     def models(self) -> list[list[str]]:
-        """The names of the models that each server lists; asked once, so a server that is down is known at once."""
+        """The names of the models that each server lists, none where it has no list; a server that is down, or that
+        refuses the key, is known at once.
+        """
 
         async def ask() -> list[list[str]]:
             found = []
             async with self._open() as http:
                 for server in self._servers:
-                    listed = (await self._send(http, server, "models", None)).get("data")
+                    try:
+                        listed = (await self._send(http, server, "models", None)).get("data")
+                    except EndpointError as error:
+                        if error.status in (0, 401, 403):
+                            raise
+                        listed = ()
                     found.append([str(m["id"]) for m in listed or () if isinstance(m, dict) and "id" in m])
             return found
 

@@ -26,21 +26,21 @@ from bnbench.models.prompts import PROBE, Prompt, Prompter
 VERSION = 1  # raised when the same arguments would give other replies or likelihoods
 TOKENS_PER_WORD = 7.0  # where a server does not say how long a prompt is: Llama-3.1's tokenizer spends 6.8
 COMPLETIONS, CHAT = "completions", "chat/completions"
-_REFUSALS = {400, 404, 405, 422, 500, 501}  # what servers answer to a request that they do not know
+_NOT_KNOWN = {400, 404, 405, 422, 500, 501}  # what servers answer to a request that they do not know
 
 log = logging.getLogger("bnbench.models")
 
 
 @dataclass(frozen=True)
 class Served:
-    """How one model is asked. `path` is COMPLETIONS for token ids, else CHAT; `refused` are parameters that the server
-    does not take; `likelihoods` by "prompt_logprobs", "echo" or not at all (""); `folds`: it knows no system role.
+    """How one model is asked. `path` is COMPLETIONS for token ids, else CHAT; `unsupported` are parameters that the
+    server does not take; `likelihoods` by "prompt_logprobs", "echo" or not at all (""); `folds`: no system role.
     """
 
     client: Client
     prompter: Prompter
     path: str
-    refused: tuple[str, ...]
+    unsupported: tuple[str, ...]
     tokens_per_word: float
     likelihoods: str = ""
     folds: bool = False
@@ -68,7 +68,7 @@ class Served:
             roles = ["system", "user"][-len(texts) :]
             body["messages"] = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
             extras["chat_template_kwargs"] = {"enable_thinking": False}  # as in our own prompts
-        return body | {name: value for name, value in extras.items() if name not in self.refused}
+        return body | {name: value for name, value in extras.items() if name not in self.unsupported}
 
     def reply(self, answer: Mapping[str, Any]) -> Reply:
         """What was said: by its token ids where they are given, so that it reads as every other backend's."""
@@ -103,7 +103,7 @@ class EndpointBackend(Backend):
             _check_listed(clients[candidate.name], candidate)
         self._served = {name: self._find_out(client, told) for name, client in clients.items()}
         for name, one in self._served.items():
-            if missing := [p for p in one.refused if p not in ("return_token_ids", "chat_template_kwargs")]:
+            if missing := [p for p in one.unsupported if p not in ("return_token_ids", "chat_template_kwargs")]:
                 log.warning("%s: its server does not take %s, so the run does without", name, ", ".join(missing))
         self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
 
@@ -117,7 +117,7 @@ class EndpointBackend(Backend):
                 if (answer.get("usage") or {}).get("prompt_tokens") == len(ids):
                     return _with_likelihoods(served, ids)
             except EndpointError as error:
-                if error.status not in _REFUSALS:
+                if error.status not in _NOT_KNOWN:
                     raise
             log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
         plain = Served(client, self._asked, CHAT, (), per_word)
@@ -151,7 +151,7 @@ class EndpointBackend(Backend):
             "backend_version": VERSION,
             "model": candidate.location,
             "api": f"/v1/{served.path}",
-            "refused": list(served.refused),
+            "unsupported": list(served.unsupported),
             "folds_system": served.folds,
             "tokens_per_word": round(served.tokens_per_word, 3),
             "likelihoods": served.likelihoods,
@@ -205,7 +205,7 @@ def _check_listed(client: Client, candidate: Candidate) -> None:
             try:
                 known.append(bool(one.post(CHAT, ask | {"max_tokens": 1})))
             except EndpointError as error:
-                if error.status not in _REFUSALS:
+                if error.status not in _NOT_KNOWN:
                     raise
                 known.append(False)
         if known != [True, False]:
@@ -214,7 +214,7 @@ def _check_listed(client: Client, candidate: Candidate) -> None:
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
-    """Asks for one token, leaving out what the server names in its refusals, then all that may be left out.
+    """Asks for one token, leaving out what the server says it does not know, then all that may be left out.
 
     All parameters of a run are tried; with temperature 0, as one server dies of a seed for which it has a use.
     """
@@ -228,7 +228,7 @@ def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
             if error.status not in (400, 422) or not extras:
                 raise
             named = [name for name in extras if re.search(rf"\b{name}\b", str(error))]
-            served = replace(served, refused=(*served.refused, *(named or extras)))
+            served = replace(served, unsupported=(*served.unsupported, *(named or extras)))
 
 
 def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
@@ -237,7 +237,7 @@ def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
         try:
             answer = served.client.post(COMPLETIONS, _scoring(way, ids))
         except EndpointError as error:
-            if error.status not in _REFUSALS:
+            if error.status not in _NOT_KNOWN:
                 raise
             continue
         if _log_probabilities(_choice(answer, served.client), ids):
@@ -272,4 +272,6 @@ def _how(served: Served) -> str:
     """In words, for the record."""
     how = "asked with token ids" if served.path == COMPLETIONS else "asked by chat, with the server's own template"
     how += f", likelihoods by {served.likelihoods}" if served.likelihoods else ", without likelihoods"
-    return how + (f", without {', '.join(served.refused)}, which its server does not take" if served.refused else "")
+    return how + (
+        f", without {', '.join(served.unsupported)}, which its server does not take" if served.unsupported else ""
+    )

@@ -39,7 +39,7 @@ def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_registry(plug_ins: None, caplog: pytest.LogCaptureFixture) -> None:
-    assert BACKENDS.names() == ("hf", "recorded", "echo", "number")
+    assert BACKENDS.names() == ("hf", "recorded", "endpoint", "echo", "number")
     assert (get_backend("HF"), get_backend("recorded"), get_backend("echo")) == (
         hf.TransformersBackend,
         RecordedReplies,
