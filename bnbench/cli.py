@@ -179,7 +179,7 @@ def evaluate_command(
 
     mapping, sizes, metrics = _pairs(columns), SplitSizes.parse(split_sizes), tuple(metric or ())
     weights = {} if combine is None else parse_weights(combine)
-    rater = Judge(judge, judge_language, pairs=judge_pairs, quiet=quiet) if judge else None
+    rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet) if judge or judge_pairs else None
     on_disk, models = get_backend(backend).needs_files, [*([base] if base else []), *(adapter or [])]
     check_inputs(data, mapping, split, models if on_disk else [], predictions or [])  # what is cheap comes first
     choose_measures(primary, metrics, weights, rater)

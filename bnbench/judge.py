@@ -45,6 +45,8 @@ class Judge:
     """
 
     def __init__(self, address: str, language: str = "bn", *, pairs: bool = False, quiet: bool = True) -> None:
+        if not re.match(r"https?://.+#.", address):
+            raise UsageError(f"the judge {address!r}: write URL#MODEL, such as --judge http://127.0.0.1:8000#my-model")
         [served] = parse_candidates(endpoints=[address])
         rubrics = {path.stem: path for path in (Path(__file__).parent / "rubrics").glob("*.toml")}
         if language not in rubrics:
