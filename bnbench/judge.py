@@ -217,7 +217,8 @@ class MeanRating(Judged):
 
 def _mean(name: str, of: str) -> type[MeanRating]:
     told = f"mean rating of {of} by a language model, 1-5, higher is better"
-    return type(name, (MeanRating,), {"__doc__": told, "name": f"judge-{name.lower()}", "description": told})
+    own = {"__doc__": told, "__module__": __name__, "name": f"judge-{name.lower()}", "description": told}
+    return type(name, (MeanRating,), own)
 
 
 Overall, Empathy = _mean("Overall", "the whole reply"), _mean("Empathy", "the reply's empathy")

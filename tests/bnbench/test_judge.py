@@ -1,6 +1,7 @@
 """A judge against a scripted server: what it is asked, what is made of its answers, and that nothing is asked twice."""
 
 import json
+import pickle
 import re
 from collections import Counter
 
@@ -244,6 +245,8 @@ def test_language_is_part_of_the_signature(serve, files):
     server = serve()
     made = [Empathy(Judge(f"{server.url}#bichar", language)).signature(3) for language in ("bn", "en")]
     assert "|rubric:bn-" in made[0] and "|rubric:en-" in made[1]
+    one = Empathy(Judge(f"{server.url}#bichar"))
+    assert pickle.loads(pickle.dumps(one)).signature(3) == made[0]  # as the processes of a long file get it
     with pytest.raises(UsageError, match="no rubric 'fr' for a judge; there are bn, en"):
         Judge(f"{server.url}#bichar", "fr")
 
