@@ -10,14 +10,12 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import urljoin, urlsplit
 
 from bnbench.errors import EndpointError, UsageError, require
 
@@ -64,7 +62,8 @@ class _Server:
 
     def succeeded(self) -> None:
         """As often as there are requests at once its rate is looked at: the limit goes up while the rate does."""
-        self.is_failing, self.down_until, self._done = False, 0.0, self._done + 1
+        self.is_failing, self.down_until = False, 0.0
+        self._done += 2 * self.active > self.limit  # with less to do its rate says nothing
         if self._done >= self.limit:
             rate = self._done / max(time.monotonic() - self._since, 1e-6)
             if rate > 1.1 * self._rate:
@@ -109,8 +108,8 @@ class Client:
                     except EndpointError as error:
                         if error.status in (0, 401, 403):
                             raise
-                        listed = ()
-                    found.append([str(m["id"]) for m in listed or () if isinstance(m, dict) and "id" in m])
+                        listed = None
+                    found.append([str(m["id"]) for m in listed if "id" in m] if isinstance(listed, list) else [])
             return found
 
         return _run(ask())
@@ -204,6 +203,8 @@ class Client:
                     data += chunk
                     if len(data) > MOST_BYTES:
                         raise EndpointError(f"{url}: the answer is larger than {MOST_BYTES // 2**20} MiB")
+        except self._httpx.InvalidURL as error:
+            raise EndpointError(f"{url}: no URL that can be asked ({error})") from None
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
             raise _AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
         except (TimeoutError, self._httpx.TimeoutException):
@@ -215,7 +216,7 @@ class Client:
             self._refuse(url, answer, data)
         try:
             found = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
@@ -227,11 +228,8 @@ class Client:
         if status == 429 or status >= 500:
             raise _AgainError(f"{url}: status {status}: {said}", status, _seconds(answer.headers.get("Retry-After")))
         if 300 <= status < 400:
-            target = urlsplit(urljoin(url, answer.headers.get("Location", "")))
-            where = f"{target.scheme}://{target.hostname}{f':{target.port}' if target.port else ''}{target.path}"
-            raise EndpointError(
-                f"{url}: redirects to {self.words(where)}, which is not followed; name that URL", status
-            )
+            where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
+            raise EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
         name = next((name for name in KEYS if os.environ.get(name)), "")
         key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
         why = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
@@ -253,14 +251,10 @@ class Client:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After, in seconds or as a date; None where it says nothing."""
+    """Retry-After; None where it says no number."""
     try:
         return max(0.0, float(retry_after or ""))
     except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after or "") - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
         return None
 
 

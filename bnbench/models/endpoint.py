@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from bnbench.errors import CandidateError, EndpointError, UsageError
@@ -73,12 +74,12 @@ class Served:
     def reply(self, answer: Mapping[str, Any]) -> Reply:
         """What was said: by its token ids where they are given, so that it reads as every other backend's."""
         choice = _choice(answer, self.client)
-        message, finish = choice.get("message") or {}, choice.get("finish_reason")
+        message, finish = _object(choice.get("message")), choice.get("finish_reason")
         text, ids, cut = message.get("content") or choice.get("text") or "", choice.get("token_ids"), finish == "length"
         if refusal := message.get("refusal"):
             return Reply(str(refusal).strip(), None, cut, refused=True)
-        tokens = (answer.get("usage") or {}).get("completion_tokens")
-        if self.path == COMPLETIONS and isinstance(ids, list):
+        tokens = _object(answer.get("usage")).get("completion_tokens")
+        if self.path == COMPLETIONS and isinstance(ids, list) and all(isinstance(i, int) for i in ids):
             ids = ids[:-1] if not cut and ids and ids[-1] in self.prompter.stop_ids else ids
             text, tokens = self.prompter.decode(ids, cut=cut), len(ids)
         text = str(text).strip()
@@ -114,7 +115,7 @@ class EndpointBackend(Backend):
             ids, per_word = told.prompt(PROBE).ids, (told.limited(Decoding(max_words=1000)).max_new_tokens or 0) / 1000
             try:
                 served, answer = _negotiate(Served(client, told, COMPLETIONS, (), per_word))
-                if (answer.get("usage") or {}).get("prompt_tokens") == len(ids):
+                if _object(answer.get("usage")).get("prompt_tokens") == len(ids):
                     return _with_likelihoods(served, ids)
             except EndpointError as error:
                 if error.status not in _NOT_KNOWN:
@@ -133,7 +134,7 @@ class EndpointBackend(Backend):
         long = replace(PROBE, question=" ".join((PROBE.question, *SENTENCES)))
         prompts = [self._asked.prompt(example) for example in (PROBE, long)]
         bodies = [served.body(prompt, Decoding(greedy=True, max_new_tokens=1), "") for prompt in prompts]
-        counts = [(answer.get("usage") or {}).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
+        counts = [_object(answer.get("usage")).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
         short, longer = (n if isinstance(n, int) else 0 for n in counts)
         if not short < longer:
             return served
@@ -195,20 +196,8 @@ class EndpointBackend(Backend):
 def _check_listed(client: Client, candidate: Candidate) -> None:
     """CandidateError where a server does not serve the model, with what it serves, the nearest name first."""
     for url, names in zip(candidate.urls, client.models(), strict=True):
-        if not names or client.model in names:
-            continue
-        # `transformers serve FOLDER` lists other models than the one it serves; others take any name for what they
-        # have. So a model that is not listed counts only where the server also knows a name that it does not serve.
-        known = []
-        for name in (client.model, "bnbench-asks-for-no-model"):
-            one, ask = Client([url], name, client.patience), {"messages": [{"role": "user", "content": "ক"}]}
-            try:
-                known.append(bool(one.post(CHAT, ask | {"max_tokens": 1})))
-            except EndpointError as error:
-                if error.status not in _NOT_KNOWN:
-                    raise
-                known.append(False)
-        if known != [True, False]:
+        # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
+        if names and client.model not in names and not Path(client.model).is_dir():
             near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
             raise CandidateError(f"{url} serves no model {client.model!r}; it has {', '.join(near)}")
 
@@ -254,11 +243,12 @@ def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[fl
     """log p of each id given those before it, 0 for the first; empty where they are not given for all of them."""
     given = choice.get("prompt_logprobs")
     if isinstance(given, list):  # of each position: token id -> its log-probability
-        found = [(entry or {}).get(str(i), {}).get("logprob") for entry, i in zip(given, ids, strict=False)]
+        found = [_object(_object(entry).get(str(i))).get("logprob") for entry, i in zip(given, ids, strict=False)]
     else:
-        found = list((choice.get("logprobs") or {}).get("token_logprobs") or ())[: len(ids)]
-    whole = len(found) == len(ids) and all(isinstance(value, int | float) for value in found[1:])
-    return [0.0, *map(float, found[1:])] if whole else []
+        given = _object(choice.get("logprobs")).get("token_logprobs")
+        found = given[: len(ids)] if isinstance(given, list) else []
+    values = [float(n) for n in found[1:] if isinstance(n, int | float) and math.isfinite(n)]
+    return [0.0, *values] if len(found) == len(ids) == 1 + len(values) else []
 
 
 def _choice(answer: Mapping[str, Any], client: Client) -> Mapping[str, Any]:
@@ -268,10 +258,12 @@ def _choice(answer: Mapping[str, Any], client: Client) -> Mapping[str, Any]:
     return choices[0]
 
 
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _how(served: Served) -> str:
     """In words, for the record."""
     how = "asked with token ids" if served.path == COMPLETIONS else "asked by chat, with the server's own template"
     how += f", likelihoods by {served.likelihoods}" if served.likelihoods else ", without likelihoods"
-    return how + (
-        f", without {', '.join(served.unsupported)}, which its server does not take" if served.unsupported else ""
-    )
+    return how + (f", not taking {', '.join(served.unsupported)}" if served.unsupported else "")

@@ -48,7 +48,9 @@ def test_registry(plug_ins: None, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UsageError, match=r"no usable backend 'broken': the plug-in a\.b:c does not load: ImportError"):
         get_backend("broken")
     assert "'broken' (a.b:c) is skipped: ImportError: no such thing" in caplog.text
-    with pytest.raises(UsageError, match=r"no backend 'ecko'; did you mean 'echo'\? known: hf, recorded, echo"):
+    with pytest.raises(
+        UsageError, match=r"no backend 'ecko'; did you mean 'echo'\? known: hf, recorded, endpoint, echo"
+    ):
         get_backend("ecko")
     with pytest.raises(UsageError, match=r"'number' is 3, not a subclass of bnbench\.models\.Backend"):
         get_backend("number")
