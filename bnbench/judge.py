@@ -276,7 +276,7 @@ def _values(said: str, scales: Mapping[str, range]) -> Answer:
     for text in re.findall(r"\{[^{}]*\}", said.rpartition("</think>")[2]):
         try:
             given = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if all(type(given.get(name)) is int and given[name] in scale for name, scale in scales.items()):
             values = {name: float(given[name]) for name in scales}
