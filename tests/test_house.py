@@ -26,6 +26,7 @@ FLOORS = {
     "bnbench.reports": 5,
     "bnbench.models": 4,
     "bnbench.score": 4,
+    "bnbench.judge": 4,
     "bnbench.data": 3,
     "bnbench.records": 3,
     "bnbench.plot": 4,
