@@ -67,8 +67,9 @@ class BackendOptions:
     template: Mapping[str, str] = field(default_factory=dict)
 
     def system_of(self, candidate: str) -> str:
-        """The system text for a candidate: what was given for its name, else for all, else `SYSTEM`."""
-        return self.system.get(candidate, self.system.get("", SYSTEM))
+        """The system text for a candidate: what was given for its name, else for all, else `SYSTEM`; "none" is none."""
+        text = self.system.get(candidate, self.system.get("", SYSTEM))
+        return "" if text == "none" else text
 
     def template_of(self, candidate: str) -> str:
         """The template for a candidate, likewise, else "auto"."""

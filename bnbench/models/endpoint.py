@@ -94,23 +94,25 @@ class EndpointBackend(Backend):
         super().__init__(candidates, options)
         if other := [c for c in candidates if not c.urls]:
             raise UsageError(f"{other[0].location}: the backend endpoint takes --endpoint [name=]URL#MODEL")
-        told = None
+        told = dict[str, Prompter]()
         if options.tokenizer:
             spec, trust = parse_spec(options.tokenizer), options.trust_remote_code
             files = locate(f"tokenizer {spec.given}", spec.location, spec.revision)
-            told = Prompter.load(files, system=options.system, trust_remote_code=trust)
+            for name in (c.name for c in candidates):
+                how = {"system": options.system_of(name), "template": options.template_of(name)}
+                told[name] = Prompter.load(files, trust_remote_code=trust, **how)
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
         for candidate in candidates:
             _check_listed(clients[candidate.name], candidate)
-        self._served = {name: self._find_out(client, told) for name, client in clients.items()}
+        self._served = {name: self._find_out(name, client, told.get(name)) for name, client in clients.items()}
         for name, one in self._served.items():
             if missing := [p for p in one.unsupported if p not in ("return_token_ids", "chat_template_kwargs")]:
                 log.warning("%s: its server does not take %s, so the run does without", name, ", ".join(missing))
         self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
 
-    def _find_out(self, client: Client, told: Prompter | None) -> Served:
+    def _find_out(self, name: str, client: Client, told: Prompter | None) -> Served:
         """How the model may be asked: by token ids if there is a tokenizer and the server takes them, else by chat."""
-        per_word = TOKENS_PER_WORD
+        plain, per_word = self._prompters[name], TOKENS_PER_WORD
         if told:
             ids, per_word = told.prompt(PROBE).ids, (told.limited(Decoding(max_words=1000)).max_new_tokens or 0) / 1000
             try:
@@ -121,18 +123,18 @@ class EndpointBackend(Backend):
                 if error.status not in _NOT_KNOWN:
                     raise
             log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
-        plain = Served(client, self._asked, CHAT, (), per_word)
+        chat = Served(client, plain, CHAT, (), per_word)
         try:
-            served, _ = _negotiate(plain)
+            served, _ = _negotiate(chat)
         except EndpointError as error:  # a template that knows no system role
             if error.status not in (400, 422, 500):
                 raise
-            served, _ = _negotiate(replace(plain, folds=True))
+            served, _ = _negotiate(replace(chat, folds=True))
         if told:
             return served
         # The server's own count of a long and a short prompt says how many tokens it spends on a Bengali word.
         long = replace(PROBE, question=" ".join((PROBE.question, *SENTENCES)))
-        prompts = [self._asked.prompt(example) for example in (PROBE, long)]
+        prompts = [plain.prompt(example) for example in (PROBE, long)]
         bodies = [served.body(prompt, Decoding(greedy=True, max_new_tokens=1), "") for prompt in prompts]
         counts = [_object(answer.get("usage")).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
         short, longer = (n if isinstance(n, int) else 0 for n in counts)

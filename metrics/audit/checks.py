@@ -64,12 +64,7 @@ def audits(
 
 
 def audit(
-    metric: Metric,
-    data: LabelledSet | None = None,
-    *,
-    seed: int = 42,
-    resamples: int = 2000,
-    perturb: bool = True,
+    metric: Metric, data: LabelledSet | None = None, *, seed: int = 42, resamples: int = 2000, perturb: bool = True
 ) -> AuditReport:
     """Audit a metric on labelled replies, by default the held-out half of the shipped set.
 
