@@ -26,7 +26,6 @@ from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, ch
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.judge import TRIED, Judge, Judged
-from bnbench.metrics.audit import write_audits
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import Metric, Texts
@@ -307,10 +306,9 @@ def _try(judge: Judge, work: Work) -> None:
     calls = n * k * (k if judge.pairs else 1)
     log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, TRIED, calls)
     try:
-        write_audits(judge.audits(), out / f".{records.AUDITS}.tmp")
+        records.write_json(out / records.AUDITS, [audit.as_dict() for audit in judge.audits()])
     except EndpointError as error:
         raise _partial(work.request, error) if (out / records.RATINGS).exists() else error from None
-    (out / f".{records.AUDITS}.tmp").replace(out / records.AUDITS)
 
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:

@@ -138,7 +138,7 @@ class Judge:
         answers = self.answers([(row.message, row.reply) for row in data.rows])
         rated = [row for row, answer in zip(data.rows, answers, strict=True) if answer]
         part = LabelledSet(rated, data.source, data.sha256)
-        return [audit(metric(self), part, beside=(), perturb=False) for metric in (Overall, Empathy)]
+        return [audit(metric(self), part, perturb=False) for metric in (Overall, Empathy)]
 
     def rate(self, candidates: Sequence[Texts]) -> list[str]:
         """Asks all that its metrics need of the candidates' texts; notes on what is missing and what hangs on order."""

@@ -99,8 +99,8 @@ class EndpointBackend(Backend):
             spec, trust = parse_spec(options.tokenizer), options.trust_remote_code
             files = locate(f"tokenizer {spec.given}", spec.location, spec.revision)
             for name in (c.name for c in candidates):
-                how = {"system": options.system_of(name), "template": options.template_of(name)}
-                told[name] = Prompter.load(files, trust_remote_code=trust, **how)
+                system, template = options.system_of(name), options.template_of(name)
+                told[name] = Prompter.load(files, system=system, template=template, trust_remote_code=trust)
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
         for candidate in candidates:
             _check_listed(clients[candidate.name], candidate)

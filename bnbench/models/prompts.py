@@ -98,8 +98,8 @@ class Prompter:
     ) -> Prompter:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; an empty one leaves out
-        the whole turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; an empty one is no
+        turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no
         end token, or a template that does not take the user's text.
         """
         kind, template, tail = _template(tokenizer, template, bool(system))
