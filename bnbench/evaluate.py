@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from bnbench import __version__, records
 from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
-from bnbench.judge import TRIED, Judge, Judged
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import Metric, Texts
@@ -36,6 +35,9 @@ from bnbench.models.candidates import Candidate, by_name, missing, parse_candida
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.progress import stage
+
+if TYPE_CHECKING:
+    from bnbench.judge import Judge
 
 EVERY_NEED = frozenset({"references", "messages", "likelihoods", "rivals"})
 
@@ -104,13 +106,14 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation that is ready to start: everything is known but the replies."""
+    """An evaluation that is ready to start: all is known but the replies; the `silent` will have no likelihoods."""
 
     request: EvaluationRequest
     measures: Measures
     corpus: Corpus
     examples: tuple[Example, ...]
     entrants: tuple[Entrant, ...]
+    silent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,11 @@ def make_request(
     """
     sizes, weights = SplitSizes.parse(split_sizes), {} if combine is None else parse_weights(combine)
     quiet, backend, trust = options["quiet"], get_backend(options["backend"]), options["trust_remote_code"]
-    rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet) if judge or judge_pairs else None
+    rater = None
+    if judge or judge_pairs:
+        from bnbench.judge import Judge  # brings the audits
+
+        rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
     check_inputs(data, columns, split, models, predictions)
     choose_measures(options["primary"], metrics, weights, rater)
@@ -215,7 +222,7 @@ def choose_measures(
         raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
     primary = find(primary).name
     for metric in chosen.values():
-        if isinstance(metric, Judged) and metric.judge is not judge:
+        if getattr(metric, "judge", judge) is not judge:
             raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
     # A combined score counts nothing itself: its parts are computed, and shown, beside it.
     for part in [part for metric in chosen.values() for part in metric.parts]:
@@ -280,7 +287,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
     work, path = _prepare(request, measures), request.out / "run.json"
     # A server shows what it gives only when it is asked.
-    _check_needs(request, measures, _without_likelihoods(work))
+    _check_needs(request, measures, work.silent)
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
@@ -304,7 +311,7 @@ def _try(judge: Judge, work: Work) -> None:
     out, n, k = work.request.out, len(work.examples), len(work.entrants)
     judge.keep(out / records.RATINGS)
     calls = n * k * (k if judge.pairs else 1)
-    log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, TRIED, calls)
+    log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, judge.tried, calls)
     try:
         records.write_json(out / records.AUDITS, [audit.as_dict() for audit in judge.audits()])
     except EndpointError as error:
@@ -314,10 +321,6 @@ def _try(judge: Judge, work: Work) -> None:
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
     kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
     return PartialRunError(f"{type(error).__name__}: {error}\n{kept}")
-
-
-def _without_likelihoods(work: Work) -> list[str]:
-    return [e.candidate.name for e in work.entrants if not e.backend.gives_likelihoods(e.candidate)]
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -335,10 +338,11 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     # A row is too long if it is for any of the candidates that can tell.
     telling = [p for p in distinct.values() if p.tokenizer is not None]
 
-    def longest(examples: Sequence[Example]) -> Sequence[int]:
-        return [max(lengths) for lengths in zip(*(p.count_tokens(examples) for p in telling), strict=True)]
-
-    limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": longest if telling else None}
+    limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
+    if telling:
+        limits["count_tokens"] = lambda rows: [
+            max(n) for n in zip(*(p.count_tokens(rows) for p in telling), strict=True)
+        ]
     if request.data is None:
         corpus = demo_corpus(**limits)
     else:
@@ -354,7 +358,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         decoding = prompter.limited(request.decoding, [e.reference for e in examples])
         asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
     entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
-    return Work(request, measures, corpus, examples, entrants)
+    silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
+    return Work(request, measures, corpus, examples, entrants, silent)
 
 
 def _test_rows(corpus: Corpus, request: EvaluationRequest) -> tuple[Corpus, EvaluationRequest]:
@@ -569,7 +574,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
     recorded = {c.name for c in request.candidates if c.kind == "predictions"}
-    if silent := [name for name in _without_likelihoods(work) if name not in recorded]:
+    if silent := [name for name in work.silent if name not in recorded]:
         notes.append(
             f"likelihoods are not available: {', '.join(silent)}; so perplexity and bits per character are not"
         )

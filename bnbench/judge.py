@@ -29,7 +29,6 @@ from bnbench.records import Rating, append_lines, read_lines
 
 SCALES = {2: dict.fromkeys(("overall", "empathy", "relevance", "fluency"), range(1, 6)), 3: {"better": range(3)}}
 """By the number of texts in a question: what is asked, and the whole numbers that answer it."""
-TRIED = 48  # labelled replies on which a judge is tried, two to a message
 MOST_TOKENS = 512  # of an answer, which has 40; with the rubric it has to fit into 4,096
 FEWEST = 8  # questions that may all go unanswered before the judge is given up
 FAMILIES = "claude|command-r|deepseek|gemini|gemma|glm|gpt|granite|grok|kimi|llama|mistral|mixtral|olmo|phi-|qwen"
@@ -43,6 +42,8 @@ class Judge:
 
     Raises UsageError for an address that is not URL#MODEL, and for a language without a rubric.
     """
+
+    tried = 48  # labelled replies that it rates first, two to a message
 
     def __init__(self, address: str, language: str = "bn", *, pairs: bool = False, quiet: bool = True) -> None:
         if not re.match(r"https?://.+#.", address):
@@ -257,14 +258,14 @@ class Wins(Judged):
 
 
 def labelled_part() -> LabelledSet:
-    """`TRIED` held-out replies: to each of half as many messages an empathic one and another, its kinds in turn."""
+    """`Judge.tried` held-out replies: to each of half as many messages an empathic one and one of the other kinds."""
     whole, rows = labelled_set("held-out"), []
-    for place, name in enumerate(sorted(set(whole.ids), key=_sha256)[: TRIED // 2]):
+    for place, name in enumerate(sorted(set(whole.ids), key=_sha256)[: Judge.tried // 2]):
         own = sorted((row for row in whole.rows if row.id == name), key=lambda row: row.kind)
         for empathic in (True, False):
             some = [row for row in own if (row.kind == EMPATHIC) == empathic]
             rows.append(some[place % len(some)])
-    return LabelledSet(rows, f"{whole.source}, {TRIED} of them", whole.sha256)
+    return LabelledSet(rows, f"{whole.source}, {Judge.tried} of them", whole.sha256)
 
 
 def _values(said: str, scales: Mapping[str, range]) -> Answer:

@@ -66,14 +66,10 @@ class BackendOptions:
     system: Mapping[str, str] = field(default_factory=dict)
     template: Mapping[str, str] = field(default_factory=dict)
 
-    def system_of(self, candidate: str) -> str:
-        """The system text for a candidate: what was given for its name, else for all, else `SYSTEM`; "none" is none."""
-        text = self.system.get(candidate, self.system.get("", SYSTEM))
-        return "" if text == "none" else text
-
-    def template_of(self, candidate: str) -> str:
-        """The template for a candidate, likewise, else "auto"."""
-        return self.template.get(candidate, self.template.get("", "auto"))
+    def format_of(self, candidate: str) -> tuple[str, str]:
+        """The system text and the template for a candidate: what was given for its name, else for all, else ours."""
+        system, template = (given.get(candidate, given.get("")) for given in (self.system, self.template))
+        return "" if system == "none" else SYSTEM if system is None else system, template or "auto"
 
 
 class Backend(ABC):
@@ -88,7 +84,7 @@ class Backend(ABC):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self.context: int | None = None  # most tokens of a row, where that is known
-        self._prompters = {c.name: Prompter("messages", options.system_of(c.name)) for c in candidates}
+        self._prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
         # For run.json: in what was computed, and why.
         reason = f"chosen by the backend {options.name}"
         self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}

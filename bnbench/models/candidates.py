@@ -112,7 +112,7 @@ def parse_candidates(
         found = [Candidate(given.name, "base", given.location, given.revision)] if given else []
         below = given.location if given else None
         found += [Candidate(spec.name, "adapter", spec.location, spec.revision, below) for spec in on]
-    found += _endpoints(endpoints)
+    found += _endpoints(endpoints) if endpoints else []
     for text in predictions:
         spec = parse_spec(text, revisions=False)
         path = Path(spec.location)

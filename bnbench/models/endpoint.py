@@ -99,7 +99,7 @@ class EndpointBackend(Backend):
             spec, trust = parse_spec(options.tokenizer), options.trust_remote_code
             files = locate(f"tokenizer {spec.given}", spec.location, spec.revision)
             for name in (c.name for c in candidates):
-                system, template = options.system_of(name), options.template_of(name)
+                system, template = options.format_of(name)
                 told[name] = Prompter.load(files, system=system, template=template, trust_remote_code=trust)
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
         for candidate in candidates:
