@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnbench import __version__, records
+from bnbench.data.chat import without_thoughts
 from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
@@ -501,13 +502,14 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
         known = all(n is not None for row in numbers for n in row)
         cut = [g.hit_limit for g in own]
         texts = Texts.of(
-            [g.reply for g in own],
+            [without_thoughts(g.reply) for g in own],
             [e.reference for e in work.examples],
             [f"{e.title} {e.question}".strip() for e in work.examples],
             np.array(numbers, dtype=np.float64) if known else None,
             None if None in cut else [bool(limit) for limit in cut],
         )
-        rivals = tuple(tuple(replies[n, e.id].reply for n in names if n != name) for e in work.examples)
+        others = [n for n in names if n != name]
+        rivals = tuple(tuple(without_thoughts(replies[n, e.id].reply) for n in others) for e in work.examples)
         found[name] = replace(texts, rivals=rivals if len(names) > 1 else None)
     return found
 
@@ -606,6 +608,10 @@ def _end(
         speed = round(sum(g.tokens or 0 for g in own) / candidate.seconds, 1) if candidate.seconds else None
         share = sum(limits) / len(limits) if limits else None
         candidates.append(replace(candidate, tokens_per_second=speed, hit_limit_share=share))
+        if thought := sum(without_thoughts(g.reply) != g.reply for g in own):
+            notes.append(
+                f"{candidate.name} thinks aloud in {thought} of {len(own)} replies; <think>…</think> is not scored"
+            )
         if refused := sum(g.refused for g in own):
             notes.append(f"{candidate.name} refused {refused} of {len(own)} messages; what it said instead is scored")
     return replace(
