@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from bnbench.models.local import LocalModels
 from bnbench.models.prompts import PROBE, Prompt
 from bnbench.progress import quiet
 
-VERSION = 1  # raised when the same arguments would give other replies or likelihoods
+VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 WINDOW = 256  # replies that are made, and then saved, together: an engine's batch
 # With the engine in this process its errors arrive as they are, and equal batches are scheduled alike. (The workers of
 # several cards are processes still.) vLLM writes its log to stdout, and reports its use, unless it is told not to.
@@ -115,8 +116,8 @@ class VllmBackend(LocalModels):
             "generation_config": "vllm", "seed": 0, "tensor_parallel_size": self.n_cards,
             # -1: the model's own, or as much as fits.
             "max_model_len": max(self.longest, probe) if self.longest else -1,
-            # Replies must not depend on what was asked before: a run that goes on would end otherwise.
-            "enable_prefix_caching": False,
+            # Only likelihoods read what is cached, of their own prompts: see `likelihood`.
+            "enable_prefix_caching": self.memory is not None,
             # Ids go in and ids come out; only who watches for texts that end a reply needs to read them.
             "skip_tokenizer_init": not any(p.stop_texts for p in prompters),
         }  # fmt: skip
@@ -167,6 +168,8 @@ class VllmBackend(LocalModels):
             "max_tokens": limited.max_new_tokens, "repetition_penalty": decoding.repetition_penalty,
             "stop_token_ids": list(stop), "ignore_eos": True,  # all end tokens are among the prompter's
             "stop": list(prompter.stop_texts), "detokenize": bool(prompter.stop_texts), "skip_special_tokens": False,
+            # A reply must not depend on what was asked before: a run that goes on would end otherwise.
+            "skip_reading_prefix_cache": True,
         }  # fmt: skip
         if decoding.greedy:
             how["temperature"] = 0
@@ -176,7 +179,8 @@ class VllmBackend(LocalModels):
         seeds = [None if decoding.greedy else (high << 32 | low) >> 1 for high, low, *_ in keys]
         params = [self.vllm.SamplingParams(**how, seed=seed) for seed in seeds]
         replies = []
-        for done in self._run(candidate, [prompt.ids for prompt in prompts], params):
+        rows = [prompt.ids for prompt in prompts]
+        for done in self._run(candidate, rows, [len(row) for row in rows], params):
             said, ids = done.outputs[0], list(done.outputs[0].token_ids)
             if said.finish_reason not in ("stop", "length"):
                 raise RuntimeError(f"vLLM ended a reply of {candidate.name} with {said.finish_reason!r}")
@@ -186,21 +190,42 @@ class VllmBackend(LocalModels):
         return replies
 
     def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
-        """As `Backend.likelihood`, from the log-probabilities of a prompt's own tokens: of the logits as they are."""
-        params = self.vllm.SamplingParams(
-            temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True
-        )
-        known = [done.prompt_logprobs for done in self._run(candidate, rows, params)]
+        """As `Backend.likelihood`, from the log-probabilities of a prompt's own tokens: of the logits as they are.
+
+        The keys and values that a prompt left when its reply was drawn serve again, where they are still there: under
+        the prompt's own salt, so that no other row's are taken. vLLM keeps whole blocks, and gives no value for what
+        it does not compute: where a prompt ends with a block, what follows it would be lost, so all is computed.
+        """
+        config = getattr(getattr(self.engine, "llm_engine", None), "vllm_config", None)
+        block = 1 if config is None else config.cache_config.block_size
+        # What is not computed is filled with anything, which a tokenizer could not read.
+        can_reuse = self.memory is not None and not any(self.prompter(c).stop_texts for c in self.candidates)
+        how = {"max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs": True, "detokenize": False}
+        params = [
+            self.vllm.SamplingParams(
+                temperature=0, skip_reading_prefix_cache=not can_reuse or start % block == 0, **how
+            )
+            for start in starts
+        ]
+        known = [done.prompt_logprobs for done in self._run(candidate, rows, starts, params)]
         return [
             -math.fsum(of[at][row[at]].logprob for at in range(start, len(row)))
             for of, row, start in zip(known, rows, starts, strict=True)
         ]
 
-    def _run(self, candidate: Candidate, rows: Sequence[Sequence[int]], params: Any) -> Any:
-        """The engine's outputs for rows of token ids, in their order; RuntimeError for whatever ends it."""
+    def _run(
+        self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int], params: Sequence[Any]
+    ) -> Any:
+        """The engine's outputs for rows of token ids, whose prompts end at `starts`, in their order.
+
+        Raises RuntimeError for whatever ends it.
+        """
         if self.engine is None:
             self.load()
-        asked = [{"prompt_token_ids": list(row)} for row in rows]
+        asked = [
+            {"prompt_token_ids": list(row), "cache_salt": hashlib.sha256(repr(list(row[:start])).encode()).hexdigest()}
+            for row, start in zip(rows, starts, strict=True)
+        ]
         try:
             return self.engine.generate(asked, params, lora_request=self.lora.get(candidate.name), use_tqdm=False)
         except Exception as error:  # its classes differ from version to version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -55,6 +57,7 @@ class SamplingParams:
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
     flat_logprobs: bool = False
+    skip_reading_prefix_cache: bool = True
     detokenize: bool = True
     skip_special_tokens: bool = True
 
@@ -78,6 +81,10 @@ class LLM:
 
         self.made.append(told)
         self.told = told
+        self.cached: dict[Any, list[int]] = {}  # what was asked first under a salt
+        self.reused = 0
+        cache = SimpleNamespace(block_size=4)
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
         dtype = getattr(torch, told["dtype"])
         self.models = {"": AutoModelForCausalLM.from_pretrained(told["model"], dtype=dtype).eval()}
         self.tokenizer = None if told["skip_tokenizer_init"] else AutoTokenizer.from_pretrained(told["model"])
@@ -101,17 +108,24 @@ class LLM:
         each = params if isinstance(params, list) else [params] * len(prompts)
         self.asked.extend(each)
         lm = self.model(lora_request)
-        return [self.answer(lm, p["prompt_token_ids"], how) for p, how in zip(prompts, each, strict=True)]
+        return [self.answer(lm, p, how, (lora_request, p["cache_salt"])) for p, how in zip(prompts, each, strict=True)]
 
     @torch.inference_mode()
-    def answer(self, lm: Any, ids: list[int], how: SamplingParams) -> Any:
+    def answer(self, lm: Any, asked: dict[str, Any], how: SamplingParams, salt: Any) -> Any:
+        ids = asked["prompt_token_ids"]
+        kept = self.cached.setdefault(salt, ids) if self.told["enable_prefix_caching"] else []
+        same = next((n for n, (a, b) in enumerate(zip(ids, kept, strict=False)) if a != b), min(len(ids), len(kept)))
+        # Whole blocks are there already, but for the last token, which is always computed.
+        there = 0 if how.skip_reading_prefix_cache or kept is ids else min(same, len(ids) - 1) // 4 * 4
+        self.reused += there
         assert len(ids) + how.max_tokens <= self.told["max_model_len"] and how.detokenize <= (
             self.tokenizer is not None
         )
         known: list[Any] | None = None
         if how.prompt_logprobs is not None:
             logs = lm(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-            known = [None, *({t: SimpleNamespace(logprob=float(logs[at, t]))} for at, t in enumerate(ids[1:]))]
+            values = [float(logs[at, t]) if at >= there else math.nan for at, t in enumerate(ids[1:])]
+            known = [None, *({t: SimpleNamespace(logprob=v)} for t, v in zip(ids[1:], values, strict=True))]
         noise = torch.Generator().manual_seed(how.seed) if how.seed is not None else None
         said: list[int] = []
         while len(said) < how.max_tokens:
@@ -202,6 +216,19 @@ def test_a_stop_text_ends_a_plain_reply_as_in_hf(tmp_path: Path, make_tokenizer:
     assert replies == theirs.generate(candidates[0], prompts, IDS, GREEDY)
     assert said in whole[0] and said not in replies[0].text and not replies[0].hit_limit
     assert not LLM.made[0]["skip_tokenizer_init"]
+
+
+def test_likelihoods_read_their_own_prompts_and_lose_nothing(tiny_base: Path, tiny_adapter: Path) -> None:
+    candidates = parse_candidates(str(tiny_base), [str(tiny_adapter)])
+    (ours, prompts), (theirs, _) = open_backend(candidates), open_backend(candidates, "hf")
+    ours.memory = 10**9  # a card's: on the CPU nothing is cached
+    assert 0 in {len(p.ids) % 4 for p in prompts} != {0}
+    for candidate in candidates:
+        ours.generate(candidate, prompts, IDS, GREEDY)
+        found, true = (b.score(candidate, prompts, REFERENCES) for b in (ours, theirs))
+        np.testing.assert_allclose(found, true, rtol=1e-5)
+    read = sum(len(p.ids) // 4 * 4 for p in prompts if len(p.ids) % 4)
+    assert LLM.made[0]["enable_prefix_caching"] and ours.engine.reused == 2 * read
 
 
 def test_noise_is_the_item_s(tiny_base: Path) -> None:
