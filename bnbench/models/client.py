@@ -148,8 +148,8 @@ class Client:
     ) -> dict[str, Any]:
         """One answer, over as many attempts as patience allows, each on the server that has most room.
 
-        Of those that are `waiting` for room the one with most attempts goes first. Else, where every attempt takes long,
-        all others would fail before the first could fail for good, which is hours.
+        Of those that are `waiting` for room the one with most attempts goes first. Else, where every attempt takes
+        long, all others would fail before the first could fail for good, which is hours.
         """
         patience, tenacity = self.patience, self._tenacity
         backoff = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
@@ -168,7 +168,8 @@ class Client:
                 n = attempt.retry_state.attempt_number
                 async with room:
                     waiting.append(n)
-                    await room.wait_for(lambda n=n: n == max(waiting) and self._ready(most))
+                    while n < max(waiting) or not self._ready(most):
+                        await room.wait()
                     waiting.remove(n)
                     server = min(self._ready(most), key=lambda s: s.active / s.limit)
                     server.active += 1

@@ -263,7 +263,7 @@ def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[fl
         given = _object(choice.get("logprobs")).get("token_logprobs")
         found = given[: len(ids)] if isinstance(given, list) else []
     # Rounding may leave one a little above 0; more, or none that float16 could give, is no log-probability.
-    values = [min(float(n), 0.0) for n in found[1:] if type(n) in (int, float) and -1e5 < n < 1e-3]
+    values = [min(float(n), 0.0) for n in found[1:] if isinstance(n, int | float) and -1e5 < n < 1e-3]
     return [0.0, *values] if len(found) == len(ids) == 1 + len(values) else []
 
 

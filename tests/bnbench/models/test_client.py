@@ -186,7 +186,7 @@ def test_two_servers_share_the_work_and_one_takes_over(serve: Serve) -> None:
 @pytest.mark.parametrize("n", [1, 64])
 def test_a_server_that_stalls_is_known_before_every_request_has_stalled(serve: Serve, n: int) -> None:
     server, start = serve(lambda handler, path, body: handler.stream(b" ", 0.05, 10**6)), time.monotonic()
-    with pytest.raises(EndpointError, match="no whole answer within 0.3 s"):
+    with pytest.raises(EndpointError, match=r"no whole answer within 0\.3 s"):
         ask(server, n=n, patience=replace(QUICK, total=0.3, wait=0.001))
     assert time.monotonic() - start < 5 * 0.3 + 0.5  # 8 at once, 4 others meanwhile, and the first ones again
     assert len(server.seen) <= 20
