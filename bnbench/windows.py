@@ -101,10 +101,8 @@ def perplexity(
     Raises UsageError for windows that the model has no room for, CorpusError for texts that cannot be read, and
     CandidateError where a backend has no tokenizer or no likelihoods.
     """
-    found = [text for source in sources for text in read_texts(source, columns or {}, by_line=by_line)]
-    # Half a character, from JSON that was cut inside an emoji, is none that a tokenizer can read.
-    whole = (text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in found)
-    texts = [text for text in whole if normalize(text)]
+    found = (text for source in sources for text in read_texts(source, columns or {}, by_line=by_line))
+    texts = [text for text in found if normalize(text)]
     backend = get_backend(options.name)(candidates, options)
     context = context or min(LONGEST, backend.context or LONGEST)
     stride = stride or context // 2
@@ -150,7 +148,9 @@ def read_texts(source: str, columns: Mapping[str, str], *, by_line: bool = False
         return lines if by_line else ["\n".join(lines)]
     rows = files.read_records(source)
     column = files.match_columns(source, files.header_of(rows.values()), columns, {"text": ""}, ["text"])
-    return [files.texts_of(where, row, column)[0] for where, row in rows.items()]
+    found = (files.texts_of(where, row, column)[0] for where, row in rows.items())
+    # JSON that was cut inside an emoji holds half a character, which becomes U+FFFD.
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in found]
 
 
 def cut(ids: Sequence[int], bos: int | None, context: int, stride: int) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -218,8 +218,8 @@ class Client:
                     data += chunk
                     if len(data) > MOST_BYTES:
                         raise EndpointError(f"{url}: the answer is larger than {MOST_BYTES // 2**20} MiB")
-        except self._httpx.InvalidURL as error:
-            raise EndpointError(f"{url}: no URL that can be asked ({error})") from None
+        except (self._httpx.InvalidURL, UnicodeError) as error:
+            raise EndpointError(f"{url}: no URL that can be asked ({self.words(str(error))})") from None
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
             raise _AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
         except (TimeoutError, self._httpx.TimeoutException):
@@ -229,14 +229,13 @@ class Client:
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
         if not answer.is_success:
             self._refuse(url, answer, data)
-        if (coding := answer.headers.get("Content-Encoding", "identity")) != "identity":
+        if (coding := answer.headers.get("Content-Encoding", "")).lower() not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:
             found = json.loads(data)
         except (ValueError, RecursionError):
             found = None
-        if body is None and isinstance(found, list):  # so Together lists its models
-            return {"data": found}
+        found = {"data": found} if body is None and isinstance(found, list) else found  # so Together lists its models
         if not isinstance(found, dict):
             raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
         if found.get("error") and "choices" not in found:  # so OpenRouter passes on what a model's host says

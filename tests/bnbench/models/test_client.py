@@ -169,6 +169,12 @@ def test_no_server_at_all(serve: Serve) -> None:
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("host", ["xn--a", "127.0.0.1:1/\udcff", "a\u00ad.\u200d"])
+def test_a_url_that_no_request_can_go_to(serve: Serve, host: str) -> None:
+    with pytest.raises(EndpointError, match=f"http://{host}/v1/completions: no URL that can be asked"):
+        Client([f"http://{host}/v1"], "base", QUICK).map("completions", [{}])
+
+
 def test_two_servers_share_the_work_and_one_takes_over(serve: Serve) -> None:
     def slow(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.01)
