@@ -75,8 +75,8 @@ class _Server:
         if not self.is_failing:
             log.warning("%s; trying again", error)
         self.is_failing, now = True, time.monotonic()
-        if error.status != 429:  # that one only has too much; others get nothing for as long as they took to fail
-            self.down_until = now + max(DOWN_FOR, now - start)
+        # Whatever it was, the others do better: for as long as it took to fail, or as it asks for.
+        self.down_until = now + max(DOWN_FOR, now - start, error.after or 0.0)
         if start > self._halved:
             self.limit, self._rate, self._halved = max(1, self.limit // 2), 0.0, now
             self.rest()

@@ -198,13 +198,25 @@ def test_a_server_that_stalls_is_known_before_every_request_has_stalled(serve: S
     assert len(server.seen) <= 20
 
 
-def test_a_server_that_stalls_or_breaks_beside_a_good_one_ends_nothing(serve: Serve) -> None:
-    good = serve(echo)
-    stalled, broken = serve(lambda h, path, body: h.stream(b" ", 0.05, 10**6)), serve(lambda h, *_: h.say(502, b""))
-    for bad in (stalled, broken):
-        client = Client([bad.url, good.url], "base", replace(QUICK, total=0.5))
-        assert [a["n"] for a in client.map("completions", [{"n": i} for i in range(64)])] == list(range(64))
-        assert len(bad.seen) <= 16
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda h: h.stream(b" ", 0.05, 10**6),
+        lambda h: h.say(502, b""),
+        lambda h: h.say(429, {}, Retry_After="3600"),
+        lambda h: h.say(429, {}),
+        lambda h: h.connection.shutdown(2),
+    ],
+)
+def test_a_server_that_fails_beside_a_good_one_ends_nothing(serve: Serve, fail: Callable[[Any], Any]) -> None:
+    def slow(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.01)
+        return echo(handler, path, body)
+
+    bad, good = serve(lambda handler, path, body: fail(handler)), serve(slow)
+    client = Client([bad.url, good.url], "base", replace(QUICK, total=0.5))
+    assert [a["n"] for a in client.map("completions", [{"n": i} for i in range(64)])] == list(range(64))
+    assert len(bad.seen) <= 16
 
 
 @pytest.mark.parametrize(
