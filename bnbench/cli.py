@@ -97,7 +97,9 @@ class Commands(TyperGroup):
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
             code, said = 130, f"\nbnbench: interrupted{kept}"
-        echo(said, err=True)
+        from bnbench.reports.values import storable
+
+        echo(storable(said), err=True)  # it may quote a server, a file or a template of a stranger
         raise Exit(code)
 
 

@@ -18,6 +18,7 @@ from bnbench import progress
 from bnbench.data import files
 from bnbench.errors import BnbenchError, CandidateError, CorpusError, UsageError
 from bnbench.metrics.core import Result, Texts, paired_test
+from bnbench.metrics.normalization import normalize
 from bnbench.metrics.perplexity import Perplexity
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate
@@ -87,7 +88,8 @@ def perplexity(
     batch_size: int | None = None,
     quiet: bool = False,
 ) -> Perplexities:
-    """Every candidate's perplexity of the texts in `sources` (see `read_texts`); blank texts are left out.
+    """Every candidate's perplexity of the texts in `sources` (see `read_texts`); texts without a visible
+    character are left out.
 
     Args:
         context: tokens of a window, BOS included; by default what the model has room for, `LONGEST` at most.
@@ -99,7 +101,8 @@ def perplexity(
     Raises UsageError for windows that the model has no room for, CorpusError for texts that cannot be read, and
     CandidateError where a backend has no tokenizer or no likelihoods.
     """
-    texts = [text for source in sources for text in read_texts(source, columns or {}, by_line=by_line) if text.strip()]
+    found = (text for source in sources for text in read_texts(source, columns or {}, by_line=by_line))
+    texts = [text for text in found if normalize(text)]
     backend = get_backend(options.name)(candidates, options)
     context = context or min(LONGEST, backend.context or LONGEST)
     stride = stride or context // 2
@@ -145,7 +148,9 @@ def read_texts(source: str, columns: Mapping[str, str], *, by_line: bool = False
         return lines if by_line else ["\n".join(lines)]
     rows = files.read_records(source)
     column = files.match_columns(source, files.header_of(rows.values()), columns, {"text": ""}, ["text"])
-    return [files.texts_of(where, row, column)[0] for where, row in rows.items()]
+    found = (files.texts_of(where, row, column)[0] for where, row in rows.items())
+    # JSON that was cut inside an emoji holds half a character, which becomes U+FFFD.
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in found]
 
 
 def cut(ids: Sequence[int], bos: int | None, context: int, stride: int) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -61,7 +61,7 @@ def name(text: str, limit: int = 60) -> str:
 
 def storable(text: str) -> str:
     """Text that any UTF-8 file and any HTML parser takes: lone surrogates and control characters become U+FFFD."""
-    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text)
+    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 @dataclass(frozen=True)

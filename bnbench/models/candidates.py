@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from bnbench.data.files import check_file
-from bnbench.errors import BnbenchError, CandidateError, CorpusError
+from bnbench.errors import BnbenchError, CandidateError, CorpusError, UsageError
 from bnbench.models.hub import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
 
 log = logging.getLogger("bnbench.models")
@@ -78,9 +78,15 @@ def parse_spec(text: str, *, revisions: bool = True) -> Spec:
 
 
 def by_name(texts: Sequence[str], candidates: Sequence[Candidate | Spec]) -> dict[str, str]:
-    """What was given as [NAME=]TEXT, by the candidate's name, or by "" where none of their names stands in front."""
-    pairs, names = [text.partition("=") for text in texts], {candidate.name for candidate in candidates}
-    return {name if name in names else "": rest if name in names else name + sign + rest for name, sign, rest in pairs}
+    """What was given as [NAME=]TEXT, by the candidate's name, or by "" for all; UsageError where it is given twice."""
+    found, names = dict[str, str](), {candidate.name for candidate in candidates}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        name, own = (name, rest) if name in names else ("", text)
+        if name in found:
+            raise UsageError(f"{found[name]!r} and {own!r} are both given for {name or 'all'}; which of them is meant?")
+        found[name] = own
+    return found
 
 
 def parse_candidates(

@@ -22,7 +22,7 @@ from bnbench.errors import EndpointError, UsageError, require
 KEYS = ("BNBENCH_API_KEY", "OPENAI_API_KEY")
 MOST_BYTES = 16 * 2**20  # of one answer: the log-probabilities of 4,096 tokens are 1 MB
 MOST_AT_ONCE = 64  # requests a URL
-DOWN_FOR = 30.0  # seconds that a server which was lost gets nothing, while there are others
+DOWN_FOR = 30.0  # seconds, at least, that a server which failed gets nothing, while there are others
 
 log = logging.getLogger("bnbench.models")
 T = TypeVar("T")
@@ -75,8 +75,8 @@ class _Server:
         if not self.is_failing:
             log.warning("%s; trying again", error)
         self.is_failing, now = True, time.monotonic()
-        if not (error.status or error.is_slow):
-            self.down_until = now + DOWN_FOR
+        # Whatever it was, the others do better: for as long as it took to fail, or as it asks for.
+        self.down_until = now + max(DOWN_FOR, now - start, error.after or 0.0)
         if start > self._halved:
             self.limit, self._rate, self._halved = max(1, self.limit // 2), 0.0, now
             self.rest()
@@ -104,12 +104,14 @@ class Client:
             async with self._open() as http:
                 for server in self._servers:
                     try:
-                        listed = (await self._send(http, server, "models", None)).get("data")
+                        page = await self._send(http, server, "models", None)
+                        listed = None if page.get("has_more") else page.get("data")  # of a part nothing follows
                     except EndpointError as error:
                         if error.status in (0, 401, 403):
                             raise
                         listed = None
-                    found.append([str(m["id"]) for m in listed if "id" in m] if isinstance(listed, list) else [])
+                    ids = [m.get("id") for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+                    found.append([name for name in ids if isinstance(name, str)])
             return found
 
         return _run(ask())
@@ -127,13 +129,13 @@ class Client:
         """
 
         async def ask() -> list[dict[str, Any]]:
-            room = asyncio.Condition()
+            room, waiting = asyncio.Condition(), list[int]()
             for server in self._servers:
                 server.rest()
             try:
                 async with self._open() as http, asyncio.TaskGroup() as group:
                     asked = ({"model": self.model, **body} for body in bodies)
-                    tasks = [group.create_task(self._insist(http, room, path, body, most)) for body in asked]
+                    tasks = [group.create_task(self._insist(http, room, waiting, path, body, most)) for body in asked]
             except BaseExceptionGroup as failures:
                 first = failures.exceptions[0]
                 raise EndpointError(str(first), first.status) if isinstance(first, _AgainError) else first from None
@@ -142,9 +144,13 @@ class Client:
         return _run(ask())
 
     async def _insist(
-        self, http: Any, room: asyncio.Condition, path: str, body: dict[str, Any], most: int
+        self, http: Any, room: asyncio.Condition, waiting: list[int], path: str, body: dict[str, Any], most: int
     ) -> dict[str, Any]:
-        """One answer, over as many attempts as patience allows, each on the server that has most room."""
+        """One answer, over as many attempts as patience allows, each on the server that has most room.
+
+        Of those that are `waiting` for room the one with most attempts goes first. Else, where every attempt takes
+        long, all others would fail before the first could fail for good, which is hours.
+        """
         patience, tenacity = self.patience, self._tenacity
         backoff = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
 
@@ -159,10 +165,15 @@ class Client:
         again = tenacity.retry_if_exception_type(_AgainError)
         async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait, stop=stop, reraise=True):
             with attempt:
+                n = attempt.retry_state.attempt_number
                 async with room:
-                    await room.wait_for(lambda: self._ready(most))
+                    waiting.append(n)
+                    while n < max(waiting) or not self._ready(most):
+                        await room.wait()
+                    waiting.remove(n)
                     server = min(self._ready(most), key=lambda s: s.active / s.limit)
                     server.active += 1
+                    room.notify_all()  # now the next one is the first
                 start = time.monotonic()
                 try:
                     answer = await self._send(http, server, path, body)
@@ -189,7 +200,11 @@ class Client:
         timeout = self._httpx.Timeout(self.patience.total, connect=self.patience.connect, pool=None)
         limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=MOST_AT_ONCE)
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
-        return self._httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
+        try:
+            return self._httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
+        except (ImportError, ValueError, OSError, self._httpx.InvalidURL) as error:
+            what = "a proxy or certificate file that the environment names (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE …)"
+            raise UsageError(f"{what} cannot be used: {self.words(str(error))}") from None
 
     async def _send(self, http: Any, server: _Server, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """One attempt at one server: a JSON object, or EndpointError (`_AgainError` for what may pass)."""
@@ -203,8 +218,8 @@ class Client:
                     data += chunk
                     if len(data) > MOST_BYTES:
                         raise EndpointError(f"{url}: the answer is larger than {MOST_BYTES // 2**20} MiB")
-        except self._httpx.InvalidURL as error:
-            raise EndpointError(f"{url}: no URL that can be asked ({error})") from None
+        except (self._httpx.InvalidURL, UnicodeError) as error:
+            raise EndpointError(f"{url}: no URL that can be asked ({self.words(str(error))})") from None
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
             raise _AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
         except (TimeoutError, self._httpx.TimeoutException):
@@ -212,20 +227,25 @@ class Client:
         except (self._httpx.TransportError, OSError) as error:
             why = self.words(str(error) or type(error).__name__)
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
-        if answer.status_code != 200:
+        if not answer.is_success:
             self._refuse(url, answer, data)
+        if (coding := answer.headers.get("Content-Encoding", "")).lower() not in ("", "identity"):
+            raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:
             found = json.loads(data)
         except (ValueError, RecursionError):
             found = None
+        found = {"data": found} if body is None and isinstance(found, list) else found  # so Together lists its models
         if not isinstance(found, dict):
             raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
+        if found.get("error") and "choices" not in found:  # so OpenRouter passes on what a model's host says
+            raise _AgainError(f"{url}: an error with status 200: {self.words(data)}", 200)
         return found
 
     def _refuse(self, url: str, answer: Any, data: bytearray) -> NoReturn:
-        """The error for a status that is not 200, with what the server says."""
+        """The error for a status that is not 2xx, with what the server says."""
         status, said = int(answer.status_code), self.words(data)
-        if status == 429 or status >= 500:
+        if status in (408, 409, 425, 429) or status >= 500:
             raise _AgainError(f"{url}: status {status}: {said}", status, _seconds(answer.headers.get("Retry-After")))
         if 300 <= status < 400:
             where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
@@ -246,7 +266,9 @@ class Client:
         """What a server says, fit for a terminal: short, on one line, without the key that it may repeat."""
         text = said if isinstance(said, str) else said.decode(errors="replace")
         key = self._key()
-        text = " ".join((text.replace(key, "***") if key else text)[:2000].split())
+        # It may be spelt as in a URL (%2F) or in JSON (\\/, \\u002f).
+        signs = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in key)
+        text = " ".join((re.sub("".join(signs), "***", text, flags=re.IGNORECASE) if key else text)[:2000].split())
         return "".join(c if c.isprintable() else "\ufffd" for c in text[:300]) or "nothing"
 
 

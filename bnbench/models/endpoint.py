@@ -27,7 +27,15 @@ from bnbench.models.prompts import PROBE, Prompt, Prompter
 VERSION = 1  # raised when the same arguments would give other replies or likelihoods
 TOKENS_PER_WORD = 7.0  # where a server does not say how long a prompt is: Llama-3.1's tokenizer spends 6.8
 COMPLETIONS, CHAT = "completions", "chat/completions"
-_NOT_KNOWN = {400, 404, 405, 422, 500, 501}  # what servers answer to a request that they do not know
+_NOT_KNOWN = {
+    200,
+    400,
+    404,
+    405,
+    422,
+    500,
+    501,
+}  # what servers answer to a request that they do not know (200: in words)
 
 log = logging.getLogger("bnbench.models")
 
@@ -79,12 +87,15 @@ class Served:
         if refusal := message.get("refusal"):
             return Reply(str(refusal).strip(), None, cut, refused=True)
         tokens = _object(answer.get("usage")).get("completion_tokens")
-        if self.path == COMPLETIONS and isinstance(ids, list) and all(isinstance(i, int) for i in ids):
+        if self.path == COMPLETIONS and isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**32 for i in ids):
             ids = ids[:-1] if not cut and ids and ids[-1] in self.prompter.stop_ids else ids
             text, tokens = self.prompter.decode(ids, cut=cut), len(ids)
+        if isinstance(text, list):  # so Mistral's models that think answer: in parts
+            text = "".join(str(_object(part).get("text", "")) for part in text)
         text = str(text).strip()
         text = text.rstrip("\ufffd").rstrip() if cut else text
-        return Reply(text, tokens if isinstance(tokens, int) else None, cut, refused=finish == "content_filter")
+        tokens = tokens if type(tokens) is int and tokens >= 0 else None
+        return Reply(text, tokens, cut, refused=finish == "content_filter")
 
 
 class EndpointBackend(Backend):
@@ -123,6 +134,8 @@ class EndpointBackend(Backend):
                 if error.status not in _NOT_KNOWN:
                     raise
             log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
+        elif self.options.format_of(name)[1] != "auto":
+            log.warning("%s: its server writes the prompts, so --template does nothing; give its --tokenizer", name)
         chat = Served(client, plain, CHAT, (), per_word)
         try:
             served, _ = _negotiate(chat)
@@ -201,7 +214,7 @@ def _check_listed(client: Client, candidate: Candidate) -> None:
         # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
         if names and client.model not in names and not Path(client.model).is_dir():
             near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
-            raise CandidateError(f"{url} serves no model {client.model!r}; it has {', '.join(near)}")
+            raise CandidateError(f"{url} serves no model {client.model!r}; it has {client.words(', '.join(near))}")
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
@@ -249,7 +262,8 @@ def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[fl
     else:
         given = _object(choice.get("logprobs")).get("token_logprobs")
         found = given[: len(ids)] if isinstance(given, list) else []
-    values = [float(n) for n in found[1:] if isinstance(n, int | float) and math.isfinite(n)]
+    # Rounding may leave one a little above 0; more, or none that float16 could give, is no log-probability.
+    values = [min(float(n), 0.0) for n in found[1:] if isinstance(n, int | float) and -1e5 < n < 1e-3]
     return [0.0, *values] if len(found) == len(ids) == 1 + len(values) else []
 
 

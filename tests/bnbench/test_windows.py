@@ -199,10 +199,19 @@ def test_what_a_text_is(tmp_path: Path) -> None:
         read_texts(str(tmp_path / "none.txt"), {})
 
 
+def test_half_a_character_is_a_lost_one(tmp_path: Path) -> None:
+    found = []
+    for name, sign in (("half", r"\ud83d"), ("lost", "\ufffd")):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(f'{{"text": "মন খারাপ {sign} আজ"}}\n', encoding="utf-8")
+        found.append(perplexity(parse_candidates(), [str(path)], BackendOptions(), quiet=True).summary()["candidates"])
+    assert found[0] == found[1]
+
+
 def test_what_cannot_be_measured(uniform: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, blank = tmp_path / "a.txt", tmp_path / "blank.txt"
     path.write_text(NIGHT, encoding="utf-8")
-    blank.write_text(" \n\n", encoding="utf-8")
+    blank.write_text(" \n\u200c\u202e\n", encoding="utf-8")  # what cannot be seen either
     assert measure(path, blank).summary()["texts"] == 1
     with pytest.raises(CorpusError, match=r"blank\.txt: there is nothing to score"):
         measure(blank)

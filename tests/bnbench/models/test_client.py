@@ -119,6 +119,10 @@ def test_what_passes_is_tried_again(serve: Serve, caplog: pytest.LogCaptureFixtu
         (lambda h: h.connection.shutdown(2), "the connection was lost", 3),
         (lambda h: h.stream(b" ", 0.02, 10**6), "no whole answer within 0.25 s", 2),
         (lambda h: time.sleep(0.6), "no whole answer within 0.25 s", 2),
+        (lambda h: h.say(408, {}), "status 408: {}", 3),
+        (lambda h: h.say(200, {"error": {"code": 502}}), 'an error with status 200: {"error": {"code": 502}}', 3),
+        (lambda h: h.say(200, b"{}", Content_Encoding="gzip"), r"is compressed \(gzip\), which was not asked for", 1),
+        (lambda h: h.say(204, b""), "is no whole JSON object: nothing", 3),
         (lambda h: h.say(401, {}), r"it wants a key: set BNBENCH_API_KEY \(status 401: {}\)", 1),
         (lambda h: h.say(403, {}), "the model base is forbidden to whoever has no key", 1),
         (lambda h: h.say(404, {}), "there is no such path, or no model base; is this an OpenAI", 1),
@@ -165,6 +169,12 @@ def test_no_server_at_all(serve: Serve) -> None:
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("host", ["xn--a", "127.0.0.1:1/\udcff", "a\u00ad.\u200d"])
+def test_a_url_that_no_request_can_go_to(serve: Serve, host: str) -> None:
+    with pytest.raises(EndpointError, match=f"http://{host}/v1/completions: no URL that can be asked"):
+        Client([f"http://{host}/v1"], "base", QUICK).map("completions", [{}])
+
+
 def test_two_servers_share_the_work_and_one_takes_over(serve: Serve) -> None:
     def slow(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.01)
@@ -177,6 +187,75 @@ def test_two_servers_share_the_work_and_one_takes_over(serve: Serve) -> None:
     assert 18 <= len(pair[0].seen) <= 42
     pair[0].close()
     assert [a["n"] for a in client.map("completions", bodies)] == list(range(60))
+
+
+@pytest.mark.parametrize("n", [1, 64])
+def test_a_server_that_stalls_is_known_before_every_request_has_stalled(serve: Serve, n: int) -> None:
+    server, start = serve(lambda handler, path, body: handler.stream(b" ", 0.05, 10**6)), time.monotonic()
+    with pytest.raises(EndpointError, match=r"no whole answer within 0\.3 s"):
+        ask(server, n=n, patience=replace(QUICK, total=0.3, wait=0.001))
+    assert time.monotonic() - start < 5 * 0.3 + 0.5  # 8 at once, 4 others meanwhile, and the first ones again
+    assert len(server.seen) <= 20
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda h: h.stream(b" ", 0.05, 10**6),
+        lambda h: h.say(502, b""),
+        lambda h: h.say(429, {}, Retry_After="3600"),
+        lambda h: h.say(429, {}),
+        lambda h: h.connection.shutdown(2),
+    ],
+)
+def test_a_server_that_fails_beside_a_good_one_ends_nothing(serve: Serve, fail: Callable[[Any], Any]) -> None:
+    def slow(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.01)
+        return echo(handler, path, body)
+
+    bad, good = serve(lambda handler, path, body: fail(handler)), serve(slow)
+    client = Client([bad.url, good.url], "base", replace(QUICK, total=0.5))
+    assert [a["n"] for a in client.map("completions", [{"n": i} for i in range(64)])] == list(range(64))
+    assert len(bad.seen) <= 16
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ([{"id": "base"}, {"id": "big"}], ["base", "big"]),  # not in an object
+        ({"data": [{"id": "base"}], "has_more": True}, []),  # a part, which says nothing of the others
+        ({"data": [7, "base", None, {"id": None}, {"id": "base"}]}, ["base"]),
+        ({"data": {"id": "base"}}, []),
+        ({"models": []}, []),
+    ],
+)
+def test_lists_of_models(serve: Serve, said: Any, names: list[str]) -> None:
+    assert Client([serve(lambda handler, path, body: handler.say(200, said)).url], "base").models() == [names]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "'socksio' package is not installed"),
+        ("HTTP_PROXY", "ftp://127.0.0.1", "Unknown scheme for proxy URL"),
+        ("SSL_CERT_FILE", "/no/such/file", "No such file"),
+    ],
+)
+def test_an_environment_that_no_client_can_be_made_in(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=rf"SSL_CERT_FILE …\) cannot be used: .*{words}") as told:
+        ask(serve(echo))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("spelt", ["sk-a+/=B", "sk-a%2B%2f%3DB", r"sk-a+\/=B", r"sk-a\u002b\u002F=B"])
+def test_the_key_is_known_however_it_is_spelt(serve: Serve, monkeypatch: pytest.MonkeyPatch, spelt: str) -> None:
+    server = serve(lambda handler, path, body: handler.say(302, b"", Location=f"http://else.de/{spelt}/x"))
+    monkeypatch.setenv("BNBENCH_API_KEY", "sk-a+/=B")
+    with pytest.raises(EndpointError, match=r"redirects to http://else.de/\*\*\*/x, which"):
+        ask(server)
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(

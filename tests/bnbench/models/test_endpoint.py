@@ -255,9 +255,52 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
     model.change = lambda handler, body, answer: {"choices": [{"message": "?", "token_ids": 5}], "usage": [1]}
     (reply,) = made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
     assert (reply.text, reply.tokens) == ("", None)
-    model.change = lambda handler, body, answer: {"error": "nothing came"}
-    with pytest.raises(EndpointError, match=r"base: an answer without choices: {'error': 'nothing came'}"):
+    model.change = lambda handler, body, answer: {"choices": []}
+    with pytest.raises(EndpointError, match=r"base: an answer without choices: {'choices': \[\]}"):
         made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
+    # An answer in parts, of which one is what a model thought.
+    parts = [
+        {"type": "thinking", "thinking": []},
+        {"type": "text", "text": "আপনি "},
+        {"type": "text", "text": "একা নন।"},
+    ]
+    model.change = lambda handler, body, answer: {"choices": [{"message": {"content": parts}}]}
+    (reply,) = made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
+    assert reply.text == "আপনি একা নন।"
+
+
+@pytest.mark.parametrize("ids", [[-1], [2**40], [2**70], [True], ["5"], "5", None])
+@pytest.mark.parametrize("count", [-1, True, 2.5, "3", None])
+def test_counts_and_token_ids_that_cannot_be(serve: Serve, model: Model, ids: Any, count: Any) -> None:
+    made = backend(serve(model))
+    model.change = lambda handler, body, answer: {
+        "choices": [{"text": "আপনি একা নন।", "token_ids": ids}], "usage": {"completion_tokens": count}
+    }  # fmt: skip
+    prompt = made.prompter(made.candidates[0]).prompt(PROBE)
+    (reply,) = made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
+    assert (reply.text, reply.tokens) == ("আপনি একা নন।", None)
+
+
+@pytest.mark.parametrize("value", [0.5, -(10**400), -1e308, float("nan"), float("-inf"), True, "-1", None])
+def test_log_probabilities_that_cannot_be_are_none(serve: Serve, model: Model, value: Any) -> None:
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        for entry in answer["choices"][0].get("prompt_logprobs", ())[-1:]:
+            entry.update({key: {"logprob": value} for key in entry})
+        return answer
+
+    model.refuses = ("echo",)
+    server = serve(model)
+    made, row = backend(server), [5, 6, 7]
+    model.change = change
+    with pytest.raises(EndpointError, match="gave log-probabilities, and gives none any more"):
+        made.likelihood(made.candidates[0], [row], [1])
+    assert not backend(server).gives_likelihoods(made.candidates[0])
+
+
+def test_a_template_that_nobody_would_use_is_told(serve: Serve, model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    options = BackendOptions("endpoint", template={"": "llama-3.1"})
+    EndpointBackend(parse_candidates(endpoints=[f"{serve(model).url}#base"]), options)
+    assert "base: its server writes the prompts, so --template does nothing; give its --tokenizer" in caplog.text
 
 
 @pytest.mark.parametrize("way", ["prompt_logprobs", "echo", ""])
