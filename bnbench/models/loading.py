@@ -5,6 +5,7 @@ For evaluation and training alike. What transformers, peft, tokenizers and quant
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 from bnbench.errors import BnbenchError, CandidateError, require
 from bnbench.models.hub import ModelFiles
 from bnbench.progress import quiet
+
+log = logging.getLogger("bnbench.models")
 
 
 @contextmanager
@@ -105,4 +108,8 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     }
     missing = [key.replace(f".{name}", "") for key in result.missing_keys if "vblora_vector_bank" not in key]
     refuse_partial(files.label, missing, [key for key in unused if key not in copies])
+    known, given = vars(model.peft_config[name]), files.read_json("adapter_config.json")
+    if unknown := [key for key, value in given.items() if value and key not in known]:
+        says = "%s: peft %s does not know what its adapter_config.json sets, and goes on without: %s"
+        log.warning(says, files.label, peft.__version__, ", ".join(unknown))
     return model
