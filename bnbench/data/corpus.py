@@ -293,8 +293,6 @@ def _clean(rows: Sequence[SourceRow], min_words: int) -> tuple[list[tuple[Exampl
     """The examples that can be used, each with its side, what was done to the others, and at which step each fell."""
     repaired = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
     steps = [Step("encoding", repaired, changed=sum(bool(row.raw) for row in rows))]
-    if thoughts := sum(bool(row.raw) and without_thoughts(row.raw[3]) != row.raw[3] for row in rows):
-        steps.append(Step("thoughts", "<think>…</think> cut from answers", changed=thoughts))
     tests: list[tuple[str, str, Callable[[Example], bool]]] = [
         ("lost text", "a letter was lost for good", lambda e: any(map(is_lost, (e.question, e.title, e.reference)))),
         ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),

@@ -18,7 +18,7 @@ from bnbench.errors import CandidateError, require
 from bnbench.models.backend import BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.loading import explained, load_base, put_on
+from bnbench.models.loading import explained, load_base, put_on, trained_tokens
 from bnbench.models.local import LocalModels
 from bnbench.models.precision import make_portable
 from bnbench.models.prompts import PROBE, Prompt, pad_id
@@ -54,15 +54,8 @@ class TransformersBackend(LocalModels):
         kinds = {name: config["peft_type"] for name, config in configs.items()}
         self._apart = [name for name, kind in kinds.items() if kind != next(iter(kinds.values()))]
         # An adapter of a few tokens changes nothing where these do not stand.
-        tokens = set[int]()
-        for name, config in configs.items():
-            trained = config.get("trainable_token_indices") or config.get("token_indices") or []
-            for ids in trained.values() if isinstance(trained, dict) else [trained]:
-                if not isinstance(ids, list) or not all(isinstance(i, int) and i >= 0 for i in ids):
-                    what = f"its adapter_config.json names tokens that are no ids: {ids!s:.60}"
-                    raise CandidateError(f"{self.adapter_files[name].label}: {what}")
-                tokens.update(i for i in ids if i < self.text.vocab_size)
-        self._probe_ids = (*self._asked.prompt(PROBE).ids, *sorted(tokens))
+        tokens = set().union(*map(trained_tokens, self.adapter_files.values()))
+        self._probe_ids = (*self._asked.prompt(PROBE).ids, *sorted(tokens.intersection(range(self.text.vocab_size))))
         self._whole_logits = False
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:

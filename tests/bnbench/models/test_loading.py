@@ -216,6 +216,37 @@ def test_adapter_with_tokens_of_its_own(
     assert torch.equal(both._probe(other), truth(both, tiny_base, tiny_adapter))
 
 
+def test_tokens_that_are_added_and_trained_alone(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    base = tmp_path / "tied"
+    config = transformers.Qwen2Config(**WIDTH, num_key_value_heads=1, tie_word_embeddings=True, **SMALL)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    other = trained(base, peft.LoraConfig(r=4, **QV), tmp_path / "other")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<ভাব>", "<শেষ>"])
+    model, n = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config.vocab_size
+    model.resize_token_embeddings(len(tokenizer))
+    added = list(range(n, len(tokenizer)))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, trainable_token_indices=[5, *added], **QV))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "own", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "own")
+    both = opened(base, str(tmp_path / "own"), str(other))
+    plain, own, beside = both.candidates
+    ids = torch.tensor([both._probe_ids])
+    with torch.inference_mode():
+        assert torch.equal(both._probe(own), model.eval()(input_ids=ids).logits)
+    assert torch.equal(both._probe(plain), truth(both, base))
+    assert torch.equal(both._probe(beside), truth(both, base, other))
+    edit_config(tmp_path / "own", "adapter_config.json", trainable_token_indices=[5, *added[1:]])  # not each
+    with pytest.raises(CandidateError, match="cannot be put on its base"):
+        opened(base, str(tmp_path / "own"))
+
+
 def edited(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> Path:
     """The folder with its tensors changed."""
     save_file(change(load_file(folder / name)), folder / name, metadata={"format": "pt"})
