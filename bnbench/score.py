@@ -115,11 +115,11 @@ def score_files(
     with join(*files) as rows, stage("score", n, quiet=quiet) as progress:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = workers or (cores if n >= _PARALLEL_FROM else 1)
-        thoughts = list[int]()
+        thoughts = {"replies": 0, "references": 0}
         results = evaluate_stream(
             _parts(rows, thoughts), chosen, workers=workers, resamples=resamples, seed=seed, progress=progress.advance
         )
-    hints = [f"{len(thoughts)} of {n} replies think aloud: <think>…</think> is not scored"] if thoughts else []
+    hints = [f"{k} of {n} {what} think aloud: <think>…</think> is not scored" for what, k in thoughts.items() if k]
     for need in ("messages", "references") if metrics is None else ():
         added = [m.name for m in default_metrics(given | {need}) if m.name not in results] if need not in given else []
         hints += [f"with --{need} FILE also: {', '.join(added)}"] if added else []
@@ -166,18 +166,19 @@ def _metrics(
     return chosen
 
 
-def _parts(rows: Iterator[ReplyRow], thoughts: list[int]) -> Iterator[Texts]:
-    """The rows, `PART` at a time, or fewer where texts are long; those that think aloud are added to `thoughts`."""
+def _parts(rows: Iterator[ReplyRow], thoughts: dict[str, int]) -> Iterator[Texts]:
+    """The rows, `PART` at a time, or fewer where texts are long; those that think aloud are counted in `thoughts`."""
     part: list[ReplyRow] = []
     characters = 0
-    for number, row in enumerate(chain(rows, [None])):
+    for row in chain(rows, [None]):
         if part and (row is None or len(part) == PART or characters > _PART_CHARACTERS):
             replies, *others = zip(*part, strict=True)
             yield Texts.of(replies, *(None if column[0] is None else column for column in others))
             part, characters = [], 0
         if row is not None:
             reply, references, message = row
-            if (said := without_thoughts(reply)) != reply:
-                thoughts.append(number)
-            part.append((said, references, message))
+            said, meant = without_thoughts(reply), references and tuple(map(without_thoughts, references))
+            thoughts["replies"] += said != reply
+            thoughts["references"] += meant != references
+            part.append((said, meant, message))
             characters += len(row[0]) + sum(map(len, row[1] or ()))

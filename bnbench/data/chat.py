@@ -13,12 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
-from itertools import cycle
+from itertools import chain, cycle
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.files import Row, as_text, find_column, header_of, plain_name, texts_of
+from bnbench.data.files import COLUMNS, Row, as_text, find_column, header_of, plain_name, texts_of
 from bnbench.errors import CorpusError
 
 _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
@@ -57,17 +57,24 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
     fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
     given = {field: name for field, name in columns.items() if name in header}  # `match_columns` names the others
     at = {field: find_column(source, header, field, given.get(field)) or "" for field in fields}
-    into = (at["question"], at["reference"])
+    read = into = (at["question"], at["reference"])
     cells = [row.get(name) for row in rows for name in into] if all(into) else []
     if any(isinstance(cell, list) and cell and all(isinstance(turn, dict) for turn in cell) for cell in cells):
         kind = " and ".join(into)
     elif all(into) or not columns.keys().isdisjoint(("question", "reference")):
-        return records  # each text has its column, as the names or `columns` say
+        kind = ""  # each text has its column, as the names or `columns` say
     elif any(isinstance(row.get(at["turns"]), list) for row in rows):
-        kind, into = at["turns"], ("Questions", "Answers")
+        kind, read, into = at["turns"], (at["turns"], ""), ("Questions", "Answers")
     elif at["instruction"] and at["output"]:
-        kind, into = "instruction and output", ("Questions", "Answers")
+        kind, read, into = "instruction and output", (at["instruction"], at["output"]), ("Questions", "Answers")
     else:
+        return records
+    usual = set(map(plain_name, chain.from_iterable(map(COLUMNS.__getitem__, fields))))
+    for where, row in records.items() if any(read) else ():
+        if row.keys().isdisjoint(read) and any(row[name] for name in row if plain_name(name) in usual):
+            others = f"other rows are read from {' and '.join(filter(None, read))}; give each form a file of its own"
+            raise CorpusError(f"{where}: it has {', '.join(row)}, and {others}")
+    if not kind:
         return records
     _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)
     made = {}
@@ -122,7 +129,7 @@ def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
     *before, question, answer = spoken[: last + 1] if last else [("", "")] * 2
     if question[0] != _USER or any(who not in _NAMES for who, _ in before):
         return "", ""
-    said_before = "\n".join(f"{_NAMES[who]}: {said}" for who, said in before)
+    said_before = "\n".join(f"{_NAMES[who]}: {without_thoughts(said)}" for who, said in before)
     return f"{said_before}\n\n{question[1]}".strip(), answer[1]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 from bnbench.data import files
-from bnbench.data.chat import plain_rows
+from bnbench.data.chat import plain_rows, without_thoughts
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 
@@ -42,6 +42,7 @@ _BYTE_OF |= {chr(b): b for b in range(0x80, 0x100)}
 _MOJIBAKE_RUN = regex.compile(f"[{regex.escape(''.join(_BYTE_OF))}]+")
 # The first two bytes of every Bengali letter and of the danda, read as cp1252 once or twice.
 _MOJIBAKE_SIGN = regex.compile("à[¥¦§]|Ã\\u00a0Â[¥¦§]")
+_MARKS_FOR_WORDS = regex.compile(r"(?<!\S)\?{2,}(?:\s+\?{2,}){2}")  # what a table without Unicode leaves of a text
 _BLANK_IN_SIGN = regex.compile("(?<=Ã) (?=Â[¥¦§])")  # a no-break space that became a blank
 _TEMPLATE = regex.compile(
     r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
@@ -74,8 +75,8 @@ def make_example(topic: str, title: str, question: str, reference: str) -> Examp
 
 
 def is_lost(text: str) -> bool:
-    """Whether a letter of a repaired text is lost for good: U+FFFD, or mojibake that could not be undone."""
-    return LOST in text or _MOJIBAKE_SIGN.search(text) is not None
+    """Whether letters of a repaired text are lost for good: U+FFFD, words of question marks, mojibake that stayed."""
+    return LOST in text or bool(_MOJIBAKE_SIGN.search(text) or _MARKS_FOR_WORDS.search(text))
 
 
 def repair(text: str) -> str:
@@ -244,7 +245,7 @@ def load_corpus(
     rows = []
     for where, record in records.items():
         texts = files.texts_of(where, record, places)
-        repaired = tuple(map(repair, texts))
+        repaired = tuple(map(repair, (*texts[:3], without_thoughts(texts[3]))))
         named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
         rows.append(SourceRow(make_example(*repaired), *named, texts if texts != repaired else ()))
 

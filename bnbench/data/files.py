@@ -58,6 +58,8 @@ KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".ev
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<name>[^@]+))?(?:@(?P<revision>.+))?")
+# A cell of a sheet whose formula no program has computed; one that computed an empty text says t="str".
+_FORMULA = re.compile(rb'<c r="(\w+)"(?![^>]*\bt="str")[^>]*><f\b[^>]*(?:/>|>[^<]*</f>)(?:<v ?/>|<v></v>)?</c>')
 _NOT_TEXT = {
     b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
@@ -236,9 +238,21 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
 
     try:
         book = calamine.CalamineWorkbook.from_path(path)
-        cells = book.get_sheet_by_index(0).to_python(skip_empty_area=False)
-    except (calamine.CalamineError, OSError) as error:
+        sheet = book.get_sheet_by_index(0)
+        cells = sheet.to_python(skip_empty_area=False)
+        if kind_of(path) == ".xlsx":
+            with zipfile.ZipFile(path) as parts:
+                sheets = [parts.read(name) for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
+            if lacking := next(filter(None, map(_FORMULA.search, sheets)), None):
+                hint = "open the file in Excel or LibreOffice and save it"
+                raise CorpusError(f"{path}: the cell {lacking[1].decode()} is a formula without its value; {hint}")
+    except (calamine.CalamineError, zipfile.BadZipFile, OSError) as error:
         raise CorpusError(f"{path}: not a readable workbook ({error})") from None
+    # What is merged over several rows stands in the first of them; those that hold nothing else are not rows.
+    for (top, column), (bottom, _) in sheet.merged_cell_ranges or ():
+        for row in filter(any, cells[top + 1 : bottom + 1]):
+            row[column] = cells[top][column]
+            _log.info("%s: a cell is merged over rows %d to %d, and read in each", path, top + 1, bottom + 1)
     if book.sheet_names[1:]:
         _log.info("%s: its first sheet is read, %s", path, book.sheet_names[0])
     # A workbook has no whole numbers: 7 is stored as 7.0.

@@ -56,9 +56,13 @@ class TextFile:
         if (column := files.find_column(path, header, field, columns.get(field))) is None:
             hint = f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
             raise CorpusError(f"{path}: no column holds a {field}; the columns are {', '.join(header)}. {hint}")
+        usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
+        others = [name for name in header if name != column and files.plain_name(name) in usual]
+        if field == "reply" and "reply" not in columns and others:
+            _log.warning("%s: the replies are read from %s, not from %s", path, column, ", ".join(others))
         # A message of another name is taken to be whole; one of a usual name has the title before it.
-        usual = files.plain_name(columns.get(field, field)) in map(files.plain_name, files.COLUMNS[field])
-        titled = field == "message" and ("title" in columns or usual)
+        is_usual = files.plain_name(columns.get(field, field)) in map(files.plain_name, files.COLUMNS[field])
+        titled = field == "message" and ("title" in columns or is_usual)
         before = files.find_column(path, header, "title", columns.get("title")) if titled else None
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
         ids = files.find_column(path, header, "id", own_id if own_id in header else None)

@@ -221,7 +221,7 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
     config = files.read_json("adapter_config.json")
     kind, task = config.get("peft_type"), config.get("task_type") or "CAUSAL_LM"
     why = ""
-    if kind and kind not in SUPPORTED:
+    if kind and str(kind) not in SUPPORTED:
         why = f"adapters of type {kind} are not supported; these are: {', '.join(sorted(SUPPORTED))}"
     elif task != "CAUSAL_LM":
         why = f"it was trained for the task {task}, and writes no replies"
@@ -229,7 +229,8 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
         why = "an activated LoRA (aLoRA) is on only behind its own tokens in a prompt, which is not supported"
     if why:
         raise CandidateError(f"{label}: {why}")
-    needed = ["peft_type", *(["r", "target_modules"] if kind == "LORA" else [])]
+    at = "target_parameters" if config.get("target_parameters") else "target_modules"  # the first of experts alone
+    needed = ["peft_type", *(["r", at] if kind == "LORA" else [])]
     if lacking := [key for key in needed if not config.get(key)]:
         path = files.folder / "adapter_config.json"
         raise CandidateError(f"{label}: {path} lacks {', '.join(lacking)}; save it again with PEFT")

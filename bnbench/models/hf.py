@@ -18,7 +18,7 @@ from bnbench.errors import CandidateError, require
 from bnbench.models.backend import BackendOptions, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.loading import load_base, put_on
+from bnbench.models.loading import explained, load_base, put_on, trained_tokens
 from bnbench.models.local import LocalModels
 from bnbench.models.precision import make_portable
 from bnbench.models.prompts import PROBE, Prompt, pad_id
@@ -54,10 +54,8 @@ class TransformersBackend(LocalModels):
         kinds = {name: config["peft_type"] for name, config in configs.items()}
         self._apart = [name for name, kind in kinds.items() if kind != next(iter(kinds.values()))]
         # An adapter of a few tokens changes nothing where these do not stand.
-        trained = [c.get("trainable_token_indices") or c.get("token_indices") or () for c in configs.values()]
-        lists = [ids for t in trained for ids in (t.values() if isinstance(t, dict) else [t])]
-        tokens = sorted({i for ids in lists for i in ids if i < self.text.vocab_size})
-        self._probe_ids = (*self._asked.prompt(PROBE).ids, *tokens)
+        tokens = set().union(*map(trained_tokens, self.adapter_files.values()))
+        self._probe_ids = (*self._asked.prompt(PROBE).ids, *sorted(tokens.intersection(range(self.text.vocab_size))))
         self._whole_logits = False
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
@@ -151,7 +149,8 @@ class TransformersBackend(LocalModels):
         from bnbench.models import inference
 
         ids = torch.tensor([self._probe_ids], device=self.device)
-        with torch.inference_mode(), self._active(candidate) as lm:
+        label = f"{candidate.kind} {candidate.location}"
+        with explained(label, "it cannot compute"), torch.inference_mode(), self._active(candidate) as lm:
             logits = lm(input_ids=ids).logits
             if candidate.kind == "base":
                 self._whole_logits = not inference.matches(lm, ids, logits)

@@ -68,8 +68,10 @@ class ModelFiles:
         names = self.names()
         if _ADAPTER in names:
             return ("adapter_model.safetensors",)
-        shards = self.read_json(_INDEX).get("weight_map", {}).values() if _INDEX in names else ()
-        return ("model.safetensors", *sorted(set(map(str, shards))))
+        shards = self.read_json(_INDEX).get("weight_map", {}) if _INDEX in names else {}
+        if not isinstance(shards, dict):
+            raise CandidateError(f"{self.label}: the weight_map of {self.folder / _INDEX} is no object; fetch it again")
+        return ("model.safetensors", *sorted(set(map(str, shards.values()))))
 
     def weights(self) -> list[Path]:
         """The files that would be loaded, sorted by name; none where one is missing or is no safetensors file."""

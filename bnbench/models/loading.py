@@ -5,6 +5,7 @@ For evaluation and training alike. What transformers, peft, tokenizers and quant
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 from bnbench.errors import BnbenchError, CandidateError, require
 from bnbench.models.hub import ModelFiles
 from bnbench.progress import quiet
+
+log = logging.getLogger("bnbench.models")
 
 
 @contextmanager
@@ -77,6 +80,17 @@ def refuse_partial(label: str, missing: Collection[str], unused: Collection[str]
         raise CandidateError(f"{label}: it would not be loaded whole; {'; '.join(said)}; save it again, whole")
 
 
+def trained_tokens(files: ModelFiles) -> set[int]:
+    """The ids of an adapter's tokens that are trained by themselves; CandidateError where they are no ids."""
+    config, found = files.read_json("adapter_config.json"), set[int]()
+    trained = config.get("trainable_token_indices") or config.get("token_indices") or []
+    for ids in trained.values() if isinstance(trained, dict) else [trained]:
+        if not isinstance(ids, list) or set(map(type, ids)) - {int} or min(ids, default=0) < 0:
+            raise CandidateError(f"{files.label}: its adapter_config.json names tokens that are no ids: {ids!s:.60}")
+        found.update(ids)
+    return found
+
+
 def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     """A PeftModel that has the adapter under this name, on a plain model or on one that has adapters already.
 
@@ -92,6 +106,10 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
         for place, module in model.named_modules():
             if module is own:
                 rows = files.shapes().get(f"base_model.model.{place}.weight", (0,))[0]
+        # Or each is trained and stored by itself; a head of its own would still lack their rows.
+        tokens, is_tied = trained_tokens(files), getattr(model.config, "tie_word_embeddings", False)
+        if is_tied and tokens.issuperset(range(own.weight.shape[0], end := max(tokens, default=-1) + 1)):
+            rows = max(rows, end)
         if rows > own.weight.shape[0]:
             model.resize_token_embeddings(rows, mean_resizing=False)
         if not isinstance(model, peft.PeftModel):
@@ -105,4 +123,8 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     }
     missing = [key.replace(f".{name}", "") for key in result.missing_keys if "vblora_vector_bank" not in key]
     refuse_partial(files.label, missing, [key for key in unused if key not in copies])
+    given = files.read_json("adapter_config.json")
+    if unknown := sorted(filter(given.get, given.keys() - vars(model.peft_config[name]).keys())):
+        says = "%s: peft %s does not know what its adapter_config.json sets, and goes on without: %s"
+        log.warning(says, files.label, peft.__version__, ", ".join(unknown))
     return model

@@ -13,9 +13,9 @@ from bnbench.errors import CandidateError, require
 from bnbench.models.backend import Backend, BackendOptions
 from bnbench.models.candidates import Candidate
 from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256
-from bnbench.models.loading import load_config
+from bnbench.models.loading import load_config, trained_tokens
 from bnbench.models.precision import Device, choose_precision
-from bnbench.models.prompts import TEMPLATE_FILE, Prompter
+from bnbench.models.prompts import TEMPLATE_FILE, TOKENIZER_CONFIG, Prompter
 
 
 class LocalModels(Backend):
@@ -46,7 +46,8 @@ class LocalModels(Backend):
             for shape in files.shapes().values() if files else ():
                 if len(shape) == 2 and shape[1] == getattr(self.text, "hidden_size", 0):
                     rows = max(rows, shape[0])
-            own = files.folder if files and files.names() & {*TOKENIZERS, TEMPLATE_FILE} else None
+            rows = max(rows, 1 + max(trained_tokens(files) if files else (), default=-1))
+            own = files.folder if files and files.names() & {*TOKENIZERS, TEMPLATE_FILE, TOKENIZER_CONFIG} else None
             system, template = options.format_of(c.name)
             if (key := (own, system, template)) not in made:
                 how: dict[str, Any] = {

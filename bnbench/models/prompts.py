@@ -50,7 +50,7 @@ _PAD_TOKENS = (
 )  # fmt: skip
 # A template that asks for the date would give other prompts tomorrow, and a run could not be resumed.
 _FIXED_DATE = "26 Jul 2024"
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _NO_CLOCK = f"{{% macro strftime_now(format) %}}{_FIXED_DATE}{{% endmacro %}}"
 # The same text with its nukta composed or apart.
 _TOPIC_PART = re.compile("\\s*বিষ(?:\u09af\u09bc|\u09df):\\s*\\{topic\\}")
@@ -153,8 +153,13 @@ class Prompter:
         own = adapter if adapter and any((adapter / name).is_file() for name in TOKENIZERS) else folder
         with explained(files.label, f"the tokenizer in {own} cannot be read"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
-            if adapter and (adapter / TEMPLATE_FILE).is_file():
-                tokenizer.chat_template = (adapter / TEMPLATE_FILE).read_text(encoding="utf-8")
+        if adapter:
+            with explained(f"adapter {adapter}", "its chat template cannot be read"):
+                if (adapter / TEMPLATE_FILE).is_file():
+                    tokenizer.chat_template = (adapter / TEMPLATE_FILE).read_text(encoding="utf-8")
+                elif own == folder and (adapter / TOKENIZER_CONFIG).is_file():  # without a tokenizer
+                    config = json.loads((adapter / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+                    tokenizer.chat_template = config.get("chat_template") or tokenizer.chat_template
         generation = None
         if (folder / "generation_config.json").is_file():
             with explained(files.label, f"{folder / 'generation_config.json'} cannot be read"):
@@ -365,7 +370,11 @@ def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
 
 def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, str]:
     """Kind, template with markers, and what the template writes after an answer."""
-    own = getattr(tokenizer, "chat_template", None) and tokenizer.get_chat_template()
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict):  # several, by name
+        if "default" not in own and wanted in ("auto", "chat"):
+            raise PromptError(f"the tokenizer has several chat templates ({', '.join(own)}), and none is the default")
+        own = own.get("default")
     if wanted not in TEMPLATES:
         try:
             wanted, own = "chat", Path(wanted).read_text(encoding="utf-8")

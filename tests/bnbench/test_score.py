@@ -17,6 +17,7 @@ import pytest
 from bnbench import score as scoring
 from bnbench.data.corpus import demo_corpus
 from bnbench.data.files import iter_lines, iter_table
+from bnbench.data.join import TextFile
 from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
 from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
 from bnbench.score import score, score_files
@@ -476,3 +477,15 @@ def test_thoughts_are_cut_and_counted(tmp_path):
     ]
     assert made[0].results["chrF++"].value == made[1].results["chrF++"].value
     assert f"{len(REPLIES) // 2} of {len(REPLIES)} replies think aloud" in str(made[0]) and "think" not in str(made[1])
+    write(tmp_path / "references.txt", [f"<think>ভাবি</think> {text}" for text in REFERENCES])
+    both = score(tmp_path / "plain.txt", [tmp_path / "references.txt"], metrics=["chrF++"])
+    assert both.results["chrF++"].value == made[1].results["chrF++"].value
+    assert f"{len(REFERENCES)} of {len(REFERENCES)} references think aloud" in str(both)
+
+
+def test_which_of_two_columns_of_replies_is_read_is_said(tmp_path, caplog):
+    path = write(tmp_path / "a.jsonl", [{"prediction": "ক", "reply": "খ", "answer": "গ"}])
+    TextFile.of(path, "reply", {})
+    assert caplog.messages == [f"{path}: the replies are read from reply, not from prediction"]
+    TextFile.of(path, "reply", {"reply": "prediction"})
+    assert len(caplog.messages) == 1

@@ -121,6 +121,14 @@ def test_turns_that_are_none(row: dict[str, Any], says: str, tmp_path: Path) -> 
         load_corpus(write(tmp_path / "a.jsonl", [message(ASKED[0], ANSWERED[0]), row]))
 
 
+@pytest.mark.parametrize("first", ["messages", "texts"])
+@pytest.mark.parametrize("second", ["sharegpt", "alpaca"])
+def test_rows_of_two_forms_are_refused(first: str, second: str, tmp_path: Path) -> None:
+    made = [FORMS[form](q, a) for form, q, a in zip((first, second), ASKED, ANSWERED, strict=False)]
+    with pytest.raises(CorpusError, match=r"a\.jsonl, line \d: it has .* give each form a file of its own"):
+        load_corpus(write(tmp_path / "a.jsonl", made))
+
+
 def test_a_table_of_texts_stays_one(tmp_path: Path) -> None:
     row = {"Questions": ASKED[0], "Answers": ANSWERED[0], "messages": [{"x": 1}], "instruction": "না", "output": "না"}
     assert last(write(tmp_path / "a.jsonl", [row])) == [(ASKED[0], ANSWERED[0])]

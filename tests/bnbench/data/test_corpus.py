@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import re
 import zipfile
 from xml.sax.saxutils import escape
 
@@ -253,7 +254,7 @@ def test_no_row_that_is_left_out_goes_unnamed(tmp_path):
     assert len(whole.select("test")) == 200 and not sum(step.dropped for step in whole.steps)
 
 
-def workbook(path, table):
+def workbook(path, table, merged=""):
     """A workbook as the standard asks for, with texts inside their cells and numbers as numbers."""
     head = '<?xml version="1.0" encoding="UTF-8"?>'
     main, office = "spreadsheetml/2006/main", "officeDocument/2006/relationships"
@@ -267,6 +268,7 @@ def workbook(path, table):
         )
 
     lines = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in table)
+    lines = re.sub('<c t="inlineStr"><is><t>=(.*?)</t></is></c>', r'<c r="B2"><f>\1</f><v/></c>', lines)
     parts = {
         "[Content_Types].xml": f'<Types xmlns="{ns}package/2006/content-types">'
         '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
@@ -277,7 +279,7 @@ def workbook(path, table):
         '<sheet name="তথ্য" sheetId="1" r:id="r1"/><sheet name="আর" sheetId="2" r:id="r1"/></sheets></workbook>',
         "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{ns}package/2006/relationships">'
         f'<Relationship Id="r1" Type="{ns}{office}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
-        "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{ns}{main}"><sheetData>{lines}</sheetData></worksheet>',
+        "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{ns}{main}"><sheetData>{lines}</sheetData>{merged}</worksheet>',
     }
     with zipfile.ZipFile(path, "w") as book:
         for name, text in parts.items():
@@ -334,3 +336,29 @@ def test_all_columns_that_are_missing_are_named_at_once(tmp_path):
         CorpusError, match=r"no column 'z' and there is no column 'Answers'; .* --columns reference=NAME"
     ):
         load_corpus(path, columns={"question": "z"})
+
+
+def test_cells_that_are_merged_or_formulas_without_their_values(tmp_path, caplog):
+    table = [
+        ("topic", "question", "answer"),
+        ("ঘুম", "ঘুম আসে না।", "কী নিয়ে ভাবছ রাতে?"),
+        ("", "ভোরে উঠতে পারি না।", "রাতে কখন শুতে যাও?"),
+    ]
+    merged = '<mergeCells count="1"><mergeCell ref="A2:A3"/></mergeCells>'
+    with caplog.at_level("INFO", "bnbench"):
+        corpus = load_corpus(workbook(tmp_path / "merged.xlsx", table, merged))
+    assert [row.example.topic for row in corpus.rows] == ["ঘুম", "ঘুম"]
+    assert "a cell is merged over rows 2 to 3, and read in each" in caplog.text
+    assert [row.example.topic for row in load_corpus(workbook(tmp_path / "a.xlsx", table)).rows] == ["ঘুম", ""]
+    table[1] = ("ঘুম", "=CONCATENATE(A2)", "কী নিয়ে ভাবছ রাতে?")
+    with pytest.raises(
+        CorpusError, match=r"b\.xlsx: the cell B2 is a formula without its value; open the file in Excel"
+    ):
+        load_corpus(workbook(tmp_path / "b.xlsx", table))
+
+
+def test_thoughts_are_no_part_of_a_reference(tmp_path):
+    sound, loud = rows(3), [(*row[:3], f"<think>ভাবি</think>\n{row[3]}") for row in rows(3)]
+    found = load_corpus(write_csv(tmp_path / "loud.csv", loud))
+    assert found.fingerprint == load_corpus(write_csv(tmp_path / "sound.csv", sound)).fingerprint
+    assert found.steps[0].changed == 3

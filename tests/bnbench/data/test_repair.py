@@ -71,3 +71,10 @@ def test_what_lost_a_byte_is_mended_or_counted_as_lost(damage):
 def test_sound_bengali_is_never_fixed():
     assert [text for text in TEXTS if repair(text) != text or is_lost(text)] == []
     assert sum(ftfy.fix_text(text) != text for text in TEXTS) > 400  # why it is never used
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"), [("?????? ???? ?????? ??", True), ("সত্যি?? কেন??", False), ("কী করব ??? বলুন", False)]
+)
+def test_words_of_question_marks_are_lost(text, lost):
+    assert is_lost(repair(text)) == lost

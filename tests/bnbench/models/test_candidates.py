@@ -310,6 +310,11 @@ def test_broken_files(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> No
     (base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(CandidateError, match=r"model-00002.safetensors .*missing"):
         parse_candidates(str(base))
+    (base / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}', encoding="utf-8")
+    with pytest.raises(CandidateError, match=r"weight_map of .*index\.json is no object"):
+        parse_candidates(str(base))
+    with pytest.raises(CandidateError, match=r"adapters of type \['LORA'\] are not supported"):
+        parse_candidates(adapters=[str(copy(tiny_adapter, tmp_path / "kind", peft_type=["LORA"]))])
 
 
 def test_base_and_adapter_exchanged(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:

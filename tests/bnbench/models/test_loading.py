@@ -216,6 +216,37 @@ def test_adapter_with_tokens_of_its_own(
     assert torch.equal(both._probe(other), truth(both, tiny_base, tiny_adapter))
 
 
+def test_tokens_that_are_added_and_trained_alone(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    base = tmp_path / "tied"
+    config = transformers.Qwen2Config(**WIDTH, num_key_value_heads=1, tie_word_embeddings=True, **SMALL)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    other = trained(base, peft.LoraConfig(r=4, **QV), tmp_path / "other")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<ভাব>", "<শেষ>"])
+    model, n = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config.vocab_size
+    model.resize_token_embeddings(len(tokenizer))
+    added = list(range(n, len(tokenizer)))
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, trainable_token_indices=[5, *added], **QV))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(tmp_path / "own", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "own")
+    both = opened(base, str(tmp_path / "own"), str(other))
+    plain, own, beside = both.candidates
+    ids = torch.tensor([both._probe_ids])
+    with torch.inference_mode():
+        assert torch.equal(both._probe(own), model.eval()(input_ids=ids).logits)
+    assert torch.equal(both._probe(plain), truth(both, base))
+    assert torch.equal(both._probe(beside), truth(both, base, other))
+    edit_config(tmp_path / "own", "adapter_config.json", trainable_token_indices=[5, *added[1:]])  # not each
+    with pytest.raises(CandidateError, match="cannot be put on its base"):
+        opened(base, str(tmp_path / "own"))
+
+
 def edited(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> Path:
     """The folder with its tensors changed."""
     save_file(change(load_file(folder / name)), folder / name, metadata={"format": "pt"})
@@ -244,8 +275,41 @@ def test_adapters_that_are_not_whole(
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
+def test_what_a_newer_peft_has_set_is_not_left_out_in_silence(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained(tiny_base, peft.LoraConfig(r=4, **QV), tmp_path / "newer")
+    edit_config(folder, "adapter_config.json", gate=3.0, merge_weights=False)  # the second is of an old one, and off
+    with caplog.at_level(logging.WARNING):
+        opened(tiny_base, str(folder))
+    says = f"peft {peft.__version__} does not know what its adapter_config.json sets, and goes on without: gate"
+    assert caplog.messages == [f"adapter {folder}: {says}"]
+
+
+@pytest.mark.parametrize("ids", ["ক", 5, [-1], ["5"], {"embed_tokens": 5}])
+def test_tokens_that_are_no_ids(ids: Any, tiny_base: Path, tmp_path: Path) -> None:
+    folder = trained(tiny_base, peft.LoraConfig(r=4, **QV), tmp_path / "odd")
+    edit_config(folder, "adapter_config.json", trainable_token_indices=ids)
+    with pytest.raises(CandidateError, match=rf"adapter {folder}: .* names tokens that are no ids"):
+        opened(tiny_base, str(folder))
+
+
+def test_adapters_of_experts_alone(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    base = tmp_path / "mixtral"
+    transformers.AutoModelForCausalLM.from_config(BASES["mixtral"]()).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    parts: dict[str, Any] = {"both": ["gate_up_proj", "down_proj"], "down": ["down_proj"]}
+    adapters = []
+    for name, ends in parts.items():
+        config = peft.LoraConfig(target_modules=[], target_parameters=[f"mlp.experts.{e}" for e in ends], **LORA)
+        adapters.append(trained(base, config, tmp_path / name))
+    made = opened(base, *map(str, adapters))
+    for candidate, folder in zip(made.candidates, (None, *adapters), strict=True):
+        assert torch.equal(made._probe(candidate), truth(made, base, folder)), candidate.name
+
+
+def edit_config(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    path = folder / name
     config = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     path.write_text(json.dumps({k: v for k, v in config.items() if v != "—"}), encoding="utf-8")
 
@@ -257,6 +321,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tokenizer": (
         lambda d: (d / "tokenizer.json").write_text('{"model": {"merges": [1]}}', encoding="utf-8"), "the tokenizer in"
     ),
+    "tuples": (lambda d: edit_config(d, return_dict=False), "it cannot compute"),
     "generation": (
         lambda d: (d / "generation_config.json").write_text("{ না", encoding="utf-8"),
         r"generation_config\.json cannot be read",

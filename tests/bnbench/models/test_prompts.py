@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -328,7 +329,23 @@ def test_adapter_brings_its_own_template_or_tokenizer(tiny_base: Path, tmp_path:
     own = Prompter.load(files, adapter=tmp_path)
     assert (own.kind, own.tokenizer_sha) == ("chat", Prompter.load(files).tokenizer_sha)
     (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}), encoding="utf-8")
+    assert Prompter.load(files, adapter=tmp_path).describe() == own.describe()  # the rest is the base's
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CandidateError, match=rf"adapter {tmp_path}: its chat template cannot be read"):
+        Prompter.load(files, adapter=tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
     make_tokenizer(OTHER, CHATML).save_pretrained(tmp_path)
     own = Prompter.load(files, adapter=tmp_path)
     assert own.tokenizer_sha != Prompter.load(files).tokenizer_sha
     assert "<|im_start|>user" in own.prompt(EXAMPLE).text
+
+
+def test_several_templates_without_a_default(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer(OTHER, CHATML)
+    tokenizer.chat_template = {"default": CHATML, "rag": "{{ 1 }}"}
+    assert "<|im_start|>user" in Prompter.of(tokenizer).prompt(EXAMPLE).text
+    tokenizer.chat_template = {"rag": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    with pytest.raises(PromptError, match=r"several chat templates \(rag, tool_use\), and none is the default"):
+        Prompter.of(tokenizer)
+    assert Prompter.of(tokenizer, template="plain").kind == "plain"
