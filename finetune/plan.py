@@ -206,6 +206,11 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         config, unpacked = model.config, own_attention(model) if recipe.packing else ""
         recipe = replace(recipe, packing=recipe.packing and not unpacked)
         adapted = adapt(model, recipe, low_cpu_mem_usage=True)
+    if recipe.quantisation == "nf4" and config.model_type == "mamba":
+        why = (
+            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
+        )
+        raise RecipeError(f"recipe {recipe.name}: {why}")
     if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
         why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
         raise RecipeError(f"recipe {recipe.name}: {why}")

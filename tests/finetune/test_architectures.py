@@ -160,6 +160,12 @@ def test_layers_that_cannot_be_recomputed(
         plan(request_of(bases["opt"], tmp_path / "out", checkpointing="non-reentrant"), weights=False)
 
 
+def test_mamba_is_not_trained_in_four_bits(bases: dict[str, Path], tmp_path: Path) -> None:
+    request = request_of(bases["mamba"], tmp_path / "out", tuner="qlora", quantisation="nf4")
+    with pytest.raises(RecipeError, match="must not be packed: --set tuner=lora --set quantisation=none"):
+        plan(request, weights=False)
+
+
 @pytest.mark.parametrize("sees", ["other samples", "later tokens"])
 def test_attention_is_tried_before_it_trains(
     sees: str, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
