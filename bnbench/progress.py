@@ -20,7 +20,8 @@ class Stage:
     """One stage under way: a rich bar on a terminal, else a line every 15 seconds and at the end; or nothing."""
 
     def __init__(self, name: str, total: int, *, quiet: bool = False) -> None:
-        self.name, self.total, self.quiet = name, total, quiet
+        self.name, self.total = name, total
+        self.quiet = quiet = quiet or getLogger("bnbench").level >= WARNING  # as -q sets it
         self.done = self.tokens = 0
         self.start = self.shown = time.monotonic()
         self.bar = None
@@ -93,6 +94,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # transformers 5.23 renames settings that trl 1.16 and peft 0.21 still use by their old names.
             warnings.simplefilter("ignore", FutureWarning)
+            # bitsandbytes's on a CPU, where nothing is paged, and peft's of a checkpoint's embeddings.
+            warnings.filterwarnings("ignore", "Paged optimizers are not supported|Setting `save_embedding_layers`")
             yield
     finally:
         accelerate.setLevel(level)

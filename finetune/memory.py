@@ -67,11 +67,13 @@ class Shape:
     def of(cls, config: Any, total: int) -> Shape:
         """Of a transformers configuration and the base's number of parameters."""
         text, tied = config.get_text_config(), bool(config.tie_word_embeddings)
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        other = text.vocab_size * text.hidden_size * (1 if tied else 2)
-        queries, keys = text.num_attention_heads * head, keys * head
-        widths = text.num_hidden_layers, text.hidden_size, text.intermediate_size, queries, keys, text.vocab_size
+        hidden, heads = text.hidden_size, getattr(text, "num_attention_heads", None) or 1  # Mamba has none
+        head = getattr(text, "head_dim", None) or hidden // heads
+        keys = getattr(text, "num_key_value_heads", None) or heads
+        other = text.vocab_size * hidden * (1 if tied else 2)
+        names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")  # GPT-2's and BLOOM's is four times
+        inner = next((width for name in names if (width := getattr(text, name, None))), 4 * hidden)
+        widths = text.num_hidden_layers, hidden, inner, heads * head, keys * head, text.vocab_size
         return cls(*widths, tied, total - other, other)
 
 

@@ -23,11 +23,13 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import check_rows, count_tokens, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
-from bnbench.finetune.tuners.adapter import count_parameters
+from bnbench.finetune.tuners.adapter import adapt, own_attention
 from bnbench.finetune.tuners.base import Job
 from bnbench.models.hub import BUNDLED, resolve_base
+from bnbench.models.loading import outline
 from bnbench.models.precision import Device, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
+from bnbench.progress import quiet
 from bnbench.records import slug
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -115,10 +117,15 @@ def parse_duration(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Job):
-    """A job that passed every check. A pair is two rows; the estimate is for one of the processes."""
+    """A job that passed every check. A pair is two rows; the estimate is for one of the processes.
+
+    `targets` are the layers and tensors that it adapts; `unpacked` is why rows are not packed, where the recipe would.
+    """
 
     fingerprint: str
     prompt: Mapping[str, str]
+    targets: tuple[str, ...]
+    unpacked: str
     trainable: int
     total: int
     processes: int
@@ -136,8 +143,11 @@ class Plan(Job):
         if self.recipe.pairs:
             unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {len(self.held_out) // 2} held out"
             longest = f"reply with its prompt {longest}"
+        rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
         text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
+            f"LoRA of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
+            f"{self.unpacked and f', since {self.unpacked}'}\n"
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
@@ -162,7 +172,8 @@ class Plan(Job):
         recipe, precision = self.recipe, self.precision
         return {
             "recipe": recipe.name, "base": self.base.name, "weights_here": bool(self.base.weights()),
-            "trainable_parameters": self.trainable, "total_parameters": self.total,
+            "trainable_parameters": self.trainable, "total_parameters": self.total, "targets": list(self.targets),
+            "packing": recipe.packing, "not_packed_because": self.unpacked or None,
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
             "rows": len(self.rows), "held_out_rows": len(self.held_out),
@@ -182,7 +193,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     small) or MissingExtraError.
     """
     recipe = load_recipe(request.recipe, request.overrides)
-    trust, share = request.trust_remote_code, recipe.shared(processes.count())
+    trust = request.trust_remote_code
     device = _check_machine(recipe, request.device, weights)
     if recipe.pairs != bool(request.pairs) or (request.pairs and request.examples):
         wanted = "pairs, and no examples" if recipe.pairs else "examples, and no pairs"
@@ -190,8 +201,19 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
 
     where: dict[str, Any] = {"folder": request.base_folder, "trust_remote_code": trust, "weights": weights}
     base = resolve_base(request.base, request.revision, **where)
-    load = require("transformers", extra="models").AutoConfig.from_pretrained
-    config = load(base.folder, trust_remote_code=trust)
+    with quiet():
+        model = outline(base, trust_remote_code=trust)
+        config, unpacked = model.config, own_attention(model) if recipe.packing else ""
+        recipe = replace(recipe, packing=recipe.packing and not unpacked)
+        adapted = adapt(model, recipe, low_cpu_mem_usage=True)
+    if recipe.quantisation == "nf4" and config.model_type == "mamba":
+        why = (
+            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
+        )
+        raise RecipeError(f"recipe {recipe.name}: {why}")
+    if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
+        why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
+        raise RecipeError(f"recipe {recipe.name}: {why}")
     prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 
@@ -202,7 +224,9 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     for part in (rows, held_out) if held_out else (rows,):
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
 
-    trainable, total = count_parameters(config, recipe, trust_remote_code=trust)
+    trainable, total = adapted.get_nb_trainable_parameters()
+    share, lora = recipe.shared(processes.count()), adapted.peft_config["default"]
+    targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
     steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
     expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
@@ -210,7 +234,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         expected.check_fits(device.memory, device.name)
     return Plan(
         recipe=recipe, base=base, rows=rows, held_out=held_out, fingerprint=request.fingerprint,
-        prompt=prompts.describe(), pad_id=pad, precision=recipe_precision(recipe, device, total - trainable),
+        prompt=prompts.describe(), targets=tuple(sorted(targets)), unpacked=unpacked, pad_id=pad,
+        precision=recipe_precision(recipe, device, total - trainable),
         device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),
         processes=processes.count(), estimate=expected, output=request.output, trust_remote_code=trust,
     )  # fmt: skip

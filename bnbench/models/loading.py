@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from bnbench.errors import BnbenchError, CandidateError, require
@@ -50,22 +51,41 @@ def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     return config
 
 
-def load_base(files: ModelFiles, *, trust_remote_code: bool = False, **options: Any) -> Any:
+def load_base(files: ModelFiles, *, load: Any = None, trust_remote_code: bool = False, **options: Any) -> Any:
     """The model of a folder, with `from_pretrained`'s `options`, every tensor from its checkpoint.
 
-    Raises CandidateError where it cannot be loaded, or where tensors are missing, not used or of another shape.
+    `load` stands in for `from_pretrained` on the folder. Raises CandidateError where it cannot be loaded, or where
+    tensors are missing, not used or of another shape.
     """
-    load = require("transformers", extra="models").AutoModelForCausalLM.from_pretrained
+    load = load or partial(require("transformers", extra="models").AutoModelForCausalLM.from_pretrained, files.folder)
     always = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "output_loading_info": True}
     with explained(files.label, "it cannot be loaded"):
         # A shape that differs is reported below, by name; left alone it is a report of many lines.
-        model, info = load(files.folder, ignore_mismatched_sizes=True, **always, **options)
+        model, info = load(ignore_mismatched_sizes=True, **always, **options)
     shapes = [
         f"{name} (stored as {tuple(stored)}, the model's is {tuple(own)})"
         for name, stored, own in info["mismatched_keys"]
     ]
     refuse_partial(files.label, info["missing_keys"], info["unexpected_keys"], shapes)
     return model
+
+
+def outline(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
+    """The model of a folder as names and shapes, on torch's device "meta"; raises as `load_config` and `load_base` do.
+
+    No weights are read: what they hold is known from the headers of their files, where these are there.
+    """
+    torch, auto = require("torch", extra="models"), require("transformers", extra="models").AutoModelForCausalLM
+    config = load_config(files, trust_remote_code=trust_remote_code)
+    with explained(files.label, "it cannot be loaded"), torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    # The matrices of bitsandbytes are packed, in shapes of their own.
+    quantised = getattr(config, "quantization_config", None) or {}
+    if not files.weights() or quantised.get("quant_method") == "bitsandbytes":
+        return model
+    held = {name: torch.empty(shape, device="meta") for name, shape in files.shapes().items()}
+    options = {"config": config, "state_dict": held, "device_map": "meta", "trust_remote_code": trust_remote_code}
+    return load_base(files, load=partial(type(model).from_pretrained, None), **options)
 
 
 def refuse_partial(label: str, missing: Collection[str], unused: Collection[str], shapes: Collection[str] = ()) -> None:

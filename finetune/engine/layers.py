@@ -81,7 +81,7 @@ def make_lean(model: Any) -> None:
 
 
 def _frozen(linear: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
-    return _Linear.apply(x, None, None, weight, linear.bias, 0.0, 0.0)  # type: ignore[no-untyped-call,no-any-return]
+    return _linear(x, None, None, weight, linear.bias, 0.0, 0.0)
 
 
 def _adapted(layer: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
@@ -89,32 +89,37 @@ def _adapted(layer: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
     dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0  # PEFT's of rate 0 is an Identity
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     bias = layer.get_base_layer().bias
-    return _Linear.apply(x, a, b, weight, bias, layer.scaling[name], dropout)  # type: ignore[no-untyped-call,no-any-return]
+    return _linear(x, a, b, weight, bias, layer.scaling[name], dropout)
+
+
+def _linear(x: torch.Tensor, *others: Any) -> torch.Tensor:
+    # Flat before and whole after it: torch forbids that a view of its making is added to in place, as Falcon does.
+    y: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), *others)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _Linear(torch.autograd.Function):
     """y = x Wᵀ + bias + s · D(x) Aᵀ Bᵀ with s = alpha / r and D dropout (Hu et al. 2021, section 4.1).
 
-    x is (..., in), y (..., out). W (out, in) is frozen, in 4 bits where the base is quantised (QLoRA, Dettmers et al.
+    x is (n, in), y (n, out). W (out, in) is frozen, in 4 bits where the base is quantised (QLoRA, Dettmers et al.
     2023); A (r, in) and B (out, r) are float32, multiplied in x's dtype; None of both is the frozen layer alone.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, a: Any, b: Any, weight: Weight, bias: Any, scale: float, dropout: float
+        ctx: Any, flat: torch.Tensor, a: Any, b: Any, weight: Weight, bias: Any, scale: float, dropout: float
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
         y = F.linear(flat, weight(), bias)
         mask = low = None
         if a is not None:
             # The mask is kept (a byte an element), the dropped input is not: it is flat * mask / (1 - dropout) again.
             dropped, mask = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
-            low = dropped @ a.to(x.dtype).t()  # (n, r): with r = 8 a 512th of the input, so it is kept
-            y.addmm_(low, b.to(x.dtype).t(), alpha=scale)
+            low = dropped @ a.to(flat.dtype).t()  # (n, r): with r = 8 a 512th of the input, so it is kept
+            y.addmm_(low, b.to(flat.dtype).t(), alpha=scale)
         # The frozen layer alone needs nothing of its input for the gradient of it.
         ctx.save_for_backward(flat if a is not None else None, mask, low, a, b)
-        ctx.weight, ctx.scale, ctx.kept, ctx.shape = weight, scale, 1 - dropout, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        ctx.weight, ctx.scale, ctx.kept = weight, scale, 1 - dropout
+        return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
@@ -123,7 +128,7 @@ class _Linear(torch.autograd.Function):
         ∂L/∂A = (s g B)ᵀ D(x),  ∂L/∂B = s gᵀ (D(x) Aᵀ),  ∂L/∂x = g W + (s g B A) ∘ mask / kept.
         """
         flat, mask, low, a, b = ctx.saved_tensors
-        g = upstream[0].reshape(-1, upstream[0].shape[-1])
+        g = upstream[0]
         da = db = dx = gb = None
         if a is not None:
             gb = (g @ b.to(g.dtype)).mul_(ctx.scale)  # s g B, (n, r), for A's gradient and for x's
@@ -137,7 +142,6 @@ class _Linear(torch.autograd.Function):
                 dx.addmm_(gb, a.to(dx.dtype))
             elif gb is not None:
                 dx.add_((gb @ a.to(dx.dtype)).mul_(mask), alpha=1 / ctx.kept)
-            dx = dx.view(ctx.shape)
         return dx, da, db, None, None, None, None
 
 

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, share
-from bnbench.finetune.engine.layers import Recomputation, make_lean
+from bnbench.finetune.engine.layers import ATTENTION, Recomputation, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
 from bnbench.progress import Stage
@@ -38,16 +38,30 @@ def prepare(model: Any, device: str) -> None:
     place = next(p.device for p in model.parameters() if p.requires_grad)
     # Are the logits the head's of the last hidden state, without a soft cap or a scale, as some models have? Four
     # tokens through the model as it was loaded tell.
+    name, ids = type(base).__name__, torch.arange(4, device=embedding.weight.device)[None]
+    trained = [m for m in (embedding, head) if any(p.requires_grad for p in m.parameters())]
+    trains = model.training
+    model.eval()  # without dropout
     with torch.no_grad():
-        ids = torch.arange(4, device=embedding.weight.device)[None]
         expected = base(input_ids=ids, use_cache=False).logits
-        found = head(base.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-        plain = torch.allclose(found.float(), expected.float(), rtol=1e-3, atol=1e-3)
+        # What Llama 4 calls its base model has the head too.
+        hidden = getattr(base.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        plain = hidden is not None and head not in trained
+        plain = plain and torch.allclose(head(hidden).float(), expected.float(), rtol=1e-3, atol=1e-3)
+        if base.config._attn_implementation == ATTENTION:
+            # The four as two samples: the second must be as it is alone, and no token may see the next one.
+            positions = torch.arange(2, device=ids.device).repeat(2)[None]
+            packed = base(input_ids=ids, position_ids=positions, lengths=(2, 2), use_cache=False).logits
+            alone = base(input_ids=torch.cat([ids[:, :2], ids[:, 2:]]), use_cache=False).logits
+            first = base(input_ids=ids[:, :1], use_cache=False).logits
+            gaps = (packed - alone.view_as(packed)).abs().max(), (first - expected[:, :1]).abs().max()
+            if max(gaps) > 0.1 * expected.abs().max():  # roundings of 16 bits are far below
+                raise TrainingError(f"{name}: its attention sees other samples, or later tokens; it is not supported")
+    model.train(trains)
     if not plain:
-        name = type(base).__name__
-        _log.warning("%s does more to its logits than its head: they are made whole, not in chunks", name)
+        _log.warning("%s does more to its logits than a frozen head: they are made whole, not in chunks", name)
     make_lean(model)
-    if device == "cuda" and embedding.weight is not head.weight:
+    if device == "cuda" and embedding.weight is not head.weight and embedding not in trained:
         embedding.to("cpu")
         embedding._apply = lambda *_, **__: embedding  # whatever moves the model leaves it there
         look_up = partial(type(embedding).forward, embedding)
@@ -62,7 +76,9 @@ def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass,
     on_place = partial(torch.Tensor.to, device=place, non_blocking=True)
     positions, index, targets = map(on_place, (one_pass.positions, one_pass.index, one_pass.targets))
     # `lengths` go through the model's layers to `attend`, which cuts the packed row there.
-    settings = {"input_ids": ids, "position_ids": positions, "lengths": one_pass.lengths, "use_cache": False}
+    settings: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if base.config._attn_implementation == ATTENTION:
+        settings |= {"position_ids": positions, "lengths": one_pass.lengths}
     # Weights and activations already have their dtype: autocast, which fp16's scaler brings along, has no part.
     with torch.autocast(place.type, enabled=False):
         if whole is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from bnbench.errors import RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
+from bnbench.models import loading
 from bnbench.models.precision import Device, make_portable
 from bnbench.progress import quiet, stage
 from bnbench.records import write_json
@@ -46,9 +48,9 @@ class AdapterTuner(Tuner):
 
         with quiet():
             transformers.set_seed(job.recipe.seed)
-            base = self.load(job)
             monitor = Monitor(job)
-            trainer = self.trainer(job, base, monitor)
+            with loading.explained(job.base.label, "it cannot be trained"):
+                trainer = self.trainer(job, self.load(job), monitor)
             left = job.steps - (job.resume.step if job.resume else 0)
             with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
                 trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
@@ -90,9 +92,10 @@ class AdapterTuner(Tuner):
 
 
 def load_base(job: Job) -> Any:
-    """The frozen base on its device, in the job's precision. It attends causally and knows no mask: pad on the right.
+    """The frozen base on its device, in the job's precision. Pad on the right: unless `own_attention` it knows no mask.
 
-    Its embeddings stay as they are: no float32 copy is made, as PEFT's `prepare_model_for_kbit_training` would.
+    Raises CandidateError where it is not whole. Its embeddings stay as they are: no float32 copy is made, as PEFT's
+    `prepare_model_for_kbit_training` would.
     """
     import torch
     import transformers
@@ -109,33 +112,79 @@ def load_base(job: Job) -> Any:
     if job.device == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}
         torch.cuda.reset_peak_memory_stats()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        job.base.folder, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True,
-        trust_remote_code=job.trust_remote_code, **options,
-    )  # fmt: skip
+    model = loading.load_base(job.base, dtype=dtype, trust_remote_code=job.trust_remote_code, **options)
+    if not own_attention(model):
+        model.set_attn_implementation(ATTENTION)
     model.config.use_cache = False
     return make_portable(model)
 
 
-def lora_config(recipe: Recipe) -> Any:
-    """The `peft.LoraConfig` of a recipe."""
-    peft = require("peft", extra="finetune")
+def own_attention(model: Any) -> str:
+    """Why a model's samples cannot share a row, so that it attends in its own way, to padded rows; empty if they can.
+
+    The classes and configurations of transformers say so: what `layers.attend` knows is all that such a model does.
+    """
+    if getattr(model, "_is_stateful", False):
+        return "its layers carry a state from token to token"
+    if not (getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)):
+        return "its attention (ALiBi, a soft cap, sinks or the like) is its own"
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of {min(unknown).replace('_', ' ')}"
+    return ""
+
+
+def lora_config(model: Any, recipe: Recipe) -> Any:
+    """The `peft.LoraConfig` of a recipe for a model."""
+    import torch
+
+    peft, all_linear = require("peft", extra="finetune"), recipe.targets == (ALL_LINEAR,)
+    # Linear, and yet not to be adapted: Llama 4's routers give two tensors, Mamba's kernels take the weight of its last
+    # layer alone, and what sees pictures learns nothing from texts.
+    odd = [
+        name
+        for name, module in (model.named_modules() if all_linear else ())
+        if type(module).__name__.endswith("Router")
+        or ("vision" in name and isinstance(module, torch.nn.Linear))
+        or (name.endswith(".out_proj") and "Mamba" in type(model.get_submodule(name.rpartition(".")[0])).__name__)
+    ]
     return peft.LoraConfig(
         r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none", task_type="CAUSAL_LM",
-        target_modules=ALL_LINEAR if recipe.targets == (ALL_LINEAR,) else list(recipe.targets),
+        target_modules=ALL_LINEAR if all_linear else list(recipe.targets),
+        exclude_modules=odd or None,
     )  # fmt: skip
 
 
 def adapt(model: Any, recipe: Recipe, *, low_cpu_mem_usage: bool = False) -> Any:
-    """The model in a fresh `peft.PeftModel`, all else frozen. Raises RecipeError for a target that it does not have."""
-    names = [name for name, _ in model.named_modules()]
-    ends = sorted({name.rpartition(".")[2] for name in names} - {""})
-    for target in recipe.targets:
-        if target != ALL_LINEAR and not any(n == target or n.endswith(f".{target}") for n in names):
-            why = f"targets names {target!r}, which the base has not{nearest(target, ends)}"
-            raise RecipeError(f"recipe {recipe.name}: {why}")
+    """The model in a fresh `peft.PeftModel`, all else frozen. Raises RecipeError for what cannot be adapted in it."""
+    import torch
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
+    from transformers.pytorch_utils import Conv1D
+
     peft = require("peft", extra="finetune")
-    return peft.get_peft_model(model, lora_config(recipe), low_cpu_mem_usage=low_cpu_mem_usage)
+    names, head = [name for name, _ in model.named_modules()], model.get_output_embeddings()
+    linear = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    unknown = list(recipe.targets)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it sets by itself, such as fan_in_fan_out
+            adapted = peft.get_peft_model(model, lora_config(model, recipe), low_cpu_mem_usage=low_cpu_mem_usage)
+        # Of a target beside others it says nothing. Experts, which are tensors and no layers, it has put elsewhere.
+        unknown = adapted.peft_config["default"].target_modules
+        unknown = sorted(t for t in unknown if not any(n == t or n.endswith(f".{t}") for n in names))
+        if not unknown:
+            return adapted
+    except (TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        if "lora_dropout" in why:  # PEFT adapts tensors without it
+            why = "the experts of this base are adapted without dropout: --set dropout=0"
+        if "not found in the base model" not in why:
+            raise RecipeError(f"recipe {recipe.name}: {why}") from None
+    usual = [name for name in USUAL.get(model.config.model_type, ()) if name in ends]
+    instead = f"--set targets={','.join(usual)} as PEFT does, or " if usual else ""
+    why = f"targets names {unknown[0]!r}, which the base has not{nearest(unknown[0], ends)}"
+    raise RecipeError(f"recipe {recipe.name}: {why} It has {', '.join(ends)}: {instead}--set targets={ALL_LINEAR}")
 
 
 def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
@@ -149,9 +198,8 @@ def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_cod
         config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
     with quiet(), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        adapted = adapt(model, recipe, low_cpu_mem_usage=True)
-    sizes = [(p.numel(), p.requires_grad) for p in adapted.parameters()]
-    return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+        counts: tuple[int, int] = adapt(model, recipe, low_cpu_mem_usage=True).get_nb_trainable_parameters()
+    return counts
 
 
 def save_adapter(job: Job, model: Any) -> None:
@@ -163,5 +211,6 @@ def save_adapter(job: Job, model: Any) -> None:
     (temporary / "adapter_model.safetensors").replace(job.output / "adapter_model.safetensors")
     config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
     # PEFT writes a set in the order of this process's string hashes.
-    write_json(job.output / "adapter_config.json", {**config, "target_modules": sorted(config["target_modules"])})
+    sets = {key: sorted(config[key]) for key in ("target_modules", "target_parameters") if config.get(key)}
+    write_json(job.output / "adapter_config.json", {**config, **sets})
     shutil.rmtree(temporary)

@@ -79,7 +79,7 @@ class PreferenceTuner(AdapterTuner):
             data_collator=DataCollatorForPreference(pad_token_id=job.pad_id),
             train_dataset=datasets.Dataset.from_list(pairs),
             processing_class=Prompter.load(job.base, trust_remote_code=job.trust_remote_code).tokenizer,
-            peft_config=lora_config(job.recipe),
+            peft_config=lora_config(base, job.recipe),
             callbacks=[monitor],
         )
         for parameter in trainer.model.parameters():

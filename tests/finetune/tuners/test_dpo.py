@@ -121,7 +121,7 @@ def test_sixteen_bit_arithmetic_is_the_job_s(
     planned = plan(pairs_for())
     planned = replace(planned, precision=replace(planned.precision, dtype_name=dtype))
     with pytest.raises(InterruptedError) as caught:
-        PreferenceTuner().trainer(planned, None, None)
+        PreferenceTuner().trainer(planned, torch.nn.Module(), None)
     (arguments,) = caught.value.args
     assert (arguments.bf16, arguments.fp16) == flags and arguments.max_length is None
     assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False} and arguments.n_gpu <= 1
