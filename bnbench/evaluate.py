@@ -34,6 +34,7 @@ from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, missing
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
+from bnbench.models.yardsticks import write_yardsticks
 from bnbench.progress import stage
 
 EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
@@ -227,7 +228,11 @@ def evaluate(request: EvaluationRequest) -> Path:
     records.write_json(path, record)
     record = _generate(work, plan[start:], record)
     generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-    records.write_json(path, _end(work, record, generations, _score(work, generations)))
+    computed, tested = _score(work, generations), {e.id for e in work.examples}
+    training = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
+    how = (computed, request.decoding.seed, request.quiet)
+    record = replace(record, yardsticks=write_yardsticks(request.out, work.examples, training, *how))
+    records.write_json(path, _end(work, record, generations, computed))
     return request.out
 
 
