@@ -194,7 +194,9 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
     over = f"{counted(ranking.n, 'item')}, {'95 % bootstrap intervals' if ranking.n > 1 else 'no interval'}"
     way = "higher" if primary.higher_is_better else "lower"
-    columns = [Column("rank", "text"), Column("candidate", "name"), Column(primary.flagged), Column("95 %", "interval")]
+    lost = all(ranking.unpassed(s.candidate, primary.metric) for s in ranking.standings)
+    label = f"{primary.flagged} {NOT_INFORMATIVE}" if lost else primary.flagged
+    columns = [Column("rank", "text"), Column("candidate", "name"), Column(label), Column("95 %", "interval")]
     if several:
         columns += [Column(f"Δ to {'base' if has_base else name(ranking.base, 20)}"), Column("95 %", "interval")]
         columns += [Column("p (Holm)" if pairs > 1 else "p"), Column("", "outcome")]
@@ -261,7 +263,7 @@ def _yardsticks(ranking: Ranking, primary: Value) -> Iterator[Table]:
     """What yardsticks score on the primary value, and whom the verdict speaks of against them."""
     who = subject(ranking).candidate
     columns = [Column("yardstick", "name"), Column(primary.label), Column("95 %", "interval")]
-    columns += [Column(f"Δ of {name(who, 20)}"), Column("95 %", "interval"), Column("p"), Column("", "outcome")]
+    columns += [Column(f"Δ of {name(who, 12)}"), Column("95 %", "interval"), Column("p"), Column("", "outcome")]
     rows: list[list[Cell]] = []
     for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
         score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
@@ -613,6 +615,8 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
             f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; "
             "p-values of secondary metrics are unadjusted."
         )
+    if held := [y.label for y in ranking.yardsticks]:
+        said += f" Yardsticks ({', '.join(held)}) have no rank, stand outside of any family, and their p is unadjusted."
     others = [s for metric, s in ranking.signatures.items() if metric != ranking.primary]
     said += f" Secondary metrics: {'; '.join(others)}." if others else ""
     columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))

@@ -59,11 +59,11 @@ def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict
             but = but or f", but {way} {these[0]}"
     groups: dict[str, list[str]] = {}
     for metric, label in labels.items():
-        group, c = "Every yardstick is passed in", standing.versus(metric, ranking.values[metric][0])
+        group, c = "Passing every yardstick", standing.versus(metric, ranking.values[metric][0])
         if not any(metric in y.floor_of for y in ranking.yardsticks):
-            group, label = "No yardstick is there for", f"{label} ({outcome(c)})" if c else label
+            group, label = "Without a yardstick", f"{label} ({outcome(c)})" if c else label
         elif lost[metric]:
-            group = f"Not informative here ({NOT_INFORMATIVE}), for a yardstick that is not passed"
+            group = f"Not informative here ({NOT_INFORMATIVE}), as a yardstick is not passed"
         groups.setdefault(group, []).append(label)
     told += [f"{group}: {listed(these)}." for group, these in groups.items()]
     best = sorted((t for t in ranking.telling.values() if t.low > 0.5), key=lambda t: -t.value)

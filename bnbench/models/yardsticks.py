@@ -29,26 +29,23 @@ STOCK_REPLY = (
 
 
 def write_yardsticks(
-    folder: Path,
-    examples: Sequence[Example],
-    training: Sequence[str],
-    metrics: Sequence[Metric],
-    seed: int,
-    quiet: bool,
+    folder: Path, examples: Sequence[Example], train: Sequence[str], metrics: Sequence[Metric], seed: int, quiet: bool
 ) -> tuple[YardstickRecord, ...]:
     """Scores what `metrics` can say of each yardstick into `scores/yardsticks/`; several replies to an item are rows of
-    its id. `training` are references that are not tested, of which the most central one is a stock reply (none: none).
+    its id. `train` are references that are not tested, of which the most central one is a stock reply (none: none).
     """
     references, messages = [e.reference for e in examples], [f"{e.title} {e.question}".strip() for e in examples]
     # Each yardstick: what it is called, the one text it is (or ""), and m columns of n replies.
     n, drawn = len(examples), list(drawings(messages, seed))
     first, second = zip(*map(_halves, references), strict=True)
-    vectors = load_encoder().encode(training)
-    central = training[int((vectors @ vectors.mean(axis=0)).argmax())] if training else ""
+    central = ""
+    if train:
+        vectors = load_encoder().encode(train)
+        central = train[int((vectors @ vectors.mean(axis=0)).argmax())]
     made: dict[str, tuple[str, str, Sequence[Sequence[str]]]] = {
         REFERENCE: ("the reference itself", "", [references]),
         ANOTHER: ("another item’s reference", "", [[references[j] for j in others] for others in drawn]),
-        "central": ("the most central training reply", central, [[central] * n] if training else []),
+        "central": ("the most central training reply", central, [[central] * n] if train else []),
         "stock": ("a stock reply", STOCK_REPLY, [[STOCK_REPLY] * n]),
         "copy": ("a copy of the message", "", [[e.question for e in examples]]),
         HALF: ("half of the reference", "", [first]),
