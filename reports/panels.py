@@ -278,7 +278,7 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
     if not ranking.yardsticks:
         return
     rows: list[list[Cell]] = []
-    notes = [f"{y.name}: {y.label}{f' – {y.text}' if y.text else ''}" for y in ranking.yardsticks]
+    notes = [f"{y.name}: {y.label}{f' – {name(y.text, 600)}' if y.text else ''}" for y in ranking.yardsticks]
     for v in (value_of(ranking, metric) for metric in ranking.values):
         scores, t = [y.scores.get(v.metric) for y in ranking.yardsticks], ranking.telling.get(v.metric)
         told = [ABSENT, "", ""]

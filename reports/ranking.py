@@ -376,19 +376,19 @@ def _yardsticks(
     }
     scored = {name: Scored(found[name].label, own) for name, own in means.items() if name not in HALVES and own}
     everybody = [*entries, *(scored[name] for name in (REFERENCE,) if name in scored)]
-    versus: dict[str, list[dict[str, Comparison]]] = {name: [{} for _ in everybody] for name in scored}
-    for i, one in enumerate(everybody):
+    less: list[dict[tuple[str, str], Comparison]] = []
+    for one in everybody:
         shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
         made = _compare(one, [(scored[of], m) for of, m in shared], resamples, seed) if shared else ()
-        for (of, m), comparisons in zip(shared, made, strict=True):
-            versus[of][i][m.name] = comparisons[0]
-    main, made_of = {(m.name, m.values[0]) for m in metrics}, []
-    for name, less in versus.items():
-        scores = {s.metric: s for s in _scores(scored[name], metrics, resamples, seed) if (s.metric, s.name) in main}
-        floor_of = tuple(m for own in less[len(entries) :] for m, c in own.items() if c.better)
-        of_candidates = {e.name: own for e, own in zip(entries, less, strict=False)}
-        made_of.append(Yardstick(**vars(found[name]), floor_of=floor_of, scores=scores, versus=of_candidates))
-    return tuple(made_of), {s.metric: s for s in _telling(tables, metrics, resamples, seed)}
+        less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})
+    main, yardsticks = {(m.name, m.values[0]) for m in metrics}, []
+    for name, own in scored.items():
+        scores = {s.metric: s for s in _scores(own, metrics, resamples, seed) if (s.metric, s.name) in main}
+        versus = [{m: c for (of, m), c in each.items() if of == name} for each in less]
+        floor_of = tuple(m for ideal in versus[len(entries) :] for m, c in ideal.items() if c.better)
+        of_candidates = dict(zip((e.name for e in entries), versus, strict=False))
+        yardsticks.append(Yardstick(**vars(found[name]), floor_of=floor_of, scores=scores, versus=of_candidates))
+    return tuple(yardsticks), {s.metric: s for s in _telling(tables, metrics, resamples, seed)}
 
 
 def _telling(

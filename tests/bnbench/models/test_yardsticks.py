@@ -13,7 +13,7 @@ from bnbench.data.corpus import demo_corpus, make_example
 from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.metrics.registry import get_metric
 from bnbench.models.candidates import parse_candidates
-from bnbench.models.yardsticks import STOCK_REPLY, drawings, write_yardsticks
+from bnbench.models.yardsticks import STOCK_REPLY, _halves, drawings, write_yardsticks
 from bnbench.records import Run, read_run
 from bnbench.score import score_files
 
@@ -99,6 +99,17 @@ def test_halves_of_a_reference_share_no_sentence(tmp_path: Path) -> None:
     )
     assert np.array_equal(half.loc[[e.id for e in examples]].to_numpy(), expected.table)
     assert not (tmp_path / "scores" / "yardsticks" / "central.parquet").exists()
+
+
+def test_halves_that_belong_together_are_told_among_others_of_like_length() -> None:
+    references = [e.reference for e in demo_corpus().splits["test"]]
+    chrf, first, second = get_metric("chrF++"), *zip(*map(_halves, references), strict=True)
+    lengths, won = np.array(list(map(len, first))), []
+    for i, half in enumerate(second):
+        near = [j for j in np.argsort(np.abs(lengths - lengths[i]), kind="stable") if j != i][:5]
+        found = chrf.score([first[j] for j in (i, *near)], [half] * 6).per_item
+        won.append((found[0] > found[1:]).mean())
+    assert 0.6 < np.mean(won) < 0.75
 
 
 def test_only_references_that_are_not_tested_give_a_stock_reply(tmp_path: Path) -> None:
