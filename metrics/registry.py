@@ -82,6 +82,7 @@ _BUILT_IN = {
     "address": "bnbench.metrics.address:Address",
     "BERTScore": "bnbench.metrics.bertscore:BERTScore",
     "combined": "bnbench.metrics.combined:CombinedScore",
+    **{f"judge-{x.lower()}": f"bnbench.judge:{x}" for x in ("Overall", "Empathy", "Relevance", "Fluency", "Wins")},
 }
 METRICS = Registry("bnbench.metrics", "metric", _BUILT_IN)
 DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
@@ -89,8 +90,10 @@ DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "pe
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`)."""
-    return tuple(name for name in METRICS.names() if name != "combined")
+    """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`), nor
+    is a judge's before it has a judge (`judge-overall:URL#MODEL`).
+    """
+    return tuple(name for name in METRICS.names() if name != "combined" and not name.startswith("judge-"))
 
 
 def get_metric(name: str) -> Metric:

@@ -52,7 +52,7 @@ def write_yardsticks(
         ANOTHER_HALF: ("half of another item’s reference", "", [[first[j] for j in others] for others in drawn]),
     }
     made = {name: one for name, one in made.items() if one[2]}
-    counted = [m for m in metrics if not m.parts and "likelihoods" not in m.needs]
+    counted = [m for m in metrics if not m.parts and m.needs <= {"references", "messages"}]
     ids, names = [e.id for e in examples], {c.name: c.columns for c in counted}
     with stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
         for name, (_, _, columns) in made.items():
