@@ -35,6 +35,7 @@ from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
+from bnbench.models.yardsticks import write_yardsticks
 from bnbench.progress import stage
 
 if TYPE_CHECKING:
@@ -303,7 +304,11 @@ def evaluate(request: EvaluationRequest) -> Path:
             record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
         except (EndpointError, OSError) as error:
             raise _partial(request, error) from error
-    records.write_json(path, _end(work, record, generations, _score(work, texts)))
+    computed, tested = _score(work, texts), {e.id for e in work.examples}
+    train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
+    how = ([m for m in computed if not hasattr(m, "judge")], request.decoding.seed, request.quiet)  # without calls
+    record = replace(record, yardsticks=write_yardsticks(request.out, work.examples, train, *how))
+    records.write_json(path, _end(work, record, generations, computed))
     return request.out
 
 

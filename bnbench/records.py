@@ -5,7 +5,7 @@ runs/<name>/
   examples.jsonl      the items, in the order of the corpus
   generations.jsonl   append-only, one `Generation` a line, synced per batch; a torn last line is dropped on resume
   ratings.jsonl       append-only, one `Rating` a line; audits.json: how far the judge agrees with labelled replies
-  scores/*.parquet    one file a candidate, one row a reply: every metric's statistics
+  scores/*.parquet    one file a candidate, one row a reply: every metric's statistics; yardsticks/*.parquet alike
 adapters/<name>/
   training.json       `TrainingRecord`: what `bnbench finetune` did
 
@@ -163,6 +163,15 @@ class MetricRecord:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class YardstickRecord:
+    """A yardstick: its name, which its file has, what a reader's table calls it, and the text where it is one reply."""
+
+    name: str
+    label: str
+    text: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """run.json: what was run, on what, with what. `finished` is null until the scores are written; times are UTC."""
@@ -185,6 +194,7 @@ class RunRecord:
     primary_metric: str
     combined: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[MetricRecord, ...]
+    yardsticks: tuple[YardstickRecord, ...] = field(default_factory=tuple)
     seed: int
     notes: tuple[str, ...]
 
@@ -192,7 +202,7 @@ class RunRecord:
 @dataclass(frozen=True)
 class Run:
     """A finished run. In the order of `examples`: each candidate's `replies` (the base's first) and `tables` (metric
-    name → n x k statistics).
+    name → n x k statistics), and those of each yardstick (n x m x k, of m replies to an item).
     """
 
     path: Path
@@ -200,6 +210,7 @@ class Run:
     examples: tuple[Mapping[str, str], ...]
     replies: Mapping[str, tuple[Generation, ...]]
     tables: Mapping[str, Mapping[str, FloatArray]]
+    yardsticks: Mapping[str, Mapping[str, FloatArray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,8 +408,6 @@ def read_run(folder: str | Path) -> Run:
 
     Raises RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
     """
-    import pandas as pd
-
     folder = Path(folder)
     record = read_record(folder)
     if not record.finished:
@@ -420,22 +429,35 @@ def read_run(folder: str | Path) -> Run:
             raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
     ordered = {name: tuple(found[one] for one in ids) for name, found in replies.items()}
 
-    tables: dict[str, dict[str, FloatArray]] = {name: {} for name in replies}
-    for name, own in tables.items():
-        path, again = folder / "scores" / f"{slug(name)}.parquet", "run the evaluation again, its replies are kept"
-        if not path.is_file():
-            raise RunError(f"{path}: missing; {again}")
-        try:
-            frame = pd.read_parquet(path).set_index("id").loc[ids]
-            have = {column.split("/")[0] for column in frame.columns}
-            for metric in record.metrics:
-                # A combined score has no statistics of its own: its columns are its parts', by their names in the file.
-                columns = [c if c in frame.columns else f"{metric.name}/{c}" for c in metric.columns]
-                if have.issuperset(column.split("/")[0] for column in columns):
-                    own[metric.name] = np.ascontiguousarray(frame[columns].to_numpy(dtype=np.float64))
-        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
-            raise RunError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {again}") from None
-    return Run(folder, record, examples, ordered, tables)
+    scores = {name: _read_scores(folder, slug(name), ids, record.metrics) for name in replies}
+    tables = {name: {metric: table[:, 0] for metric, table in own.items()} for name, own in scores.items()}
+    names = [y.name for y in record.yardsticks]
+    yardsticks = {name: _read_scores(folder, f"yardsticks/{slug(name)}", ids, record.metrics) for name in names}
+    return Run(folder, record, examples, ordered, tables, yardsticks)
+
+
+def _read_scores(folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord]) -> dict[str, FloatArray]:
+    """The table of each metric that a file of scores has, n x m x k, of m replies to each item in the order of ids."""
+    import pandas as pd
+
+    path, again = folder / "scores" / f"{name}.parquet", "run the evaluation again, its replies are kept"
+    if not path.is_file():
+        raise RunError(f"{path}: missing; {again}")
+    tables = {}
+    try:
+        frame = pd.read_parquet(path).set_index("id").loc[ids]
+        if list(frame.index) != [one for one in ids for _ in range(len(frame) // len(ids))]:
+            raise ValueError("some items have more rows than others")
+        have = {column.split("/")[0] for column in frame.columns}
+        for metric in used:
+            # A combined score has no statistics of its own: its columns are its parts', by their names in the file.
+            columns = [c if c in frame.columns else f"{metric.name}/{c}" for c in metric.columns]
+            if have.issuperset(column.split("/")[0] for column in columns):
+                table = np.ascontiguousarray(frame[columns].to_numpy(dtype=np.float64))
+                tables[metric.name] = table.reshape(len(ids), -1, len(columns))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        raise RunError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); {again}") from None
+    return tables
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -468,14 +490,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_scores(
-    folder: Path, candidate: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns
+    folder: Path, name: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns, kind: str = ""
 ) -> None:
-    """Writes one candidate's statistics as `scores/<candidate>.parquet`; column names are `<metric>/<column>`."""
+    """Writes one candidate's statistics as `scores/[<kind>/]<name>.parquet`; columns are called `<metric>/<column>`."""
     import pandas as pd
 
     data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
     frame = pd.DataFrame({"id": list(ids), **data})
-    write_text(folder / "scores" / f"{slug(candidate)}.parquet", frame.to_parquet(index=False))
+    write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:

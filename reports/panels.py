@@ -17,10 +17,10 @@ from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
-from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Standing
-from bnbench.reports.trust import FLAG, Trust, sentence
+from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Score, Standing
+from bnbench.reports.trust import FLAG, NOT_INFORMATIVE, Trust, sentence
 from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
-from bnbench.reports.verdict import Outcome, outcome, verdict, warnings
+from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
 LISTED = 500  # items on the page; all of them are in the run folder
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
@@ -51,13 +51,14 @@ class Name:
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval to be drawn, in per cent of the width, before a guide; `told` is the same in words."""
+    """An interval to be drawn, in per cent of the width, before a guide and the best yardstick (`floor`); in words."""
 
     span: Span
     guide: float | None
     outcome: Outcome
     told: str
     hollow: bool = False
+    floor: float | None = None
 
 
 Cell = str | Name | Bar | None
@@ -193,7 +194,9 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
     over = f"{counted(ranking.n, 'item')}, {'95 % bootstrap intervals' if ranking.n > 1 else 'no interval'}"
     way = "higher" if primary.higher_is_better else "lower"
-    columns = [Column("rank", "text"), Column("candidate", "name"), Column(primary.flagged), Column("95 %", "interval")]
+    lost = all(ranking.unpassed(s.candidate, primary.metric) for s in ranking.standings)
+    label = f"{primary.flagged} {NOT_INFORMATIVE}" if lost else primary.flagged
+    columns = [Column("rank", "text"), Column("candidate", "name"), Column(label), Column("95 %", "interval")]
     if several:
         columns += [Column(f"Δ to {'base' if has_base else name(ranking.base, 20)}"), Column("95 %", "interval")]
         columns += [Column("p (Holm)" if pairs > 1 else "p"), Column("", "outcome")]
@@ -216,24 +219,32 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
-    blocks = (first, _intervals(ranking, primary), table, last)
+    blocks: list[Block] = [first, _intervals(ranking, primary), table, *_yardsticks(ranking, primary), last]
     yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
 
 
 def _intervals(ranking: Ranking, primary: Value) -> Intervals:
-    scores = [s.scores[0] for s in ranking.standings]
-    drawn, marks, decimals = interval_plot([(x.low, x.value, x.high) for x in scores])
-    at_base = [b for s, b in zip(ranking.standings, drawn, strict=True) if s.candidate == ranking.base and b]
-    guide = at_base[0][1] if at_base and len(scores) > 1 else None
-    bars = []
-    for s, score, span in zip(ranking.standings, scores, drawn, strict=True):
-        c, is_base = s.versus(primary.metric, primary.name), s.compared_with is None and len(scores) > 1
-        rank = f"rank {places(s.best_rank, s.worst_rank)}"
+    several = len(ranking.standings) > 1
+    rows: list[tuple[str, str, Score, Outcome, bool]] = []
+    for s in ranking.standings:
+        c, is_base = s.versus(primary.metric, primary.name), s.compared_with is None and several
         role = (" · base" if s.kind == "base" else " · compared with") if is_base else ""
+        note = f"rank {places(s.best_rank, s.worst_rank)}{role}"
+        rows.append((s.candidate, note, s.scores[0], outcome(c) if c else "open", is_base))
+    # Beside the reference nobody could be told from another: it is not drawn.
+    floors = [y for y in ranking.yardsticks if primary.metric in y.floor_of]
+    rows += [(y.label, "yardstick", y.scores[primary.metric], "open", True) for y in floors]
+    drawn, marks, decimals = interval_plot([(x.low, x.value, x.high) for _, _, x, _, _ in rows])
+    at_base = [b[1] for s, b in zip(ranking.standings, drawn, strict=False) if s.candidate == ranking.base and b]
+    guide = at_base[0] if at_base and several else None
+    best = max if primary.higher_is_better else min
+    floor = best((b[1] for b in drawn[len(ranking.standings) :] if b), default=None)
+    bars = []
+    for (who, note, score, kind, is_hollow), span in zip(rows, drawn, strict=True):
         shown, ends = primary.number(score.value), primary.interval(score)
-        told = f"{name(s.candidate)}: {primary.label} {shown}, 95 % {ends}, {rank}"
-        bar = Bar(span, guide, outcome(c) if c else "open", told, is_base) if span else None
-        bars.append((Name(s.candidate, rank + role), shown, ends, bar))
+        told = f"{name(who)}: {primary.label} {shown}, 95 % {ends}, {note.partition(' ·')[0]}"
+        bar = Bar(span, guide, kind, told, is_hollow, floor) if span else None
+        bars.append((Name(who, note), shown, ends, bar))
     caption = (
         f"{primary.label}, {'higher' if primary.higher_is_better else 'lower'} is better. Dots are the scores over all "
         "items, lines their 95 % intervals"
@@ -243,8 +254,53 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
             f"; the dashed line is the score of {name(ranking.base)}. Intervals of two candidates may overlap where "
             "their difference is clear, because differences are taken item by item: read the Δ below"
         )
+    caption += "; the dotted line is the best yardstick, below which a score says nothing" if floor is not None else ""
     ticks = tuple((at, number(value, decimals)) for at, value in marks)
     return Intervals(tuple(bars), ticks, f"{caption}.")
+
+
+def _yardsticks(ranking: Ranking, primary: Value) -> Iterator[Table]:
+    """What yardsticks score on the primary value, and whom the verdict speaks of against them."""
+    who = subject(ranking).candidate
+    columns = [Column("yardstick", "name"), Column(primary.label), Column("95 %", "interval")]
+    columns += [Column(f"Δ of {name(who, 12)}"), Column("95 %", "interval"), Column("p"), Column("", "outcome")]
+    rows: list[list[Cell]] = []
+    for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
+        score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
+        rows.append([Name(y.label), primary.number(score.value), primary.interval(score), *versus])
+    if rows:
+        made_by = "replies that nobody made for the message, without a rank (p unadjusted)"
+        yield Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")
+
+
+def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What yardsticks score on every metric, and whether that tells a reply to the message from one to another."""
+    if not ranking.yardsticks:
+        return
+    rows: list[list[Cell]] = []
+    notes = [f"{y.name}: {y.label}{f' – {name(y.text, 600)}' if y.text else ''}" for y in ranking.yardsticks]
+    for v in (value_of(ranking, metric) for metric in ranking.values):
+        scores, t = [y.scores.get(v.metric) for y in ranking.yardsticks], ranking.telling.get(v.metric)
+        told = [ABSENT, "", ""]
+        if t:
+            of = "halves" if "references" in ranking.metrics[v.metric].needs else "replies"
+            mark = "▲ tells" if t.low > 0.5 else "▼ misleads" if t.high < 0.5 else "· cannot tell"
+            told = [f"{number(t.value)} [{number(t.low)}, {number(t.high)}]", of, mark]
+        rows.append([v.flagged, v.arrow, *(v.number(x.value if x else None) for x in scores), *told])
+        level = [y.label for y in ranking.yardsticks[1:] if v.metric in y.scores and v.metric not in y.floor_of]
+        notes += [f"{v.label}: the reference itself is not certainly better than {listed(level)}"] if level else []
+    columns = [Column("", "text"), Column("", "text"), *(Column(y.name) for y in ranking.yardsticks)]
+    columns += [Column("AUC"), Column("of", "interval"), Column("", "outcome")]
+    lead = (
+        "AUC: how often the reply that belongs to a message scores above another item’s (0.5 is chance, ties count "
+        "half). By a metric that reads references the reference scores 100 by construction: there the first half of "
+        "each reference is scored against its second half, and so is the first half of another item’s (“halves”). "
+        "Likelihoods are of the reference, whatever is replied, and have no yardstick."
+    )
+    caption = "What the metrics can tell here: yardsticks, and whether a reply that belongs is told from another item’s"
+    table = Table(columns, rows, caption, "Yardsticks on every metric")
+    blocks = (Sentences((lead,), "lead", Pen.WRITTEN), table, Sentences(notes, "list", Pen.WRITTEN))
+    yield Panel("yardsticks", "What the scores can tell here", blocks, "Yardsticks")
 
 
 def _difference(c: Comparison | None, value: Value) -> list[Cell]:
@@ -308,7 +364,8 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
             for s in standings:
                 c = s.versus(v.metric, v.name)
                 sign = " " if c is None or c.better is None else _MARKS[c.better][0]
-                cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}")
+                mark = NOT_INFORMATIVE if ranking.unpassed(s.candidate, v.metric, v.name) else " "
+                cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}{mark}")
             rows.append([v.flagged, v.arrow, *cells])
         columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
@@ -328,7 +385,9 @@ def metrics_table(
     rows: list[list[Cell]] = []
     for v in values:
         score, c = standing.score(v.metric, v.name), standing.versus(v.metric, v.name)
-        rows.append([v.flagged, v.arrow, v.number(score.value if score else None), v.interval(score) if score else ""])
+        own = [v.number(score.value), v.interval(score)] if score else [ABSENT, ""]
+        lost = ranking.unpassed(standing.candidate, v.metric, v.name)
+        rows.append([v.flagged, f"{v.arrow} {NOT_INFORMATIVE}" if lost else v.arrow, *own])
         if base is None:
             continue
         # All candidates' differences of one value share a scale.
@@ -340,8 +399,8 @@ def metrics_table(
         bar = Bar(span, 50.0, outcome(c), told) if c and span else None
         rows[-1] += [v.number(base.value(v.metric, v.name)), difference, interval, bar, p, mark]
     strong = tuple(i for i, v in enumerate(values) if v.has_own_panel)
-    own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)
-    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), own]
+    interval_of_own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)
+    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), interval_of_own]
     if base is None:
         return Table(columns, rows, aside="All metrics", strong=strong, pens=pens)
     columns += [Column(Name(base.candidate)), Column("Δ"), Column("95 %", "interval"), Column("", "bar", Pen.HTML)]
@@ -559,6 +618,8 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
             f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; "
             "p-values of secondary metrics are unadjusted."
         )
+    if held := [y.label for y in ranking.yardsticks]:
+        said += f" Yardsticks ({', '.join(held)}) have no rank, stand outside of any family, and their p is unadjusted."
     others = [s for metric, s in ranking.signatures.items() if metric != ranking.primary]
     said += f" Secondary metrics: {'; '.join(others)}." if others else ""
     columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))
@@ -590,6 +651,7 @@ PANELS = (  # a line each
     ranking_panel,
     combined_panel,
     metrics_panel,
+    yardsticks_panel,
     trust_panel,
     pairs_panel,
     examples_panel,

@@ -19,10 +19,11 @@ import numpy as np
 from bnbench.errors import RunError, UsageError
 from bnbench.metrics.audit.findings import RECORD, read_audits
 from bnbench.metrics.combined import Combined, combine, weighted
-from bnbench.metrics.core import FloatArray, Metric
+from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
-from bnbench.records import AUDITS, CandidateRecord, Generation, MetricRecord, Run, RunRecord
+from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
+from bnbench.records import AUDITS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
@@ -98,13 +99,36 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
+class Yardstick:
+    """What replies without a model score here, by metric: its main value, outside of ranks and of Holm's family.
+
+    `versus` has each candidate less it, by candidate and metric, p unadjusted. `floor_of` names the metrics in which
+    the reference itself is certainly better: who is not better there says nothing to the message. `text` is the reply
+    where all items have the same.
+    """
 
     name: str
+    label: str
+    text: str
+    floor_of: tuple[str, ...]
+    scores: Mapping[str, Score]
+    versus: Mapping[str, Mapping[str, Comparison]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Replies of one origin by name, and their statistics by metric, a row an item."""
+
+    name: str
+    tables: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Entry(Scored):
+    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
+
     record: CandidateRecord
     replies: tuple[Generation, ...]
-    tables: Mapping[str, FloatArray]
     own_base: str | None = None
 
 
@@ -113,6 +137,7 @@ class Ranking:
     """Everything that a report says: `standings`, the best first, and what they were computed from.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
+    `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_telling`).
     """
 
     primary: str
@@ -125,6 +150,8 @@ class Ranking:
     level: float
     standings: tuple[Standing, ...]
     pairs: tuple[Comparison, ...]
+    yardsticks: tuple[Yardstick, ...]
+    telling: Mapping[str, Score]
     values: Mapping[str, tuple[str, ...]]
     signatures: Mapping[str, str]
     descriptions: Mapping[str, str]
@@ -135,6 +162,14 @@ class Ranking:
     metrics: Mapping[str, Metric] = field(repr=False, compare=False)
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
+
+    def unpassed(self, candidate: str, metric: str, name: str = "") -> list[Comparison]:
+        """The candidate less each yardstick that is a floor of the metric and that it is not certainly better than.
+
+        None for a value that is not the metric's main one (`name`).
+        """
+        versus = (y.versus[candidate].get(metric) for y in self.yardsticks if metric in y.floor_of)
+        return [c for c in versus if c and not c.better and name in ("", c.name)]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the numbers without what they came from; no times, no paths, null for what is not finite."""
@@ -170,6 +205,7 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     standings = _standings(entries, baseline, list(metrics.values()), pairs, resamples, seed)
     turn = -1.0 if ranks_by.higher_is_better else 1.0
     standings.sort(key=lambda s: turn * s.scores[0].value)
+    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), resamples, seed)
     combined = None
     if weights := next((described[name].weights for name in metrics if described[name].weights), None):
         parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
@@ -183,9 +219,10 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
         base=baseline.name, n=len(runs[0].examples), seed=seed, resamples=resamples, level=LEVEL,
-        standings=tuple(standings), pairs=tuple(pairs.values()), values=values, signatures=signatures,
-        descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)), combined=combined,
-        trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries), runs=tuple(runs),
+        standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks, telling=telling, values=values,
+        signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
+        combined=combined, trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries),
+        runs=tuple(runs),
     )  # fmt: skip
 
 
@@ -229,7 +266,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                 free = (n for n in (plain, longer) if n not in entries)
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
-                entries[name] = Entry(name, record, run.replies[plain], run.tables[plain], own)
+                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], own)
             names[identity] = name
             base = name if record.kind == "base" else base
         known |= names
@@ -325,7 +362,62 @@ def _standings(
     return standings
 
 
-def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) -> Iterator[Score]:
+def _yardsticks(
+    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], resamples: int, seed: int
+) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:
+    """The yardsticks of the first run that has each, and how well each metric tells replies apart by them."""
+    found, tables = dict[str, YardstickRecord](), dict[str, dict[str, FloatArray]]()
+    for run in runs:  # a later run may have more metrics
+        for y in run.record.yardsticks:
+            if found.setdefault(y.name, y) == y:
+                tables[y.name] = {**run.yardsticks[y.name], **tables.get(y.name, {})}
+    # Of several replies to an item, the row is the mean: what a formula makes of the sums is the score of all of them.
+    # In binary fractions, so that counts which cancel out when rows are exchanged leave 0 and not 1e-17.
+    means = {
+        y: {m.name: (own[m.name].mean(axis=1) * 2**30).round() / 2**30 for m in metrics if m.name in own}
+        for y, own in tables.items()
+    }
+    scored = {name: Scored(found[name].label, own) for name, own in means.items() if name not in HALVES and own}
+    everybody = [*entries, *(scored[name] for name in (REFERENCE,) if name in scored)]
+    less: list[dict[tuple[str, str], Comparison]] = []
+    for one in everybody:
+        shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
+        made = _compare(one, [(scored[of], m) for of, m in shared], resamples, seed) if shared else ()
+        less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})
+    main, yardsticks = {(m.name, m.values[0]) for m in metrics}, []
+    for name, own in scored.items():
+        scores = {s.metric: s for s in _scores(own, metrics, resamples, seed) if (s.metric, s.name) in main}
+        versus = [{m: c for (of, m), c in each.items() if of == name} for each in less]
+        floor_of = tuple(m for ideal in versus[len(entries) :] for m, c in ideal.items() if c.better)
+        of_candidates = dict(zip((e.name for e in entries), versus, strict=False))
+        yardsticks.append(Yardstick(**vars(found[name]), floor_of=floor_of, scores=scores, versus=of_candidates))
+    return tuple(yardsticks), {s.metric: s for s in _telling(tables, metrics, resamples, seed)}
+
+
+def _telling(
+    tables: Mapping[str, Mapping[str, FloatArray]], metrics: Sequence[Metric], resamples: int, seed: int
+) -> Iterator[Score]:
+    """The AUC of each metric within items: how often the reply that belongs to a message scores above another item's.
+
+    That is the reference; but by a metric that reads references it scores 100 by construction, so there the first half
+    of a reference is the reply, and the second half what it is scored against: texts that share a message and no
+    sentence. Ties count a half; the interval is over items.
+    """
+    for m in metrics:
+        pair = (HALF, ANOTHER_HALF) if "references" in m.needs else (REFERENCE, ANOTHER)
+        own, others = (tables.get(name, {}).get(m.name) for name in pair)
+        if own is None or others is None:
+            continue
+        turn = 1 if m.higher_is_better else -1
+        gaps = np.nan_to_num(m.formula(own)[..., 0]) - np.nan_to_num(m.formula(others)[..., 0])
+        won = (np.sign(turn * gaps.round(9)) + 1).mean(axis=1) / 2
+        rows = np.column_stack([won, np.ones(len(won))])
+        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
+        low, high = (ends.low, ends.high) if len(won) > 1 else (math.nan, math.nan)
+        yield Score(m.name, m.values[0], float(won.mean()), low, high)
+
+
+def _scores(entry: Scored, metrics: Sequence[Metric], resamples: int, seed: int) -> Iterator[Score]:
     """All values of all metrics that the entry has, from one drawing of resamples."""
     mine = [m for m in metrics if m.name in entry.tables]
     tables = [entry.tables[m.name] for m in mine]
@@ -344,7 +436,7 @@ def _scores(entry: Entry, metrics: Sequence[Metric], resamples: int, seed: int) 
 
 
 def _compare(
-    a: Entry, against: Sequence[tuple[Entry, Metric]], resamples: int, seed: int
+    a: Scored, against: Sequence[tuple[Scored, Metric]], resamples: int, seed: int
 ) -> Iterator[list[Comparison]]:
     """Every value of each metric, compared with the entry beside it."""
     tests = [(a.tables[m.name], b.tables[m.name], m.formula) for b, m in against]
@@ -354,7 +446,7 @@ def _compare(
         for name, r in zip(metric.values, results, strict=True):
             # From one item follow neither intervals nor p-values.
             told = r.interval.low, r.interval.high, r.p_value, r.smallest_detectable
-            low, high, p, least = told if len(a.replies) > 1 else (math.nan,) * 4
+            low, high, p, least = told if len(a.tables[metric.name]) > 1 else (math.nan,) * 4
             c = Comparison(a.name, b.name, metric.name, name, r.difference, low, high, p, None, least, None)
             made.append(_judged(c, None, metric))
         yield made

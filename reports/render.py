@@ -26,7 +26,7 @@ from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Senten
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
 from bnbench.reports.values import legend, name, shown_values, storable
-from bnbench.reports.verdict import headline_facts, outcome, verdict, verdict_on, warnings
+from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
 
 WIDTH = 110
 COLUMNS = (
@@ -172,7 +172,10 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     Raises KeyError where the candidate is not among the ranked ones.
     """
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
-    said, table = verdict_on(ranking, standing), metrics_table(ranking, standing, values)
+    said, table = (
+        held_against(ranking, standing, verdict_on(ranking, standing)),
+        metrics_table(ranking, standing, values),
+    )
     flags, zeros = legend(ranking, values)
     # No other table here has the primary value: every row stands.
     blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]

@@ -9,6 +9,7 @@ from bnbench.metrics.audit.findings import AUC, FAILS, LIMIT, PASSES, AuditRepor
 from bnbench.metrics.audit.findings import Standing as Scorer
 
 FLAG = "⚑"  # stands where a metric is not to be trusted
+NOT_INFORMATIVE = "∅"  # stands where a candidate does not pass a yardstick
 
 
 @dataclass(frozen=True)

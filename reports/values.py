@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnbench.reports.ranking import Comparison, Ranking, Score
-from bnbench.reports.trust import FLAG
+from bnbench.reports.trust import FLAG, NOT_INFORMATIVE
 
 ABSENT = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -132,6 +132,10 @@ def shown_values(ranking: Ranking) -> list[Value]:
 def legend(ranking: Ranking, values: Sequence[Value]) -> tuple[list[str], list[str]]:
     """What the flags say, and the line that names the values left out because they are 0 for all, if there are any."""
     flags = [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
+    if any(ranking.unpassed(s.candidate, metric) for s in ranking.standings for metric in ranking.values):
+        flags.append(
+            f"{NOT_INFORMATIVE} not informative here: not above what replies score that nobody made for the message"
+        )
     shown = {(v.metric, v.name) for v in values}
     absent = [
         ranking.metrics[metric].labels[name]

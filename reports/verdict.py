@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.values import ABSENT, counted, name, p_value, value_of
+from bnbench.reports.trust import NOT_INFORMATIVE
+from bnbench.reports.values import ABSENT, counted, name, number, p_value, value_of
 
 FEW_ITEMS = 30
 _IN_FULL = 3  # as many comparisons get a sentence each; more are listed by outcome
@@ -22,11 +24,12 @@ class Verdict:
     evidence: str
     details: tuple[str, ...]
     outcome: Outcome
+    but: str = ""
 
     @property
     def headline(self) -> str:
         """`X is better than its base Y by +2.1 chrF++ (95 % 1.0 to 3.2, p = 0.0002).`"""
-        return f"{self.claim} ({self.evidence})." if self.evidence else f"{self.claim}."
+        return f"{self.claim}{f' ({self.evidence})' if self.evidence else ''}{self.but}."
 
 
 def outcome(comparison: Comparison) -> Outcome:
@@ -35,7 +38,42 @@ def outcome(comparison: Comparison) -> Outcome:
 
 
 def verdict(ranking: Ranking) -> Verdict:
-    """What the ranking says, for one candidate, for two, or for many."""
+    """What the ranking says, for one candidate, for two, or for many, and what the yardsticks say to that."""
+    return held_against(ranking, subject(ranking), _by_rank(ranking))
+
+
+def subject(ranking: Ranking) -> Standing:
+    """Whom the verdict holds against yardsticks: the best-ranked of those compared with another, or the only one."""
+    return next((s for s in ranking.standings if s.compared_with), ranking.standings[0])
+
+
+def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict:
+    """A verdict with what the yardsticks say of one candidate, and which metrics can tell anything on these items."""
+    if not ranking.yardsticks:
+        return said
+    who, labels, told, but = standing.candidate, {m: value_of(ranking, m).label for m in ranking.values}, [], ""
+    lost = {metric: ranking.unpassed(who, metric) for metric in labels}
+    for better, way in ((False, "below"), (None, "not to be told from")):
+        if these := [c.other for c in lost[ranking.primary] if c.better is better]:
+            told.append(f"In {labels[ranking.primary]} {name(who)} is {way} {listed(these)}.")
+            but = but or f", but {way} {these[0]}"
+    groups: dict[str, list[str]] = {}
+    for metric, label in labels.items():
+        group, c = "Passing every yardstick", standing.versus(metric, ranking.values[metric][0])
+        if not any(metric in y.floor_of for y in ranking.yardsticks):
+            group, label = "Without a yardstick", f"{label} ({outcome(c)})" if c else label
+        elif lost[metric]:
+            group = f"Not informative here ({NOT_INFORMATIVE}), as a yardstick is not passed"
+        groups.setdefault(group, []).append(label)
+    told += [f"{group}: {listed(these)}." for group, these in groups.items()]
+    best = sorted((t for t in ranking.telling.values() if t.low > 0.5), key=lambda t: -t.value)
+    by = listed([f"{labels[t.metric]} (AUC {number(t.value)})" for t in best] or ["none of the metrics"])
+    told.append(f"A reply that belongs to its message is told from another item’s by {by}, on these items.")
+    details = [" ".join(told[:-1]), *(told[-1:] if ranking.telling else ())]
+    return replace(said, details=(*said.details, *details), but=but if said.outcome in ("better", "alone") else "")
+
+
+def _by_rank(ranking: Ranking) -> Verdict:
     compared = [(s, s.versus_base[0]) for s in ranking.standings if s.versus_base]
     if len(compared) <= 1:
         return verdict_on(ranking, compared[0][0] if compared else ranking.standings[0])
@@ -59,8 +97,7 @@ def verdict(ranking: Ranking) -> Verdict:
     elif len(best) > _IN_FULL:
         claim = f"{len(best)} of the {n} candidates may be the best on {value.label}; {best[0]} scored highest"
     else:
-        either = f"{', '.join(best[:-1])} or {best[-1]}"
-        claim = f"Any of {either} may be the best of the {n} candidates on {value.label}"
+        claim = f"Any of {listed(best, 'or')} may be the best of the {n} candidates on {value.label}"
     return Verdict(claim, "", tuple(details), "better" if first.worst_rank == 1 else "open")
 
 
@@ -90,6 +127,11 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     details = [f"With {items}, a true difference under {least} would often go undetected."]
     is_known = c.smallest_detectable > 0 and ranking.n > 1  # where items do not vary, nothing can be said
     return Verdict(claim, evidence, tuple(details) if is_known else (), outcome(c))
+
+
+def listed(texts: Sequence[str], word: str = "and") -> str:
+    """`one, two and three`."""
+    return f" {word} ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def warnings(ranking: Ranking) -> list[str]:

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import bnbench
+from bnbench.data.corpus import Example
 from bnbench.metrics.combined import CombinedScore, parse_weights
 from bnbench.metrics.core import Texts
 from bnbench.metrics.registry import get_metric
+from bnbench.models.yardsticks import write_yardsticks
 from bnbench.records import Generation, MetricRecord, as_json, write_json, write_scores, write_text
 
 CONVERSATIONS = Path(bnbench.__file__).parent / "demo" / "conversations.csv"
@@ -127,9 +129,13 @@ def write_run(
     n: int = 40,
     metrics: Sequence[str] = METRICS,
     combine: str = "",
+    yardsticks: bool = False,
+    training: Sequence[str] = (),
     **meta: Any,
 ) -> Path:
-    """Writes a finished run; `combine` declares a combined score, `meta` overrides keys of run.json."""
+    """Writes a finished run; `combine` declares a combined score, `meta` overrides keys of run.json. Runs of before
+    there were yardsticks have none.
+    """
     examples = conversations(n)
     replies = {spec.name: _generations(examples, spec) for spec in specs}
     tables = {spec.name: _tables(examples, replies[spec.name], spec, metrics) for spec in specs}
@@ -143,6 +149,9 @@ def write_run(
     weights = parse_weights(combine) if combine else {}
     added = [CombinedScore(weights)] if weights else []
     metrics_of = {"metrics": [as_json(MetricRecord.of(m, n)) for m in [*described, *added]], "combined": weights}
+    if yardsticks:
+        made = write_yardsticks(folder, [Example(**e) for e in examples], training, described, 42, True)
+        metrics_of["yardsticks"] = as_json(made)
     write_json(folder / "run.json", _meta(folder, specs, replies, n) | metrics_of | meta)
     return folder
 

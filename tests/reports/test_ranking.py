@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +244,7 @@ def test_another_decoding_keeps_both_and_is_noted(make_run: Maker) -> None:
 )
 def test_other_items_are_refused(make_run: Maker, change: Callable[[Run], Any], says: str) -> None:
     one, two = (read_run(make_run(name=name)) for name in ("one", "two"))
-    changed = Run(two.path, two.record, tuple(change(two)), two.replies, two.tables)
+    changed = replace(two, examples=tuple(change(two)))
     with pytest.raises(RunError, match=says):
         rank([one, changed])
 
