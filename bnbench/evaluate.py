@@ -362,7 +362,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
             for batch in plan:
                 start, name = time.monotonic(), batch.entrant.candidate.name
                 generations = _answer(work, batch)
-                records.append_generations(out, generations)
+                records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
                     peaks = (record.peak_memory_bytes, batch.entrant.backend.peak_memory_bytes())

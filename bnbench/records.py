@@ -4,6 +4,7 @@ runs/<name>/
   run.json            `RunRecord`: ids and hashes, corpus, decoding, device, metrics
   examples.jsonl      the items, in the order of the corpus
   generations.jsonl   append-only, one `Generation` a line, synced per batch; a torn last line is dropped on resume
+  ratings.jsonl       append-only, one `Rating` a line; audits.json: how far the judge agrees with labelled replies
   scores/*.parquet    one file a candidate, one row a reply: every metric's statistics
 adapters/<name>/
   training.json       `TrainingRecord`: what `bnbench finetune` did
@@ -39,6 +40,8 @@ from bnbench.metrics.core import FloatArray, Metric
 SCHEMA_VERSION = 1
 TRAINING = "training.json"
 GENERATIONS = "generations.jsonl"
+RATINGS = "ratings.jsonl"
+AUDITS = "audits.json"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
 _hints = cache(get_type_hints)
 
@@ -66,6 +69,16 @@ class Generation:
     nll_tokens: int | None
     bytes: int | None
     characters: int | None
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What one rater gave one text by one criterion; `key` is a hash of all that the rating depends on."""
+
+    key: str
+    rater: str
+    criterion: str
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,11 +477,11 @@ def write_scores(
     write_text(folder / "scores" / f"{slug(candidate)}.parquet", frame.to_parquet(index=False))
 
 
-def append_generations(folder: Path, generations: Sequence[Generation]) -> None:
-    """Writes one batch and waits until it is on the disk: none starts before the last one is safe."""
-    with (folder / GENERATIONS).open("ab") as file:
-        for generation in generations:  # a reply may hold half a character, which JSON can carry and UTF-8 cannot
-            line = json.dumps(as_json(generation), ensure_ascii=False)
+def append_lines(path: Path, rows: Sequence[Any]) -> None:
+    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe."""
+    with path.open("ab") as file:
+        for row in rows:  # a reply may hold half a character, which JSON can carry and UTF-8 cannot
+            line = json.dumps(as_json(row), ensure_ascii=False)
             file.write(line.encode("utf-8", "surrogatepass") + b"\n")
         file.flush()
         os.fsync(file.fileno())

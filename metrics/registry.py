@@ -82,6 +82,10 @@ _BUILT_IN = {
     "address": "bnbench.metrics.address:Address",
     "BERTScore": "bnbench.metrics.bertscore:BERTScore",
     "combined": "bnbench.metrics.combined:CombinedScore",
+    **{
+        f"human-{x.lower()}": f"bnbench.reports.people:{x}"
+        for x in ("Overall", "Empathy", "Relevance", "Fluency", "Wins")
+    },
 }
 METRICS = Registry("bnbench.metrics", "metric", _BUILT_IN)
 DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
@@ -89,8 +93,10 @@ DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "pe
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`)."""
-    return tuple(name for name in METRICS.names() if name != "combined")
+    """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`), nor
+    is one of people's before a run was rated.
+    """
+    return tuple(name for name in METRICS.names() if name != "combined" and not name.startswith("human-"))
 
 
 def get_metric(name: str) -> Metric:

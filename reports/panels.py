@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnbench.metrics.audit.findings import short_name
+from bnbench.metrics.audit.findings import Estimate, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
+from bnbench.reports.people import agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Standing
 from bnbench.reports.trust import FLAG, Trust, sentence
 from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
@@ -212,7 +213,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         "A rank is a range: one more than how many candidates are certainly better, up to all less those certainly "
         f"worse. “Open” means that {these} cannot tell: the interval of the difference holds 0, or p {least}."
     )
-    about = f"The primary metric, declared before the run: {ranking.descriptions[primary.metric]}."
+    about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
@@ -288,9 +289,11 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
     compared = [s for s in ranking.standings if s.versus_base]
     lead = "↑ higher is better, ↓ lower is better."
     if compared:
+        is_declared = ranking.declared.startswith("declared")
+        only = "Only the primary metric was declared beforehand" if is_declared else "The primary metric alone ranks"
         lead = (
             "Differences are paired: both answered the same items. In the drawings right is always better; each metric "
-            f"has its own scale. {lead} Only the primary metric was declared beforehand"
+            f"has its own scale. {lead} {only}"
             f"{' (its p is Holm-adjusted)' if len(ranking.pairs) > 1 else ''}; p of the others is unadjusted."
         )
     blocks: list[Block] = [Sentences((lead,), "lead", Pen.HTML)]
@@ -349,6 +352,40 @@ def metrics_table(
     both = f"{name(standing.candidate, 34)} against {name(base.candidate, 34)}"
     caption = f"Secondary metrics, {both} (p unadjusted; ↑ higher, ↓ lower is better)"
     return Table(columns, rows, caption, both, strong=strong, is_open=is_open, pens=pens)
+
+
+def people_panel(ranking: Ranking) -> Iterator[Panel]:
+    """How far people who rated the run agree with each other, and its metrics with them."""
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed) if len(ranking.runs) == 1 else None
+    if found is None:
+        return
+    over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
+    columns = [Column("", "text"), *(Column(criterion) for criterion in found.alpha)]
+    rows: list[list[Cell]] = [["Krippendorff’s α (ordinal)", *map(_estimate, found.alpha.values())]]
+    rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]
+    notes = ("Severity: how much higher than the others someone rates the same replies; below 0 is stricter.",)
+    blocks: list[Block] = [Table(columns, rows, f"Agreement of people ({over})", "Agreement", notes, breaks_at=3)]
+    kinds = [value_of(ranking, metric) for metric in ranking.values if metric.startswith("human-")]
+    rows = []
+    for s in ranking.standings:
+        scores = [(v, s.score(v.metric, v.name)) for v in kinds]
+        rows.append([Name(s.candidate), *(f"{v.number(x.value)} {v.interval(x)}" if x else ABSENT for v, x in scores)])
+    heads = [Column("candidate", "name"), *(Column(v.label.removeprefix("human ")) for v in kinds)]
+    blocks.append(
+        Table(heads, rows, "What people gave: mean ratings 1–5, and % of comparisons won", "Means", breaks_at=4)
+    )
+    rows = [
+        [metric, _estimate(of), ABSENT if whole is None else number(whole)]
+        for metric, (of, whole) in found.metrics.items()
+    ]
+    which = "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"
+    columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
+    blocks.append(Table(columns, rows, which, "Metrics against people"))
+    yield Panel("people", "What people say", blocks, "People")
+
+
+def _estimate(of: Estimate) -> str:
+    return f"{number(of.value)} [{number(of.low)}, {number(of.high)}]"
 
 
 def trust_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -544,7 +581,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
-        f"The primary metric, declared before the run, was {value_of(ranking).label} "
+        f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "
         f"({ranking.signatures[ranking.primary]}). Intervals are 95 % percentile bootstrap intervals over items "
         f"({ranking.resamples:,} resamples, seed {ranking.seed})."
     )
@@ -564,11 +601,13 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
     blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
     yield Panel("methods", "How it was measured", blocks, "Methods")
+    is_declared = ranking.declared.startswith("declared")
+    declared = "declared as the primary metric before the run" if is_declared else ranking.declared
     limits = [
         "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
         f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
-        f"{value_of(ranking).label} was declared as the primary metric before the run and alone ranks. p-values "
+        f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
         "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
         "The metrics compare with a reference, count words, or measure likelihood. "
         "They do not replace people who read the replies.",
@@ -587,6 +626,7 @@ PANELS = (  # a line each
     ranking_panel,
     combined_panel,
     metrics_panel,
+    people_panel,
     trust_panel,
     pairs_panel,
     examples_panel,

@@ -23,6 +23,7 @@ from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
 from bnbench.records import CandidateRecord, Generation, MetricRecord, Run, RunRecord
+from bnbench.reports.people import with_ratings
 from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
@@ -136,6 +137,12 @@ class Ranking:
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
 
+    @property
+    def declared(self) -> str:
+        """When the primary metric was chosen."""
+        before = self.runs[0].record.primary_metric
+        return "declared before the run" if self.primary == before else f"chosen after the run, which declared {before}"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the numbers without what they came from; no times, no paths, null for what is not finite."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
@@ -143,15 +150,21 @@ class Ranking:
         return plain
 
 
-def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None) -> Ranking:
+def rank(
+    runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None, primary: str | None = None
+) -> Ranking:
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
+
+    `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
+    other raters.
 
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
     """
     on_record = [*read_audits(), *(read_audits(audits) if audits else [])]
+    runs = [with_ratings(run, primary or "") for run in runs] if len(runs) == 1 else runs
     entries = collect(runs)
-    primary, seed = runs[0].record.primary_metric, runs[0].record.seed
+    primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")

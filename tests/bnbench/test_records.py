@@ -8,7 +8,7 @@ from bnbench.errors import RunError
 from bnbench.records import (
     SCHEMA_VERSION,
     Generation,
-    append_generations,
+    append_lines,
     read_lines,
     read_record,
     read_run,
@@ -27,22 +27,22 @@ def read_generations(folder):
 
 def test_replies_are_given_back_as_they_were_appended_in_readable_bengali(tmp_path):
     assert read_generations(tmp_path) == []
-    append_generations(tmp_path, [ONE])
-    append_generations(tmp_path, [TWO])
+    append_lines(tmp_path / "generations.jsonl", [ONE])
+    append_lines(tmp_path / "generations.jsonl", [TWO])
     assert read_generations(tmp_path) == [ONE, TWO]
     assert "আমি ভালো আছি।" in (tmp_path / "generations.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("lost", [1, 5, 30])
 def test_a_torn_last_line_is_left_out(tmp_path, lost):
-    append_generations(tmp_path, [ONE, TWO])
+    append_lines(tmp_path / "generations.jsonl", [ONE, TWO])
     path = tmp_path / "generations.jsonl"
     path.write_bytes(path.read_bytes()[:-lost])
     assert read_generations(tmp_path) == [ONE]
 
 
 def test_a_damaged_line_before_the_last_is_an_error_with_its_number(tmp_path):
-    append_generations(tmp_path, [ONE, TWO])
+    append_lines(tmp_path / "generations.jsonl", [ONE, TWO])
     path = tmp_path / "generations.jsonl"
     path.write_bytes(b'{"key": 1}\n' + path.read_bytes())
     with pytest.raises(RunError, match=r"generations.jsonl, line 1: damaged .*delete the line and all after it"):
@@ -50,7 +50,7 @@ def test_a_damaged_line_before_the_last_is_an_error_with_its_number(tmp_path):
 
 
 def test_a_lone_surrogate_in_a_reply_survives(tmp_path):
-    append_generations(tmp_path, [replace(ONE, reply="আ\ud800")])
+    append_lines(tmp_path / "generations.jsonl", [replace(ONE, reply="আ\ud800")])
     assert read_generations(tmp_path)[0].reply.startswith("আ")
 
 
@@ -79,7 +79,7 @@ def write_run(folder, **changes):
     write_json(folder / "run.json", {**META, **changes})
     rows = [{"id": i, "topic": "", "title": "", "question": "?", "reference": "!"} for i in "ba"]
     (folder / "examples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    append_generations(folder, [ONE, TWO])
+    append_lines(folder / "generations.jsonl", [ONE, TWO])
     write_scores(folder, "ভিত্তি", ["a", "b"], {"m": np.array([[1.0, 2.0], [3.0, 4.0]])}, {"m": ("x", "y")})
     return folder
 
