@@ -125,8 +125,8 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
     """At most so many items of a run, by number, each with how much the run's metrics disagree on it.
 
     Every item has the same chance, so that means over those drawn stand for all. A systematic sample of a list that is
-    sorted by topic and, within, by disagreement takes from all of both in proportion (Cochran 1977, ch. 8: implicit
-    stratification). Disagreement is the standard deviation over metrics of a reply's rank among all, mean over replies.
+    sorted by thirds of disagreement and, within, by topic takes from both in proportion (Cochran 1977, ch. 8).
+    Disagreement is the standard deviation over metrics of a reply's rank among all, mean over candidates.
     """
     ranks = list[FloatArray]()
     for record in (m for m in run.record.metrics if not m.weights):
@@ -139,11 +139,13 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
             ranks += [rank if record.higher_is_better else 1 - rank] if len(tables) == len(run.tables) else []
     n = len(run.examples)
     spread = np.std(ranks, axis=0).mean(axis=0) if ranks else np.zeros(n)
-    # Topics go up and down in turn, so that neighbours at the border of two are alike.
-    topics = sorted({example["topic"] for example in run.examples})
-    turn = {topic: (-1) ** place for place, topic in enumerate(topics)}
-    rng = np.random.default_rng(seed)
-    key = [(e["topic"], turn[e["topic"]] * s, r) for e, s, r in zip(run.examples, spread, rng.random(n), strict=True)]
+    third = np.argsort(np.argsort(spread, kind="stable")) * 3 // n
+    rng, topics = np.random.default_rng(seed), sorted({example["topic"] for example in run.examples})
+    place = dict(zip(topics, rng.permutation(len(topics)).tolist(), strict=True))
+    # Topics go up and down in turn, so that neighbours at the border of two thirds are alike.
+    key = [
+        (t, (-1) ** int(t) * place[e["topic"]], r) for e, t, r in zip(run.examples, third, rng.random(n), strict=True)
+    ]
     order, k, start = sorted(range(n), key=lambda i: key[i]), min(items, n), rng.random()
     taken = [order[int((start + j) * n / k)] for j in range(k)]
     return [(i, round(float(spread[i]), 4)) for i in taken]

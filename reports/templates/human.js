@@ -4,6 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const pages = [...document.querySelectorAll(".page")];
   const questions = pages.slice(1, -1);
+  for (const page of questions) { page.querySelector(".answers").replaceWith($(page.dataset.kind).content.cloneNode(true)); }
   const groups = (page) => [...page.querySelectorAll("fieldset")];
   const chosen = (group) => group.querySelector("input:checked");
   const isDone = (page) => groups(page).every(chosen);
