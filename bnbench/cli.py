@@ -63,6 +63,7 @@ Device = Annotated[str | None, Option(help="cpu or cuda (to evaluate also cuda:1
 Combine = Annotated[str | None, Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their mean too, weighted as declared now.")]
 METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without it: the usual ones that can be had."
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
+PRIMARY = "The metric that ranks, declared before the run; a report takes another too, such as human-overall."
 Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
 Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
@@ -165,7 +166,7 @@ def evaluate_command(
     out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on.")] = None,
     backend: BackendName = "hf",
     metric: Metrics = None,
-    primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
+    primary: Annotated[str, Option(help=PRIMARY)] = "chrF++",
     combine: Combine = None,
     greedy: Annotated[bool, Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, Option(min=0.01)] = 0.7,
@@ -328,7 +329,7 @@ def publish_command(
 @app.command("report")
 def report_command(
     run: RunFolder,
-    primary: Annotated[str | None, Option(help="Another metric that ranks, such as human-overall.")] = None,
+    primary: Annotated[str | None, Option(help=PRIMARY)] = None,
     audit: Audit = None,
     as_json: Json = False,
 ) -> None:
@@ -401,7 +402,8 @@ def human_agreement_command(run: RunFolder, as_json: Json = False) -> None:
     """Show how far people agree, who is strict, what each candidate got, and which metrics agree with people."""
     from bnbench.reports.render import people_report
 
-    _print(people_report(run), as_json)
+    found, text = people_report(run)
+    _print(found, as_json, lambda _: text)
 
 
 @human.command("plan")

@@ -15,7 +15,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,18 @@ class Shown:
 class Sheets:
     """The files that were written, and how much one rater has to do."""
 
-    files: tuple[Path, ...]
-    key: Path
+    files: tuple[str, ...]
+    key: str
     items: int
     pages: int
 
     def summary(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
-        return vars(self) | {"files": list(map(str, self.files)), "key": str(self.key)}
+        return vars(self)
 
     def __str__(self) -> str:
         told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
-        return "\n".join([told, *map(str, self.files), f"The key is {self.key}: whoever rates must not see it."])
+        return "\n".join([told, *self.files, f"The key is {self.key}: whoever rates must not see it."])
 
 
 def make_sheets(
@@ -118,7 +118,7 @@ def make_sheets(
     append_lines(folder / KEY, key)
     for path, content in files.items():
         write_text(path, content)
-    return Sheets(tuple(files), folder / KEY, len(drawn), len(key) // raters)
+    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters)
 
 
 def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
@@ -209,11 +209,11 @@ class Imported:
     added: int
     known: int
     missing: int
-    table: Path
+    table: str
 
     def summary(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
-        return asdict(self) | {"table": str(self.table)}
+        return vars(self)
 
     def __str__(self) -> str:
         told = f"{', '.join(self.raters)}: {self.added} answers added, {self.known} were there, {self.missing} missing"
@@ -263,7 +263,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     append_lines(folder / RATINGS, new_ones)
     raters = tuple(dict.fromkeys(rating.rater.removeprefix(RATER) for rating, _ in found.values()))
     write_text(folder / TABLE, ratings_csv(run))
-    return Imported(raters, len(new_ones), len(found) - len(new_ones), missing, folder / TABLE)
+    return Imported(raters, len(new_ones), len(found) - len(new_ones), missing, str(folder / TABLE))
 
 
 def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, float], list[tuple[str, str]]]:

@@ -355,33 +355,27 @@ def metrics_table(
 
 
 def people_panel(ranking: Ranking) -> Iterator[Panel]:
-    """How far people who rated the run agree with each other, and its metrics with them."""
-    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed) if len(ranking.runs) == 1 else None
-    if found is None:
+    """How far people who rated the run agree with each other, what they gave, and how far metrics agree with them."""
+    if "human-overall" not in ranking.metrics:
         return
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
     over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
-    columns = [Column("", "text"), *(Column(criterion) for criterion in found.alpha)]
     rows: list[list[Cell]] = [["Krippendorff’s α (ordinal)", *map(_estimate, found.alpha.values())]]
     rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]
+    columns = [Column("", "text"), *map(Column, found.alpha)]
     notes = ("Severity: how much higher than the others someone rates the same replies; below 0 is stricter.",)
-    blocks: list[Block] = [Table(columns, rows, f"Agreement of people ({over})", "Agreement", notes, breaks_at=3)]
-    kinds = [value_of(ranking, metric) for metric in ranking.values if metric.startswith("human-")]
-    rows = []
-    for s in ranking.standings:
-        scores = [(v, s.score(v.metric, v.name)) for v in kinds]
-        rows.append([Name(s.candidate), *(f"{v.number(x.value)} {v.interval(x)}" if x else ABSENT for v, x in scores)])
-    heads = [Column("candidate", "name"), *(Column(v.label.removeprefix("human ")) for v in kinds)]
-    blocks.append(
-        Table(heads, rows, "What people gave: mean ratings 1–5, and % of comparisons won", "Means", breaks_at=4)
-    )
-    rows = [
-        [metric, _estimate(of), ABSENT if whole is None else number(whole)]
-        for metric, (of, whole) in found.metrics.items()
-    ]
-    which = "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"
+    agreed = Table(columns, rows, f"Agreement of people ({over})", "Agreement", notes, breaks_at=3)
+    shown = sorted({metric for of in found.means.values() for metric in of})
+    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in found.means.items()]
+    columns = [Column("candidate", "name"), *(Column(metric.removeprefix("human-")) for metric in shown)]
+    told = "What people gave: means, 1–5, and comparisons won, %"
+    means = Table(columns, rows, told, "What people gave", breaks_at=4)
+    rows = [[metric, _estimate(of), number(whole)] for metric, (of, whole) in found.metrics.items()]
     columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
-    blocks.append(Table(columns, rows, which, "Metrics against people"))
-    yield Panel("people", "What people say", blocks, "People")
+    told = "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"
+    yield Panel(
+        "people", "What people say", (agreed, means, Table(columns, rows, told, "Metrics against people")), "People"
+    )
 
 
 def _estimate(of: Estimate) -> str:

@@ -38,19 +38,20 @@ class Rated(Metric):
     is_percent = False
 
     def __init__(self) -> None:
-        self.values = (self.name.replace("-", "_"),)
-        self.drawn: Mapping[str, object] = {}
+        self.values, self.drawn = (self.name.replace("-", "_"),), dict[str, object]()
 
     @property
     def choices(self) -> Mapping[str, object]:
         """How many raters, with a hash of their names, and how many items they saw."""
         if not self.drawn:
-            raise UsageError(f"{self.name} is what people give a finished run: `bnbench human sheet RUN` asks them")
+            raise UsageError(f"{self.name} is what people give to a finished run: `bnbench human sheet RUN` asks them")
         return self.drawn
 
     def statistics(self, texts: Texts) -> FloatArray:
         """Raises UsageError: people read a run, not any text."""
-        raise UsageError(f"{self.name} of {len(texts)} replies: `bnbench human sheet RUN` asks people about a run's")
+        raise UsageError(
+            f"{self.name} is of a run that people read, not of {len(texts)} replies: `bnbench human sheet`"
+        )
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """The first sum over the second, which is the number of answers; 0 where there are none."""
@@ -137,7 +138,7 @@ def with_ratings(run: Run, primary: str = "") -> Run:
 
     Items that nobody rated have empty rows, which count nothing. A candidate that nobody rated has no such metric.
     """
-    people = read_people(run)
+    people = read_people(run) if (run.path / RATINGS).exists() else None
     if people is None or not (rated := {k: t for k, t in people.tables().items() if t[..., 1].any()}):
         return run
     tables = {
@@ -201,8 +202,8 @@ class Agreement:
     """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items.
 
     `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how much higher than the
-    others one rates the same texts. `metrics` has Kendall's tau-b with human-overall by metric, ties calibrated: over
-    single replies, and over candidates (None under three).
+    others one rates the same texts. `means` are what each candidate got, by metric. `metrics` has Kendall's tau-b with
+    human-overall by metric: over single replies, ties calibrated, and over candidates (None under three).
     """
 
     raters: int
@@ -210,62 +211,67 @@ class Agreement:
     texts: int
     alpha: Mapping[str, Estimate]
     severity: Mapping[str, Mapping[str, Estimate]]
+    means: Mapping[str, Mapping[str, Estimate]]
     metrics: Mapping[str, tuple[Estimate, float | None]]
 
+    def summary(self) -> dict[str, Any]:
+        """All of it, as plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(vars(self), default=vars), parse_constant=lambda _: None)
+        return plain
 
-def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000) -> Agreement | None:
-    """Agreement on a run (as `with_ratings` gives it) whose `metrics` are compared with people; None without ratings.
 
-    Lower-is-better metrics are turned, so that a positive tau always is agreement.
+def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000) -> Agreement:
+    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people.
+
+    Raises UsageError without ratings.
     """
     people = read_people(run)
     if people is None or np.isnan(people.given["overall"]).all():
-        return None
+        raise UsageError(f"{run.path}: nobody rated it yet; `bnbench human sheet {run.path}` makes forms for people")
     rated = people.own & ~np.isnan(np.stack(list(people.given.values()))).all(axis=(0, -1))
     items, flat = np.nonzero(rated)[0], {criterion: x[rated] for criterion, x in people.given.items()}  # texts x raters
 
-    def estimate(table: FloatArray, formula: Any) -> Estimate:
-        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=items.tolist())
+    def estimate(table: FloatArray, formula: Any, clusters: Any = items) -> Estimate:
+        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=clusters.tolist())
         return Estimate(float(formula(table.sum(axis=0))[0]), interval.low, interval.high)
 
-    found, severity = {k: estimate(coincidences(x), alpha) for k, x in flat.items()}, {}
-    for r, rater in enumerate(people.raters):
-        severity[rater.removeprefix(RATER)] = own = dict[str, Estimate]()
-        for criterion, x in flat.items():
-            others = np.delete(x, r, axis=1)
-            rest = ratio(np.nansum(others, axis=1), (~np.isnan(others)).sum(axis=1))
-            both = ~np.isnan(x[:, r]) & ~np.isnan(others).all(axis=1)
-            table = np.column_stack([np.where(both, x[:, r] - rest, 0.0), both.astype(np.float64)])
-            own[criterion] = estimate(table, Overall().formula)
+    mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
+    for criterion, x in flat.items():
+        count, total = (~np.isnan(x)).sum(axis=1, keepdims=True), np.nansum(x, axis=1, keepdims=True)
+        gap = np.where(count > 1, x - ratio(total - x, count - 1), np.nan)
+        for r, rater in enumerate(people.raters):
+            table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
+            severity.setdefault(rater.removeprefix(RATER), {})[criterion] = estimate(table, mean)
+    seen = np.unique(items)
+    for name, table in people.tables().items():
+        for c, candidate in enumerate(run.replies):
+            if table[:, c, 1].any():
+                means.setdefault(candidate, {})[name] = estimate(table[seen, c], mean, seen)
     against = _against(run, metrics, people, seed)
-    return Agreement(len(people.raters), len(set(items.tolist())), len(items), found, severity, against)
+    alphas = {criterion: estimate(coincidences(x), alpha) for criterion, x in flat.items()}
+    return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against)
 
 
 def _against(
     run: Run, metrics: Mapping[str, Metric], people: People, seed: int
 ) -> dict[str, tuple[Estimate, float | None]]:
-    """Each metric's tau-b with the mean of people's overall ratings, over single replies and over candidates."""
-    table = people.tables()["human-overall"]
+    """Each metric's tau-b with the mean overall rating, over replies and over candidates; positive is agreement."""
+    table, found = people.tables()["human-overall"], dict[str, tuple[Estimate, float | None]]()
     rows, which = np.nonzero((table[..., 1] > 0) & people.own)
-    liked, groups = ratio(*table[rows, which].T), np.unique(rows, return_inverse=True)[1]
-    weights = np.random.default_rng(seed).multinomial(
-        groups.max() + 1, [1 / (groups.max() + 1)] * (groups.max() + 1), 500
-    )
-    found = {}
+    seen, groups = np.unique(rows, return_inverse=True)
+    weights = np.random.default_rng(seed).multinomial(len(seen), np.full(len(seen), 1 / len(seen)), 500)
+    liked, means = ratio(*table[rows, which].T), ratio(*table[seen].sum(axis=0).T)
     for name, metric in metrics.items():
         tables = [own[name] for own in run.tables.values() if name in own]
         if name.startswith("human-") or len(tables) < len(run.tables):
             continue
         turn = 1.0 if metric.higher_is_better else -1.0
         single = turn * np.nan_to_num(metric.formula(np.stack(tables, axis=1))[rows, which, 0], posinf=0.0, neginf=0.0)
-        per_item = kendall(single, liked, groups, weights.astype(np.float64)).estimate
+        per_reply = kendall(single, liked, groups, weights.astype(np.float64)).estimate
         # Candidates are compared by their scores on the items that people saw.
-        seen = np.unique(rows)
         scores = turn * np.array([metric.formula(own[seen].sum(axis=0))[0] for own in tables])
-        means = ratio(*table[seen].sum(axis=0).T)
-        none = np.zeros((0, len(scores)))
-        whole = kendall(scores, means, np.arange(len(scores)), none, 0.0).value if len(scores) > 2 else None
-        found[name] = per_item, whole
+        order = kendall(scores, means, np.arange(len(scores)), np.zeros((0, len(scores))), 0.0).value
+        found[name] = per_reply, order if len(scores) > 2 else None
     return found
 
 
@@ -277,7 +283,7 @@ class Plan:
     """How many items detect a difference between two candidates' means, by the number of raters a text.
 
     `spread` is the standard deviation over items of the true difference between two replies, `noise` that of one
-    person's answer to the same difference, both in points.
+    person's answer to the same difference, both in points; `alpha` is Krippendorff's.
     """
 
     criterion: str
@@ -291,17 +297,16 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
-        return vars(self) | {"alpha": None if math.isnan(self.alpha) else self.alpha}
+        return vars(self)
 
     def __str__(self) -> str:
         level = f"5 % two-sided{f' over {self.pairs} pairs (Bonferroni)' if self.pairs > 1 else ''}"
-        lines = [
+        return "\n".join([
             f"To see a difference of {self.difference:g} in {self.criterion} with {self.power:.0%} power at {level}:",
             *(f"  {raters} rater{'s' * (raters > 1)} a text: {n} items" for raters, n in self.items.items()),
             f"From Krippendorff’s α {self.alpha:.2f}, a spread of {self.spread:.2f} points between items and of "
             f"{self.noise:.2f} between raters, as seen so far.",
-        ]
-        return "\n".join(lines)
+        ])  # fmt: skip
 
 
 def plan(run: Run, difference: float = 0.3, power: float = 0.8, criterion: str = "overall", most: int = 5) -> Plan:
@@ -309,38 +314,31 @@ def plan(run: Run, difference: float = 0.3, power: float = 0.8, criterion: str =
 
     The difference d of two candidates on an item, by one rater, has the variance s² over items (true differences) plus
     e² (what raters see otherwise, which alpha measures as 1 - alpha of all variance). Both are estimated by one-way
-    analysis of variance, within and between items, pooled over pairs of candidates; a rater's severity cancels in d.
-    With m raters n = (z(1 - a/2k) + z(power))² (s² + e²/m) / difference² + z(1 - a/2k)² / 2, for k pairs, a = 0.05.
+    analysis of variance, within and between items, pooled over pairs of candidates; a rater's severity that is the same
+    for both cancels in d. With m raters n = (z(1 - a/2k) + z(power))² (s² + e²/m) / difference² + z(1 - a/2k)² / 2, for
+    k pairs, a = 0.05.
 
     Sources: Guenther 1981, "Sample size formulas for normal theory t tests" (the last term); Searle, Casella &
     McCulloch 1992 (variance components); Bonferroni stands for Holm, which never needs more. Raises UsageError without
     ratings by two people of two candidates.
     """
-    people = read_people(run)
     if criterion not in CRITERIA or not (difference > 0 and 0 < power < 1):
-        raise UsageError(
-            f"a plan is for one of {', '.join(CRITERIA)}, a difference above 0 and a power between 0 and 1"
-        )
-    pairs = list(combinations(range(len(run.replies)), 2))
+        known = ", ".join(CRITERIA)
+        raise UsageError(f"a plan is for one of {known}, a difference above 0 and a power between 0 and 1")
+    people, (a, b) = read_people(run), np.triu_indices(len(run.replies), 1)
     x = people.given[criterion] if people else np.full((1, len(run.replies), 1), np.nan)
-    within, freedom, between, shares = 0.0, 0, list[float](), list[float]()
-    for a, b in pairs:
-        d = x[:, a] - x[:, b]  # items x raters
-        d = d[~np.isnan(d).all(axis=1)]
-        counts = (~np.isnan(d)).sum(axis=1)
-        if len(d) > 1:
-            means = np.nansum(d, axis=1) / counts
-            within += float(np.nansum((d - means[:, None]) ** 2))
-            freedom += int((counts - 1).sum())
-            between.append(float(means.var(ddof=1)))
-            shares.append(float((1 / counts).mean()))
-    if not freedom:
+    d = x[:, a] - x[:, b]  # items x pairs x raters
+    count = (~np.isnan(d)).sum(axis=-1)
+    means, freedom = ratio(np.nansum(d, axis=-1), count), int(np.maximum(count - 1, 0).sum())
+    if not freedom or (count > 0).sum() < 2:
         how = "ask two people or more about 10 items or more first: `bnbench human sheet RUN --items 10`"
         raise UsageError(f"{run.path}: a plan needs ratings of {criterion} of two candidates by two people; {how}")
-    noise = within / freedom
-    spread = max(0.0, float(np.mean(between)) - noise * float(np.mean(shares)))
-    wide = NormalDist().inv_cdf(1 - 0.025 / len(pairs))
+    noise = float(np.nansum((d - means[..., None]) ** 2)) / freedom
+    seen = count > 0
+    between = np.mean([means[seen[:, k], k].var(ddof=1) for k in range(len(a)) if seen[:, k].sum() > 1])
+    spread = max(0.0, float(between) - noise * float((1 / count[seen]).mean()))
+    wide = NormalDist().inv_cdf(1 - 0.025 / len(a))
     needed = (wide + NormalDist().inv_cdf(power)) ** 2 / difference**2
     items = {m: math.ceil(needed * (spread + noise / m) + wide**2 / 2) for m in range(1, most + 1)}
-    sums = coincidences(x.reshape(-1, x.shape[-1])).sum(axis=0)
-    return Plan(criterion, difference, power, len(pairs), float(alpha(sums)[0]), spread**0.5, noise**0.5, items)
+    agreed = float(alpha(coincidences(x.reshape(-1, x.shape[-1])).sum(axis=0))[0])
+    return Plan(criterion, difference, power, len(a), agreed, spread**0.5, noise**0.5, items)

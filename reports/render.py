@@ -22,7 +22,6 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
-from bnbench.errors import UsageError
 from bnbench.records import Run, read_run, write_text
 from bnbench.reports.panels import (
     Block,
@@ -37,7 +36,7 @@ from bnbench.reports.panels import (
     panels,
     people_panel,
 )  # fmt: skip
-from bnbench.reports.people import agreement
+from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
 from bnbench.reports.values import legend, name, shown_values, storable
@@ -53,27 +52,6 @@ COLUMNS = (
     "n", "signature",
 )  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-@dataclass(frozen=True)
-class PeopleReport:
-    """What people said of a run: printed, or as JSON."""
-
-    ranking: Ranking
-
-    def summary(self) -> dict[str, Any]:
-        """Agreement, and what people gave, as plain JSON values."""
-        run, shown = self.ranking.runs[0], self.ranking.as_dict()
-        scores = {
-            s["candidate"]: [x for x in s["scores"] if x["metric"].startswith("human-")] for s in shown["standings"]
-        }
-        found = agreement(run, self.ranking.metrics, self.ranking.seed)
-        plain: dict[str, Any] = json.loads(json.dumps(vars(found), default=vars), parse_constant=lambda _: None)
-        return plain | {"candidates": scores}
-
-    def __str__(self) -> str:
-        drawn = [text for panel in people_panel(self.ranking) for block in panel.blocks if (text := _text(block))]
-        return storable("\n\n".join(drawn))
 
 
 @dataclass(frozen=True)
@@ -135,12 +113,15 @@ def ranking_csv(ranking: Ranking) -> str:
     return file.getvalue()
 
 
-def people_report(folder: Path, *, resamples: int = RESAMPLES) -> PeopleReport:
-    """How far people agree on a run, what they gave, and which metrics agree with them; UsageError without ratings."""
+def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
+    """How far people agree on a run, what they gave and which metrics agree with them, and that as a text.
+
+    Raises UsageError without ratings.
+    """
     ranking = rank([read_run(folder)], resamples=resamples)
-    if "human-overall" not in ranking.metrics:
-        raise UsageError(f"{folder}: nobody rated it yet; `bnbench human sheet {folder}` makes forms for people")
-    return PeopleReport(ranking)
+    blocks = [block for panel in people_panel(ranking) for block in panel.blocks]
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
+    return found, storable("\n\n".join(map(_text, blocks)))
 
 
 def visible(table: Table, pen: Pen) -> tuple[list[Column], list[list[Cell]]]:

@@ -131,13 +131,14 @@ class Form(HTMLParser):
 def test_a_sheet_is_blind(run: Path) -> None:
     made = make_sheets(run, raters=3, items=20, pairs=True)
     assert made.items == 20
-    assert [path.name for path in made.files] == [f"rater-{n}.{k}" for n in (1, 2, 3) for k in ("html", "csv", "xlsx")]
-    assert made.key.parent == run
-    assert {path.parent for path in made.files} == {run / "human"}
-    key = [json.loads(line) for line in made.key.read_text("utf-8").splitlines()]
+    files = [Path(file) for file in made.files]
+    assert [path.name for path in files] == [f"rater-{n}.{k}" for n in (1, 2, 3) for k in ("html", "csv", "xlsx")]
+    assert made.key == str(run / "human-key.jsonl")
+    assert {path.parent for path in files} == {run / "human"}
+    key = [json.loads(line) for line in Path(made.key).read_text("utf-8").splitlines()]
     assert len({line["code"] for line in key}) == len(key) == made.pages * 3
     told = [*TRUE, "secret-run", *(line["key"] for line in key)]
-    for path in made.files:
+    for path in files:
         text = json.dumps(list(read_records(path).values()), ensure_ascii=False) if path.suffix != ".html" else ""
         text = text or path.read_text(encoding="utf-8")
         assert not [word for word in told if word in text], path
@@ -150,7 +151,7 @@ def test_a_sheet_is_blind(run: Path) -> None:
     first = Counter(next(t[0][0] for i, t in orders[0] if i == item) for item in {i for i, _ in orders[0]})
     assert max(first.values()) < 18
     # A second sheet has new names, so that neither files nor codes are mistaken for the first's.
-    assert make_sheets(run, raters=1, items=3).files[0].name == "rater-4.html"
+    assert make_sheets(run, raters=1, items=3).files[0] == str(run / "human" / "rater-4.html")
 
 
 def test_pairs_show_each_text_first_once_and_second_once(run: Path) -> None:
@@ -417,25 +418,25 @@ def test_agreement_recovers_what_simulated_raters_were_told(make_run: Maker) -> 
         save(run / f"{n}.json", answer(run, f"rater-{n}", noisy(n, s))) for n, s in ((1, -0.5), (2, 0.0), (3, 0.5))
     ]
     import_ratings(run, files)
-    report = people_report(run, resamples=400)
-    found = report.summary()
+    made, text = people_report(run, resamples=400)
+    found = made.summary()
     assert (found["raters"], found["items"]) == (3, 40)
     for criterion in CRITERIA:
         of, strict, mild = (found[k] for k in ("alpha", "severity", "severity"))
         assert 0.45 < of[criterion]["low"] < of[criterion]["value"] < of[criterion]["high"] < 0.85
         assert strict["rater-1"][criterion]["value"] == pytest.approx(-0.7, abs=0.2)
         assert mild["rater-3"][criterion]["value"] == pytest.approx(0.7, abs=0.2)  # 5 is the end of the scale
-    for candidate, scores in found["candidates"].items():
-        means = {score["metric"]: score["value"] for score in scores}
-        assert means["human-overall"] == pytest.approx(TRUE[candidate], abs=0.3)
-    wins = {who: next(s["value"] for s in of if s["metric"] == "human-wins") for who, of in found["candidates"].items()}
+    for candidate, means in found["means"].items():
+        assert means["human-overall"]["value"] == pytest.approx(TRUE[candidate], abs=0.3)
+        assert means["human-overall"]["low"] < means["human-overall"]["value"] < means["human-overall"]["high"]
+    wins = {who: of["human-wins"]["value"] for who, of in found["means"].items()}
     assert wins["better-adapter"] > 75 > 65 > wins["third-adapter"] > 35 > 25 > wins["ভিত্তি-মডেল"]
     assert fmean(wins.values()) == pytest.approx(50)
     # The replies' quality is made of the reference's sentences, which ROUGE sees; all three candidates in its order.
     per_reply, per_candidate = found["metrics"]["ROUGE"]
     assert per_reply["low"] > 0.05
     assert per_candidate == 1.0
-    assert "Krippendorff’s α" in str(report)
+    assert "Krippendorff’s α" in text
     html = write_report([read_run(run)], run, resamples=400, primary="human-overall").html
     assert html is not None
     assert "Krippendorff’s α" in html.read_text(encoding="utf-8")
@@ -507,9 +508,7 @@ def test_what_is_not_there_is_said(run: Path) -> None:
     ):
         exit_code, output = said(*words)
         assert (exit_code, what in " ".join(output.split())) == (code, True), output
-    with pytest.raises(
-        UsageError, match="human-empathy of 1 replies: `bnbench human sheet RUN` asks"
-    ):
+    with pytest.raises(UsageError, match="human-empathy is of a run that people read"):
         get_metric("human-empathy").score(["ভালো থেকো।"])
 
 
