@@ -360,22 +360,22 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
         return
     found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
     over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
-    rows: list[list[Cell]] = [["Krippendorff’s α (ordinal)", *map(_estimate, found.alpha.values())]]
+    rows: list[list[Cell]] = [["Krippendorff’s α, ordinal", *map(_estimate, found.alpha.values())]]
     rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]
-    columns = [Column("", "text"), *map(Column, found.alpha)]
-    notes = ("Severity: how much higher than the others someone rates the same replies; below 0 is stricter.",)
-    agreed = Table(columns, rows, f"Agreement of people ({over})", "Agreement", notes, breaks_at=3)
-    shown = sorted({metric for of in found.means.values() for metric in of})
-    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in found.means.items()]
+    notes = ("Severity: how many points lower than the others someone rates the same replies.",)
+    columns = [Column("agreement", "text"), *map(Column, found.alpha)]
+    tables = [Table(columns, rows, f"Agreement of people ({over})", notes=notes, breaks_at=3)]
+    shown = dict.fromkeys(metric for of in found.means.values() for metric in of)
+    ranked = [(s.candidate, found.means.get(s.candidate, {})) for s in ranking.standings]
+    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in ranked]
     columns = [Column("candidate", "name"), *(Column(metric.removeprefix("human-")) for metric in shown)]
-    told = "What people gave: means, 1–5, and comparisons won, %"
-    means = Table(columns, rows, told, "What people gave", breaks_at=4)
+    tables.append(Table(columns, rows, "What people gave: means, 1–5, and comparisons won, %", breaks_at=4))
     rows = [[metric, _estimate(of), number(whole)] for metric, (of, whole) in found.metrics.items()]
     columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
-    told = "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"
-    yield Panel(
-        "people", "What people say", (agreed, means, Table(columns, rows, told, "Metrics against people")), "People"
-    )
+    tables.append(Table(columns, rows, "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"))
+    # The page has no captions over its tables.
+    blocks = [block for table in tables for block in (Sentences((table.caption,), "heading", Pen.HTML), table)]
+    yield Panel("people", "What people say", blocks, "People")
 
 
 def _estimate(of: Estimate) -> str:

@@ -201,9 +201,9 @@ def alpha(sums: FloatArray) -> FloatArray:
 class Agreement:
     """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items.
 
-    `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how much higher than the
-    others one rates the same texts. `means` are what each candidate got, by metric. `metrics` has Kendall's tau-b with
-    human-overall by metric: over single replies, ties calibrated, and over candidates (None under three).
+    `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how many points lower than
+    the others one rates the same texts. `means` are what each candidate got, by metric. `metrics` has Kendall's tau-b
+    with human-overall by metric: over single replies, ties calibrated, and over candidates (None under three).
     """
 
     raters: int
@@ -238,7 +238,7 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
     mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
     for criterion, x in flat.items():
         count, total = (~np.isnan(x)).sum(axis=1, keepdims=True), np.nansum(x, axis=1, keepdims=True)
-        gap = np.where(count > 1, x - ratio(total - x, count - 1), np.nan)
+        gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
         for r, rater in enumerate(people.raters):
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
             severity.setdefault(rater.removeprefix(RATER), {})[criterion] = estimate(table, mean)

@@ -119,7 +119,7 @@ def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreemen
     Raises UsageError without ratings.
     """
     ranking = rank([read_run(folder)], resamples=resamples)
-    blocks = [block for panel in people_panel(ranking) for block in panel.blocks]
+    blocks = [block for panel in people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
     found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
     return found, storable("\n\n".join(map(_text, blocks)))
 

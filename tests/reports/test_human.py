@@ -424,8 +424,8 @@ def test_agreement_recovers_what_simulated_raters_were_told(make_run: Maker) -> 
     for criterion in CRITERIA:
         of, strict, mild = (found[k] for k in ("alpha", "severity", "severity"))
         assert 0.45 < of[criterion]["low"] < of[criterion]["value"] < of[criterion]["high"] < 0.85
-        assert strict["rater-1"][criterion]["value"] == pytest.approx(-0.7, abs=0.2)
-        assert mild["rater-3"][criterion]["value"] == pytest.approx(0.7, abs=0.2)  # 5 is the end of the scale
+        assert strict["rater-1"][criterion]["value"] == pytest.approx(0.7, abs=0.2)
+        assert mild["rater-3"][criterion]["value"] == pytest.approx(-0.7, abs=0.2)  # 5 is the end of the scale
     for candidate, means in found["means"].items():
         assert means["human-overall"]["value"] == pytest.approx(TRUE[candidate], abs=0.3)
         assert means["human-overall"]["low"] < means["human-overall"]["value"] < means["human-overall"]["high"]
