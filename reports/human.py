@@ -29,7 +29,7 @@ from bnbench.metrics.registry import get_metric
 from bnbench.records import RATINGS, Rating, Run, append_lines, read_lines, read_run, write_text
 from bnbench.reports.people import BETTER, CRITERIA, LEVELS, RATER, read_people, text_key
 from bnbench.reports.render import page, templates
-from bnbench.reports.values import storable
+from bnbench.reports.values import name, storable
 
 KEY = "human-key.jsonl"
 TABLE = "human-ratings.csv"
@@ -193,8 +193,8 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     }  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, xml in parts.items():
-            archive.writestr(name, xml)
+        for part, xml in parts.items():
+            archive.writestr(part, xml)
     return file.getvalue()
 
 
@@ -216,8 +216,8 @@ class Imported:
         return vars(self)
 
     def __str__(self) -> str:
-        told = f"{', '.join(self.raters)}: {self.added} answers added, {self.known} were there, {self.missing} missing"
-        return f"{told}\n{self.table}: all ratings, also for `bnbench preferences`"
+        told = f"{self.added} answers added, {self.known} were there, {self.missing} missing"
+        return f"{', '.join(map(name, self.raters))}: {told}\n{self.table}: all ratings, also for `bnbench preferences`"
 
 
 def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False) -> Imported:
@@ -234,10 +234,10 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     found, faults, missing = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), 0
     for path in files:
         seen, records = set[tuple[str, str]](), read_records(path)
-        if lacking := [name for name in ("code", "rater") if name not in header_of(records.values())]:
+        if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
             raise UsageError(f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was")
         for where, row in records.items():
-            code, rater = (as_text(row.get(name)).strip() for name in ("code", "rater"))
+            code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
             values, wrong = _answers(row, shown.get(code))
             wrong += [("rater", "no name")] if values and not rater else []
             wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
@@ -251,8 +251,9 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                 at = new.key, new.rater, criterion
                 other, there = found.get(at, ({} if replace else before).get(at, (new, "")))
                 if other.value != value:
-                    why = f"{rater} gave {value:g} here and {other.value:g} in {there}; give one of two people another "
-                    faults.append(f"{where}, {criterion}: {why}name, or take the later answers with --replace")
+                    why = f"{name(rater)} gave {value:g} here and {other.value:g} in {there}"
+                    how = "give one of two people another name, or take the later answers with --replace"
+                    faults.append(f"{where}, {criterion}: {why}; {how}")
                 found[at] = new, where
     if faults:
         more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
@@ -269,15 +270,15 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
 def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The answers of a row, and what is wrong with it by column."""
     if shown is None:
-        return {}, [("code", f"{as_text(row.get('code'))!r} is not on the key of this run")]
+        return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
     values, wrong = dict[str, float](), list[tuple[str, str]]()
     asked, least, most = ((BETTER,), 0, 2) if len(shown.texts) > 1 else (CRITERIA, 1, LEVELS)
     for column in (*CRITERIA, BETTER):
         text = as_text(row.get(column)).strip()
         if text and column not in asked:
-            wrong.append((column, f"{text!r}, but this row does not ask for it; leave it empty"))
+            wrong.append((column, f"{text[:40]!r}, but this row does not ask for it; leave it empty"))
         elif text and not (text.isdecimal() and least <= int(text) <= most):  # Bengali digits too
-            wrong.append((column, f"{text!r} is no whole number from {least} to {most}"))
+            wrong.append((column, f"{text[:40]!r} is no whole number from {least} to {most}"))
         elif text:
             values[column] = float(int(text))
     return values, wrong
@@ -293,7 +294,7 @@ def ratings_csv(run: Run) -> str:
             for r, rater in enumerate(people.raters if people else ()):
                 values = [people.given[criterion][i, c, r] for criterion in CRITERIA] if people else []
                 if not np.isnan(values).all():
-                    about = [example[name] for name in ("id", "topic", "title", "question")]
+                    about = [example[field] for field in ("id", "topic", "title", "question")]
                     told = ["" if value != value else f"{value:g}" for value in values]
                     lines.writerow([*about, replies[i].reply, candidate, rater.removeprefix(RATER), *told])
     return storable(text.getvalue())

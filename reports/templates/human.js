@@ -65,7 +65,7 @@
     draw();
     save();
     scrollTo(0, 0);
-    [...pages[at].querySelectorAll("h1, h2")].find((head) => head.getClientRects().length).focus({ preventScroll: true });
+    [...pages[at].querySelectorAll("h1")].find((head) => head.getClientRects().length).focus({ preventScroll: true });
   }
 
   const firstLeft = () => 1 + questions.findIndex((page) => !isDone(page));
