@@ -154,14 +154,12 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
 def _rows(form: str, questions: Sequence[Question]) -> Iterator[list[str]]:
     """The form as a table: a head, then a row a page; empty cells are to be filled in."""
     has_pairs = any(len(q["texts"]) > 1 for q in questions)
-    yield ["code", "rater", "title", "message", "reply", *(["second reply"] if has_pairs else []), *CRITERIA] + (
-        [BETTER] if has_pairs else []
-    )
+    second, better = (["second reply"], [BETTER]) if has_pairs else ([], [])
+    yield ["code", "rater", "title", "message", "reply", *second, *CRITERIA, *better]
     for q in questions:
         texts = [f"{t[:_CELL]} … (cut here: {len(t):,} characters)" if len(t) > _CELL else t for t in q["texts"]]
-        second = [texts[1] if len(texts) > 1 else ""] if has_pairs else []
-        cells = [q["code"], form, q["title"], q["message"], texts[0], *second, *[""] * (LEVELS - 1 + has_pairs)]
-        yield list(map(storable, cells))
+        cells = [q["code"], form, q["title"], q["message"], texts[0], *(texts[1:] or [""] * has_pairs)]
+        yield [*map(storable, cells), *[""] * (len(CRITERIA) + has_pairs)]
 
 
 def form_html(form: str, questions: Sequence[Question]) -> str:
@@ -203,7 +201,7 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import added to ratings.jsonl; `missing` are answers that the files leave out."""
+    """What an import added to ratings.jsonl; `missing` are answers that forms which were begun leave out."""
 
     raters: tuple[str, ...]
     added: int
@@ -231,7 +229,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     if not shown:
         raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; `bnbench human sheet {folder}`")
     before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
-    found, faults, missing = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), 0
+    found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
     for path in files:
         seen, records = set[tuple[str, str]](), read_records(path)
         if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
@@ -245,7 +243,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
             faults += [f"{where}, {column}: {why}" for column, why in wrong]
             if wrong:
                 continue
-            missing += (1 if len(shown[code].texts) > 1 else len(CRITERIA)) - len(values)
+            begun |= {(shown[code].form, rater)} if values else set()
             for criterion, value in values.items():
                 new = Rating(shown[code].key, f"{RATER}{rater}", criterion, value)
                 at = new.key, new.rater, criterion
@@ -263,16 +261,21 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     append_lines(folder / RATINGS, new_ones)
     raters = tuple(dict.fromkeys(rating.rater.removeprefix(RATER) for rating, _ in found.values()))
+    asked = sum(len(_asked(line)) for form, _ in begun for line in shown.values() if line.form == form)
     write_text(folder / TABLE, ratings_csv(run))
-    return Imported(raters, len(new_ones), len(found) - len(new_ones), missing, str(folder / TABLE))
+    return Imported(raters, len(new_ones), len(found) - len(new_ones), asked - len(found), str(folder / TABLE))
+
+
+def _asked(line: Shown) -> tuple[str, ...]:
+    return (BETTER,) if len(line.texts) > 1 else CRITERIA
 
 
 def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The answers of a row, and what is wrong with it by column."""
     if shown is None:
         return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
-    values, wrong = dict[str, float](), list[tuple[str, str]]()
-    asked, least, most = ((BETTER,), 0, 2) if len(shown.texts) > 1 else (CRITERIA, 1, LEVELS)
+    values, wrong, asked = dict[str, float](), list[tuple[str, str]](), _asked(shown)
+    least, most = (0, 2) if BETTER in asked else (1, LEVELS)
     for column in (*CRITERIA, BETTER):
         text = as_text(row.get(column)).strip()
         if text and column not in asked:
@@ -289,12 +292,11 @@ def ratings_csv(run: Run) -> str:
     people, text = read_people(run), io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["id", "topic", "title", "message", "reply", "candidate", "rater", *CRITERIA])
-    for i, example in enumerate(run.examples if people else ()):
-        for c, (candidate, replies) in enumerate(run.replies.items()):
-            for r, rater in enumerate(people.raters if people else ()):
-                values = [people.given[criterion][i, c, r] for criterion in CRITERIA] if people else []
-                if not np.isnan(values).all():
-                    about = [example[field] for field in ("id", "topic", "title", "question")]
-                    told = ["" if value != value else f"{value:g}" for value in values]
-                    lines.writerow([*about, replies[i].reply, candidate, rater.removeprefix(RATER), *told])
+    if people:
+        given = np.stack([people.given[criterion] for criterion in CRITERIA], axis=-1)
+        names = list(run.replies)
+        for i, c, r in np.argwhere(~np.isnan(given).all(axis=-1)).tolist():
+            e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
+            who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(RATER)
+            lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
     return storable(text.getvalue())

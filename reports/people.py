@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import permutations
 from statistics import NormalDist
 from typing import Any
 
@@ -58,14 +58,12 @@ class Rated(Metric):
         return ratio(sums[..., :1], sums[..., 1:])
 
 
-def _kind(of: str, told: str, whole: bool = False) -> type[Rated]:
-    told = f"{told}, higher is better"
-    head = {"__doc__": f"{told[0].upper()}{told[1:]}.", "name": f"human-{of}", "description": told, "is_percent": whole}
-    return type(of.title(), (Rated,), head)
-
-
-Empathy, Relevance, Fluency, Overall = (_kind(of, f"mean rating of {of} by people, 1-5") for of in CRITERIA)
-Wins = _kind("wins", "share of comparisons with other candidates won before people, a tie half, 0-100", whole=True)
+_TOLD = {of: (f"mean rating of {of} by people, 1-5, higher is better", False) for of in CRITERIA}
+_TOLD["wins"] = "share of comparisons that were won before people, a tie half, 0-100, higher is better", True
+Empathy, Relevance, Fluency, Overall, Wins = (
+    type(of.title(), (Rated,), {"__doc__": told, "name": f"human-{of}", "description": told, "is_percent": is_percent})
+    for of, (told, is_percent) in _TOLD.items()
+)
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,7 @@ def read_people(run: Run) -> People | None:
     replies = [[generations[i].reply for generations in run.replies.values()] for i in range(len(run.examples))]
     shape = len(replies), len(run.replies), len(raters)
     given, used = {criterion: np.full(shape, np.nan) for criterion in CRITERIA}, set[tuple[str, str, str]]()
-    better = np.full((*shape[:2], *shape[1:]), np.nan)
-
-    won = {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}
+    better, won = np.full((*shape[:2], *shape[1:]), np.nan), {0.0: 0.5, 1.0: 1.0, 2.0: 0.0}
 
     def answer(key: str, rater: str, criterion: str) -> float:
         used.add((key, rater, criterion))
@@ -119,11 +115,10 @@ def read_people(run: Run) -> People | None:
                 key = text_key(example["id"], text)
                 for criterion, of in given.items():
                     of[i, c, r] = answer(key, rater, criterion)
-            for a, b in combinations(range(shape[1]), 2):
-                for x, y in ((a, b), (b, a)):  # in one of the two orders, if at all
-                    share = won.get(answer(text_key(example["id"], texts[x], texts[y]), rater, BETTER))
-                    if share is not None:
-                        better[i, x, y, r], better[i, y, x, r] = share, 1 - share
+            for a, b in permutations(range(shape[1]), 2):  # asked in one of the two orders, if at all
+                share = won.get(answer(text_key(example["id"], texts[a], texts[b]), rater, BETTER))
+                if share is not None:
+                    better[i, a, b, r], better[i, b, a, r] = share, 1 - share
     by_pairs = not bool(np.isnan(better).all())
     if not by_pairs:  # then the better reply is the one that the same person rated higher
         overall = given["overall"]

@@ -114,6 +114,7 @@ class Ranking:
     """Everything that a report says: `standings`, the best first, and what they were computed from.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
+    `declared` says when the primary metric was.
     """
 
     primary: str
@@ -136,12 +137,7 @@ class Ranking:
     metrics: Mapping[str, Metric] = field(repr=False, compare=False)
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
-
-    @property
-    def declared(self) -> str:
-        """When the primary metric was chosen."""
-        before = self.runs[0].record.primary_metric
-        return "declared before the run" if self.primary == before else f"chosen after the run, which declared {before}"
+    declared: str = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the numbers without what they came from; no times, no paths, null for what is not finite."""
@@ -192,12 +188,15 @@ def rank(
     notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
     descriptions = {name: described[name].description for name in metrics}
     directions = {name: m.higher_is_better for name, m in metrics.items()}
+    before = runs[0].record.primary_metric
+    declared = "declared before the run" if primary == before else f"chosen after the run, which declared {before}"
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
         base=baseline.name, n=len(runs[0].examples), seed=seed, resamples=resamples, level=LEVEL,
         standings=tuple(standings), pairs=tuple(pairs.values()), values=values, signatures=signatures,
         descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)), combined=combined,
         trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries), runs=tuple(runs),
+        declared=declared,
     )  # fmt: skip
 
 

@@ -346,7 +346,8 @@ def test_a_form_comes_back_in_parts_and_after_a_torn_line(run: Path) -> None:
     make_sheets(run, raters=1, items=6)
     rows = answer(run, "rater-1", same(TRUE))
     half = save(run / "half.json", rows[:5])
-    assert import_ratings(run, [half]).added == 20
+    made = import_ratings(run, [half])
+    assert (made.added, made.missing) == (20, 4 * len(rows) - 20)
     path = run / "ratings.jsonl"
     path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
     made = import_ratings(run, [save(run / "whole.json", rows)])
