@@ -44,6 +44,8 @@ BATCH = "Prompts, or windows of a text, a batch; by default what memory holds."
 BatchSize = Annotated[int | None, Option(min=1, help=BATCH)]
 NF4 = "NF4 weights; by default where the card is small."
 FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
+ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
+Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = (
@@ -156,6 +158,8 @@ def evaluate_command(
     base: Base = None,
     adapter: Adapters = None,
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
+    endpoint: Endpoints = None,
+    tokenizer: Annotated[str | None, Option(help="Of the endpoints: a folder or hub id; prompts are its ids.")] = None,
     data: Data = None,
     columns: Columns = None,
     split: Annotated[str | None, Option(help=SPLIT)] = None,
@@ -168,6 +172,9 @@ def evaluate_command(
     metric: Metrics = None,
     primary: Annotated[str, Option(help=PRIMARY)] = "chrF++",
     combine: Combine = None,
+    judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
+    judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
+    judge_pairs: Annotated[bool, Option("--judge-pairs", help="It compares the candidates in pairs, too.")] = False,
     greedy: Annotated[bool, Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, Option(min=0.01)] = 0.7,
     top_p: Annotated[float, Option(min=0.01, max=1.0)] = 0.9,
@@ -186,28 +193,16 @@ def evaluate_command(
     quiet: Quiet = False,
 ) -> None:
     """Let a base and its adapters answer the same messages, and rank them. Without arguments: the bundled demo."""
-    from bnbench.data.corpus import SplitSizes
-    from bnbench.evaluate import EvaluationRequest, check_inputs, choose_measures, default_folder, evaluate
-    from bnbench.metrics.combined import parse_weights
-    from bnbench.models.backend import get_backend
-    from bnbench.models.candidates import by_name, parse_candidates
+    from bnbench.evaluate import evaluate, make_request
     from bnbench.models.decoding import Decoding
 
-    mapping, sizes, metrics = _pairs(columns), SplitSizes.parse(split_sizes), tuple(metric or ())
-    weights = {} if combine is None else parse_weights(combine)
-    on_disk, models = get_backend(backend).needs_files, [*([base] if base else []), *(adapter or [])]
-    # The cheap checks first: finding candidates may hash, or fetch, gigabytes.
-    check_inputs(data, mapping, split, models if on_disk else [], predictions or [])
-    choose_measures(primary, metrics, weights)
     decoding = Decoding(greedy, temperature, top_p, top_k, repetition_penalty, max_words, max_new_tokens, seed)
-    candidates = parse_candidates(
-        base, adapter or (), predictions or (), trust_remote_code=trust_remote_code, needs_files=on_disk
-    )
-    request = EvaluationRequest(
-        candidates, out or default_folder(candidates, data), data, mapping, sizes, split, limit, decoding,
-        batch_size=batch_size, max_tokens=max_tokens, quantise=four_bit, device=device,
-        trust_remote_code=trust_remote_code, backend=backend, system=by_name(system or (), candidates),
-        template=by_name(template or (), candidates), metrics=metrics, primary=primary, combine=weights,
+    request = make_request(
+        base, adapter or (), predictions or (), endpoint or (), data=data, columns=_pairs(columns), split=split,
+        split_sizes=split_sizes, limit=limit, systems=system or (), templates=template or (), combine=combine,
+        judge=judge, judge_language=judge_language, judge_pairs=judge_pairs, metrics=metric or (), out=out,
+        primary=primary, decoding=decoding, backend=backend, tokenizer=tokenizer, batch_size=batch_size,
+        max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code,
         overwrite=overwrite, command=_command_line(), quiet=quiet,
     )  # fmt: skip
     _report([evaluate(request)], None, as_json)

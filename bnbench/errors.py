@@ -6,8 +6,8 @@ The command line exits with the error's `exit_code`: 1 failure, 2 usage or confi
 from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, require
 
 __all__ = [
-    "BnbenchError", "CandidateError", "CorpusError", "InputError", "MissingExtraError", "PartialRunError",
-    "PromptError", "RecipeError", "RunError", "TrainingError", "UsageError", "require",
+    "BnbenchError", "CandidateError", "CorpusError", "EndpointError", "InputError", "MissingExtraError",
+    "PartialRunError", "PromptError", "RecipeError", "RunError", "TrainingError", "UsageError", "require",
 ]  # fmt: skip
 
 
@@ -29,6 +29,17 @@ class RecipeError(UsageError):
 
 class RunError(BnbenchError):
     """A run folder that is damaged, or that belongs to another set of arguments."""
+
+
+class EndpointError(BnbenchError, RuntimeError):
+    """A server that cannot be reached, refuses (`status`: with which HTTP status, else 0), or gives no usable answer.
+
+    As a RuntimeError it stops a run that has begun as every failure of a backend does: what was computed is kept.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class TrainingError(BnbenchError):

@@ -17,26 +17,30 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnbench import __version__, records
+from bnbench.data.chat import without_thoughts
 from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
 from bnbench.data.files import check_columns, check_source
-from bnbench.errors import CorpusError, PartialRunError, RunError, UsageError
+from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
-from bnbench.metrics.combined import CombinedScore, weighted
+from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import Metric, Texts
 from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
-from bnbench.models.candidates import Candidate, missing
+from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.progress import stage
 
-EVERY_NEED = frozenset({"references", "messages", "likelihoods"})
+if TYPE_CHECKING:
+    from bnbench.judge import Judge
+
+EVERY_NEED = frozenset({"references", "messages", "likelihoods", "rivals"})
 
 log = logging.getLogger("bnbench")
 
@@ -46,9 +50,9 @@ class EvaluationRequest:
     """What to evaluate, on what, and how. `out` is the run folder; `command` what a user types to go on.
 
     Where `split` is None `_test_rows` says what is tested. `backend` answers for the models, asked with `system` texts
-    and `template`s as `BackendOptions` has them; `metrics` are names as `get_metric` takes them (none: the default
-    set), `primary` ranks and may be any of them; `combine` has the weights of a combined score by metric, summing to 1
-    (none: empty).
+    and `template`s as `BackendOptions` has them; `tokenizer` makes the prompts of endpoints; `metrics` are names as
+    `get_metric` takes them (none: the default set), `primary` ranks and may be any of them; `combine` has the weights
+    of a combined score by metric, summing to 1 (none: empty); `judge` rates the replies, too.
     """
 
     candidates: tuple[Candidate, ...]
@@ -65,18 +69,20 @@ class EvaluationRequest:
     device: str | None = None
     trust_remote_code: bool = False
     backend: str = "hf"
+    tokenizer: str | None = None
     system: Mapping[str, str] = field(default_factory=dict)
     template: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     primary: str = "chrF++"
     combine: Mapping[str, float] = field(default_factory=dict)
+    judge: Judge | None = None
     overwrite: bool = False
     command: str = "bnbench evaluate"
     quiet: bool = False
 
     def backend_of(self, candidate: Candidate) -> str:
         """The name of the backend that answers for a candidate."""
-        return "recorded" if candidate.kind == "predictions" else self.backend
+        return {"predictions": "recorded", "endpoint": "endpoint"}.get(candidate.kind, self.backend)
 
 
 @dataclass(frozen=True)
@@ -101,13 +107,14 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation that is ready to start: everything is known but the replies."""
+    """An evaluation that is ready to start: all is known but the replies; the `silent` will have no likelihoods."""
 
     request: EvaluationRequest
     measures: Measures
     corpus: Corpus
     examples: tuple[Example, ...]
     entrants: tuple[Entrant, ...]
+    silent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,49 @@ def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
     return Path("runs") / (names if data is None else f"{names}-{records.slug(Path(data).stem)}")
 
 
+def make_request(
+    base: str | None,
+    adapters: Sequence[str],
+    predictions: Sequence[str],
+    endpoints: Sequence[str],
+    *,
+    data: str | None,
+    columns: Mapping[str, str],
+    split: str | None,
+    split_sizes: str,
+    systems: Sequence[str],
+    templates: Sequence[str],
+    combine: str | None,
+    judge: str | None,
+    judge_language: str,
+    judge_pairs: bool,
+    metrics: Sequence[str],
+    out: Path | None,
+    **options: Any,
+) -> EvaluationRequest:
+    """The request that a command line spells out; `options` are further fields of it, as they are.
+
+    What is cheap to check is checked first: finding candidates may hash, or fetch, gigabytes.
+    """
+    sizes, weights = SplitSizes.parse(split_sizes), {} if combine is None else parse_weights(combine)
+    quiet, backend, trust = options["quiet"], get_backend(options["backend"]), options["trust_remote_code"]
+    rater = None
+    if judge or judge_pairs:
+        from bnbench.judge import Judge  # brings the audits
+
+        rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
+    models = [*([base] if base else []), *adapters] if backend.needs_files else []
+    check_inputs(data, columns, split, models, predictions)
+    choose_measures(options["primary"], metrics, weights, rater)
+    given = (base, adapters, predictions, endpoints)
+    candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
+    return EvaluationRequest(
+        candidates, out or default_folder(candidates, data), data, columns, sizes, split,
+        system=by_name(systems, candidates), template=by_name(templates, candidates), metrics=tuple(metrics),
+        combine=weights, judge=rater, **options,
+    )  # fmt: skip
+
+
 def check_inputs(
     data: str | None, columns: Mapping[str, str], split: str | None, models: Sequence[str], predictions: Sequence[str]
 ) -> None:
@@ -138,11 +188,13 @@ def check_inputs(
         raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
 
 
-def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[str, float] | None = None) -> Measures:
-    """The metrics that are named, or the default ones, with the primary one and the parts of the combined score.
+def choose_measures(
+    primary: str, names: Sequence[str] = (), combine: Mapping[str, float] | None = None, judge: Judge | None = None
+) -> Measures:
+    """The metrics that are named, or the default ones, those of the judge, the primary one, and the combined score's.
 
-    Raises UsageError for an unknown name (with the nearest), two metrics of one name, and a combined score that ranks
-    without weights or has a part of which lower is better.
+    Raises UsageError for an unknown name (with the nearest), two metrics of one name, a judge's metric without it, and
+    a combined score that ranks without weights or has a part of which lower is better.
     """
     chosen: dict[str, Metric] = {}
 
@@ -163,11 +215,16 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
 
     for metric in map(get_metric, names) if names else default_metrics(EVERY_NEED):
         take(metric)
+    for metric in judge.metrics if judge else ():
+        take(metric, instead=True)
     if combine:
         take(CombinedScore(combine, [find(name) for name in combine]))
     if primary.casefold() == COMBINED and COMBINED not in chosen:
         raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
     primary = find(primary).name
+    for metric in chosen.values():
+        if getattr(metric, "judge", judge) is not judge:
+            raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
     # A combined score counts nothing itself: its parts are computed, and shown, beside it.
     for part in [part for metric in chosen.values() for part in metric.parts]:
         chosen.setdefault(part.name, part)
@@ -176,21 +233,24 @@ def choose_measures(primary: str, names: Sequence[str] = (), combine: Mapping[st
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
 
 
-def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
-    """UsageError for a metric that was asked for and that no candidate can have; RunError where the run in the folder
-    began with another primary metric or combined score.
+def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
+    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one;
+    the candidates `without` give no likelihoods.
     """
-    can = {"references", "messages"}
-    if any(get_backend(request.backend_of(c)).likelihood is not Backend.likelihood for c in request.candidates):
-        can.add("likelihoods")
     asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
     for metric in measures.metrics:
-        if metric.needs - can and metric.name.casefold() in asked:
-            raise UsageError(
-                f"{metric.name} cannot be computed for these candidates: it needs "
-                f"{', '.join(sorted(metric.needs - can))}, which none of them gives; choose from "
-                f"{', '.join(m.name for m in measures.metrics if m.needs <= can)}"
+        most = 0 if metric.name == measures.primary else len(request.candidates) - 1
+        if "likelihoods" in metric.needs and len(without) > most and metric.name.casefold() in asked:
+            who = (
+                f"{', '.join(without)} cannot give" if len(without) < len(request.candidates) else "none of them gives"
             )
+            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
+            what = f"it needs likelihoods, which {who}"
+            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
+
+
+def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
+    """RunError where the run in the folder began with another primary metric or combined score."""
     if request.overwrite or not (request.out / "run.json").is_file():
         return
     began = records.read_record(request.out)
@@ -214,21 +274,54 @@ def evaluate(request: EvaluationRequest) -> Path:
     Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
     replies so far are kept and the message has the command to go on.
     """
-    measures = choose_measures(request.primary, request.metrics, request.combine)
+    measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
     _check_declared(request, measures)
+    kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
+    _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
     if request.batch_size is not None and request.batch_size < 1:
         raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
+    if request.tokenizer and not any(c.urls for c in request.candidates):
+        raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
     for metric in measures.metrics:
         metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
+    if request.judge and request.judge.pairs and len(request.candidates) < 2:
+        raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
     work, path = _prepare(request, measures), request.out / "run.json"
+    # A server shows what it gives only when it is asked.
+    _check_needs(request, measures, work.silent)
     plan = _plan(work)
     start = _resume(work, plan)
     record = _begin(work, going_on=start > 0)
     records.write_json(path, record)
+    if request.judge:
+        _try(request.judge, work)
     record = _generate(work, plan[start:], record)
     generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-    records.write_json(path, _end(work, record, generations, _score(work, generations)))
+    texts = _texts(work, generations)
+    if request.judge:  # scoring only looks its ratings up
+        try:
+            record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
+        except (EndpointError, OSError) as error:
+            raise _partial(request, error) from error
+    records.write_json(path, _end(work, record, generations, _score(work, texts)))
     return request.out
+
+
+def _try(judge: Judge, work: Work) -> None:
+    """Has the judge rate labelled replies, before anything is loaded: one that cannot is known after these few."""
+    out, n, k = work.request.out, len(work.examples), len(work.entrants)
+    judge.keep(out / records.RATINGS)
+    calls = n * k * (k if judge.pairs else 1)
+    log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, judge.tried, calls)
+    try:
+        records.write_json(out / records.AUDITS, [audit.as_dict() for audit in judge.audits()])
+    except EndpointError as error:
+        raise _partial(work.request, error) if (out / records.RATINGS).exists() else error from None
+
+
+def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
+    kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
+    return PartialRunError(f"{type(error).__name__}: {error}\n{kept}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -236,7 +329,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     backends: dict[str, Backend] = {}
     for name in dict.fromkeys(map(request.backend_of, request.candidates)):
         own = [c for c in request.candidates if request.backend_of(c) == name]
-        how = (request.system, request.template)
+        how = (request.tokenizer, request.system, request.template)
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = get_backend(name)(own, options)
     answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
@@ -246,10 +339,11 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     # A row is too long if it is for any of the candidates that can tell.
     telling = [p for p in distinct.values() if p.tokenizer is not None]
 
-    def longest(examples: Sequence[Example]) -> Sequence[int]:
-        return [max(lengths) for lengths in zip(*(p.count_tokens(examples) for p in telling), strict=True)]
-
-    limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": longest if telling else None}
+    limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
+    if telling:
+        limits["count_tokens"] = lambda rows: [
+            max(n) for n in zip(*(p.count_tokens(rows) for p in telling), strict=True)
+        ]
     if request.data is None:
         corpus = demo_corpus(**limits)
     else:
@@ -265,7 +359,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         decoding = prompter.limited(request.decoding, [e.reference for e in examples])
         asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
     entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
-    return Work(request, measures, corpus, examples, entrants)
+    silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
+    return Work(request, measures, corpus, examples, entrants, silent)
 
 
 def _test_rows(corpus: Corpus, request: EvaluationRequest) -> tuple[Corpus, EvaluationRequest]:
@@ -322,6 +417,10 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if work.request.overwrite:
         path.unlink(missing_ok=True)
+        if (ratings := out / records.RATINGS).exists():  # people's work is kept: it has the hashes of what they read
+            people = [r for r in records.read_lines(records.Rating, ratings) if r.rater.startswith(records.PERSON)]
+            ratings.unlink()
+            records.append_lines(ratings, people)
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
@@ -374,8 +473,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
                 records.write_json(out / "run.json", record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
-        kept = f"What was computed is kept in {out}; go on with: {work.request.command}"
-        raise PartialRunError(f"{type(error).__name__}: {error}\n{kept}") from error
+        raise _partial(work.request, error) from error
     return record
 
 
@@ -391,35 +489,46 @@ def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     if scored is not None:
         rows = [(nll, int(tokens), int(size), int(characters)) for nll, tokens, size, characters in scored.tolist()]
     return [
-        records.Generation(key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *row)
+        records.Generation(
+            key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused)
+        )
         for key, example, reply, row in zip(batch.keys, examples, replies, rows, strict=True)
     ]
 
 
-def _score(work: Work, generations: Sequence[records.Generation]) -> list[Metric]:
+def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:
+    """What is scored of each candidate, in the order of the items."""
+    replies = {(g.candidate, g.id): g for g in generations}
+    names, found = [candidate.name for candidate in work.request.candidates], {}
+    for name in names:
+        own = [replies[name, e.id] for e in work.examples]
+        numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in own]
+        known = all(n is not None for row in numbers for n in row)
+        cut = [g.hit_limit for g in own]
+        texts = Texts.of(
+            [without_thoughts(g.reply) for g in own],
+            [e.reference for e in work.examples],
+            [f"{e.title} {e.question}".strip() for e in work.examples],
+            np.array(numbers, dtype=np.float64) if known else None,
+            None if None in cut else [bool(limit) for limit in cut],
+        )
+        others = [n for n in names if n != name]
+        rivals = tuple(tuple(without_thoughts(replies[n, e.id].reply) for n in others) for e in work.examples)
+        found[name] = replace(texts, rivals=rivals if len(names) > 1 else None)
+    return found
+
+
+def _score(work: Work, texts: Mapping[str, Texts]) -> list[Metric]:
     """Writes every candidate's statistics; returns the metrics that were computed for any of them.
 
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
-    ids = [e.id for e in work.examples]
-    replies = {(g.candidate, g.id): g for g in generations}
-    used = set[str]()
-    with stage("score", len(work.entrants) * len(ids), quiet=work.request.quiet) as progress:
-        for name in (candidate.name for candidate in work.request.candidates):
-            own = [replies[name, i] for i in ids]
-            numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in own]
-            known = all(n is not None for row in numbers for n in row)
-            cut = [g.hit_limit for g in own]
-            texts = Texts.of(
-                [g.reply for g in own],
-                [e.reference for e in work.examples],
-                [f"{e.title} {e.question}".strip() for e in work.examples],
-                np.array(numbers, dtype=np.float64) if known else None,
-                None if None in cut else [bool(limit) for limit in cut],
-            )
-            can = EVERY_NEED if known else EVERY_NEED - {"likelihoods"}
+    ids, used = [e.id for e in work.examples], set[str]()
+    with stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
+        for name, own in texts.items():
+            can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
-            tables = {m.name: t for m, t in zip(metrics, statistics(texts, metrics), strict=True)}
+            tables = {m.name: t for m, t in zip(metrics, statistics(own, metrics), strict=True)}
             records.write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
             used.update(tables)
             progress.advance(len(ids))
@@ -439,7 +548,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
     seconds = {c.name: c.seconds for c in before.candidates} if before else {}
-    candidates, notes = list[records.CandidateRecord](), list[str]()
+    candidates = list[records.CandidateRecord]()
+    notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
         candidate, training = entrant.candidate, None
         if candidate.kind == "adapter" and candidate.folder:
@@ -461,13 +571,19 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
                 "format's"
             )
             log.warning(notes[-1])
-        # Where files lie on this machine is nobody else's business; location, revision and hashes say what they are.
-        shown = {name: value for name, value in asdict(candidate).items() if name not in ("folder", "base_folder")}
+        # Where files and servers are is nobody else's business; location, revision and hashes say what they are.
+        hidden = ("folder", "base_folder", "urls")
+        shown = {name: value for name, value in asdict(candidate).items() if name not in hidden}
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             prompt=None if asked.describe() == other.describe() else asked.describe(),
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
+    recorded = {c.name for c in request.candidates if c.kind == "predictions"}
+    if silent := [name for name in work.silent if name not in recorded]:
+        notes.append(
+            f"likelihoods are not available: {', '.join(silent)}; so perplexity and bits per character are not"
+        )
     first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
     return records.RunRecord(
         name=request.out.name, bnbench=__version__, command=request.command,
@@ -489,15 +605,22 @@ def _end(
     work: Work, record: records.RunRecord, generations: Sequence[records.Generation], computed: Sequence[Metric]
 ) -> records.RunRecord:
     """The record with what is only known at the end: speed, how many replies the limit cut, and the metrics."""
-    candidates = []
+    candidates, notes = [], list[str]()
     for candidate in record.candidates:
         own = [g for g in generations if g.candidate == candidate.name]
         limits = [g.hit_limit for g in own if g.hit_limit is not None]
         speed = round(sum(g.tokens or 0 for g in own) / candidate.seconds, 1) if candidate.seconds else None
         share = sum(limits) / len(limits) if limits else None
         candidates.append(replace(candidate, tokens_per_second=speed, hit_limit_share=share))
+        if thought := sum(without_thoughts(g.reply) != g.reply for g in own):
+            notes.append(
+                f"{candidate.name} thinks aloud in {thought} of {len(own)} replies; <think>…</think> is not scored"
+            )
+        if refused := sum(g.refused for g in own):
+            notes.append(f"{candidate.name} refused {refused} of {len(own)} messages; what it said instead is scored")
     return replace(
         record,
+        notes=(*record.notes, *notes),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **records.describe_environment(),  # again: only now is the accelerator known
         candidates=tuple(candidates),

@@ -42,6 +42,7 @@ TRAINING = "training.json"
 GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
+PERSON = "human:"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
 _hints = cache(get_type_hints)
 
@@ -56,7 +57,7 @@ Points = Sequence[tuple[int, float, *tuple[float, ...]]]  # a loss curve: optimi
 @dataclass(frozen=True)
 class Generation:
     """One reply, and the likelihood of the item's reference, where it is known: `nll` in nats over `nll_tokens`, of a
-    text of so many `bytes` and `characters`.
+    text of so many `bytes` and `characters`. `refused`: it said that it will not answer, and `reply` is what it said.
     """
 
     key: str
@@ -69,11 +70,14 @@ class Generation:
     nll_tokens: int | None
     bytes: int | None
     characters: int | None
+    refused: bool = False
 
 
 @dataclass(frozen=True)
 class Rating:
-    """What one rater gave one text by one criterion; `key` is a hash of all that the rating depends on."""
+    """What one rater gave one text by one criterion; `key` is a hash of all that the rating depends on. `PERSON` stands
+    before a person's name, and before no model's.
+    """
 
     key: str
     rater: str

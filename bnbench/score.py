@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bnbench.data.chat import without_thoughts
 from bnbench.data.join import ReplyRow, TextFile, join
 from bnbench.errors import CorpusError, InputError, UsageError
 from bnbench.metrics.combined import CombinedScore
@@ -49,7 +50,8 @@ class Scores:
 
     def __str__(self) -> str:
         several = "95 % bootstrap intervals" if self.n > 1 else "one gives no interval"
-        head = f"{self.n:,} {'reply' if self.n == 1 else 'replies'}, {several}; 0–100, ↑ higher is better, ↓ lower"
+        scale = "0–100, " if all(result.of.is_percent for result in self.results.values()) else ""
+        head = f"{self.n:,} {'reply' if self.n == 1 else 'replies'}, {several}; {scale}↑ higher is better, ↓ lower"
         lines = [f"{'↑' if r.of.higher_is_better else '↓'} {r}" for r in self.results.values()]
         return "\n".join([head, *lines, *([self.hint] if self.hint else [])])
 
@@ -75,7 +77,7 @@ def score(
             n = len(row or ())
             raise InputError(f"reply {number} has {n} references: the profile 'original' needs exactly one")
     answered = list(asked) if files[2] else None
-    return original_scores(replies, [row[0] for row in found], messages=answered)
+    return original_scores(list(map(without_thoughts, replies)), [row[0] for row in found], messages=answered)
 
 
 def score_files(
@@ -113,10 +115,11 @@ def score_files(
     with join(*files) as rows, stage("score", n, quiet=quiet) as progress:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = workers or (cores if n >= _PARALLEL_FROM else 1)
+        thoughts = list[int]()
         results = evaluate_stream(
-            _parts(rows), chosen, workers=workers, resamples=resamples, seed=seed, progress=progress.advance
+            _parts(rows, thoughts), chosen, workers=workers, resamples=resamples, seed=seed, progress=progress.advance
         )
-    hints = []
+    hints = [f"{len(thoughts)} of {n} replies think aloud: <think>…</think> is not scored"] if thoughts else []
     for need in ("messages", "references") if metrics is None else ():
         added = [m.name for m in default_metrics(given | {need}) if m.name not in results] if need not in given else []
         hints += [f"with --{need} FILE also: {', '.join(added)}"] if added else []
@@ -163,15 +166,18 @@ def _metrics(
     return chosen
 
 
-def _parts(rows: Iterator[ReplyRow]) -> Iterator[Texts]:
-    """The rows, `PART` at a time, or fewer where texts are long."""
+def _parts(rows: Iterator[ReplyRow], thoughts: list[int]) -> Iterator[Texts]:
+    """The rows, `PART` at a time, or fewer where texts are long; those that think aloud are added to `thoughts`."""
     part: list[ReplyRow] = []
     characters = 0
-    for row in chain(rows, [None]):
+    for number, row in enumerate(chain(rows, [None])):
         if part and (row is None or len(part) == PART or characters > _PART_CHARACTERS):
-            replies, references, messages = zip(*part, strict=True)
-            yield Texts.of(replies, *(None if column[0] is None else column for column in (references, messages)))
+            replies, *others = zip(*part, strict=True)
+            yield Texts.of(replies, *(None if column[0] is None else column for column in others))
             part, characters = [], 0
         if row is not None:
-            part.append(row)
+            reply, references, message = row
+            if (said := without_thoughts(reply)) != reply:
+                thoughts.append(number)
+            part.append((said, references, message))
             characters += len(row[0]) + sum(map(len, row[1] or ()))

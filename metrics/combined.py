@@ -52,7 +52,7 @@ class CombinedScore(Metric):
 
     `weights`: metric (as `get_metric` takes it) -> weight, which need not sum to 1, or the text that `parse_weights`
     takes; `metrics` are the parts where they have other settings. Raises `UsageError` for a weight that is not positive
-    or a metric of which lower is better. Its table is its parts', side by side, so intervals come as everywhere.
+    or a metric of another scale or of which lower is better. Its table is its parts', side by side.
     """
 
     name: ClassVar[str] = NAME
@@ -64,7 +64,7 @@ class CombinedScore(Metric):
         self.parts = tuple([get_metric(name) for name in declared] if metrics is None else metrics)
         self.weights = dict(zip((part.name for part in self.parts), declared.values(), strict=True))
         for part in self.parts:
-            if not part.higher_is_better:
+            if not (part.higher_is_better and part.is_percent):
                 raise UsageError(f"{part.name} cannot be part of a combined score: it is {part.description}")
         self.columns = tuple(f"{part.name}/{column}" for part in self.parts for column in part.columns)
         self.needs = frozenset[str]().union(*(part.needs for part in self.parts))

@@ -130,16 +130,17 @@ class Metric(ABC):
     """One metric. Subclasses give `name`, `columns`, `values`, `description`, `choices`, `statistics` and `formula`.
 
     `columns` names the k statistics, `values` the v scores that the formula makes of their sums, the main one first:
-    on 0-100, higher better, unless `description` and `higher_is_better` say otherwise. `needs` is any of "references",
-    "messages", "likelihoods". `details` are values for CSV and JSON only. `parts` are the metrics whose tables, side by
-    side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is what `get_metric` was given
-    after the colon of `name:argument`.
+    on 0-100, higher better, unless `description`, `is_percent` and `higher_is_better` say otherwise. `needs` is any of
+    "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only. `parts` are the
+    metrics whose tables, side by side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is
+    what `get_metric` was given after the colon of `name:argument`.
     """
 
     name: ClassVar[str]
     columns: tuple[str, ...]
     values: tuple[str, ...]
     description: ClassVar[str]
+    is_percent: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
     needs: frozenset[str] = frozenset()
     details: frozenset[str] = frozenset()
@@ -254,10 +255,11 @@ class Texts:
     messages: tuple[str, ...] | None = None
     likelihoods: FloatArray | None = None
     cut: tuple[bool, ...] | None = None
+    rivals: tuple[tuple[str, ...], ...] | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("references", "messages", "likelihoods", "cut"):
+        for name in ("references", "messages", "likelihoods", "cut", "rivals"):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.replies):
                 counts = f"{len(self.replies)} replies but {len(given)} {name}"
@@ -325,7 +327,7 @@ class Texts:
 
     def part(self, rows: slice) -> Texts:
         """The texts of some rows, with nothing derived yet."""
-        columns = (self.replies, self.references, self.messages, self.likelihoods, self.cut)
+        columns = (self.replies, self.references, self.messages, self.likelihoods, self.cut, self.rivals)
         return Texts(*(None if column is None else column[rows] for column in columns))  # type: ignore[arg-type]
 
     def reference_texts(self) -> Iterator[str]:

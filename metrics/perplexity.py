@@ -27,6 +27,7 @@ class Perplexity(Metric):
     name: ClassVar[str] = "perplexity"
     description: ClassVar[str] = "bits per character and per byte, token perplexity of the references; lower is better"
     higher_is_better: ClassVar[bool] = False
+    is_percent: ClassVar[bool] = False
     needs = frozenset({"likelihoods"})
     columns = ("nll", "tokens", "bytes", "characters")
     values = ("bits_per_character", "bits_per_byte", "token_perplexity")

@@ -26,8 +26,8 @@ from bnbench.data.files import as_text, header_of, read_records
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
-from bnbench.records import RATINGS, Rating, Run, append_lines, read_lines, read_run, write_text
-from bnbench.reports.people import BETTER, CRITERIA, LEVELS, RATER, read_people, text_key
+from bnbench.records import PERSON, RATINGS, Rating, Run, append_lines, read_lines, read_run, write_text
+from bnbench.reports.people import BETTER, CRITERIA, LEVELS, read_people, text_key
 from bnbench.reports.render import page, templates
 from bnbench.reports.values import name, storable
 
@@ -245,7 +245,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                 continue
             begun |= {(shown[code].form, rater)} if values else set()
             for criterion, value in values.items():
-                new = Rating(shown[code].key, f"{RATER}{rater}", criterion, value)
+                new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value)
                 at = new.key, new.rater, criterion
                 other, there = found.get(at, ({} if replace else before).get(at, (new, "")))
                 if other.value != value:
@@ -260,7 +260,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     if (path := folder / RATINGS).exists():  # a torn last line would swallow the next
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     append_lines(folder / RATINGS, new_ones)
-    raters = tuple(dict.fromkeys(rating.rater.removeprefix(RATER) for rating, _ in found.values()))
+    raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
     asked = sum(len(_asked(line)) for form, _ in begun for line in shown.values() if line.form == form)
     write_text(folder / TABLE, ratings_csv(run))
     return Imported(raters, len(new_ones), len(found) - len(new_ones), asked - len(found), str(folder / TABLE))
@@ -297,6 +297,6 @@ def ratings_csv(run: Run) -> str:
         names = list(run.replies)
         for i, c, r in np.argwhere(~np.isnan(given).all(axis=-1)).tolist():
             e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
-            who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(RATER)
+            who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(PERSON)
             lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
     return storable(text.getvalue())

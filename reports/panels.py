@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnbench.metrics.audit.findings import Estimate, short_name
+from bnbench.metrics.audit.findings import Estimate, read_audits, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
@@ -389,8 +389,11 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
     told = [(t, f"{t.metric}: {sentence(t)}") for t in ranking.trust]
     unknown = [(t.metric, text) for t, text in told if not t.scorers]
     doubted = [f"{FLAG} {text}" if t.beaten or not t.scorers else text for t, text in told]
+    # The terminal leaves out the audits that ship with bnbench, which are the same in every run.
+    shipped = {audit.metric for audit in read_audits()}
+    here = [text for (t, _), text in zip(told, doubted, strict=True) if t.scorers and t.metric not in shipped]
     blocks: list[Block] = [Sentences(doubted, "list", Pen.WRITTEN)]
-    blocks.append(Sentences([text for _, text in unknown], "list", Pen.TEXT))
+    blocks.append(Sentences([*(text for _, text in unknown), *here], "list", Pen.TEXT))
     blocks += [Sentences((f"bnbench audit {metric} --json > audit.json",), "code", Pen.HTML) for metric, _ in unknown]
     by_labels: dict[str, list[Trust]] = {}
     for t in (t for t in ranking.trust if t.scorers):

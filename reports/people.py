@@ -23,12 +23,11 @@ from bnbench.metrics.audit.agreement import kendall
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
 from bnbench.metrics.significance import bootstrap
-from bnbench.records import RATINGS, MetricRecord, Rating, Run, read_lines
+from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lines
 
 CRITERIA = ("empathy", "relevance", "fluency", "overall")
 LEVELS = 5  # of each criterion, from 1
 BETTER = "better"  # of two replies: 0 neither, 1 the first, 2 the second
-RATER = "human:"  # stands before a person's name in ratings.jsonl, where judges have their ratings too
 
 
 class Rated(Metric):
@@ -95,7 +94,7 @@ def text_key(item: str, *texts: str) -> str:
 
 def read_people(run: Run) -> People | None:
     """What people gave to the replies of a run, of two answers to one question the later; None where there is none."""
-    rows = [row for row in read_lines(Rating, run.path / RATINGS) if row.rater.startswith(RATER)]
+    rows = [row for row in read_lines(Rating, run.path / RATINGS) if row.rater.startswith(PERSON)]
     said = {(row.key, row.rater, row.criterion): row.value for row in rows}
     if not said:
         return None
@@ -236,7 +235,7 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
         gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
         for r, rater in enumerate(people.raters):
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
-            severity.setdefault(rater.removeprefix(RATER), {})[criterion] = estimate(table, mean)
+            severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = estimate(table, mean)
     seen = np.unique(items)
     for name, table in people.tables().items():
         for c, candidate in enumerate(run.replies):

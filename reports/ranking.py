@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from bnbench.errors import RunError, UsageError
-from bnbench.metrics.audit.findings import read_audits
+from bnbench.metrics.audit.findings import RECORD, read_audits
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
-from bnbench.records import CandidateRecord, Generation, MetricRecord, Run, RunRecord
+from bnbench.records import AUDITS, CandidateRecord, Generation, MetricRecord, Run, RunRecord
 from bnbench.reports.people import with_ratings
 from bnbench.reports.trust import Trust, trust
 
@@ -157,7 +157,8 @@ def rank(
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
     """
-    on_record = [*read_audits(), *(read_audits(audits) if audits else [])]
+    own = [path for run in runs if (path := run.path / AUDITS).is_file()]
+    on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
     runs = [with_ratings(run, primary or "") for run in runs] if len(runs) == 1 else runs
     entries = collect(runs)
     primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
@@ -165,7 +166,7 @@ def rank(
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
-    metrics, absent = _metrics(described, primary)
+    metrics, absent = _metrics(described, primary, len(runs) > 1)
     ranks_by = metrics[primary]
     # Every pair on the primary value, with Holm's correction over the family.
     pairs: Pairs = {}
@@ -291,7 +292,7 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[str, Metric], list[str]]:
+def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool) -> tuple[dict[str, Metric], list[str]]:
     """The metrics that can be computed here, the primary first, a combined score next; a note for each other one."""
     found, notes = {}, []
     for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
@@ -301,6 +302,8 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str) -> tuple[dict[
                 held, has = (", ".join(columns) for columns in (described[name].columns, metric.columns))
                 what = f"the run holds the statistics {held}, this version of {name} has {has}"
                 raise UsageError(f"{what}; run the evaluation again (its replies are kept)")
+            if "rivals" in metric.needs and several:
+                raise UsageError(f"{name} compares the candidates of one run with each other")
             found[name] = metric
         except UsageError as error:
             if name == primary:

@@ -26,6 +26,7 @@ FLOORS = {
     "bnbench.reports": 5,
     "bnbench.models": 4,
     "bnbench.score": 4,
+    "bnbench.judge": 4,
     "bnbench.data": 3,
     "bnbench.records": 3,
     "bnbench.plot": 4,
@@ -105,7 +106,7 @@ def test_size() -> None:
     assert 8 <= statistics.median(functions.values()) <= 12
     assert len(lines) <= 85
     # The aim is 13,000. This bound goes down as rooms are pruned, and up only with what an issue adds.
-    bound, total = 15_100, sum(lines.values())
+    bound, total = 16_200, sum(lines.values())
     assert total <= bound, f"{total} lines: shorten, or raise this bound by the lines that you add and say why"
 
 

@@ -9,6 +9,7 @@ prompt, completion   texts, or lists of messages as in TRL
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -25,6 +26,9 @@ _SPEAKERS = {"human": _USER, "gpt": _ASSISTANT, "chatgpt": _ASSISTANT, "model": 
 _NAMES = {_USER: "ব্যবহারকারী", _ASSISTANT: "সহায়ক"}
 Turn = tuple[str, str]  # who speaks, and what
 
+# What a model thought aloud: up to its end or, where the limit cut it, the reply's; a prompt may have opened it.
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
+
 # Where the text stands in what a tool has in its column of replies, by the column's plain name.
 _PATHS: Mapping[str, Sequence[tuple[str | int, ...]]] = {
     "filteredresps": [(0,)],  # lm-evaluation-harness: a list of one text
@@ -33,6 +37,11 @@ _PATHS: Mapping[str, Sequence[tuple[str | int, ...]]] = {
 }
 
 _log = logging.getLogger(__name__)
+
+
+def without_thoughts(reply: str) -> str:
+    """A reply without its `<think>…</think>`, which nobody is to read; the same text where it has none."""
+    return _THOUGHT.sub("", reply).strip() if "think>" in reply else reply
 
 
 def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[str, str]) -> Mapping[str, Row]:

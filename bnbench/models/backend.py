@@ -1,4 +1,4 @@
-"""What answers a prompt. A backend is a class; ours are `hf`, `vllm` and `recorded`, others join as plug-ins.
+"""What answers a prompt. A backend is a class, as `hf` and `vllm` are; others join as plug-ins.
 
 With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends", `bnbench evaluate --backend echo
 --base any-name` runs the class, in which only `generate` must be written.
@@ -30,17 +30,22 @@ BACKENDS = Registry(
         "hf": "bnbench.models.hf:TransformersBackend",  # a line each: CONTRIBUTING.md adds one
         "recorded": "bnbench.models.recorded:RecordedReplies",
         "vllm": "bnbench.models.vllm:VllmBackend",
+        "endpoint": "bnbench.models.endpoint:EndpointBackend",
     },
 )
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One reply. `tokens` counts what was generated, `hit_limit` is True when no end token came; None: not known."""
+    """One reply. `tokens` counts what was generated, `hit_limit` is True when no end token came; None: not known.
+
+    `refused` is True where what answers said that it will not: `text` is then what it said instead.
+    """
 
     text: str
     tokens: int | None = None
     hit_limit: bool | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,23 +54,22 @@ class BackendOptions:
 
     `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
     weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` and
-    `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
+    `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "". `tokenizer` is the
+    folder or hub id of what makes the prompts, where the backend has no files of a model.
     """
 
     name: str = "hf"
     device: str | None = None
     quantise: bool | None = None
     trust_remote_code: bool = False
+    tokenizer: str | None = None
     system: Mapping[str, str] = field(default_factory=dict)
     template: Mapping[str, str] = field(default_factory=dict)
 
-    def system_of(self, candidate: str) -> str:
-        """The system text for a candidate: what was given for its name, else for all, else `SYSTEM`."""
-        return self.system.get(candidate, self.system.get("", SYSTEM))
-
-    def template_of(self, candidate: str) -> str:
-        """The template for a candidate, likewise, else "auto"."""
-        return self.template.get(candidate, self.template.get("", "auto"))
+    def format_of(self, candidate: str) -> tuple[str, str]:
+        """The system text and the template for a candidate: what was given for its name, else for all, else ours."""
+        system, template = (given.get(candidate, given.get("")) for given in (self.system, self.template))
+        return "" if system == "none" else SYSTEM if system is None else system, template or "auto"
 
 
 class Backend(ABC):
@@ -80,7 +84,7 @@ class Backend(ABC):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self.context: int | None = None  # most tokens of a row, where that is known
-        self._prompters = {c.name: Prompter("messages", options.system_of(c.name)) for c in candidates}
+        self._prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
         # For run.json: in what was computed, and why.
         reason = f"chosen by the backend {options.name}"
         self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
@@ -120,6 +124,10 @@ class Backend(ABC):
         """
         return None
 
+    def gives_likelihoods(self, candidate: Candidate) -> bool:
+        """Whether `likelihood` will give numbers, as far as that is known now."""
+        return type(self).likelihood is not Backend.likelihood and self.prompter(candidate).tokenizer is not None
+
     def score(self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]) -> FloatArray | None:
         """(n, 4): nll, tokens, bytes, characters of each reference given its prompt; None as for `likelihood`.
 
@@ -128,7 +136,7 @@ class Backend(ABC):
         without any end, the same for all candidates and all spellings.
         """
         prompter = self.prompter(candidate)
-        if prompter.tokenizer is None or type(self).likelihood is Backend.likelihood:
+        if not self.gives_likelihoods(candidate):
             return None
         answers = [prompter.answer(reference) for reference in references]
         rows = [(*p.ids, *a) for p, a in zip(prompts, answers, strict=True)]

@@ -1,16 +1,18 @@
 """Candidates: what is to be evaluated. Everything that files can tell is checked here, before a model is loaded.
 
-On the command line: `--base ID[@revision]`, `--adapter ID[@revision]` (repeatable), `--predictions FILE` (repeatable),
-each with an optional `name=` in front. Without any, the bundled demo.
+On the command line: `--base ID[@revision]`, `--adapter ID[@revision]` (repeatable), `--endpoint URL#MODEL`
+(repeatable) and `--predictions FILE` (repeatable), each with an optional `name=` in front. Without any, the demo.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError
@@ -18,7 +20,7 @@ from bnbench.models.hub import BUNDLED, ModelFiles, file_sha256, find_model, hub
 
 log = logging.getLogger("bnbench.models")
 
-Kind = Literal["base", "adapter", "predictions"]
+Kind = Literal["base", "adapter", "endpoint", "predictions"]
 
 DEMO_BASE = f"demo-base={BUNDLED}base"
 DEMO_ADAPTER = f"demo-adapter={BUNDLED}adapter"
@@ -32,11 +34,12 @@ SUPPORTED = frozenset((
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that answers: a base model, an adapter on one, or recorded replies.
+    """One thing that answers: a base model, an adapter on one, a model behind servers, or recorded replies.
 
     `location` is the folder, hub id or file as it was given; `revision` the commit it was resolved to, empty for a
     folder or file; `folder` where its files lie. `weights_sha256` is of the model's, adapter's or predictions file. A
-    model of a backend that reads no files here has its location and revision as they were given, and nothing else.
+    model of a backend that reads no files here has its location and revision as they were given, and nothing else;
+    `urls` are those of the servers (with /v1) of an endpoint, whose `location` is the model's name there.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Candidate:
     base_revision: str = ""
     base_folder: str = ""
     weights_sha256: str = ""
+    urls: tuple[str, ...] = ()
 
 
 class Spec(NamedTuple):
@@ -83,11 +87,12 @@ def parse_candidates(
     base: str | None = None,
     adapters: Sequence[str] = (),
     predictions: Sequence[str] = (),
+    endpoints: Sequence[str] = (),
     *,
     trust_remote_code: bool = False,
     needs_files: bool = True,
 ) -> tuple[Candidate, ...]:
-    """What the command line names, checked and resolved: the base first, then its adapters, then recorded replies.
+    """What the command line names, checked and resolved: the base, its adapters, endpoints, recorded replies.
 
     An adapter without `base` brings the base that its configuration names. With nothing given, the bundled demo.
     `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by.
@@ -96,7 +101,7 @@ def parse_candidates(
         CandidateError: what is missing, broken, pickled, of another base, or named like another candidate.
         MissingExtraError: a hub id is named and huggingface_hub is not installed.
     """
-    if base is None and not adapters and not predictions:
+    if base is None and not adapters and not predictions and not endpoints:
         if not needs_files:
             raise CandidateError("this backend reads no files, so not the bundled models: name a model with --base")
         base, adapters = DEMO_BASE, [DEMO_ADAPTER]
@@ -107,6 +112,7 @@ def parse_candidates(
         found = [Candidate(given.name, "base", given.location, given.revision)] if given else []
         below = given.location if given else None
         found += [Candidate(spec.name, "adapter", spec.location, spec.revision, below) for spec in on]
+    found += _endpoints(endpoints) if endpoints else []
     for text in predictions:
         spec = parse_spec(text, revisions=False)
         path = Path(spec.location)
@@ -123,6 +129,30 @@ def parse_candidates(
             f"two candidates are called {twice[0]!r}: put a name in front of one, such as --adapter mine=…"
         )
     return tuple(found)
+
+
+def _endpoints(texts: Sequence[str]) -> list[Candidate]:
+    """`[name=]URL#MODEL`, each once: several URLs of one name and model are one candidate. The key is no part of it."""
+    found: dict[tuple[str, str], Candidate] = {}
+    for text in texts:
+        name, sign, given = text.partition("=")
+        name, given = (name, given) if sign and "/" not in name else ("", text)
+        advice = "write --endpoint [name=]URL#MODEL, such as --endpoint http://127.0.0.1:8000#my-model"
+        try:
+            url = urlsplit(given)
+            host = f"{url.hostname}:{url.port}" if url.port else url.hostname
+        except ValueError as error:
+            raise CandidateError(f"endpoint {given!r}: {error}; {advice}") from None
+        if url.username is not None or url.password is not None:
+            raise CandidateError(f"endpoint of {host}: no password in a URL, please: set BNBENCH_API_KEY; {advice}")
+        if url.scheme not in ("http", "https") or not host or url.query or not url.fragment:
+            raise CandidateError(f"endpoint {given!r}: {advice}")
+        path = url.path.rstrip("/") if re.search(r"/v\d", url.path) else f"{url.path.rstrip('/')}/v1"
+        model, place = url.fragment, f"{url.scheme}://{url.netloc}{path}"
+        one = Candidate(name or Path(model).name, "endpoint", model)
+        before = found.get((one.name, model), one)
+        found[one.name, model] = replace(before, urls=tuple(dict.fromkeys((*before.urls, place))))
+    return list(found.values())
 
 
 def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:

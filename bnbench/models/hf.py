@@ -46,6 +46,8 @@ class TransformersBackend(LocalModels):
             width = getattr(self.text, "head_dim", None) or self.text.hidden_size // heads
             self.token_bytes = 4 * self.text.num_hidden_layers * keys * width
         self.model: Any = None
+        # PEFT's names for them, which may have no dots.
+        self._keys = {name: f"adapter_{number}" for number, name in enumerate(self.adapters)}
         self._loaded: tuple[str, ...] = ()  # the adapters that are on the model now
         # Those that must be there alone: PEFT takes adapters of one kind beside each other.
         configs = {name: files.read_json("adapter_config.json") for name, files in self.adapter_files.items()}
@@ -93,7 +95,7 @@ class TransformersBackend(LocalModels):
         for name in names:
             candidate, apart = self.adapters[name], name in self._apart
             try:
-                self.model = put_on(self.model, self.adapter_files[name], self._key(name))
+                self.model = put_on(self.model, self.adapter_files[name], self._keys[name])
             except CandidateError:
                 if not self._loaded:
                     raise
@@ -114,10 +116,6 @@ class TransformersBackend(LocalModels):
         self._apart.append(name)
         self._load([name])
         self._load([other for other in names if other != name])
-
-    def _key(self, name: str) -> str:
-        """What PEFT calls an adapter: its own name may have a dot, which PEFT does not allow."""
-        return f"adapter_{list(self.adapters).index(name)}"
 
     def _load_base(self) -> Any:
         import torch
@@ -179,7 +177,7 @@ class TransformersBackend(LocalModels):
             self._load([name for name in self.adapters if name not in self._apart])
         lm = self.model.get_base_model() if self._loaded else self.model
         if is_on:
-            self.model.set_adapter(self._key(candidate.name))
+            self.model.set_adapter(self._keys[candidate.name])
         with nullcontext() if is_on or not self._loaded else self.model.disable_adapter():
             yield lm
 
@@ -221,13 +219,15 @@ class TransformersBackend(LocalModels):
         """As `Backend.likelihood`; in passes of a few rows. Where memory runs out they are halved."""
         from bnbench.models.inference import negative_log_likelihoods, passes
 
+        how: dict[str, Any] = {"pad": self.pad, "whole_logits": self._whole_logits}
         with self._active(candidate) as lm:
-
-            def score(part: slice) -> list[float]:
-                whole = self._whole_logits
-                return negative_log_likelihoods(lm, rows[part], starts[part], pad=self.pad, whole_logits=whole)
-
-            return [n for part in passes(list(map(len, rows))) for n in halving(score, part)]
+            return [
+                n
+                for rows_at_once in passes(list(map(len, rows)))
+                for n in halving(
+                    lambda part: negative_log_likelihoods(lm, rows[part], starts[part], **how), rows_at_once
+                )
+            ]
 
 
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:

@@ -47,10 +47,15 @@ class LocalModels(Backend):
                 if len(shape) == 2 and shape[1] == getattr(self.text, "hidden_size", 0):
                     rows = max(rows, shape[0])
             own = files.folder if files and files.names() & {*TOKENIZERS, TEMPLATE_FILE} else None
-            how = {"system": options.system_of(c.name), "template": options.template_of(c.name)}
-            key = (own, *how.values())
-            if key not in made:
-                made[key] = Prompter.load(self.files, adapter=own, trust_remote_code=trust, **how)
+            system, template = options.format_of(c.name)
+            if (key := (own, system, template)) not in made:
+                how: dict[str, Any] = {
+                    "adapter": own,
+                    "system": system,
+                    "template": template,
+                    "trust_remote_code": trust,
+                }
+                made[key] = Prompter.load(self.files, **how)
             made[key].check_vocabulary(files.label if files else self.files.label, rows)
             self._prompters[c.name] = made[key]
         self._asked = self._prompters[first.name]

@@ -98,11 +98,10 @@ class Prompter:
     ) -> Prompter:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
-        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; "none" leaves out the
-        whole turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no end
-        token, or a template that does not take the user's text.
+        In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; an empty one is no
+        turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no
+        end token, or a template that does not take the user's text.
         """
-        system = "" if system == "none" else system
         kind, template, tail = _template(tokenizer, template, bool(system))
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
@@ -334,7 +333,7 @@ def inspect_prompts(
         made[one.name] = Prompter.load(
             files,
             adapter=adapter,
-            system=system.get(one.name, system.get("", SYSTEM)),
+            system="" if (text := system.get(one.name, system.get("", SYSTEM))) == "none" else text,
             template=template.get(one.name, template.get("", "auto")),
             trust_remote_code=trust_remote_code,
         )

@@ -187,7 +187,9 @@ class VllmBackend(LocalModels):
 
     def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
         """As `Backend.likelihood`, from the log-probabilities of a prompt's own tokens: of the logits as they are."""
-        params = self.vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        params = self.vllm.SamplingParams(
+            temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True
+        )
         known = [done.prompt_logprobs for done in self._run(candidate, rows, params)]
         return [
             -math.fsum(of[at][row[at]].logprob for at in range(start, len(row)))

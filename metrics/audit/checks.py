@@ -63,19 +63,22 @@ def audits(
     return [audit(metric, labelled, seed=seed, resamples=resamples) for metric in chosen]
 
 
-def audit(metric: Metric, data: LabelledSet | None = None, *, seed: int = 42, resamples: int = 2000) -> AuditReport:
+def audit(
+    metric: Metric, data: LabelledSet | None = None, *, seed: int = 42, resamples: int = 2000, perturb: bool = True
+) -> AuditReport:
     """Audit a metric on labelled replies, by default the held-out half of the shipped set.
 
     The original project's keyword score, and its semantic score with the shipped encoder, are shown in the same table.
-    The same arguments give the same report. Raises
-    `InputError` where the metric needs likelihoods, the set has no empathic reply or nothing else, fewer than 5
-    messages, more than 4,000 rows, or too few replies to give references.
+    Without `perturb` only the replies themselves are scored, for a metric of which each score costs. The same arguments
+    give the same report. Raises `InputError` where the metric needs likelihoods, the set has no empathic reply or
+    nothing else, fewer than 5 messages, more than 4,000 rows, or too few replies to give references.
     """
     data = labelled_set("held-out") if data is None else data
     _check_auditable(metric, data)
-    spelt = {name: {row: spell(reply) for row, reply in enumerate(data.replies)} for name, spell in SPELLINGS.items()}
+    replies = data.replies if perturb else ()
+    spelt = {name: {row: spell(reply) for row, reply in enumerate(replies)} for name, spell in SPELLINGS.items()}
     variants = {n: {row: text for row, text in of.items() if text != data.replies[row]} for n, of in spelt.items()}
-    variants |= {each.name: perturbed(each, data, seed) for each in PERTURBATIONS}
+    variants |= {each.name: perturbed(each, data, seed) if perturb else {} for each in PERTURBATIONS}
     scores, moves = _scored(metric, data, variants)
 
     # How all scorers agree with the labels: each under the same resamples of messages, so that they can be compared.

@@ -438,3 +438,15 @@ def test_all_rows_of_a_file_are_tested_unless_a_candidate_was_trained_on_them(tm
         split, n, said = tested("a", rows, trained)
         assert (split, n) == (expected, held_out if expected == "test" else 130)
         assert ("as আমার was trained on others of this file" in said) == (expected == "test")
+
+
+def test_replies_that_think_aloud_are_scored_without_and_counted(tmp_path):
+    request = recorded_request(tmp_path, metrics=("chrF++",))
+    plain = read_run(evaluate(request))
+    path = tmp_path / "a.txt"
+    replies = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(f"<think>একটু ভাবি।</think>{reply}\n" for reply in replies), encoding="utf-8")
+    named = parse_candidates(predictions=[f"ক={path}"])
+    loud = read_run(evaluate(replace(request, candidates=named, out=tmp_path / "loud")))
+    assert (loud.tables["ক"]["chrF++"] == plain.tables["ক"]["chrF++"]).all()
+    assert "ক thinks aloud in 3 of 3 replies; <think>…</think> is not scored" in loud.record.notes

@@ -463,3 +463,16 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
 
     (small, before), (large, after) = peak(5_000), peak(20_000)
     assert after - before < (large - small) / 10
+
+
+def test_thoughts_are_cut_and_counted(tmp_path):
+    loud = [f"<think>ভাবি {i}</think>\n{reply}" if i % 2 else reply for i, reply in enumerate(REPLIES)]
+    write(tmp_path / "loud.jsonl", [{"reply": text} for text in loud])
+    write(tmp_path / "plain.txt", REPLIES)
+    write(tmp_path / "references.txt", REFERENCES)
+    made = [
+        score(tmp_path / name, [tmp_path / "references.txt"], metrics=["chrF++"])
+        for name in ("loud.jsonl", "plain.txt")
+    ]
+    assert made[0].results["chrF++"].value == made[1].results["chrF++"].value
+    assert f"{len(REPLIES) // 2} of {len(REPLIES)} replies think aloud" in str(made[0]) and "think" not in str(made[1])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from bnbench.errors import UsageError
-from bnbench.metrics.audit import audit, read_audits, write_audits
+from bnbench.metrics.audit import audit, read_audits
 from bnbench.metrics.registry import get_metric
-from bnbench.records import read_run
+from bnbench.records import read_run, write_json
 from bnbench.reports import rank, write_report
 from bnbench.reports.trust import sentence
 from tests.reports.conftest import METRICS
@@ -24,7 +24,7 @@ Maker = Callable[..., Path]
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with audits of chrF++, which knows nothing of empathy, and of keyword empathy, as they are now."""
     path = tmp_path_factory.mktemp("audits") / "audits.json"
-    write_audits([audit(get_metric(name), resamples=200) for name in ("chrF++", "keyword-empathy")], path)
+    write_json(path, [audit(get_metric(n), resamples=200).as_dict() for n in ("chrF++", "keyword-empathy")])
     return path
 
 
@@ -76,7 +76,7 @@ def test_figures_of_another_signature_are_never_shown(make_run: Maker, recorded:
 def test_audits_on_other_labels_stand_beside_each_other(make_run: Maker, recorded: Path, tmp_path: Path) -> None:
     [_, one] = read_audits(recorded)
     made = [one, replace(one, data="mine.csv", data_sha256="0")]
-    write_audits(made, tmp_path / "two.json")
+    write_json(tmp_path / "two.json", [one.as_dict() for one in made])
     folder = make_run(n=5)
     write_report([read_run(folder)], folder, resamples=50, audits=tmp_path / "two.json")
     trusted = rank([read_run(folder)], resamples=50, audits=tmp_path / "two.json").trust

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow
 import pytest
 
+from bnbench.data.chat import without_thoughts
 from bnbench.data.corpus import Example, load_corpus
 from bnbench.data.files import iter_table
 from bnbench.data.join import TextFile
@@ -253,3 +255,24 @@ def test_tsv_in_which_quotes_close_nowhere_and_lines_end_inside_texts(tmp_path: 
 def test_an_example_has_no_more_fields(tmp_path: Path) -> None:
     [example] = load_corpus(write(tmp_path / "a.jsonl", [message(ASKED[0], ANSWERED[0])])).select("all")
     assert isinstance(example, Example) and (example.topic, example.title) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("<think>\nThe user is sad. আমি ভাবছি।\n</think>\n\nতোমার কষ্টটা বুঝতে পারছি।", "তোমার কষ্টটা বুঝতে পারছি।"),
+        ("আচ্ছা।<think>ক</think> তারপর <think>খ</think>শোনো।", "আচ্ছা। তারপর শোনো।"),
+        ("আমি ভাবছি কী বলা যায়।</think>\nএকটু জিরিয়ে নাও।", "একটু জিরিয়ে নাও।"),
+        ("<think>ভাবতে ভাবতে সময় শেষ", ""),
+        ("  ভাবছি <thinking> নিয়ে।", "  ভাবছি <thinking> নিয়ে।"),
+        ("", ""),
+    ],
+)
+def test_thoughts_are_no_part_of_a_reply(reply: str, said: str) -> None:
+    assert without_thoughts(reply) == said
+
+
+def test_a_long_reply_without_an_end_of_thought_takes_no_time() -> None:
+    begin = time.monotonic()
+    assert without_thoughts("think> ক" * 100_000)
+    assert time.monotonic() - begin < 5

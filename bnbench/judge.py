@@ -1,0 +1,306 @@
+"""A judge: a language model behind an OpenAI-compatible server that rates replies, one at a time or in pairs.
+
+It is asked once for each text, by a rubric of `rubrics/`, and its metrics are tables of what it said. A rating is kept
+under a hash of all that it depends on, so that one of another reply, model or rubric is never taken for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnbench.errors import EndpointError, UsageError
+from bnbench.metrics.audit import AuditReport, audit
+from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
+from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
+from bnbench.models.candidates import Candidate, parse_candidates
+from bnbench.models.client import MOST_AT_ONCE, Client
+from bnbench.progress import stage
+from bnbench.records import Rating, append_lines, read_lines
+
+SCALES = {2: dict.fromkeys(("overall", "empathy", "relevance", "fluency"), range(1, 6)), 3: {"better": range(3)}}
+"""By the number of texts in a question: what is asked, and the whole numbers that answer it."""
+MOST_TOKENS = 512  # of an answer, which has 40; with the rubric it has to fit into 4,096
+FEWEST = 8  # questions that may all go unanswered before the judge is given up
+FAMILIES = "claude|command-r|deepseek|gemini|gemma|glm|gpt|granite|grok|kimi|llama|mistral|mixtral|olmo|phi-|qwen"
+
+Question = tuple[str, ...]  # a message and the reply to be rated, or the two to be compared, in the order shown
+Answer = Mapping[str, float]  # by criterion; empty: twice no answer that could be used
+
+
+class Judge:
+    """One model that rates by the rubric of one language, and with `pairs` compares candidates too.
+
+    Raises UsageError for an address that is not URL#MODEL, and for a language without a rubric.
+    """
+
+    tried = 48  # labelled replies that it rates first, two to a message
+
+    def __init__(self, address: str, language: str = "bn", *, pairs: bool = False, quiet: bool = True) -> None:
+        if not re.match(r"https?://.+#.", address):
+            raise UsageError(f"the judge {address!r}: write URL#MODEL, such as --judge http://127.0.0.1:8000#my-model")
+        [served] = parse_candidates(endpoints=[address])
+        rubrics = {path.stem: path for path in (Path(__file__).parent / "rubrics").glob("*.toml")}
+        if language not in rubrics:
+            raise UsageError(f"there is no rubric {language!r} for a judge; there are {', '.join(sorted(rubrics))}")
+        self._rubric = tomllib.loads(rubrics[language].read_text(encoding="utf-8"))
+        self._sha = _sha256(self._rubric)
+        self.model, self.rubric = served.location, f"{language}-{self._sha[:8]}"
+        self._urls, self._extras = served.urls, {"chat_template_kwargs": {"enable_thinking": False}}
+        self.pairs, self.quiet = pairs, quiet
+        self._said: dict[str, Answer] = {}
+        self._path: Path | None = None
+
+    @property
+    def metrics(self) -> list[Judged]:
+        """A mean for each criterion, and with pairs the share of wins."""
+        kinds: list[type[Judged]] = [Overall, Empathy, Relevance, Fluency, *([Wins] if self.pairs else [])]
+        return [kind(self) for kind in kinds]
+
+    def keep(self, path: Path) -> None:
+        """Goes on from the ratings of a file, and adds each new one to it; a torn last line is cut off."""
+        found: dict[str, dict[str, float]] = {}
+        for rating in read_lines(Rating, path):
+            found.setdefault(rating.key, {})[rating.criterion] = rating.value
+        scales = [scale.keys() for scale in SCALES.values()]
+        self._said = {key: values for key, values in found.items() if values.keys() in scales}
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._path = path
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """What the judge says to each question; only what it was not asked before goes out.
+
+        Raises EndpointError where the server cannot be had, or nothing that it says can be used.
+        """
+        asked = {self._key(question): question for question in questions}
+        new, client = [key for key in asked if key not in self._said], Client(self._urls, self.model)
+        with stage("judge", len(new), quiet=self.quiet or not new) as progress:
+            for start in range(0, len(new), MOST_AT_ONCE):
+                window = new[start : start + MOST_AT_ONCE]
+                self._ask(client, {key: asked[key] for key in window})
+                progress.advance(len(window))
+        return [self._said[self._key(question)] for question in questions]
+
+    def _key(self, question: Question) -> str:
+        return _sha256([self.model, self._sha, *question])
+
+    def _ask(self, client: Client, asked: Mapping[str, Question]) -> None:
+        """Asks each question, those that are answered in another form once more, and keeps what was said."""
+        chats = {key: [{"role": "user", "content": self._prompt(key, question)}] for key, question in asked.items()}
+        said, again = "", self._rubric["again"]
+        for _ in range(2):
+            bodies = [{"messages": chat, "temperature": 0.0, "max_tokens": MOST_TOKENS} for chat in chats.values()]
+            failed = {}
+            for (key, chat), answer in zip(chats.items(), self._post(client, bodies), strict=True):
+                said = _text(answer)
+                if values := _values(said, SCALES[len(asked[key])]):
+                    self._said[key] = values
+                else:
+                    turns = (("assistant", said[:1000] or "…"), ("user", again))
+                    failed[key] = [*chat, *({"role": role, "content": text} for role, text in turns)]
+            rater, new = f"{self.model}|{self.rubric}", [key for key in chats if key not in failed]
+            if self._path and new:
+                append_lines(self._path, [Rating(k, rater, *one) for k in new for one in self._said[k].items()])
+            chats = failed
+        if len(chats) == len(asked) >= FEWEST:
+            told = f"the judge {self.model} answered none of {len(asked)} questions as it was asked to"
+            raise EndpointError(f"{told}; it said: {client.words(said)}")
+        self._said |= {key: {} for key in chats}  # not on record, so that the next session asks again
+
+    def _prompt(self, key: str, question: Question) -> str:
+        """Rubric, texts, and what to answer. No text can hold the mark of its brackets, which is a hash of it."""
+        kind, *names = ("rating", "reply") if len(question) == 2 else ("pair", "reply 1", "reply 2")
+        words, mark, named = self._rubric[kind], key[:12], zip(["message", *names], question, strict=True)
+        texts = [f"[{name} {mark}]\n{_whole(text)}\n[/{name} {mark}]" for name, text in named]
+        return "\n\n".join([words["rubric"].strip().replace("FENCE", mark), *texts, words["ask"].strip()])
+
+    def _post(self, client: Client, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            return client.map("chat/completions", [body | self._extras for body in bodies])
+        except EndpointError as error:
+            if not self._extras or error.status not in (400, 422):
+                raise
+            self._extras = {}  # a server that does not know what only models that think have a use for
+            return self._post(client, bodies)
+
+    def audits(self) -> list[AuditReport]:
+        """How far its ratings of empathy, and overall, agree with labels: on a part of the shipped replies."""
+        data = labelled_part()
+        answers = self.answers([(row.message, row.reply) for row in data.rows])
+        rated = [row for row, answer in zip(data.rows, answers, strict=True) if answer]
+        part = LabelledSet(rated, data.source, data.sha256)
+        return [audit(metric(self), part, perturb=False) for metric in (Overall, Empathy)]
+
+    def rate(self, candidates: Sequence[Texts]) -> list[str]:
+        """Asks all that its metrics need of the candidates' texts; notes on what is missing and what hangs on order."""
+        questions = [q for metric in self.metrics for texts in candidates for q in metric.questions(texts)]
+        said = dict(zip(questions, self.answers(questions), strict=True))
+        notes, missing = [], sum(not answer for answer in said.values())
+        if missing:
+            why = "could not be read, twice: these ratings are missing"
+            notes.append(f"{missing} of {len(said)} answers of the judge {self.model} {why}")
+        pairs = [(said[q], said[q[0], q[2], q[1]]) for q in said if len(q) == 3 and q[1] < q[2]]
+        if won := [_won(*orders) for orders in pairs if all(orders)]:
+            share = (
+                f"{won.count(None)} of {len(won)} comparisons ({won.count(None) / len(won):.0%}), which count as ties"
+            )
+            notes.append(f"the judge {self.model} changed its mind with the order of the replies in {share}")
+        return notes
+
+    def kin(self, candidates: Iterable[Candidate]) -> list[str]:
+        """A note for each candidate of the judge's own name or family."""
+        own, notes = self.model.casefold(), []
+        for candidate in candidates:
+            names = " ".join([candidate.name, candidate.location, candidate.base or ""]).casefold()
+            if shared := [word for word in (*re.findall(FAMILIES, own), own) if word in names]:
+                told = f"the judge {self.model} and {candidate.name} are of one family ({shared[0]})"
+                notes.append(f"{told}: models are known to favour their own kind")
+        return notes
+
+
+class Judged(Metric):
+    """A metric of what a judge says: a sum over a count. Without its judge it only reads tables that are there."""
+
+    needs = frozenset({"messages"})
+    is_percent = False
+
+    def __init__(self, judge: Judge | str = "") -> None:
+        self.values = (self.name.replace("-", "_"),)
+        self.judge = Judge(judge) if judge and isinstance(judge, str) else judge
+
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """The model and the rubric, with its language and a hash of its words."""
+        judge = self._asked()
+        return {"model": judge.model, "rubric": judge.rubric}
+
+    def _asked(self) -> Judge:
+        if not isinstance(self.judge, Judge):
+            how = f"--judge URL#MODEL of `bnbench evaluate`, --metric {self.name}:URL#MODEL of `bnbench score`"
+            raise UsageError(f"{self.name} needs a judge: {how}")
+        return self.judge
+
+    def formula(self, sums: FloatArray) -> FloatArray:
+        """The first sum over the second, which is the number of answers; 0 where there are none."""
+        return ratio(sums[..., :1], sums[..., 1:])
+
+    @abstractmethod
+    def questions(self, texts: Texts) -> list[Question]:
+        """What the judge has to be asked for these texts."""
+
+
+class MeanRating(Judged):
+    """The mean of the ratings by one criterion, 1-5. A reply without a rating is not counted."""
+
+    columns = ("sum", "ratings")
+
+    def questions(self, texts: Texts) -> list[Question]:
+        """One for each reply."""
+        return list(zip(texts.messages or (), texts.replies, strict=True))
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """The rating of each reply and 1, or 0 and 0."""
+        self.check(texts)
+        said = self._asked().answers(self.questions(texts))
+        criterion = self.name.removeprefix("judge-")
+        return np.array([(answer.get(criterion, 0.0), bool(answer)) for answer in said], dtype=np.float64)
+
+
+def _mean(name: str, of: str) -> type[MeanRating]:
+    told = f"mean rating of {of} by a language model, 1-5, higher is better"
+    own = {"__doc__": told, "__module__": __name__, "name": f"judge-{name.lower()}", "description": told}
+    return type(name, (MeanRating,), own)
+
+
+Overall, Empathy = _mean("Overall", "the whole reply"), _mean("Empathy", "the reply's empathy")
+Relevance, Fluency = _mean("Relevance", "how far the reply answers"), _mean("Fluency", "the reply's Bengali")
+
+
+class Wins(Judged):
+    """The share of comparisons with the other candidates' replies that are won, a tie counting half."""
+
+    name = "judge-wins"
+    description = "share of comparisons with other candidates won before a language model, 0-100, higher is better"
+    columns = ("wins", "comparisons")
+    needs = frozenset({"messages", "rivals"})
+    is_percent = True
+
+    def questions(self, texts: Texts) -> list[Question]:
+        """Two for each rival that says something else, so that each reply stands first once."""
+        found = zip(texts.messages or (), texts.replies, texts.rivals or (), strict=True)
+        pairs = [(message, reply, rival) for message, reply, rivals in found for rival in rivals if rival != reply]
+        return [asked for message, *two in pairs for asked in ((message, *two), (message, *reversed(two)))]
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """Of each reply 100 for each win and 50 for each tie, and how many rivals it was compared with."""
+        self.check(texts)
+        asked = self.questions(texts)
+        said, table = dict(zip(asked, self._asked().answers(asked), strict=True)), np.zeros((len(texts), 2))
+        found = zip(texts.messages or (), texts.replies, texts.rivals or (), strict=True)
+        for row, (message, reply, rivals) in enumerate(found):
+            for rival in rivals:
+                ways = (message, reply, rival), (message, rival, reply)
+                orders = [said.get(way, {"better": 0.0}) for way in ways]  # two that say the same are equal, unasked
+                if all(orders):
+                    won = _won(*orders)
+                    table[row] += (100 * (0.5 if won is None else won), 1)
+        return table
+
+
+def labelled_part() -> LabelledSet:
+    """`Judge.tried` held-out replies: to each of half as many messages an empathic one and one of the other kinds."""
+    whole, rows = labelled_set("held-out"), []
+    for place, name in enumerate(sorted(set(whole.ids), key=_sha256)[: Judge.tried // 2]):
+        own = sorted((row for row in whole.rows if row.id == name), key=lambda row: row.kind)
+        for empathic in (True, False):
+            some = [row for row in own if (row.kind == EMPATHIC) == empathic]
+            rows.append(some[place % len(some)])
+    return LabelledSet(rows, f"{whole.source}, {Judge.tried} of them", whole.sha256)
+
+
+def _values(said: str, scales: Mapping[str, range]) -> Answer:
+    """The ratings in an answer: those of its one JSON object with a whole number on every scale; else empty.
+
+    Other words around it, and other keys in it, do no harm; two objects that differ do.
+    """
+    found: list[Answer] = []
+    for text in re.findall(r"\{[^{}]*\}", said.rpartition("</think>")[2]):
+        try:
+            given = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if all(type(given.get(name)) is int and given[name] in scale for name, scale in scales.items()):
+            values = {name: float(given[name]) for name in scales}
+            found += [] if values in found else [values]
+    return found[0] if len(found) == 1 else {}
+
+
+def _won(first: Answer, second: Answer) -> float | None:
+    """What the reply has won that stood first in `first`: 1, 0 or, equal, a half; None where the order decided."""
+    return {(1.0, 2.0): 1.0, (2.0, 1.0): 0.0, (0.0, 0.0): 0.5}.get((first["better"], second["better"]))
+
+
+def _text(answer: Mapping[str, Any]) -> str:
+    try:
+        return _whole(str(answer["choices"][0]["message"]["content"] or ""))
+    except (KeyError, IndexError, TypeError):
+        return ""
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which no UTF-8 can carry."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,268 @@
+"""A model behind OpenAI-compatible servers: many requests at once, in bounded time and memory, ends in plain words.
+
+The key is read from BNBENCH_API_KEY, else OPENAI_API_KEY, at each use: it is kept nowhere, and goes to no other host,
+because redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from bnbench.errors import EndpointError, UsageError, require
+
+KEYS = ("BNBENCH_API_KEY", "OPENAI_API_KEY")
+MOST_BYTES = 16 * 2**20  # of one answer: the log-probabilities of 4,096 tokens are 1 MB
+MOST_AT_ONCE = 64  # requests a URL
+DOWN_FOR = 30.0  # seconds that a server which was lost gets nothing, while there are others
+
+log = logging.getLogger("bnbench.models")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for, in seconds: to connect, for a whole answer, and before each of `attempts` again:
+    `wait` and its doubles with jitter, or what the server asks for in Retry-After, at most `most_wait`.
+    """
+
+    connect: float = 10.0
+    total: float = 600.0
+    attempts: int = 7
+    wait: float = 1.0
+    most_wait: float = 60.0
+
+
+class _AgainError(EndpointError):
+    """A failure that may pass: `after` seconds, where the server says so. A time-out is tried once more only."""
+
+    def __init__(self, message: str, status: int = 0, after: float | None = None, is_slow: bool = False) -> None:
+        super().__init__(message, status)
+        self.after, self.is_slow = after, is_slow
+
+
+class _Server:
+    """One URL, and how many requests it gets at once: more while that pays, half when it has too much."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.active, self.limit, self.is_failing, self.down_until = url, 0, 8, False, 0.0
+        self._rate, self._done, self._since, self._halved = 0.0, 0, time.monotonic(), 0.0
+
+    def rest(self) -> None:
+        """A pause that says nothing about its speed."""
+        self._done, self._since = 0, time.monotonic()
+
+    def succeeded(self) -> None:
+        """As often as there are requests at once its rate is looked at: the limit goes up while the rate does."""
+        self.is_failing, self.down_until = False, 0.0
+        self._done += 2 * self.active > self.limit  # with less to do its rate says nothing
+        if self._done >= self.limit:
+            rate = self._done / max(time.monotonic() - self._since, 1e-6)
+            if rate > 1.1 * self._rate:
+                self._rate, self.limit = rate, min(MOST_AT_ONCE, self.limit + (1 if self._halved else self.limit))
+            self.rest()
+
+    def failed(self, error: _AgainError, start: float) -> None:
+        """Halves the limit, once for all requests that were under way: they say the same."""
+        if not self.is_failing:
+            log.warning("%s; trying again", error)
+        self.is_failing, now = True, time.monotonic()
+        if not (error.status or error.is_slow):
+            self.down_until = now + DOWN_FOR
+        if start > self._halved:
+            self.limit, self._rate, self._halved = max(1, self.limit // 2), 0.0, now
+            self.rest()
+
+
+class Client:
+    """Asks one model, wherever it is served: the servers at `urls` (with /v1) share its requests.
+
+    Raises EndpointError where a server cannot be reached or refuses, MissingExtraError without httpx and tenacity, and
+    UsageError for a key that no HTTP header can hold.
+    """
+
+    def __init__(self, urls: Sequence[str], model: str, patience: Patience | None = None) -> None:
+        self._httpx, self._tenacity = (require(name, extra="endpoint") for name in ("httpx", "tenacity"))
+        self.model, self.patience, self._servers = model, patience or Patience(), [_Server(url) for url in urls]
+        self._key()
+
+    def models(self) -> list[list[str]]:
+        """The names of the models that each server lists, none where it has no list; a server that is down, or that
+        refuses the key, is known at once.
+        """
+
+        async def ask() -> list[list[str]]:
+            found = []
+            async with self._open() as http:
+                for server in self._servers:
+                    try:
+                        listed = (await self._send(http, server, "models", None)).get("data")
+                    except EndpointError as error:
+                        if error.status in (0, 401, 403):
+                            raise
+                        listed = None
+                    found.append([str(m["id"]) for m in listed if "id" in m] if isinstance(listed, list) else [])
+            return found
+
+        return _run(ask())
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request, as `map` gets it."""
+        return self.map(path, [body])[0]
+
+    def map(self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
+        """The answers to POST requests to `path` ("chat/completions"), in their order; the model's name is added.
+        A server gets at most `most` at once.
+
+        What may pass (429, 5xx, a lost connection, half an answer) is tried again, on another server where there is
+        one; the first failure that stays ends the others.
+        """
+
+        async def ask() -> list[dict[str, Any]]:
+            room = asyncio.Condition()
+            for server in self._servers:
+                server.rest()
+            try:
+                async with self._open() as http, asyncio.TaskGroup() as group:
+                    asked = ({"model": self.model, **body} for body in bodies)
+                    tasks = [group.create_task(self._insist(http, room, path, body, most)) for body in asked]
+            except BaseExceptionGroup as failures:
+                first = failures.exceptions[0]
+                raise EndpointError(str(first), first.status) if isinstance(first, _AgainError) else first from None
+            return [task.result() for task in tasks]
+
+        return _run(ask())
+
+    async def _insist(
+        self, http: Any, room: asyncio.Condition, path: str, body: dict[str, Any], most: int
+    ) -> dict[str, Any]:
+        """One answer, over as many attempts as patience allows, each on the server that has most room."""
+        patience, tenacity = self.patience, self._tenacity
+        backoff = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
+
+        def wait(state: Any) -> float:
+            after = state.outcome.exception().after
+            return float(backoff(state)) if after is None else min(after, patience.most_wait)
+
+        def stop(state: Any) -> bool:
+            attempts = min(2, patience.attempts) if state.outcome.exception().is_slow else patience.attempts
+            return bool(state.attempt_number >= attempts)
+
+        again = tenacity.retry_if_exception_type(_AgainError)
+        async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait, stop=stop, reraise=True):
+            with attempt:
+                async with room:
+                    await room.wait_for(lambda: self._ready(most))
+                    server = min(self._ready(most), key=lambda s: s.active / s.limit)
+                    server.active += 1
+                start = time.monotonic()
+                try:
+                    answer = await self._send(http, server, path, body)
+                    server.succeeded()
+                    return answer
+                except _AgainError as error:
+                    server.failed(error, start)
+                    raise
+                finally:
+                    server.active -= 1
+                    async with room:
+                        room.notify_all()
+        raise AssertionError("tenacity returns or raises")
+
+    def _ready(self, most: int) -> list[_Server]:
+        """The servers that have room; one that is down is asked where there is no other, and now and then."""
+        now = time.monotonic()
+        up = [s for s in self._servers if s.down_until <= now] or self._servers
+        return [s for s in up if s.active < min(s.limit, most)]
+
+    def _open(self) -> Any:
+        """A connection pool. Compressed answers are not asked for: a small one can unpack to any size."""
+        key, headers = self._key(), {"Accept-Encoding": "identity", "User-Agent": "bnbench"}
+        timeout = self._httpx.Timeout(self.patience.total, connect=self.patience.connect, pool=None)
+        limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=MOST_AT_ONCE)
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        return self._httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
+
+    async def _send(self, http: Any, server: _Server, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """One attempt at one server: a JSON object, or EndpointError (`_AgainError` for what may pass)."""
+        url, data = f"{server.url}/{path}", bytearray()
+        try:
+            async with (
+                asyncio.timeout(self.patience.total),
+                http.stream("GET" if body is None else "POST", url, json=body) as answer,
+            ):
+                async for chunk in answer.aiter_raw(65536):
+                    data += chunk
+                    if len(data) > MOST_BYTES:
+                        raise EndpointError(f"{url}: the answer is larger than {MOST_BYTES // 2**20} MiB")
+        except self._httpx.InvalidURL as error:
+            raise EndpointError(f"{url}: no URL that can be asked ({error})") from None
+        except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
+            raise _AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
+        except (TimeoutError, self._httpx.TimeoutException):
+            raise _AgainError(f"{url}: no whole answer within {self.patience.total:g} s", is_slow=True) from None
+        except (self._httpx.TransportError, OSError) as error:
+            why = self.words(str(error) or type(error).__name__)
+            raise _AgainError(f"{url}: the connection was lost ({why})") from None
+        if answer.status_code != 200:
+            self._refuse(url, answer, data)
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
+        return found
+
+    def _refuse(self, url: str, answer: Any, data: bytearray) -> NoReturn:
+        """The error for a status that is not 200, with what the server says."""
+        status, said = int(answer.status_code), self.words(data)
+        if status == 429 or status >= 500:
+            raise _AgainError(f"{url}: status {status}: {said}", status, _seconds(answer.headers.get("Retry-After")))
+        if 300 <= status < 400:
+            where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
+            raise EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
+        name = next((name for name in KEYS if os.environ.get(name)), "")
+        key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
+        why = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
+        why[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
+        raise EndpointError(f"{url}: {why.get(status, 'it refuses the request')} (status {status}: {said})", status)
+
+    def _key(self) -> str:
+        key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError(f"{KEYS[0]} or {KEYS[1]} holds a sign that no HTTP header can carry; set it again")
+        return key
+
+    def words(self, said: str | bytearray) -> str:
+        """What a server says, fit for a terminal: short, on one line, without the key that it may repeat."""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        key = self._key()
+        text = " ".join((text.replace(key, "***") if key else text)[:2000].split())
+        return "".join(c if c.isprintable() else "\ufffd" for c in text[:300]) or "nothing"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After; None where it says no number."""
+    try:
+        return max(0.0, float(retry_after or ""))
+    except ValueError:
+        return None
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine to its end, also where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -1,0 +1,271 @@
+"""Models behind OpenAI-compatible servers: vLLM, SGLang, TGI, llama.cpp, `transformers serve`, or a service.
+
+With a tokenizer, and where the server takes token ids, prompts are the same as with every other backend. Otherwise the
+server writes them, with its own template. Which it is, and what a server does not take, is found out once by requests
+for one token, and is part of the run's identity; where a server runs is not, so that it may move between two sessions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bnbench.errors import CandidateError, EndpointError, UsageError
+from bnbench.models.backend import Backend, BackendOptions, Reply
+from bnbench.models.candidates import Candidate, parse_spec
+from bnbench.models.client import MOST_AT_ONCE, Client
+from bnbench.models.decoding import SENTENCES, Decoding, item_key
+from bnbench.models.hub import locate
+from bnbench.models.prompts import PROBE, Prompt, Prompter
+
+VERSION = 1  # raised when the same arguments would give other replies or likelihoods
+TOKENS_PER_WORD = 7.0  # where a server does not say how long a prompt is: Llama-3.1's tokenizer spends 6.8
+COMPLETIONS, CHAT = "completions", "chat/completions"
+_NOT_KNOWN = {400, 404, 405, 422, 500, 501}  # what servers answer to a request that they do not know
+
+log = logging.getLogger("bnbench.models")
+
+
+@dataclass(frozen=True)
+class Served:
+    """How one model is asked. `path` is COMPLETIONS for token ids, else CHAT; `unsupported` are parameters that the
+    server does not take; `likelihoods` by "prompt_logprobs", "echo" or not at all (""); `folds`: no system role.
+    """
+
+    client: Client
+    prompter: Prompter
+    path: str
+    unsupported: tuple[str, ...]
+    tokens_per_word: float
+    likelihoods: str = ""
+    folds: bool = False
+
+    def body(self, prompt: Prompt, decoding: Decoding, item: str) -> dict[str, Any]:
+        """A request for one reply. What is left out would be the server's choice, so everything is said that it takes:
+        servers read defaults from the model's generation_config.json.
+        """
+        limit = decoding.max_new_tokens or math.ceil(decoding.max_words * self.tokens_per_word)
+        body: dict[str, Any] = {"max_tokens": limit, "temperature": 0.0 if decoding.greedy else decoding.temperature}
+        extras: dict[str, Any] = {
+            "top_p": 1.0 if decoding.greedy else decoding.top_p,
+            "top_k": -1 if decoding.greedy else decoding.top_k or -1,
+            "repetition_penalty": decoding.repetition_penalty,
+        }
+        if not decoding.greedy:
+            extras["seed"] = item_key(decoding.seed, item)[0] >> 1
+        if self.path == COMPLETIONS:
+            body["prompt"] = list(prompt.ids)
+            extras |= {"stop_token_ids": list(self.prompter.stop_ids), "return_token_ids": True}
+            extras |= {"stop": list(self.prompter.stop_texts)} if self.prompter.stop_texts else {}
+        else:
+            texts = [text for text in (prompt.system, prompt.user) if text]
+            texts = ["\n\n".join(texts)] if self.folds else texts
+            roles = ["system", "user"][-len(texts) :]
+            body["messages"] = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+            extras["chat_template_kwargs"] = {"enable_thinking": False}  # as in our own prompts
+        return body | {name: value for name, value in extras.items() if name not in self.unsupported}
+
+    def reply(self, answer: Mapping[str, Any]) -> Reply:
+        """What was said: by its token ids where they are given, so that it reads as every other backend's."""
+        choice = _choice(answer, self.client)
+        message, finish = _object(choice.get("message")), choice.get("finish_reason")
+        text, ids, cut = message.get("content") or choice.get("text") or "", choice.get("token_ids"), finish == "length"
+        if refusal := message.get("refusal"):
+            return Reply(str(refusal).strip(), None, cut, refused=True)
+        tokens = _object(answer.get("usage")).get("completion_tokens")
+        if self.path == COMPLETIONS and isinstance(ids, list) and all(isinstance(i, int) for i in ids):
+            ids = ids[:-1] if not cut and ids and ids[-1] in self.prompter.stop_ids else ids
+            text, tokens = self.prompter.decode(ids, cut=cut), len(ids)
+        text = str(text).strip()
+        text = text.rstrip("\ufffd").rstrip() if cut else text
+        return Reply(text, tokens if isinstance(tokens, int) else None, cut, refused=finish == "content_filter")
+
+
+class EndpointBackend(Backend):
+    """The backend `endpoint`: the models that `--endpoint` names, each behind one URL or several."""
+
+    def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
+        super().__init__(candidates, options)
+        if other := [c for c in candidates if not c.urls]:
+            raise UsageError(f"{other[0].location}: the backend endpoint takes --endpoint [name=]URL#MODEL")
+        told = dict[str, Prompter]()
+        if options.tokenizer:
+            spec, trust = parse_spec(options.tokenizer), options.trust_remote_code
+            files = locate(f"tokenizer {spec.given}", spec.location, spec.revision)
+            for name in (c.name for c in candidates):
+                system, template = options.format_of(name)
+                told[name] = Prompter.load(files, system=system, template=template, trust_remote_code=trust)
+        clients = {c.name: Client(c.urls, c.location) for c in candidates}
+        for candidate in candidates:
+            _check_listed(clients[candidate.name], candidate)
+        self._served = {name: self._find_out(name, client, told.get(name)) for name, client in clients.items()}
+        for name, one in self._served.items():
+            if missing := [p for p in one.unsupported if p not in ("return_token_ids", "chat_template_kwargs")]:
+                log.warning("%s: its server does not take %s, so the run does without", name, ", ".join(missing))
+        self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
+
+    def _find_out(self, name: str, client: Client, told: Prompter | None) -> Served:
+        """How the model may be asked: by token ids if there is a tokenizer and the server takes them, else by chat."""
+        plain, per_word = self._prompters[name], TOKENS_PER_WORD
+        if told:
+            ids, per_word = told.prompt(PROBE).ids, (told.limited(Decoding(max_words=1000)).max_new_tokens or 0) / 1000
+            try:
+                served, answer = _negotiate(Served(client, told, COMPLETIONS, (), per_word))
+                if _object(answer.get("usage")).get("prompt_tokens") == len(ids):
+                    return _with_likelihoods(served, ids)
+            except EndpointError as error:
+                if error.status not in _NOT_KNOWN:
+                    raise
+            log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
+        chat = Served(client, plain, CHAT, (), per_word)
+        try:
+            served, _ = _negotiate(chat)
+        except EndpointError as error:  # a template that knows no system role
+            if error.status not in (400, 422, 500):
+                raise
+            served, _ = _negotiate(replace(chat, folds=True))
+        if told:
+            return served
+        # The server's own count of a long and a short prompt says how many tokens it spends on a Bengali word.
+        long = replace(PROBE, question=" ".join((PROBE.question, *SENTENCES)))
+        prompts = [plain.prompt(example) for example in (PROBE, long)]
+        bodies = [served.body(prompt, Decoding(greedy=True, max_new_tokens=1), "") for prompt in prompts]
+        counts = [_object(answer.get("usage")).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
+        short, longer = (n if isinstance(n, int) else 0 for n in counts)
+        if not short < longer:
+            return served
+        return replace(served, tokens_per_word=max(1.0, (longer - short) / len(" ".join(SENTENCES).split())))
+
+    def prompter(self, candidate: Candidate) -> Prompter:
+        """That of the tokenizer, or, where the server writes the prompts, one that gives it the texts."""
+        return self._served[candidate.name].prompter
+
+    def identity(self, candidate: Candidate) -> Mapping[str, Any]:
+        """The model's name, and how it is asked; where it is served may change from session to session."""
+        served = self._served[candidate.name]
+        return {
+            "backend": "endpoint",
+            "backend_version": VERSION,
+            "model": candidate.location,
+            "api": f"/v1/{served.path}",
+            "unsupported": list(served.unsupported),
+            "folds_system": served.folds,
+            "tokens_per_word": round(served.tokens_per_word, 3),
+            "likelihoods": served.likelihoods,
+            "template_sha": served.prompter.template_sha,
+            "tokenizer_sha": served.prompter.tokenizer_sha,
+            "stop_ids": list(served.prompter.stop_ids),
+        }
+
+    def gives_likelihoods(self, candidate: Candidate) -> bool:
+        """Whether the server gave some when it was asked."""
+        return bool(self._served[candidate.name].likelihoods)
+
+    def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
+        """As many as the servers can be asked at once: a window, which is saved before the next one begins."""
+        most = MOST_AT_ONCE * max(len(c.urls) for c in self.candidates)
+        return [min(most, len(lengths) - start) for start in range(0, len(lengths), most)]
+
+    def generate(
+        self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
+    ) -> list[Reply]:
+        """One reply a prompt; empty, cut and refused ones too, each marked as what it is."""
+        served = self._served[candidate.name]
+        bodies = [served.body(prompt, decoding, item) for prompt, item in zip(prompts, items, strict=True)]
+        return [served.reply(answer) for answer in served.client.map(served.path, bodies)]
+
+    def likelihood(
+        self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> list[float] | None:
+        """As `Backend.likelihood`, from the log-probabilities that the server gives of a prompt."""
+        served = self._served[candidate.name]
+        if not served.likelihoods:
+            return None
+        # One at a time: a row alone keeps a card busy, and vLLM with adapters on the CPU dies of two at once.
+        answers = served.client.map(COMPLETIONS, [_scoring(served.likelihoods, row) for row in rows], most=1)
+        found = [_log_probabilities(_choice(a, served.client), row) for a, row in zip(answers, rows, strict=True)]
+        if not all(found):
+            raise EndpointError(f"{candidate.location}: its server gave log-probabilities, and gives none any more")
+        return [-sum(row[start:]) for row, start in zip(found, starts, strict=True)]
+
+
+def _check_listed(client: Client, candidate: Candidate) -> None:
+    """CandidateError where a server does not serve the model, with what it serves, the nearest name first."""
+    for url, names in zip(candidate.urls, client.models(), strict=True):
+        # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
+        if names and client.model not in names and not Path(client.model).is_dir():
+            near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
+            raise CandidateError(f"{url} serves no model {client.model!r}; it has {', '.join(near)}")
+
+
+def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
+    """Asks for one token, leaving out what the server says it does not know, then all that may be left out.
+
+    All parameters of a run are tried; with temperature 0, as one server dies of a seed for which it has a use.
+    """
+    prompt, needed = served.prompter.prompt(PROBE), {"prompt", "messages", "max_tokens", "temperature"}
+    while True:
+        body = served.body(prompt, Decoding(max_new_tokens=1), "") | {"temperature": 0.0}
+        try:
+            return served, served.client.post(served.path, body)
+        except EndpointError as error:
+            extras = [name for name in body if name not in needed]
+            if error.status not in (400, 422) or not extras:
+                raise
+            named = [name for name in extras if re.search(rf"\b{name}\b", str(error))]
+            served = replace(served, unsupported=(*served.unsupported, *(named or extras)))
+
+
+def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
+    """The same, with the way in which the server gives the log-probabilities of a prompt, if it does."""
+    for way in ("prompt_logprobs", "echo"):
+        try:
+            answer = served.client.post(COMPLETIONS, _scoring(way, ids))
+        except EndpointError as error:
+            if error.status not in _NOT_KNOWN:
+                raise
+            continue
+        if _log_probabilities(_choice(answer, served.client), ids):
+            return replace(served, likelihoods=way)
+    return served
+
+
+def _scoring(way: str, ids: Sequence[int]) -> dict[str, Any]:
+    asked = {"prompt_logprobs": 0} if way == "prompt_logprobs" else {"echo": True, "logprobs": 1}
+    return {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **asked}
+
+
+def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[float]:
+    """log p of each id given those before it, 0 for the first; empty where they are not given for all of them."""
+    given = choice.get("prompt_logprobs")
+    if isinstance(given, list):  # of each position: token id -> its log-probability
+        found = [_object(_object(entry).get(str(i))).get("logprob") for entry, i in zip(given, ids, strict=False)]
+    else:
+        given = _object(choice.get("logprobs")).get("token_logprobs")
+        found = given[: len(ids)] if isinstance(given, list) else []
+    values = [float(n) for n in found[1:] if isinstance(n, int | float) and math.isfinite(n)]
+    return [0.0, *values] if len(found) == len(ids) == 1 + len(values) else []
+
+
+def _choice(answer: Mapping[str, Any], client: Client) -> Mapping[str, Any]:
+    choices = answer.get("choices")
+    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+        raise EndpointError(f"{client.model}: an answer without choices: {client.words(str(dict(answer)))}")
+    return choices[0]
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _how(served: Served) -> str:
+    """In words, for the record."""
+    how = "asked with token ids" if served.path == COMPLETIONS else "asked by chat, with the server's own template"
+    how += f", likelihoods by {served.likelihoods}" if served.likelihoods else ", without likelihoods"
+    return how + (f", not taking {', '.join(served.unsupported)}" if served.unsupported else "")

@@ -1,0 +1,216 @@
+"""The HTTP client against a server that fails in every way we could think of."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bnbench.errors import EndpointError, UsageError
+from bnbench.models import client as module
+from bnbench.models.client import Client, Patience
+
+Serve = Callable[..., Any]
+QUICK = Patience(connect=5.0, total=10.0, attempts=3, wait=0.01, most_wait=0.3)
+
+
+def ask(server: Any, *, n: int = 1, patience: Patience = QUICK) -> list[dict[str, Any]]:
+    return Client([server.url], "base", patience).map("completions", [{"n": i} for i in range(n)])
+
+
+def echo(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {"n": body["n"], "model": body["model"], "path": path}
+
+
+def test_answers_stand_in_the_order_of_the_requests(serve: Serve) -> None:
+    def later_ones_first(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.002 * (40 - body["n"]) / 4)
+        return echo(handler, path, body)
+
+    server = serve(later_ones_first)
+    assert [a["n"] for a in ask(server, n=40)] == list(range(40))
+    assert {(path, body["model"]) for path, body in server.seen} == {("/v1/completions", "base")}
+    assert "Authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize(("room", "limit"), [(1000, 64), (15, 32), (6, 16)])
+def test_it_asks_more_at_once_while_that_pays(monkeypatch: pytest.MonkeyPatch, room: int, limit: int) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    server = module._Server("http://127.0.0.1/v1")
+    for _ in range(12):
+        clock[0] += max(1.0, server.limit / room)  # seconds that so many at once take
+        server.active = server.limit
+        for _ in range(server.limit):
+            server.succeeded()
+    assert server.limit == limit
+    server.active, clock[0] = 1, clock[0] + 0.001
+    for _ in range(2 * limit):  # faster than ever, but one at a time
+        server.succeeded()
+    assert server.limit == limit
+    server.failed(module._AgainError("", 429), start=clock[0])
+    assert server.limit == limit // 2
+    clock[0] += 1
+    server.failed(module._AgainError("", 429), start=clock[0] - 2)  # was under way with the one before
+    assert server.limit == limit // 2
+
+
+def test_429_waits_as_long_as_it_is_told_and_asks_less_at_once(serve: Serve) -> None:
+    refused: list[float] = []
+
+    def busy(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        with handler.server.lock:
+            is_first = len(refused) < 8
+            if is_first:
+                refused.append(time.monotonic())
+        return handler.say(429, {"error": "slow down"}, Retry_After="0.2") if is_first else echo(handler, path, body)
+
+    server = serve(busy)
+    client = Client([server.url], "base", QUICK)
+    assert [a["n"] for a in client.map("completions", [{"n": i} for i in range(8)])] == list(range(8))
+    assert time.monotonic() - refused[0] >= 0.2
+    assert len(server.seen) == 16
+    assert client._servers[0].limit <= 5  # halved once for all that were under way, and what it has earned since
+
+
+def test_retry_after_is_a_number_and_bounded(serve: Serve) -> None:
+    assert module._seconds("7") == 7.0
+    assert module._seconds("soon") is None
+    assert module._seconds(None) is None
+
+    start, server = time.monotonic(), serve(lambda handler, path, body: handler.say(429, {}, Retry_After="86400"))
+    with pytest.raises(EndpointError, match="status 429"):
+        ask(server)
+    assert time.monotonic() - start < 2
+    assert len(server.seen) == QUICK.attempts
+
+
+def test_what_passes_is_tried_again(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    faults = iter(
+        [lambda handler: handler.say(500, {"error": "it broke"}), lambda handler: handler.say(200, b'{"n": 0, "mod')]
+    )
+
+    def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        fault = next(faults, None)
+        return fault(handler) if fault else echo(handler, path, body)
+
+    with caplog.at_level(logging.WARNING):
+        assert ask(serve(act))[0]["n"] == 0
+    assert len(caplog.messages) == 1
+    assert 'status 500: {"error": "it broke"}; trying again' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("act", "words", "most_asked"),
+    [
+        (lambda h: h.say(500, {"error": "it broke"}), 'completions: status 500: {"error": "it broke"}', 3),
+        (lambda h: h.say(503, b""), "status 503: nothing", 3),
+        (lambda h: h.say(200, b'{"choices": [{"te'), 'is no whole JSON object: {"choices": \\[{"te', 3),
+        (lambda h: h.say(200, [1]), "is no whole JSON object", 3),
+        (lambda h: h.say(200, b"[" * 10**6), "is no whole JSON object", 3),
+        (lambda h: h.stream(b"{", 0, 1), "is no whole JSON object: {", 3),
+        (lambda h: h.say(200, b"{}", Content_Length="99", Connection="close"), "the connection was lost", 3),
+        (lambda h: h.connection.shutdown(2), "the connection was lost", 3),
+        (lambda h: h.stream(b" ", 0.02, 10**6), "no whole answer within 0.25 s", 2),
+        (lambda h: time.sleep(0.6), "no whole answer within 0.25 s", 2),
+        (lambda h: h.say(401, {}), r"it wants a key: set BNBENCH_API_KEY \(status 401: {}\)", 1),
+        (lambda h: h.say(403, {}), "the model base is forbidden to whoever has no key", 1),
+        (lambda h: h.say(404, {}), "there is no such path, or no model base; is this an OpenAI", 1),
+        (lambda h: h.say(400, b"\x1b[2Jno \x07 good"), "refuses the request .status 400: \ufffd.2Jno \ufffd good", 1),
+        (lambda h: h.say(307, {}, Location="http://u:p@else.de:9/v1?k=v"), "redirects to http://else.de:9/v1,", 1),
+    ],
+)  # fmt: skip
+def test_every_fault_ends_in_bounded_time_with_its_own_words(
+    serve: Serve, act: Callable[[Any], Any], words: str, most_asked: int
+) -> None:
+    server, start = serve(lambda handler, path, body: act(handler)), time.monotonic()
+    with pytest.raises(EndpointError, match=words):
+        ask(server, patience=replace(QUICK, total=0.25) if "within" in words else QUICK)
+    assert time.monotonic() - start < 5
+    assert len(server.seen) == most_asked
+
+
+def test_a_gigabyte_is_not_read(serve: Serve) -> None:
+    server = serve(lambda handler, path, body: handler.stream(b" " * 2**20, 0, 1024))
+    tracemalloc.start()
+    with pytest.raises(EndpointError, match="the answer is larger than 16 MiB"):
+        ask(server, patience=Patience())
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+    assert len(server.seen) == 1
+
+
+def test_the_first_failure_that_stays_ends_the_others(serve: Serve) -> None:
+    def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        time.sleep(0.01)
+        return handler.say(400, {}) if body["n"] == 5 else echo(handler, path, body)
+
+    server = serve(act)
+    with pytest.raises(EndpointError, match="status 400"):
+        ask(server, n=200)
+    assert len(server.seen) < 40
+
+
+def test_no_server_at_all(serve: Serve) -> None:
+    server = serve(echo)
+    server.close()
+    with pytest.raises(EndpointError, match="/v1/models: no server answers") as told:
+        Client([server.url], "base", QUICK).models()
+    assert "\n" not in str(told.value)
+
+
+def test_two_servers_share_the_work_and_one_takes_over(serve: Serve) -> None:
+    def slow(handler: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.01)
+        return echo(handler, path, body)
+
+    pair = [serve(slow), serve(slow)]
+    client = Client([server.url for server in pair], "base", Patience(wait=0.01))
+    bodies = [{"n": i} for i in range(60)]
+    assert [a["n"] for a in client.map("completions", bodies)] == list(range(60))
+    assert 18 <= len(pair[0].seen) <= 42
+    pair[0].close()
+    assert [a["n"] for a in client.map("completions", bodies)] == list(range(60))
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+    monkeypatch.setenv("BNBENCH_API_KEY", "sk-secret\n")
+    stranger = serve(echo)
+
+    def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        if body["n"] == 1:
+            return handler.say(308, b"", Location=f"{stranger.url}/completions")
+        return handler.say(401, {"error": f"wrong key {handler.headers['Authorization']}"})
+
+    server = serve(act)
+    with caplog.at_level(logging.DEBUG):
+        client = Client([server.url], "base", QUICK)
+        with pytest.raises(EndpointError, match="the key in BNBENCH_API_KEY is not accepted") as told:
+            client.map("completions", [{"n": 0}])
+        with pytest.raises(EndpointError, match="redirects to"):
+            client.map("completions", [{"n": 1}])
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-" not in str(told.value) + caplog.text + repr(vars(client))
+    assert not stranger.seen
+    monkeypatch.setenv("BNBENCH_API_KEY", "sk-\u09b8")
+    with pytest.raises(UsageError, match="BNBENCH_API_KEY or OPENAI_API_KEY holds a sign") as wrong:
+        Client([server.url], "base")
+    assert "sk-" not in str(wrong.value)
+
+
+def test_it_works_inside_a_loop_that_runs(serve: Serve) -> None:
+    server = serve(echo)
+
+    async def notebook() -> int:
+        return int(ask(server, n=3)[2]["n"])
+
+    assert asyncio.run(notebook()) == 2
