@@ -27,12 +27,11 @@ from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
 from bnbench.records import PERSON, RATINGS, Rating, Run, append_lines, read_lines, read_run, write_text
-from bnbench.reports.people import BETTER, CRITERIA, LEVELS, read_people, text_key
+from bnbench.reports.people import BETTER, CRITERIA, LEVELS, TABLE, read_people, text_key
 from bnbench.reports.render import page, templates
 from bnbench.reports.values import name, storable
 
 KEY = "human-key.jsonl"
-TABLE = "human-ratings.csv"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
 _CELL = 32_000  # characters; a spreadsheet's cell holds 32,767
 _SHOWN = 40  # faults that a message lists
@@ -288,7 +287,7 @@ def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, flo
 
 
 def ratings_csv(run: Run) -> str:
-    """A row for each reply and rater, as `bnbench preferences` reads rated replies."""
+    """A row for each rater of a reply that says something, as `bnbench preferences` reads rated replies."""
     people, text = read_people(run), io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["id", "topic", "title", "message", "reply", "candidate", "rater", *CRITERIA])
@@ -298,5 +297,6 @@ def ratings_csv(run: Run) -> str:
         for i, c, r in np.argwhere(~np.isnan(given).all(axis=-1)).tolist():
             e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
             who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(PERSON)
-            lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
+            if who[0].strip():
+                lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
     return storable(text.getvalue())

@@ -27,6 +27,7 @@ from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lin
 
 CRITERIA = ("empathy", "relevance", "fluency", "overall")
 LEVELS = 5  # of each criterion, from 1
+TABLE = "human-ratings.csv"  # what an import writes beside ratings.jsonl, for people and `bnbench preferences`
 BETTER = "better"  # of two replies: 0 neither, 1 the first, 2 the second
 
 
@@ -132,7 +133,7 @@ def with_ratings(run: Run, primary: str = "") -> Run:
 
     Items that nobody rated have empty rows, which count nothing. A candidate that nobody rated has no such metric.
     """
-    people = read_people(run) if (run.path / RATINGS).exists() else None
+    people = read_people(run)
     if people is None or not (rated := {k: t for k, t in people.tables().items() if t[..., 1].any()}):
         return run
     tables = {

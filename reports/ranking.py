@@ -22,8 +22,8 @@ from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
-from bnbench.records import AUDITS, CandidateRecord, Generation, MetricRecord, Run, RunRecord
-from bnbench.reports.people import with_ratings
+from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord
+from bnbench.reports.people import TABLE, with_ratings
 from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
@@ -159,7 +159,8 @@ def rank(
     """
     own = [path for run in runs if (path := run.path / AUDITS).is_file()]
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
-    runs = [with_ratings(run, primary or "") for run in runs] if len(runs) == 1 else runs
+    if len(runs) == 1 and (runs[0].path / RATINGS).exists():
+        runs = [with_ratings(runs[0], primary or "")]
     entries = collect(runs)
     primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
     lacking = [e.name for e in entries if primary not in e.tables]
@@ -263,6 +264,8 @@ def _same_weights(runs: Sequence[Run]) -> bool:
 def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
     """A note for each run that does not share more than its candidates with the first: decoding, precision, prompts."""
     first = runs[0].record
+    if len(runs) > 1 and any((run.path / TABLE).exists() for run in runs):
+        yield "ratings by people are left out: each run has raters of its own, so they do not compare the runs"
     for run in (run.record for run in runs[1:]):
         ours, theirs = _settings(run), _settings(first)
         different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]

@@ -78,11 +78,13 @@ def same(level: Mapping[str, int]) -> Rate:
 
 def noisy(seed: int, severity: float = 0.0) -> Rate:
     """The item's own quality of each reply, the same for all raters, and what this rater makes of it."""
-    rng = np.random.default_rng([5, seed])
 
     def rate(item: str, who: Sequence[str]) -> dict[str, int]:
-        quality = TRUE[who[0]] + 0.6 * np.random.default_rng([*map(ord, item[:8]), TRUE[who[0]]]).standard_normal()
-        return {c: int(np.clip(np.rint(quality + severity + 0.5 * rng.standard_normal()), 1, 5)) for c in CRITERIA}
+        text = [*map(ord, item[:8]), TRUE[who[0]]]
+        quality = TRUE[who[0]] + 0.6 * np.random.default_rng(text).standard_normal()
+        noise = 0.5 * np.random.default_rng([seed, *text]).standard_normal(len(CRITERIA))
+        given = np.clip(np.rint(quality + severity + noise), 1, 5)
+        return dict(zip(CRITERIA, map(int, given), strict=True))
 
     return rate
 
@@ -375,7 +377,17 @@ def test_ratings_of_replies_that_are_gone_do_not_count(run: Path) -> None:
     assert people.raters == ("human:rater-1",)
 
 
-def test_preference_pairs_come_of_the_ratings(run: Path, tmp_path: Path) -> None:
+def test_a_comparison_of_runs_leaves_people_out_and_says_so(run: Path, make_run: Maker) -> None:
+    make_sheets(run, raters=1, items=4)
+    import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
+    other = make_run((Spec("another", 0.3, "base"),), name="other", n=30, metrics=METRICS)
+    made = rank([read_run(run), read_run(other)], resamples=200)
+    assert not [name for name in made.metrics if name.startswith("human-")]
+    assert made.notes[0].startswith("ratings by people are left out: each run has raters of its own")
+
+
+def test_preference_pairs_come_of_the_ratings(make_run: Maker, tmp_path: Path) -> None:
+    run = make_run((*THREE[:2], Spec("third-adapter", 0.4, replies={0: "", 1: " "})), n=8, metrics=METRICS)
     make_sheets(run, raters=2, items=8)
     import_ratings(run, [save(run / f"{n}.json", answer(run, f"rater-{n}", same(TRUE))) for n in (1, 2)])
     made = preferences(run / "human-ratings.csv", tmp_path / "pairs.csv", margin=0.5)
