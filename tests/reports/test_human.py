@@ -377,6 +377,21 @@ def test_ratings_of_replies_that_are_gone_do_not_count(run: Path) -> None:
     assert people.raters == ("human:rater-1",)
 
 
+def test_starting_a_run_anew_keeps_what_people_gave(tmp_path: Path) -> None:
+    texts = [
+        {"id": str(i), "question": f"মন ভালো নেই, {i} দিন ধরে।", "reference": "কী হয়েছে?", "reply": "বলো।"}
+        for i in range(3)
+    ]
+    data, out = save(tmp_path / "data.csv", texts), tmp_path / "run"
+    words = ["evaluate", "--predictions", f"mine={data}", "--data", str(data), "--metric", "chrF++", "--out", str(out)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    person, judge = Rating("a", "human:রিতা", "overall", 4.0), Rating("b", "model|bn-1234", "overall", 2.0)
+    append_lines(out / "ratings.jsonl", [person, judge])
+    done = CliRunner().invoke(app, [*words, "--overwrite"])
+    assert done.exit_code == 0, done.output
+    assert read_lines(Rating, out / "ratings.jsonl") == [person]
+
+
 def test_a_comparison_of_runs_leaves_people_out_and_says_so(run: Path, make_run: Maker) -> None:
     make_sheets(run, raters=1, items=4)
     import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
@@ -435,10 +450,10 @@ def test_agreement_recovers_what_simulated_raters_were_told(make_run: Maker) -> 
     found = made.summary()
     assert (found["raters"], found["items"]) == (3, 40)
     for criterion in CRITERIA:
-        of, strict, mild = (found[k] for k in ("alpha", "severity", "severity"))
-        assert 0.45 < of[criterion]["low"] < of[criterion]["value"] < of[criterion]["high"] < 0.85
-        assert strict["rater-1"][criterion]["value"] == pytest.approx(0.7, abs=0.2)
-        assert mild["rater-3"][criterion]["value"] == pytest.approx(-0.7, abs=0.2)  # 5 is the end of the scale
+        agreed, severity = found["alpha"][criterion], found["severity"]
+        assert 0.45 < agreed["low"] < agreed["value"] < agreed["high"] < 0.85
+        assert severity["rater-1"][criterion]["value"] == pytest.approx(0.7, abs=0.2)
+        assert severity["rater-3"][criterion]["value"] == pytest.approx(-0.7, abs=0.2)  # 5 is the end of the scale
     for candidate, means in found["means"].items():
         assert means["human-overall"]["value"] == pytest.approx(TRUE[candidate], abs=0.3)
         assert means["human-overall"]["low"] < means["human-overall"]["value"] < means["human-overall"]["high"]
