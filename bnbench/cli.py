@@ -142,7 +142,7 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(json.dumps(plain, ensure_ascii=False, indent=2) if as_json else text(result))
+    echo(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:

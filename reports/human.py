@@ -64,10 +64,6 @@ class Sheets:
     items: int
     pages: int
 
-    def summary(self) -> dict[str, Any]:
-        """All of it, as plain JSON values."""
-        return vars(self)
-
     def __str__(self) -> str:
         told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
         return "\n".join([told, *self.files, f"The key is {self.key}: whoever rates must not see it."])
@@ -207,10 +203,6 @@ class Imported:
     known: int
     missing: int
     table: str
-
-    def summary(self) -> dict[str, Any]:
-        """All of it, as plain JSON values."""
-        return vars(self)
 
     def __str__(self) -> str:
         told = f"{self.added} answers added, {self.known} were there, {self.missing} missing"

@@ -379,7 +379,7 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
 
 
 def _estimate(of: Estimate) -> str:
-    return f"{number(of.value)} [{number(of.low)}, {number(of.high)}]"
+    return f"{number(of.value)} [{number(of.low)}, {number(of.high)}]" if of.value == of.value else ABSENT
 
 
 def trust_panel(ranking: Ranking) -> Iterator[Panel]:

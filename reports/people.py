@@ -236,7 +236,8 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
         gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
         for r, rater in enumerate(people.raters):
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
-            severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = estimate(table, mean)
+            found = estimate(table, mean) if table[:, 1].any() else Estimate(*[math.nan] * 3)  # nobody to compare with
+            severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
     seen = np.unique(items)
     for name, table in people.tables().items():
         for c, candidate in enumerate(run.replies):
@@ -290,10 +291,6 @@ class Plan:
     noise: float
     items: Mapping[int, int]
 
-    def summary(self) -> dict[str, Any]:
-        """All of it, as plain JSON values."""
-        return vars(self)
-
     def __str__(self) -> str:
         level = f"5 % two-sided{f' over {self.pairs} pairs (Bonferroni)' if self.pairs > 1 else ''}"
         return "\n".join([
@@ -325,9 +322,10 @@ def plan(run: Run, difference: float = 0.3, power: float = 0.8, criterion: str =
     d = x[:, a] - x[:, b]  # items x pairs x raters
     count = (~np.isnan(d)).sum(axis=-1)
     means, freedom = ratio(np.nansum(d, axis=-1), count), int(np.maximum(count - 1, 0).sum())
-    if not freedom or (count > 0).sum() < 2:
+    if not freedom or (count > 0).sum() < 2 or not np.nanvar(d):
         how = "ask two people or more about 10 items or more first: `bnbench human sheet RUN --items 10`"
-        raise UsageError(f"{run.path}: a plan needs ratings of {criterion} of two candidates by two people; {how}")
+        what = f"ratings of {criterion} of two candidates by two people, and differences among them"
+        raise UsageError(f"{run.path}: a plan needs {what}; {how}")
     noise = float(np.nansum((d - means[..., None]) ** 2)) / freedom
     seen = count > 0
     between = np.mean([means[seen[:, k], k].var(ddof=1) for k in range(len(a)) if seen[:, k].sum() > 1])

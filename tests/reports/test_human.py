@@ -470,6 +470,18 @@ def test_agreement_recovers_what_simulated_raters_were_told(make_run: Maker) -> 
     assert "Krippendorff’s α" in html.read_text(encoding="utf-8")
 
 
+def test_one_rater_agrees_with_nobody(run: Path) -> None:
+    make_sheets(run, raters=1, items=10)
+    import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
+    made, text = people_report(run, resamples=200)
+    found = made.summary()
+    unknown = {"value": None, "low": None, "high": None}
+    assert found["alpha"]["overall"] == found["severity"]["rater-1"]["overall"] == unknown
+    assert found["means"]["better-adapter"]["human-overall"]["value"] == 4.0
+    assert "nan" not in text
+    assert re.search(r"severity of rater-1( +–){4}\n", text)
+
+
 def test_wins_come_from_pairs_where_people_were_asked_for_them(run: Path) -> None:
     make_sheets(run, raters=2, items=10, pairs=True)
     rate = same(TRUE)
