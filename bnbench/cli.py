@@ -65,6 +65,7 @@ Device = Annotated[str | None, Option(help="cpu or cuda (to evaluate also cuda:1
 Combine = Annotated[str | None, Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their mean too, weighted as declared now.")]
 METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without it: the usual ones that can be had."
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
+PRIMARY = "The metric that ranks, declared before the run; a report takes another too, such as human-overall."
 Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
 Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
@@ -74,6 +75,7 @@ System = Annotated[list[str] | None, Option(help=SYSTEM)]
 TEMPLATE = "auto (a candidate's own), llama-3.1, chat, plain or a Jinja file; NAME= in front and repeated as --system."
 Template = Annotated[list[str] | None, Option(help=TEMPLATE)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
+RunFolder = Annotated[Path, Argument(help="A run folder.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
 
@@ -113,6 +115,10 @@ app = Typer(
 )
 
 
+human = Typer(no_args_is_help=True, help="Let people rate a finished run, blind: forms, ratings, agreement, a plan.")
+app.add_typer(human, name="human")
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -138,7 +144,7 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(json.dumps(plain, ensure_ascii=False, indent=2) if as_json else text(result))
+    echo(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -166,7 +172,7 @@ def evaluate_command(
     out: Annotated[Path | None, Option(help="By default runs/NAME. The same command goes on.")] = None,
     backend: BackendName = "hf",
     metric: Metrics = None,
-    primary: Annotated[str, Option(help="The metric that ranks, declared before the run.")] = "chrF++",
+    primary: Annotated[str, Option(help=PRIMARY)] = "chrF++",
     combine: Combine = None,
     judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
     judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
@@ -319,10 +325,13 @@ def publish_command(
 
 @app.command("report")
 def report_command(
-    run: Annotated[Path, Argument(help="A run folder.")], audit: Audit = None, as_json: Json = False
+    run: RunFolder,
+    primary: Annotated[str | None, Option(help=PRIMARY)] = None,
+    audit: Audit = None,
+    as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit)
+    _report([run], None, as_json, audit, primary)
 
 
 @app.command("compare")
@@ -343,12 +352,70 @@ def compare_command(
     _report(runs, out, as_json, audit)
 
 
-def _report(folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None) -> None:
+def _report(
+    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None
+) -> None:
     from bnbench.records import read_run
     from bnbench.reports import write_report
 
-    report = write_report([read_run(folder) for folder in folders], out or folders[0], audits=audits)
+    runs = [read_run(folder) for folder in folders]
+    report = write_report(runs, out or folders[0], audits=audits, primary=primary)
     _print(report.ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
+
+
+@human.command("sheet")
+def human_sheet_command(
+    run: RunFolder,
+    raters: Annotated[int, Option(min=1, help="A form for each.")] = 3,
+    items: Annotated[int, Option(min=1, help="Messages on a form; all raters get the same.")] = 40,
+    pairs: Annotated[bool, Option("--pairs", help="Ask also which of two replies is better.")] = False,
+    out: Annotated[Path | None, Option(help="Folder of the forms; by default RUN/human.")] = None,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Write blind forms for people who rate the replies: a page that works offline, and the same as CSV and .xlsx."""
+    from bnbench.reports.human import make_sheets
+
+    _print(make_sheets(run, raters, items, pairs=pairs, out=out, seed=seed), as_json)
+
+
+@human.command("import")
+def human_import_command(
+    run: RunFolder,
+    files: Annotated[list[Path], Argument(help="Filled forms: .json of the page, .csv, .xlsx.")],
+    replace: Annotated[
+        bool, Option("--replace", help="A rater's later answers take the place of earlier ones.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check filled forms and add them to the run's ratings; with any fault nothing is added."""
+    from bnbench.reports.human import import_ratings
+
+    _print(import_ratings(run, files, replace=replace), as_json)
+
+
+@human.command("agreement")
+def human_agreement_command(run: RunFolder, as_json: Json = False) -> None:
+    """Show how far people agree, who is strict, what each candidate got, and which metrics agree with people."""
+    from bnbench.reports.render import people_report
+
+    found, text = people_report(run)
+    _print(found, as_json, lambda _: text)
+
+
+@human.command("plan")
+def human_plan_command(
+    run: RunFolder,
+    difference: Annotated[float, Option(help="To be seen, in points of the 1-5 scale.")] = 0.3,
+    power: Annotated[float, Option(help="Chance to see it.")] = 0.8,
+    criterion: Annotated[str, Option(help="empathy, relevance, fluency or overall.")] = "overall",
+    as_json: Json = False,
+) -> None:
+    """Say how many items and raters show a difference, from the ratings so far."""
+    from bnbench.records import read_run
+    from bnbench.reports.people import plan
+
+    _print(plan(read_run(run), difference, power, criterion), as_json)
 
 
 @app.command("score")

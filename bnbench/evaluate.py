@@ -420,8 +420,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     """Cuts the file of replies back to whole batches; returns how many batches of the plan it holds."""
     out, path = work.request.out, work.request.out / records.GENERATIONS
     out.mkdir(parents=True, exist_ok=True)
-    for name in (records.GENERATIONS, records.RATINGS) if work.request.overwrite else ():
-        (out / name).unlink(missing_ok=True)
+    if work.request.overwrite:
+        path.unlink(missing_ok=True)
+        if (ratings := out / records.RATINGS).exists():  # people's work is kept: it has the hashes of what they read
+            people = [r for r in records.read_lines(records.Rating, ratings) if r.rater.startswith(records.PERSON)]
+            ratings.unlink()
+            records.append_lines(ratings, people)
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:

@@ -42,6 +42,7 @@ TRAINING = "training.json"
 GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
+PERSON = "human:"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
 _hints = cache(get_type_hints)
 
@@ -74,7 +75,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Rating:
-    """What one rater gave one text by one criterion; `key` is a hash of all that the rating depends on."""
+    """What one rater gave one text by one criterion; `key` is a hash of all that the rating depends on. `PERSON` stands
+    before a person's name, and before no model's.
+    """
 
     key: str
     rater: str

@@ -69,6 +69,7 @@ class Registry:
             return error
 
 
+_RATED = ("Overall", "Empathy", "Relevance", "Fluency", "Wins")
 _BUILT_IN = {
     "chrF++": "bnbench.metrics.chrf:ChrFPlusPlus",
     "chrF": "bnbench.metrics.chrf:ChrF",
@@ -82,7 +83,8 @@ _BUILT_IN = {
     "address": "bnbench.metrics.address:Address",
     "BERTScore": "bnbench.metrics.bertscore:BERTScore",
     "combined": "bnbench.metrics.combined:CombinedScore",
-    **{f"judge-{x.lower()}": f"bnbench.judge:{x}" for x in ("Overall", "Empathy", "Relevance", "Fluency", "Wins")},
+    **{f"judge-{x.lower()}": f"bnbench.judge:{x}" for x in _RATED},
+    **{f"human-{x.lower()}": f"bnbench.reports.people:{x}" for x in _RATED},
 }
 METRICS = Registry("bnbench.metrics", "metric", _BUILT_IN)
 DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration")
@@ -91,9 +93,9 @@ DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "pe
 
 def metric_names() -> tuple[str, ...]:
     """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`), nor
-    is a judge's before it has a judge (`judge-overall:URL#MODEL`).
+    is one of a judge's before it has a judge (`judge-overall:URL#MODEL`), or of people's before a run was rated.
     """
-    return tuple(name for name in METRICS.names() if name != "combined" and not name.startswith("judge-"))
+    return tuple(name for name in METRICS.names() if name != "combined" and not name.startswith(("judge-", "human-")))
 
 
 def get_metric(name: str) -> Metric:

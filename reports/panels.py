@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnbench.metrics.audit.findings import read_audits, short_name
+from bnbench.metrics.audit.findings import Estimate, read_audits, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
+from bnbench.reports.people import agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Score, Standing
 from bnbench.reports.trust import FLAG, NOT_INFORMATIVE, Trust, sentence
 from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
@@ -215,7 +216,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         "A rank is a range: one more than how many candidates are certainly better, up to all less those certainly "
         f"worse. “Open” means that {these} cannot tell: the interval of the difference holds 0, or p {least}."
     )
-    about = f"The primary metric, declared before the run: {ranking.descriptions[primary.metric]}."
+    about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
@@ -344,9 +345,11 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
     compared = [s for s in ranking.standings if s.versus_base]
     lead = "↑ higher is better, ↓ lower is better."
     if compared:
+        is_declared = ranking.declared.startswith("declared")
+        only = "Only the primary metric was declared beforehand" if is_declared else "The primary metric alone ranks"
         lead = (
             "Differences are paired: both answered the same items. In the drawings right is always better; each metric "
-            f"has its own scale. {lead} Only the primary metric was declared beforehand"
+            f"has its own scale. {lead} {only}"
             f"{' (its p is Holm-adjusted)' if len(ranking.pairs) > 1 else ''}; p of the others is unadjusted."
         )
     blocks: list[Block] = [Sentences((lead,), "lead", Pen.HTML)]
@@ -408,6 +411,34 @@ def metrics_table(
     both = f"{name(standing.candidate, 34)} against {name(base.candidate, 34)}"
     caption = f"Secondary metrics, {both} (p unadjusted; ↑ higher, ↓ lower is better)"
     return Table(columns, rows, caption, both, strong=strong, is_open=is_open, pens=pens)
+
+
+def people_panel(ranking: Ranking) -> Iterator[Panel]:
+    """How far people who rated the run agree with each other, what they gave, and how far metrics agree with them."""
+    if "human-overall" not in ranking.metrics:
+        return
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
+    over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
+    rows: list[list[Cell]] = [["Krippendorff’s α, ordinal", *map(_estimate, found.alpha.values())]]
+    rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]
+    notes = ("Severity: how many points lower than the others someone rates the same replies.",)
+    columns = [Column("agreement", "text"), *map(Column, found.alpha)]
+    tables = [Table(columns, rows, f"Agreement of people ({over})", notes=notes, breaks_at=3)]
+    shown = dict.fromkeys(metric for of in found.means.values() for metric in of)
+    ranked = [(s.candidate, found.means.get(s.candidate, {})) for s in ranking.standings]
+    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in ranked]
+    columns = [Column("candidate", "name"), *(Column(metric.removeprefix("human-")) for metric in shown)]
+    tables.append(Table(columns, rows, "What people gave: means, 1–5, and comparisons won, %", breaks_at=4))
+    rows = [[metric, _estimate(of), number(whole)] for metric, (of, whole) in found.metrics.items()]
+    columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
+    tables.append(Table(columns, rows, "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"))
+    # The page has no captions over its tables.
+    blocks = [block for table in tables for block in (Sentences((table.caption,), "heading", Pen.HTML), table)]
+    yield Panel("people", "What people say", blocks, "People")
+
+
+def _estimate(of: Estimate) -> str:
+    return f"{number(of.value)} [{number(of.low)}, {number(of.high)}]" if of.value == of.value else ABSENT
 
 
 def trust_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -606,7 +637,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
-        f"The primary metric, declared before the run, was {value_of(ranking).label} "
+        f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "
         f"({ranking.signatures[ranking.primary]}). Intervals are 95 % percentile bootstrap intervals over items "
         f"({ranking.resamples:,} resamples, seed {ranking.seed})."
     )
@@ -628,11 +659,13 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
     blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
     yield Panel("methods", "How it was measured", blocks, "Methods")
+    is_declared = ranking.declared.startswith("declared")
+    declared = "declared as the primary metric before the run" if is_declared else ranking.declared
     limits = [
         "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
         f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
-        f"{value_of(ranking).label} was declared as the primary metric before the run and alone ranks. p-values "
+        f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
         "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
         "The metrics compare with a reference, count words, or measure likelihood. "
         "They do not replace people who read the replies.",
@@ -652,6 +685,7 @@ PANELS = (  # a line each
     combined_panel,
     metrics_panel,
     yardsticks_panel,
+    people_panel,
     trust_panel,
     pairs_panel,
     examples_panel,

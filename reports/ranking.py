@@ -23,7 +23,8 @@ from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
-from bnbench.records import AUDITS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
+from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
+from bnbench.reports.people import TABLE, with_ratings
 from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
@@ -138,6 +139,7 @@ class Ranking:
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
     `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_telling`).
+    `declared` says when the primary metric was.
     """
 
     primary: str
@@ -162,6 +164,7 @@ class Ranking:
     metrics: Mapping[str, Metric] = field(repr=False, compare=False)
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
+    declared: str = field(repr=False)
 
     def unpassed(self, candidate: str, metric: str, name: str = "") -> list[Comparison]:
         """The candidate less each yardstick that is a floor of the metric and that it is not certainly better than.
@@ -178,16 +181,23 @@ class Ranking:
         return plain
 
 
-def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None) -> Ranking:
+def rank(
+    runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None, primary: str | None = None
+) -> Ranking:
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
+
+    `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
+    other raters.
 
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
     """
     own = [path for run in runs if (path := run.path / AUDITS).is_file()]
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
+    if len(runs) == 1 and (runs[0].path / RATINGS).exists():
+        runs = [with_ratings(runs[0], primary or "")]
     entries = collect(runs)
-    primary, seed = runs[0].record.primary_metric, runs[0].record.seed
+    primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
@@ -216,13 +226,15 @@ def rank(runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None
     notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
     descriptions = {name: described[name].description for name in metrics}
     directions = {name: m.higher_is_better for name, m in metrics.items()}
+    before = runs[0].record.primary_metric
+    declared = "declared before the run" if primary == before else f"chosen after the run, which declared {before}"
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
         base=baseline.name, n=len(runs[0].examples), seed=seed, resamples=resamples, level=LEVEL,
         standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks, telling=telling, values=values,
         signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
         combined=combined, trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries),
-        runs=tuple(runs),
+        runs=tuple(runs), declared=declared,
     )  # fmt: skip
 
 
@@ -288,6 +300,8 @@ def _same_weights(runs: Sequence[Run]) -> bool:
 def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
     """A note for each run that does not share more than its candidates with the first: decoding, precision, prompts."""
     first = runs[0].record
+    if len(runs) > 1 and any((run.path / TABLE).exists() for run in runs):
+        yield "ratings by people are left out: each run has raters of its own, so they do not compare the runs"
     for run in (run.record for run in runs[1:]):
         ours, theirs = _settings(run), _settings(first)
         different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]

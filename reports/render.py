@@ -16,17 +16,34 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
-from bnbench.records import Run, write_text
-from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Sentences, Table, metrics_table, panels
+from bnbench.records import Run, read_run, write_text
+from bnbench.reports.panels import (
+    Block,
+    Cell,
+    Column,
+    Facts,
+    Name,
+    Pen,
+    Sentences,
+    Table,
+    metrics_table,
+    panels,
+    people_panel,
+)  # fmt: skip
+from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
 from bnbench.reports.values import legend, name, shown_values, storable
 from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 WIDTH = 110
 COLUMNS = (
@@ -52,13 +69,19 @@ class Report:
 
 
 def write_report(
-    runs: Sequence[Run], folder: Path, *, resamples: int = RESAMPLES, audits: Path | None = None
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    resamples: int = RESAMPLES,
+    audits: Path | None = None,
+    primary: str | None = None,
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
-    The same tables give the same bytes of ranking.json. `audits` is a file of further audits. Raises as `rank` does.
+    The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
+    of the declared metric. Raises as `rank` does.
     """
-    ranking = rank(runs, resamples=resamples, audits=audits)
+    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
     files = {
         "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
         "ranking.csv": ranking_csv(ranking),
@@ -88,6 +111,17 @@ def ranking_csv(ranking: Ranking) -> str:
             )  # fmt: skip
             writer.writerow("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
     return file.getvalue()
+
+
+def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
+    """How far people agree on a run, what they gave and which metrics agree with them, and that as a text.
+
+    Raises UsageError without ratings.
+    """
+    ranking = rank([read_run(folder)], resamples=resamples)
+    blocks = [block for panel in people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
+    return found, storable("\n\n".join(map(_text, blocks)))
 
 
 def visible(table: Table, pen: Pen) -> tuple[list[Column], list[list[Cell]]]:
@@ -213,6 +247,29 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
+    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in panels(ranking, Pen.HTML) if blocks]
+    return page(
+        "report",
+        is_fragment=is_fragment,
+        said=verdict(ranking),
+        facts=headline_facts(ranking),
+        runs=[run.record.name for run in ranking.runs],
+        panels=drawn,
+        visible=lambda table: visible(table, Pen.HTML),
+        version=__version__,
+    )
+
+
+def page(template: str, **parts: Any) -> str:
+    """A page from a template with the style and the script of its name; text in `parts` stays text, whatever it is."""
+    style, script = ((_TEMPLATES / f"{template}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    made = templates().get_template(f"{template}.html.j2")
+    return storable(made.render(**parts, style=Markup(style), script=Markup(script), script_hash=digest))
+
+
+def templates() -> Environment:
+    """The files of templates/, which escape whatever is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -223,21 +280,7 @@ def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"cell": _cell, "name": _name, "svg": Markup, "pc": "{:.2f}%".format}
-    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in panels(ranking, Pen.HTML) if blocks]
-    style, script = ((_TEMPLATES / file).read_text(encoding="utf-8") for file in ("report.css", "report.js"))
-    page = environment.get_template("report.html.j2").render(
-        is_fragment=is_fragment,
-        said=verdict(ranking),
-        facts=headline_facts(ranking),
-        runs=[run.record.name for run in ranking.runs],
-        panels=drawn,
-        visible=lambda table: visible(table, Pen.HTML),
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
-    )
-    return storable(page)
+    return environment
 
 
 def _cell(cell: Cell, column: Column) -> Markup:

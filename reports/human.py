@@ -1,0 +1,294 @@
+"""Blind sheets for people, and what comes back from them.
+
+bnbench human sheet RUN        forms for raters; the key, human-key.jsonl, stays with the run
+bnbench human import RUN FILE  checks filled forms, and adds them to ratings.jsonl
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import secrets
+import tomllib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bnbench
+from bnbench.data.files import as_text, header_of, read_records
+from bnbench.errors import UsageError
+from bnbench.metrics.core import FloatArray
+from bnbench.metrics.registry import get_metric
+from bnbench.records import PERSON, RATINGS, Rating, Run, append_lines, read_lines, read_run, write_text
+from bnbench.reports.people import BETTER, CRITERIA, LEVELS, TABLE, read_people, text_key
+from bnbench.reports.render import page, templates
+from bnbench.reports.values import name, storable
+
+KEY = "human-key.jsonl"
+_LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
+_CELL = 32_000  # characters; a spreadsheet's cell holds 32,767
+_SHOWN = 40  # faults that a message lists
+
+Question = Mapping[str, Any]  # what one page of a form shows: code, title, message and one text, or two
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A line of the key: what stands under one code on one form. `texts` has the candidates that said each text, `key`
+    is that of its ratings, `disagreement` and `seed` say how the item was drawn.
+    """
+
+    code: str
+    form: str
+    item: str
+    topic: str
+    disagreement: float
+    seed: int
+    key: str
+    texts: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """The files that were written, and how much one rater has to do."""
+
+    files: tuple[str, ...]
+    key: str
+    items: int
+    pages: int
+
+    def __str__(self) -> str:
+        told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
+        return "\n".join([told, *self.files, f"The key is {self.key}: whoever rates must not see it."])
+
+
+def make_sheets(
+    folder: Path, raters: int = 3, items: int = 40, *, pairs: bool = False, out: Path | None = None, seed: int = 42
+) -> Sheets:
+    """Writes a form for each rater, as .html, .csv and .xlsx, into `out` (by default RUN/human), and adds to the key.
+
+    All raters read the same items, in orders of their own that no seed gives away. Of candidates that said the same the
+    text is shown once. With `pairs` each text is then compared with two others of its item. Raises RunError for what is
+    no finished run, UsageError where pairs are asked for of one candidate.
+    """
+    run, out, rng = read_run(folder), out or folder / "human", secrets.SystemRandom()
+    if pairs and len(run.replies) < 2:
+        raise UsageError(f"{folder}: --pairs compares candidates, and this run has only one")
+    drawn, key, forms = draw(run, items, seed), list[Shown](), dict[str, list[Question]]()
+    before = len({shown.form for shown in read_lines(Shown, folder / KEY)})
+    for number in range(before + 1, before + raters + 1):
+        form = f"rater-{number}"
+        forms[form] = []
+        for i, disagreement in rng.sample(drawn, len(drawn)):
+            example, said = run.examples[i], dict[str, list[str]]()
+            for candidate, replies in run.replies.items():
+                said.setdefault(replies[i].reply, []).append(candidate)
+            texts = rng.sample(list(said), len(said))
+            asked: list[tuple[str, ...]] = [(text,) for text in texts]
+            if pairs and len(texts) > 1:  # around a circle, so that each stands first once and second once
+                circle = list(zip(texts, texts[1:] + texts[:1], strict=True))[: len(texts) if len(texts) > 2 else 1]
+                asked += rng.sample(circle, len(circle))
+            for these in asked:
+                code = "".join(rng.choice(_LETTERS) for _ in range(8))
+                who = tuple(tuple(said[text]) for text in these)
+                place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
+                key.append(Shown(code, *place, who))
+                shown = {"code": code, "title": example["title"], "message": example["question"], "texts": these}
+                forms[form].append(shown)
+    files: dict[Path, str | bytes] = {}
+    for form, questions in forms.items():
+        rows = list(_rows(form, questions))
+        files[out / f"{form}.html"] = form_html(form, questions)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([[re.sub(r"^(?=[=+\-@\t\r])", "'", cell) for cell in row] for row in rows])
+        files[out / f"{form}.csv"] = text.getvalue().encode("utf-8-sig")  # without the mark Excel takes it for Latin
+        files[out / f"{form}.xlsx"] = workbook(rows)
+    append_lines(folder / KEY, key)
+    for path, content in files.items():
+        write_text(path, content)
+    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters)
+
+
+def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
+    """At most so many items of a run, by number, each with how much the run's metrics disagree on it.
+
+    Every item has the same chance, so that means over those drawn stand for all. A systematic sample of a list that is
+    sorted by thirds of disagreement and, within, by topic takes from both in proportion (Cochran 1977, ch. 8).
+    Disagreement is the standard deviation over metrics of a reply's rank among all, mean over candidates.
+    """
+    ranks = list[FloatArray]()
+    for record in (m for m in run.record.metrics if not m.weights):
+        tables = [own[record.name] for own in run.tables.values() if record.name in own]
+        with suppress(UsageError):  # a metric that is not to be had here
+            formula = get_metric(record.spelling or record.name).formula
+            x = np.nan_to_num(np.stack([formula(table)[:, 0] for table in tables]), posinf=0.0, neginf=0.0)
+            ordered = np.sort(x, axis=None)
+            rank = (np.searchsorted(ordered, x, "left") + np.searchsorted(ordered, x, "right")) / (2 * x.size)
+            ranks += [rank if record.higher_is_better else 1 - rank] if len(tables) == len(run.tables) else []
+    n = len(run.examples)
+    spread = np.std(ranks, axis=0).mean(axis=0) if ranks else np.zeros(n)
+    third = np.argsort(np.argsort(spread, kind="stable")) * 3 // n
+    rng, topics = np.random.default_rng(seed), sorted({example["topic"] for example in run.examples})
+    place = dict(zip(topics, rng.permutation(len(topics)).tolist(), strict=True))
+    # Topics go up and down in turn, so that neighbours at the border of two thirds are alike.
+    key = [
+        (t, (-1) ** int(t) * place[e["topic"]], r) for e, t, r in zip(run.examples, third, rng.random(n), strict=True)
+    ]
+    order, k, start = sorted(range(n), key=lambda i: key[i]), min(items, n), rng.random()
+    taken = [order[int((start + j) * n / k)] for j in range(k)]
+    return [(i, round(float(spread[i]), 4)) for i in taken]
+
+
+def _rows(form: str, questions: Sequence[Question]) -> Iterator[list[str]]:
+    """The form as a table: a head, then a row a page; empty cells are to be filled in."""
+    has_pairs = any(len(q["texts"]) > 1 for q in questions)
+    second, better = (["second reply"], [BETTER]) if has_pairs else ([], [])
+    yield ["code", "rater", "title", "message", "reply", *second, *CRITERIA, *better]
+    for q in questions:
+        texts = [f"{t[:_CELL]} … (cut here: {len(t):,} characters)" if len(t) > _CELL else t for t in q["texts"]]
+        cells = [q["code"], form, q["title"], q["message"], texts[0], *(texts[1:] or [""] * has_pairs)]
+        yield [*map(storable, cells), *[""] * (len(CRITERIA) + has_pairs)]
+
+
+def form_html(form: str, questions: Sequence[Question]) -> str:
+    """One self-contained page in Bengali and English, with the criteria in the words of the judge's rubrics."""
+    scales = []
+    for language in ("bn", "en"):
+        path = Path(bnbench.__file__).parent / "rubrics" / f"{language}.toml"
+        rubric = tomllib.loads(path.read_text(encoding="utf-8"))["rating"]["rubric"]
+        found = re.findall(r"^(\w+)(?: – ([^:]+))?: (.+)\n((?:  [1-5] = .+\n?){5})", rubric, re.MULTILINE)
+        scales.append({n: (label or n.title(), told, re.findall(r"= (.+)", words)) for n, label, told, words in found})
+    bn, en = scales
+    criteria = [
+        {"name": n, "bn": bn[n][:2], "en": en[n][:2], "anchors": list(zip(bn[n][2], en[n][2], strict=True))}
+        for n in CRITERIA
+    ]
+    has_pairs, store = any(len(q["texts"]) > 1 for q in questions), f"bnbench-{questions[0]['code']}"
+    return page("human", form=form, store=store, questions=questions, criteria=criteria, has_pairs=has_pairs)
+
+
+def workbook(rows: Sequence[Sequence[str]]) -> bytes:
+    """An .xlsx of one sheet of texts: no cell is a formula. The head stays in view, ratings take whole numbers only."""
+    made: Any = templates().get_template("workbook.xml.j2").module
+    limits = dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}
+    plain = [[re.sub("[\ufffe\uffff]", "\ufffd", text) for text in row] for row in rows]  # XML knows them not
+    parts = {
+        "[Content_Types].xml": made.types(), "_rels/.rels": made.package(), "xl/workbook.xml": made.workbook(),
+        "xl/_rels/workbook.xml.rels": made.relations(), "xl/styles.xml": made.styles(),
+        "xl/sheet.xml": made.sheet(plain, limits),
+    }  # fmt: skip
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, xml in parts.items():
+            archive.writestr(part, xml)
+    return file.getvalue()
+
+
+# -------------------------------------------------------------------------------------------------------------- import
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import added to ratings.jsonl; `missing` are answers that forms which were begun leave out."""
+
+    raters: tuple[str, ...]
+    added: int
+    known: int
+    missing: int
+    table: str
+
+    def __str__(self) -> str:
+        told = f"{self.added} answers added, {self.known} were there, {self.missing} missing"
+        return f"{', '.join(map(name, self.raters))}: {told}\n{self.table}: all ratings, also for `bnbench preferences`"
+
+
+def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False) -> Imported:
+    """Adds filled forms (.json of the page, .csv, .xlsx) to the ratings of a run, all or nothing, and lists them in
+    human-ratings.csv.
+
+    With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
+    and column, and where two files of one rater contradict each other, or one the ratings on record.
+    """
+    run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
+    if not shown:
+        raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; `bnbench human sheet {folder}`")
+    before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
+    found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
+    for path in files:
+        seen, records = set[tuple[str, str]](), read_records(path)
+        if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
+            raise UsageError(f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was")
+        for where, row in records.items():
+            code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
+            values, wrong = _answers(row, shown.get(code))
+            wrong += [("rater", "no name")] if values and not rater else []
+            wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
+            seen.add((code, rater))
+            faults += [f"{where}, {column}: {why}" for column, why in wrong]
+            if wrong:
+                continue
+            begun |= {(shown[code].form, rater)} if values else set()
+            for criterion, value in values.items():
+                new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value)
+                at = new.key, new.rater, criterion
+                other, there = found.get(at, ({} if replace else before).get(at, (new, "")))
+                if other.value != value:
+                    why = f"{name(rater)} gave {value:g} here and {other.value:g} in {there}"
+                    how = "give one of two people another name, or take the later answers with --replace"
+                    faults.append(f"{where}, {criterion}: {why}; {how}")
+                found[at] = new, where
+    if faults:
+        more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        raise UsageError("\n".join([f"{len(faults)} faults, nothing was imported:", *faults[:_SHOWN], *more]))
+    new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
+    if (path := folder / RATINGS).exists():  # a torn last line would swallow the next
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    append_lines(folder / RATINGS, new_ones)
+    raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
+    asked = sum(len(_asked(line)) for form, _ in begun for line in shown.values() if line.form == form)
+    write_text(folder / TABLE, ratings_csv(run))
+    return Imported(raters, len(new_ones), len(found) - len(new_ones), asked - len(found), str(folder / TABLE))
+
+
+def _asked(line: Shown) -> tuple[str, ...]:
+    return (BETTER,) if len(line.texts) > 1 else CRITERIA
+
+
+def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """The answers of a row, and what is wrong with it by column."""
+    if shown is None:
+        return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
+    values, wrong, asked = dict[str, float](), list[tuple[str, str]](), _asked(shown)
+    least, most = (0, 2) if BETTER in asked else (1, LEVELS)
+    for column in (*CRITERIA, BETTER):
+        text = as_text(row.get(column)).strip()
+        if text and column not in asked:
+            wrong.append((column, f"{text[:40]!r}, but this row does not ask for it; leave it empty"))
+        elif text and not (text.isdecimal() and least <= int(text) <= most):  # Bengali digits too
+            wrong.append((column, f"{text[:40]!r} is no whole number from {least} to {most}"))
+        elif text:
+            values[column] = float(int(text))
+    return values, wrong
+
+
+def ratings_csv(run: Run) -> str:
+    """A row for each rater of a reply that says something, as `bnbench preferences` reads rated replies."""
+    people, text = read_people(run), io.StringIO(newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["id", "topic", "title", "message", "reply", "candidate", "rater", *CRITERIA])
+    if people:
+        given = np.stack([people.given[criterion] for criterion in CRITERIA], axis=-1)
+        names = list(run.replies)
+        for i, c, r in np.argwhere(~np.isnan(given).all(axis=-1)).tolist():
+            e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
+            who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(PERSON)
+            if who[0].strip():
+                lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
+    return storable(text.getvalue())
