@@ -104,9 +104,9 @@ def test_size() -> None:
     }
     assert not {name: n for name, n in functions.items() if n > 60}
     assert 8 <= statistics.median(functions.values()) <= 12
-    assert len(lines) <= 85
+    assert len(lines) <= 88
     # The aim is 13,000. This bound goes down as rooms are pruned, and up only with what an issue adds.
-    bound, total = 16_200, sum(lines.values())
+    bound, total = 17_600, sum(lines.values())
     assert total <= bound, f"{total} lines: shorten, or raise this bound by the lines that you add and say why"
 
 
@@ -133,5 +133,5 @@ def test_evaluation_is_a_short_walk(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr
     files, functions = map(int, done.stdout.splitlines()[-1].split())
-    assert files <= 45
-    assert functions <= 400
+    # Issue 9 ended at 42 and 361; yardsticks, formats, loading whole and thoughts were added since.
+    assert files <= 50 and functions <= 430, (files, functions)
