@@ -180,7 +180,8 @@ def test_attention_is_tried_before_it_trains(
         finetune(request_of(bases["opt"], tmp_path / "out"))
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+# Tuples in place of named outputs are seen when the base first computes, which a dry run does not.
+@pytest.mark.parametrize("kind", [kind for kind in BROKEN if kind != "tuples"])
 def test_broken_bases_in_a_dry_run(
     kind: str, tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
