@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,3 +150,13 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> 
 def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """The folder of a LoRA adapter of `tiny_base` that changes its logits."""
     return build_adapter(tmp_path_factory.mktemp("tiny") / "adapter", tiny_base)
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """A command under -q lowers our logger's voice for the process; the next test begins with it as it was."""
+    logger = logging.getLogger("bnbench")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    yield
+    logger.setLevel(level)
