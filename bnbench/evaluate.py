@@ -165,7 +165,13 @@ def make_request(
 
         rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
-    check_inputs(data, columns, split, models, predictions)
+    check_split(split or "test")
+    check_columns(columns, FIELDS)
+    try:
+        if data is not None:
+            check_source(data)
+    except CorpusError as error:  # and what else is not there
+        raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
     choose_measures(options["primary"], metrics, weights, rater)
     given = (base, adapters, predictions, endpoints)
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
@@ -174,19 +180,6 @@ def make_request(
         system=by_name(systems, candidates), template=by_name(templates, candidates), metrics=tuple(metrics),
         combine=weights, judge=rater, **options,
     )  # fmt: skip
-
-
-def check_inputs(
-    data: str | None, columns: Mapping[str, str], split: str | None, models: Sequence[str], predictions: Sequence[str]
-) -> None:
-    """What can be known at once: split, fields and data; where the data are missing, what else is. CorpusError."""
-    check_split(split or "test")
-    check_columns(columns, FIELDS)
-    try:
-        if data is not None:
-            check_source(data)
-    except CorpusError as error:
-        raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
 
 
 def choose_measures(

@@ -14,11 +14,10 @@ import numpy as np
 
 from bnbench.metrics.audit.findings import Estimate, read_audits, short_name
 from bnbench.metrics.combined import weighted
-from bnbench.metrics.core import Metric
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
 from bnbench.reports.people import agreement
-from bnbench.reports.ranking import ALPHA, Comparison, Entry, Ranking, Score, Standing
+from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing
 from bnbench.reports.trust import FLAG, NOT_INFORMATIVE, Trust, sentence
 from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
@@ -517,7 +516,16 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
     order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])
     decimals = 1 if primary.decimals < 3 else primary.decimals
-    flags = [_reply_flags(entries[who], ranking.metrics.get("degeneration")) for who in names]
+    # What a reader should know of each reply before reading it: cut at the limit, empty, repeating itself …
+    flags, degeneration = list[list[tuple[str, ...]]](), ranking.metrics.get("degeneration")
+    for entry in map(entries.__getitem__, names):
+        flags.append([])
+        for i, reply in enumerate(entry.replies):
+            marks = {"empty": not reply.reply.strip(), "cut at the limit": bool(reply.hit_limit)}
+            if degeneration and degeneration.name in entry.tables:
+                row = dict(zip(degeneration.columns, entry.tables[degeneration.name][i], strict=True))
+                marks |= {degeneration.labels[value].removesuffix(", %"): row[value] > 0 for value in _FLAGS}
+            flags[-1].append(tuple(flag for flag, is_so in marks.items() if is_so))
     items = []
     for i, (message, *own) in enumerate(zip(messages, *flags, strict=True)):
         shown = [number(float(scores[who][i]), decimals) for who in names]
@@ -543,16 +551,6 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
     bottom = [i for i in ascending if i != median and i not in top and (order[i] < 0 or not are_gains)][:_EXTREMES]
     best, worst = ("Largest gain", "Largest loss") if are_gains else ("Highest score", "Lowest score")
     return [*((best, i) for i in top), ("Median item", median), *((worst, i) for i in reversed(bottom))]
-
-
-def _reply_flags(entry: Entry, degeneration: Metric | None) -> Iterator[tuple[str, ...]]:
-    """What a reader should know of each reply before reading it: cut at the limit, empty, repeating itself …"""
-    for i, reply in enumerate(entry.replies):
-        flags = {"empty": not reply.reply.strip(), "cut at the limit": bool(reply.hit_limit)}
-        if degeneration and degeneration.name in entry.tables:
-            row = dict(zip(degeneration.columns, entry.tables[degeneration.name][i], strict=True))
-            flags |= {degeneration.labels[value].removesuffix(", %"): row[value] > 0 for value in _FLAGS}
-        yield tuple(flag for flag, is_so in flags.items() if is_so)
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -604,7 +602,6 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     corpus, prompt, precision, device = record.corpus, record.prompt, record.precision, record.device
     source = "" if corpus.source == corpus.name else f" from {corpus.source}"
     limit = f", limited to {corpus.limit}" if corpus.limit else ""
-    hashes = {"template": prompt.get("template_sha"), "tokenizer": prompt.get("tokenizer_sha")}
     # Greedy decoding ignores what sampling is told.
     ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
     decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
@@ -613,15 +610,19 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
     memory = record.peak_memory_bytes
     reason = f" – {precision['reason']}" if precision.get("reason") else ""
-    known = [*filter(None, [prompt.get("kind")]), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
     how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
     versions = {"bnbench": record.bnbench, **record.packages}
     times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
+    # How the first was asked, and whoever was asked otherwise.
+    asked: dict[str, Any] = {}
+    for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
+        hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
+        known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
+        asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
     facts: dict[str, Any] = {
         "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
         "Fingerprint": corpus.fingerprint,
-        "Prompt": ", ".join(known),
-        "System prompt": prompt.get("system"),
+        **asked,
         "Decoding": ", ".join(how),
         "Precision": ", ".join(formats) + reason,
         "Device": ", ".join(str(part) for part in on if part),

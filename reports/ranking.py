@@ -138,7 +138,7 @@ class Ranking:
     """Everything that a report says: `standings`, the best first, and what they were computed from.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
-    `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_telling`).
+    `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_yardsticks`).
     `declared` says when the primary metric was.
     """
 
@@ -405,30 +405,23 @@ def _yardsticks(
         floor_of = tuple(m for ideal in versus[len(entries) :] for m, c in ideal.items() if c.better)
         of_candidates = dict(zip((e.name for e in entries), versus, strict=False))
         yardsticks.append(Yardstick(**vars(found[name]), floor_of=floor_of, scores=scores, versus=of_candidates))
-    return tuple(yardsticks), {s.metric: s for s in _telling(tables, metrics, resamples, seed)}
-
-
-def _telling(
-    tables: Mapping[str, Mapping[str, FloatArray]], metrics: Sequence[Metric], resamples: int, seed: int
-) -> Iterator[Score]:
-    """The AUC of each metric within items: how often the reply that belongs to a message scores above another item's.
-
-    That is the reference; but by a metric that reads references it scores 100 by construction, so there the first half
-    of a reference is the reply, and the second half what it is scored against: texts that share a message and no
-    sentence. Ties count a half; the interval is over items.
-    """
+    # The AUC of each metric within items: how often the reply that belongs to a message scores above another item's.
+    # That is the reference; but by a metric that reads references it scores 100 by construction, so there the first
+    # half of a reference is the reply, and the second half what it is scored against: texts that share a message and
+    # no sentence. Ties count a half; the interval is over items.
+    telling = dict[str, Score]()
     for m in metrics:
         pair = (HALF, ANOTHER_HALF) if "references" in m.needs else (REFERENCE, ANOTHER)
-        own, others = (tables.get(name, {}).get(m.name) for name in pair)
-        if own is None or others is None:
+        if not all(m.name in tables.get(name, {}) for name in pair):
             continue
-        turn = 1 if m.higher_is_better else -1
-        gaps = np.nan_to_num(m.formula(own)[..., 0]) - np.nan_to_num(m.formula(others)[..., 0])
-        won = (np.sign(turn * gaps.round(9)) + 1).mean(axis=1) / 2
+        belongs, others = (np.nan_to_num(m.formula(tables[name][m.name])[..., 0]) for name in pair)
+        gaps = (belongs - others) * (1 if m.higher_is_better else -1)
+        won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))])
         [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
         low, high = (ends.low, ends.high) if len(won) > 1 else (math.nan, math.nan)
-        yield Score(m.name, m.values[0], float(won.mean()), low, high)
+        telling[m.name] = Score(m.name, m.values[0], float(won.mean()), low, high)
+    return tuple(yardsticks), telling
 
 
 def _scores(entry: Scored, metrics: Sequence[Metric], resamples: int, seed: int) -> Iterator[Score]:

@@ -11,6 +11,8 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import bnbench
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,10 +106,15 @@ def test_size() -> None:
     }
     assert not {name: n for name, n in functions.items() if n > 60}
     assert 8 <= statistics.median(functions.values()) <= 12
-    assert len(lines) <= 88
-    # The aim is 13,000. This bound goes down as rooms are pruned, and up only with what an issue adds.
-    bound, total = 17_600, sum(lines.values())
+    # No aim but what there is: it holds the house from growing in silence until `test_size_that_is_meant` passes.
+    bound, total = 17_550, sum(lines.values())
     assert total <= bound, f"{total} lines: shorten, or raise this bound by the lines that you add and say why"
+
+
+@pytest.mark.xfail(strict=True, reason="missed: 17,508 lines in 88 files; issue 9 is open for it")
+def test_size_that_is_meant() -> None:
+    lines = [path.read_text(encoding="utf-8").count("\n") for path, _ in sources().values()]
+    assert len(lines) <= 85 and sum(lines) <= 13_000
 
 
 def test_imports_run_down() -> None:
@@ -126,12 +133,24 @@ def test_no_module_name_stands_twice() -> None:
     assert sorted({stem for stem in stems if stems.count(stem) > 1}) in ([], ["base"])
 
 
+@pytest.mark.xfail(strict=True, reason="missed: 415 functions, with yardsticks and each candidate's own format")
 def test_evaluation_is_a_short_walk(tmp_path: Path) -> None:
+    files, functions = walk(tmp_path)
+    assert files <= 45 and functions <= 400
+
+
+def test_evaluation_walks_no_further_than_it_does(tmp_path: Path) -> None:
+    files, functions = walk(tmp_path)
+    assert files <= 45 and functions <= 415
+
+
+def walk(tmp_path: Path) -> tuple[int, int]:
+    """How many files and functions of ours `bnbench evaluate` enters."""
     words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(tmp_path / "run"), "-q"]
     command = [sys.executable, "-c", TRACE, str(ROOT), *words]
     paths = os.pathsep.join([str(Path(bnbench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        pytest.fail(done.stderr)
     files, functions = map(int, done.stdout.splitlines()[-1].split())
-    # Issue 9 ended at 42 and 361; yardsticks, formats, loading whole and thoughts were added since.
-    assert files <= 50 and functions <= 430, (files, functions)
+    return files, functions

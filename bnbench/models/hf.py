@@ -203,15 +203,14 @@ class TransformersBackend(LocalModels):
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
-        asked, pad = self.prompter(candidate), self.pad
-        limited, stop = asked.limited(decoding), asked.stop_ids
+        asked = self.prompter(candidate)
+        limited = asked.limited(decoding)
         with self._active(candidate) as lm:
-
-            def draw(part: slice) -> list[inference.Drawn]:
-                ids = [prompt.ids for prompt in prompts[part]]
-                return inference.generate(lm, ids, items[part], limited, stop=stop, pad=pad, is_done=asked.is_done)
-
-            drawn = halving(draw, slice(0, len(prompts)))
+            how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad, "is_done": asked.is_done}
+            drawn = halving(
+                lambda part: inference.generate(lm, [p.ids for p in prompts[part]], items[part], limited, **how),
+                slice(0, len(prompts)),
+            )
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
     def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
