@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -289,7 +290,15 @@ def evaluate(request: EvaluationRequest) -> Path:
     records.write_json(path, record)
     if request.judge:
         _try(request.judge, work)
-    record = _generate(work, plan[start:], record)
+    tested = {e.id for e in work.examples}
+    train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
+    metrics = [m for m in measures.metrics if not hasattr(m, "judge")]  # without calls
+    # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
+    is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
+    with ThreadPoolExecutor(1) as aside:
+        given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
+        yardsticks = aside.submit(write_yardsticks, *given)
+        record = _generate(work, plan[start:], record)
     generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
     texts = _texts(work, generations)
     if request.judge:  # scoring only looks its ratings up
@@ -297,10 +306,8 @@ def evaluate(request: EvaluationRequest) -> Path:
             record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
         except (EndpointError, OSError) as error:
             raise _partial(request, error) from error
-    computed, tested = _score(work, texts), {e.id for e in work.examples}
-    train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
-    how = ([m for m in computed if not hasattr(m, "judge")], request.decoding.seed, request.quiet)  # without calls
-    record = replace(record, yardsticks=write_yardsticks(request.out, work.examples, train, *how))
+    computed = _score(work, texts)
+    record = replace(record, yardsticks=yardsticks.result())
     records.write_json(path, _end(work, record, generations, computed))
     return request.out
 
