@@ -154,19 +154,23 @@ def make_pass(rows: Sequence[Row], pad_id: int | None = None) -> Pass:
     another, padded to the longest.
     """
     import torch
+    from torch.nn import functional as F
 
     ids, lengths = [torch.tensor(row.ids) for row in rows], tuple(len(row.ids) for row in rows)
+    labels = [torch.tensor(row.labels) for row in rows]
     if pad_id is None:
-        starts = [sum(lengths[:i]) for i in range(len(rows))]
         together, positions = torch.cat(ids)[None], torch.cat([torch.arange(n) for n in lengths])[None]
+        wanted = torch.cat([F.pad(label[1:], (0, 1), value=IGNORED) for label in labels])
     else:
         together = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_id)
         width, lengths = together.shape[1], ()
-        starts, positions = [i * width for i in range(len(rows))], torch.arange(width).expand(len(rows), -1)
-    # What stands at i predicts the label at i + 1.
-    labels = [pair for row, start in zip(rows, starts, strict=True) for pair in enumerate(row.labels[1:], start)]
-    index, targets = torch.tensor([(i, label) for i, label in labels if label != IGNORED]).T.contiguous()
-    return Pass(together, positions, index, targets, lengths)
+        positions = torch.arange(width).expand(len(rows), -1)
+        wanted = torch.stack([F.pad(label[1:], (0, width + 1 - len(label)), value=IGNORED) for label in labels]).view(
+            -1
+        )
+    # What stands at i predicts the label at i + 1, which was moved there.
+    index = (wanted != IGNORED).nonzero()[:, 0]
+    return Pass(together, positions, index, wanted[index], lengths)
 
 
 def count_tokens(rows: Sequence[Row]) -> int:

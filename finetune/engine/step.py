@@ -18,7 +18,8 @@ from transformers.trainer_callback import PrinterCallback
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, share
-from bnbench.finetune.engine.layers import ATTENTION, Recomputation, make_lean
+from bnbench.finetune.engine.decoder import Recomputation, make_lean_decoder
+from bnbench.finetune.engine.layers import ATTENTION, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
 from bnbench.progress import Stage
@@ -61,6 +62,7 @@ def prepare(model: Any, device: str) -> None:
     if not plain:
         _log.warning("%s does more to its logits than a frozen head: they are made whole, not in chunks", name)
     make_lean(model)
+    make_lean_decoder(model, device)
     if device == "cuda" and embedding.weight is not head.weight and embedding not in trained:
         embedding.to("cpu")
         embedding._apply = lambda *_, **__: embedding  # whatever moves the model leaves it there

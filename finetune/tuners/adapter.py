@@ -69,7 +69,7 @@ class AdapterTuner(Tuner):
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """The trainer of a job, with the adapter around the base that it trains, and `monitor` among its callbacks."""
-        from bnbench.finetune.engine.layers import Recomputation
+        from bnbench.finetune.engine.decoder import Recomputation
         from bnbench.finetune.engine.step import StepTrainer, prepare
 
         recipe, on_gpu = job.recipe, job.device == "cuda"

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
 from bnbench.finetune.engine.collate import Collate, Row
-from bnbench.finetune.engine.layers import Recomputation
+from bnbench.finetune.engine.decoder import Recomputation
 from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, lora_parameters
 from bnbench.finetune.recipes import Recipe
 
