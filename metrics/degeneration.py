@@ -13,7 +13,7 @@ import regex
 from rapidfuzz.distance import LCSseq
 
 from bnbench.metrics.core import FloatArray, Texts, ratio
-from bnbench.metrics.normalization import flags
+from bnbench.metrics.normalization import EMOJI, flags
 from bnbench.metrics.overlap import LexicalMetric, Vocabulary
 from bnbench.metrics.tokenization import Preparation, is_word
 
@@ -25,7 +25,7 @@ _LOOPING_WORDS = re.compile(r"(.)\1{5}|(.{2,20}?)\2{2}", re.DOTALL)
 _LOOPING_LETTERS = re.compile("([A-Za-z\u0980-\u09ff]{1,8}?)\\1{9}")
 _LETTER = regex.compile(r"\p{L}")
 _BENGALI_LETTER = regex.compile(r"[\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1]")
-_ENDED = regex.compile(r"[।॥?!.…:;)\]”’\"'»\p{Extended_Pictographic}\ufe0f\p{Emoji_Modifier}]\s*$")
+_ENDED = regex.compile(rf"(?:{EMOJI}|[।॥?!.…:;)\]”’\"'»\ufe0f\p{{Emoji_Modifier}}])\s*$")
 
 # Each value, what a reader's table calls it, and the column that counts what it is a share of.
 _SHARES = {

@@ -18,18 +18,18 @@ from itertools import chain
 import regex
 
 from bnbench.metrics.exceptions import UsageError, require
-from bnbench.metrics.normalization import UNCHANGED, Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import EMOJI, UNCHANGED, Memo, Normalizer, normalizer, versioned
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _MAIL = rf"[A-Za-z0-9][A-Za-z0-9._%+-]{{0,63}}@{_LABEL}(?:\.{_LABEL}){{1,4}}(?![{_CHARS}])"
 _URL = r"https?://[^\s।॥“”\"<>]*[^\s।॥“”’!-/:-@\[-`{-~]"
-_PICTURE = r"\p{Extended_Pictographic}[\ufe0f\p{Emoji_Modifier}\U000E0020-\U000E007F]*"
+_PICTURE = rf"{EMOJI}[\ufe0f\p{{Emoji_Modifier}}\U000E0020-\U000E007F]*"
 _EMOJI = rf"[0-9]\ufe0f?\u20e3|\p{{Regional_Indicator}}{{2}}|{_PICTURE}(?:\u200d{_PICTURE})*"
 _NUMBER = rf"\p{{Nd}}++(?:[.,:]\p{{Nd}}++)*+[{_CHARS}]*+"
 _WORD = rf"[{_CHARS}]++(?:(?<=[A-Za-z])['’][A-Za-z]++[{_CHARS}]*+)*+"
 _TOKEN = regex.compile(rf"{_MAIL}|{_URL}|{_EMOJI}|{_NUMBER}|{_WORD}|\S")
-_HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional_Indicator}\u20e3]")
+_HAS_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{N}}\p{{Regional_Indicator}}\u20e3]|{EMOJI}")
 _GRAPHEME = regex.compile(r"\X")
 
 SENTENCE_ENDS = frozenset("।॥?!")
@@ -70,7 +70,7 @@ class Preparation:
     @property
     def choices(self) -> dict[str, str]:
         """The part of a signature: norm and tok."""
-        return {"norm": self.normalizer.signature, "tok": self.tokenizer}
+        return {"norm": self.normalizer.signature, "tok": versioned(self.tokenizer)}
 
     @property
     def by_word(self) -> bool:

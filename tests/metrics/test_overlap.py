@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,10 @@ def test_chrf_parts_ascii_punctuation_as_sacrebleu_does(reply: str, reference: s
 
 def test_signatures_and_unknown_types() -> None:
     assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2"
-    assert BLEU(norm="none", tokenizer="intl").signature(2).startswith("BLEU|norm:none|tok:intl|")
+    theirs = f"BLEU|norm:none|tok:intl@{version('sacrebleu')}|"
+    assert BLEU(norm="none", tokenizer="intl").signature(2).startswith(theirs)
+    assert f"|tok:graphemes@{version('regex')}|" in ChrF(tokenizer="graphemes").signature(2)
+    assert f"|norm:indicnlp@{version('indic-nlp-library')}|tok:bn1|" in ROUGE(norm="indicnlp").signature(2)
     with pytest.raises(UsageError, match="rouge3"):
         ROUGE(types=["rouge3"])
 
