@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sacrebleu
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -86,26 +86,36 @@ def test_bleu_and_chrf_equal_sacrebleu(pairs: Pairs, tokenizer: str) -> None:
         assert np.abs(made.per_item[: len(singly)] - singly).max() < 1e-9
 
 
-SHORT = st.lists(st.sampled_from(["আমি", "না", "ভালো", "ক", "খ", "আছি।", "আজকে"]), max_size=4).map(" ".join)
+SHORT = st.lists(
+    st.sampled_from(["আমি", "না", "ভালো", "ক", "খ", "আছি।", "আজকে", "।", "?!", "5", "(", "😊", "ok.", "\n", "\u200b"]),
+    max_size=4,
+).map(" ".join)
 
 
-@given(st.lists(st.tuples(SHORT, SHORT), min_size=1, max_size=4))
+@given(st.lists(st.tuples(SHORT, SHORT, SHORT), min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None)
-def test_short_and_empty_texts_equal_the_peers_too(texts: list[tuple[str, str]]) -> None:
-    predictions, references = [p for p, _ in texts], [r for _, r in texts]
-    ours, theirs = pretokenized(predictions), pretokenized(references)
-    for metric, peer in (
-        (BLEU(), sacrebleu.BLEU(tokenize="none", force=True, effective_order=True)),
-        (ChrF(), sacrebleu.CHRF()),
-        (ChrFPlusPlus(), sacrebleu.CHRF(word_order=2)),
-    ):
-        made = metric.score(predictions, references).value
-        assert made == pytest.approx(peer.corpus_score(ours, [theirs]).score, abs=1e-9), metric.name
-    tokenizer, kinds = BengaliTokenizer(), ["rouge1", "rouge2", "rougeL"]
+@example([("", "", "")])
+@example([("", "ক", ""), ("ক", "", "")])
+@example([("।", "ক", "।")])
+def test_short_and_empty_texts_equal_the_peers_too(texts: list[tuple[str, str, str]]) -> None:
+    predictions, *references = map(list, zip(*texts, strict=True))
+    ours, *theirs = map(pretokenized, (predictions, *references))
+    bleu = sacrebleu.BLEU(tokenize="none", force=True, effective_order=True)
+    for metric, peer in ((BLEU(), bleu), (ChrF(), sacrebleu.CHRF()), (ChrFPlusPlus(), sacrebleu.CHRF(word_order=2))):
+        for streams in (1, 2):  # of references
+            given_to_us = list(zip(*references[:streams], strict=True))
+            made, against = metric.score(predictions, given_to_us), list(zip(*theirs[:streams], strict=True))
+            corpus = peer.corpus_score(ours, theirs[:streams]).score
+            assert made.value == pytest.approx(corpus, abs=1e-9), (metric.name, streams)
+            singly = [peer.sentence_score(p, list(r)).score for p, r in zip(ours, against, strict=True)]
+            assert made.per_item.tolist() == pytest.approx(singly, abs=1e-9), (metric.name, streams)
+    tokenizer, kinds = BengaliTokenizer(), ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     scorer = RougeScorer(kinds, tokenizer=tokenizer)
-    table = ROUGE(types=kinds).score(predictions, references).table[:, :3]
-    found = [scorer.score(r, p) for p, r in texts]
-    assert np.abs(table - [[score[kind].fmeasure for kind in kinds] for score in found]).max() < 1e-12
+    table = ROUGE(types=kinds).score(predictions, references[0]).table
+    found = [scorer.score(*tokenizer.sentences([r, p])) for p, r, _ in texts]
+    assert np.abs(table[:, :4] - [[score[kind].fmeasure for kind in kinds] for score in found]).max() < 1e-12
+    parts = [[part for kind in kinds for part in (score[kind].precision, score[kind].recall)] for score in found]
+    assert np.abs(table[:, 4:12] - parts).max() < 1e-12
 
 
 def test_an_order_that_the_reference_lacks_counts_nothing_of_the_reply() -> None:
