@@ -2,7 +2,7 @@
 
 `bn1` is the tokeniser to use. The others are for comparability: `graphemes` (user-perceived characters), `intl`
 (sacrebleu's, which keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits
-১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install "bnbench[compare]"`).
+১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install "bnbench[compare]"`), `csebuetnlp` (the stems of XL-Sum's ROUGE).
 
 Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three
 (বুঝতে: ব, ঝত).
@@ -17,6 +17,7 @@ from itertools import chain
 
 import regex
 
+from bnbench.metrics import csebuetnlp
 from bnbench.metrics.exceptions import UsageError, require
 from bnbench.metrics.normalization import EMOJI, UNCHANGED, Memo, Normalizer, normalizer, versioned
 
@@ -38,7 +39,7 @@ _CLOSING = frozenset("”’\"')]»")
 
 # Two tokenisers cut each whitespace-delimited word by itself, two look at the whole text.
 _BY_WORD: dict[str, Callable[[str], Sequence[str]]] = {"bn1": _TOKEN.findall, "graphemes": _GRAPHEME.findall}
-TOKENIZERS = (*_BY_WORD, "indicnlp", "intl")
+TOKENIZERS = (*_BY_WORD, "indicnlp", "intl", "csebuetnlp")
 
 
 @lru_cache(maxsize=1)
@@ -47,6 +48,8 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
         module = require("sacrebleu.tokenizers.tokenizer_intl", extra="compare", by='the tokeniser "intl"')
         split = module.TokenizerV14International()
         return lambda text: split(text).split()
+    if tokenizer == "csebuetnlp":
+        return csebuetnlp.tokens
     module = require("indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"')
     return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 

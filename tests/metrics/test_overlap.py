@@ -13,7 +13,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from bnbench.metrics import BLEU, ROUGE, BengaliTokenizer, ChrF, ChrFPlusPlus, Texts, UsageError, overlap
+from bnbench.metrics import (
+    BLEU,
+    ROUGE,
+    BengaliTokenizer,
+    ChrF,
+    ChrFPlusPlus,
+    Texts,
+    UsageError,
+    get_metric,
+    overlap,
+    tokenize,
+)
 from bnbench.metrics.overlap import ngram_counts, ngrams
 
 Pairs = tuple[list[str], list[str]]
@@ -42,6 +53,42 @@ def test_rouge_equals_rouge_score(pairs: Pairs) -> None:
     for column, kind in enumerate(kinds):
         for part, name in ((column, "fmeasure"), (3 + 2 * column, "precision"), (4 + 2 * column, "recall")):
             assert np.abs(table[:, part] - [getattr(score[kind], name) for score in found]).max() < 1e-12
+
+
+def test_rouge_of_csebuetnlp_equals_theirs() -> None:
+    rows = json.loads(GOLDEN.with_name("csebuetnlp.json").read_text(encoding="utf-8"))["rows"]
+    metric = get_metric("ROUGE-csebuetnlp")
+    made = metric.score([row[0] for row in rows], [row[1] for row in rows])
+    theirs = np.array([row[2:] for row in rows])
+    assert len(rows) == 500 and theirs.mean() > 0.3
+    for column, kind in enumerate(("rouge1", "rouge2", "rougeL")):
+        assert np.abs(made.per_reply[kind] / 100 - theirs[:, column]).max() < 1e-9
+    assert made.signature == ROUGE(profile="csebuetnlp").signature(500)
+    assert made.signature.startswith("ROUGE-csebuetnlp|norm:none|tok:csebuetnlp|stem:yes|n:500|")
+    assert metric.labels["rougeL"] == "ROUGE-L (csebuetnlp)"
+    with pytest.raises(UsageError, match="rougeLsum"):
+        ROUGE(profile="csebuetnlp", types=["rougeLsum"])
+    with pytest.raises(UsageError, match="csebuetnlp"):
+        ROUGE(profile="xlsum")
+    with pytest.raises(UsageError, match="its own norm"):
+        ROUGE(norm="nfc", profile="csebuetnlp")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("করেছিলেন, বলেন না-কি ভাইরা!", ["কর", "ব", "না", "কি", "ভাই"]),
+        ("২০২৩সালে GPT4 ৳৫০", ["২০২৩", "সাল", "gpt", "4", "৳", "৫০"]),
+        ("র\u200dযাব ক্ষ\u200cমা", ["রযাব", "ক্ষমা"]),
+        ("বা\u09df বা\u09af\u09bcই ঘরেরটা", ["বা\u09df", "বা\u09af\u09bc", "ঘর"]),
+        ("করবে করবো বলব এটি", ["করব", "করবো", "বলব", "এটি"]),
+        ("\u09be ক \u09be", ["\u09be", "ক", "％0020\u09be"]),
+        ("漢字ক", ["漢", "字", "ক"]),
+        (" ।", []),
+    ],
+)
+def test_stems_of_csebuetnlp(text: str, tokens: list[str]) -> None:
+    assert tokenize(text, norm="none", tokenizer="csebuetnlp") == tokens
 
 
 def test_rouge_lsum_equals_rouge_score(pairs: Pairs) -> None:

@@ -60,7 +60,7 @@ def test_the_other_tokenisers() -> None:
     assert tokenize("ক্ষমা নেই", tokenizer="graphemes", norm="none")[-2:] == ["নে", "ই"]
     assert tokenize("ভালো।", tokenizer="intl") == ["ভালো", "।"]
     assert tokenize("১,৫০০", tokenizer="indicnlp") != ["১,৫০০"]
-    assert set(TOKENIZERS) == {"bn1", "graphemes", "indicnlp", "intl"}
+    assert set(TOKENIZERS) == {"bn1", "graphemes", "indicnlp", "intl", "csebuetnlp"}
     with pytest.raises(UsageError, match="graphemes"):
         tokenize("ভালো", tokenizer="13a")
 
