@@ -105,8 +105,10 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     """
     if len(references) == len(candidates) == 1:
         return LCSseq.similarity(references[0], candidates[0])
+    # Reference words that no candidate has change nothing. A text that loops says one sentence a thousand times.
+    known = frozenset("".join(candidates)).__contains__
+    times = Counter("".join(filter(known, sentence)) for sentence in references)
     # Where each sentence lies, where each word stands in any of them, and all bits that are words.
-    times = Counter(references)  # a text that loops says the same sentence a thousand times
     segments: list[int] = []
     where: dict[str, int] = {}
     bit = 1
@@ -122,12 +124,14 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     for candidate in dict.fromkeys(candidates):
         # Forwards: one row of the table for each candidate word. `rows` keeps, for the way back, where the word
         # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
-        state, grown, rows = inside, 0, [(0, 0)]
+        state, grown, met, rows = inside, 0, 0, [(0, 0)]
         for word in candidate:
             mask = where.get(word, 0)
             if mask:
-                state = ((state + (state & mask)) | (state & ~mask)) & inside
+                hit = state & mask
+                state = ((state + hit) | (state - hit)) & inside
                 grown = state ^ inside
+                met |= mask
                 rows.append((mask, mask | grown))
             elif rows[-1][0]:
                 rows.append((0, grown))
@@ -136,7 +140,9 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
         # table grows, from where the next word looks on.
         rows.reverse()
         for segment in segments:
-            if not grown & segment:
+            matching = met & segment
+            if (grown & segment).bit_count() == matching.bit_count():
+                union |= matching  # all does that can, or there is nothing, which is the rule
                 continue
             for mask, stop in rows:
                 stop &= segment
@@ -148,8 +154,12 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
                 segment &= (bit if mask & bit else bit << 1) - 1
 
     # The lowest bit is that of the first word.
-    words = ((word, n) for sentence, n in times.items() for word in f"{sentence}\n")
+    chosen = list(map("1".__eq__, f"{union:b}"[::-1]))
+    words = "".join(compress("\n".join(times), chosen))
+    if len(times) == len(references) and len(set(words)) == len(words):
+        return len(words)
+    often = (n for sentence, n in times.items() for n in [n] * (len(sentence) + 1))
     hits = Counter[str]()
-    for word, n in compress(words, map(int, f"{union:b}"[::-1])):
+    for word, n in zip(words, compress(often, chosen), strict=True):
         hits[word] += n
     return (hits & Counter("".join(candidates))).total()
