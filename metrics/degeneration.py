@@ -173,7 +173,7 @@ def _readings(texts: Texts, prepared: Preparation) -> list[_Reading]:
         text, pairs = " ".join(words), len(words) - 1
         foreign = len(_FOREIGN_LETTER.findall(text))
         loops = pairs - len(set(pairwise(words))) > 2 and loop(words, _times_words)  # any has three pairs again
-        loops = loops or any(loop(word, _times_letters) for word in words if len(word) >= 10)
+        loops = loops or any(loop(word, _times_letters) for word in words if len(word) >= 10 and _LETTER.search(word))
         return _Reading(words, foreign + len(_BENGALI_LETTER.findall(text)), foreign, loops)
 
     return texts.derived(("readings", prepared), lambda: list(map(read, texts.replies)))

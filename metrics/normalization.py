@@ -44,11 +44,13 @@ _ROLE = r"(?:user|assistant|system|ipython|model)\b"
 _TEMPLATE = re.compile(
     rf"(?:\b{_ROLE}[ ]?)?<\|end_header_id\|>"
     rf"|(?:<\|(?:start_header_id|im_start)\|>|<start_of_turn>)(?:[ ]?{_ROLE})?"
-    r"|<\|[A-Za-z0-9০-৯_]{1,40}(?:\|>|\|?$)|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+    r"|<\|[A-Za-z0-9০-৯_]{1,40}\|>|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
     r"|###[ ]?(?:Instruction|Response|Input|System|Human|Assistant)\b[ ]?:?"
 )
+_CUT_TEMPLATE = re.compile(r"<\|[A-Za-z0-9০-৯_]{1,40}\|?\s{0,9}$")  # by a token limit
 _STRAY_CP1252 = re.compile("(?<![A-Za-z\u00c0-\u024f])\u00c2(?![A-Za-z\u00c0-\u024f])")
 _INVISIBLE = regex.compile(r"(?V1)[[\p{Cc}\p{Cf}\p{Cs}]--[\t-\r\x1c-\x1f\x85\u200c\u200d\U000E0020-\U000E007F]]")
+_MANY_MARKS = regex.compile(r"\P{ccc=0}{50,}+")
 _NUKTA = re.compile("([\u0995-\u09b9])([\u09be-\u09cc\u09d7]++)(\u09bc++)")
 _KHANDA_TA = re.compile(f"\u09a4\u09cd\u200c*+(?:\u200d|(?![{_BENGALI}]))")
 _RA_YA = re.compile("\u09b0(?:[\u200c\u200d]\u09cd|\u09cd[\u200c\u200d])\u09af")
@@ -88,10 +90,19 @@ class Rule(NamedTuple):
     scope: str = "word"
 
 
+def _nfc(text: str) -> str:
+    if len(text) > 100:  # beyond any word: Unicode's own ordering of marks takes quadratic time, and none when sorted
+        text = _MANY_MARKS.sub(lambda marks: "".join(sorted(marks[0], key=unicodedata.combining)), text)
+    return unicodedata.normalize("NFC", text)
+
+
 def _template(text: str) -> str:
     while (stripped := _TEMPLATE.sub(" ", text)) != text:  # what is left can be a remnant again
         text = stripped
-    return text
+    end = len(text)
+    while cut := _CUT_TEMPLATE.search(text, max(0, end - 60), end):
+        end = cut.start()
+    return text[:end]
 
 
 _TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
@@ -138,7 +149,7 @@ def _sentence_end(match: re.Match[str]) -> str:
 # Each rule comes after those that make what it looks for.
 RULES = (
     # য় ড় ঢ় ো ৌ exist as one code point and as two
-    Rule("nfc", partial(unicodedata.normalize, "NFC"), "text, word"),
+    Rule("nfc", _nfc, "text, word"),
     # chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
     Rule("template", _template, "text"),
     # U+FFFD is half a character that a token limit cut off
@@ -228,7 +239,7 @@ class Normalizer:
     def __call__(self, text: str) -> str:
         """The normalised text."""
         if self.profile == "nfc":
-            return unicodedata.normalize("NFC", text)
+            return _nfc(text)
         if self.profile != "bn1":
             return str(_indicnlp().normalize(text)) if self.profile == "indicnlp" else text
         while True:
@@ -306,5 +317,6 @@ def versioned(name: str) -> str:
 
 def flags(text: str) -> frozenset[str]:
     """What bn1 strips from a raw text and a reader should know of: "template" remnants, "replacement" (U+FFFD)."""
-    found = {"template": _TEMPLATE.search(text), "replacement": "\ufffd" in text}
+    template = _TEMPLATE.search(text) or _CUT_TEMPLATE.search(text, max(0, len(text) - 60))
+    found = {"template": template, "replacement": "\ufffd" in text}
     return frozenset(name for name, there in found.items() if there)

@@ -31,7 +31,8 @@ _NUMBER = rf"\p{{Nd}}++(?:[.,:]\p{{Nd}}++)*+[{_CHARS}]*+"
 _WORD = rf"[{_CHARS}]++(?:(?<=[A-Za-z])['’][A-Za-z]++[{_CHARS}]*+)*+"
 _TOKEN = regex.compile(rf"{_MAIL}|{_URL}|{_EMOJI}|{_NUMBER}|{_WORD}|\S")
 _HAS_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{N}}\p{{Regional_Indicator}}\u20e3]|{EMOJI}")
-_GRAPHEME = regex.compile(r"\X")
+# Of a row of flags \X counts all that stand before each.
+_GRAPHEME = regex.compile(r"\p{Regional_Indicator}{2}(?![\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}])|\X")
 
 SENTENCE_ENDS = frozenset("।॥?!")
 """Tokens that end a sentence. `.` does not: after Bengali it has become danda, after English it is ambiguous."""

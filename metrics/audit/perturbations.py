@@ -90,7 +90,7 @@ _NOT_TO_NEGATE = re.compile(f"(?:{_NEGATORS}|{_ASKING}|[িেোইওন\u09bc
 _NOT_TO_AFFIRM = re.compile(f"{_NEEDS_NA}|[?!]\\s*$")
 _SENTENCE = re.compile("[^।॥?!|\n]+(?:[।॥?!|]+|\n|$)")
 _LAST_WORD = re.compile(f"(?<![\u0980-\u09fe-])({_LETTER}+)(?=[।॥|\\s]*$)")
-_NA = re.compile(f"({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
+_NA = re.compile(f"(?<!{_LETTER})({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
 _KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile("|".join(_NOT["finite"]))
 
 
