@@ -75,6 +75,7 @@ _BUILT_IN = {
     "chrF": "bnbench.metrics.chrf:ChrF",
     "BLEU": "bnbench.metrics.bleu:BLEU",
     "ROUGE": "bnbench.metrics.rouge:ROUGE",
+    "ROUGE-csebuetnlp": "bnbench.metrics.rouge:CSEBUETNLP",
     "keyword-empathy": "bnbench.metrics.empathy.keyword:KeywordEmpathy",
     "semantic-empathy": "bnbench.metrics.empathy.semantic:SemanticEmpathy",
     "perplexity": "bnbench.metrics.perplexity:Perplexity",

@@ -48,7 +48,7 @@ _TEMPLATE = regex.compile(
     r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )
 _STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # half of a non-breaking space
-_STRAY_END = regex.compile(r"\s*[>@]+\s*$|^\s*[>@]+(?=\s)")
+_STRAY = ">@"  # at the beginning or the end, from mails and mentions
 _DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")
 _SPACES = regex.compile(r"[ \t\u00a0]+")
 _HALF_A_CHARACTER = regex.compile(r"\p{Cs}")  # a lone surrogate, from JSON that was cut inside an emoji
@@ -97,8 +97,11 @@ def repair(text: str) -> str:
             text = _MOJIBAKE_RUN.sub(decoded, text)
     # Other encodings, and what lost a byte that can be told. Never `fix_text`, which changes sound Bengali.
     text = ftfy.fix_encoding(text)
-    text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text))
-    text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text))
+    text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text)).strip()
+    if (after := text.lstrip(_STRAY))[:1].isspace():
+        text = after
+    text = text.rstrip(_STRAY)  # the blanks before go below
+    text = _DOUBLED_SIGN.sub(r"\1", text)
     lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     return "\n".join(lines).strip()
 

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, MeanMetric, Result
+from bnbench.metrics.core import FloatArray, MeanMetric, Result, Texts
+from bnbench.metrics.degeneration import nonsense
 from bnbench.metrics.exceptions import InputError
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
@@ -41,6 +42,13 @@ class EmpathyMetric(MeanMetric):
         means = self.name.removesuffix("-empathy")
         own = super().labels
         return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """As of any mean, but that nonsense earns nothing; a lexicon without mechanisms takes what it finds."""
+        table = super().statistics(texts)
+        if self.values[1:]:
+            table[nonsense(texts), :-1] = 0
+        return table
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 4) to (..., 4): the mean of the three mechanisms, then each. A lexicon without them has one mean."""

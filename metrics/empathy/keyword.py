@@ -120,6 +120,7 @@ class _Words:
         self.quoted, self.clause_ends = list[bool](), list[bool]()
         self.sentences: list[_Sentence] = []
         closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
+        last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items()}
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = text.index(token, at)
             if "\n" in text[at:found]:
@@ -139,7 +140,7 @@ class _Words:
             if closing:
                 apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, at)
                 closing = "" if mark == closing and not apostrophe else closing
-            elif mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[at:]:
+            elif mark in _QUOTATION and not in_word and last[mark] >= at:
                 closing = _QUOTATION[mark]
             if token in SENTENCE_ENDS:
                 self._end_sentence(question=token == "?")
@@ -159,7 +160,8 @@ def listed(part_ends: Sequence[bool]) -> list[bool]:
     for end in (place + 1 for place, ends in enumerate(part_ends) if ends):
         short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
         if short >= LISTED:
-            found[row:end] = [True] * (end - row)
+            new = row if short == LISTED else begun
+            found[new:end] = [True] * (end - new)
         begun = end
     return found
 

@@ -31,6 +31,7 @@ _GROUP |= {"negation": ("turns", "cancels", "keeps"), "family": str, "stock": (T
 _GROUP |= {"when": ["you", "question", "statement", "anchored", "no advice"], "excludes": []}
 _DEFAULTS = {"scoring": "mechanisms", "polarity": "support", "negation": "turns", "family": "", "stock": False}
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
+_LONGEST_WORD = 100  # characters of what has endings; anything longer is noise, and would have hundreds
 _MAX_GAP = 20
 _FOLDER = Path(__file__).parent / "lexicons"
 _normalised = lru_cache(maxsize=100_000)(normalize)  # most stems and endings stand in many patterns
@@ -101,7 +102,7 @@ class Lexicon:
     def _stems(self, word: str) -> frozenset[str]:
         found = {word}
         for cut in range(1, min(len(word) - 1, self._longest) + 1):
-            if word[-cut:] in self._endings:
+            if word[-cut:] in self._endings and len(word) <= _LONGEST_WORD:
                 letters = sum(unicodedata.category(c) in ("Lo", "Ll", "Lu", "Nd") for c in word[:-cut])
                 found |= {word[:-cut]} if letters >= _SHORTEST_STEM else set()
         return frozenset(found)

@@ -127,7 +127,8 @@ def test_a_question_counts_only_where_it_asks_the_person() -> None:
 def test_repeating_a_phrase_earns_once() -> None:
     once = "আমি তোমার পাশে আছি।"
     assert score(once) > 0
-    assert score(" ".join([once] * 5)) == pytest.approx(score(once))
+    assert score(f"{once} {once}") == pytest.approx(score(once))
+    assert score(" ".join([once] * 5)) == 0  # a loop
 
 
 def test_quoted_words_are_not_the_reply_s_own() -> None:

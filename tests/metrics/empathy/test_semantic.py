@@ -73,8 +73,8 @@ def test_each_mechanism_is_told_from_the_others(metric: SemanticEmpathy) -> None
 
 
 def test_saying_it_twice_earns_nothing(metric: SemanticEmpathy) -> None:
-    once, twice = scores(metric, REPLIES["warm"], " ".join([REPLIES["warm"]] * 5))
-    assert once == pytest.approx(twice)
+    once, twice, looping = scores(metric, *(" ".join([REPLIES["warm"]] * times) for times in (1, 2, 5)))
+    assert once == pytest.approx(twice) and looping == 0
 
 
 def test_a_copied_sentence_counts_for_nothing(metric: SemanticEmpathy) -> None:
