@@ -49,8 +49,9 @@ Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = (
-    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
-    "also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts text."
+    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference, "
+    "dialogue; of pairs also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts "
+    "text."
 )
 Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
 SPLIT = (

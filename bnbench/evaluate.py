@@ -23,7 +23,7 @@ import numpy as np
 
 from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
-from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
+from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
@@ -166,7 +166,7 @@ def make_request(
         rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
     check_split(split or "test")
-    check_columns(columns, FIELDS)
+    check_columns(columns, READ)
     try:
         if data is not None:
             check_source(data)
@@ -436,7 +436,7 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
         os.truncate(path, size)
     if start:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
-    lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in work.examples)
+    lines = (json.dumps(records.as_json(e), ensure_ascii=False) + "\n" for e in work.examples)
     records.write_text(out / "examples.jsonl", "".join(lines))
     return start
 

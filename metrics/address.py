@@ -29,6 +29,7 @@ class Address(MeanMetric):
     description = "share of replies that keep to one form of address, 0-100, higher is better"
     columns = ("steady", "n")
     values = ("address",)
+    shares = frozenset(values)
     labels = MappingProxyType({"address": "one form of address, %"})
     choices = MappingProxyType({"norm": "bn1", "tok": "bn1"})
 

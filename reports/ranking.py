@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -35,9 +35,17 @@ _OPEN = Interval(-math.inf, math.inf)
 Pairs = dict[tuple[int, int], "Comparison"]
 
 
+class Resampling(TypedDict):
+    """How items are resampled; `clusters` names the dialogue of each, None where items count as independent."""
+
+    resamples: int
+    seed: int
+    clusters: Sequence[Hashable] | None
+
+
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric over all items, with its 95 % bootstrap interval."""
+    """One value of one metric over all items, with its 95 % interval (bootstrap-t, Wilson's where it is a share)."""
 
     metric: str
     name: str
@@ -48,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`candidate` minus `other`, in pairs over the same items: 95 % bootstrap interval, approximate-randomisation p.
+    """`candidate` minus `other`, in pairs over the same items: 95 % interval and p, from the same resamples.
 
     `p_holm` is set on the primary metric. `better` is None where the items cannot tell: the interval holds 0, or p
     (p_holm where it is set) is not under 0.05. `smallest_detectable` is the true difference that so many items would
@@ -139,7 +147,7 @@ class Ranking:
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
     `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_yardsticks`).
-    `declared` says when the primary metric was.
+    `declared` says when the primary metric was. The `n` items are of so many `dialogues` (n: each of its own).
     """
 
     primary: str
@@ -147,6 +155,7 @@ class Ranking:
     higher_is_better: bool
     base: str
     n: int
+    dialogues: int
     seed: int
     resamples: int
     level: float
@@ -197,7 +206,10 @@ def rank(
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
     entries = collect(runs)
-    primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
+    primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
+    named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
+    dialogues = len(set(named))
+    how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
@@ -207,15 +219,15 @@ def rank(
     # Every pair on the primary value, with Holm's correction over the family.
     pairs: Pairs = {}
     for i, entry in enumerate(entries[:-1]):
-        made = _compare(entry, [(other, ranks_by) for other in entries[i + 1 :]], resamples, seed)
+        made = _compare(entry, [(other, ranks_by) for other in entries[i + 1 :]], how)
         pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
     adjusted = holm([c.p for c in pairs.values()])
     pairs = {pair: _judged(c, p, ranks_by) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
-    standings = _standings(entries, baseline, list(metrics.values()), pairs, resamples, seed)
+    standings = _standings(entries, baseline, list(metrics.values()), pairs, how)
     turn = -1.0 if ranks_by.higher_is_better else 1.0
     standings.sort(key=lambda s: turn * s.scores[0].value)
-    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), resamples, seed)
+    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), how)
     combined = None
     if weights := next((described[name].weights for name in metrics if described[name].weights), None):
         parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
@@ -230,7 +242,7 @@ def rank(
     declared = "declared before the run" if primary == before else f"chosen after the run, which declared {before}"
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
-        base=baseline.name, n=len(runs[0].examples), seed=seed, resamples=resamples, level=LEVEL,
+        base=baseline.name, n=n, dialogues=dialogues, seed=seed, resamples=resamples, level=LEVEL,
         standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks, telling=telling, values=values,
         signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
         combined=combined, trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries),
@@ -352,7 +364,7 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool)
 
 
 def _standings(
-    entries: Sequence[Entry], baseline: Entry, metrics: Sequence[Metric], pairs: Pairs, resamples: int, seed: int
+    entries: Sequence[Entry], baseline: Entry, metrics: Sequence[Metric], pairs: Pairs, how: Resampling
 ) -> list[Standing]:
     """Each candidate's place, scores, and differences to its own base or else to the baseline."""
     ranks_by, standings = metrics[0], []
@@ -364,11 +376,11 @@ def _standings(
         versus = []
         if base := own or (baseline if baseline is not entry else None):
             shared = [(base, m) for m in metrics if m.name in entry.tables and m.name in base.tables]
-            versus = [c for made in _compare(entry, shared, resamples, seed) for c in made]
+            versus = [c for made in _compare(entry, shared, how) for c in made]
             both = {entry.name, base.name}
             adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == both)
             versus[0] = _judged(versus[0], adjusted, ranks_by)
-        scores, other = tuple(_scores(entry, metrics, resamples, seed)), base.name if base else None
+        scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
         limit = entry.record.hit_limit_share
         standings.append(
             Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
@@ -377,7 +389,7 @@ def _standings(
 
 
 def _yardsticks(
-    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], resamples: int, seed: int
+    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], how: Resampling
 ) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:
     """The yardsticks of the first run that has each, and how well each metric tells replies apart by them."""
     found, tables = dict[str, YardstickRecord](), dict[str, dict[str, FloatArray]]()
@@ -396,11 +408,11 @@ def _yardsticks(
     less: list[dict[tuple[str, str], Comparison]] = []
     for one in everybody:
         shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
-        made = _compare(one, [(scored[of], m) for of, m in shared], resamples, seed) if shared else ()
+        made = _compare(one, [(scored[of], m) for of, m in shared], how) if shared else ()
         less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})
     main, yardsticks = {(m.name, m.values[0]) for m in metrics}, []
     for name, own in scored.items():
-        scores = {s.metric: s for s in _scores(own, metrics, resamples, seed) if (s.metric, s.name) in main}
+        scores = {s.metric: s for s in _scores(own, metrics, how) if (s.metric, s.name) in main}
         versus = [{m: c for (of, m), c in each.items() if of == name} for each in less]
         floor_of = tuple(m for ideal in versus[len(entries) :] for m, c in ideal.items() if c.better)
         of_candidates = dict(zip((e.name for e in entries), versus, strict=False))
@@ -418,13 +430,12 @@ def _yardsticks(
         gaps = (belongs - others) * (1 if m.higher_is_better else -1)
         won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))])
-        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
-        low, high = (ends.low, ends.high) if len(won) > 1 else (math.nan, math.nan)
-        telling[m.name] = Score(m.name, m.values[0], float(won.mean()), low, high)
+        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
+        telling[m.name] = Score(m.name, m.values[0], float(won.mean()), ends.low, ends.high)
     return tuple(yardsticks), telling
 
 
-def _scores(entry: Scored, metrics: Sequence[Metric], resamples: int, seed: int) -> Iterator[Score]:
+def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling) -> Iterator[Score]:
     """All values of all metrics that the entry has, from one drawing of resamples."""
     mine = [m for m in metrics if m.name in entry.tables]
     tables = [entry.tables[m.name] for m in mine]
@@ -436,25 +447,21 @@ def _scores(entry: Scored, metrics: Sequence[Metric], resamples: int, seed: int)
 
     table = np.hstack(tables)
     names = [(m.name, value) for m in mine for value in m.values]
-    intervals = bootstrap(table, formula, resamples=resamples, seed=seed, level=LEVEL)
+    shares = [place for place, (m, value) in enumerate((m, v) for m in mine for v in m.values) if value in m.shares]
+    intervals = bootstrap(table, formula, level=LEVEL, shares=shares, **how)
     for name, value, i in zip(names, formula(table.sum(axis=0)), intervals, strict=True):
-        # The resamples of one item are all alike, which is no certainty.
-        yield Score(*name, float(value), *((i.low, i.high) if len(table) > 1 else (math.nan, math.nan)))
+        yield Score(*name, float(value), i.low, i.high)
 
 
-def _compare(
-    a: Scored, against: Sequence[tuple[Scored, Metric]], resamples: int, seed: int
-) -> Iterator[list[Comparison]]:
+def _compare(a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resampling) -> Iterator[list[Comparison]]:
     """Every value of each metric, compared with the entry beside it."""
     tests = [(a.tables[m.name], b.tables[m.name], m.formula) for b, m in against]
-    found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
+    found = paired_tests(tests, level=LEVEL, **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values, results, strict=True):
-            # From one item follow neither intervals nor p-values.
-            told = r.interval.low, r.interval.high, r.p_value, r.smallest_detectable
-            low, high, p, least = told if len(a.tables[metric.name]) > 1 else (math.nan,) * 4
-            c = Comparison(a.name, b.name, metric.name, name, r.difference, low, high, p, None, least, None)
+            told = r.difference, r.interval.low, r.interval.high, r.p_value, None, r.smallest_detectable
+            c = Comparison(a.name, b.name, metric.name, name, *told, None)
             made.append(_judged(c, None, metric))
         yield made
 
