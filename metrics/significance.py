@@ -81,23 +81,27 @@ def bootstrap(
 ) -> list[Interval]:
     """Bootstrap-t intervals of every value that `formula` makes of the (n, k) table's column sums.
 
+    A table of m training seeds is (m, n, k), and the interval is of what any seed would give: both are drawn.
     `clusters` names the dialogue of each row: whole dialogues are resampled. `shares` are the places of values that are
     shares of rows in per cent, which get Wilson's intervals: of none in 40 not [0, 0]. Raises `InputError` on an empty
     table; what one row (or cluster) alone gives is NaN.
     """
-    blocks = block_sums(table, clusters)
+    blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
     n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
-    reach, variance = _critical(_reaches(values, resamples, seed), level), values.var(axis=0)
-    # No score is beyond what the lowest and the highest item add, or under 0 where no item is.
+    reach = _critical(_reaches(values, [(spread, freedom)], resamples, seed), level)
+    variance = values.var(axis=0) + n * spread
+    # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
     low = np.maximum(whole - reach, values.min(axis=0))
     high = np.minimum(whole + reach, values.max(axis=0))
-    low = np.where(formula(blocks).min(axis=0) >= 0, np.maximum(low, 0), low)
+    rows = formula(blocks)
+    low = np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low)
+    high = np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high)
     for i in shares if n > 1 else ():
         # As many independent rows as have the variance found; where all rows are alike, each cluster counts once.
         share, z = whole[i] / 100, NormalDist().inv_cdf((1 + level) / 2)
-        rows = 1e4 * share * (1 - share) * n / variance[i] if variance[i] > 1e-9 else n
-        middle, half = share + z * z / 2 / rows, z * math.sqrt((share * (1 - share) + z * z / 4 / rows) / rows)
-        low[i], high[i] = (100 * max(0.0, min(1.0, (middle + side * half) / (1 + z * z / rows))) for side in (-1, 1))
+        of = 1e4 * share * (1 - share) * n / variance[i] if variance[i] > 1e-9 else n
+        middle, half = share + z * z / 2 / of, z * math.sqrt((share * (1 - share) + z * z / 4 / of) / of)
+        low[i], high[i] = (100 * max(0.0, min(1.0, (middle + side * half) / (1 + z * z / of))) for side in (-1, 1))
     ends = np.stack([low, high], axis=1).round(9) + (math.nan if n == 1 else 0.0)
     return [Interval(low, high, level) for low, high in ends.tolist()]
 
@@ -122,35 +126,67 @@ def paired_tests(
 ) -> list[list[PairedResult]]:
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
-    A comparison is (table A, table B, formula); many at once cost little more than one and give the same numbers. Of
-    one item all but the difference is NaN. Raises `InputError` where the tables of a comparison have different shapes.
+    A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
+    cost little more than one and give the same numbers. Of one item all but the difference is NaN. Raises `InputError`
+    where the tables of a comparison have different shapes.
     """
     for a, b, _ in comparisons:
-        if np.shape(a) != np.shape(b):
+        if np.shape(a)[-2:] != np.shape(b)[-2:]:
             raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
     # The differences lie side by side: every comparison sees the same resamples.
-    sides = [[pseudo_values(block_sums(x, clusters), formula) for x in (a, b)] for a, b, formula in comparisons]
-    observed = [formula(a.sum(axis=0)) - formula(b.sum(axis=0)) for a, b, formula in comparisons]
-    values, whole = np.hstack([a - b for a, b in sides]), np.concatenate(observed)
-    n, reaches, near = len(values), _reaches(values, resamples, seed), whole.round(9)
+    gaps, observed, noise = list[FloatArray](), list[FloatArray](), list[tuple[FloatArray, FloatArray]]()
+    for a, b, formula in comparisons:
+        means = over_seeds(a), over_seeds(b)
+        gaps.append(np.subtract(*(pseudo_values(block_sums(x, clusters), formula) for x in means)))
+        observed.append(np.subtract(*(formula(x.sum(axis=0)) for x in means)))
+    for side in zip(*((a, b) for a, b, _ in comparisons), strict=True):
+        found = [seed_variance(x, formula) for x, (_, _, formula) in zip(side, comparisons, strict=True)]
+        noise.append((np.concatenate([spread for spread, _ in found]), np.concatenate([free for _, free in found])))
+    values, whole = np.hstack(gaps), np.concatenate(observed)
+    n, reaches, near = len(values), _reaches(values, noise, resamples, seed), whole.round(9)
     reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
-    detectable = _DETECTABLE * values.std(axis=0, ddof=min(n - 1, 1)) / math.sqrt(n)
+    variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
+    detectable = _DETECTABLE * np.sqrt(variance)
     table = np.column_stack([whole, (near - reach).round(9), (near + reach).round(9), p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0
     results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
     return [list(islice(results, len(values))) for values in observed]
 
 
-def _reaches(values: FloatArray, resamples: int, seed: int) -> FloatArray:
+def over_seeds(table: FloatArray) -> FloatArray:
+    """The mean table of m training seeds, (m, n, k) to (n, k); any other table as it is."""
+    return table.mean(axis=0) if table.ndim == 3 else table
+
+
+def seed_variance(table: FloatArray, formula: Formula) -> tuple[FloatArray, FloatArray]:
+    """The variance of the values over m training seeds that comes from the seeds, (m, n, k) to (v,), and its degrees of
+    freedom; 0 of a table without seeds.
+    """
+    scores = formula(table.sum(axis=-2))
+    if table.ndim == 2:
+        return np.zeros_like(scores), np.ones_like(scores)
+    return scores.var(axis=0, ddof=1) / len(scores), np.full(scores.shape[1], len(scores) - 1.0)
+
+
+def _reaches(
+    values: FloatArray, noise: Sequence[tuple[FloatArray, FloatArray]], resamples: int, seed: int
+) -> FloatArray:
     """How far each resample's mean is from the mean of n values, in its own standard errors, times that of the mean.
 
     (n, v) to (resamples + 1, v): what was observed is one of the possible resamples, so that p is never 0, and is as
-    far as can be. To nine decimals: sums of the same values in another order are no difference.
+    far as can be. To nine decimals: sums of the same values in another order are no difference. `noise` has variances
+    of the mean, and their degrees of freedom, that come on top. Those of two or three training seeds are too few to be
+    resampled: they are drawn as normal ones, and their variances as chi-squared (Krishnamoorthy, Lu & Mathew 2007).
     """
     n, around = len(values), values - values.mean(axis=0)
     variance = (around**2).mean(axis=0)
     means, squares = np.hsplit(resampled_sums(np.hstack([around, around**2]), resamples=resamples, seed=seed) / n, 2)
-    own = np.maximum(squares - means**2, _FLOOR * variance)
+    own, generator = np.maximum(squares - means**2, _FLOOR * variance), np.random.default_rng([seed, 2])
+    for spread, freedom in noise:
+        if spread.any():
+            means += np.sqrt(spread) * generator.standard_normal((resamples, 1))
+            own += n * spread * generator.chisquare(freedom, size=own.shape) / freedom
+            variance = variance + n * spread
     far = np.sqrt(np.divide(means**2 * variance, own, out=np.zeros_like(means), where=own > 0))
     return np.vstack([np.full_like(variance, np.inf), far.round(9)])
 

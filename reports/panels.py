@@ -512,6 +512,51 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
     yield Panel("pairs", f"Every pair on {primary.label}", (Sentences((lead,), "lead", Pen.HTML), table), "All pairs")
 
 
+def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What training seeds and what drawings of a reply contribute to the scores, where there are several of either."""
+    value, blocks = value_of(ranking), list[Block]()
+    for group in ranking.groups:
+        columns = (Column("candidate", "name"), Column("training seed"), Column(value.label))
+        each = zip(group.members, group.seeds, group.values, strict=True)
+        rows: list[list[Cell]] = [
+            [Name(who), ABSENT if seed is None else str(seed), value.number(x)] for who, seed, x in each
+        ]
+        spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
+        told = (
+            f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
+            f"seeds have {number(100 * group.share, 0)} % of the variance of the group’s score, the items the rest; "
+            "its interval and p are for both. Replies and the page’s examples are of the first seed."
+        )
+        blocks.append(Table(columns, rows, f"{name(group.name)}: one recipe, {len(rows)} seeds", notes=(told,)))
+    dice: list[list[Cell]] = []
+    for run in (run for run in ranking.runs if run.record.samples > 1):
+        for candidate, tables in run.drawn.items():
+            single = ranking.metrics[ranking.primary].formula(tables[ranking.primary])[..., 0]  # n x K
+            k = single.shape[1]
+            if k > 1:
+                # One-way analysis of variance: items, and drawings within them.
+                within, between = single.var(axis=1, ddof=1).mean(), k * single.mean(axis=1).var(ddof=1)
+                share = within / (within + max(between - within, 0.0) / k) if within else 0.0
+                of_score = min(1.0, within / between) if between else 0.0
+                dice.append([Name(candidate), str(k), *(f"{100 * x:.0f} %" for x in (share, of_score))])
+    if dice:
+        of = (Column("the dice’s of a reply"), Column("the dice’s of the score"))
+        told = (
+            f"How much of the variance of {value.label} the dice have that draw a reply: of single replies, and of the "
+            "score over all; the items have the rest. The replies to an item are resampled together."
+        )
+        blocks.append(
+            Table(
+                (Column("candidate", "name"), Column("replies an item"), *of),
+                dice,
+                "Drawings of a reply",
+                notes=(told,),
+            )
+        )
+    if blocks:
+        yield Panel("seeds", "Seeds", blocks, "Seeds")
+
+
 def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     """Replies side by side: by rule the extremes and the median item, then all.
 
@@ -676,8 +721,11 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     yield Panel("methods", "How it was measured", blocks, "Methods")
     is_declared = ranking.declared.startswith("declared")
     declared = "declared as the primary metric before the run" if is_declared else ranking.declared
+    trained = "Training-seed variance is not covered"
+    if ranking.groups:
+        trained = f"Training-seed variance is covered for {listed([name(g.name) for g in ranking.groups])} alone"
     limits = [
-        "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
+        f"{trained}: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
         f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
         "Items count as independent: no column dialogue and no conversation says which belong together."
@@ -708,6 +756,7 @@ PANELS = (  # a line each
     people_panel,
     trust_panel,
     pairs_panel,
+    seeds_panel,
     examples_panel,
     training_panel,
     runs_panel,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,17 @@ from bnbench.metrics.audit.findings import RECORD, read_audits
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
+from bnbench.metrics.significance import (
+    Interval,
+    block_sums,
+    bootstrap,
+    holm,
+    over_seeds,
+    paired_tests,
+    pseudo_values,
+    rank_ranges,
+    seed_variance,
+)
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -126,10 +136,18 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Scored:
-    """Replies of one origin by name, and their statistics by metric, a row an item."""
+    """Replies of one origin by name, and their statistics by metric, a row an item.
+
+    Of a group `tables` is the mean of `seeds`, the tables of each training seed.
+    """
 
     name: str
     tables: Mapping[str, FloatArray]
+    seeds: tuple[Mapping[str, FloatArray], ...] = field(default=(), kw_only=True)
+
+    def drawn(self, metric: str) -> FloatArray:
+        """The table of one metric, n x k, or m x n x k of m training seeds."""
+        return np.stack([own[metric] for own in self.seeds]) if self.seeds else self.tables[metric]
 
 
 @dataclass(frozen=True)
@@ -139,6 +157,20 @@ class Entry(Scored):
     record: CandidateRecord
     replies: tuple[Generation, ...]
     own_base: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Candidates that differ in their training seed alone and rank as one: the seed and primary value of each.
+
+    `share` is the part of the variance of the group's value that the seeds have, 0-1; the rest is the items'.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    seeds: tuple[int | None, ...]
+    values: tuple[float, ...]
+    share: float
 
 
 @dataclass(frozen=True)
@@ -161,6 +193,7 @@ class Ranking:
     level: float
     standings: tuple[Standing, ...]
     pairs: tuple[Comparison, ...]
+    groups: tuple[Group, ...]
     yardsticks: tuple[Yardstick, ...]
     telling: Mapping[str, Score]
     values: Mapping[str, tuple[str, ...]]
@@ -174,6 +207,7 @@ class Ranking:
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
     declared: str = field(repr=False)
+    how: Resampling = field(repr=False, compare=False)
 
     def unpassed(self, candidate: str, metric: str, name: str = "") -> list[Comparison]:
         """The candidate less each yardstick that is a floor of the metric and that it is not certainly better than.
@@ -191,12 +225,18 @@ class Ranking:
 
 
 def rank(
-    runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None, primary: str | None = None
+    runs: Sequence[Run],
+    *,
+    resamples: int = RESAMPLES,
+    audits: Path | None = None,
+    primary: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Ranking:
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
-    other raters.
+    other raters. `groups` name candidates that differ in their training seed alone, and rank as one; without, those
+    that the runs declared, else those whose trainings say so.
 
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
@@ -205,7 +245,8 @@ def rank(
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
-    entries = collect(runs)
+    declared_groups = {name: of for run in runs for name, of in (run.record.groups or {}).items()}
+    entries, grouped = group(collect(runs), groups or declared_groups)
     primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
@@ -228,11 +269,7 @@ def rank(
     turn = -1.0 if ranks_by.higher_is_better else 1.0
     standings.sort(key=lambda s: turn * s.scores[0].value)
     yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), how)
-    combined = None
-    if weights := next((described[name].weights for name in metrics if described[name].weights), None):
-        parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
-        whole = {who: {n: x for n, x in of.items() if x is not None} for who, of in parts.items()}
-        combined = combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
+    weights = next((described[name].weights for name in metrics if described[name].weights), None)
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {name: described[name].signature for name in metrics}
     notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
@@ -243,10 +280,12 @@ def rank(
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
         base=baseline.name, n=n, dialogues=dialogues, seed=seed, resamples=resamples, level=LEVEL,
-        standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks, telling=telling, values=values,
+        standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks,
+        telling=telling, groups=_seeds(grouped, ranks_by, how), values=values,
         signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
-        combined=combined, trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries),
-        runs=tuple(runs), declared=declared,
+        combined=_combined(standings, metrics, weights, seed) if weights else None, metrics=metrics,
+        trust=trust(signatures, values, on_record), entries=tuple(entries), runs=tuple(runs), declared=declared,
+        how=how,
     )  # fmt: skip
 
 
@@ -295,6 +334,81 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
             base = name if record.kind == "base" else base
         known |= names
     return list(entries.values())
+
+
+def _combined(
+    standings: Sequence[Standing], metrics: Mapping[str, Metric], weights: Mapping[str, float], seed: int
+) -> Combined:
+    """The combined score of those that have every part."""
+    parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
+    whole = {who: {n: x for n, x in of.items() if x is not None} for who, of in parts.items()}
+    return combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
+
+
+def group(
+    entries: Sequence[Entry], declared: Mapping[str, Sequence[str]]
+) -> tuple[list[Entry], dict[str, list[Entry]]]:
+    """The entries with one for each group in the place of its members, and the members by the group's name.
+
+    Where none is declared, adapters of one base whose recipes and rows are the same but for the seed are a group.
+    """
+    known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
+    check_groups(declared, known)
+    for name, members in declared.items():
+        found[name] = [known[member] for member in members]
+    alike = dict[str, list[Entry]]()
+    for e in entries if not declared else ():
+        if training := e.record.training:
+            recipe = {k: v for k, v in training.recipe.items() if k not in ("seed", "name", "description")}
+            same = [recipe, training.rows, training.steps, e.own_base, e.record.base, e.record.base_revision]
+            alike.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(e)
+    for those in alike.values():
+        recipes = [e.record.training.recipe for e in those if e.record.training]
+        if len({recipe.get("seed") for recipe in recipes}) == len(those) > 1:
+            name = str(recipes[0].get("name"))
+            found[name if name not in {*known, *found} else f"{name} ({', '.join(e.name for e in those)})"] = those
+    made = list[Entry]()
+    for e in entries:
+        of = next((name for name, members in found.items() if e in members), "")
+        if not of:
+            made.append(e)
+        elif e is found[of][0]:
+            shared = set.intersection(*(set(one.tables) for one in found[of]))
+            seeds = tuple({m: one.tables[m] for m in e.tables if m in shared} for one in found[of])
+            tables = {m: np.mean([own[m] for own in seeds], axis=0) for m in seeds[0]}
+            made.append(replace(e, name=of, tables=tables, seeds=seeds))
+    return made, found
+
+
+def check_groups(declared: Mapping[str, Sequence[str]], names: Collection[str]) -> None:
+    """UsageError for a group of unknown candidates, of one alone, or that shares a member or its name with another."""
+    members = [member for of in declared.values() for member in of]
+    for name, of in declared.items():
+        why = ""
+        if unknown := [member for member in of if member not in names]:
+            why = f"there is no candidate {unknown[0]!r}; there are {', '.join(names)}"
+        elif len(of) < 2:
+            why = "name two candidates or more, which differ in their training seed alone"
+        elif twice := [member for member in of if members.count(member) > 1]:
+            why = f"{twice[0]} is named twice"
+        elif name in names:
+            why = f"there is a candidate {name}; give the group another name"
+        if why:
+            raise UsageError(f"--group {name}={','.join(of)}: {why}")
+
+
+def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampling) -> tuple[Group, ...]:
+    """What each seed of each group scores, and how much of the variance of the group's score is theirs."""
+    made = []
+    for name, members in grouped.items():
+        table = np.stack([e.tables[metric.name] for e in members])
+        blocks = block_sums(over_seeds(table), how["clusters"])
+        values, items = metric.formula(table.sum(axis=1))[:, 0].tolist(), pseudo_values(blocks, metric.formula)
+        of_seeds, of_items = seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
+        seeds = tuple(e.record.training.recipe.get("seed") if e.record.training else None for e in members)
+        share = float(ratio(of_seeds, of_seeds + of_items))
+        made.append(Group(name, tuple(e.name for e in members), seeds, tuple(values), share))
+    return tuple(made)
 
 
 def _same_weights(runs: Sequence[Run]) -> bool:
@@ -438,24 +552,24 @@ def _yardsticks(
 def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling) -> Iterator[Score]:
     """All values of all metrics that the entry has, from one drawing of resamples."""
     mine = [m for m in metrics if m.name in entry.tables]
-    tables = [entry.tables[m.name] for m in mine]
-    edges = np.cumsum([table.shape[1] for table in tables])[:-1]
+    tables = [entry.drawn(m.name) for m in mine]
+    edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
 
     def formula(sums: FloatArray) -> FloatArray:
         parts = zip(mine, np.split(sums, edges, axis=-1), strict=True)
         return np.concatenate([m.formula(part) for m, part in parts], axis=-1)
 
-    table = np.hstack(tables)
+    table = np.concatenate(tables, axis=-1)
     names = [(m.name, value) for m in mine for value in m.values]
     shares = [place for place, (m, value) in enumerate((m, v) for m in mine for v in m.values) if value in m.shares]
     intervals = bootstrap(table, formula, level=LEVEL, shares=shares, **how)
-    for name, value, i in zip(names, formula(table.sum(axis=0)), intervals, strict=True):
+    for name, value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
         yield Score(*name, float(value), i.low, i.high)
 
 
 def _compare(a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resampling) -> Iterator[list[Comparison]]:
     """Every value of each metric, compared with the entry beside it."""
-    tests = [(a.tables[m.name], b.tables[m.name], m.formula) for b, m in against]
+    tests = [(a.drawn(m.name), b.drawn(m.name), m.formula) for b, m in against]
     found = paired_tests(tests, level=LEVEL, **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
@@ -464,6 +578,15 @@ def _compare(a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resamplin
             c = Comparison(a.name, b.name, metric.name, name, *told, None)
             made.append(_judged(c, None, metric))
         yield made
+
+
+def compare(ranking: Ranking, candidate: str, other: str, metric: str, name: str) -> Comparison | None:
+    """Two candidates on any value, p unadjusted; None where one of them lacks the metric."""
+    entries, of = {e.name: e for e in ranking.entries}, ranking.metrics[metric]
+    a, b = entries[candidate], entries[other]
+    if metric not in a.tables or metric not in b.tables:
+        return None
+    return next(c for made in _compare(a, [(b, of)], ranking.how) for c in made if c.name == name)
 
 
 def _judged(comparison: Comparison, p_holm: float | None, metric: Metric) -> Comparison:

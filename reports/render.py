@@ -13,7 +13,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,13 +75,14 @@ def write_report(
     resamples: int = RESAMPLES,
     audits: Path | None = None,
     primary: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
-    of the declared metric. Raises as `rank` does.
+    of the declared metric, `groups` are those of `rank`, and so is what is raised.
     """
-    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
+    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
     files = {
         "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
         "ranking.csv": ranking_csv(ranking),

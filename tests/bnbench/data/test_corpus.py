@@ -366,8 +366,8 @@ def test_thoughts_are_no_part_of_a_reference(tmp_path):
 
 def test_a_dialogue_stays_on_one_side(tmp_path):
     rows = [("dialogue", "question", "answer")]
-    for i in range(400):
-        rows.append((f"আলাপ {i // 5}", f"প্রশ্ন নম্বর {i}: {'কখগঘঙচছজঝঞ'[i % 10] * 9}?", f"উত্তর নম্বর {i} এই রকম"))
+    asked = (f"প্রশ্ন নম্বর {i}: {'কখগঘঙচছজঝঞ'[i % 10] * 9}?" for i in range(400))
+    rows += [(f"আলাপ {i // 5}", question, f"উত্তর নম্বর {i} এই রকম") for i, question in enumerate(asked)]
     path = tmp_path / "d.csv"
     path.write_text("\n".join(map(",".join, rows)), encoding="utf-8")
     corpus = load_corpus(path)
