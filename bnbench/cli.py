@@ -349,11 +349,12 @@ def report_command(
     primary: Annotated[str | None, Option(help=PRIMARY)] = None,
     group: Groups = None,
     fail_if: FailIf = None,
+    forest: Annotated[Path | None, Option(help="Write the ranking as a forest plot too: FILE.svg or FILE.png.")] = None,
     audit: Audit = None,
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit, primary, _groups(group), fail_if)
+    _report([run], None, as_json, audit, primary, _groups(group), fail_if, forest)
 
 
 @app.command("compare")
@@ -384,6 +385,7 @@ def _report(
     primary: str | None = None,
     groups: dict[str, tuple[str, ...]] | None = None,
     fail_if: list[str] | None = None,
+    forest: Path | None = None,
 ) -> None:
     from bnbench.records import read_run
     from bnbench.reports import write_report
@@ -392,6 +394,10 @@ def _report(
     runs = [read_run(folder) for folder in folders]
     report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups)
     ranking = report.ranking
+    if forest:
+        from bnbench.reports.render import write_forest
+
+        write_forest(ranking, forest)
     gates = parse_gates(fail_if or (), ranking.values, [s.candidate for s in ranking.standings])
     _print(ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
     if failed := failures(gates, ranking):

@@ -5,6 +5,7 @@ A panel is a title and blocks (tables, sentences …). To add one, write one fun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -12,12 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bnbench.metrics.address import address_of
 from bnbench.metrics.audit.findings import Estimate, read_audits, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
 from bnbench.reports.people import agreement
-from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing
+from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
 from bnbench.reports.trust import FLAG, NOT_INFORMATIVE, Trust, sentence
 from bnbench.reports.values import (
     ABSENT,
@@ -37,6 +39,8 @@ from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, 
 LISTED = 500  # items on the page; all of them are in the run folder
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
+_SLICED = 6  # candidates that have a column in the table of slices
+_FEWEST = 8  # items that a slice has at least
 _BESIDE = 2  # candidates beside the reference; the others are folded away
 _MARKS = {True: "▲ better", False: "▼ worse", None: "· open"}  # a sign and a word: neither colour nor sign is needed
 _FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
@@ -509,7 +513,69 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
     least = (primary.number(c.smallest_detectable) for c in ranking.pairs)
     rows = [[Name(c.candidate), Name(c.other), *_difference(c, primary), next(least)] for c in ranking.pairs]
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
-    yield Panel("pairs", f"Every pair on {primary.label}", (Sentences((lead,), "lead", Pen.HTML), table), "All pairs")
+    # The matrix: who stands in the row less who stands in the column, in the order of the ranking.
+    of = {(c.candidate, c.other): (c.difference, c.better) for c in ranking.pairs}
+    of |= {(b, a): (-gap, None if better is None else not better) for (a, b), (gap, better) in of.items()}
+    names = [s.candidate for s in ranking.standings]
+    matrix: list[list[Cell]] = []
+    for place, s in enumerate(ranking.standings, 1):
+        cells: list[Cell] = [str(place), Name(s.candidate)]
+        for other in names:
+            gap, better = of.get((s.candidate, other), (math.nan, None))
+            mark = _MARKS[better].partition(" ")[0]
+            cells.append(f"{primary.number(gap, sign=True)} {mark}" if math.isfinite(gap) else ABSENT)
+        matrix.append([*cells, ABSENT if s.first_share is None else f"{100 * s.first_share:.0f} %"])
+    heads = [Column("", "text"), Column("less", "name"), *(Column(str(place)) for place in range(1, len(names) + 1))]
+    groups = [f"{{{', '.join(name(one, 24) for one in those)}}}" for those in alike(ranking) if len(those) > 1]
+    told = (
+        f"▲ ▼ certain after Holm’s correction. Not to be told from each other: {'; '.join(groups) or 'none'}.",
+        "First: in how many of 100 resamples nobody scored better; no test, and not the chance of being the best.",
+    )
+    square = Table([*heads, Column("first")], matrix, f"All pairs on {primary.label}: row less column", notes=told)
+    blocks = (square, Sentences((lead,), "lead", Pen.HTML), table)
+    yield Panel("pairs", f"Every pair on {primary.label}", blocks, "All pairs")
+
+
+def slices_panel(ranking: Ranking) -> Iterator[Panel]:
+    """The primary value on parts of the items: topics, lengths of message and reference, and its form of address."""
+    examples, primary, metric = ranking.runs[0].examples, value_of(ranking), ranking.metrics[ranking.primary]
+    lengths = {
+        "message": np.array([len(f"{e['title']} {e['question']}".split()) for e in examples]),
+        "reference": np.array([len(e["reference"].split()) for e in examples]),
+    }
+    parts = {
+        f"topic {topic}": [e["topic"] == topic for e in examples] for topic in sorted({e["topic"] for e in examples})
+    }
+    for what, words in lengths.items():
+        low, high = np.quantile(words, [1 / 3, 2 / 3])
+        named = {f"up to {low:.0f}": words <= low, f"over {high:.0f}": words > high}
+        named[f"{low:.0f} to {high:.0f}"] = (words > low) & (words <= high)
+        parts |= {f"{what} of {span} words": rows.tolist() for span, rows in named.items()}
+    forms = [address_of(e["reference"]) for e in examples]
+    parts |= {f"reference says {form}": [one == form for one in forms] for form in dict.fromkeys(sorted(forms))}
+    focus, entries = subject(ranking), {e.name: e for e in ranking.entries}
+    shown = ranking.standings[:_SLICED]
+    columns = [Column("items", "text"), Column("n"), *(Column(Name(s.candidate)) for s in shown)]
+    columns += [Column(f"Δ of {name(focus.candidate, 12)}"), Column("95 %", "interval")] if focus.compared_with else []
+    rows: list[list[Cell]] = []
+    for label, kept in parts.items():
+        at, n = np.flatnonzero(kept), sum(kept)
+        if not _FEWEST <= n < len(examples):
+            continue
+        scores = (metric.formula(entries[s.candidate].tables[metric.name][at].sum(axis=0))[0] for s in shown)
+        row: list[Cell] = [name(label), str(n), *(primary.number(float(score)) for score in scores)]
+        if focus.compared_with:
+            c = compare(ranking, focus.candidate, focus.compared_with, metric.name, primary.name, at)
+            row += [primary.number(c.difference, sign=True), primary.interval(c)] if c else ["", ""]
+        rows.append(row)
+    if rows:
+        told = (
+            f"Parts of {_FEWEST} items or more. Intervals are unadjusted: one in twenty excludes 0 where nothing "
+            "differs, so that a part is a question for further data, not an answer."
+        )
+        caption = f"{primary.label} on parts of the items"
+        table = Table(columns, rows, caption, caption, notes=(told,), is_open=False, pens=Pen.WRITTEN)
+        yield Panel("slices", "Where they differ", (table,), "Slices")
 
 
 def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -756,6 +822,7 @@ PANELS = (  # a line each
     people_panel,
     trust_panel,
     pairs_panel,
+    slices_panel,
     seeds_panel,
     examples_panel,
     training_panel,

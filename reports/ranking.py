@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from bnbench.errors import RunError, UsageError
 from bnbench.metrics.audit.findings import RECORD, read_audits
@@ -30,6 +31,7 @@ from bnbench.metrics.significance import (
     paired_tests,
     pseudo_values,
     rank_ranges,
+    resampled_sums,
     seed_variance,
 )
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
@@ -42,6 +44,7 @@ LEVEL = 0.95
 ALPHA = 0.05
 _OPEN = Interval(-math.inf, math.inf)
 
+IntArray = npt.NDArray[np.int64]
 Pairs = dict[tuple[int, int], "Comparison"]
 
 
@@ -91,6 +94,8 @@ class Standing:
     """One candidate's range of ranks, its scores and its differences to `compared_with`, each the primary value first.
 
     That is an adapter's own base (`is_own_base`), else the first base, or the first candidate where there is no base.
+    `first_share` is the share of resamples (of items, and of a group's seeds) in which nobody scored better, where
+    there are more than two candidates.
     """
 
     candidate: str
@@ -102,6 +107,7 @@ class Standing:
     scores: tuple[Score, ...]
     versus_base: tuple[Comparison, ...]
     hit_limit_share: float | None
+    first_share: float | None = None
 
     def score(self, metric: str, name: str) -> Score | None:
         """One value of one metric; None where the candidate lacks it."""
@@ -267,6 +273,9 @@ def rank(
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
     standings = _standings(entries, baseline, list(metrics.values()), pairs, how)
     turn = -1.0 if ranks_by.higher_is_better else 1.0
+    if len(entries) > 2:
+        shares = _firsts(entries, ranks_by, how)
+        standings = [replace(s, first_share=share) for s, share in zip(standings, shares, strict=True)]
     standings.sort(key=lambda s: turn * s.scores[0].value)
     yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), how)
     weights = next((described[name].weights for name in metrics if described[name].weights), None)
@@ -334,6 +343,19 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
             base = name if record.kind == "base" else base
         known |= names
     return list(entries.values())
+
+
+def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[float]:
+    """How often each is first on the primary value where the items, and a group's seed, are drawn again; ties share."""
+    values, chance = [], np.random.default_rng([how["seed"], 3])
+    for e in entries:
+        seeds = e.drawn(metric.name) if e.seeds else e.drawn(metric.name)[None]
+        drawn = np.stack([metric.formula(resampled_sums(own, **how))[:, 0] for own in seeds])  # seeds x resamples
+        values.append(drawn[chance.integers(0, len(drawn), drawn.shape[1]), np.arange(drawn.shape[1])])
+    scores = np.stack(values) * (1 if metric.higher_is_better else -1)
+    first = (scores >= scores.max(axis=0) - 1e-9).astype(float)
+    shares: list[float] = (first / first.sum(axis=0)).mean(axis=1).tolist()
+    return shares
 
 
 def _combined(
@@ -580,13 +602,37 @@ def _compare(a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resamplin
         yield made
 
 
-def compare(ranking: Ranking, candidate: str, other: str, metric: str, name: str) -> Comparison | None:
-    """Two candidates on any value, p unadjusted; None where one of them lacks the metric."""
+def compare(
+    ranking: Ranking, candidate: str, other: str, metric: str, name: str, items: IntArray | None = None
+) -> Comparison | None:
+    """Two candidates on any value, of some items or all, p unadjusted; None where one of them lacks the metric."""
     entries, of = {e.name: e for e in ranking.entries}, ranking.metrics[metric]
     a, b = entries[candidate], entries[other]
     if metric not in a.tables or metric not in b.tables:
         return None
-    return next(c for made in _compare(a, [(b, of)], ranking.how) for c in made if c.name == name)
+    tables, how = (a.drawn(metric), b.drawn(metric)), ranking.how
+    if items is not None:
+        named = ranking.how["clusters"]
+        how = {**how, "clusters": None if named is None else [named[i] for i in items]}
+        tables = tables[0][..., items, :], tables[1][..., items, :]
+    x, y = (
+        Scored(one, {metric: over_seeds(t)}, seeds=tuple({metric: s} for s in t) if t.ndim == 3 else ())
+        for one, t in zip((candidate, other), tables, strict=True)
+    )
+    return next(c for made in _compare(x, [(y, of)], how) for c in made if c.name == name)
+
+
+def alike(ranking: Ranking) -> list[tuple[str, ...]]:
+    """Runs of neighbours in the ranking of whom no two can be told apart, the longest each; they may overlap."""
+    apart = {frozenset((c.candidate, c.other)) for c in ranking.pairs if c.better is not None}
+    names, found = [s.candidate for s in ranking.standings], list[tuple[str, ...]]()
+    for start in range(len(names)):
+        end = start + 1
+        while end < len(names) and not any(frozenset((names[end], one)) in apart for one in names[start:end]):
+            end += 1
+        if not found or names[end - 1] not in found[-1]:
+            found.append(tuple(names[start:end]))
+    return found
 
 
 def _judged(comparison: Comparison, p_holm: float | None, metric: Metric) -> Comparison:
