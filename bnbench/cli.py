@@ -216,7 +216,7 @@ def evaluate_command(
         judge=judge, judge_language=judge_language, judge_pairs=judge_pairs, metrics=metric or (), out=out,
         primary=primary, decoding=decoding, backend=backend, tokenizer=tokenizer, batch_size=batch_size,
         max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code,
-        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples, groups=_groups(group),
+        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples, groups=_groups(group) if group else {},
     )  # fmt: skip
     if fail_if or group:  # refused before the work
         from bnbench.evaluate import choose_measures
@@ -354,7 +354,7 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit, primary, _groups(group), fail_if, forest)
+    _report([run], None, as_json, audit, primary, _groups(group) if group else None, fail_if, forest)
 
 
 @app.command("compare")
@@ -374,7 +374,7 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit, groups=_groups(group), fail_if=fail_if)
+    _report(runs, out, as_json, audit, groups=_groups(group) if group else {}, fail_if=fail_if)
 
 
 def _report(
@@ -389,7 +389,6 @@ def _report(
 ) -> None:
     from bnbench.records import read_run
     from bnbench.reports import write_report
-    from bnbench.reports.gates import failures, parse_gates
 
     runs = [read_run(folder) for folder in folders]
     report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups)
@@ -398,13 +397,15 @@ def _report(
         from bnbench.reports.render import write_forest
 
         write_forest(ranking, forest)
-    gates = parse_gates(fail_if or (), ranking.values, [s.candidate for s in ranking.standings])
     _print(ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
-    if failed := failures(gates, ranking):
+    if fail_if:
+        from bnbench.reports.gates import failures, parse_gates
         from bnbench.reports.values import storable
 
-        echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
-        raise Exit(4)
+        gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
+        if failed := failures(gates, ranking):
+            echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
+            raise Exit(4)
 
 
 def _groups(items: list[str] | None) -> dict[str, tuple[str, ...]]:

@@ -83,7 +83,7 @@ def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | 
     """A forest plot for a paper as one <svg>, black on white: a line for each name, with its interval and its text.
 
     `label` stands under the axis, `mark` is where the dashed line is. An interval that is not finite is only its point.
-    Names have the reader's own fonts, Noto Sans Bengali first.
+    The fonts are the reader's own, Noto Sans where it is there.
     """
     spans = [span if all(map(math.isfinite, span)) else (span[1],) * 3 for _, span, _ in rows]
     left = 40 + 7.5 * max((len(name) for name, _, _ in rows), default=0)
@@ -100,7 +100,9 @@ def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | 
         marks.append(f'<path d="M{axis.at(mark):.1f} 8V{bottom}" stroke="#777" stroke-dasharray="4 3"/>')
     for i, ((name, _, text), (low, value, high)) in enumerate(zip(rows, spans, strict=True)):
         y = 20 + 26 * i
-        marks.append(f'<text x="{left - 14:.1f}" y="{y + 4}" text-anchor="end">{html.escape(name)}</text>')
+        # Each script by a font of its own: what a fallback takes may be bold.
+        font = ' font-family="Noto Sans Bengali, sans-serif"' if any("\u0980" <= c <= "\u09ff" for c in name) else ""
+        marks.append(f'<text x="{left - 14:.1f}" y="{y + 4}" text-anchor="end"{font}>{html.escape(name)}</text>')
         marks.append(f'<text x="{right + 14:.1f}" y="{y + 4}">{html.escape(text)}</text>')
         if math.isfinite(value):
             marks.append(f'<path d="M{axis.at(low):.1f} {y}H{axis.at(high):.1f}" stroke="#000" stroke-width="1.5"/>')
@@ -109,7 +111,7 @@ def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | 
     width, height = right + 30 + 7.5 * max((len(text) for _, _, text in rows), default=0), bottom + 54
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" '
-        f'height="{height}" font-family="Noto Sans Bengali, Noto Sans, Arial, sans-serif" font-size="13">'
+        f'height="{height}" font-family="Noto Sans, Arial, sans-serif" font-size="13">'
         f'<title>{html.escape(label)}</title><rect width="100%" height="100%" fill="#fff"/>'
         f"{''.join(marks)}{under}</svg>"
     )

@@ -290,7 +290,7 @@ def rank(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
         base=baseline.name, n=n, dialogues=dialogues, seed=seed, resamples=resamples, level=LEVEL,
         standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks,
-        telling=telling, groups=_seeds(grouped, ranks_by, how), values=values,
+        telling=telling, groups=_seeds(grouped, ranks_by, how) if grouped else (), values=values,
         signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
         combined=_combined(standings, metrics, weights, seed) if weights else None, metrics=metrics,
         trust=trust(signatures, values, on_record), entries=tuple(entries), runs=tuple(runs), declared=declared,
@@ -375,7 +375,8 @@ def group(
     Where none is declared, adapters of one base whose recipes and rows are the same but for the seed are a group.
     """
     known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
-    check_groups(declared, known)
+    if declared:
+        check_groups(declared, known)
     for name, members in declared.items():
         found[name] = [known[member] for member in members]
     alike = dict[str, list[Entry]]()
