@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
@@ -21,6 +21,9 @@ from typer.core import TyperGroup
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
 from bnbench.progress import quiet_beside_the_first
+
+if TYPE_CHECKING:
+    from bnbench.evaluate import EvaluationRequest
 
 
 def _hush(quiet: bool) -> bool:
@@ -216,17 +219,11 @@ def evaluate_command(
         judge=judge, judge_language=judge_language, judge_pairs=judge_pairs, metrics=metric or (), out=out,
         primary=primary, decoding=decoding, backend=backend, tokenizer=tokenizer, batch_size=batch_size,
         max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code,
-        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples, groups=_groups(group) if group else {},
+        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples,
+        groups=_groups(group) if group else {},
     )  # fmt: skip
-    if fail_if or group:  # refused before the work
-        from bnbench.evaluate import choose_measures
-        from bnbench.reports.gates import parse_gates
-        from bnbench.reports.ranking import check_groups
-
-        check_groups(request.groups, [c.name for c in request.candidates])
-        chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics
-        names = [*request.groups, *(c.name for c in request.candidates)]
-        parse_gates(fail_if or (), {m.name: m.values for m in chosen}, names)
+    if fail_if or group:
+        _check_asked(request, fail_if or [])
     _report([evaluate(request)], None, as_json, fail_if=fail_if)
 
 
@@ -406,6 +403,18 @@ def _report(
         if failed := failures(gates, ranking):
             echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
             raise Exit(4)
+
+
+def _check_asked(request: EvaluationRequest, fail_if: list[str]) -> None:
+    """What the report is asked for is refused before the work."""
+    from bnbench.evaluate import choose_measures
+    from bnbench.reports.gates import parse_gates
+    from bnbench.reports.ranking import check_groups
+
+    names = [candidate.name for candidate in request.candidates]
+    check_groups(request.groups, names)
+    chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics
+    parse_gates(fail_if, {m.name: m.values for m in chosen}, [*request.groups, *names])
 
 
 def _groups(items: list[str] | None) -> dict[str, tuple[str, ...]]:

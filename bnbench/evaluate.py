@@ -618,8 +618,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         prompt=first.prompter.describe(), decoding=asdict(first.decoding), batch_size=request.batch_size,
         peak_memory_bytes=before.peak_memory_bytes if before else None,
         primary_metric=work.measures.primary, combined=work.measures.weights, metrics=(), seed=request.decoding.seed,
-        groups=request.groups or None, samples=request.samples,
-        candidates=tuple(candidates), notes=tuple(notes),
+        candidates=tuple(candidates), notes=tuple(notes), groups=request.groups or None, samples=request.samples,
     )  # fmt: skip
 
 

@@ -548,8 +548,12 @@ def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     }
     for what, words in lengths.items():
         low, high = np.quantile(words, [1 / 3, 2 / 3])
-        named = {f"up to {low:.0f}": words <= low, f"over {high:.0f}": words > high}
-        named[f"{low:.0f} to {high:.0f}"] = (words > low) & (words <= high)
+        between = (words > low) & (words <= high)
+        named = {
+            f"up to {low:.0f}": words <= low,
+            f"{low:.0f} to {high:.0f}": between,
+            f"over {high:.0f}": words > high,
+        }
         parts |= {f"{what} of {span} words": rows.tolist() for span, rows in named.items()}
     forms = [address_of(e["reference"]) for e in examples]
     parts |= {f"reference says {form}": [one == form for one in forms] for form in dict.fromkeys(sorted(forms))}
