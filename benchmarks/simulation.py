@@ -125,9 +125,8 @@ def experiment(kind: str, n: int, seed: int, grouped: bool) -> tuple[int, bool]:
         made = np.stack([table(kind, n, chance, skill, items) for skill in skills])
         candidates.append(made if grouped else made[0])
     pairs = list(combinations(range(len(QUALITY)), 2))
-    found = [
-        paired_tests([(candidates[i], candidates[j], score)], resamples=RESAMPLES, seed=seed)[0][0] for i, j in pairs
-    ]
+    tests = [(candidates[i], candidates[j], score) for i, j in pairs]
+    found = [one for (one,) in paired_tests(tests, resamples=RESAMPLES, seed=seed)]
     adjusted = holm([one.p_value for one in found])
     clear = [
         p < 0.05 and not one.interval.low <= 0 <= one.interval.high for one, p in zip(found, adjusted, strict=True)
