@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
@@ -21,6 +21,9 @@ from typer.core import TyperGroup
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
 from bnbench.progress import quiet_beside_the_first
+
+if TYPE_CHECKING:
+    from bnbench.evaluate import EvaluationRequest
 
 
 def _hush(quiet: bool) -> bool:
@@ -49,8 +52,9 @@ Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = (
-    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
-    "also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts text."
+    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference, "
+    "dialogue; of pairs also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts "
+    "text."
 )
 Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
 SPLIT = (
@@ -75,6 +79,13 @@ System = Annotated[list[str] | None, Option(help=SYSTEM)]
 TEMPLATE = "auto (a candidate's own), llama-3.1, chat, plain or a Jinja file; NAME= in front and repeated as --system."
 Template = Annotated[list[str] | None, Option(help=TEMPLATE)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
+GROUP = "NAME=A,B,C: candidates that differ in their training seed alone rank as one; may be repeated."
+Groups = Annotated[list[str] | None, Option(help=GROUP)]
+FAIL_IF = (
+    "'METRIC < base', a number or another candidate instead; CANDIDATE: in front for one of them. Exit code 4 where it "
+    "is so, and the items can tell; may be repeated."
+)
+FailIf = Annotated[list[str] | None, Option(help=FAIL_IF)]
 RunFolder = Annotated[Path, Argument(help="A run folder.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
@@ -174,6 +185,9 @@ def evaluate_command(
     metric: Metrics = None,
     primary: Annotated[str, Option(help=PRIMARY)] = "chrF++",
     combine: Combine = None,
+    samples: Annotated[int, Option(min=1, help="Replies drawn for each item.")] = 1,
+    group: Groups = None,
+    fail_if: FailIf = None,
     judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
     judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
     judge_pairs: Annotated[bool, Option("--judge-pairs", help="It compares the candidates in pairs, too.")] = False,
@@ -205,9 +219,12 @@ def evaluate_command(
         judge=judge, judge_language=judge_language, judge_pairs=judge_pairs, metrics=metric or (), out=out,
         primary=primary, decoding=decoding, backend=backend, tokenizer=tokenizer, batch_size=batch_size,
         max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code,
-        overwrite=overwrite, command=_command_line(), quiet=quiet,
+        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples,
+        groups=_groups(group) if group else {},
     )  # fmt: skip
-    _report([evaluate(request)], None, as_json)
+    if fail_if or group:
+        _check_asked(request, fail_if or [])
+    _report([evaluate(request)], None, as_json, fail_if=fail_if)
 
 
 @app.command("perplexity")
@@ -327,17 +344,22 @@ def publish_command(
 def report_command(
     run: RunFolder,
     primary: Annotated[str | None, Option(help=PRIMARY)] = None,
+    group: Groups = None,
+    fail_if: FailIf = None,
+    forest: Annotated[Path | None, Option(help="Write the ranking as a forest plot too: FILE.svg or FILE.png.")] = None,
     audit: Audit = None,
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit, primary)
+    _report([run], None, as_json, audit, primary, _groups(group) if group else None, fail_if, forest)
 
 
 @app.command("compare")
 def compare_command(
     runs: Annotated[list[Path], Argument(help="Run folders over the same items.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
+    group: Groups = None,
+    fail_if: FailIf = None,
     audit: Audit = None,
     as_json: Json = False,
 ) -> None:
@@ -349,18 +371,54 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit)
+    _report(runs, out, as_json, audit, groups=_groups(group) if group else {}, fail_if=fail_if)
 
 
 def _report(
-    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None
+    folders: list[Path],
+    out: Path | None,
+    as_json: bool,
+    audits: Path | None = None,
+    primary: str | None = None,
+    groups: dict[str, tuple[str, ...]] | None = None,
+    fail_if: list[str] | None = None,
+    forest: Path | None = None,
 ) -> None:
     from bnbench.records import read_run
     from bnbench.reports import write_report
 
     runs = [read_run(folder) for folder in folders]
-    report = write_report(runs, out or folders[0], audits=audits, primary=primary)
-    _print(report.ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
+    report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups)
+    ranking = report.ranking
+    if forest:
+        from bnbench.reports.render import write_forest
+
+        write_forest(ranking, forest)
+    _print(ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
+    if fail_if:
+        from bnbench.reports.gates import failures, parse_gates
+        from bnbench.reports.values import storable
+
+        gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
+        if failed := failures(gates, ranking):
+            echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
+            raise Exit(4)
+
+
+def _check_asked(request: EvaluationRequest, fail_if: list[str]) -> None:
+    """What the report is asked for is refused before the work."""
+    from bnbench.evaluate import choose_measures
+    from bnbench.reports.gates import parse_gates
+    from bnbench.reports.ranking import check_groups
+
+    names = [candidate.name for candidate in request.candidates]
+    check_groups(request.groups, names)
+    chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics
+    parse_gates(fail_if, {m.name: m.values for m in chosen}, [*request.groups, *names])
+
+
+def _groups(items: list[str] | None) -> dict[str, tuple[str, ...]]:
+    return {group: tuple(of.split(",")) for group, of in _pairs(items, "--group", "NAME=A,B,C").items()}
 
 
 @human.command("sheet")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from bnbench.errors import require
 from bnbench.records import Points, mean_loss, thinned
 
 _WIDTH, _HEIGHT = 720, 280
@@ -76,6 +77,49 @@ def forest_bars(spans: Sequence[Span | None], *, higher_is_better: bool) -> list
     reach = max((abs(x) for s in shown if s for x in s), default=0.0) or 1.0
     axis, turn = (Axis(-reach, reach, 3.0, 97.0), 1) if higher_is_better else (Axis(-reach, reach, 97.0, 3.0), -1)
     return [(axis.at(s[1 - turn]), axis.at(s[1]), axis.at(s[1 + turn])) if s else None for s in shown]
+
+
+def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | None = None) -> str:
+    """A forest plot for a paper as one <svg>, black on white: a line for each name, with its interval and its text.
+
+    `label` stands under the axis, `mark` is where the dashed line is. An interval that is not finite is only its point.
+    The fonts are the reader's own, Noto Sans where it is there.
+    """
+    spans = [span if all(map(math.isfinite, span)) else (span[1],) * 3 for _, span, _ in rows]
+    left = 40 + 7.5 * max((len(name) for name, _, _ in rows), default=0)
+    right, bottom = left + 360, 24 + 26 * len(rows)
+    known = [x for span in spans for x in span if math.isfinite(x)] + ([] if mark is None else [mark])
+    axis = Axis.over(known, left, right, room=0.05)
+    ticks, decimals = axis.ticks(5, (1, 2, 2.5, 5, 10))
+    marks = [f'<path d="M{left:.1f} {bottom}H{right:.1f}" stroke="#000"/>']
+    for x in ticks:
+        shown = f"{x:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+        marks.append(f'<path d="M{axis.at(x):.1f} {bottom}v5" stroke="#000"/>')
+        marks.append(f'<text x="{axis.at(x):.1f}" y="{bottom + 20}" text-anchor="middle">{shown}</text>')
+    if mark is not None:
+        marks.append(f'<path d="M{axis.at(mark):.1f} 8V{bottom}" stroke="#777" stroke-dasharray="4 3"/>')
+    for i, ((name, _, text), (low, value, high)) in enumerate(zip(rows, spans, strict=True)):
+        y = 20 + 26 * i
+        # Each script by a font of its own: what a fallback takes may be bold.
+        font = ' font-family="Noto Sans Bengali, sans-serif"' if any("\u0980" <= c <= "\u09ff" for c in name) else ""
+        marks.append(f'<text x="{left - 14:.1f}" y="{y + 4}" text-anchor="end"{font}>{html.escape(name)}</text>')
+        marks.append(f'<text x="{right + 14:.1f}" y="{y + 4}">{html.escape(text)}</text>')
+        if math.isfinite(value):
+            marks.append(f'<path d="M{axis.at(low):.1f} {y}H{axis.at(high):.1f}" stroke="#000" stroke-width="1.5"/>')
+            marks.append(f'<circle cx="{axis.at(value):.1f}" cy="{y}" r="4"/>')
+    under = f'<text x="{(left + right) / 2:.1f}" y="{bottom + 42}" text-anchor="middle">{html.escape(label)}</text>'
+    width, height = right + 30 + 7.5 * max((len(text) for _, _, text in rows), default=0), bottom + 54
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" '
+        f'height="{height}" font-family="Noto Sans, Arial, sans-serif" font-size="13">'
+        f'<title>{html.escape(label)}</title><rect width="100%" height="100%" fill="#fff"/>'
+        f"{''.join(marks)}{under}</svg>"
+    )
+
+
+def png_of(svg: str) -> bytes:
+    """A drawing as PNG, four pixels a unit (about 300 dots an inch); MissingPackageError without the extra `plot`."""
+    return bytes(require("resvg_py", extra="plot").svg_to_bytes(svg_string=svg, zoom=4))
 
 
 def loss_svg(points: Points, name: str = "") -> str:

@@ -58,6 +58,7 @@ Points = Sequence[tuple[int, float, *tuple[float, ...]]]  # a loss curve: optimi
 class Generation:
     """One reply, and the likelihood of the item's reference, where it is known: `nll` in nats over `nll_tokens`, of a
     text of so many `bytes` and `characters`. `refused`: it said that it will not answer, and `reply` is what it said.
+    `sample` counts the replies to one item.
     """
 
     key: str
@@ -71,6 +72,7 @@ class Generation:
     bytes: int | None
     characters: int | None
     refused: bool = False
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ class RunRecord:
     candidates: tuple[CandidateRecord, ...]
     primary_metric: str
     combined: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] | None = None
+    samples: int = 1
     metrics: tuple[MetricRecord, ...]
     yardsticks: tuple[YardstickRecord, ...] = field(default_factory=tuple)
     seed: int
@@ -204,8 +208,9 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. In the order of `examples`: each candidate's `replies` (the base's first) and `tables` (metric
-    name → n x k statistics), and those of each yardstick (n x m x k, of m replies to an item).
+    """A finished run. In the order of `examples`: each candidate's `replies` (the base's first), one an item, and
+    `tables` (metric name → n x k statistics), and those of each yardstick (n x m x k, of m replies to an item). Where
+    several replies to an item were drawn, `replies` are the first, `tables` the mean of all, and `drawn` has all.
     """
 
     path: Path
@@ -214,6 +219,7 @@ class Run:
     replies: Mapping[str, tuple[Generation, ...]]
     tables: Mapping[str, Mapping[str, FloatArray]]
     yardsticks: Mapping[str, Mapping[str, FloatArray]]
+    drawn: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,17 +432,18 @@ def read_run(folder: str | Path) -> Run:
     for generation in read_lines(Generation, path):
         if generation.candidate not in replies or generation.id not in known:
             raise RunError(f"{path}: {generation.candidate}, {generation.id}: no such candidate or item")
-        replies[generation.candidate][generation.id] = generation
+        if not generation.sample:
+            replies[generation.candidate][generation.id] = generation
     for name, found in replies.items():
         if lost := [one for one in ids if one not in found]:
             raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
     ordered = {name: tuple(found[one] for one in ids) for name, found in replies.items()}
 
     scores = {name: _read_scores(folder, slug(name), ids, record.metrics) for name in replies}
-    tables = {name: {metric: table[:, 0] for metric, table in own.items()} for name, own in scores.items()}
+    tables = {name: {metric: table.mean(axis=1) for metric, table in own.items()} for name, own in scores.items()}
     names = [y.name for y in record.yardsticks]
     yardsticks = {name: _read_scores(folder, f"yardsticks/{slug(name)}", ids, record.metrics) for name in names}
-    return Run(folder, record, examples, ordered, tables, yardsticks)
+    return Run(folder, record, examples, ordered, tables, yardsticks, scores if record.samples > 1 else {})
 
 
 def _read_scores(folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord]) -> dict[str, FloatArray]:

@@ -81,6 +81,7 @@ class Degeneration(LexicalMetric):
     )
     values = tuple(_SHARES)
     labels = MappingProxyType({value: label for value, (label, _) in _SHARES.items()})
+    shares = frozenset(value for value, (_, out_of) in _SHARES.items() if out_of not in ("letters", "4grams"))
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
+from bnbench.errors import UsageError
+from bnbench.plot import forest_svg, png_of
 from bnbench.records import Run, read_run, write_text
 from bnbench.reports.panels import (
     Block,
@@ -39,7 +41,7 @@ from bnbench.reports.panels import (
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
-from bnbench.reports.values import legend, name, shown_values, storable
+from bnbench.reports.values import legend, name, shown_values, storable, value_of
 from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:
@@ -75,13 +77,14 @@ def write_report(
     resamples: int = RESAMPLES,
     audits: Path | None = None,
     primary: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
-    of the declared metric. Raises as `rank` does.
+    of the declared metric, `groups` are those of `rank`, and so is what is raised.
     """
-    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
+    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
     files = {
         "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
         "ranking.csv": ranking_csv(ranking),
@@ -91,6 +94,23 @@ def write_report(
     for file, text in files.items():
         write_text(folder / file, storable(text))
     return Report(ranking, folder / "report.html")
+
+
+def write_forest(ranking: Ranking, path: Path) -> None:
+    """Writes the ranking on the primary value as a forest plot, .svg or .png; UsageError for another ending."""
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
+    value, rows = value_of(ranking), []
+    for s in ranking.standings:
+        score = s.scores[0]
+        text = f"{value.number(score.value)} {value.interval(score)}"
+        rows.append((name(s.candidate, 40), (score.low, score.value, score.high), text))
+    base = next((s.scores[0].value for s in ranking.standings if s.candidate == ranking.base), None)
+    way = "higher" if value.higher_is_better else "lower"
+    svg = forest_svg(
+        rows, f"{value.label} ({way} is better), 95 % intervals, n = {ranking.n}", base if rows[1:] else None
+    )
+    write_text(path, png_of(svg) if path.suffix == ".png" else svg + "\n")
 
 
 def ranking_csv(ranking: Ranking) -> str:

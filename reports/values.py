@@ -42,6 +42,12 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def items_of(ranking: Ranking) -> str:
+    """`40 items`, `40 items in 12 dialogues`."""
+    within = "" if ranking.dialogues == ranking.n else f" in {counted(ranking.dialogues, 'dialogue')}"
+    return counted(ranking.n, "item") + within
+
+
 def places(best: int, worst: int) -> str:
     """A range of ranks: `1` or `1–3`."""
     return str(best) if best == worst else f"{best}–{worst}"
@@ -122,8 +128,7 @@ def shown_values(ranking: Ranking) -> list[Value]:
     for metric, names in ranking.values.items():
         for name in names:
             scores = [score for s in ranking.standings if (score := s.score(metric, name))]
-            ends = [end for score in scores for end in (score.low, score.value, score.high)]
-            says_nothing = name in ranking.metrics[metric].details or all(x == 0 or math.isnan(x) for x in ends)
+            says_nothing = name in ranking.metrics[metric].details or all(score.value == 0 for score in scores)
             if name == names[0] or not says_nothing:
                 shown.append(value_of(ranking, metric, name))
     return shown

@@ -8,9 +8,13 @@ from typing import Literal
 
 from bnbench.reports.ranking import Comparison, Ranking, Standing
 from bnbench.reports.trust import NOT_INFORMATIVE
-from bnbench.reports.values import ABSENT, counted, name, number, p_value, value_of
+from bnbench.reports.values import ABSENT, counted, items_of, name, number, p_value, value_of
 
 FEW_ITEMS = 30
+_MEASURED = (
+    "of 10 or 20 items the 95 % ones held the truth in 91 to 97 of 100 simulations, and in 60 to 77 where a few "
+    "replies hold nearly all of a ratio"
+)
 _IN_FULL = 3  # as many comparisons get a sentence each; more are listed by outcome
 
 Outcome = Literal["better", "worse", "open", "alone"]
@@ -103,10 +107,10 @@ def _by_rank(ranking: Ranking) -> Verdict:
 
 def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     """What the ranking says about one candidate against what it is compared with, or alone."""
-    value, items, score = value_of(ranking), counted(ranking.n, "item"), standing.scores[0]
+    value, items, score = value_of(ranking), items_of(ranking), standing.scores[0]
     if not standing.versus_base:
         claim = f"{name(standing.candidate)} scores {value.number(score.value)} {value.label} on {items}"
-        evidence = f"95 % {value.number(score.low)} to {value.number(score.high)}" if ranking.n > 1 else ""
+        evidence = f"95 % {value.number(score.low)} to {value.number(score.high)}" if ranking.dialogues > 1 else ""
         alone = "It was evaluated alone, so this says nothing about whether it is better than another model."
         return Verdict(claim, evidence, (alone,), "alone")
     c = standing.versus_base[0]
@@ -119,14 +123,17 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
         claim, evidence = f"{this} and {other} have the same {value.label}, whichever of the {items} are counted", ""
     elif c.better is not None:
         claim = f"{this} is {outcome(c)} than {other} by {by}"
-    elif ranking.n == 1:
-        claim, evidence = f"One item cannot tell {this} from {other}: {by}", ""
+    elif ranking.dialogues == 1:
+        claim, evidence = f"One {'item' if ranking.n == 1 else 'dialogue'} cannot tell {this} from {other}: {by}", ""
     else:
         claim = f"The {items} cannot tell {this} from {other}: {by}"
     least = f"{value.number(c.smallest_detectable)} {value.label}"
     details = [f"With {items}, a true difference under {least} would often go undetected."]
-    is_known = c.smallest_detectable > 0 and ranking.n > 1  # where items do not vary, nothing can be said
-    return Verdict(claim, evidence, tuple(details) if is_known else (), outcome(c))
+    is_known = c.smallest_detectable > 0 and ranking.dialogues > 1  # where items do not vary, nothing can be said
+    details = details if is_known else []
+    if standing.kind == "adapter" and standing.candidate not in [group.name for group in ranking.groups]:
+        details.append("It speaks of this training run: what another seed would give, only several can tell (--group).")
+    return Verdict(claim, evidence, tuple(details), outcome(c))
 
 
 def listed(texts: Sequence[str], word: str = "and") -> str:
@@ -136,23 +143,24 @@ def listed(texts: Sequence[str], word: str = "and") -> str:
 
 def warnings(ranking: Ranking) -> list[str]:
     """What a reader must know before the numbers: too few items, then the run's own notes."""
-    few = f"{ranking.n:,} items: too few for the bootstrap to be trusted; take the intervals as a rough guide only"
-    one = "1 item gives neither an interval nor a p-value: nothing follows from it"
-    return [*([one if ranking.n == 1 else few] if ranking.n < FEW_ITEMS else []), *ranking.notes]
+    few = f"{items_of(ranking)}: too few to trust the intervals; {_MEASURED}"
+    alone = "1 item" if ranking.n == 1 else "1 dialogue"
+    one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
+    return [*([one if ranking.dialogues == 1 else few] if ranking.dialogues < FEW_ITEMS else []), *ranking.notes]
 
 
 def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:
     """The numbers that matter most: label, number, and what belongs to it in small."""
     primary, first = value_of(ranking), ranking.standings[0].scores[0]
-    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.n > 1 else ABSENT
+    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
     facts = [
-        ("Items", f"{ranking.n:,}", "answered by all"),
+        ("Items", f"{ranking.n:,}", items_of(ranking).partition(" in ")[2] or "answered by all"),
         ("Candidates", str(len(ranking.standings)), ""),
         (f"Best {primary.label}" if ranking.pairs else primary.label, primary.number(first.value), ends),
     ]
     versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
     least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
-    if least and ranking.n > 1:
+    if least and ranking.dialogues > 1:
         span = dict.fromkeys(primary.number(x) for x in (least[0], least[-1]))
         facts.append(("Detectable difference", "–".join(span), primary.label))
     return facts

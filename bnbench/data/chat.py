@@ -8,8 +8,10 @@ prompt, completion   texts, or lists of messages as in TRL
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -49,12 +51,13 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
 
     The last turn of the assistant is the answer, the user's turn before it the question, and what was said before that
     stands as text before the question, but no system text: a prompt has that of the model's own template. Both texts
-    are empty where nobody answers, so that cleaning drops and counts the row. `columns` is that of `load_corpus`.
+    are empty where nobody answers, so that cleaning drops and counts the row. Rows whose conversations begin with the
+    same exchange are of one dialogue, unless a column names it. `columns` is that of `load_corpus`.
     Raises CorpusError for a turn that is none (its row).
     """
     rows = records.values()
     header = header_of(rows)
-    fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
+    fields = ("question", "reference", "dialogue", "turns", "instruction", "input", "output", "history")
     given = {field: name for field, name in columns.items() if name in header}  # `match_columns` names the others
     at = {field: find_column(source, header, field, given.get(field)) or "" for field in fields}
     read = into = (at["question"], at["reference"])
@@ -77,7 +80,7 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
     if not kind:
         return records
     _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)
-    made = {}
+    made, openings = dict[str, Row](), dict[str, str]()
     for where, row in records.items():
         if kind == at["turns"]:
             turns = _turns(where, row.get(kind), _USER)
@@ -92,6 +95,11 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
             asked_in, answered_in = (row.get(name) for name in into)
             turns = _turns(where, asked_in, _USER) + _turns(where, answered_in, _ASSISTANT)
         made[where] = row | dict(zip(into, _last_exchange(turns), strict=True))
+        openings[where] = "\n".join([said for who, said in turns if who in _NAMES][:2])
+    shared, named = Counter(openings.values()), at["dialogue"]
+    for where, opening in openings.items() if not named or named in read else ():
+        of = hashlib.sha256(opening.encode(errors="replace")).hexdigest()[:12] if shared[opening] > 1 else ""
+        made[where] = made[where] | {named or "dialogue": of}
     return made
 
 

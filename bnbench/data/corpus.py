@@ -25,7 +25,9 @@ from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")
 FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
-"""The fields of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
+"""The texts of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
+READ = {**FIELDS, "dialogue": ""}
+"""What a column of a corpus may hold."""
 LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
 UNSPLIT = (
@@ -58,13 +60,17 @@ TokenCounter = Callable[[Sequence["Example"]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content."""
+    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content.
+
+    Rows of one `dialogue` are not independent; empty where a row is by itself.
+    """
 
     id: str
     topic: str
     title: str
     question: str
     reference: str
+    dialogue: str = ""
 
 
 def make_example(topic: str, title: str, question: str, reference: str) -> Example:
@@ -233,7 +239,7 @@ def load_corpus(
 
     Args:
         source: a table or chat data (see `files.KINDS`, `chat`) in a file or on the hub (`owner/name[@revision]`).
-        columns: our name (topic, title, question, reference) → the file's, where they differ from `files.COLUMNS`.
+        columns: our name (of `READ`) → the file's, where they differ from `files.COLUMNS`.
         min_words: rows whose answer has fewer words are dropped.
         max_tokens: rows longer than this by `count_tokens`, after the chat template, are dropped whole, never cut.
 
@@ -243,14 +249,17 @@ def load_corpus(
     header = files.header_of(records.values())
     is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
     hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-    places = files.match_columns(source, header, columns or {}, FIELDS, ("question", "reference"), hint)
+    *places, dialogue = files.match_columns(source, header, columns or {}, READ, ("question", "reference"), hint)
     own_id = files.find_column(source, header, "id") or ""
     rows = []
     for where, record in records.items():
         texts = files.texts_of(where, record, places)
         repaired = tuple(map(repair, (*texts[:3], without_thoughts(texts[3]))))
         named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
-        rows.append(SourceRow(make_example(*repaired), *named, texts if texts != repaired else ()))
+        (within,) = files.texts_of(where, record, [dialogue])
+        rows.append(
+            SourceRow(replace(make_example(*repaired), dialogue=within), *named, texts if texts != repaired else ())
+        )
 
     cleaned, steps, fell = _clean(rows, min_words)
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
@@ -288,7 +297,7 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
             step = corpus.fell.get(row.where) or corpus.fell.get(row.example.id)
             if step or row.raw:
                 what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
-                texts = astuple(row.example)[1:]
+                texts = tuple(getattr(row.example, name) for name in FIELDS)
                 lines.writerow((*what, *(row.raw or texts), *(texts if row.raw else ())))
 
 
@@ -352,8 +361,9 @@ def divide(
         drawn = {name: [] for name in SPLITS}
         test, validation = (size / sum(astuple(sizes)) for size in (sizes.test, sizes.validation))
         for example, _ in order:
-            # Drawn from the message alone: the same message with two answers stays on one side.
-            at = _draw(seed, "side", normalize(example.title), normalize(example.question))
+            # Drawn from the message alone: the same message with two answers stays on one side, and so does a dialogue.
+            message = (normalize(example.title), normalize(example.question))
+            at = _draw(seed, "side", *((example.dialogue,) if example.dialogue else message))
             drawn["test" if at < test else "validation" if at < test + validation else "train"].append(example)
         surplus = {e.id: "surplus" for side, part in drawn.items() for e in part[getattr(sizes, side) :]}
         steps = [*steps, *([Step("surplus", "more than --split-sizes takes", dropped=len(surplus))] if surplus else [])]

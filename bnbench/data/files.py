@@ -42,6 +42,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("generated", "generated text", "output", "answer", "answers"),
     ),
     "text": ("text", "content", "document", "sentence"),
+    "dialogue": ("dialogue", "dialogue id", "dialog id", "conversation id", "chat id", "thread id", "session id"),
     "turns": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
     "input": ("input", "context"),  # the second, and "response", are Dolly's
     "output": ("output", "response"),

@@ -258,6 +258,6 @@ def preferences(
     lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
     for pair, best, worse in made.pairs:
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow((*astuple(pair.chosen)[1:], pair.rejected.reference, *beside))
+        lines.writerow((*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside))
     write_text(out, text.getvalue())
     return made

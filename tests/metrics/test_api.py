@@ -128,9 +128,8 @@ def test_default_metrics_follow_what_is_given() -> None:
 def test_intervals_of_dialogues() -> None:
     result = ROUGE().score(["ক"] * 4, ["ক", "ক", "খ", "খ"], clusters=["a", "a", "b", "b"])
     assert result.interval == Interval(0.0, 100.0)
-    assert evaluate_pairs(["ক"] * 2, ["ক", "খ"], ["ROUGE"], clusters=["a", "a"])["ROUGE"].interval == Interval(
-        50.0, 50.0
-    )
+    one = evaluate_pairs(["ক"] * 2, ["ক", "খ"], ["ROUGE"], clusters=["a", "a"])["ROUGE"]
+    assert one.value == 50 and np.isnan([one.interval.low, one.interval.high]).all()  # one dialogue tells nothing
 
 
 ODD = ["", " ", "।।।", "ok", "\ud800", "\ufffd", "😊", "ক" * 1000, "\x00", "<|eot_id|>", "া", "\u200d"]

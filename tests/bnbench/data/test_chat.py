@@ -284,3 +284,16 @@ def test_a_long_reply_without_an_end_of_thought_takes_no_time() -> None:
     begin = time.monotonic()
     assert without_thoughts("think> ক" * 100_000)
     assert time.monotonic() - begin < 5
+
+
+def test_turns_of_one_conversation_are_one_dialogue(tmp_path: Path) -> None:
+    whole = [text for pair in zip(ASKED, ANSWERED, strict=True) for text in pair]
+    rows = [{"messages": turns(*whole[:2])}, {"messages": turns(*whole)}, {"messages": turns(*whole[2:4])}]
+    first, longer, other = load_corpus(write(tmp_path / "a.jsonl", rows)).rows
+    assert first.example.dialogue == longer.example.dialogue != ""
+    assert other.example.dialogue == ""
+    assert first.example.id == load_corpus(write(tmp_path / "b.jsonl", rows[:1])).rows[0].example.id
+    named = [row | {"conversation_id": 7 + i // 2} for i, row in enumerate(rows)]
+    assert [r.example.dialogue for r in load_corpus(write(tmp_path / "c.jsonl", named)).rows] == ["7", "7", "8"]
+    as_turns = [{"dialogue": row["messages"]} for row in rows]
+    assert [bool(r.example.dialogue) for r in load_corpus(write(tmp_path / "d.jsonl", as_turns)).rows] == [1, 1, 0]

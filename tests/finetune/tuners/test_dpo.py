@@ -221,7 +221,7 @@ def test_gain_resamples_messages() -> None:
     adapter = np.array([[2.0, 0.0]] * 6 + [[0.0, 1.0]] * 6)
     pairs, one_message_each_half = [measure_gain(base, adapter, m, 0.5) for m in (range(12), [0] * 6 + [1] * 6)]
     assert (pairs.margin, pairs.won, pairs.chosen, pairs.rejected) == (0.25, 0.5, 1.0, 0.5)
-    assert (one_message_each_half.low, one_message_each_half.high) == (-0.5, 1.0)  # whole halves come and go
+    assert one_message_each_half.low < -0.5 and one_message_each_half.high > 1.0  # whole halves come and go
     assert pairs.low > one_message_each_half.low and one_message_each_half.messages == 2
 
 
