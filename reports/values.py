@@ -117,14 +117,15 @@ def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
 
 
 def shown_values(ranking: Ranking) -> list[Value]:
-    """The values that tables show, the primary first: each metric's main one, and others that are not all 0."""
+    """The values that tables show, the primary first: the one that ranks, and all others that are not 0 for all."""
     shown = []
     for metric, names in ranking.values.items():
         for name in names:
             scores = [score for s in ranking.standings if (score := s.score(metric, name))]
-            ends = [end for score in scores for end in (score.low, score.value, score.high)]
-            says_nothing = name in ranking.metrics[metric].details or all(x == 0 or math.isnan(x) for x in ends)
-            if name == names[0] or not says_nothing:
+            known = [x for score in scores for x in (score.low, score.value, score.high) if not math.isnan(x)]
+            is_further = name != names[0] and (not known or name in ranking.metrics[metric].details)
+            is_zero = bool(known) and not any(known) and (metric, name) != (ranking.primary, names[0])
+            if not is_zero and not is_further:
                 shown.append(value_of(ranking, metric, name))
     return shown
 

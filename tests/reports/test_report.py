@@ -24,8 +24,8 @@ from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import aligned
 from bnbench.reports.values import legend, name, number, p_value, shown_values, storable
-from bnbench.reports.verdict import verdict
-from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
+from bnbench.reports.verdict import verdict, warnings
+from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
 
 Maker = Callable[..., Path]
 FILES = ("ranking.json", "ranking.csv", "report.md", "report.html")
@@ -245,6 +245,52 @@ def test_what_is_0_for_all_is_said_alike_everywhere(make_run: Maker) -> None:
         page = " ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
         for text in (str(made), (folder / "report.md").read_text(encoding="utf-8"), page):
             assert line in " ".join(text.split())
+
+
+CUT_LATIN = dict.fromkeys(range(30), "I am so sorry to hear that, my friend.")
+
+
+def test_what_is_wrong_with_the_replies_is_read_first(make_run: Maker) -> None:
+    folder = make_run((replace(PAIR[0], replies=CUT_LATIN), replace(PAIR[1], replies=CUT_LATIN)), yardsticks=True)
+    made = report(folder)
+    notes = warnings(made.ranking)
+    assert notes[0].startswith(f"{ADAPTER}, of its replies: 80 % broken, 78 % too short, 75 % wrong script, ")
+    assert re.fullmatch(rf"words a reply, on average: {ADAPTER} \d+, {BASE} \d+; the references \d+", notes[2])
+    assert re.match(r"the scale of chrF\+\+: the reference itself 100\.0, another item’s reference \d+\.\d, ", notes[3])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in (str(made), (folder / "report.md").read_text(encoding="utf-8"), " ".join(Page(page).text)):
+        assert "of its replies: 80 % broken, 78 %" in " ".join(text.split())
+    assert page.index('id="notes"') < page.index('id="ranking"')
+
+
+def test_nothing_is_better_without_its_but(make_run: Maker) -> None:
+    references = [c["reference"] for c in conversations(40)]
+    broken = {i: f"{text}\ufffd" for i, text in enumerate(references[:25])}
+    two = (PAIR[0], replace(PAIR[1], replies=broken))
+    of_two = verdict(rank([read_run(make_run(two, name="two"))], resamples=400))
+    assert re.match(rf"{ADAPTER} is better than .*\), but 70 % of its replies are broken\.$", of_two.headline)
+    three = (*two, Spec("third", 0.9, replies=broken))
+    of_three = verdict(rank([read_run(make_run(three, name="three"))], resamples=400))
+    for sentence in [s for s in (of_three.headline, *of_three.details) if " better than " in s or " the best of " in s]:
+        assert "of its replies are broken." in sentence
+    many = (PAIR[0], *(Spec(f"adapter-{i}", 0.3 + 0.1 * i, replies=broken) for i in range(5)))
+    told = verdict(rank([read_run(make_run(many, name="many"))], resamples=400)).details
+    assert "Not above every yardstick, or mostly broken: adapter-4, adapter-3" in told[-1]
+
+
+def test_what_is_0_for_all_is_in_no_table(make_run: Maker) -> None:
+    clean = dict.fromkeys(range(8), "আপনার কথা শুনে কষ্ট পেলাম, আমি আপনার পাশে আছি।")
+    ranking = rank([read_run(make_run((PAIR[0], replace(PAIR[1], replies=clean)), n=8))], resamples=50)
+    zero = {
+        s.candidate: replace(
+            s, scores=tuple(replace(x, value=0.0, low=0.0, high=0.0) if x.name == "degenerate" else x for x in s.scores)
+        )
+        for s in ranking.standings
+    }
+    none_broken = replace(ranking, standings=tuple(zero.values()))
+    shown = shown_values(none_broken)
+    assert "degenerate" in [v.name for v in shown_values(ranking)] and "degenerate" not in [v.name for v in shown]
+    assert "broken replies, %" in legend(none_broken, shown)[1][0]
 
 
 def test_a_name_in_the_headline_is_not_broken_at_its_hyphen(make_run: Maker) -> None:
