@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
@@ -328,20 +329,34 @@ def report_command(
     run: RunFolder,
     primary: Annotated[str | None, Option(help=PRIMARY)] = None,
     audit: Audit = None,
+    serve: Annotated[bool, Option("--serve", help="Show it under http://127.0.0.1:PORT/ until Ctrl-C.")] = False,
+    port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    watch: Annotated[
+        bool, Option("--watch", help="Write it again when a file of the run changed, until Ctrl-C.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
     _report([run], None, as_json, audit, primary)
+    if serve or watch:
+        from bnbench.records import read_run
+        from bnbench.reports import write_report
+        from bnbench.reports.serve import show
+
+        def again() -> object:
+            return write_report([read_run(run)], run, audits=audit, primary=primary)
+
+        show(run / "report.html", again, port=port if serve else None, watch=watch)
 
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], Argument(help="Run folders over the same items.")],
+    runs: Annotated[list[Path], Argument(help="Run folders over the same items, or pages: their report.html.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
     audit: Audit = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the candidates of several runs together, in pairs over the same items."""
+    """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
     folders = [run.resolve() for run in runs]
     if len(folders) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
@@ -357,9 +372,14 @@ def _report(
 ) -> None:
     from bnbench.records import read_run
     from bnbench.reports import write_report
+    from bnbench.reports.archive import unpack
 
-    runs = [read_run(folder) for folder in folders]
-    report = write_report(runs, out or folders[0], audits=audits, primary=primary)
+    with TemporaryDirectory() as room:
+        places: list[Path] = []
+        for at, path in enumerate(folders):
+            places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
+        runs = [read_run(place) for place in places]
+        report = write_report(runs, out or folders[0], audits=audits, primary=primary)
     _print(report.ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
 
 

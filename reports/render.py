@@ -1,6 +1,7 @@
 """The three pens (the terminal's text, Markdown, the page), the ranking for machines, and the report's files.
 
-The page is whole by itself: no network, no fonts, no scripts but our own. Whatever comes from outside is text there.
+The page is whole by itself: its font, its data and our own script lie inside, and it asks for nothing. Whatever comes
+from outside is text there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.cells import cell_len
 
 from bnbench import __version__
 from bnbench.records import Run, read_run, write_text
+from bnbench.reports.archive import packed
 from bnbench.reports.panels import (
     Block,
     Cell,
@@ -30,6 +32,7 @@ from bnbench.reports.panels import (
     Facts,
     Name,
     Pen,
+    Replies,
     Sentences,
     Table,
     metrics_table,
@@ -248,9 +251,11 @@ def escaped(text: str) -> str:
 def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
     drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in panels(ranking, Pen.HTML) if blocks]
+    listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     return page(
         "report",
         is_fragment=is_fragment,
+        data="" if is_fragment or listed is None else packed(ranking.runs, items_data(ranking, listed)),
         said=verdict(ranking),
         facts=headline_facts(ranking),
         runs=[run.record.name for run in ranking.runs],
@@ -260,9 +265,33 @@ def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
     )
 
 
+def items_data(ranking: Ranking, listed: Replies) -> dict[str, Any]:
+    """What the script of the page lists, beside the files of the runs: where each candidate's replies are, and of each
+    item its id, gain, and each reply's score and flags, in the order of `names`.
+    """
+    names = [who for who, *_ in listed.items[0].replies]
+    of = {entry.name: entry.replies for entry in ranking.entries}
+    places = ((at, c, r) for at, run in enumerate(ranking.runs) for c, r in run.replies.items())
+    found = {id(replies): (at, candidate) for at, candidate, replies in places}
+    items = [
+        [
+            item.message["id"],
+            item.gain,
+            item.shown_gain,
+            [s for _, _, s, _ in item.replies],
+            [f for *_, f in item.replies],
+        ]
+        for item in listed.items
+    ]
+    return {"unit": listed.unit, "names": [[name(who), *found[id(of[who])]] for who in names], "items": items}
+
+
 def page(template: str, **parts: Any) -> str:
     """A page from a template with the style and the script of its name; text in `parts` stays text, whatever it is."""
     style, script = ((_TEMPLATES / f"{template}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    for font in set(re.findall(r"url\((\S+\.woff2)\)", style)):
+        inside = base64.b64encode((_TEMPLATES / font).read_bytes()).decode()
+        style = style.replace(font, f"data:font/woff2;base64,{inside}")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made = templates().get_template(f"{template}.html.j2")
     return storable(made.render(**parts, style=Markup(style), script=Markup(script), script_hash=digest))
