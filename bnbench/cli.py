@@ -76,6 +76,7 @@ System = Annotated[list[str] | None, Option(help=SYSTEM)]
 TEMPLATE = "auto (a candidate's own), llama-3.1, chat, plain or a Jinja file; NAME= in front and repeated as --system."
 Template = Annotated[list[str] | None, Option(help=TEMPLATE)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
+Lang = Annotated[str, Option(help="Of the report: en or bn.")]
 RunFolder = Annotated[Path, Argument(help="A run folder.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
@@ -334,17 +335,18 @@ def report_command(
     watch: Annotated[
         bool, Option("--watch", help="Write it again when a file of the run changed, until Ctrl-C.")
     ] = False,
+    lang: Lang = "en",
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit, primary)
+    _report([run], None, as_json, audit, primary, lang)
     if serve or watch:
         from bnbench.records import read_run
         from bnbench.reports import write_report
         from bnbench.reports.serve import show
 
         def again() -> object:
-            return write_report([read_run(run)], run, audits=audit, primary=primary)
+            return write_report([read_run(run)], run, audits=audit, primary=primary, lang=lang)
 
         show(run / "report.html", again, port=port if serve else None, watch=watch)
 
@@ -354,6 +356,7 @@ def compare_command(
     runs: Annotated[list[Path], Argument(help="Run folders over the same items, or pages: their report.html.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
     audit: Audit = None,
+    lang: Lang = "en",
     as_json: Json = False,
 ) -> None:
     """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
@@ -364,11 +367,16 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit)
+    _report(runs, out, as_json, audit, lang=lang)
 
 
 def _report(
-    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None
+    folders: list[Path],
+    out: Path | None,
+    as_json: bool,
+    audits: Path | None = None,
+    primary: str | None = None,
+    lang: str = "en",
 ) -> None:
     from bnbench.records import read_run
     from bnbench.reports import write_report
@@ -379,7 +387,7 @@ def _report(
         for at, path in enumerate(folders):
             places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
         runs = [read_run(place) for place in places]
-        report = write_report(runs, out or folders[0], audits=audits, primary=primary)
+        report = write_report(runs, out or folders[0], audits=audits, primary=primary, lang=lang)
     _print(report.ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
 
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,14 @@ from rich.cells import cell_len
 from bnbench import __version__
 from bnbench.records import Run, read_run, write_text
 from bnbench.reports.archive import packed
+from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
     Cell,
     Column,
     Facts,
     Name,
+    Panel,
     Pen,
     Replies,
     Sentences,
@@ -63,12 +65,13 @@ class Report:
 
     ranking: Ranking
     html: Path | None = None
+    say: Catalogue | None = None
 
     def __str__(self) -> str:
-        return storable(terminal(self.ranking))
+        return storable(terminal(self.ranking, self.say))
 
     def _repr_html_(self) -> str:
-        return report_html(self.ranking, is_fragment=True)
+        return report_html(self.ranking, self.say, is_fragment=True)
 
 
 def write_report(
@@ -78,22 +81,23 @@ def write_report(
     resamples: int = RESAMPLES,
     audits: Path | None = None,
     primary: str | None = None,
+    lang: str = "en",
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
-    of the declared metric. Raises as `rank` does.
+    of the declared metric; `lang` is what people read it in, en or bn. Raises as `rank` and `language` do.
     """
-    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
+    say, ranking = language(lang), rank(runs, resamples=resamples, audits=audits, primary=primary)
     files = {
         "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
         "ranking.csv": ranking_csv(ranking),
-        "report.md": report_md(ranking),
-        "report.html": report_html(ranking),
+        "report.md": report_md(ranking, say),
+        "report.html": report_html(ranking, say),
     }
     for file, text in files.items():
         write_text(folder / file, storable(text))
-    return Report(ranking, folder / "report.html")
+    return Report(ranking, folder / "report.html", say)
 
 
 def ranking_csv(ranking: Ranking) -> str:
@@ -140,12 +144,16 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-def terminal(ranking: Ranking) -> str:
+def _drawn(ranking: Ranking, pen: Pen, say: Catalogue | None) -> Iterable[tuple[Panel, list[Block]]]:
+    return spoken(panels(ranking, pen), say) if say else panels(ranking, pen)
+
+
+def terminal(ranking: Ranking, say: Catalogue | None = None) -> str:
     """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
-    for panel, blocks in panels(ranking, Pen.TEXT):
-        drawn = list(filter(None, map(_text, blocks)))
+    for panel, blocks in _drawn(ranking, Pen.TEXT, say):
+        drawn = list(filter(None, (_text(block, say("Note:") if say else "Note:") for block in blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
         text = "\n".join([wrapped([panel.title]), *drawn]) if panel.level == 1 else "\n\n".join(drawn)
         is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
@@ -153,10 +161,10 @@ def terminal(ranking: Ranking) -> str:
     return "\n\n".join(filter(None, [*texts, *notes]))
 
 
-def _text(block: Block) -> str:
+def _text(block: Block, note: str = "Note:") -> str:
     match block:
         case Sentences(texts, kind):
-            before = "Note: " if kind == "note" else ""
+            before = f"{note} " if kind == "note" else ""
             return wrapped([f"{before}{text}" for text in texts], {"note": "      ", "list": "  "}.get(kind, ""))
         case Table():
             columns, rows = visible(block, Pen.TEXT)
@@ -191,11 +199,11 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
     return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
 
 
-def report_md(ranking: Ranking) -> str:
+def report_md(ranking: Ranking, say: Catalogue | None = None) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    for panel, blocks in panels(ranking, Pen.MARKDOWN):
-        texts = [text for block in blocks for text in _markdown(block)]
+    for panel, blocks in _drawn(ranking, Pen.MARKDOWN, say):
+        texts = [text for block in blocks for text in _markdown(block, say("Note:") if say else "Note:")]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
             found.append(f"{'#' * panel.level} {escaped(panel.title)}")
@@ -220,10 +228,10 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     return said.headline, "\n\n".join(text for block in blocks for text in _markdown(block))
 
 
-def _markdown(block: Block) -> Iterator[str]:
+def _markdown(block: Block, note: str = "Note:") -> Iterator[str]:
     match block:
         case Sentences(texts, kind):
-            before = {"list": "* ", "note": "> **Note:** "}.get(kind, "")
+            before = {"list": "* ", "note": f"> **{note}** "}.get(kind, "")
             lines = [f"{before}{escaped(text)}" for text in texts]
             yield from ["\n".join(lines)] if kind == "list" and lines else lines
         case Table():
@@ -248,16 +256,20 @@ def escaped(text: str) -> str:
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
+def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in panels(ranking, Pen.HTML) if blocks]
+    drawn = [
+        (p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in _drawn(ranking, Pen.HTML, say) if blocks
+    ]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     return page(
         "report",
         is_fragment=is_fragment,
         data="" if is_fragment or listed is None else packed(ranking.runs, items_data(ranking, listed)),
-        said=verdict(ranking),
+        said=spoken_verdict(verdict(ranking), say) if say else verdict(ranking),
         facts=headline_facts(ranking),
+        say=say or str,
+        lang=say.code if say else "en",
         runs=[run.record.name for run in ranking.runs],
         panels=drawn,
         visible=lambda table: visible(table, Pen.HTML),

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import regex
+
 from bnbench.reports.ranking import Comparison, Ranking, Score
 from bnbench.reports.trust import FLAG, NOT_INFORMATIVE
 
@@ -51,9 +53,10 @@ def name(text: str, limit: int = 60) -> str:
     """A name on one line: controls spelt out, right-to-left letters isolated, its middle left out beyond `limit`."""
     hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT}
     visible = "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in text)
-    if len(visible) > limit:
+    letters = regex.findall(r"\X", visible)
+    if len(letters) > limit:
         head = limit * 2 // 3
-        visible = f"{visible[:head]}…{visible[head + 1 - limit :]}"
+        visible = f"{''.join(letters[:head])}…{''.join(letters[head + 1 - limit :])}"
     if any(unicodedata.bidirectional(c) in ("R", "AL") for c in visible):
         return f"\N{FIRST STRONG ISOLATE}{visible}\N{POP DIRECTIONAL ISOLATE}"
     return visible

@@ -61,7 +61,7 @@ def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict
     lost = {metric: ranking.unpassed(who, metric) for metric in labels}
     for better, way in ((False, "below"), (None, "not to be told from")):
         if these := [c.other for c in lost[ranking.primary] if c.better is better]:
-            told.append(f"In {labels[ranking.primary]} {name(who)} is {way} {listed(these)}.")
+            told.append(f"In {labels[ranking.primary]}, {name(who)} is {way} {listed(these)}.")
     groups: dict[str, list[str]] = {}
     for metric, label in labels.items():
         group, c = "Passing every yardstick", standing.versus(metric, ranking.values[metric][0])

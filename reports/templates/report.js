@@ -17,8 +17,8 @@
   const write = (of, selector, text) => {
     put(of, selector, text.slice(0, LONG));
     if (text.length <= LONG) return;
-    const more = byId("longer").content.cloneNode(true);
-    put(more, "span", text.length - LONG);
+    const more = byId("longer").content.firstElementChild.cloneNode(true);
+    more.textContent = more.dataset.text.replace("{n}", text.length - LONG);
     one(of, selector).after(more);
   };
   const fold = (text) => text.normalize("NFC").toLowerCase();
@@ -54,7 +54,7 @@
       const { reply, tokens } = item.own[i];
       put(made, "bdi", data.names[i][0]);
       put(made, ".score", `${data.unit} ${item.scores[i]}`);
-      if (tokens === null) one(made, ".tokens").remove(); else put(made, ".tokens span", tokens);
+      if (tokens === null) one(made, ".tokens").remove(); else put(made, ".tokens", one(made, ".tokens").dataset.text.replace("{n}", tokens));
       flagged(one(made, ".label"), item.flags[i]);
       write(made, ".bn", reply);
       one(made, reply.trim() ? ".none" : ".bn").remove();
