@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -146,7 +147,13 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result))
+    told = json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)
+    # JSON spells out the older control characters only; a text has neither.
+    echo(
+        re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", told)
+        if as_json
+        else told
+    )
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:

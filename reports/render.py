@@ -23,6 +23,7 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
+from bnbench.data.files import inert
 from bnbench.records import Run, read_run, write_text
 from bnbench.reports.archive import packed
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
@@ -116,7 +117,8 @@ def ranking_csv(ranking: Ranking) -> str:
                 s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
                 score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
             )  # fmt: skip
-            writer.writerow("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
+            plain = ("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
+            writer.writerow(inert(x) if isinstance(x, str) else x for x in plain)
     return file.getvalue()
 
 

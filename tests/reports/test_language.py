@@ -26,7 +26,7 @@ NAMES = set(
     f"""chrF BLEU ROUGE AUC Holm Jaccard distinct CPU CPUs GiB BOM UTC Ctrl Linux sha template perplexity degeneration
     diversity combined keyword semantic empathy lex original norm tok smooth exp eff yes stem enc static anchors cal
     parts bnbench json jsonl csv ranking generations python torch transformers peft trl bitsandbytes tokenizers pandas
-    sacrebleu numpy float lora cosine adamw all linear weights none llama cpu top test held out demo base adapter third
+    sacrebleu numpy float lora cosine adamw all linear none llama cpu top test held out demo base adapter third
     conversations page total count topic lyrics friend sorry {ADAPTER} {BASE}""".split()
 )
 

@@ -137,6 +137,19 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
+def test_no_cell_of_a_name_runs_and_no_control_reaches_a_terminal(make_run: Maker) -> None:
+    names = ("=HYPERLINK(1)", "+x", "-x", "@SUM(A1)", "a\x1b[31m\x9b2J\u202e")
+    folder = make_run([Spec(who, 0.1 + 0.1 * i, "base" if not i else "adapter") for i, who in enumerate(names)], n=8)
+    made = report(folder, 50)
+    rows = list(csv.reader((folder / "ranking.csv").open(encoding="utf-8")))
+    cells = {cell for row in rows for cell in row}
+    assert {f"'{who}" for who in names[:4]} < cells
+    numbers = re.compile(r"-?[\d.]+(e-?\d+)?")
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@") and not numbers.fullmatch(cell)]
+    for text in (str(made), (folder / "report.md").read_text(encoding="utf-8")):
+        assert "a\\u001b" in text.replace("\\\\", "\\") and not re.search("[\x1b\x9b\u202e]", text)
+
+
 def test_the_page_needs_no_network_and_forbids_other_scripts(make_run: Maker) -> None:
     folder = make_run()
     report(folder)
