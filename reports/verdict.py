@@ -160,15 +160,17 @@ def warnings(ranking: Ranking) -> list[str]:
     one = "1 item gives neither an interval nor a p-value: nothing follows from it"
     told = [one if ranking.n == 1 else few] if ranking.n < FEW_ITEMS else []
     labels = ranking.metrics["degeneration"].labels if "degeneration" in ranking.metrics else {}
-    for s in ranking.standings:
-        shares = {kind: s.value("degeneration", kind) or 0 for kind in labels}
+    of_all = {s.candidate: {kind: s.value("degeneration", kind) or 0 for kind in labels} for s in ranking.standings}
+    for who, shares in list(of_all.items())[:_LISTED]:
         wrong = sorted((k for k in _WRONG if shares.get(k, 0) >= _MANY), key=lambda k: -shares[k])
         kinds = ", ".join(f"{shares[k]:.0f} % {labels[k].removesuffix(', %').removesuffix(' replies')}" for k in wrong)
-        told += [f"{name(s.candidate)}, of its replies: {kinds}"] if kinds else []
+        told += [f"{name(who)}, of its replies: {kinds}"] if kinds else []
+    if rest := [shares.get("degenerate", 0) for shares in list(of_all.values())[_LISTED:]]:
+        told += [f"{len(rest)} more, of their replies: {min(rest):.0f} to {max(rest):.0f} % broken"] if labels else []
     means = {e.name: sum(len(g.reply.split()) for g in e.replies) / ranking.n for e in ranking.entries}
     lengths = [f"{name(s.candidate, 36)} {means[s.candidate]:.0f}" for s in ranking.standings[:_LISTED]]
-    if rest := [f"{means[s.candidate]:.0f}" for s in ranking.standings[_LISTED:]]:
-        lengths.append(f"{len(rest)} more {min(rest, key=int)} to {max(rest, key=int)}")
+    if others := [means[s.candidate] for s in ranking.standings[_LISTED:]]:
+        lengths.append(f"{len(others)} more {min(others):.0f} to {max(others):.0f}")
     of = sum(len(e["reference"].split()) for e in ranking.runs[0].examples) / ranking.n
     told.append(f"words a reply, on average: {', '.join(lengths)}; the references {of:.0f}")
     primary = value_of(ranking)

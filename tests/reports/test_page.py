@@ -89,6 +89,7 @@ def test_all_items_are_searched_filtered_linked_and_compared(opened: Callable[..
     assert item.locator(".replies > div .bn").all_inner_texts()[1:] == [LINE, changed]
     assert page.evaluate("document.activeElement.parentElement.id") == "item-4"
     item.locator(".difference > summary").press("Enter")
+    item.locator(".changes ins").first.wait_for()
     pieces = item.locator(".changes").evaluate("p => [...p.childNodes].map(n => [n.nodeName, n.textContent])")
     # Graphemes are whole: নি becomes নে with its vowel, and not ন with another sign.
     assert pieces == [
@@ -106,6 +107,8 @@ def test_on_a_phone_no_number_is_cut_and_each_can_be_seen(opened: Callable[..., 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     cut, never = page.evaluate(SEEN)
     assert (cut, never) == ([], [])
+    widths = page.evaluate("[...document.querySelectorAll('tbody th')].map((th) => th.getBoundingClientRect().width)")
+    assert min(widths) >= 100 and max(widths) <= 180
     box = page.locator("#ranking .scroll").first
     box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
     left = box.evaluate(

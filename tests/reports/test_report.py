@@ -303,6 +303,12 @@ def test_nothing_is_better_without_its_but(make_run: Maker) -> None:
     many = (PAIR[0], *(Spec(f"adapter-{i}", 0.3 + 0.1 * i, replies=broken) for i in range(5)))
     told = verdict(rank([read_run(make_run(many, name="many"))], resamples=400)).details
     assert "Not above every yardstick, or mostly broken: adapter-4, adapter-3" in told[-1]
+    eight = (PAIR[0], *(Spec(f"adapter-{i}", 0.1 * i, replies=broken) for i in range(1, 8)))
+    notes = warnings(rank([read_run(make_run(eight, name="eight"))], resamples=50))
+    assert [re.sub(r"\d+", "#", note) for note in notes[6:8]] == [
+        "# more, of their replies: # to # % broken",
+        f"words a reply, on average: {', '.join('adapter-# #' for _ in range(6))}, # more # to #; the references #",
+    ]
 
 
 def test_what_is_0_for_all_is_in_no_table(make_run: Maker) -> None:
