@@ -385,9 +385,8 @@ def _report(
     primary: str | None = None,
     lang: str = "en",
 ) -> None:
-    from bnbench.records import read_run
+    from bnbench.records import read_run, unpack
     from bnbench.reports import write_report
-    from bnbench.reports.archive import unpack
 
     with TemporaryDirectory() as room:
         places: list[Path] = []

@@ -37,13 +37,12 @@ _SENTENCE = re.compile(r"(?<=[.?!]) (?=[A-Z“])")  # a boundary
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
-def language(code: str) -> Catalogue | None:
-    """What says a text of the report in a language, None for English. Raises UsageError for one without catalogue."""
+def language(code: str) -> Catalogue:
+    """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
     known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
-    if code != "en" and code not in known:
+    if code not in known:
         raise UsageError(f"--lang {code}: there are en and {', '.join(known)}")
-    path = _TEMPLATES / f"{code}.toml"
-    return None if code == "en" else Catalogue(code, tomllib.loads(path.read_text(encoding="utf-8")))
+    return Catalogue(code, tomllib.loads((_TEMPLATES / f"{code}.toml").read_text(encoding="utf-8")))
 
 
 class Catalogue:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,7 @@ from rich.cells import cell_len
 
 from bnbench import __version__
 from bnbench.data.files import inert
-from bnbench.records import Run, read_run, write_text
-from bnbench.reports.archive import packed
+from bnbench.records import Run, packed, read_run, write_text
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
@@ -33,7 +32,6 @@ from bnbench.reports.panels import (
     Column,
     Facts,
     Name,
-    Panel,
     Pen,
     Replies,
     Sentences,
@@ -89,7 +87,8 @@ def write_report(
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
     of the declared metric; `lang` is what people read it in, en or bn. Raises as `rank` and `language` do.
     """
-    say, ranking = language(lang), rank(runs, resamples=resamples, audits=audits, primary=primary)
+    say = None if lang == "en" else language(lang)
+    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
     files = {
         "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
         "ranking.csv": ranking_csv(ranking),
@@ -146,18 +145,15 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-def _drawn(ranking: Ranking, pen: Pen, say: Catalogue | None) -> Iterable[tuple[Panel, list[Block]]]:
-    return spoken(panels(ranking, pen), say) if say else panels(ranking, pen)
-
-
 def terminal(ranking: Ranking, say: Catalogue | None = None) -> str:
     """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
-    for panel, blocks in _drawn(ranking, Pen.TEXT, say):
-        drawn = list(filter(None, (_text(block, say("Note:") if say else "Note:") for block in blocks)))
+    drawn = spoken(panels(ranking, Pen.TEXT), say) if say else panels(ranking, Pen.TEXT)
+    for panel, blocks in drawn:
+        shown = list(filter(None, (_text(block, say("Note:") if say else "Note:") for block in blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
-        text = "\n".join([wrapped([panel.title]), *drawn]) if panel.level == 1 else "\n\n".join(drawn)
+        text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
         is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
         (notes if is_note else texts).append(text)
     return "\n\n".join(filter(None, [*texts, *notes]))
@@ -204,7 +200,8 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 def report_md(ranking: Ranking, say: Catalogue | None = None) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    for panel, blocks in _drawn(ranking, Pen.MARKDOWN, say):
+    drawn = spoken(panels(ranking, Pen.MARKDOWN), say) if say else panels(ranking, Pen.MARKDOWN)
+    for panel, blocks in drawn:
         texts = [text for block in blocks for text in _markdown(block, say("Note:") if say else "Note:")]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
@@ -260,14 +257,26 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    drawn = [
-        (p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in _drawn(ranking, Pen.HTML, say) if blocks
-    ]
+    told = spoken(panels(ranking, Pen.HTML), say) if say else panels(ranking, Pen.HTML)
+    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
+    data = ""
+    if listed and not is_fragment:
+        # What the script lists, beside the files of the runs: of each candidate its run and what it is called there, of
+        # each item its id, gain, and each reply's score and flags in this order.
+        names = [who for who, *_ in listed.items[0].replies]
+        of = {entry.name: entry.replies for entry in ranking.entries}
+        found = {id(r): (at, c) for at, run in enumerate(ranking.runs) for c, r in run.replies.items()}
+        items = [
+            [x.message["id"], x.gain, x.shown_gain, [s for _, _, s, _ in x.replies], [f for *_, f in x.replies]]
+            for x in listed.items
+        ]
+        places = [[name(who), *found[id(of[who])]] for who in names]
+        data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
         "report",
         is_fragment=is_fragment,
-        data="" if is_fragment or listed is None else packed(ranking.runs, items_data(ranking, listed)),
+        data=data,
         said=spoken_verdict(verdict(ranking), say) if say else verdict(ranking),
         facts=headline_facts(ranking),
         say=say or str,
@@ -277,27 +286,6 @@ def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: 
         visible=lambda table: visible(table, Pen.HTML),
         version=__version__,
     )
-
-
-def items_data(ranking: Ranking, listed: Replies) -> dict[str, Any]:
-    """What the script of the page lists, beside the files of the runs: where each candidate's replies are, and of each
-    item its id, gain, and each reply's score and flags, in the order of `names`.
-    """
-    names = [who for who, *_ in listed.items[0].replies]
-    of = {entry.name: entry.replies for entry in ranking.entries}
-    places = ((at, c, r) for at, run in enumerate(ranking.runs) for c, r in run.replies.items())
-    found = {id(replies): (at, candidate) for at, candidate, replies in places}
-    items = [
-        [
-            item.message["id"],
-            item.gain,
-            item.shown_gain,
-            [s for _, _, s, _ in item.replies],
-            [f for *_, f in item.replies],
-        ]
-        for item in listed.items
-    ]
-    return {"unit": listed.unit, "names": [[name(who), *found[id(of[who])]] for who in names], "items": items}
 
 
 def page(template: str, **parts: Any) -> str:

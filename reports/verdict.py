@@ -45,7 +45,36 @@ def outcome(comparison: Comparison) -> Outcome:
 
 def verdict(ranking: Ranking) -> Verdict:
     """What the ranking says, for one candidate, for two, or for many, and what the yardsticks say to that."""
-    return held_against(ranking, subject(ranking), _by_rank(ranking))
+    compared = [(s, s.versus_base[0]) for s in ranking.standings if s.versus_base]
+    if len(compared) <= 1:
+        who = compared[0][0] if compared else ranking.standings[0]
+        return held_against(ranking, who, verdict_on(ranking, who))
+    first, n, value, details = ranking.standings[0], len(ranking.standings), value_of(ranking), []
+    if len(compared) <= _IN_FULL:
+        for standing, c in compared:
+            said = verdict_on(ranking, standing)
+            details.append(" ".join([said.headline, *(said.details if c.better is None else ())]))
+    else:
+        others = {c.other for _, c in compared}
+        base = name(others.pop()) if len(others) == 1 else "what it is compared with"
+        for kind, head in (("better", "Better than"), ("worse", "Worse than"), ("open", "Not to be told from")):
+            these = [c for _, c in compared if outcome(c) == kind]
+            told = [f"{name(c.candidate, 36)} ({value.number(c.difference, sign=True)})" for c in these]
+            details += [f"{head} {base}: {', '.join(told)}."] if told else []
+        if doubted := [name(s.candidate, 36) for s in ranking.standings if caveat(ranking, s)]:
+            details.append(f"Not above every yardstick, or mostly broken: {', '.join(doubted)}.")
+    best, but = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1], ""
+    if first.worst_rank == 1:
+        but = caveat(ranking, first)
+        claim = f"{name(first.candidate)} is the best of the {n} candidates on {value.label}"
+    elif len(best) == n:
+        claim = f"The {counted(ranking.n, 'item')} cannot order the {n} candidates on {value.label}"
+    elif len(best) > _IN_FULL:
+        claim = f"{len(best)} of the {n} candidates may be the best on {value.label}; {best[0]} scored highest"
+    else:
+        claim = f"Any of {listed(best, 'or')} may be the best of the {n} candidates on {value.label}"
+    said = Verdict(claim, "", tuple(details), "better" if first.worst_rank == 1 else "open", but)
+    return held_against(ranking, subject(ranking), said)
 
 
 def subject(ranking: Ranking) -> Standing:
@@ -85,37 +114,6 @@ def caveat(ranking: Ranking, standing: Standing) -> str:
     broken = standing.value("degeneration", "degenerate") or 0
     told += [f"{broken:.0f} % of its replies are broken"] if broken >= _MOST else []
     return f", but {' and '.join(told)}" if told else ""
-
-
-def _by_rank(ranking: Ranking) -> Verdict:
-    compared = [(s, s.versus_base[0]) for s in ranking.standings if s.versus_base]
-    if len(compared) <= 1:
-        return verdict_on(ranking, compared[0][0] if compared else ranking.standings[0])
-    first, n, value, details = ranking.standings[0], len(ranking.standings), value_of(ranking), []
-    if len(compared) <= _IN_FULL:
-        for standing, c in compared:
-            said = verdict_on(ranking, standing)
-            details.append(" ".join([said.headline, *(said.details if c.better is None else ())]))
-    else:
-        others = {c.other for _, c in compared}
-        base = name(others.pop()) if len(others) == 1 else "what it is compared with"
-        for kind, head in (("better", "Better than"), ("worse", "Worse than"), ("open", "Not to be told from")):
-            these = [c for _, c in compared if outcome(c) == kind]
-            told = [f"{name(c.candidate, 36)} ({value.number(c.difference, sign=True)})" for c in these]
-            details += [f"{head} {base}: {', '.join(told)}."] if told else []
-        if doubted := [name(s.candidate, 36) for s in ranking.standings if caveat(ranking, s)]:
-            details.append(f"Not above every yardstick, or mostly broken: {', '.join(doubted)}.")
-    best, but = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1], ""
-    if first.worst_rank == 1:
-        but = caveat(ranking, first)
-        claim = f"{name(first.candidate)} is the best of the {n} candidates on {value.label}"
-    elif len(best) == n:
-        claim = f"The {counted(ranking.n, 'item')} cannot order the {n} candidates on {value.label}"
-    elif len(best) > _IN_FULL:
-        claim = f"{len(best)} of the {n} candidates may be the best on {value.label}; {best[0]} scored highest"
-    else:
-        claim = f"Any of {listed(best, 'or')} may be the best of the {n} candidates on {value.label}"
-    return Verdict(claim, "", tuple(details), "better" if first.worst_rank == 1 else "open", but)
 
 
 def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:

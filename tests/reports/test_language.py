@@ -14,7 +14,7 @@ import bnbench.reports.language as module
 from bnbench.errors import UsageError
 from bnbench.records import read_run
 from bnbench.reports import write_report
-from bnbench.reports.language import Catalogue, language
+from bnbench.reports.language import Catalogue
 from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, Spec
 from tests.reports.test_report import EVIL, EVIL_REPLIES, Page
 
@@ -124,4 +124,3 @@ def test_the_catalogue_is_whole() -> None:
 def test_another_language_is_refused(make_run: Maker) -> None:
     with pytest.raises(UsageError, match="--lang fr: there are en and bn"):
         write_report([read_run(make_run(n=1))], Path("nowhere"), lang="fr")
-    assert language("en") is None

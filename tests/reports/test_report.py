@@ -22,9 +22,8 @@ from rich.cells import cell_len
 
 from bnbench.errors import RunError
 from bnbench.plot import interval_plot
-from bnbench.records import read_run
+from bnbench.records import read_run, unpack
 from bnbench.reports import Report, write_report
-from bnbench.reports.archive import unpack
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import aligned
