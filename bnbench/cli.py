@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
@@ -86,6 +88,7 @@ FAIL_IF = (
     "is so, and the items can tell; may be repeated."
 )
 FailIf = Annotated[list[str] | None, Option(help=FAIL_IF)]
+Lang = Annotated[str, Option(help="Of the report: en or bn.")]
 RunFolder = Annotated[Path, Argument(help="A run folder.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
@@ -155,7 +158,13 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result))
+    told = json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)
+    # JSON spells out the older control characters only; a text has neither.
+    echo(
+        re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", told)
+        if as_json
+        else told
+    )
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -348,22 +357,39 @@ def report_command(
     fail_if: FailIf = None,
     forest: Annotated[Path | None, Option(help="Write the ranking as a forest plot too: FILE.svg or FILE.png.")] = None,
     audit: Audit = None,
+    serve: Annotated[bool, Option("--serve", help="Show it under http://127.0.0.1:PORT/ until Ctrl-C.")] = False,
+    port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    watch: Annotated[
+        bool, Option("--watch", help="Write it again when a file of the run changed, until Ctrl-C.")
+    ] = False,
+    lang: Lang = "en",
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit, primary, _groups(group) if group else None, fail_if, forest)
+    wanted = _groups(group) if group else None
+    _report([run], None, as_json, audit, primary, wanted, fail_if, forest, lang)
+    if serve or watch:
+        from bnbench.records import read_run
+        from bnbench.reports import write_report
+        from bnbench.reports.serve import show
+
+        def again() -> object:
+            return write_report([read_run(run)], run, audits=audit, primary=primary, groups=wanted, lang=lang)
+
+        show(run / "report.html", again, port=port if serve else None, watch=watch)
 
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], Argument(help="Run folders over the same items.")],
+    runs: Annotated[list[Path], Argument(help="Run folders over the same items, or pages: their report.html.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
     group: Groups = None,
     fail_if: FailIf = None,
     audit: Audit = None,
+    lang: Lang = "en",
     as_json: Json = False,
 ) -> None:
-    """Rank the candidates of several runs together, in pairs over the same items."""
+    """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
     folders = [run.resolve() for run in runs]
     if len(folders) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
@@ -371,7 +397,7 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit, groups=_groups(group) if group else {}, fail_if=fail_if)
+    _report(runs, out, as_json, audit, groups=_groups(group) if group else {}, fail_if=fail_if, lang=lang)
 
 
 def _report(
@@ -383,12 +409,17 @@ def _report(
     groups: dict[str, tuple[str, ...]] | None = None,
     fail_if: list[str] | None = None,
     forest: Path | None = None,
+    lang: str = "en",
 ) -> None:
-    from bnbench.records import read_run
+    from bnbench.records import read_run, unpack
     from bnbench.reports import write_report
 
-    runs = [read_run(folder) for folder in folders]
-    report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups)
+    with TemporaryDirectory() as room:
+        places: list[Path] = []
+        for at, path in enumerate(folders):
+            places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
+        runs = [read_run(place) for place in places]
+        report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
     ranking = report.ranking
     if forest:
         from bnbench.reports.render import write_forest

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import bnbench
-from bnbench.data.files import as_text, header_of, read_records
+from bnbench.data.files import as_text, header_of, inert, read_records
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
@@ -107,7 +107,7 @@ def make_sheets(
         rows = list(_rows(form, questions))
         files[out / f"{form}.html"] = form_html(form, questions)
         text = io.StringIO(newline="")
-        csv.writer(text).writerows([[re.sub(r"^(?=[=+\-@\t\r])", "'", cell) for cell in row] for row in rows])
+        csv.writer(text).writerows(map(inert, row) for row in rows)
         files[out / f"{form}.csv"] = text.getvalue().encode("utf-8-sig")  # without the mark Excel takes it for Latin
         files[out / f"{form}.xlsx"] = workbook(rows)
     append_lines(folder / KEY, key)
@@ -290,5 +290,5 @@ def ratings_csv(run: Run) -> str:
             e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
             who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(PERSON)
             if who[0].strip():
-                lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
+                lines.writerow(map(inert, (e["id"], e["topic"], e["title"], e["question"], *who, *values)))
     return storable(text.getvalue())

@@ -36,7 +36,6 @@ from bnbench.reports.values import (
 )
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
-LISTED = 500  # items on the page; all of them are in the run folder
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
 _SLICED = 6  # candidates that have a column in the table of slices
@@ -161,14 +160,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Replies:
-    """`chosen` pairs a heading with an item; `items` are the first of `total`; `unit` is what their scores are in.
+    """`chosen` pairs a heading with one of the `items`; `unit` is what their scores are in.
 
     So many replies stand `beside` each other; the others are folded away.
     """
 
     chosen: Sequence[tuple[str, Item]]
     items: Sequence[Item]
-    total: int
     unit: str
     beside: int
     pens: Pen = Pen.HTML
@@ -666,7 +664,7 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
     lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
     beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
-    shown_items = Replies(chosen, items[:LISTED], len(items), primary.label, beside)
+    shown_items = Replies(chosen, items, primary.label, beside)
     yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
 

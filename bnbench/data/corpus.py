@@ -298,7 +298,7 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
             if step or row.raw:
                 what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
                 texts = tuple(getattr(row.example, name) for name in FIELDS)
-                lines.writerow((*what, *(row.raw or texts), *(texts if row.raw else ())))
+                lines.writerow(map(files.inert, (*what, *(row.raw or texts), *(texts if row.raw else ()))))
 
 
 def _clean(rows: Sequence[SourceRow], min_words: int) -> tuple[list[tuple[Example, str]], list[Step], dict[str, str]]:

@@ -55,6 +55,8 @@ RATINGS = (
 )
 """How the plain name of a column of ratings may begin."""
 SHEETS = (".xlsx", ".xls", ".ods")
+_RUNS = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four of full width
+_INERT = re.compile(f"^'(?=[{re.escape(''.join(_RUNS))}])")
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".eval")
 
 _log = logging.getLogger(__name__)
@@ -181,10 +183,16 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                     where, fields = f"{path}, line {rows.line_num}", f"{len(row)} fields under {len(header)} columns"
                     hint = f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
                     raise CorpusError(f"{where}: {fields}; {hint}")
+                row = [_INERT.sub("", cell) for cell in row] if kind_of(path) == ".csv" else row
                 yield rows.line_num, dict(zip(header, row + [""] * lacking, strict=True))
         except csv.Error as error:
             hint = "close each quote, and double those inside quoted text"
             raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
+
+
+def inert(cell: str) -> str:
+    """A cell of CSV that no spreadsheet runs as a formula: a quote stands before it, which reading takes off again."""
+    return f"'{cell}" if cell.startswith(_RUNS) else cell
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
