@@ -165,6 +165,9 @@ def make_request(
 
         rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
+    if out is not None:
+        with records.alone(out):  # can be written, and nobody else is at it
+            pass
     check_split(split or "test")
     check_columns(columns, FIELDS)
     try:
@@ -268,41 +271,44 @@ def evaluate(request: EvaluationRequest) -> Path:
     Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
     replies so far are kept and the message has the command to go on.
     """
-    measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
-    _check_declared(request, measures)
-    kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
-    _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
-    if request.batch_size is not None and request.batch_size < 1:
-        raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
-    if request.tokenizer and not any(c.urls for c in request.candidates):
-        raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
-    for metric in measures.metrics:
-        metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
-    if request.judge and request.judge.pairs and len(request.candidates) < 2:
-        raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
-    work, path = _prepare(request, measures), request.out / "run.json"
-    # A server shows what it gives only when it is asked.
-    _check_needs(request, measures, work.silent)
-    plan = _plan(work)
-    start = _resume(work, plan)
-    record = _begin(work, going_on=start > 0)
-    records.write_json(path, record)
-    if request.judge:
-        _try(request.judge, work)
-    record = _generate(work, plan[start:], record)
-    generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-    texts = _texts(work, generations)
-    if request.judge:  # scoring only looks its ratings up
-        try:
-            record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
-        except (EndpointError, OSError) as error:
-            raise _partial(request, error) from error
-    computed, tested = _score(work, texts), {e.id for e in work.examples}
-    train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
-    how = ([m for m in computed if not hasattr(m, "judge")], request.decoding.seed, request.quiet)  # without calls
-    record = replace(record, yardsticks=write_yardsticks(request.out, work.examples, train, *how))
-    records.write_json(path, _end(work, record, generations, computed))
-    return request.out
+    with records.alone(request.out):
+        measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
+        _check_declared(request, measures)
+        kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
+        _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
+        if request.batch_size is not None and request.batch_size < 1:
+            raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
+        if request.tokenizer and not any(c.urls for c in request.candidates):
+            raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
+        for metric in measures.metrics:
+            metric.signature(
+                0
+            )  # names the model that it scores with, which must be there before replies are made for it
+        if request.judge and request.judge.pairs and len(request.candidates) < 2:
+            raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
+        work, path = _prepare(request, measures), request.out / "run.json"
+        # A server shows what it gives only when it is asked.
+        _check_needs(request, measures, work.silent)
+        plan = _plan(work)
+        start = _resume(work, plan)
+        record = _begin(work, going_on=start > 0)
+        records.write_json(path, record)
+        if request.judge:
+            _try(request.judge, work)
+        record = _generate(work, plan[start:], record)
+        generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
+        texts = _texts(work, generations)
+        if request.judge:  # scoring only looks its ratings up
+            try:
+                record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
+            except (EndpointError, OSError) as error:
+                raise _partial(request, error) from error
+        computed, tested = _score(work, texts), {e.id for e in work.examples}
+        train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
+        how = ([m for m in computed if not hasattr(m, "judge")], request.decoding.seed, request.quiet)  # without calls
+        record = replace(record, yardsticks=write_yardsticks(request.out, work.examples, train, *how))
+        records.write_json(path, _end(work, record, generations, computed))
+        return request.out
 
 
 def _try(judge: Judge, work: Work) -> None:
@@ -431,13 +437,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)
         start += 1
-    size = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:whole]) if path.exists() else 0
-    if path.exists() and path.stat().st_size != size:
+    content = path.read_bytes() if path.exists() else b""
+    if (size := sum(len(line) + 1 for line in content.split(b"\n")[:whole])) < len(content):
         os.truncate(path, size)
     if start:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
-    lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in work.examples)
-    records.write_text(out / "examples.jsonl", "".join(lines))
+    records.write_text(out / "examples.jsonl", b"".join(records.line_of(e) + b"\n" for e in work.examples))
     return start
 
 

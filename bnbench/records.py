@@ -4,6 +4,7 @@ runs/<name>/
   run.json            `RunRecord`: ids and hashes, corpus, decoding, device, metrics
   examples.jsonl      the items, in the order of the corpus
   generations.jsonl   append-only, one `Generation` a line, synced per batch; a torn last line is dropped on resume
+                      each line of a JSONL file ends with a hash of itself, so that one that was edited is known
   ratings.jsonl       append-only, one `Rating` a line; audits.json: how far the judge agrees with labelled replies
   scores/*.parquet    one file a candidate, one row a reply: every metric's statistics; yardsticks/*.parquet alike
 adapters/<name>/
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
@@ -44,7 +47,9 @@ RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
 PERSON = "human:"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
+_SHA = b', "sha256": "'
 _hints = cache(get_type_hints)
+log = logging.getLogger("bnbench")
 
 Record = TypeVar("Record")
 Columns = Mapping[str, Sequence[str]]  # of each metric's table
@@ -394,16 +399,37 @@ def read_training(folder: Path) -> TrainingRecord | None:
 
 def read_lines(kind: type[Record], path: Path) -> list[Record]:
     """All whole lines of a JSONL file that may not be there. A last line without its newline was torn by a crash and is
-    left out; RunError for a damaged line before it (line number), which no crash of ours can have made.
+    left out; RunError (line number) for one that is damaged, or that was changed since `line_of` made it.
     """
     found: list[Record] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if _is_as_written(last):  # an editor took its newline, and no more
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(typed(kind, json.loads(line)))
-        except ValueError as error:
-            advice = "delete the line and all after it and run the evaluation again, or use another --out"
+            value = json.loads(line)
+            if isinstance(value, dict) and "sha256" in value and not _is_as_written(line):
+                why = "it was edited since it was written"
+                if line.startswith(b"\xef\xbb\xbf"):
+                    why = "an editor put a byte order mark before it"
+                elif line.endswith(b"\r"):
+                    why = "an editor made its line end CR LF, which was LF"
+                raise ValueError(why)
+            found.append(typed(kind, value))
+        except (ValueError, RecursionError) as error:
+            further = " and all after it, and run the same command again" if kind is Generation else ""
+            advice = f"nothing was changed; put the file back as it was, or delete the line{further}"
             raise RunError(f"{path}, line {number}: damaged ({error}); {advice}") from None
     return found
+
+
+def _is_as_written(line: bytes) -> bool:
+    before, sign, _ = line.rpartition(_SHA)
+    return bool(sign) and line == _with_sha(before)
+
+
+def _with_sha(text: bytes) -> bytes:
+    return text + _SHA + hashlib.sha256(text).hexdigest()[:16].encode() + b'"}'
 
 
 def read_run(folder: str | Path) -> Run:
@@ -503,11 +529,60 @@ def write_scores(
     write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
 
 
+def line_of(record: Any) -> bytes:
+    """A record as one line of JSON, whose last key "sha256" has 16 digits of the hash of all that stands before it."""
+    text = json.dumps(as_json(record), ensure_ascii=False)
+    # A reply may hold half a character, which JSON can carry and UTF-8 cannot.
+    return _with_sha(text[:-1].encode("utf-8", "surrogatepass"))
+
+
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
-    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe."""
-    with path.open("ab") as file:
-        for row in rows:  # a reply may hold half a character, which JSON can carry and UTF-8 cannot
-            line = json.dumps(as_json(row), ensure_ascii=False)
-            file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe.
+
+    A torn last line is cut off first, or it would swallow the next.
+    """
+    with path.open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read() != b"\n":
+                torn = path.read_bytes().rpartition(b"\n")[2]
+                if _is_as_written(torn):
+                    file.write(b"\n")
+                else:
+                    file.truncate(end - len(torn))
+        file.write(b"".join(line_of(row) + b"\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
+
+    The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
+    OSError where nothing can be written.
+    """
+    is_new, path = not folder.exists(), folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever was here before may just have removed the file that was opened.
+                is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except BlockingIOError:
+                is_ours = False
+            except OSError as error:
+                log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
+                is_ours = True
+            if not is_ours:
+                raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if is_new:
+                    folder.rmdir()  # where nothing was written

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,8 +72,8 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     rows that must not be trained on, a folder of another training or a GPU too small, and PartialRunError where SIGTERM
     or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
-    with processes.meet(request.device):
-        planned, outcome = processes.first(lambda: _begin(request))
+    with processes.meet(request.device), ExitStack() as held:
+        planned, outcome = processes.first(lambda: _begin(request, held))
         resumed_from = outcome.steps if outcome else planned.resume.step if planned.resume else 0
         if outcome is None:
             with stop_on_signals(request.stop_after) as stop:
@@ -87,8 +88,9 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     )  # fmt: skip
 
 
-def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
-    """The plan, `resume` in it, with the outcome of a training that is finished already."""
+def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | None]:
+    """The plan, `resume` in it, with the outcome of a training that is finished already; `held` keeps its folder."""
+    held.enter_context(records.alone(request.output))
     planned = plan(request)
     tuner, output, checkpoints = planned.recipe.tuner, planned.output, planned.checkpoints
     job = checkpoints / JOB

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
-from bnbench.records import Run, read_run, write_text
+from bnbench.records import Run, alone, read_run, write_text
 from bnbench.reports.panels import (
     Block,
     Cell,
@@ -81,15 +81,16 @@ def write_report(
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
     of the declared metric. Raises as `rank` does.
     """
-    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
-    files = {
-        "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
-        "ranking.csv": ranking_csv(ranking),
-        "report.md": report_md(ranking),
-        "report.html": report_html(ranking),
-    }
-    for file, text in files.items():
-        write_text(folder / file, storable(text))
+    with alone(folder):
+        ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
+        files = {
+            "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
+            "ranking.csv": ranking_csv(ranking),
+            "report.md": report_md(ranking),
+            "report.html": report_html(ranking),
+        }
+        for file, text in files.items():
+            write_text(folder / file, storable(text))
     return Report(ranking, folder / "report.html")
 
 
