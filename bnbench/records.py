@@ -103,6 +103,34 @@ class CorpusRecord:
     steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
+
+    `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
+    log p(chosen) − log p(rejected) is above the base's, `low` and `high` its 95 % bootstrap interval, `p_value` of the
+    paired randomisation. `chosen` and `rejected` are changes of log p in nats, `won` the share of margins above 0.
+    """
+
+    pairs: int
+    messages: int
+    beta: float
+    margin: float
+    low: float
+    high: float
+    p_value: float
+    won: float
+    chosen: float
+    rejected: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
+            f"(95 % {self.low:+.3f} to {self.high:+.3f}, p = {self.p_value:.4f}); the chosen reply gained on the "
+            f"rejected one in {100 * self.won:.0f} % (log p {self.chosen:+.1f} and {self.rejected:+.1f} nats)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
     """What run.json keeps of an adapter's `TrainingRecord`: `loss` has at most 240 points of its curve."""
@@ -114,7 +142,7 @@ class TrainingSummary:
     precision: Mapping[str, Any]
     peak_memory_bytes: int | None
     device: str
-    gain: Mapping[str, Any] | None
+    gain: Gain | None
     loss_at_start: float
     loss_at_end: float
     loss: tuple[tuple[int, float], ...]
@@ -135,7 +163,7 @@ class CandidateRecord:
     base_revision: str | None
     weights_sha256: str | None
     key_fields: Mapping[str, Any]
-    prompt: Mapping[str, Any] | None = None
+    prompt: Mapping[str, str] | None = None
     training: TrainingSummary | None = None
     seconds: float | None
     tokens_per_second: float | None
@@ -194,7 +222,7 @@ class RunRecord:
     device: Mapping[str, Any]
     precision: Mapping[str, Any]
     corpus: CorpusRecord
-    prompt: Mapping[str, Any]
+    prompt: Mapping[str, str]
     decoding: Mapping[str, Any]
     batch_size: int | None
     peak_memory_bytes: int | None
@@ -263,7 +291,7 @@ class TrainingRecord:
     recipe_sha256: str
     base: BaseRecord
     data: TrainingData
-    prompt: Mapping[str, Any]
+    prompt: Mapping[str, str]
     precision: Mapping[str, Any]
     device: str
     machine: Mapping[str, Any] | None = None
@@ -276,7 +304,7 @@ class TrainingRecord:
     peak_memory_bytes: int | None
     packages: Mapping[str, str]
     loss: tuple[tuple[int, float, float], ...]
-    gain: Mapping[str, Any] | None = None
+    gain: Gain | None = None
     examples: tuple[str, ...]
     identity: Mapping[str, Any]
 
@@ -355,6 +383,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(value) == len(inner)):
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
         return tuple(typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{where or 'the file'} is a number out of every range")
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return float(value) if kind is float else value
     wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "an object")
@@ -368,7 +398,7 @@ def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
         record: Record | int | None = typed(kind, found) if schema == SCHEMA_VERSION else schema
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({error}); {advice}") from None
     return record
 
@@ -507,7 +537,7 @@ def write_text(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(text.encode() if isinstance(text, str) else text)
+        file.write(text.encode("utf-8", "replace") if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

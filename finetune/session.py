@@ -19,7 +19,7 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import get_tuner
-from bnbench.finetune.tuners.base import Gain, Outcome, Point, newest_checkpoint, write_curve
+from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
 from bnbench.plot import loss_svg
 
 JOB = "job.json"
@@ -106,16 +106,16 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
             raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(record.identity, planned)
         _log.info("%s already holds this training, finished", output)
-        curve, gain = tuple(Point(*point) for point in record.loss), Gain(**record.gain) if record.gain else None
-        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, gain)
+        curve = tuple(Point(*point) for point in record.loss)
+        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, record.gain)
 
     if not job.is_file() and checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     newest = newest_checkpoint(checkpoints) if job.is_file() else None
     if newest is not None:
         try:
-            _check_same(dict(json.loads(job.read_text(encoding="utf-8"))), planned)
-        except (OSError, TypeError, ValueError) as error:
+            _check_same(records.typed(Mapping[str, Any], json.loads(job.read_text(encoding="utf-8"))), planned)
+        except (OSError, ValueError, RecursionError) as error:
             why = f"{job} cannot be read ({error}): choose another folder, or remove this one"
             raise TrainingError(why) from None
     elif (output / "adapter_config.json").exists():
@@ -129,7 +129,8 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
 
 def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in the folder has otherwise, `before` being its identity."""
-    now, then = planned.identity(), dict(before.get("recipe") or {})
+    now, recipe = planned.identity(), before.get("recipe")
+    then = recipe if isinstance(recipe, dict) else {}
     changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
@@ -179,7 +180,7 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=environment["packages"], loss=outcome.curve,
-        gain=asdict(outcome.gain) if outcome.gain else None, examples=tuple(row.id for row in planned.rows),
+        gain=outcome.gain, examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
     records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve))
