@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
-from bnbench.progress import quiet_beside_the_first
+from bnbench.progress import Lines, quiet_beside_the_first, storable, told
 
 
 def _hush(quiet: bool) -> bool:
@@ -98,10 +98,9 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-            code, said = 130, f"\nbnbench: interrupted{kept}"
-        from bnbench.reports.values import storable
-
-        echo(storable(said), err=True)  # it may quote a server, a file or a template of a stranger
+            code, said = 130, f"bnbench: interrupted{kept}"
+            echo(err=True)
+        echo(told(said), err=True)  # it may quote a server, a file or a template of a stranger
         raise Exit(code)
 
 
@@ -122,6 +121,8 @@ app.add_typer(human, name="human")
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Lines())
     logging.getLogger("bnbench").setLevel(logging.INFO)
     if version:
         echo(__version__)
@@ -144,7 +145,7 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result))
+    echo(storable(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:

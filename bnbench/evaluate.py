@@ -174,7 +174,7 @@ def make_request(
         if data is not None:
             check_source(data)
     except CorpusError as error:  # and what else is not there
-        raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
+        raise CorpusError("\n".join([str(error), *missing(models, predictions)])) from None
     choose_measures(options["primary"], metrics, weights, rater)
     given = (base, adapters, predictions, endpoints)
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)

@@ -25,10 +25,11 @@ from bnbench.data.files import as_text, header_of, read_records
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
+from bnbench.progress import storable
 from bnbench.records import PERSON, RATINGS, Rating, Run, alone, append_lines, read_lines, read_run, write_text
 from bnbench.reports.people import BETTER, CRITERIA, LEVELS, TABLE, read_people, text_key
-from bnbench.reports.render import page, templates
-from bnbench.reports.values import name, storable
+from bnbench.reports.render import as_cell, page, templates
+from bnbench.reports.values import name
 
 KEY = "human-key.jsonl"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
@@ -107,7 +108,7 @@ def make_sheets(
             rows = list(_rows(form, questions))
             files[out / f"{form}.html"] = form_html(form, questions)
             text = io.StringIO(newline="")
-            csv.writer(text).writerows([[re.sub(r"^(?=[=+\-@\t\r])", "'", cell) for cell in row] for row in rows])
+            csv.writer(text).writerows([map(as_cell, row) for row in rows])
             files[out / f"{form}.csv"] = text.getvalue().encode(
                 "utf-8-sig"
             )  # without the mark Excel takes it for Latin

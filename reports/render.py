@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
+from bnbench.progress import storable
 from bnbench.records import Run, alone, read_run, write_text
 from bnbench.reports.panels import (
     Block,
@@ -39,7 +40,7 @@ from bnbench.reports.panels import (
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
-from bnbench.reports.values import legend, name, shown_values, storable
+from bnbench.reports.values import legend, name, shown_values
 from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:
@@ -110,8 +111,13 @@ def ranking_csv(ranking: Ranking) -> str:
                 s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
                 score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
             )  # fmt: skip
-            writer.writerow("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
+            writer.writerow("" if isinstance(x, float) and not math.isfinite(x) else as_cell(x) for x in cells)
     return file.getvalue()
+
+
+def as_cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a text that begins like one has an apostrophe before it."""
+    return re.sub(r"^(?=[=+\-@\t\r])", "'", value) if isinstance(value, str) else value
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
