@@ -123,8 +123,8 @@ def publish(
 
 def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
     files = ModelFiles(f"adapter {adapter}", str(adapter), "", adapter)
-    config = files.read_json("adapter_config.json")
     with_weights(files)
+    config = files.read_json("adapter_config.json")
     named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     path = Path(named).expanduser()
     if base_id is not None:
