@@ -352,7 +352,8 @@ def describe_environment(*more: str) -> dict[str, Any]:
 def slug(name: str) -> str:
     """A name as a file name: readable, and with a hash where characters had to go."""
     plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return plain if plain == name else f"{plain}-{digest[:8]}"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
