@@ -67,7 +67,7 @@ METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
 PRIMARY = "The metric that ranks, declared before the run; a report takes another too, such as human-overall."
 Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
-Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
+Seed = Annotated[int, Option(min=0, max=2**64 - 1, help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
 Half = Annotated[str | None, Option(help=HALF)]
 SYSTEM = "System text, {topic} replaced; none: no such turn. With NAME= in front for one candidate; may be repeated."
@@ -139,7 +139,9 @@ def main() -> None:
 
 
 def _command_line() -> str:
-    return shlex.join(["bnbench", *sys.argv[1:]])
+    home = f"{Path.home()}/"  # whose folder it is does not belong into a report; a shell knows it
+    words = ('"$HOME"/'.join(part and shlex.quote(part) for part in word.split(home)) for word in sys.argv[1:])
+    return " ".join(["bnbench", *(word or "''" for word in words)])
 
 
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:

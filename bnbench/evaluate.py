@@ -550,7 +550,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             before = records.read_record(request.out)
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
-    seconds = {c.name: c.seconds for c in before.candidates} if before else {}
+    seconds, home = {c.name: c.seconds for c in before.candidates} if before else {}, f"{Path.home()}/"
     candidates = list[records.CandidateRecord]()
     notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
@@ -576,7 +576,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             log.warning(notes[-1])
         # Where files and servers are is nobody else's business; location, revision and hashes say what they are.
         hidden = ("folder", "base_folder", "urls")
-        shown = {name: value for name, value in asdict(candidate).items() if name not in hidden}
+        given = {name: value for name, value in asdict(candidate).items() if name not in hidden}
+        shown = {name: value.replace(home, "~/") if isinstance(value, str) else value for name, value in given.items()}
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             prompt=None if asked.describe() == other.describe() else asked.describe(),
@@ -593,7 +594,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"), finished=None,
         **records.describe_environment(), precision=dict(first.backend.precision),
         corpus=records.CorpusRecord(
-            name=Path(corpus.source).name, source=corpus.source, fingerprint=corpus.fingerprint,
+            name=Path(corpus.source).name, source=corpus.source.replace(home, "~/"), fingerprint=corpus.fingerprint,
             split=(request.split or "test") if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
             steps=tuple(asdict(step) for step in corpus.steps),
         ),

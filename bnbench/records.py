@@ -593,6 +593,8 @@ def alone(folder: Path) -> Iterator[None]:
     The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
     OSError where nothing can be written.
     """
+    if str(folder) != str(folder).encode("utf-8", "replace").decode():
+        raise RunError(f"{folder}: this name is not UTF-8, which not every library can open; choose another")
     is_new, path = not folder.exists(), folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:

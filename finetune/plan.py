@@ -32,7 +32,7 @@ from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
 from bnbench.records import alone, slug
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 _log = logging.getLogger("bnbench.finetune")
 
 

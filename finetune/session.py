@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 import bnbench
 from bnbench import records
@@ -24,6 +27,9 @@ from bnbench.plot import loss_svg
 
 JOB = "job.json"
 """In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
+_UNWRITTEN = re.compile(
+    r"No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos"
+)
 _log = logging.getLogger("bnbench.finetune")
 
 
@@ -81,6 +87,12 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
                     trained = outcome = get_tuner(planned.recipe.tuner).train(replace(planned, should_stop=stop))
                 except KeyboardInterrupt:
                     raise _stopped(planned, request.command, signal.SIGINT) from None
+                except (OSError, RuntimeError, SafetensorError) as error:
+                    # safetensors and torch have errors of their own for a disk that is full.
+                    if not (found := _UNWRITTEN.search(str(error))):
+                        raise
+                    why = f"{planned.output} cannot be written ({found[0]}): make room; the same command goes on from "
+                    raise TrainingError(f"{why}the last checkpoint") from error
             processes.first(lambda: _end(request.command, planned, trained, resumed_from, stop.signal))
     return FinetuneResult(
         output=planned.output, total_steps=planned.steps, resumed_from=resumed_from, trainable=planned.trainable,
@@ -105,6 +117,11 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
         if record is None:
             raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(record.identity, planned)
+        if not (output / "adapter_model.safetensors").is_file():
+            how = f"put it back, or remove {records.TRAINING} to make it again from the last checkpoint"
+            raise TrainingError(
+                f"{output}: this training is finished, but its adapter_model.safetensors is gone; {how}"
+            )
         _log.info("%s already holds this training, finished", output)
         curve = tuple(Point(*point) for point in record.loss)
         return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, record.gain)

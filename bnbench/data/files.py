@@ -258,7 +258,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
                     raise fault
                 yield from enumerate(rows, number + 1)
                 number += len(batch)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # a year that no calendar has
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
 
 
@@ -336,6 +336,17 @@ def read_records(source: str | Path) -> dict[str, Row]:
             return records
         raise CorpusError(f"{source}: the file has no rows")
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
+    hub = require("huggingface_hub", extra="models")
+    if hub_id and not hub.constants.HF_HUB_OFFLINE:
+        try:
+            hub.HfApi().dataset_info(hub_id["path"], revision=hub_id["revision"], timeout=4)
+        except hub.errors.HfHubHTTPError:
+            pass  # it can be reached, and `datasets` says what is wrong
+        except (
+            Exception
+        ):  # its HTTP library's; `datasets` would try again for half a minute before it takes the cache's
+            _log.warning("%s: the hub cannot be reached; what its cache has is read", source)
+            hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         parts = datasets.load_dataset(**hub_id.groupdict() if hub_id else {})
     except Exception as error:

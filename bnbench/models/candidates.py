@@ -74,6 +74,7 @@ def parse_spec(text: str, *, revisions: bool = True) -> Spec:
     if not location:
         raise CandidateError(f"{text!r} names no model: write [name=]ID[@revision]")
     label = name or Path(location).name or Path(location).resolve().name
+    label = label.encode("utf-8", "replace").decode()  # a file's name need not be UTF-8, and files with it are
     return Spec(label if name or not revision else f"{label}@{revision}", location, revision, given)
 
 

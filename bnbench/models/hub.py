@@ -134,7 +134,9 @@ def file_sha256(path: Path) -> str:
         return target.name
     seen = target.stat()
     # A file that was put in the place of another has another time of change, whatever its other times say.
-    sign = f"{target}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0{seen.st_ino}".encode()
+    sign = f"{target}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0{seen.st_ino}".encode(
+        "utf-8", "surrogateescape"
+    )
     folder = Path(os.environ.get("BNBENCH_CACHE") or Path.home() / ".cache" / "bnbench")
     note = folder / "sha256" / hashlib.sha256(sign).hexdigest()
     try:

@@ -174,7 +174,8 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
                 )
                 for of in plain["standings"]
             )
-            if AUC not in [check.name for check in plain["checks"]] or AUC not in plain["standings"][0].measures:
+            measures = {frozenset(standing.measures) for standing in plain["standings"]}
+            if AUC not in [check.name for check in plain["checks"]] or len(measures) != 1 or AUC not in measures.pop():
                 raise ValueError
         return [_of(AuditReport, plain) for plain in found]
     except OSError as error:

@@ -192,12 +192,13 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--only", default="")
     asked = options.parse_args()
-    import peft
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
     import bnbench.reports.human  # noqa: F401
 
-    assert peft
+    if not {"evaluate", "finetune"}.isdisjoint(asked.only.split(",")) or not asked.only:
+        import peft  # noqa: F401
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        import bnbench.finetune.session  # noqa: F401
     rng, faults, total = random.Random(asked.seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
