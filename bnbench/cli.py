@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
-from bnbench.progress import quiet_beside_the_first
+from bnbench.progress import Lines, quiet_beside_the_first, storable, told
 
 if TYPE_CHECKING:
     from bnbench.evaluate import EvaluationRequest
@@ -73,7 +72,7 @@ METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
 PRIMARY = "The metric that ranks, declared before the run; a report takes another too, such as human-overall."
 Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
-Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
+Seed = Annotated[int, Option(min=0, max=2**64 - 1, help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
 Half = Annotated[str | None, Option(help=HALF)]
 SYSTEM = "System text, {topic} replaced; none: no such turn. With NAME= in front for one candidate; may be repeated."
@@ -112,10 +111,9 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-            code, said = 130, f"\nbnbench: interrupted{kept}"
-        from bnbench.reports.values import storable
-
-        echo(storable(said), err=True)  # it may quote a server, a file or a template of a stranger
+            code, said = 130, f"bnbench: interrupted{kept}"
+            echo(err=True)
+        echo(told(said), err=True)  # it may quote a server, a file or a template of a stranger
         raise Exit(code)
 
 
@@ -136,6 +134,8 @@ app.add_typer(human, name="human")
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Lines())
     logging.getLogger("bnbench").setLevel(logging.INFO)
     if version:
         echo(__version__)
@@ -152,19 +152,15 @@ def main() -> None:
 
 
 def _command_line() -> str:
-    return shlex.join(["bnbench", *sys.argv[1:]])
+    home = f"{Path.home()}/"  # whose folder it is does not belong into a report; a shell knows it
+    words = ('"$HOME"/'.join(part and shlex.quote(part) for part in word.split(home)) for word in sys.argv[1:])
+    return " ".join(["bnbench", *(word or "''" for word in words)])
 
 
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    told = json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)
-    # JSON spells out the older control characters only; a text has neither.
-    echo(
-        re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", told)
-        if as_json
-        else told
-    )
+    echo(storable(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -428,7 +424,6 @@ def _report(
     _print(ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
     if fail_if:
         from bnbench.reports.gates import failures, parse_gates
-        from bnbench.reports.values import storable
 
         gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
         if failed := failures(gates, ranking):

@@ -172,13 +172,16 @@ def make_request(
 
         rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
+    if out is not None:
+        with records.alone(out):  # can be written, and nobody else is at it
+            pass
     check_split(split or "test")
     check_columns(columns, READ)
     try:
         if data is not None:
             check_source(data)
     except CorpusError as error:  # and what else is not there
-        raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
+        raise CorpusError("\n".join([str(error), *missing(models, predictions)])) from None
     choose_measures(options["primary"], metrics, weights, rater)
     given = (base, adapters, predictions, endpoints)
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
@@ -275,51 +278,54 @@ def evaluate(request: EvaluationRequest) -> Path:
     Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
     replies so far are kept and the message has the command to go on.
     """
-    measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
-    _check_declared(request, measures)
-    kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
-    _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
-    if request.samples > 1 and request.decoding.greedy:
-        raise UsageError(
-            f"--samples {request.samples} with --greedy: without sampling all replies to an item are the same"
-        )
-    if request.batch_size is not None and request.batch_size < 1:
-        raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
-    if request.tokenizer and not any(c.urls for c in request.candidates):
-        raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
-    for metric in measures.metrics:
-        metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
-    if request.judge and request.judge.pairs and len(request.candidates) < 2:
-        raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
-    work, path = _prepare(request, measures), request.out / "run.json"
-    # A server shows what it gives only when it is asked.
-    _check_needs(request, measures, work.silent)
-    plan = _plan(work)
-    start = _resume(work, plan)
-    record = _begin(work, going_on=start > 0)
-    records.write_json(path, record)
-    if request.judge:
-        _try(request.judge, work)
-    tested = {e.id for e in work.examples}
-    train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
-    metrics = [m for m in measures.metrics if not hasattr(m, "judge")]  # without calls
-    # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
-    is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
-    with ThreadPoolExecutor(1) as aside:
-        given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
-        yardsticks = aside.submit(write_yardsticks, *given)
-        record = _generate(work, plan[start:], record)
-    generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-    texts = _texts(work, generations)
-    if request.judge:  # scoring only looks its ratings up
-        try:
-            record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
-        except (EndpointError, OSError) as error:
-            raise _partial(request, error) from error
-    computed = _score(work, texts)
-    record = replace(record, yardsticks=yardsticks.result())
-    records.write_json(path, _end(work, record, generations, computed))
-    return request.out
+    with records.alone(request.out):
+        measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
+        _check_declared(request, measures)
+        kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
+        _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
+        if request.samples > 1 and request.decoding.greedy:
+            raise UsageError(
+                f"--samples {request.samples} with --greedy: without sampling all replies to an item are the same"
+            )
+        if request.batch_size is not None and request.batch_size < 1:
+            raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
+        if request.tokenizer and not any(c.urls for c in request.candidates):
+            raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
+        for metric in measures.metrics:
+            metric.signature(
+                0
+            )  # names the model that it scores with, which must be there before replies are made for it
+        if request.judge and request.judge.pairs and len(request.candidates) < 2:
+            raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
+        work, path = _prepare(request, measures), request.out / "run.json"
+        # A server shows what it gives only when it is asked.
+        _check_needs(request, measures, work.silent)
+        plan = _plan(work)
+        start = _resume(work, plan)
+        record = _begin(work, going_on=start > 0)
+        records.write_json(path, record)
+        if request.judge:
+            _try(request.judge, work)
+        tested = {e.id for e in work.examples}
+        train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
+        metrics = [m for m in measures.metrics if not hasattr(m, "judge")]  # without calls
+        # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
+        is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
+        with ThreadPoolExecutor(1) as aside:
+            given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
+            yardsticks = aside.submit(write_yardsticks, *given)
+            record = _generate(work, plan[start:], record)
+        generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
+        texts = _texts(work, generations)
+        if request.judge:  # scoring only looks its ratings up
+            try:
+                record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
+            except (EndpointError, OSError) as error:
+                raise _partial(request, error) from error
+        computed = _score(work, texts)
+        record = replace(record, yardsticks=yardsticks.result())
+        records.write_json(path, _end(work, record, generations, computed))
+        return request.out
 
 
 def _try(judge: Judge, work: Work) -> None:
@@ -452,13 +458,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)
         start += 1
-    size = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:whole]) if path.exists() else 0
-    if path.exists() and path.stat().st_size != size:
+    content = path.read_bytes() if path.exists() else b""
+    if (size := sum(len(line) + 1 for line in content.split(b"\n")[:whole])) < len(content):
         os.truncate(path, size)
     if start:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
-    lines = (json.dumps(records.as_json(e), ensure_ascii=False) + "\n" for e in work.examples)
-    records.write_text(out / "examples.jsonl", "".join(lines))
+    records.write_text(out / "examples.jsonl", b"".join(records.line_of(e) + b"\n" for e in work.examples))
     return start
 
 
@@ -575,7 +580,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             before = records.read_record(request.out)
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
-    seconds = {c.name: c.seconds for c in before.candidates} if before else {}
+    seconds, home = {c.name: c.seconds for c in before.candidates} if before else {}, f"{Path.home()}/"
     candidates = list[records.CandidateRecord]()
     notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
@@ -601,7 +606,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             log.warning(notes[-1])
         # Where files and servers are is nobody else's business; location, revision and hashes say what they are.
         hidden = ("folder", "base_folder", "urls")
-        shown = {name: value for name, value in asdict(candidate).items() if name not in hidden}
+        given = {name: value for name, value in asdict(candidate).items() if name not in hidden}
+        shown = {name: value.replace(home, "~/") if isinstance(value, str) else value for name, value in given.items()}
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             prompt=None if asked.describe() == other.describe() else asked.describe(),
@@ -618,7 +624,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"), finished=None,
         **records.describe_environment(), precision=dict(first.backend.precision),
         corpus=records.CorpusRecord(
-            name=Path(corpus.source).name, source=corpus.source, fingerprint=corpus.fingerprint,
+            name=Path(corpus.source).name, source=corpus.source.replace(home, "~/"), fingerprint=corpus.fingerprint,
             split=(request.split or "test") if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
             steps=tuple(asdict(step) for step in corpus.steps),
         ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from abc import abstractmethod
@@ -67,14 +66,12 @@ class Judge:
         return [kind(self) for kind in kinds]
 
     def keep(self, path: Path) -> None:
-        """Goes on from the ratings of a file, and adds each new one to it; a torn last line is cut off."""
+        """Goes on from the ratings of a file, and adds each new one to it."""
         found: dict[str, dict[str, float]] = {}
         for rating in read_lines(Rating, path):
             found.setdefault(rating.key, {})[rating.criterion] = rating.value
         scales = [scale.keys() for scale in SCALES.values()]
         self._said = {key: values for key, values in found.items() if values.keys() in scales}
-        if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:

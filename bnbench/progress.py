@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from logging import ERROR, WARNING, disable, getLogger
+from logging import ERROR, WARNING, Formatter, LogRecord, disable, getLogger
 from pathlib import Path
 
 from bnbench.errors import require
 
 PLAIN_EVERY_SECONDS = 15.0
+
+
+def storable(text: str) -> str:
+    """Text that any UTF-8 file and any HTML parser takes: lone surrogates and control characters become U+FFFD."""
+    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+
+
+def told(text: str) -> str:
+    """What a terminal is told: `storable`, further lines indented, so that no text of a stranger begins like ours."""
+    return storable(text).replace("\n", "\n  ")
+
+
+class Lines(Formatter):
+    """A log in which each entry is `told`."""
+
+    def format(self, record: LogRecord) -> str:
+        """The entry's message."""
+        return told(super().format(record))
 
 
 class Stage:

@@ -4,6 +4,7 @@ runs/<name>/
   run.json            `RunRecord`: ids and hashes, corpus, decoding, device, metrics
   examples.jsonl      the items, in the order of the corpus
   generations.jsonl   append-only, one `Generation` a line, synced per batch; a torn last line is dropped on resume
+                      each line of a JSONL file ends with a hash of itself, so that one that was edited is known
   ratings.jsonl       append-only, one `Rating` a line; audits.json: how far the judge agrees with labelled replies
   scores/*.parquet    one file a candidate, one row a reply: every metric's statistics; yardsticks/*.parquet alike
 adapters/<name>/
@@ -19,13 +20,15 @@ import base64
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import re
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
@@ -50,7 +53,9 @@ _HELD = ("run.json", AUDITS, "examples.jsonl", GENERATIONS)
 _HELD_TABLE = re.compile(r"scores/(yardsticks/)?[^/\\]+\.parquet")
 _HELD_IN = re.compile(r'<script type="application/gzip" id="data">([A-Za-z0-9+/=]*)</script>')
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
+_SHA = b', "sha256": "'
 _hints = cache(get_type_hints)
+log = logging.getLogger("bnbench")
 
 Record = TypeVar("Record")
 Columns = Mapping[str, Sequence[str]]  # of each metric's table
@@ -106,6 +111,34 @@ class CorpusRecord:
     steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
+
+    `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
+    log p(chosen) − log p(rejected) is above the base's, `low` and `high` its 95 % bootstrap interval, `p_value` of the
+    paired randomisation. `chosen` and `rejected` are changes of log p in nats, `won` the share of margins above 0.
+    """
+
+    pairs: int
+    messages: int
+    beta: float
+    margin: float
+    low: float
+    high: float
+    p_value: float
+    won: float
+    chosen: float
+    rejected: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
+            f"(95 % {self.low:+.3f} to {self.high:+.3f}, p = {self.p_value:.4f}); the chosen reply gained on the "
+            f"rejected one in {100 * self.won:.0f} % (log p {self.chosen:+.1f} and {self.rejected:+.1f} nats)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
     """What run.json keeps of an adapter's `TrainingRecord`: `loss` has at most 240 points of its curve."""
@@ -117,7 +150,7 @@ class TrainingSummary:
     precision: Mapping[str, Any]
     peak_memory_bytes: int | None
     device: str
-    gain: Mapping[str, Any] | None
+    gain: Gain | None
     loss_at_start: float
     loss_at_end: float
     loss: tuple[tuple[int, float], ...]
@@ -138,7 +171,7 @@ class CandidateRecord:
     base_revision: str | None
     weights_sha256: str | None
     key_fields: Mapping[str, Any]
-    prompt: Mapping[str, Any] | None = None
+    prompt: Mapping[str, str] | None = None
     training: TrainingSummary | None = None
     seconds: float | None
     tokens_per_second: float | None
@@ -197,7 +230,7 @@ class RunRecord:
     device: Mapping[str, Any]
     precision: Mapping[str, Any]
     corpus: CorpusRecord
-    prompt: Mapping[str, Any]
+    prompt: Mapping[str, str]
     decoding: Mapping[str, Any]
     batch_size: int | None
     peak_memory_bytes: int | None
@@ -270,7 +303,7 @@ class TrainingRecord:
     recipe_sha256: str
     base: BaseRecord
     data: TrainingData
-    prompt: Mapping[str, Any]
+    prompt: Mapping[str, str]
     precision: Mapping[str, Any]
     device: str
     machine: Mapping[str, Any] | None = None
@@ -283,7 +316,7 @@ class TrainingRecord:
     peak_memory_bytes: int | None
     packages: Mapping[str, str]
     loss: tuple[tuple[int, float, float], ...]
-    gain: Mapping[str, Any] | None = None
+    gain: Gain | None = None
     examples: tuple[str, ...]
     identity: Mapping[str, Any]
 
@@ -331,7 +364,8 @@ def describe_environment(*more: str) -> dict[str, Any]:
 def slug(name: str) -> str:
     """A name as a file name: readable, and with a hash where characters had to go."""
     plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return plain if plain == name else f"{plain}-{digest[:8]}"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -362,6 +396,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(value) == len(inner)):
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
         return tuple(typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{where or 'the file'} is a number out of every range")
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return float(value) if kind is float else value
     wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "an object")
@@ -375,7 +411,7 @@ def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
         record: Record | int | None = typed(kind, found) if schema == SCHEMA_VERSION else schema
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({error}); {advice}") from None
     return record
 
@@ -406,16 +442,37 @@ def read_training(folder: Path) -> TrainingRecord | None:
 
 def read_lines(kind: type[Record], path: Path) -> list[Record]:
     """All whole lines of a JSONL file that may not be there. A last line without its newline was torn by a crash and is
-    left out; RunError for a damaged line before it (line number), which no crash of ours can have made.
+    left out; RunError (line number) for one that is damaged, or that was changed since `line_of` made it.
     """
     found: list[Record] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if _is_as_written(last):  # an editor took its newline, and no more
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(typed(kind, json.loads(line)))
-        except ValueError as error:
-            advice = "delete the line and all after it and run the evaluation again, or use another --out"
+            value = json.loads(line)
+            if isinstance(value, dict) and "sha256" in value and not _is_as_written(line):
+                why = "it was edited since it was written"
+                if line.startswith(b"\xef\xbb\xbf"):
+                    why = "an editor put a byte order mark before it"
+                elif line.endswith(b"\r"):
+                    why = "an editor made its line end CR LF, which was LF"
+                raise ValueError(why)
+            found.append(typed(kind, value))
+        except (ValueError, RecursionError) as error:
+            further = " and all after it, and run the same command again" if kind is Generation else ""
+            advice = f"nothing was changed; put the file back as it was, or delete the line{further}"
             raise RunError(f"{path}, line {number}: damaged ({error}); {advice}") from None
     return found
+
+
+def _is_as_written(line: bytes) -> bool:
+    before, sign, _ = line.rpartition(_SHA)
+    return bool(sign) and line == _with_sha(before)
+
+
+def _with_sha(text: bytes) -> bytes:
+    return text + _SHA + hashlib.sha256(text).hexdigest()[:16].encode() + b'"}'
 
 
 def read_run(folder: str | Path) -> Run:
@@ -494,7 +551,7 @@ def write_text(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(text.encode() if isinstance(text, str) else text)
+        file.write(text.encode("utf-8", "replace") if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -516,14 +573,65 @@ def write_scores(
     write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
 
 
+def line_of(record: Any) -> bytes:
+    """A record as one line of JSON, whose last key "sha256" has 16 digits of the hash of all that stands before it."""
+    text = json.dumps(as_json(record), ensure_ascii=False)
+    # A reply may hold half a character, which JSON can carry and UTF-8 cannot.
+    return _with_sha(text[:-1].encode("utf-8", "surrogatepass"))
+
+
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
-    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe."""
-    with path.open("ab") as file:
-        for row in rows:  # a reply may hold half a character, which JSON can carry and UTF-8 cannot
-            line = json.dumps(as_json(row), ensure_ascii=False)
-            file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe.
+
+    A torn last line is cut off first, or it would swallow the next.
+    """
+    with path.open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read() != b"\n":
+                torn = path.read_bytes().rpartition(b"\n")[2]
+                if _is_as_written(torn):
+                    file.write(b"\n")
+                else:
+                    file.truncate(end - len(torn))
+        file.write(b"".join(line_of(row) + b"\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
+
+    The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
+    OSError where nothing can be written.
+    """
+    if str(folder) != str(folder).encode("utf-8", "replace").decode():
+        raise RunError(f"{folder}: this name is not UTF-8, which not every library can open; choose another")
+    is_new, path = not folder.exists(), folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever was here before may just have removed the file that was opened.
+                is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except BlockingIOError:
+                is_ours = False
+            except OSError as error:
+                log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
+                is_ours = True
+            if not is_ours:
+                raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if is_new:
+                    folder.rmdir()  # where nothing was written
 
 
 # ------------------------------------------------------------------------------------------------------- inside a page
@@ -545,6 +653,9 @@ def packed(runs: Sequence[Run], more: Mapping[str, Any]) -> str:
             record[path.name] = list(map(json.loads, text.split(b"\n")[:-1])) if is_list else json.loads(text)
         for at, row in enumerate(record[GENERATIONS]):  # hashes do not compress
             row["key"] = str(at)
+        for rows in record.values():
+            for row in rows if isinstance(rows, list) else ():
+                row.pop("sha256", None)  # of the line as it stood there
         for path in sorted((run.path / "scores").rglob("*.parquet")):
             # Whole numbers are written as such: most statistics are counts.
             columns = {c: of.tolist() for c, of in pd.read_parquet(path).items()}

@@ -30,9 +30,9 @@ from bnbench.models.loading import outline
 from bnbench.models.precision import Device, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
-from bnbench.records import slug
+from bnbench.records import alone, slug
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 _log = logging.getLogger("bnbench.finetune")
 
 
@@ -86,6 +86,10 @@ def finetune_request(
     location, _, revision = (base or f"{BUNDLED}base").partition("@")
     if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
         location, revision = str(Path(base).resolve()), ""
+    output = out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}")
+    if weights and processes.index() == 0:
+        with alone(output):  # can be written, and nobody else is at it
+            pass
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
     count = Prompter.load(files, trust_remote_code=trust_remote_code).count_tokens
 
@@ -101,8 +105,7 @@ def finetune_request(
         _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
     return FinetuneRequest(
         base=location, fingerprint=corpus.fingerprint, recipe=loaded, revision=revision or None, device=device,
-        output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
-        trust_remote_code=trust_remote_code, stop_after=seconds, command=command, **chosen,
+        output=output, trust_remote_code=trust_remote_code, stop_after=seconds, command=command, **chosen,
     )  # fmt: skip
 
 

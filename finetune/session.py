@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 import bnbench
 from bnbench import records
@@ -18,11 +22,14 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import get_tuner
-from bnbench.finetune.tuners.base import Gain, Outcome, Point, newest_checkpoint, write_curve
+from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
 from bnbench.plot import loss_svg
 
 JOB = "job.json"
 """In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
+_UNWRITTEN = re.compile(
+    r"No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos"
+)
 _log = logging.getLogger("bnbench.finetune")
 
 
@@ -71,8 +78,8 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     rows that must not be trained on, a folder of another training or a GPU too small, and PartialRunError where SIGTERM
     or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
-    with processes.meet(request.device):
-        planned, outcome = processes.first(lambda: _begin(request))
+    with processes.meet(request.device), ExitStack() as held:
+        planned, outcome = processes.first(lambda: _begin(request, held))
         resumed_from = outcome.steps if outcome else planned.resume.step if planned.resume else 0
         if outcome is None:
             with stop_on_signals(request.stop_after) as stop:
@@ -80,6 +87,12 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
                     trained = outcome = get_tuner(planned.recipe.tuner).train(replace(planned, should_stop=stop))
                 except KeyboardInterrupt:
                     raise _stopped(planned, request.command, signal.SIGINT) from None
+                except (OSError, RuntimeError, SafetensorError) as error:
+                    # safetensors and torch have errors of their own for a disk that is full.
+                    if not (found := _UNWRITTEN.search(str(error))):
+                        raise
+                    why = f"{planned.output} cannot be written ({found[0]}): make room; the same command goes on from "
+                    raise TrainingError(f"{why}the last checkpoint") from error
             processes.first(lambda: _end(request.command, planned, trained, resumed_from, stop.signal))
     return FinetuneResult(
         output=planned.output, total_steps=planned.steps, resumed_from=resumed_from, trainable=planned.trainable,
@@ -87,8 +100,9 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     )  # fmt: skip
 
 
-def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
-    """The plan, `resume` in it, with the outcome of a training that is finished already."""
+def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | None]:
+    """The plan, `resume` in it, with the outcome of a training that is finished already; `held` keeps its folder."""
+    held.enter_context(records.alone(request.output))
     planned = plan(request)
     tuner, output, checkpoints = planned.recipe.tuner, planned.output, planned.checkpoints
     job = checkpoints / JOB
@@ -103,17 +117,22 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
         if record is None:
             raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(record.identity, planned)
+        if not (output / "adapter_model.safetensors").is_file():
+            how = f"put it back, or remove {records.TRAINING} to make it again from the last checkpoint"
+            raise TrainingError(
+                f"{output}: this training is finished, but its adapter_model.safetensors is gone; {how}"
+            )
         _log.info("%s already holds this training, finished", output)
-        curve, gain = tuple(Point(*point) for point in record.loss), Gain(**record.gain) if record.gain else None
-        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, gain)
+        curve = tuple(Point(*point) for point in record.loss)
+        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, record.gain)
 
     if not job.is_file() and checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     newest = newest_checkpoint(checkpoints) if job.is_file() else None
     if newest is not None:
         try:
-            _check_same(dict(json.loads(job.read_text(encoding="utf-8"))), planned)
-        except (OSError, TypeError, ValueError) as error:
+            _check_same(records.typed(Mapping[str, Any], json.loads(job.read_text(encoding="utf-8"))), planned)
+        except (OSError, ValueError, RecursionError) as error:
             why = f"{job} cannot be read ({error}): choose another folder, or remove this one"
             raise TrainingError(why) from None
     elif (output / "adapter_config.json").exists():
@@ -127,7 +146,8 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
 
 def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in the folder has otherwise, `before` being its identity."""
-    now, then = planned.identity(), dict(before.get("recipe") or {})
+    now, recipe = planned.identity(), before.get("recipe")
+    then = recipe if isinstance(recipe, dict) else {}
     changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
@@ -177,7 +197,7 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=environment["packages"], loss=outcome.curve,
-        gain=asdict(outcome.gain) if outcome.gain else None, examples=tuple(row.id for row in planned.rows),
+        gain=outcome.gain, examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
     records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve))

@@ -836,15 +836,16 @@ PANELS = (  # a line each
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
+    targets = recipe.get("targets")
     preferences = ""
     if gain:
-        margin, low, high = (number(gain[key], sign=True) for key in ("margin", "low", "high"))
+        margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
         ends = f"{margin} nats (95 % {low} to {high})"
-        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
+        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
         "Adapter": f"{recipe.get('tuner')}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
-        f"dropout {recipe.get('dropout')}, on {', '.join(recipe.get('targets') or [])}",
+        f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
         "Precision": f"weights {training.precision.get('quantisation')}, {training.precision.get('reason')}",
         "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
         f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}",

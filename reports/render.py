@@ -26,7 +26,8 @@ from bnbench import __version__
 from bnbench.data.files import inert
 from bnbench.errors import UsageError
 from bnbench.plot import forest_svg, png_of
-from bnbench.records import Run, packed, read_run, write_text
+from bnbench.progress import storable
+from bnbench.records import Run, alone, packed, read_run, write_text
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
@@ -45,7 +46,7 @@ from bnbench.reports.panels import (
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
-from bnbench.reports.values import legend, name, shown_values, storable, value_of
+from bnbench.reports.values import legend, name, shown_values, value_of
 from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:
@@ -92,15 +93,16 @@ def write_report(
     and `language` do.
     """
     say = None if lang == "en" else language(lang)
-    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
-    files = {
-        "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
-        "ranking.csv": ranking_csv(ranking),
-        "report.md": report_md(ranking, say),
-        "report.html": report_html(ranking, say),
-    }
-    for file, text in files.items():
-        write_text(folder / file, storable(text))
+    with alone(folder):
+        ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
+        files = {
+            "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
+            "ranking.csv": ranking_csv(ranking),
+            "report.md": report_md(ranking, say),
+            "report.html": report_html(ranking, say),
+        }
+        for file, text in files.items():
+            write_text(folder / file, storable(text))
     return Report(ranking, folder / "report.html", say)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import unicodedata
 from collections.abc import Sequence
@@ -66,11 +65,6 @@ def name(text: str, limit: int = 60) -> str:
     if any(unicodedata.bidirectional(c) in ("R", "AL") for c in visible):
         return f"\N{FIRST STRONG ISOLATE}{visible}\N{POP DIRECTIONAL ISOLATE}"
     return visible
-
-
-def storable(text: str) -> str:
-    """Text that any UTF-8 file and any HTML parser takes: lone surrogates and control characters become U+FFFD."""
-    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bnbench.errors import CandidateError, CorpusError, PromptError, require
 from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
-from bnbench.models.loading import explained
+from bnbench.models.loading import bounded, explained
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -397,7 +397,8 @@ def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
         asked = {"tokenize": False, "add_generation_prompt": prompt, "date_string": _FIXED_DATE}
         asked["enable_thinking"] = False  # the reply is what is measured, not the thoughts before it
-        return str(tokenizer.apply_chat_template(messages, chat_template=_NO_CLOCK + own, **asked))
+        with bounded("the tokenizer", "its chat template"):
+            return str(tokenizer.apply_chat_template(messages, chat_template=_NO_CLOCK + own, **asked))
 
     user = {"role": "user", "content": _USER}
     folded = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}  # for a template that knows no system role

@@ -16,11 +16,11 @@ from typing import Any
 from bnbench.errors import RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
-from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
+from bnbench.finetune.tuners.base import Job, Outcome, Tuner
 from bnbench.models import loading
 from bnbench.models.precision import Device, make_portable
 from bnbench.progress import quiet, stage
-from bnbench.records import write_json
+from bnbench.records import Gain, write_json
 
 
 class AdapterTuner(Tuner):

@@ -22,7 +22,7 @@ from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
-from bnbench.records import write_json, write_text
+from bnbench.records import Gain, typed, write_json, write_text
 
 _SEAL = "sealed.json"
 _log = logging.getLogger("bnbench.finetune")
@@ -37,6 +37,14 @@ class Checkpoint:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Seal:
+    """sealed.json, written last: the sha256 of every file of a checkpoint, and the seconds of training until then."""
+
+    seconds: float
+    files: Mapping[str, str]
+
+
 def seal(folder: Path, seconds: float) -> None:
     """Syncs every file of a checkpoint to the disk, then writes the seal over their hashes."""
     hashes = {}
@@ -44,7 +52,7 @@ def seal(folder: Path, seconds: float) -> None:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
             hashes[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_json(folder / _SEAL, {"seconds": seconds, "files": hashes})
+    write_json(folder / _SEAL, Seal(seconds, hashes))
 
 
 def newest_checkpoint(parent: Path) -> Checkpoint | None:
@@ -55,13 +63,13 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
     names = ((re.fullmatch(r"checkpoint-(\d+)", f.name), f) for f in parent.glob("checkpoint-*") if f.is_dir())
     for step, folder in sorted(((int(name[1]), f) for name, f in names if name), reverse=True):
         try:
-            sealed = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-            for name, sha256 in sealed["files"].items():
+            sealed: Seal = typed(Seal, json.loads((folder / _SEAL).read_text(encoding="utf-8")))
+            for name, sha256 in sealed.files.items():
                 with (folder / name).open("rb") as stream:
                     if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                         raise ValueError(f"{name} is not what was sealed")
-            return Checkpoint(folder, step, sealed["seconds"])
-        except (OSError, ValueError, KeyError):
+            return Checkpoint(folder, step, sealed.seconds)
+        except (OSError, ValueError, RecursionError):
             _log.warning("checkpoint %s is torn (written while the process was killed, or damaged): removed", folder)
             shutil.rmtree(folder)
     return None
@@ -73,34 +81,6 @@ class Point(NamedTuple):
     step: int
     loss: float
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
-
-    `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
-    log p(chosen) − log p(rejected) is above the base's, `low` and `high` its 95 % bootstrap interval, `p_value` of the
-    paired randomisation. `chosen` and `rejected` are changes of log p in nats, `won` the share of margins above 0.
-    """
-
-    pairs: int
-    messages: int
-    beta: float
-    margin: float
-    low: float
-    high: float
-    p_value: float
-    won: float
-    chosen: float
-    rejected: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
-            f"(95 % {self.low:+.3f} to {self.high:+.3f}, p = {self.p_value:.4f}); the chosen reply gained on the "
-            f"rejected one in {100 * self.won:.0f} % (log p {self.chosen:+.1f} and {self.rejected:+.1f} nats)"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

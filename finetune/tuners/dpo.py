@@ -23,11 +23,12 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
-from bnbench.finetune.tuners.base import Gain, Job
+from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.significance import paired_tests
 from bnbench.models.precision import Device
 from bnbench.models.prompts import Prompter
 from bnbench.progress import stage
+from bnbench.records import Gain
 
 
 class PreferenceTuner(AdapterTuner):

@@ -65,11 +65,8 @@ def test_version():
         (["evaluate", "--split", "al"], "there is no split 'al'; did you mean 'all'?"),
         (["evaluate", "--split", "dev", "--data", "none.csv"], "there is no split 'dev'"),
         (["evaluate", "--columns", "questoin=x", "--data", "none.csv"], "did you mean 'question'?"),
-        (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\nbnbench: model no/model: "),
-        (
-            ["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"],
-            "file\nbnbench: predictions x.csv: no such file",
-        ),
+        (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\n  model no/model: "),
+        (["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"], "file\n  predictions x.csv: no such file"),
         (["evaluate", "--predictions", "folder"], "predictions folder: a folder; name a file in it"),
         (["evaluate", "--data", "folder"], "folder: a folder; name a file in it"),
         (["evaluate", "--data", "x" * 300 + ".csv"], "File name too long"),

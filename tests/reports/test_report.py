@@ -22,12 +22,13 @@ from rich.cells import cell_len
 
 from bnbench.errors import RunError
 from bnbench.plot import interval_plot
+from bnbench.progress import storable
 from bnbench.records import read_run, unpack
 from bnbench.reports import Report, write_report
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import aligned
-from bnbench.reports.values import legend, name, number, p_value, shown_values, storable
+from bnbench.reports.values import legend, name, number, p_value, shown_values
 from bnbench.reports.verdict import verdict, warnings
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
 
