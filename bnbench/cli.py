@@ -509,6 +509,7 @@ def inspect_prompt_command(
     row: Annotated[int, Option(min=0, help="Which row of the split.")] = 0,
     system: System = None,
     template: Template = None,
+    every_turn: Annotated[bool, Option("--every-turn", help='As a recipe with supervise = "all" trains.')] = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -521,8 +522,10 @@ def inspect_prompt_command(
     )  # fmt: skip
     told, texts = dict[str, Any](), list[str]()
     for name, prompter in asked.items():
-        prompt, answer = prompter.training(example)
-        ids = {"prompt_ids": prompt, "supervised_ids": answer}
+        supervise = "all" if every_turn else "last"
+        parts = prompter.training(example, supervise)  # every second one is an answer
+        ids: dict[str, Any] = {"prompt_ids": parts[0], "supervised_ids": sum(parts[1::2], ())}
+        ids |= {"parts": parts} if len(parts) > 2 else {}
         told[name] = {**prompter.describe(), "text": prompter.prompt(example).text, **ids}
-        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example))
+        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example, supervise))
     _print(told if len(told) > 1 else next(iter(told.values())), as_json, lambda _: "\n\n".join(texts))

@@ -12,11 +12,12 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
+from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
@@ -87,7 +88,8 @@ def finetune_request(
     if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
         location, revision = str(Path(base).resolve()), ""
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
-    count = Prompter.load(files, trust_remote_code=trust_remote_code).count_tokens
+    prompts = Prompter.load(files, trust_remote_code=trust_remote_code)
+    count = partial(prompts.count_tokens, supervise=loaded.supervise)
 
     limits: dict[str, Any] = {"max_tokens": loaded.max_tokens, "count_tokens": count}
     sizes, chosen = SplitSizes.parse(split_sizes), dict[str, Any](examples=())
@@ -219,7 +221,10 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
 
     # A pair is two examples in turns, and so two rows.
     examples = request.examples or [e for p in request.pairs for e in (p.chosen, p.rejected)]
-    rows = make_rows(examples, prompts, recipe.loss)
+    rows = make_rows(examples, prompts, recipe.loss, recipe.supervise)
+    if recipe.supervise == "all":
+        several = sum(isinstance(example, Conversation) for example in examples)
+        _log.info("every reply is trained on: %d of %d rows have several turns", several, len(rows))
     held_out = make_rows([e for p in request.held_out for e in (p.chosen, p.rejected)], prompts, recipe.loss)
     for part in (rows, held_out) if held_out else (rows,):
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)

@@ -68,10 +68,12 @@ class Recipe:
 
     `card` is the GPU that it is made for, in words, and `own` has the keys that only its `tuner` has. `precision`
     "auto" is what the GPU is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or
-    all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples;
-    `packing` puts those of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and
-    time but not the step. `memory_gib` is a peak: layers whose activations fit below it are not computed twice (0: only
-    where a row is shorter than the longest); it makes no room, it uses what there is.
+    all ("full-text"). `supervise` says which replies of a conversation do: the last, what was said before it being the
+    message, or each ("all"), the turns as the chat template writes them. `warmup` is a share of all steps. One
+    optimiser step sees `batch_size * accumulate` samples; `packing` puts those of a batch into rows of up to
+    `tokens_per_row` tokens without padding, which changes memory and time but not the step. `memory_gib` is a peak:
+    layers whose activations fit below it are not computed twice (0: only where a row is shorter than the longest); it
+    makes no room, it uses what there is.
 
     Raises RecipeError for a value out of its range and for settings that contradict each other.
     """
@@ -88,6 +90,7 @@ class Recipe:
     double_quantisation: bool = True
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     loss: Literal["completion", "full-text"] = "completion"
+    supervise: Literal["last", "all"] = "last"
     checkpointing: Literal["non-reentrant", "reentrant", "none"] = "non-reentrant"
     memory_gib: float = 0.0
     max_tokens: int = 4096

@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 from bnbench.data import files
-from bnbench.data.chat import plain_rows, without_thoughts
+from bnbench.data.chat import TURNS, plain_rows, without_thoughts
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 
@@ -65,6 +65,15 @@ class Example:
     title: str
     question: str
     reference: str
+
+
+@dataclass(frozen=True)
+class Conversation(Example):
+    """One row of chat data with several exchanges: `turns` are what user and assistant said in turns before the
+    reference, the user first and last. `question` has the same as one text.
+    """
+
+    turns: tuple[str, ...] = ()
 
 
 def make_example(topic: str, title: str, question: str, reference: str) -> Example:
@@ -247,7 +256,11 @@ def load_corpus(
         texts = files.texts_of(where, record, places)
         repaired = tuple(map(repair, (*texts[:3], without_thoughts(texts[3]))))
         named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
-        rows.append(SourceRow(make_example(*repaired), *named, texts if texts != repaired else ()))
+        example = make_example(*repaired)
+        turns = tuple(map(repair, record.get(TURNS) or ()))
+        if turns and all(turns):  # nobody is to learn to say nothing
+            example = Conversation(**vars(example), turns=turns)
+        rows.append(SourceRow(example, *named, texts if texts != repaired else ()))
 
     cleaned, steps, fell = _clean(rows, min_words)
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
@@ -285,7 +298,7 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
             step = corpus.fell.get(row.where) or corpus.fell.get(row.example.id)
             if step or row.raw:
                 what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
-                texts = astuple(row.example)[1:]
+                texts = astuple(row.example)[1 : 1 + len(FIELDS)]
                 lines.writerow((*what, *(row.raw or texts), *(texts if row.raw else ())))
 
 

@@ -38,13 +38,17 @@ class Row:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tuple[Row, ...]:
-    """One Row an example; `loss` is the recipe's: "completion" supervises the reply, "full-text" every token."""
+def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str, supervise: str = "last") -> tuple[Row, ...]:
+    """One Row an example; `loss` and `supervise` are the recipe's: "completion" supervises the reply, or all replies of
+    a conversation, "full-text" every token.
+    """
     rows = []
     for example in examples:
-        prompt, answer = prompts.training(example)
-        labels = prompt if loss != "completion" else (IGNORED,) * len(prompt)
-        rows.append(Row(example.id, prompt + answer, labels + answer))
+        ids, labels = list[int](), list[int]()
+        for at, part in enumerate(prompts.training(example, supervise)):
+            ids += part
+            labels += part if at % 2 or loss != "completion" else (IGNORED,) * len(part)
+        rows.append(Row(example.id, tuple(ids), tuple(labels)))
     return tuple(rows)
 
 
