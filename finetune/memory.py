@@ -127,11 +127,12 @@ class Estimate:
 
 def estimate(
     shape: Shape, recipe: Recipe, rows: Sequence[Row], trainable: int, steps: int, *,
-    gpu: str = "T4", fused: bool | None = None,
+    gpu: str = "T4", fused: bool | None = None, validation: Sequence[Row] = (),
 ) -> Estimate:  # fmt: skip
     """Of a training of `rows` in so many optimiser steps, with so many trainable parameters.
 
-    `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed).
+    `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed);
+    `validation` are the rows that are gone through now and then.
     """
     size = 4 if recipe.precision == "float32" else 2
     budget = recipe.tokens_per_row if recipe.packing else None
@@ -176,7 +177,7 @@ def estimate(
     if recipe.checkpointing == "non-reentrant" and spare > 0:  # layers keep what they can below memory_gib
         terms["activations kept"] += spare
     terms["CUDA context"] = CONTEXT
-    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu), gpu)
+    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu, validation), gpu)
 
 
 def _adapted(recipe: Recipe, *names: str) -> int:
@@ -202,7 +203,9 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
     return size * elements + eager + (masks if recipe.dropout else 0)  # a dropout's mask is a byte an element
 
 
-def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu: str) -> float | None:
+def _seconds(
+    shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu: str, validation: Sequence[Row]
+) -> float | None:
     """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
     known = gpu_of(gpu)
     if known is None or not get_tuner(recipe.tuner).timed:
@@ -220,7 +223,12 @@ def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu:
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
     per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
-    return max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+    training = max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+    if not validation:
+        return training
+    # Before the first step, then and when, and after the last: one forward pass each.
+    times = 1 + math.ceil(steps / recipe.validate_every)
+    return training + times * count_tokens(validation) * 2.0 * shape.block / (REACHED * rate)
 
 
 def chunk_positions(vocabulary: int) -> int:
@@ -257,7 +265,8 @@ def outlook(recipe: Recipe) -> Estimate | None:
     long, usual = (Row("", (0,) * n, (0,) * n) for n in (recipe.max_tokens, rest))
     rows = [long] * longest + [usual] * (SAMPLES - longest)
     trainable, steps = lora_parameters(LLAMA_8B, recipe), recipe.count_steps(SAMPLES)
-    return estimate(LLAMA_8B, recipe, rows, trainable, steps, gpu=gpu)
+    validation = [usual] * recipe.validation_rows if recipe.validate_every else []
+    return estimate(LLAMA_8B, recipe, rows, trainable, steps, gpu=gpu, validation=validation)
 
 
 def duration(seconds: float) -> str:

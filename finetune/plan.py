@@ -21,11 +21,12 @@ from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, 
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import check_rows, count_tokens, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import Row, check_rows, count_tokens, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import adapt, own_attention
 from bnbench.finetune.tuners.base import Job
+from bnbench.metrics.normalization import normalize
 from bnbench.models.hub import BUNDLED, resolve_base
 from bnbench.models.loading import outline
 from bnbench.models.precision import Device, Precision, choose_precision
@@ -43,7 +44,8 @@ class FinetuneRequest:
 
     `fingerprint` is the corpus's. `base_folder` is where the base lies if `base` is only the name that the adapter
     should record. `stop_after` (seconds) ends the session early with everything saved. `command` is what a user would
-    type to go on. A recipe whose tuner trains on pairs takes `pairs`, and no examples, and is measured on `held_out`.
+    type to go on. A recipe whose tuner trains on pairs takes `pairs`, and no examples, and is measured on `held_out`;
+    any other validates on `validation`, if there is one.
     """
 
     base: str
@@ -61,6 +63,7 @@ class FinetuneRequest:
     command: str = ""
     pairs: tuple[Pair, ...] = ()
     held_out: tuple[Pair, ...] = ()
+    validation: tuple[Example, ...] = ()
 
 
 def finetune_request(
@@ -95,10 +98,12 @@ def finetune_request(
     sizes, chosen = SplitSizes.parse(split_sizes), dict[str, Any](examples=())
     if loaded.pairs:
         found = load_pairs(data, columns=columns, sizes=sizes, **limits)
-        corpus, chosen["pairs"], chosen["held_out"] = found.corpus, found.select(split, limit), found.held_out(split)
+        corpus, chosen["pairs"] = found.corpus, found.select(split, limit)
+        chosen["held_out"] = found.held_out(split)[:limit]
     else:
         corpus = load_corpus(data, columns=columns, sizes=sizes, **limits) if data else demo_corpus(**limits)
         chosen["examples"] = corpus.select(split, limit)
+        chosen["validation"] = corpus.splits.get("validation", ())[:limit] if split == "train" else ()
     if not corpus.is_split:
         _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
     return FinetuneRequest(
@@ -153,15 +158,24 @@ class Plan(Job):
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
-            f"{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
+            f"{self._validated()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
         return text
 
+    def _validated(self) -> str:
+        if not self.validation:
+            return ""
+        recipe = self.recipe
+        early = f", until {recipe.patience} in a row are no better" if recipe.patience else ""
+        return f"validated on {len(self.validation)} rows every {recipe.validate_every} steps{early}\n"
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from, as plain JSON values."""
+        validation = {"validation_sha256": rows_sha256(self.validation)} if self.validation else {}
         return {
+            **validation,
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
             "base": self.base.hashes,
@@ -178,7 +192,7 @@ class Plan(Job):
             "packing": recipe.packing, "not_packed_because": self.unpacked or None,
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
-            "rows": len(self.rows), "held_out_rows": len(self.held_out),
+            "rows": len(self.rows), "held_out_rows": len(self.held_out), "validation_rows": len(self.validation),
             "tokens": count_tokens(self.rows),
             "supervised_tokens": sum(row.supervised for row in self.rows), "longest_row_tokens": self.longest,
             "samples_per_step": recipe.samples_per_step, "processes": self.processes, "steps": self.steps,
@@ -226,7 +240,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         several = sum(isinstance(example, Conversation) for example in examples)
         _log.info("every reply is trained on: %d of %d rows have several turns", several, len(rows))
     held_out = make_rows([e for p in request.held_out for e in (p.chosen, p.rejected)], prompts, recipe.loss)
-    for part in (rows, held_out) if held_out else (rows,):
+    validation, characters = _validation_rows(request, recipe, prompts)
+    for part in (rows, *filter(None, (held_out, validation))):
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
 
     trainable, total = adapted.get_nb_trainable_parameters()
@@ -234,16 +249,28 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
     steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
-    expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
+    shape = Shape.of(config, total - trainable)
+    expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
     return Plan(
         recipe=recipe, base=base, rows=rows, held_out=held_out, fingerprint=request.fingerprint,
+        validation=validation, validation_characters=characters,
         prompt=prompts.describe(), targets=tuple(sorted(targets)), unpacked=unpacked, pad_id=pad,
         precision=recipe_precision(recipe, device, total - trainable),
         device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),
         processes=processes.count(), estimate=expected, output=request.output, trust_remote_code=trust,
     )  # fmt: skip
+
+
+def _validation_rows(request: FinetuneRequest, recipe: Recipe, prompts: Prompter) -> tuple[tuple[Row, ...], int]:
+    """The rows to validate on, of which the replies alone are supervised, and the replies' normalised characters."""
+    chosen = request.validation[: recipe.validation_rows or None] if recipe.validate_every else ()
+    replies = [e.reference for e in chosen]
+    if recipe.supervise == "all":
+        replies += [said for e in chosen if isinstance(e, Conversation) for said in e.turns[1::2]]
+    rows = make_rows(chosen, prompts, "completion", recipe.supervise)
+    return rows, sum(len(normalize(text)) for text in replies)
 
 
 def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:

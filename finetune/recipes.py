@@ -40,7 +40,8 @@ _COUNTS = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_r
 _RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(_COUNTS, (1, math.inf)),
     "dropout": (0.0, 0.95), "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "learning_rate": (1e-9, 1.0),
-    "epochs": (1e-3, 1000.0), "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("validate_every", "validation_rows", "patience"), (0, math.inf)), "epochs": (1e-3, 1000.0),
+    "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
 }  # fmt: skip
 _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
@@ -48,7 +49,8 @@ _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
     "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "accumulate", "gradient_checkpointing": "checkpointing", "max_length": "max_tokens",
     "max_seq_length": "max_tokens", "optim": "optimizer", "lr_scheduler_type": "schedule", "warmup_ratio": "warmup",
-    "save_steps": "save_every", "logging_steps": "log_every",
+    "save_steps": "save_every", "logging_steps": "log_every", "eval_steps": "validate_every",
+    "early_stopping_patience": "patience",
 }  # fmt: skip
 _NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints")
 
@@ -73,7 +75,9 @@ class Recipe:
     optimiser step sees `batch_size * accumulate` samples; `packing` puts those of a batch into rows of up to
     `tokens_per_row` tokens without padding, which changes memory and time but not the step. `memory_gib` is a peak:
     layers whose activations fit below it are not computed twice (0: only where a row is shorter than the longest); it
-    makes no room, it uses what there is.
+    makes no room, it uses what there is. Every `validate_every` steps (0: never) the first `validation_rows` rows (0:
+    all) of the split validation are scored, and the best adapter is the one that is kept; after `patience` validations
+    in a row that are no better the training ends (0: it does not).
 
     Raises RecipeError for a value out of its range and for settings that contradict each other.
     """
@@ -105,6 +109,9 @@ class Recipe:
     warmup: float = 0.03
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    validate_every: int = 200
+    validation_rows: int = 100
+    patience: int = 2
     save_every: int = 250
     keep_checkpoints: int = 2
     log_every: int = 50

@@ -30,7 +30,8 @@ _log = logging.getLogger("bnbench.finetune")
 class FinetuneResult(Outcome):
     """What a session did: `steps` of `total_steps` are done in all sessions, `resumed_from` of them before it.
 
-    It is not finished only where `stop_after` ended it: the same request goes on from there.
+    It is not finished only where `stop_after` ended it: the same request goes on from there. Fewer steps than
+    `total_steps` are all where validation stopped it early.
     """
 
     output: Path
@@ -43,7 +44,7 @@ class FinetuneResult(Outcome):
     @property
     def finished(self) -> bool:
         """Whether the adapter is written."""
-        return self.steps == self.total_steps
+        return self.steps == self.total_steps or self.stopped_early
 
     def summary(self) -> dict[str, Any]:
         """The result as plain JSON values; the curve's means over its first and last tenth stand for it."""
@@ -58,6 +59,8 @@ class FinetuneResult(Outcome):
             return f"{head}; stopped for the time limit, the same command goes on from there"
         none = "no pairs were held out, so what the chosen replies gained on other messages is not known"
         gain = f"\n{self.gain or none}" if on_pairs else ""
+        if self.validation:
+            gain += f"\nvalidation: {self.validation.said(self.curve)}"
         return f"{head}{gain}\nadapter: {self.output} ({self.trainable:,} parameters)"
 
 
@@ -105,7 +108,8 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
         _check_same(record.identity, planned)
         _log.info("%s already holds this training, finished", output)
         curve, gain = tuple(Point(*point) for point in record.loss), Gain(**record.gain) if record.gain else None
-        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, gain)
+        more = (record.seconds, record.peak_memory_bytes, gain, record.validation)
+        return planned, Outcome(record.steps, curve, *more)
 
     if not job.is_file() and checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
@@ -151,7 +155,7 @@ def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
 
 def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
     """Records a finished training; PartialRunError for one that a signal ended, TrainingError if it learned nothing."""
-    if outcome.steps < planned.steps:
+    if outcome.steps < planned.steps and not outcome.stopped_early:
         if stopped_by is not None:
             raise _stopped(planned, command, stopped_by)
         return  # for the time limit, which is no error
@@ -177,9 +181,10 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=environment["packages"], loss=outcome.curve,
-        gain=asdict(outcome.gain) if outcome.gain else None, examples=tuple(row.id for row in planned.rows),
+        gain=asdict(outcome.gain) if outcome.gain else None, validation=outcome.validation,
+        examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
-    records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve))
+    records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve, validation=outcome.validation))
     write_curve(planned.output / "loss.csv", outcome.curve)
     records.write_json(planned.output / records.TRAINING, record)

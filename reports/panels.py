@@ -559,7 +559,9 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
     blocks: list[Block] = []
     for who, training in trained.items():
         curve = Drawing(
-            loss_svg(training.loss, who), "Loss of each optimiser step (thin) and its running mean (thick)."
+            loss_svg(training.loss, who, training.validation),
+            "Loss of each optimiser step (thin) and its running mean (thick)."
+            + (" Dashed: loss in validation, a ring around the adapter that was kept." if training.validation else ""),
         )
         facts = Facts(training_facts(training), Pen.HTML)
         blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
@@ -716,6 +718,7 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         "Loss": f"{training.loss_at_start:.3f} → {training.loss_at_end:.3f} "
         "(means of the first and last tenth of the steps)",
         "Preferences": preferences,
+        "Validation": training.validation.said(training.loss) if training.validation else "",
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
     }
     return [(label, text) for label, text in shown.items() if text]

@@ -194,15 +194,29 @@ class Prompter:
             text = whole[whole.index('"added_tokens"') :]
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def prompt(self, example: Example) -> Prompt:
-        """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS."""
+    def prompt(self, example: Example, *, goes_on: bool = False) -> Prompt:
+        """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS.
+
+        With `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
+        """
         topic = example.topic.strip()
         system = (self.system if topic else _TOPIC_PART.sub("", self.system)).replace("{topic}", topic).strip()
         user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
         if self.tokenizer is None:
             return Prompt(user, (), system, user)
-        text, ids = self._filled(self.template, {_SYSTEM: system, _USER: user})
-        if self.bos_id is not None:
+        template, fill = self.next_turn if goes_on else self.template, {_SYSTEM: system, _USER: user}
+        text = _SLOTS.sub(lambda m: fill[m[0]], template)
+        if not self.special_names.search(f"{system}\n{user}"):
+            ids = self._encode(text)
+        else:
+            # A text names a special token: the template's own become special, the text's stay characters.
+            ids = []
+            for at, part in enumerate(self.special_names.split(template)):
+                if at % 2:
+                    ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                else:
+                    ids += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
+        if self.bos_id is not None and not goes_on:
             count = ids.count(self.bos_id)
             # Where one token begins texts and ends turns, later ones are ends of turns.
             is_shared = self.bos_id == self.tokenizer.eos_token_id
@@ -213,20 +227,6 @@ class Prompter:
                     "chat_template.jinja"
                 )
         return Prompt(text, tuple(ids), system, user)
-
-    def _filled(self, template: str, fill: Mapping[str, str]) -> tuple[str, list[int]]:
-        """Text and ids of a template with `fill` (marker → text) in it."""
-        text = _SLOTS.sub(lambda m: fill[m[0]], template)
-        if not self.special_names.search("\n".join(fill.values())):
-            return text, self._encode(text)
-        # A text names a special token: the template's own become special, the text's stay characters.
-        ids: list[int] = []
-        for at, part in enumerate(self.special_names.split(template)):
-            if at % 2:
-                ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
-            else:
-                ids += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
-        return text, ids
 
     def _encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
@@ -245,9 +245,6 @@ class Prompter:
         """
         if not example.reference.strip():  # it would teach the model to say nothing
             raise PromptError(f"example {example.id}: the reference is empty, nothing to train on; remove the row")
-        return self._parts(example, supervise)
-
-    def _parts(self, example: Example, supervise: str) -> tuple[tuple[int, ...], ...]:
         if supervise == "last" or not isinstance(example, Conversation):
             return self.prompt(example).ids, self.answer(example.reference)
         if not self.next_turn:
@@ -258,12 +255,13 @@ class Prompter:
         first, *others = example.turns
         parts = [self.prompt(replace(example, question=first)).ids]
         for said, asked in zip(others[::2], others[1::2], strict=True):
-            parts += [self.answer(said), tuple(self._filled(self.next_turn, {_USER: asked.strip()})[1])]
+            turn = replace(example, title="", question=asked)
+            parts += [self.answer(said), self.prompt(turn, goes_on=True).ids]
         return (*parts, self.answer(example.reference))
 
     def count_tokens(self, examples: Sequence[Example], supervise: str = "last") -> list[int]:
         """The length of each example's training row in tokens (prompts, answers and ends)."""
-        return [sum(map(len, self._parts(e, supervise))) for e in examples]
+        return [sum(map(len, self.training(e, supervise))) for e in examples]
 
     def limited(self, decoding: Decoding, references: Sequence[str] = ()) -> Decoding:
         """The decoding with its limit in tokens, by the fertility of this tokenizer; without one it stays in words.

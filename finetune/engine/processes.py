@@ -94,6 +94,18 @@ def largest(value: int) -> int:
     return int(told)
 
 
+def total(value: float) -> float:
+    """The sum of all processes' values, the same in each. Waits for them."""
+    if count() == 1:
+        return value
+    import torch
+
+    told = torch.tensor(value, dtype=torch.float64)
+    with _in_company():
+        torch.distributed.all_reduce(told)
+    return float(told)
+
+
 def add_gradients(parameters: Sequence[Any]) -> None:
     """Makes each parameter's gradient the sum of all processes'; a process without one adds nothing."""
     import torch

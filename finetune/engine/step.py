@@ -111,8 +111,9 @@ class _SummedLoss(torch.autograd.Function):
             sums = logits.exp_().sum(-1, keepdim=True)
             total += (sums.log() - chosen).sum()
             logits /= sums
-            logits.scatter_add_(-1, t[:, None], torch.full_like(chosen, -1.0))
-            torch.mm(logits.to(h.dtype), head.weight, out=g)
+            if ctx.needs_input_grad[0]:
+                logits.scatter_add_(-1, t[:, None], torch.full_like(chosen, -1.0))
+                torch.mm(logits.to(h.dtype), head.weight, out=g)
         ctx.save_for_backward(gradient)
         return total
 
@@ -215,7 +216,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
         self.bar.advance(1)
-        if state.global_step < state.max_steps and self.job.should_stop():
+        if state.global_step < state.max_steps and not control.should_training_stop and self.job.should_stop():
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

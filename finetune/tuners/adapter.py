@@ -45,23 +45,31 @@ class AdapterTuner(Tuner):
         import transformers
 
         from bnbench.finetune.engine.step import Monitor, curve_of
+        from bnbench.finetune.engine.validation import Validator
 
         with quiet():
             transformers.set_seed(job.recipe.seed)
             monitor = Monitor(job)
             with loading.explained(job.base.label, "it cannot be trained"):
                 trainer = self.trainer(job, self.load(job), monitor)
+            validator = Validator(job, trainer) if job.validation else None
+            if validator:  # before the monitor, which seals what it adds to a checkpoint
+                trainer.remove_callback(monitor)
+                trainer.add_callback(validator)
+                trainer.add_callback(monitor)
             left = job.steps - (job.resume.step if job.resume else 0)
             with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
                 trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
             seconds, steps = monitor.seconds, trainer.state.global_step
             curve, gain = curve_of(trainer.state.log_history), None
-            if steps == job.steps:
+            if steps == job.steps or (validator and validator.stopped):
+                if validator:
+                    validator.restore_best()
                 gain = self.gain(job, trainer)
                 if processes.index() == 0:
                     save_adapter(job, trainer.model)
         peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
-        return Outcome(steps, curve, seconds, peak, gain)
+        return Outcome(steps, curve, seconds, peak, gain, validator.found if validator else None)
 
     def load(self, job: Job) -> Any:
         """The frozen base."""

@@ -30,7 +30,7 @@ class UnslothTuner(AdapterTuner):
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses what Unsloth does in one way only, set otherwise, and any machine without an NVIDIA GPU."""
         wanted: dict[str, tuple[Any, ...]] = {
-            "packing": (False,), "double_quantisation": (True,), "memory_gib": (0.0,),
+            "validate_every": (0,), "packing": (False,), "double_quantisation": (True,), "memory_gib": (0.0,),
             "checkpointing": ("non-reentrant", "none"), "precision": ("auto", "float16", "bfloat16"),
         }  # fmt: skip
         wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]

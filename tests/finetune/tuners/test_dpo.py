@@ -263,7 +263,9 @@ def test_settings_that_mean_nothing(name: str, key: str, value: str, message: st
 
 def test_request_reads_pairs_and_holds_the_other_half_out(tiny_base: Path) -> None:
     request = finetune_request("dpo", str(tiny_base), limit=5, overrides={"max_tokens": "100000"})
-    assert (len(request.pairs), request.examples) == (5, ()) and len(request.held_out) > 150
+    assert (len(request.pairs), request.examples) == (5, ()) and len(request.held_out) == 5
+    everything = finetune_request("dpo", str(tiny_base), overrides={"max_tokens": "100000"})
+    assert len(everything.held_out) > 150 and everything.held_out[:5] == request.held_out
     with pytest.raises(RecipeError, match='the tuner "lora" trains on examples, and no pairs'):
         plan(replace(request, recipe="demo", overrides={}))
     with pytest.raises(RecipeError, match='the tuner "dpo" trains on pairs, and no examples'):
