@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,9 @@ def finetune_request(
         location, revision = str(Path(base).resolve()), ""
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
     prompts = Prompter.load(files, trust_remote_code=trust_remote_code)
-    count = partial(prompts.count_tokens, supervise=loaded.supervise)
+
+    def count(examples: Sequence[Example]) -> list[int]:
+        return [sum(map(len, prompts.training(e, loaded.supervise))) for e in examples]
 
     limits: dict[str, Any] = {"max_tokens": loaded.max_tokens, "count_tokens": count}
     sizes, chosen = SplitSizes.parse(split_sizes), dict[str, Any](examples=())

@@ -259,9 +259,9 @@ class Prompter:
             parts += [self.answer(said), self.prompt(turn, goes_on=True).ids]
         return (*parts, self.answer(example.reference))
 
-    def count_tokens(self, examples: Sequence[Example], supervise: str = "last") -> list[int]:
-        """The length of each example's training row in tokens (prompts, answers and ends)."""
-        return [sum(map(len, self.training(e, supervise))) for e in examples]
+    def count_tokens(self, examples: Sequence[Example]) -> list[int]:
+        """The length of each example's training row in tokens (prompt, answer and end)."""
+        return [len(self.prompt(e).ids) + len(self.answer(e.reference)) for e in examples]
 
     def limited(self, decoding: Decoding, references: Sequence[str] = ()) -> Decoding:
         """The decoding with its limit in tokens, by the fertility of this tokenizer; without one it stays in words.
