@@ -34,15 +34,16 @@ class Stage:
             self.task = self.bar.add_task(name, total=total, rate="")
             self.bar.start()
 
-    def advance(self, items: int, tokens: int = 0) -> None:
-        """Counts finished items and, where the stage makes any, their tokens."""
+    def advance(self, items: int, tokens: int = 0, note: str = "") -> None:
+        """Counts finished items and, where the stage makes any, their tokens; `note` stands before the speed."""
         self.done += items
         self.tokens += tokens
         now = time.monotonic()
         seconds = max(now - self.start, 1e-9)
         left = (self.total - self.done) * seconds / self.done if self.done else 0.0
         tokens_per_second = f" · {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
-        rate = f"{self.done / seconds:.1f} items/s{tokens_per_second} · {left:.0f} s left"
+        remains = f"{left:.0f} s left" if left < 600 else f"{left / 60:.0f} min left"
+        rate = f"{note}{note and ' · '}{self.done / seconds:.1f} items/s{tokens_per_second} · {remains}"
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
         elif now - self.shown >= PLAIN_EVERY_SECONDS:

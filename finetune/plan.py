@@ -278,6 +278,8 @@ def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
     eight_bits = recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
     for module in ("torch", "transformers", "peft", *(["bitsandbytes"] if eight_bits else [])):
         require(module, extra="models" if module in ("torch", "transformers") else "finetune")
+    if recipe.report_to != "none" and find_spec(recipe.report_to) is None:
+        raise MissingExtraError(f'{recipe.report_to} is not installed: pip install "bnbench[trackers]"')
     if wanted not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"device is {wanted!r}: choose auto, cpu or cuda (and a card by CUDA_VISIBLE_DEVICES)")
     device, tuner = Device.of(wanted), get_tuner(recipe.tuner)

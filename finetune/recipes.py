@@ -52,7 +52,7 @@ _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
     "save_steps": "save_every", "logging_steps": "log_every", "eval_steps": "validate_every",
     "early_stopping_patience": "patience",
 }  # fmt: skip
-_NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints")
+_NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints", "report_to")
 
 
 def get_tuner(name: str) -> Any:
@@ -77,7 +77,7 @@ class Recipe:
     layers whose activations fit below it are not computed twice (0: only where a row is shorter than the longest); it
     makes no room, it uses what there is. Every `validate_every` steps (0: never) the first `validation_rows` rows (0:
     all) of the split validation are scored, and the best adapter is the one that is kept; after `patience` validations
-    in a row that are no better the training ends (0: it does not).
+    in a row that are no better the training ends (0: it does not). `report_to` is a tracker of the curves.
 
     Raises RecipeError for a value out of its range and for settings that contradict each other.
     """
@@ -115,6 +115,7 @@ class Recipe:
     save_every: int = 250
     keep_checkpoints: int = 2
     log_every: int = 50
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     seed: int = 42
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, share
+from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, share
 from bnbench.finetune.engine.layers import ATTENTION, Recomputation, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
@@ -164,6 +164,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.start = time.monotonic() - (job.resume.seconds if job.resume else 0.0)
         self.try_largest: Callable[[], None]
         self.bar: Stage
+        self.tokens = 0  # of the step under way, in all processes
 
     @property
     def seconds(self) -> float:
@@ -198,7 +199,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             model.zero_grad()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
-        """One optimiser step's loss; every `log_every` steps, and at the last, a line in the log and loss.csv."""
+        """One optimiser step's loss, into the bar; every `log_every` steps, and at the last, into log and loss.csv."""
         if "loss" not in logs:
             return
         step, every = state.global_step, self.job.recipe.log_every
@@ -206,6 +207,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             name = self.job.precision.dtype_name
             why = f'lower learning_rate in the recipe, or set precision = "float32" (now: {name})'
             processes.refuse(TrainingError(f"the loss is {logs['loss']} at step {step}: {why}"))
+        memory = f" · {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if self.job.device == "cuda" else ""
+        self.bar.advance(1, self.tokens, f"loss {logs['loss']:.3f}{memory}")
         if processes.index() == 0 and (step == state.max_steps or step % every == 0):
             curve = curve_of(state.log_history)
             recent = [p.loss for p in curve[-every:]]
@@ -215,7 +218,6 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
-        self.bar.advance(1)
         if state.global_step < state.max_steps and not control.should_training_stop and self.job.should_stop():
             control.should_save = control.should_training_stop = True
 
@@ -239,6 +241,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, job: Job, model: Any, monitor: Monitor, **more: Any) -> None:
         arguments = training_arguments(job, **more)
         super().__init__(model=model, args=arguments, train_dataset=job.rows, data_collator=list, callbacks=[monitor])
+        self.monitor = monitor
         self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         largest = self.collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
@@ -270,6 +273,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         tokens = sum(row.supervised for batch in batches for row in batch)
+        self.monitor.tokens = sum(map(count_tokens, batches))
         shared = share(batches, self.args.per_device_train_batch_size, processes.index(), processes.count())
         return [self.collate(batch) if batch else [] for batch in shared], tokens
 

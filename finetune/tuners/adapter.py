@@ -45,6 +45,7 @@ class AdapterTuner(Tuner):
         import transformers
 
         from bnbench.finetune.engine.step import Monitor, curve_of
+        from bnbench.finetune.engine.trackers import Tracker
         from bnbench.finetune.engine.validation import Validator
 
         with quiet():
@@ -57,9 +58,16 @@ class AdapterTuner(Tuner):
                 trainer.remove_callback(monitor)
                 trainer.add_callback(validator)
                 trainer.add_callback(monitor)
+            tracker = Tracker(job) if job.recipe.report_to != "none" else None
+            if tracker:
+                trainer.add_callback(tracker)
             left = job.steps - (job.resume.step if job.resume else 0)
             with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
-                trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
+                try:
+                    trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
+                finally:
+                    if tracker:
+                        tracker.close()
             seconds, steps = monitor.seconds, trainer.state.global_step
             curve, gain = curve_of(trainer.state.log_history), None
             if steps == job.steps or (validator and validator.stopped):
