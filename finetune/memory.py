@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.collate import Row, count_tokens, largest_rows
+from bnbench.finetune.engine.collate import Row, count_tokens, largest_rows, pack
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
 CONTEXT = 0.6 * 2**30
@@ -136,7 +136,8 @@ def estimate(
     """
     size = 4 if recipe.precision == "float32" else 2
     budget = recipe.tokens_per_row if recipe.packing else None
-    largest = largest_rows(rows, recipe.batch_size * (1 + recipe.pairs), budget)
+    most = len(rows) if budget and recipe.packing_over == "epoch" else recipe.batch_size * (1 + recipe.pairs)
+    largest = largest_rows(rows, most, budget)
     tokens = count_tokens(largest) if recipe.packing else len(largest) * len(largest[0].ids)
     fused = find_spec("liger_kernel") is not None if fused is None else fused
     saved = _saved(shape, recipe, size, fused and not recipe.pairs)  # TRL's trainer takes the layers as they are
@@ -159,6 +160,8 @@ def estimate(
     # gone by then: a chunk's logits, in float32 and in the model's dtype, and three copies of the hidden states.
     widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
     unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
+    if recipe.dora:  # B A whole, and the weight with it, whose columns are measured
+        unpacked += 2 * shape.inner * shape.hidden * size
     layer = (saved + widest * size) * tokens + unpacked
     positions = min(tokens, chunk_positions(shape.vocabulary))
     chunk = positions * shape.vocabulary * (4 + size) + 3.0 * tokens * shape.hidden * size
@@ -197,7 +200,7 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
     elements = 2 * shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner
     elements += shape.hidden * (bool(attention) + bool(gates)) + shape.inner * down
     masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
-    if recipe.pairs:  # PEFT's own forward: every adapted module has a copy of its input
+    if recipe.pairs or recipe.dora:  # PEFT's own forward: every adapted module has a copy of its input
         elements += masks
     eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
     return size * elements + eager + (masks if recipe.dropout else 0)  # a dropout's mask is a byte an element
@@ -218,7 +221,10 @@ def _seconds(
     # alone, the reference that pairs are measured against. The head works for supervised tokens only.
     reference = 1 if recipe.pairs else 0
     passes = 2 + (recipe.checkpointing != "none") + reference
-    tokens = count_tokens(rows) / len(rows) * recipe.samples_per_step * (1 + recipe.pairs) * steps
+    samples = len(rows) / (1 + recipe.pairs)
+    if recipe.packing and recipe.packing_over == "epoch":
+        samples = len(pack(rows, recipe.tokens_per_row))
+    tokens = count_tokens(rows) / samples * recipe.samples_per_step * steps
     share = sum(row.supervised for row in rows) / count_tokens(rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)

@@ -20,7 +20,7 @@ from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, 
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import Row, check_rows, count_tokens, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import Row, check_rows, count_tokens, make_rows, pack, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import adapt, own_attention
@@ -151,10 +151,13 @@ class Plan(Job):
         if self.recipe.pairs:
             unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {len(self.held_out) // 2} held out"
             longest = f"reply with its prompt {longest}"
+        if self.recipe.packing and self.recipe.packing_over == "epoch":
+            unit = "full rows"
+        kind = ("rs" * self.recipe.rslora) + ("DoRA" if self.recipe.dora else "LoRA")
         rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
         text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
-            f"LoRA of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
+            f"{kind} of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
             f"{self.unpacked and f', since {self.unpacked}'}\n"
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
@@ -248,7 +251,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     trainable, total = adapted.get_nb_trainable_parameters()
     share, lora = recipe.shared(processes.count()), adapted.peft_config["default"]
     targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
-    steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
+    is_whole = recipe.packing and recipe.packing_over == "epoch"
+    steps = recipe.count_steps(len(pack(rows, recipe.tokens_per_row)) if is_whole else len(rows) // (1 + recipe.pairs))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
     shape = Shape.of(config, total - trainable)
     expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation)

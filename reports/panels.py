@@ -701,6 +701,13 @@ PANELS = (  # a line each
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
+    kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
+    more = "".join(
+        f", {name} {recipe[key]:g}"
+        for key, name, usual in (("lora_plus", "LoRA+", 1.0), ("neftune", "NEFTune", 0.0))
+        if recipe.get(key, usual) != usual
+    )
+    more += ", every reply of a conversation" if recipe.get("supervise") == "all" else ""
     preferences = ""
     if gain:
         margin, low, high = (number(gain[key], sign=True) for key in ("margin", "low", "high"))
@@ -708,11 +715,11 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
-        "Adapter": f"{recipe.get('tuner')}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
+        "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
         f"dropout {recipe.get('dropout')}, on {', '.join(recipe.get('targets') or [])}",
         "Precision": f"weights {training.precision.get('quantisation')}, {training.precision.get('reason')}",
         "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
-        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}",
+        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
         "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "
         f"{training.seconds / 60:,.1f} min on {training.device}",
         "Loss": f"{training.loss_at_start:.3f} → {training.loss_at_end:.3f} "

@@ -117,17 +117,24 @@ class Collate:
         """Passes (1, tokens), the largest first, first-fit on the longest samples first; or one (rows, longest)."""
         if self.tokens is None:
             return [make_pass(rows, self.pad_id)]
-        bins: list[list[Row]] = []
-        for row in _longest(rows):
-            fits = (b for b in bins if count_tokens([*b, row]) <= self.tokens)
-            if (chosen := next(fits, None)) is None:
-                bins.append(chosen := [])
-            chosen.append(row)
-        return [make_pass(b) for b in sorted(bins, key=count_tokens, reverse=True)]
+        return [make_pass(b) for b in sorted(pack(rows, self.tokens), key=count_tokens, reverse=True)]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:
         """A pass as large as any of `count` rows can be."""
         return make_pass(largest_rows(rows, count, self.tokens), None if self.tokens else self.pad_id)
+
+
+def pack(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Rows together up to so many tokens, none cut, the longest first and each where it first fits."""
+    bins, room = list[list[Row]](), list[int]()
+    for row in _longest(rows):
+        at = next((i for i, left in enumerate(room) if len(row.ids) <= left), len(bins))
+        if at == len(bins):
+            bins.append([])
+            room.append(tokens)
+        bins[at].append(row)
+        room[at] -= len(row.ids)
+    return bins
 
 
 def largest_rows(rows: Sequence[Row], count: int, tokens: int | None) -> list[Row]:

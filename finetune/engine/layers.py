@@ -73,7 +73,7 @@ def make_lean(model: Any) -> None:
     inside: set[Any] = set()
     for module in model.modules():  # a LoRA layer comes before the one in it
         linear = module.get_base_layer() if isinstance(module, LoraLayer) else None
-        if isinstance(linear, torch.nn.Linear):
+        if isinstance(linear, torch.nn.Linear) and not module.lora_magnitude_vector:  # DoRA is PEFT's own
             inside.add(linear)
             module.forward = partial(_adapted, module, weight_of(linear))
         elif hasattr(getattr(module, "weight", None), "quant_state") and module not in inside:
@@ -143,6 +143,29 @@ class _Linear(torch.autograd.Function):
             elif gb is not None:
                 dx.add_((gb @ a.to(dx.dtype)).mul_(mask), alpha=1 / ctx.kept)
         return dx, da, db, None, None, None, None
+
+
+def add_noise(model: Any, alpha: float) -> None:
+    """NEFTune (Jain et al. 2023): in training, noise on the embeddings of a PEFT model that `prepare` has been given.
+
+    Uniform within ± alpha / sqrt(L d), where L is the length of the sample in a packed row, and of a padded row, d the
+    width.
+    """
+    base = model.get_base_model()
+    embedding, lengths = base.get_input_embeddings(), list[int]()
+
+    def note(_: Any, given: Any, named: Any) -> None:
+        lengths[:] = named["one_pass"].lengths or [named["one_pass"].ids.shape[1]]
+
+    def noise(module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        counts = torch.tensor(lengths, device=output.device)
+        reach = alpha / (counts.repeat_interleave(counts) * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * reach[:, None].to(output.dtype)
+
+    base.register_forward_pre_hook(note, with_kwargs=True)
+    embedding.register_forward_hook(noise)
 
 
 class Recomputation:

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, share
+from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, pack, share
 from bnbench.finetune.engine.layers import ATTENTION, Recomputation, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
@@ -239,12 +239,17 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     recomputation: Recomputation | None = None
 
     def __init__(self, job: Job, model: Any, monitor: Monitor, **more: Any) -> None:
-        arguments = training_arguments(job, **more)
-        super().__init__(model=model, args=arguments, train_dataset=job.rows, data_collator=list, callbacks=[monitor])
+        arguments, recipe = training_arguments(job, **more), job.recipe
+        self.packs = (
+            pack(job.rows, recipe.tokens_per_row) if recipe.packing_over == "epoch" and recipe.packing else None
+        )
+        data, self.lora_plus = self.packs or job.rows, recipe.lora_plus
+        super().__init__(model=model, args=arguments, train_dataset=data, data_collator=list, callbacks=[monitor])
         self.monitor = monitor
         self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-        largest = self.collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
+        most = len(job.rows) if self.packs else job.recipe.shared(processes.count()).batch_size
+        largest = self.collate.largest(job.rows, most)
         monitor.try_largest = partial(self.try_largest, largest)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -272,9 +277,13 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        size = self.args.per_device_train_batch_size
+        if self.packs:
+            batches = [[row for pack in batch for row in pack] for batch in batches]
+            size = max(map(len, batches))
         tokens = sum(row.supervised for batch in batches for row in batch)
         self.monitor.tokens = sum(map(count_tokens, batches))
-        shared = share(batches, self.args.per_device_train_batch_size, processes.index(), processes.count())
+        shared = share(batches, size, processes.index(), processes.count())
         return [self.collate(batch) if batch else [] for batch in shared], tokens
 
     def training_step(self, model: Any, inputs: list[Pass], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -295,6 +304,18 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
         """Nats of a pass over the supervised tokens of the whole step."""
         return model(one_pass=inputs)["loss"] / num_items_in_batch
+
+    def create_optimizer(self, *given: Any) -> Any:
+        """Transformers', with another rate for the matrices B where the recipe's `lora_plus` is one."""
+        optimizer = super().create_optimizer(*given)
+        if self.lora_plus != 1 and len(optimizer.param_groups) == 2:
+            b = {id(p) for name, p in self.model.named_parameters() if ".lora_B." in name}
+            groups = optimizer.param_groups
+            for group in list(groups):
+                faster = {**group, "params": [p for p in group["params"] if id(p) in b]}
+                group["params"] = [p for p in group["params"] if id(p) not in b]
+                groups.append(faster | {"lr": group["lr"] * self.lora_plus})
+        return optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would estimate it from padded ids."""

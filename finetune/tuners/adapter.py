@@ -85,7 +85,7 @@ class AdapterTuner(Tuner):
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """The trainer of a job, with the adapter around the base that it trains, and `monitor` among its callbacks."""
-        from bnbench.finetune.engine.layers import Recomputation
+        from bnbench.finetune.engine.layers import Recomputation, add_noise
         from bnbench.finetune.engine.step import StepTrainer, prepare
 
         recipe, on_gpu = job.recipe, job.device == "cuda"
@@ -98,6 +98,8 @@ class AdapterTuner(Tuner):
         )  # fmt: skip
         # The trainer has put Liger's kernels in, which want the model's own forward; ours comes over it.
         prepare(model, job.device)
+        if recipe.neftune:
+            add_noise(model, recipe.neftune)
         if on_gpu and recipe.checkpointing == "non-reentrant":
             trainer.recomputation = Recomputation(model, recipe.memory_gib * 2**30)
         return trainer
@@ -167,7 +169,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
     return peft.LoraConfig(
         r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=ALL_LINEAR if all_linear else list(recipe.targets),
-        exclude_modules=odd or None,
+        exclude_modules=odd or None, use_rslora=recipe.rslora, use_dora=recipe.dora,
     )  # fmt: skip
 
 

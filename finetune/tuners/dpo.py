@@ -41,7 +41,7 @@ class PreferenceTuner(AdapterTuner):
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses settings that mean nothing here: TRL pads, and policy and reference differ by the adapter alone."""
         wanted = {"packing": False, "loss": "completion", "supervise": "last", "dropout": 0.0, "memory_gib": 0.0}
-        wanted["validate_every"] = 0
+        wanted |= {"validate_every": 0, "neftune": 0.0, "lora_plus": 1.0}
         wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
         beta = recipe.own["beta"]
         if not 0 <= beta <= 100:
