@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.collate import Row, count_tokens, largest_rows, pack
+from bnbench.finetune.engine.collate import Row, count_samples, count_tokens, largest_rows
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
 CONTEXT = 0.6 * 2**30
@@ -221,10 +221,7 @@ def _seconds(
     # alone, the reference that pairs are measured against. The head works for supervised tokens only.
     reference = 1 if recipe.pairs else 0
     passes = 2 + (recipe.checkpointing != "none") + reference
-    samples = len(rows) / (1 + recipe.pairs)
-    if recipe.packing and recipe.packing_over == "epoch":
-        samples = len(pack(rows, recipe.tokens_per_row))
-    tokens = count_tokens(rows) / samples * recipe.samples_per_step * steps
+    tokens = count_tokens(rows) / count_samples(rows, recipe) * recipe.samples_per_step * steps
     share = sum(row.supervised for row in rows) / count_tokens(rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)

@@ -20,7 +20,7 @@ from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, 
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import Row, check_rows, count_tokens, make_rows, pack, rows_sha256
+from bnbench.finetune.engine.collate import Row, check_rows, count_samples, count_tokens, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
 from bnbench.finetune.tuners.adapter import adapt, own_attention
@@ -251,8 +251,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     trainable, total = adapted.get_nb_trainable_parameters()
     share, lora = recipe.shared(processes.count()), adapted.peft_config["default"]
     targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
-    is_whole = recipe.packing and recipe.packing_over == "epoch"
-    steps = recipe.count_steps(len(pack(rows, recipe.tokens_per_row)) if is_whole else len(rows) // (1 + recipe.pairs))
+    steps = recipe.count_steps(count_samples(rows, recipe))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
     shape = Shape.of(config, total - trainable)
     expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation)

@@ -45,7 +45,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
 }  # fmt: skip
-_ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
+ALSO_CALLED: Mapping[str, str] = {
     "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
     "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "accumulate", "gradient_checkpointing": "checkpointing", "max_length": "max_tokens",
@@ -54,6 +54,7 @@ _ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
     "early_stopping_patience": "patience", "use_rslora": "rslora", "use_dora": "dora",
     "neftune_noise_alpha": "neftune", "loraplus_lr_ratio": "lora_plus",
 }  # fmt: skip
+"""Other tools' names of keys: PEFT's, transformers', TRL's."""
 _NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints", "report_to")
 
 
@@ -268,6 +269,6 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'epochs'?`, the end of a message about an unknown word."""
-    synonym = _ALSO_CALLED.get(word)
+    synonym = ALSO_CALLED.get(word)
     best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
     return f"; did you mean {best!r}?"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -556,7 +557,7 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
     """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve."""
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
-    blocks: list[Block] = []
+    blocks: list[Block] = [_costs(trained)] if len(trained) > 1 else []
     for who, training in trained.items():
         curve = Drawing(
             loss_svg(training.loss, who, training.validation),
@@ -567,6 +568,27 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
         blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
     if blocks:
         yield Panel("training", "Training", blocks, "Training")
+
+
+def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
+    """What each adapter's training took and gave, and the settings in which the recipes differ."""
+    recipes = [
+        {k: v for k, v in t.recipe.items() if k not in ("name", "description", "card")} for t in trained.values()
+    ]
+    keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
+    rows: list[list[Cell]] = []
+    for (who, training), recipe in zip(trained.items(), recipes, strict=True):
+        best = training.validation.best if training.validation else None
+        memory = training.peak_memory_bytes
+        rows.append([
+            Name(who), *(str(recipe.get(key, ABSENT)) for key in keys), f"{training.steps:,}",
+            f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
+            f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
+        ])  # fmt: skip
+    heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
+    columns = [Column("candidate", "name"), *map(Column, heads)]
+    caption = "What the adapters’ trainings took, and the settings in which they differ"
+    return Table(columns, rows, caption, "Costs", breaks_at=1 + len(keys))
 
 
 def runs_panel(ranking: Ranking) -> Iterator[Panel]:

@@ -20,6 +20,8 @@ from bnbench.models.prompts import Prompter
 if TYPE_CHECKING:
     import torch
 
+    from bnbench.finetune.recipes import Recipe
+
 IGNORED = -100
 """The label of a token that the loss leaves out (torch's `ignore_index`)."""
 
@@ -135,6 +137,13 @@ def pack(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
         bins[at].append(row)
         room[at] -= len(row.ids)
     return bins
+
+
+def count_samples(rows: Sequence[Row], recipe: Recipe) -> int:
+    """How many samples a recipe makes of so many rows: the rows, pairs of them, or those that they fill together."""
+    if recipe.packing and recipe.packing_over == "epoch":
+        return len(pack(rows, recipe.tokens_per_row))
+    return len(rows) // (1 + recipe.pairs)
 
 
 def largest_rows(rows: Sequence[Row], count: int, tokens: int | None) -> list[Row]:
