@@ -258,6 +258,7 @@ def finetune_command(
     out: Annotated[Path | None, Option(help="By default adapters/RECIPE-BASE. The same command goes on.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, a key of the recipe; may be repeated.")] = None,
     sweep: Annotated[list[str] | None, Option(help="KEY=VALUE,VALUE: train each, and rank them in one report.")] = None,
+    start: Annotated[Path | None, Option(help="Adapter that a training on pairs goes on with: its reference.")] = None,
     stop_after: Annotated[str | None, Option(help="End the session after e.g. 11h30m, with all saved.")] = None,
     device: Device = None,
     dry_run: DryRun = False,
@@ -278,7 +279,7 @@ def finetune_command(
     given: dict[str, Any] = {
         "columns": _pairs(columns), "split_sizes": split_sizes, "split": split, "limit": limit,
         "overrides": _pairs(set_, "--set", "KEY=VALUE"), "stop_after": stop_after, "device": device or "auto",
-        "trust_remote_code": trust_remote_code, "command": _command_line(),
+        "trust_remote_code": trust_remote_code, "command": _command_line(), "start": start,
     }  # fmt: skip
     if sweep and not dry_run:
         from bnbench.finetune import sweep as sweeps

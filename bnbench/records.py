@@ -286,7 +286,7 @@ class ParameterCount:
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """training.json: `loss` has (step, loss, learning rate) of every optimiser step, `examples` the ids of the rows
-    that were trained on, `identity` what a resumed training must share.
+    that were trained on, `start` the adapter that it went on with, `identity` what a resumed training must share.
     """
 
     schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
@@ -312,6 +312,7 @@ class TrainingRecord:
     loss: tuple[tuple[int, float, float], ...]
     gain: Mapping[str, Any] | None = None
     validation: Validation | None = None
+    start: str | None = None
     examples: tuple[str, ...]
     identity: Mapping[str, Any]
 

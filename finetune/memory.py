@@ -51,7 +51,11 @@ _ADVICE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of a decoder, in elements; `block` and `other` are parameters inside and outside the layers."""
+    """Widths of a decoder, in elements; `block` and `other` are parameters inside and outside the layers.
+
+    Of those inside, `linear` are weights of linear layers, which are all that NF4 packs: experts that lie in one tensor
+    a layer stay in 16 bits.
+    """
 
     layers: int
     hidden: int
@@ -62,10 +66,11 @@ class Shape:
     tied: bool
     block: int
     other: int
+    linear: int
 
     @classmethod
-    def of(cls, config: Any, total: int) -> Shape:
-        """Of a transformers configuration and the base's number of parameters."""
+    def of(cls, config: Any, total: int, linear: int | None = None) -> Shape:
+        """Of a transformers configuration and the base's number of parameters; `linear` is all but norms by default."""
         text, tied = config.get_text_config(), bool(config.tie_word_embeddings)
         hidden, heads = text.hidden_size, getattr(text, "num_attention_heads", None) or 1  # Mamba has none
         head = getattr(text, "head_dim", None) or hidden // heads
@@ -74,10 +79,11 @@ class Shape:
         names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")  # GPT-2's and BLOOM's is four times
         inner = next((width for name in names if (width := getattr(text, name, None))), 4 * hidden)
         widths = text.num_hidden_layers, hidden, inner, heads * head, keys * head, text.vocab_size
-        return cls(*widths, tied, total - other, other)
+        norms = (2 * text.num_hidden_layers + 1) * hidden
+        return cls(*widths, tied, total - other, other, total - other - norms if linear is None else linear)
 
 
-LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096)
+LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096, 6_979_321_856)
 """Llama-3.1-8B, what the shipped recipes are made for."""
 
 
@@ -127,12 +133,12 @@ class Estimate:
 
 def estimate(
     shape: Shape, recipe: Recipe, rows: Sequence[Row], trainable: int, steps: int, *,
-    gpu: str = "T4", fused: bool | None = None, validation: Sequence[Row] = (),
+    gpu: str = "T4", fused: bool | None = None, validation: Sequence[Row] = (), adapters: int = 1,
 ) -> Estimate:  # fmt: skip
     """Of a training of `rows` in so many optimiser steps, with so many trainable parameters.
 
     `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed);
-    `validation` are the rows that are gone through now and then.
+    `validation` are the rows that are gone through now and then; `adapters` lie there, of which one is trained.
     """
     size = 4 if recipe.precision == "float32" else 2
     budget = recipe.tokens_per_row if recipe.packing else None
@@ -160,6 +166,8 @@ def estimate(
     # gone by then: a chunk's logits, in float32 and in the model's dtype, and three copies of the hidden states.
     widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
     unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
+    if recipe.targets == (ALL_LINEAR,):  # experts in one tensor are adapted by a whole one of the same size
+        unpacked += 2 * max(0, shape.block - shape.linear) // shape.layers * size
     if recipe.dora:  # B A whole, and the weight with it, whose columns are measured
         unpacked += 2 * shape.inner * shape.hidden * size
     layer = (saved + widest * size) * tokens + unpacked
@@ -167,9 +175,9 @@ def estimate(
     chunk = positions * shape.vocabulary * (4 + size) + 3.0 * tokens * shape.hidden * size
 
     terms = {
-        "weights": shape.block * per_weight + on_gpu * size,
+        "weights": shape.linear * per_weight + (shape.block - shape.linear + on_gpu) * size,
         # The adapter is trained in float32; Adam has two moments for each parameter, of four bytes or of one.
-        "adapter": 4.0 * trainable,
+        "adapter": 4.0 * trainable * adapters,
         "gradients": 4.0 * trainable,
         "optimizer": trainable * (8.0 if recipe.optimizer == "adamw_torch" else 2.0),
         "activations kept": kept * tokens,

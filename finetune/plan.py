@@ -23,10 +23,10 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import Row, check_rows, count_samples, count_tokens, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
-from bnbench.finetune.tuners.adapter import adapt, own_attention
+from bnbench.finetune.tuners.adapter import adapt, linear_parameters, own_attention, recipe_of_adapter
 from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.normalization import normalize
-from bnbench.models.hub import BUNDLED, resolve_base
+from bnbench.models.hub import BUNDLED, ModelFiles, resolve_base
 from bnbench.models.loading import outline
 from bnbench.models.precision import Device, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
@@ -44,7 +44,8 @@ class FinetuneRequest:
     `fingerprint` is the corpus's. `base_folder` is where the base lies if `base` is only the name that the adapter
     should record. `stop_after` (seconds) ends the session early with everything saved. `command` is what a user would
     type to go on. A recipe whose tuner trains on pairs takes `pairs`, and no examples, and is measured on `held_out`;
-    any other validates on `validation`, if there is one.
+    any other validates on `validation`, if there is one. `start` is the folder of an adapter that a training on pairs
+    goes on with, and that is its reference then.
     """
 
     base: str
@@ -63,6 +64,7 @@ class FinetuneRequest:
     pairs: tuple[Pair, ...] = ()
     held_out: tuple[Pair, ...] = ()
     validation: tuple[Example, ...] = ()
+    start: Path | None = None
 
 
 def finetune_request(
@@ -70,6 +72,7 @@ def finetune_request(
     columns: Mapping[str, str] | None = None, split_sizes: str = "4000/300/300", split: str = "train",
     limit: int | None = None, overrides: Mapping[str, str] | None = None, stop_after: str | None = None,
     device: str = "auto", trust_remote_code: bool = False, command: str = "", weights: bool = True,
+    start: Path | None = None,
 ) -> FinetuneRequest:  # fmt: skip
     """Reads the corpus as `bnbench evaluate` splits it, so that a test row is never trained on, and names the folder.
 
@@ -86,11 +89,14 @@ def finetune_request(
     loaded = load_recipe(recipe, overrides)
 
     # Name and revision as the adapter's configuration will state them.
+    if start and not base:
+        config = ModelFiles(f"adapter {start}", str(start), "", start).read_json("adapter_config.json")
+        base = str(config.get("base_model_name_or_path") or "")
     location, _, revision = (base or f"{BUNDLED}base").partition("@")
     if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
         location, revision = str(Path(base).resolve()), ""
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
-    prompts = Prompter.load(files, trust_remote_code=trust_remote_code)
+    prompts = Prompter.load(files, adapter=start, trust_remote_code=trust_remote_code)
 
     def count(examples: Sequence[Example]) -> list[int]:
         return [sum(map(len, prompts.training(e, loaded.supervise))) for e in examples]
@@ -110,7 +116,7 @@ def finetune_request(
     return FinetuneRequest(
         base=location, fingerprint=corpus.fingerprint, recipe=loaded, revision=revision or None, device=device,
         output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
-        trust_remote_code=trust_remote_code, stop_after=seconds, command=command, **chosen,
+        trust_remote_code=trust_remote_code, stop_after=seconds, command=command, start=start, **chosen,
     )  # fmt: skip
 
 
@@ -162,24 +168,27 @@ class Plan(Job):
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
-            f"{self._validated()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
+            f"{self._beside()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
         return text
 
-    def _validated(self) -> str:
+    def _beside(self) -> str:
+        start = f"goes on with {self.start}, which is its reference\n" if self.start else ""
         if not self.validation:
-            return ""
+            return start
         recipe = self.recipe
         early = f", until {recipe.patience} in a row are no better" if recipe.patience else ""
-        return f"validated on {len(self.validation)} rows every {recipe.validate_every} steps{early}\n"
+        return f"{start}validated on {len(self.validation)} rows every {recipe.validate_every} steps{early}\n"
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from, as plain JSON values."""
-        validation = {"validation_sha256": rows_sha256(self.validation)} if self.validation else {}
+        more = {"validation_sha256": rows_sha256(self.validation)} if self.validation else {}
+        if self.start:
+            more["start_sha256"] = ModelFiles("", "", "", self.start).weights_sha256()
         return {
-            **validation,
+            **more,
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
             "base": self.base.hashes,
@@ -213,6 +222,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     small) or MissingExtraError.
     """
     recipe = load_recipe(request.recipe, request.overrides)
+    if request.start:
+        recipe = recipe_of_adapter(recipe, request.start)
     trust = request.trust_remote_code
     device = _check_machine(recipe, request.device, weights)
     if recipe.pairs != bool(request.pairs) or (request.pairs and request.examples):
@@ -225,6 +236,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         model = outline(base, trust_remote_code=trust)
         config, unpacked = model.config, own_attention(model) if recipe.packing else ""
         recipe = replace(recipe, packing=recipe.packing and not unpacked)
+        packed = linear_parameters(model)
         adapted = adapt(model, recipe, low_cpu_mem_usage=True)
     if recipe.quantisation == "nf4" and config.model_type == "mamba":
         why = (
@@ -234,7 +246,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
         why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
         raise RecipeError(f"recipe {recipe.name}: {why}")
-    prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
+    prompts = Prompter.load(base, adapter=request.start, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 
     # A pair is two examples in turns, and so two rows.
@@ -253,13 +265,13 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
     steps = recipe.count_steps(count_samples(rows, recipe))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
-    shape = Shape.of(config, total - trainable)
-    expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation)
+    shape, adapters = Shape.of(config, total - trainable, packed), 2 if request.start else 1
+    expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation, adapters=adapters)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
     return Plan(
         recipe=recipe, base=base, rows=rows, held_out=held_out, fingerprint=request.fingerprint,
-        validation=validation, validation_characters=characters,
+        validation=validation, validation_characters=characters, start=request.start,
         prompt=prompts.describe(), targets=tuple(sorted(targets)), unpacked=unpacked, pad_id=pad,
         precision=recipe_precision(recipe, device, total - trainable),
         device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),

@@ -132,11 +132,12 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
 def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in the folder has otherwise, `before` being its identity."""
     now, then = planned.identity(), dict(before.get("recipe") or {})
-    changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
+    parts = [part for part in {**before, **now} if part != "recipe"]
+    changed = [part for part in parts if before.get(part) != now.get(part)]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
-    if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
+    if other := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
         raise TrainingError(
-            f"{planned.output} belongs to another training; different: {'; '.join(parts)}. "
+            f"{planned.output} belongs to another training; different: {'; '.join(other)}. "
             "Give the same request to go on with it, or choose another folder"
         )
 
@@ -182,7 +183,7 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=environment["packages"], loss=outcome.curve,
         gain=asdict(outcome.gain) if outcome.gain else None, validation=outcome.validation,
-        examples=tuple(row.id for row in planned.rows),
+        start=str(planned.start) if planned.start else None, examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
     records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve, validation=outcome.validation))

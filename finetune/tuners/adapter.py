@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
 from bnbench.models import loading
+from bnbench.models.hub import ModelFiles, with_weights
 from bnbench.models.precision import Device, make_portable
 from bnbench.progress import quiet, stage
 from bnbench.records import write_json
@@ -205,6 +207,45 @@ def adapt(model: Any, recipe: Recipe, *, low_cpu_mem_usage: bool = False) -> Any
     raise RecipeError(f"recipe {recipe.name}: {why} It has {', '.join(ends)}: {instead}--set targets={ALL_LINEAR}")
 
 
+def linear_parameters(model: Any) -> int:
+    """Weights of the linear layers of a model without adapter, its output head aside: those that NF4 packs."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for module in model.modules()
+        if module is not head and (type(module) is torch.nn.Linear or isinstance(module, Conv1D))
+    )
+
+
+def recipe_of_adapter(recipe: Recipe, start: Path) -> Recipe:
+    """The recipe with rank, scale and targets of an adapter that training goes on with; RecipeError for what cannot."""
+    if not recipe.pairs:
+        raise RecipeError(f'the tuner "{recipe.tuner}" begins with a new adapter: --start is for pairs (dpo)')
+    files = ModelFiles(f"adapter {start}", str(start), "", start)
+    config = files.read_json("adapter_config.json")
+    with_weights(files)
+    named = config.get("target_modules")
+    targets = tuple(sorted(map(str, named))) if isinstance(named, list) else ()
+    odd = (
+        "use_dora",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+        "target_parameters",
+        "trainable_token_indices",
+    )
+    unlike = [key for key in odd if config.get(key)]
+    if str(config.get("peft_type")).upper() != "LORA" or config.get("bias", "none") != "none" or unlike or not targets:
+        why = f"its {', '.join(unlike)}" if unlike else "what it is"
+        raise RecipeError(f"adapter {start}: only a LoRA of plain linear layers can be gone on with, because of {why}")
+    return replace(
+        recipe, r=config["r"], alpha=config["lora_alpha"], targets=targets, rslora=bool(config.get("use_rslora"))
+    )
+
+
 def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
     """(trainable, total) parameters of a recipe on a base, adapter included and tied weights once, without weights.
 
@@ -225,7 +266,9 @@ def save_adapter(job: Job, model: Any) -> None:
     model.peft_config["default"].base_model_name_or_path = job.base.name
     model.peft_config["default"].revision = job.base.revision
     temporary = job.output / ".adapter"
-    model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(
+        temporary, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
+    )
     (temporary / "adapter_model.safetensors").replace(job.output / "adapter_model.safetensors")
     config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
     # PEFT writes a set in the order of this process's string hashes.

@@ -109,6 +109,7 @@ class Job:
 
     A tuner that hears True of `should_stop()`, asked after every step, saves a checkpoint in `checkpoints` and returns.
     A tuner of pairs has two rows for each, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
+    `start` is the folder of an adapter that one of pairs goes on with, its reference.
     One of examples may validate on `validation`, whose supervised replies have `validation_characters` in all.
     """
 
@@ -118,6 +119,7 @@ class Job:
     held_out: tuple[Row, ...] = field(default=(), repr=False)
     validation: tuple[Row, ...] = field(default=(), repr=False)
     validation_characters: int = 0
+    start: Path | None = None
     pad_id: int
     precision: Precision
     device: str

@@ -118,3 +118,33 @@ def test_layers_that_need_not_be_computed_twice() -> None:
     assert kept(2000) == 5  # 2e9 - 1e9 for the pass, 2e8 a layer
     assert kept(200) == 32
     assert kept(200, chunk=1.9e9) == 2
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "llama"])
+def test_what_nf4_leaves_in_16_bits_is_counted(kind: str) -> None:
+    """Experts lie in one tensor a layer, which is no linear layer, so bitsandbytes leaves them as they are."""
+    import transformers
+
+    from bnbench.finetune.tuners.adapter import linear_parameters
+
+    widths: dict[str, Any] = {
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    config = {
+        "mixtral": lambda: transformers.MixtralConfig(**widths, num_local_experts=8),
+        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**widths, num_experts=8, moe_intermediate_size=128),
+        "llama": lambda: transformers.LlamaConfig(**widths),
+    }[kind]()
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    linear, total = linear_parameters(model), sum(p.numel() for p in model.parameters())
+    inside = [m for n, m in model.named_modules() if type(m) is torch.nn.Linear and n != "lm_head"]
+    outside = 512 * 128  # input embeddings, which stay in the CPU's memory, are not counted, the head is
+    expected = sum(m.weight.numel() for m in inside) * (0.5 + (1 + 4 / 256) / 64)
+    expected += 2 * (total - 2 * outside - sum(m.weight.numel() for m in inside) + outside)
+    shape = Shape.of(config, total, linear)
+    found = estimate(shape, load_recipe("t4"), ROWS, 1, 10, fused=True).terms["weights"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    packed_all = estimate(Shape.of(config, total), load_recipe("t4"), ROWS, 1, 10, fused=True).terms["weights"]
+    assert found > 1.5 * packed_all if kind != "llama" else found == pytest.approx(packed_all, rel=1e-6)
