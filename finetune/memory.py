@@ -28,6 +28,11 @@ PEAK_RATE: Mapping[str, float] = {
     "RTX 3090": 71e12, "RTX 4090": 165e12,
 }  # fmt: skip
 """Makers' dense 16-bit multiplications and additions a second."""
+CARDS: Mapping[str, float] = {
+    "16 GB (T4)": 14.6, "24 GB (L4, RTX 4090)": 22.0, "32 GB (RTX 5090)": 31.4, "40 GB (A100)": 39.4,
+    "48 GB (A40, L40S)": 44.4, "80 GB (A100, H100)": 79.1, "141 GB (H200)": 139.8, "192 GB (B200)": 178.4,
+}  # fmt: skip
+"""GiB that a card of so many GB gives to programs."""
 EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
 """The same in float32 and, below compute capability 8, in bfloat16, which these GPUs only emulate."""
 REACHED = 0.35
@@ -101,9 +106,23 @@ class Estimate:
         """What PyTorch reserves at most, in bytes: the number that `peak_memory_bytes` of the record is."""
         return sum(v for term, v in self.terms.items() if term != "CUDA context")
 
+    @property
+    def cards(self) -> str:
+        """How many cards of which size hold it: one, the smallest that does, since a base is not split over several."""
+        needed = sum(self.terms.values()) / 2**30
+        if fits := [name for name, gib in CARDS.items() if needed <= gib]:
+            return f"one card of {fits[0]} holds it; several share the rows of a step, each with a whole base"
+        # Of all terms only the weights could be split.
+        name, gib = list(CARDS.items())[-1]
+        weights = self.terms["weights"] / 2**30
+        count = math.ceil(weights / (gib - needed + weights)) if needed - weights < gib else 0
+        split = f"{count} of {name} would if they split the base" if count else "not if several split the base either"
+        return f"no card holds it; {split}, which bnbench does not do"
+
     def summary(self) -> dict[str, Any]:
         """Plain JSON values, in GiB."""
         return {
+            "cards": self.cards,
             "peak_gib": round(self.peak / 2**30, 2),
             "terms_gib": {k: round(v / 2**30, 2) for k, v in self.terms.items()},
             "largest_pass_tokens": self.largest_pass,
@@ -117,7 +136,7 @@ class Estimate:
         terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in shown.items()) + beside
         time = "" if self.seconds is None else f"; about {duration(self.seconds)} on {self.gpu}"
         peak = f"{self.peak / 2**30:.1f} GiB at {self.largest_pass} tokens"
-        return f"estimated peak on {self.gpu}: {peak} ({terms}){time}"
+        return f"estimated peak on {self.gpu}: {peak} ({terms}){time}\n{self.cards}"
 
     def check_fits(self, memory: int, name: str) -> None:
         """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes of the GPU `name`."""
@@ -127,7 +146,8 @@ class Estimate:
         largest = max(self.terms, key=lambda term: self.terms[term])
         raise TrainingError(
             f"this training needs about {needed / 2**30:.1f} GiB and {name} has {memory / 2**30:.1f}; the largest "
-            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE.get(largest, 'Take a smaller base')}"
+            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE.get(largest, 'Take a smaller base')}; "
+            f"{self.cards}"
         )
 
 

@@ -238,14 +238,7 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         recipe = replace(recipe, packing=recipe.packing and not unpacked)
         packed = linear_parameters(model)
         adapted = adapt(model, recipe, low_cpu_mem_usage=True)
-    if recipe.quantisation == "nf4" and config.model_type == "mamba":
-        why = (
-            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
-        )
-        raise RecipeError(f"recipe {recipe.name}: {why}")
-    if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
-        why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
-        raise RecipeError(f"recipe {recipe.name}: {why}")
+    _check_model(recipe, model)
     prompts = Prompter.load(base, adapter=request.start, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 
@@ -277,6 +270,17 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),
         processes=processes.count(), estimate=expected, output=request.output, trust_remote_code=trust,
     )  # fmt: skip
+
+
+def _check_model(recipe: Recipe, model: Any) -> None:
+    if recipe.quantisation == "nf4" and model.config.model_type == "mamba":
+        why = (
+            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
+        )
+        raise RecipeError(f"recipe {recipe.name}: {why}")
+    if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
+        why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
+        raise RecipeError(f"recipe {recipe.name}: {why}")
 
 
 def _validation_rows(request: FinetuneRequest, recipe: Recipe, prompts: Prompter) -> tuple[tuple[Row, ...], int]:
