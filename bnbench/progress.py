@@ -76,7 +76,10 @@ getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 def quiet_beside_the_first() -> None:
     """Of processes that a launcher started together (RANK is their number) the first speaks; all tell errors."""
-    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+    if "LOCAL_RANK" not in os.environ:
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's warning that every matrix has a gradient
+    if os.environ.get("RANK", "0") != "0":
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
         disable(WARNING)
         warnings.simplefilter("ignore")

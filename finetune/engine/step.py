@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, pack, share
+from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, make_pass, pack, share
 from bnbench.finetune.engine.layers import ATTENTION, Recomputation, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
@@ -141,6 +142,8 @@ def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> 
         "save_strategy": "steps", "save_steps": recipe.save_every, "save_total_limit": recipe.keep_checkpoints,
         "logging_steps": 1, "logging_nan_inf_filter": False,  # so the curve is whole wherever a run is cut and resumed
         "report_to": "none", "disable_tqdm": True,
+        # So buckets are not arranged anew after the first step, which would change how sums round in a resumed run.
+        "ddp_find_unused_parameters": True,
     }  # fmt: skip
     arguments = kind(**{**settings, **more})
     if arguments.n_gpu > 1:
@@ -245,18 +248,16 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         )
         data, self.lora_plus = self.packs or job.rows, recipe.lora_plus
         super().__init__(model=model, args=arguments, train_dataset=data, data_collator=list, callbacks=[monitor])
-        self.monitor = monitor
+        self.monitor, self.rows = monitor, job.rows
+        # DDP leaves what is frozen where it is, embeddings in the CPU's memory too, and sends none of it around.
+        model._ddp_params_and_buffers_to_ignore = [
+            name for name, value in [*model.named_parameters(), *model.named_buffers()] if not value.requires_grad
+        ]
         self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         most = len(job.rows) if self.packs else job.recipe.shared(processes.count()).batch_size
         largest = self.collate.largest(job.rows, most)
         monitor.try_largest = partial(self.try_largest, largest)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Without DDP: gradients are added up in `training_step`."""
-        super().create_accelerator_and_postprocess()
-        if processes.count() > 1:
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> Any:
         """Lists of rows, the same in every process: `share` deals them out by length, not accelerate's sampler."""
@@ -267,12 +268,12 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def try_largest(self, largest: Pass) -> None:
         """One forward and backward of the pass that needs most, and what it tells about the memory of the others."""
-        step = partial(self.training_step, self.model_wrapped, [largest], largest.supervised)
+        step = partial(self.training_step, self.model, [largest], largest.supervised)  # by itself, without the others
         if self.recomputation is None:
             step()
         else:
             tokens = largest.ids.numel()
-            self.recomputation.measure(tokens, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
+            self.recomputation.measure(tokens, lambda: self.model(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
@@ -287,19 +288,27 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return [self.collate(batch) if batch else [] for batch in shared], tokens
 
     def training_step(self, model: Any, inputs: list[Pass], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of each pass of a batch; gives their share of the step's mean loss."""
+        """Forward and backward of each pass of a batch; gives their share of the step's mean loss.
+
+        Of several processes each adds its gradients to the others' in its last pass of the step, a short one that
+        counts nothing where it has none. DDP and transformers' log take means, so that losses are scaled to sums.
+        """
         model.train()
-        total = torch.zeros((), device=self.args.device)
-        for one_pass in inputs:
+        total, count = torch.zeros((), device=self.args.device), processes.count()
+        meets = isinstance(model, torch.nn.parallel.DistributedDataParallel) and self.accelerator.sync_gradients
+        weights = [float(count)] * len(inputs)
+        if meets and not inputs:
+            inputs, weights = [make_pass([min(self.rows, key=lambda row: len(row.ids))])], [0.0]
+        for i, (one_pass, weight) in enumerate(zip(inputs, weights, strict=True), 1):
             if self.recomputation is not None:
                 self.recomputation.set_for(one_pass.ids.numel())
-            loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
-            self.accelerator.backward(loss)
+            alone = model.no_sync() if meets and i < len(inputs) else nullcontext()
+            with alone, processes.company():
+                loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
+                loss = loss * weight if weight != 1 else loss
+                self.accelerator.backward(loss)
             total += loss.detach()
-        if processes.count() > 1 and self.accelerator.sync_gradients:  # the last batch of the step
-            processes.add_gradients([p for p in model.parameters() if p.requires_grad])
-        # For its log transformers takes the mean over the processes, so the shares are scaled to add up there.
-        return total * processes.count() if processes.count() > 1 else total
+        return total
 
     def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
         """Nats of a pass over the supervised tokens of the whole step."""

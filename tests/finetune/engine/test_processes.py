@@ -71,7 +71,7 @@ train("lost", at_step_2=lambda: os._exit(9))
 @pytest.fixture
 def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
     """What each process says of its trainings."""
-    request = request_for(rows=10)
+    request = request_for(rows=9)
     given = {"base": request.base, "settings": {"r": "4", **SETTINGS}, "folder": str(tmp_path)}
     text = json.dumps({**given, "examples": [vars(e) for e in request.examples]})
     with socket.socket() as free:
@@ -104,7 +104,7 @@ def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
 
 
 def test_two_processes_train_as_one(told: list[list[dict[str, Any]]], request_for: Request, tmp_path: Path) -> None:
-    request = request_for("one", rows=10, recipe="t4", overrides={**SETTINGS, "dropout": "0", "learning_rate": "2e-4"})
+    request = request_for("one", rows=9, recipe="t4", overrides={**SETTINGS, "dropout": "0", "learning_rate": "2e-4"})
     one = finetune(replace(request, validation=request.examples[::3]))
     plain, whole, stopped, resumed, again, lost = told[0]
     assert plain["steps"] == 3 and plain["curve"] == pytest.approx([p.loss for p in one.curve], rel=1e-6)
