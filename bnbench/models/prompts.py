@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.corpus import Conversation, Example, demo_corpus, load_corpus
-from bnbench.errors import CandidateError, CorpusError, PromptError, require
+from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
 from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
 from bnbench.models.loading import explained
+from bnbench.records import read_training
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -78,7 +79,8 @@ class Prompter:
     `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
     the token that ends a turn; `next_turn` stands between that token and the next reply, and is empty where the
     template writes earlier turns otherwise than the last; `stop_ids` are all ids that end a reply; `stop_texts` end it
-    as text (plain format); `special_names` finds the name of any special token.
+    as text (plain format); `special_names` finds the name of any special token. With `in_turns` a `Conversation` is
+    written turn by turn, as an adapter was trained by the recipe key supervise = "all"; else what was said is one text.
 
     `Prompter(kind, system)` has no tokenizer, for servers that write prompts themselves and for recorded replies: its
     prompts are texts without ids, and it counts no tokens.
@@ -94,6 +96,7 @@ class Prompter:
     stop_texts: tuple[str, ...] = ()
     bos_id: int | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
+    in_turns: bool = False
     special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
@@ -170,14 +173,18 @@ class Prompter:
         if (folder / "generation_config.json").is_file():
             with explained(files.label, f"{folder / 'generation_config.json'} cannot be read"):
                 generation = transformers.GenerationConfig.from_pretrained(folder)
-        return cls.of(tokenizer, generation, system, template)
+        made = cls.of(tokenizer, generation, system, template)
+        with suppress(RunError):  # said where the record is read for itself
+            if adapter and (trained := read_training(adapter)) and trained.recipe.get("supervise") == "all":
+                return replace(made, in_turns=True)
+        return made
 
     @property
     def template_sha(self) -> str:
         """Sha256 of everything but the tokenizer that decides what a prompt looks like; empty where nothing does."""
         if not (self.template or self.system):
             return ""
-        parts = [self.kind, self.template, self.end, self.system, *self.stop_texts]
+        parts = [self.kind, self.template, self.end, self.system, *self.stop_texts, *([self.in_turns] * self.in_turns)]
         return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
     @cached_property
@@ -204,29 +211,32 @@ class Prompter:
         user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
         if self.tokenizer is None:
             return Prompt(user, (), system, user)
+        if self.in_turns and isinstance(example, Conversation) and not goes_on:
+            ids = sum(self.training(example, "all")[:-1], ())
+            return Prompt(str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)), ids, system, user)
         template, fill = self.next_turn if goes_on else self.template, {_SYSTEM: system, _USER: user}
         text = _SLOTS.sub(lambda m: fill[m[0]], template)
         if not self.special_names.search(f"{system}\n{user}"):
-            ids = self._encode(text)
+            written = self._encode(text)
         else:
             # A text names a special token: the template's own become special, the text's stay characters.
-            ids = []
+            written = []
             for at, part in enumerate(self.special_names.split(template)):
                 if at % 2:
-                    ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                    written.append(int(self.tokenizer.convert_tokens_to_ids(part)))
                 else:
-                    ids += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
+                    written += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
         if self.bos_id is not None and not goes_on:
-            count = ids.count(self.bos_id)
+            count = written.count(self.bos_id)
             # Where one token begins texts and ends turns, later ones are ends of turns.
             is_shared = self.bos_id == self.tokenizer.eos_token_id
-            if ids[:1] != [self.bos_id] or (ids[1:2] == [self.bos_id] if is_shared else count != 1):
+            if written[:1] != [self.bos_id] or (written[1:2] == [self.bos_id] if is_shared else count != 1):
                 raise PromptError(
                     f"the prompt has {count} BOS tokens ({self.tokenizer.bos_token!r}, id {self.bos_id}) where exactly "
                     "one, at its start, is right: mend chat_template in the model's tokenizer_config.json or "
                     "chat_template.jinja"
                 )
-        return Prompt(text, tuple(ids), system, user)
+        return Prompt(text, tuple(written), system, user)
 
     def _encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
@@ -245,7 +255,7 @@ class Prompter:
         """
         if not example.reference.strip():  # it would teach the model to say nothing
             raise PromptError(f"example {example.id}: the reference is empty, nothing to train on; remove the row")
-        if supervise == "last" or not isinstance(example, Conversation):
+        if not isinstance(example, Conversation) or (supervise == "last" and not self.in_turns):
             return self.prompt(example).ids, self.answer(example.reference)
         if not self.next_turn:
             raise PromptError(
@@ -253,7 +263,7 @@ class Prompter:
                 'the last one, so not every answer can be trained on as it is given: set supervise = "last"'
             )
         first, *others = example.turns
-        parts = [self.prompt(replace(example, question=first)).ids]
+        parts = [self.prompt(Example(example.id, example.topic, example.title, first, "")).ids]
         for said, asked in zip(others[::2], others[1::2], strict=True):
             turn = replace(example, title="", question=asked)
             parts += [self.answer(said), self.prompt(turn, goes_on=True).ids]

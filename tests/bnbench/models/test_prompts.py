@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import bnbench
 from bnbench.data.corpus import Conversation, Example
 from bnbench.errors import CandidateError, PromptError
 from bnbench.models.decoding import SENTENCES, Decoding
@@ -394,3 +395,19 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(make_tokenizer: Make)
     with pytest.raises(PromptError, match=r'e2 has several turns.*set supervise = "last"'):
         made.training(TALK, "all")
     assert len(made.training(TALK)) == 2
+
+
+def test_an_adapter_is_asked_in_turns_if_it_was_trained_so(tiny_base: Path, tmp_path: Path) -> None:
+    demo = Path(bnbench.__file__).parent / "demo" / "adapter" / "training.json"
+    record = json.loads(demo.read_text(encoding="utf-8"))
+    files, asked = ModelFiles("base", "", "", tiny_base), []
+    for supervise in ("last", "all"):
+        record["recipe"]["supervise"] = supervise
+        (tmp_path / "training.json").write_text(json.dumps(record), encoding="utf-8")
+        asked.append(Prompter.load(files, adapter=tmp_path))
+    last, every = asked
+    assert last == Prompter.load(files) and last.template_sha != every.template_sha
+    trained = last.training(TALK, "all")
+    assert every.prompt(TALK).ids == sum(trained[:-1], ()) and every.training(TALK) == trained
+    assert every.prompt(EXAMPLE) == last.prompt(EXAMPLE) and last.prompt(TALK).ids == last.training(TALK)[0]
+    assert every.prompt(TALK).text == last.tokenizer.decode(every.prompt(TALK).ids)
