@@ -269,6 +269,7 @@ def perplexity_command(
 
 @app.command("finetune")
 def finetune_command(
+    more: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE,VALUE]...", help="Further keys of --sweep.")] = None,
     recipe: Annotated[str | None, Option(help="A shipped recipe or a TOML file; without --base demo, else t4.")] = None,
     base: Base = None,
     data: Data = None,
@@ -278,6 +279,8 @@ def finetune_command(
     limit: Limit = None,
     out: Annotated[Path | None, Option(help="By default adapters/RECIPE-BASE. The same command goes on.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, a key of the recipe; may be repeated.")] = None,
+    sweep: Annotated[list[str] | None, Option(help="KEY=VALUE,VALUE: train each, and rank them in one report.")] = None,
+    start: Annotated[Path | None, Option(help="Adapter that a training on pairs goes on with: its reference.")] = None,
     stop_after: Annotated[str | None, Option(help="End the session after e.g. 11h30m, with all saved.")] = None,
     device: Device = None,
     dry_run: DryRun = False,
@@ -295,11 +298,21 @@ def finetune_command(
     if copy is not None:
         tuning.copy_recipe(recipe or ("t4" if base else "demo"), copy)
         return _print(str(copy), as_json)
-    request = tuning.finetune_request(
-        recipe, base, data, out, columns=_pairs(columns), split_sizes=split_sizes, split=split, limit=limit,
-        overrides=_pairs(set_, "--set", "KEY=VALUE"), stop_after=stop_after, device=device or "auto",
-        trust_remote_code=trust_remote_code, command=_command_line(), weights=not dry_run,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "columns": _pairs(columns), "split_sizes": split_sizes, "split": split, "limit": limit,
+        "overrides": _pairs(set_, "--set", "KEY=VALUE"), "stop_after": stop_after, "device": device or "auto",
+        "trust_remote_code": trust_remote_code, "command": _command_line(), "start": start,
+    }  # fmt: skip
+    if sweep and not dry_run:
+        from bnbench.finetune import sweep as sweeps
+
+        grid = sweeps.parse_grid([*sweep, *(more or ())])
+        folder = out or Path("adapters") / "sweep"
+        run = sweeps.sweep(grid, folder, recipe=recipe, base=base, data=data, quiet=quiet, **given)
+        return _report([run], None, as_json)
+    if more or sweep:
+        raise UsageError("KEY=VALUE,VALUE is for --sweep, which has no dry run; a key of the recipe is for --set")
+    request = tuning.finetune_request(recipe, base, data, out, weights=not dry_run, **given)
     return _print(tuning.plan(request, weights=False) if dry_run else tuning.finetune(request), as_json)
 
 
@@ -593,6 +606,7 @@ def inspect_prompt_command(
     row: Annotated[int, Option(min=0, help="Which row of the split.")] = 0,
     system: System = None,
     template: Template = None,
+    every_turn: Annotated[bool, Option("--every-turn", help='As a recipe with supervise = "all" trains.')] = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -605,8 +619,10 @@ def inspect_prompt_command(
     )  # fmt: skip
     told, texts = dict[str, Any](), list[str]()
     for name, prompter in asked.items():
-        prompt, answer = prompter.training(example)
-        ids = {"prompt_ids": prompt, "supervised_ids": answer}
+        supervise = "all" if every_turn else "last"
+        parts = prompter.training(example, supervise)  # every second one is an answer
+        ids: dict[str, Any] = {"prompt_ids": parts[0], "supervised_ids": sum(parts[1::2], ())}
+        ids |= {"parts": parts} if len(parts) > 2 else {}
         told[name] = {**prompter.describe(), "text": prompter.prompt(example).text, **ids}
-        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example))
+        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example, supervise))
     _print(told if len(told) > 1 else next(iter(told.values())), as_json, lambda _: "\n\n".join(texts))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bnbench.errors import require
-from bnbench.records import Points, mean_loss, thinned
+from bnbench.records import Points, Validation, mean_loss, thinned
 
 _WIDTH, _HEIGHT = 720, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 704, 14, 232
@@ -19,6 +19,12 @@ _STYLE = (
     ".loss-curve{--paper:#1b1f24;--ink:#a9afb8;--line:#343a42;--curve:#7cc0ee}}"
     ".loss-curve .paper{fill:var(--paper)}.loss-curve text{fill:var(--ink)}.loss-curve .axis{stroke:var(--line)}"
     ".loss-curve path{fill:none;stroke:var(--curve);stroke-linejoin:round}.loss-curve circle{fill:var(--curve)}"
+)
+# Only where there is a validation: other drawings stay as they were.
+_CHECKS = (
+    ".loss-curve .check{stroke:#a8480d;fill:none}.loss-curve text.check{stroke:none;fill:#a8480d}"
+    "@media screen and (prefers-color-scheme:dark){"
+    ".loss-curve .check{stroke:#f0a26b}.loss-curve text.check{fill:#f0a26b}}"
 )
 
 Span = tuple[float, float, float]
@@ -122,14 +128,17 @@ def png_of(svg: str) -> bytes:
     return bytes(require("resvg_py", extra="plot").svg_to_bytes(svg_string=svg, zoom=4))
 
 
-def loss_svg(points: Points, name: str = "") -> str:
+def loss_svg(points: Points, name: str = "", validation: Validation | None = None) -> str:
     """The curve of (optimiser step, loss) points as one <svg>: every point thin, the mean of a twelfth of them thick.
 
-    `name` goes into its title for screen readers. Points that are not finite are left out. The drawing names no font,
-    library or address, and follows light and dark.
+    The loss in validation, in nats a token too, is a dashed line of dots, a ring around the best. `name` goes into the
+    title for screen readers. Points that are not finite are left out. The drawing names no font, library or address,
+    and follows light and dark.
     """
     kept = thinned([(step, loss) for step, loss, *_ in points if math.isfinite(loss)])
-    xs, ys = Axis.over([s for s, _ in kept], _LEFT, _RIGHT), Axis.over([y for _, y in kept], _BOTTOM, _TOP)
+    checks = [(s, y) for s, _, y in validation.curve if math.isfinite(y)] if validation else []
+    xs = Axis.over([s for s, _ in kept + checks], _LEFT, _RIGHT)
+    ys = Axis.over([y for _, y in kept + checks], _BOTTOM, _TOP)
     ends = f", from {kept[0][1]:.3f} to {kept[-1][1]:.3f} in {kept[-1][0]} steps" if kept else ""
     title = html.escape(f"Training loss{f' of {name}' if name else ''}{ends}")
     marks = [
@@ -150,8 +159,15 @@ def loss_svg(points: Points, name: str = "") -> str:
         thin, thick = (" ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in line) for line in (kept, smooth))
         marks += [f'<path d="M{thin}" stroke-width="1" opacity=".4"/>'] if half else []
         marks.append(f'<path d="M{thick}" stroke-width="2.5"/>')
+    if validation and checks:
+        line = " ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in checks)
+        marks.append(f'<path class="check" d="M{line}" stroke-width="1.5" stroke-dasharray="5 4"/>')
+        for s, y in checks:
+            ring = 6 if s == validation.best[0] else 3
+            marks.append(f'<circle class="check" cx="{xs.at(s):.1f}" cy="{ys.at(y):.1f}" r="{ring}"/>')
+        marks.append(f'<text class="check" x="{_RIGHT}" y="{_TOP + 10}" text-anchor="end">dashed: validation</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="loss-curve" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}"><title>{title}</title><style>{_STYLE}</style>'
+        f'width="{_WIDTH}" height="{_HEIGHT}"><title>{title}</title><style>{_STYLE}{_CHECKS if checks else ""}</style>'
         f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>{"".join(marks)}</svg>'
     )

@@ -33,6 +33,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -140,6 +141,43 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Validation of a training on rows that it did not see: `curve` has (step, bits per character, nats a token).
+
+    Bits per character are those of the replies with their end tokens, as in an evaluation, over `characters` of the
+    normalised replies; step 0 is the base. `stopped`: the training ended early, since no step was better for long.
+    """
+
+    rows: int
+    characters: int
+    curve: tuple[tuple[int, float, float], ...]
+    stopped: bool = False
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The step after which it was lowest, whose adapter is kept, and its bits per character."""
+        known = [(bits if math.isfinite(bits) else math.inf, step) for step, bits, _ in self.curve if step]
+        bits, step = min(known, default=(math.inf, 0))
+        return step, bits
+
+    def said(self, loss: Points) -> str:
+        """What that means, in a sentence or two, beside the curve of the training's own loss."""
+        (best, bits), (last, after, _), base = self.best, self.curve[-1], self.curve[0][1]
+        said = f"{base:.3f} → {bits:.3f} bits per character on {self.rows} held-out replies, lowest at step {best}"
+        since = [y for step, y, *_ in loss if step > best]
+        before = [y for step, y, *_ in loss if step <= best][-len(since) :]
+        if after >= 1.01 * bits and since and before:
+            falls = fmean(since) < fmean(before)
+            why = "it learns its rows by heart (overfitting)" if falls else "the training loss rose too"
+            said += f"; by step {last} it was {after:.3f}, since {why}. The adapter of step {best} is kept"
+        elif best != last:
+            said += f", no better at step {last} ({after:.3f}). The adapter of step {best} is kept"
+        if self.stopped:
+            said += f"; stopped early, at step {last}"
+        return said + (". No step was better than the base: lower learning_rate" if bits >= base else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
     """What run.json keeps of an adapter's `TrainingRecord`: `loss` has at most 240 points of its curve."""
 
@@ -154,6 +192,7 @@ class TrainingSummary:
     loss_at_start: float
     loss_at_end: float
     loss: tuple[tuple[int, float], ...]
+    validation: Validation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +331,7 @@ class ParameterCount:
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """training.json: `loss` has (step, loss, learning rate) of every optimiser step, `examples` the ids of the rows
-    that were trained on, `identity` what a resumed training must share.
+    that were trained on, `start` the adapter that it went on with, `identity` what a resumed training must share.
     """
 
     schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
@@ -317,12 +356,14 @@ class TrainingRecord:
     packages: Mapping[str, str]
     loss: tuple[tuple[int, float, float], ...]
     gain: Gain | None = None
+    validation: Validation | None = None
+    start: str | None = None
     examples: tuple[str, ...]
     identity: Mapping[str, Any]
 
     def summary(self) -> TrainingSummary:
         """The part that run.json keeps."""
-        same = ("recipe", "steps", "seconds", "precision", "peak_memory_bytes", "gain")
+        same = ("recipe", "steps", "seconds", "precision", "peak_memory_bytes", "gain", "validation")
         kept: dict[str, Any] = {name: getattr(self, name) for name in same} | ends(self.loss)
         kept["device"] = (self.machine or {}).get("accelerator") or self.device
         kept["loss"] = tuple((step, round(loss, 4)) for step, loss in thinned(self.loss))

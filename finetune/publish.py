@@ -115,7 +115,7 @@ def publish(
         # TOML's strings, numbers, booleans and lists of strings are JSON's.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
         write_text(folder / "recipe.toml", "".join(lines))
-        write_text(folder / "loss.svg", loss_svg(source.record.loss))
+        write_text(folder / "loss.svg", loss_svg(source.record.loss, validation=source.record.validation))
     if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private))

@@ -37,7 +37,8 @@ _log = logging.getLogger("bnbench.finetune")
 class FinetuneResult(Outcome):
     """What a session did: `steps` of `total_steps` are done in all sessions, `resumed_from` of them before it.
 
-    It is not finished only where `stop_after` ended it: the same request goes on from there.
+    It is not finished only where `stop_after` ended it: the same request goes on from there. Fewer steps than
+    `total_steps` are all where validation stopped it early.
     """
 
     output: Path
@@ -50,7 +51,7 @@ class FinetuneResult(Outcome):
     @property
     def finished(self) -> bool:
         """Whether the adapter is written."""
-        return self.steps == self.total_steps
+        return self.steps == self.total_steps or self.stopped_early
 
     def summary(self) -> dict[str, Any]:
         """The result as plain JSON values; the curve's means over its first and last tenth stand for it."""
@@ -65,6 +66,8 @@ class FinetuneResult(Outcome):
             return f"{head}; stopped for the time limit, the same command goes on from there"
         none = "no pairs were held out, so what the chosen replies gained on other messages is not known"
         gain = f"\n{self.gain or none}" if on_pairs else ""
+        if self.validation:
+            gain += f"\nvalidation: {self.validation.said(self.curve)}"
         return f"{head}{gain}\nadapter: {self.output} ({self.trainable:,} parameters)"
 
 
@@ -124,7 +127,8 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
             )
         _log.info("%s already holds this training, finished", output)
         curve = tuple(Point(*point) for point in record.loss)
-        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, record.gain)
+        more = (record.seconds, record.peak_memory_bytes, record.gain, record.validation)
+        return planned, Outcome(record.steps, curve, *more)
 
     if not job.is_file() and checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
@@ -148,11 +152,12 @@ def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in the folder has otherwise, `before` being its identity."""
     now, recipe = planned.identity(), before.get("recipe")
     then = recipe if isinstance(recipe, dict) else {}
-    changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
+    parts = [part for part in {**before, **now} if part != "recipe"]
+    changed = [part for part in parts if before.get(part) != now.get(part)]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
-    if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
+    if other := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
         raise TrainingError(
-            f"{planned.output} belongs to another training; different: {'; '.join(parts)}. "
+            f"{planned.output} belongs to another training; different: {'; '.join(other)}. "
             "Give the same request to go on with it, or choose another folder"
         )
 
@@ -171,7 +176,7 @@ def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
 
 def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
     """Records a finished training; PartialRunError for one that a signal ended, TrainingError if it learned nothing."""
-    if outcome.steps < planned.steps:
+    if outcome.steps < planned.steps and not outcome.stopped_early:
         if stopped_by is not None:
             raise _stopped(planned, command, stopped_by)
         return  # for the time limit, which is no error
@@ -197,9 +202,10 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=environment["packages"], loss=outcome.curve,
-        gain=outcome.gain, examples=tuple(row.id for row in planned.rows),
+        gain=outcome.gain, validation=outcome.validation, start=str(planned.start) if planned.start else None,
+        examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
-    records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve))
+    records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve, validation=outcome.validation))
     write_curve(planned.output / "loss.csv", outcome.curve)
     records.write_json(planned.output / records.TRAINING, record)

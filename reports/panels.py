@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -681,15 +682,38 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
     """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve."""
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
-    blocks: list[Block] = []
+    blocks: list[Block] = [_costs(trained)] if len(trained) > 1 else []
     for who, training in trained.items():
         curve = Drawing(
-            loss_svg(training.loss, who), "Loss of each optimiser step (thin) and its running mean (thick)."
+            loss_svg(training.loss, who, training.validation),
+            "Loss of each optimiser step (thin) and its running mean (thick)."
+            + (" Dashed: loss in validation, a ring around the adapter that was kept." if training.validation else ""),
         )
         facts = Facts(training_facts(training), Pen.HTML)
         blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
     if blocks:
         yield Panel("training", "Training", blocks, "Training")
+
+
+def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
+    """What each adapter's training took and gave, and the settings in which the recipes differ."""
+    recipes = [
+        {k: v for k, v in t.recipe.items() if k not in ("name", "description", "card")} for t in trained.values()
+    ]
+    keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
+    rows: list[list[Cell]] = []
+    for (who, training), recipe in zip(trained.items(), recipes, strict=True):
+        best = training.validation.best if training.validation else None
+        memory = training.peak_memory_bytes
+        rows.append([
+            Name(who), *(str(recipe.get(key, ABSENT)) for key in keys), f"{training.steps:,}",
+            f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
+            f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
+        ])  # fmt: skip
+    heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
+    columns = [Column("candidate", "name"), *map(Column, heads)]
+    caption = "What the adapters’ trainings took, and the settings in which they differ"
+    return Table(columns, rows, caption, "Costs", breaks_at=1 + len(keys))
 
 
 def runs_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -837,6 +861,13 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
     targets = recipe.get("targets")
+    kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
+    more = "".join(
+        f", {name} {recipe[key]:g}"
+        for key, name, usual in (("lora_plus", "LoRA+", 1.0), ("neftune", "NEFTune", 0.0))
+        if recipe.get(key, usual) != usual
+    )
+    more += ", every reply of a conversation" if recipe.get("supervise") == "all" else ""
     preferences = ""
     if gain:
         margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
@@ -844,16 +875,17 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
-        "Adapter": f"{recipe.get('tuner')}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
+        "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
         f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
         "Precision": f"weights {training.precision.get('quantisation')}, {training.precision.get('reason')}",
         "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
-        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}",
+        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
         "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "
         f"{training.seconds / 60:,.1f} min on {training.device}",
         "Loss": f"{training.loss_at_start:.3f} → {training.loss_at_end:.3f} "
         "(means of the first and last tenth of the steps)",
         "Preferences": preferences,
+        "Validation": training.validation.said(training.loss) if training.validation else "",
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
     }
     return [(label, text) for label, text in shown.items() if text]

@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 from bnbench.data import files
-from bnbench.data.chat import plain_rows, without_thoughts
+from bnbench.data.chat import TURNS, plain_rows, without_thoughts
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 
@@ -71,6 +71,15 @@ class Example:
     question: str
     reference: str
     dialogue: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation(Example):
+    """One row of chat data with several exchanges: `turns` are what user and assistant said in turns before the
+    reference, the user first and last. `question` has the same as one text.
+    """
+
+    turns: tuple[str, ...] = ()
 
 
 def make_example(topic: str, title: str, question: str, reference: str) -> Example:
@@ -257,9 +266,11 @@ def load_corpus(
         repaired = tuple(map(repair, (*texts[:3], without_thoughts(texts[3]))))
         named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
         (within,) = files.texts_of(where, record, [dialogue])
-        rows.append(
-            SourceRow(replace(make_example(*repaired), dialogue=within), *named, texts if texts != repaired else ())
-        )
+        example = replace(make_example(*repaired), dialogue=within)
+        turns = tuple(map(repair, record.get(TURNS) or ()))
+        if turns and all(turns):  # nobody is to learn to say nothing
+            example = Conversation(**vars(example), turns=turns)
+        rows.append(SourceRow(example, *named, texts if texts != repaired else ()))
 
     cleaned, steps, fell = _clean(rows, min_words)
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()

@@ -108,12 +108,12 @@ class Operands(NamedTuple):
 
 
 def operands(module: Any) -> Operands | None:
-    """Of a linear layer, or of PEFT's LoRA layer around one; None of any other."""
+    """Of a linear layer, or of PEFT's plain LoRA layer around one; None of any other."""
     from peft.tuners.lora import LoraLayer
 
     linear = module.get_base_layer() if isinstance(module, LoraLayer) else module
-    if not isinstance(linear, torch.nn.Linear):
-        return None
+    if not isinstance(linear, torch.nn.Linear) or (linear is not module and module.lora_magnitude_vector):
+        return None  # DoRA is PEFT's own
     # A 4-bit weight is unpacked afresh at each call, in the forward pass and again in the backward: whole, it would
     # take four times the memory. Other weights are simply there.
     weight = partial(unpack, linear.weight) if hasattr(linear.weight, "quant_state") else linear.weight.detach
@@ -184,6 +184,29 @@ def _low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> tuple[torch.Tensor
     """D(x) Aᵀ, (n, r), and the mask: a byte an element, while the dropped input is x ∘ mask / (1 − rate) again."""
     dropped, mask = torch.native_dropout(flat, rate, True) if rate else (flat, None)
     return dropped @ a.to(flat.dtype).t(), mask
+
+
+def add_noise(model: Any, alpha: float) -> None:
+    """NEFTune (Jain et al. 2023): in training, noise on the embeddings of a PEFT model that `prepare` has been given.
+
+    Uniform within ± alpha / sqrt(L d), where L is the length of the sample in a packed row, and of a padded row, d the
+    width.
+    """
+    base = model.get_base_model()
+    embedding, lengths = base.get_input_embeddings(), list[int]()
+
+    def note(_: Any, given: Any, named: Any) -> None:
+        lengths[:] = named["one_pass"].lengths or [named["one_pass"].ids.shape[1]]
+
+    def noise(module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        counts = torch.tensor(lengths, device=output.device)
+        reach = alpha / (counts.repeat_interleave(counts) * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * reach[:, None].to(output.dtype)
+
+    base.register_forward_pre_hook(note, with_kwargs=True)
+    embedding.register_forward_hook(noise)
 
 
 def _gradients(

@@ -22,7 +22,7 @@ from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
-from bnbench.records import Gain, typed, write_json, write_text
+from bnbench.records import Gain, Validation, typed, write_json, write_text
 
 _SEAL = "sealed.json"
 _log = logging.getLogger("bnbench.finetune")
@@ -89,12 +89,17 @@ class Job:
 
     A tuner that hears True of `should_stop()`, asked after every step, saves a checkpoint in `checkpoints` and returns.
     A tuner of pairs has two rows for each, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
+    `start` is the folder of an adapter that one of pairs goes on with, its reference.
+    One of examples may validate on `validation`, whose supervised replies have `validation_characters` in all.
     """
 
     recipe: Recipe
     base: Base
     rows: tuple[Row, ...] = field(repr=False)
     held_out: tuple[Row, ...] = field(default=(), repr=False)
+    validation: tuple[Row, ...] = field(default=(), repr=False)
+    validation_characters: int = 0
+    start: Path | None = None
     pad_id: int
     precision: Precision
     device: str
@@ -115,7 +120,8 @@ class Job:
 class Outcome:
     """What a tuner hands back: `steps` done in all sessions together, and their loss `curve`, one point a step.
 
-    The adapter is written when `steps` are the job's. `gain` is None without held-out pairs, the peak off a GPU.
+    The adapter is written when `steps` are the job's, or `validation` stopped it. `gain` is None without held-out
+    pairs, `validation` where there was none, the peak off a GPU.
     """
 
     steps: int
@@ -123,6 +129,12 @@ class Outcome:
     seconds: float
     peak_memory_bytes: int | None = None
     gain: Gain | None = None
+    validation: Validation | None = None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether it is done before its last step, since validation grew no better."""
+        return self.validation is not None and self.validation.stopped
 
 
 class Tuner(ABC):

@@ -58,7 +58,8 @@ def gradients(model: Any, passes: list[Pass]) -> dict[str, torch.Tensor]:
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys() and len(found) == 28  # A and B of seven linear layers in two blocks
+    # A and B of seven linear layers in two blocks, and DoRA's lengths
+    assert found.keys() == expected.keys() and len(found) == (42 if any("magnitude" in name for name in found) else 28)
     for name, gradient in expected.items():
         assert gradient.norm() > 0 and (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
@@ -75,9 +76,13 @@ def test_packed_gradients_are_those_of_one_sample_at_a_time(tiny_base: Path, rec
     assert_same(gradients(model, Collate(None)(ROWS)), expected)
 
 
-def test_gradients_are_those_of_peft_and_transformers(tiny_base: Path, recipe: Recipe) -> None:
+@pytest.mark.parametrize("kind", [{}, {"rslora": True, "r": 64}, {"dora": True}, {"dora": True, "rslora": True}])
+def test_gradients_are_those_of_peft_and_transformers(tiny_base: Path, recipe: Recipe, kind: dict[str, Any]) -> None:
     """Against the libraries' own modules, masks and loss, sample by sample."""
+    recipe = replace(recipe, **kind)
     model = make_model(tiny_base, recipe)
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    assert layer.scaling["default"] == 32 / (recipe.r**0.5 if recipe.rslora else recipe.r)
     total = sum(r.supervised for r in ROWS)
     model.set_attn_implementation("sdpa")
     for r in ROWS:
