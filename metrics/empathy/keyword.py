@@ -15,6 +15,7 @@ import numpy as np
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
+from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
@@ -101,8 +102,9 @@ class KeywordEmpathy(EmpathyMetric):
 
     @property
     def choices(self) -> Mapping[str, object]:
-        """The lexicon, and where its phrases are words, how texts become words."""
-        return {"lex": self.lexicon.signature, **(preparation().choices if self._mechanisms else {})}
+        """The lexicon, and where its phrases are words, what takes comfort back and how texts become words."""
+        words = {"pol": load_polarity().id, **preparation().choices} if self._mechanisms else {}
+        return {"lex": self.lexicon.signature, **words}
 
 
 class _Sentence(NamedTuple):
@@ -131,7 +133,7 @@ class _Words:
                 self.quoted.append(bool(closing))
                 self.clause_ends.append(False)
                 continue
-            if self.words:
+            if self.words and token != "-":  # সুখ-দুঃখ is one thing
                 self.clause_ends[-1] = True
             # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
             # rest is a case ending (‘না’টা).
@@ -225,8 +227,14 @@ class _Reading:
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
+        polarity, self.left = load_polarity(), 1.0
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
-            self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises))
+            # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
+            part = slice(sentence.start, sentence.end)
+            own = ["" if quoted else word for word, quoted in zip(self.text.words[part], self.text.quoted[part], strict=True)]
+            left = polarity.left(own, self.text.clause_ends[part])
+            self.left = min(self.left, left)
+            self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises), refusing=left < 1)
 
         # Of each entry, and of each family of entries, the strongest match counts, the first of equals; and of those
         # that support, the two of each mechanism that earn most.
@@ -241,7 +249,7 @@ class _Reading:
         earned.sort(key=lambda pair: -pair[1])
         self.earning = [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
 
-    def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool) -> None:
+    def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool, refusing: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
         lexicon = self.lexicon
         content: dict[str, set[int]] = {}
@@ -270,7 +278,9 @@ class _Reading:
         if free and telling:
             matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
         against = [match for match in matches if match.polarity == "against"]
-        self.matches += against or matches
+        self.matches += against if against or refusing else matches
+        if refusing:
+            return
 
         left = {word for word, places in content.items() if not places <= places_of_stock}
         self.own.update(lexicon.keys[word] for word in left)
@@ -315,7 +325,7 @@ class _Reading:
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = float(np.prod([AGAINST[match.entry.level] for match in self.against]))
+        factor = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))

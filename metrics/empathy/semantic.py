@@ -24,6 +24,7 @@ from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
+from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
 from bnbench.metrics.tokenization import is_word, preparation
@@ -112,11 +113,20 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
     return found
 
 
-class SentenceReading(NamedTuple):
-    """One sentence of a reply: whether it is left out, the value of each head, the nearest anchor and its class."""
+class Sentence(NamedTuple):
+    """One sentence of a reply, whether it is left out, and how much of the reply's comfort it leaves (`Polarity.left`)."""
 
     text: str
     void: bool
+    left: float
+
+
+class SentenceReading(NamedTuple):
+    """One sentence of a reply: `Sentence`, the value of each head, the nearest anchor and its class."""
+
+    text: str
+    void: bool
+    left: float
     heads: dict[str, float]
     nearest: str
     nearest_class: str
@@ -148,9 +158,12 @@ class Reader:
         self._heads = np.stack(heads, axis=1)
 
     def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
-        """Features (n, 3, 7), and for each reply 1 when it has a sentence of its own, else 0 (its features are 0)."""
+        """Features (n, 3, 7), and what each reply keeps of its score, 0 to 1: `Polarity.left`, where it has a sentence of
+        its own; else 0 (and its features are 0).
+        """
         pairs = list(zip(texts.replies, texts.messages or (), strict=True))
-        own = [[text for text, void in self.sentences(*pair) if not void] for pair in pairs]
+        read = [self.sentences(*pair) for pair in pairs]
+        own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
         vectors, heads = self.heads(list(row_of))
@@ -166,9 +179,10 @@ class Reader:
                 related = float((vectors[rows] @ about.T).max(axis=1).mean()) if len(about) else 0.0
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
                 made[place, :, 1:] = [*(mean[HEADS.index(name)] for name in FEATURES[1:-1]), related]
-        return made, np.array([bool(each) for each in own], dtype=np.float64)
+        left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
+        return made, np.array(left, dtype=np.float64)
 
-    def sentences(self, reply: str, message: str) -> list[tuple[str, bool]]:
+    def sentences(self, reply: str, message: str) -> list[Sentence]:
         """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
         whole is, or a list (`keyword.LISTED`).
         """
@@ -183,15 +197,15 @@ class Reader:
         known = {text: [key in asked for key in keys(words)] for text, words in tokens.items()}
         everything = [*chain.from_iterable(known.values())]
         all_copied = sum(everything) >= COPIED_SHARE * len(everything)
-        found = []
+        polarity, found = load_polarity(), list[Sentence]()
         for text, copied in known.items():
-            void = all_copied or sum(copied) >= COPIED_SHARE * len(copied)
-            if copied and not void:
-                words = [is_word(token) for token in tokens[text]]
-                ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
-                void = 2 * sum(listed(ends)) >= len(ends)
-            if copied:
-                found.append((text, void))
+            if not copied:
+                continue
+            words = [is_word(token) for token in tokens[text] if token != "-"]
+            ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
+            void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
+            left = polarity.left([token for token in tokens[text] if is_word(token)], ends)
+            found.append(Sentence(text, void, left))
         return found
 
     def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
@@ -220,7 +234,7 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     weights = np.append(np.where(stuffed, STUFFED_WEIGHT, 1.0), [MISPLACED_WEIGHT] * len(misplaced))
 
     features, own = reader.features(Texts.of(replies, messages=messages))
-    features, levels, weights = features[own > 0], levels[own > 0], weights[own > 0]
+    features, levels, weights = (each[own == 1] for each in (features, levels, weights))
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     standard = (features - mean) / scale
@@ -318,16 +332,16 @@ class SemanticEmpathy(EmpathyMetric):
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
         sentences, anchors = self.reader.sentences(reply, message), self.reader.anchors
-        vectors, heads = self.reader.heads([text for text, _ in sentences])
+        vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
-        for (text, void), vector, row in zip(sentences, vectors, heads, strict=True):
+        for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
             near = int((vector @ self.reader.vectors.T).argmax())
             named = dict(zip(HEADS, map(float, row), strict=True))
-            found.append(SentenceReading(text, void, named, anchors.sentences[near], anchors.labels[near]))
+            found.append(SentenceReading(*sentence, named, anchors.sentences[near], anchors.labels[near]))
         return tuple(found)
 
     @property
     def choices(self) -> Mapping[str, object]:
         """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
         made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
-        return {**made_of, **preparation().choices}
+        return {**made_of, "pol": load_polarity().id, **preparation().choices}
