@@ -18,6 +18,7 @@ from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
+from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
 COPIED_WORDS, COPIED_SHARE = 3, 0.7  # a run of words that the message has too; the share of its words in a sentence
@@ -40,7 +41,7 @@ _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র
 
 
 class Span(NamedTuple):
-    """A phrase found in a reply. `start` and `end` are characters of `normalize(reply)`; `text` is what stands there.
+    """A phrase found in a reply. `start` and `end` are characters of `normalize(bengali(reply))`; `text` stands there.
 
     `polarity` is after negation; `counted` is False where it is found again, or not of its mechanism's two strongest.
     """
@@ -91,7 +92,7 @@ class KeywordEmpathy(EmpathyMetric):
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        reading = _Reading(self.lexicon, reply, _Message(self.lexicon, message))
+        reading = _Reading(self.lexicon, bengali(reply), _Message(self.lexicon, bengali(message)))
         text, counting = reading.text, [*(match for match, _ in reading.earning), *reading.against]
         counted, spans = {match.words for match in counting}, []
         for entry, words, polarity, _ in sorted(reading.matches, key=lambda match: match.words):
@@ -231,7 +232,10 @@ class _Reading:
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
             part = slice(sentence.start, sentence.end)
-            own = ["" if quoted else word for word, quoted in zip(self.text.words[part], self.text.quoted[part], strict=True)]
+            own = [
+                "" if quoted else word
+                for word, quoted in zip(self.text.words[part], self.text.quoted[part], strict=True)
+            ]
             left = polarity.left(own, self.text.clause_ends[part])
             self.left = min(self.left, left)
             self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises), refusing=left < 1)

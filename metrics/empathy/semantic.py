@@ -27,6 +27,7 @@ from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
+from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
 # The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them.
@@ -114,7 +115,7 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
 
 
 class Sentence(NamedTuple):
-    """One sentence of a reply, whether it is left out, and how much of the reply's comfort it leaves (`Polarity.left`)."""
+    """One sentence of a reply, whether it is left out, and what it leaves of the reply's comfort (`Polarity.left`)."""
 
     text: str
     void: bool
@@ -158,8 +159,8 @@ class Reader:
         self._heads = np.stack(heads, axis=1)
 
     def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
-        """Features (n, 3, 7), and what each reply keeps of its score, 0 to 1: `Polarity.left`, where it has a sentence of
-        its own; else 0 (and its features are 0).
+        """Features (n, 3, 7), and what each reply keeps of its score, 0 to 1: `Polarity.left`, where it has a sentence
+        of its own; else 0 (and its features are 0).
         """
         pairs = list(zip(texts.replies, texts.messages or (), strict=True))
         read = [self.sentences(*pair) for pair in pairs]
@@ -331,7 +332,7 @@ class SemanticEmpathy(EmpathyMetric):
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        sentences, anchors = self.reader.sentences(reply, message), self.reader.anchors
+        sentences, anchors = self.reader.sentences(bengali(reply), bengali(message)), self.reader.anchors
         vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
