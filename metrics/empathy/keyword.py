@@ -18,6 +18,7 @@ from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
+from bnbench.metrics.relevance import fitting, relevance_id
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
@@ -82,7 +83,8 @@ class KeywordEmpathy(EmpathyMetric):
         if self._mechanisms:
             messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
             pairs = zip(texts.replies, texts.messages or (), strict=True)
-            credits = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
+            found = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
+            credits = np.array(found).reshape(len(texts), -1) * fitting(texts)[:, None]
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
@@ -104,7 +106,7 @@ class KeywordEmpathy(EmpathyMetric):
     @property
     def choices(self) -> Mapping[str, object]:
         """The lexicon, and where its phrases are words, what takes comfort back and how texts become words."""
-        words = {"pol": load_polarity().id, **preparation().choices} if self._mechanisms else {}
+        words = {"pol": load_polarity().id, "fit": relevance_id(), **preparation().choices} if self._mechanisms else {}
         return {"lex": self.lexicon.signature, **words}
 
 

@@ -27,6 +27,7 @@ from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
+from bnbench.metrics.relevance import fitting, relevance_id
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
@@ -326,7 +327,7 @@ class SemanticEmpathy(EmpathyMetric):
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""
         features, own = self.reader.features(texts)
-        return self.calibration.levels(features) * own[:, None] / 2
+        return self.calibration.levels(features) * (own * fitting(texts))[:, None] / 2
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
@@ -345,4 +346,4 @@ class SemanticEmpathy(EmpathyMetric):
     def choices(self) -> Mapping[str, object]:
         """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
         made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
-        return {**made_of, "pol": load_polarity().id, **preparation().choices}
+        return {**made_of, "pol": load_polarity().id, "fit": relevance_id(), **preparation().choices}
