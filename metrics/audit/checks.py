@@ -137,7 +137,7 @@ def references_of(data: LabelledSet) -> list[str]:
 
     Raises `InputError` for a message without a second empathic reply.
     """
-    empathic = [(place, row) for place, row in enumerate(data.rows) if row.kind == EMPATHIC]
+    empathic = [(place, row) for place, row in enumerate(data.rows) if row.empathic]
     empathic.sort(key=lambda pair: -sum(pair[1].levels))
     found = []
     for place, row in enumerate(data.rows):
@@ -191,7 +191,7 @@ def _reply_checks(
     # replies to the same message, as means over messages.
     changes = [("change", each.name, each.expected, each.in_most, moves[each.name]) for each in PERTURBATIONS]
     empathic = _by_message({row: float(scores[row]) for row in map(int, np.flatnonzero(data.empathic))}, data)
-    for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
+    for kind in dict.fromkeys(row.kind for row in data.rows if not row.empathic):
         of_kind = [(place, row.id) for place, row in enumerate(data.rows) if row.kind == kind and row.id in empathic]
         distances = {place: float(scores[place] - empathic[message]) for place, message in of_kind}
         changes.append(("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances))

@@ -20,33 +20,37 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from bnbench.metrics.audit.agreement import group_numbers
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
-from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
+from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
-from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
-from bnbench.metrics.relevance import fitting, relevance_id
+from bnbench.metrics.labelled import LabelledSet, calibration_set
+from bnbench.metrics.relevance import chances, fitting, relevance_id
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
 # The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them.
-CONTRASTS = ("advice", "dismissive", "generic", "stamps", "off_topic")
+CONTRASTS = ("advice", "dismissive", "generic", "stamps", "refusing", "off_topic")
 HEADS = (*MECHANISMS, *CONTRASTS, "empathic")
-FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "related")
+FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "refusing", "related", "relevance", "learnt")
 """What a mechanism's model sees. `mechanism` is the highest value of its own head among the reply's own sentences,
-`related` the mean, over them, of the cosine with the nearest sentence of the message; the others are means of heads."""
+`related` the mean, over them, of the cosine with the nearest sentence of the message, `relevance` the log odds that
+`bnbench.metrics.relevance` gives, `learnt` a linear head of the mean vector of those sentences that was fitted to
+labelled replies; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
 _FOLDER = Path(__file__).parent / "anchors"
 CALIBRATION = _FOLDER / "calibration.json"
-_ARRAYS = ("mean", "scale", "weights", "thresholds")
+_ARRAYS = ("mean", "scale", "weights", "thresholds", "head")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
 # What `calibrate` takes: the ridge penalty on weights, what stuffed replies and misplaced ones weigh beside the others,
 # and how many messages further on the empathic replies are put.
 RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 20.0, 2.0, 0.25, (7, 13)
+LEARNT_RIDGE, FOLDS = 5.0, 5
 
 _log = logging.getLogger("bnbench")
 
@@ -71,9 +75,10 @@ def load_anchors() -> Anchors:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coefficients of the three models, shapes (3, 7), (3, 7), (3, 7), (3, 2), and what they were fitted for.
+    """Coefficients of the three models, shapes (3, 10), (3, 10), (3, 10), (3, 2), and what they were fitted for.
 
-    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]).
+    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]). `head` (d + 1, 3) gives the
+    last feature from the mean vector of a reply's sentences, its last row the constants.
     """
 
     encoder: str
@@ -82,9 +87,12 @@ class Calibration:
     scale: FloatArray
     weights: FloatArray
     thresholds: FloatArray
+    head: FloatArray
 
-    def levels(self, features: FloatArray) -> FloatArray:
-        """Expected levels 0-2, shape (n, 3), from features (n, 3, 7)."""
+    def levels(self, seen: Seen) -> FloatArray:
+        """Expected levels 0-2, shape (n, 3), of n replies."""
+        features = seen.features.copy()
+        features[..., -1] = seen.means @ self.head[:-1] + self.head[-1]
         logits = ((features - self.mean) / self.scale * self.weights).sum(axis=-1)
         levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
         return levels
@@ -123,6 +131,18 @@ class Sentence(NamedTuple):
     left: float
 
 
+class Seen(NamedTuple):
+    """What a `Reader` sees of n replies, all 0 where one has no sentence of its own.
+
+    `features` (n, 3, 10), the last of each 0, since it is the calibration's; `means` (n, d), the mean vectors of their
+    sentences; `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without a sentence of its own.
+    """
+
+    features: FloatArray
+    means: FloatArray
+    left: FloatArray
+
+
 class SentenceReading(NamedTuple):
     """One sentence of a reply: `Sentence`, the value of each head, the nearest anchor and its class."""
 
@@ -142,7 +162,7 @@ class Reader:
         self.vectors = encoder.encode(anchors.sentences).astype(np.float64)
         self._mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
-        # The heads, (d + 1, 9), the last row their constants: each mechanism against all that is not empathic, each
+        # The heads, (d + 1, 10), the last row their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
         vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
         empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
@@ -159,10 +179,8 @@ class Reader:
             heads.append(np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target)))
         self._heads = np.stack(heads, axis=1)
 
-    def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
-        """Features (n, 3, 7), and what each reply keeps of its score, 0 to 1: `Polarity.left`, where it has a sentence
-        of its own; else 0 (and its features are 0).
-        """
+    def seen(self, texts: Texts) -> Seen:
+        """What there is to see of replies and messages in Bengali script."""
         pairs = list(zip(texts.replies, texts.messages or (), strict=True))
         read = [self.sentences(*pair) for pair in pairs]
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
@@ -173,16 +191,21 @@ class Reader:
         asked_row = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
         asked = self.encoder.encode(list(asked_row)).astype(np.float64)
 
+        chance = chances(texts, "relevance")
+        odds = np.log(chance / (1 - chance))
+
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
+        means = np.zeros((len(own), vectors.shape[1]))
         for place, (sentences, (_, message)) in enumerate(zip(own, pairs, strict=True)):
             if rows := [row_of[text] for text in sentences]:
                 about = asked[[asked_row[text] for text in messages[message]]]
                 mean = heads[rows].mean(axis=0)
                 related = float((vectors[rows] @ about.T).max(axis=1).mean()) if len(about) else 0.0
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
-                made[place, :, 1:] = [*(mean[HEADS.index(name)] for name in FEATURES[1:-1]), related]
+                made[place, :, 1:-1] = [*(mean[HEADS.index(name)] for name in FEATURES[1:-3]), related, odds[place]]
+                means[place] = vectors[rows].mean(axis=0) - self._mean
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
-        return made, np.array(left, dtype=np.float64)
+        return Seen(made, means, np.array(left, dtype=np.float64))
 
     def sentences(self, reply: str, message: str) -> list[Sentence]:
         """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
@@ -211,7 +234,7 @@ class Reader:
         return found
 
     def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """The vectors of s sentences, (s, d), and their heads, (s, 9)."""
+        """The vectors of s sentences, (s, d), and their heads, (s, 10)."""
         vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)
         return vectors, (vectors - self._mean) @ self._heads[:-1] + self._heads[-1]
 
@@ -219,7 +242,7 @@ class Reader:
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """The coefficients that fit an encoder's features to labelled replies.
 
-    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of seven features and two
+    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of ten features and two
     thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
     score 0 by rule and are left out.
     """
@@ -229,20 +252,39 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     stuffed = np.array([row.kind == "stuffed" for row in data.rows])
     asked = dict(zip(data.ids, data.messages, strict=True))
     ids = list(asked)
-    empathic = [row for row in data.rows if row.kind == EMPATHIC]
+    empathic = [row for row in data.rows if row.empathic]
     misplaced = [(row.reply, asked[ids[(ids.index(row.id) + by) % len(ids)]]) for by in SHIFTS for row in empathic]
     replies, messages = zip(*zip(data.replies, data.messages, strict=True), *misplaced, strict=True)
     levels = np.vstack([np.where(stuffed[:, None], 0, data.levels), np.zeros((len(misplaced), len(MECHANISMS)))])
     weights = np.append(np.where(stuffed, STUFFED_WEIGHT, 1.0), [MISPLACED_WEIGHT] * len(misplaced))
 
-    features, own = reader.features(Texts.of(replies, messages=messages))
-    features, levels, weights = (each[own == 1] for each in (features, levels, weights))
+    seen = reader.seen(in_bengali(Texts.of(replies, messages=messages)))
+    whole = seen.left == 1
+    features, means, levels, weights = (each[whole] for each in (seen.features, seen.means, levels, weights))
+    # The linear head learns from all that stand under their own message; what it says of a reply here comes from a head
+    # that has seen no reply to this message, or the models would trust it too much.
+    labelled = (np.arange(len(whole)) < len(data))[whole]
+    fold = group_numbers([*data.ids, *(row.id for _ in SHIFTS for row in empathic)])[whole] % FOLDS
+    for left_out in range(FOLDS):
+        learning, rest = labelled & (fold != left_out), fold == left_out
+        head = _head(means[learning], levels[learning], weights[learning])
+        features[rest, :, -1] = means[rest] @ head[:-1] + head[-1]
+    head = _head(means[labelled], levels[labelled], weights[labelled])
+
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     standard = (features - mean) / scale
     models = [_fit(standard[:, m], levels[:, m], weights) for m in range(len(MECHANISMS))]
-    found = (mean, scale, *map(np.stack, zip(*models, strict=True)))
+    found = (mean, scale, *map(np.stack, zip(*models, strict=True)), head)
     return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
+
+
+def _head(means: FloatArray, levels: FloatArray, weights: FloatArray) -> FloatArray:
+    """Ridge regression of levels (n, 3) on mean vectors (n, d): (d + 1, 3), the last row the unpenalised constants."""
+    rows = np.column_stack([means, np.ones(len(means))])
+    penalty = np.diag([*[LEARNT_RIDGE] * means.shape[1], 0.0])
+    found: FloatArray = np.linalg.solve((rows * weights[:, None]).T @ rows + penalty, rows.T @ (weights[:, None] * levels))
+    return found
 
 
 def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -266,7 +308,7 @@ def kept_calibration(reader: Reader) -> Calibration:
 
     A file that is damaged is made again; where none can be written, that is logged.
     """
-    data = labelled_set("development")
+    data = calibration_set()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("BNBENCH_CACHE") or caches / "bnbench")
     made_of = " ".join([reader.encoder.id, reader.anchors.id, data.sha256, SCORING_VERSION])
@@ -319,15 +361,15 @@ class SemanticEmpathy(EmpathyMetric):
             return found
         if path is None:
             by_name = isinstance(self._encoder, str | Path) and "@unknown" not in reader.encoder.id
-            return kept_calibration(reader) if by_name else calibrate(reader, labelled_set("development"))
+            return kept_calibration(reader) if by_name else calibrate(reader, calibration_set())
         of = f"the calibration {path} is for encoder {found.encoder} and anchors {found.anchors}"
         how = "python scripts/calibrate_semantic.py --encoder ID --out FILE; or give none, and it is made here"
         raise UsageError(f"{of}, not for {' and '.join(wanted)}. Make one: {how}")
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""
-        features, own = self.reader.features(texts)
-        return self.calibration.levels(features) * (own * fitting(texts))[:, None] / 2
+        seen = self.reader.seen(texts)
+        return self.calibration.levels(seen) * (seen.left * fitting(texts))[:, None] / 2
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
