@@ -18,7 +18,7 @@ from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
-from bnbench.metrics.relevance import fitting, relevance_id
+from bnbench.metrics.relevance import fitted, fitting
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
@@ -106,7 +106,7 @@ class KeywordEmpathy(EmpathyMetric):
     @property
     def choices(self) -> Mapping[str, object]:
         """The lexicon, and where its phrases are words, what takes comfort back and how texts become words."""
-        words = {"pol": load_polarity().id, "fit": relevance_id(), **preparation().choices} if self._mechanisms else {}
+        words = {"pol": load_polarity().id, "fit": fitted().id, **preparation().choices} if self._mechanisms else {}
         return {"lex": self.lexicon.signature, **words}
 
 
@@ -234,10 +234,9 @@ class _Reading:
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
             part = slice(sentence.start, sentence.end)
-            own = [
-                "" if quoted else word
-                for word, quoted in zip(self.text.words[part], self.text.quoted[part], strict=True)
-            ]
+            own, quoted = self.text.words[part], self.text.quoted[part]
+            if True in quoted:
+                own = ["" if hidden else word for word, hidden in zip(own, quoted, strict=True)]
             left = polarity.left(own, self.text.clause_ends[part])
             self.left = min(self.left, left)
             self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises), refusing=left < 1)

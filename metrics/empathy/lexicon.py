@@ -129,6 +129,8 @@ _Step = tuple[int, int]  # the number of an element, and how many words may stan
 class Matcher:
     """Phrases as patterns of steps over numbered elements, indexed by the element that they begin with.
 
+    Where no pattern has suffixes, no phrase stands in a sentence that has none of the words `telling`.
+
     Raises `UsageError` for a pattern that cannot be read, or that names a class or an ending there is not.
     """
 
@@ -166,6 +168,10 @@ class Matcher:
             for suffix in element.suffixes:
                 self._suffixes[suffix].append((number, element.refused))
         self._longest = max(map(len, self._suffixes), default=0)
+        elements = list(numbers)
+        every = itertools.chain.from_iterable(self._beginning.values())
+        rarest = (min((elements[number].words for number, _ in steps), key=len) for _, steps, _ in every)
+        self.telling = frozenset(itertools.chain.from_iterable(rarest))
         self._known: Memo[frozenset[int]] = Memo(self._elements)
 
     def find(self, words: Sequence[str]) -> list[Found]:

@@ -30,12 +30,15 @@ class Polarity:
         verbs = [text for name in table["verbs"] for text in table["classes"][name] if " " not in text]
         stems = [text.partition("+")[0] + end for text in verbs for end in (("", "ই", "ও") if "+" in text else ("",))]
         self._joined = {normalize(stem + no): (normalize(stem), "না") for stem in stems for no in table["joined"]}
+        self._telling = self._refusals.telling | self._joined.keys()
 
     def left(self, words: Sequence[str], clause_ends: Sequence[bool]) -> float:
         """How much of its comfort a reply keeps beside this sentence, 0-1, where 1 takes nothing back.
 
         The sentence is given as its words, and whether a clause ends with each.
         """
+        if self._telling.isdisjoint(words):
+            return 1.0
         clauses = list(self._clauses(words, clause_ends))
         found = [
             phrase

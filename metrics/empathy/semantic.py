@@ -11,10 +11,10 @@ import logging
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,7 +28,8 @@ from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
-from bnbench.metrics.relevance import chances, fitting, relevance_id
+from bnbench.metrics.normalization import Memo
+from bnbench.metrics.relevance import chances, fitted, fitting
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
@@ -49,7 +50,7 @@ _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপন
 
 # What `calibrate` takes: the ridge penalty on weights, what stuffed replies and misplaced ones weigh beside the others,
 # and how many messages further on the empathic replies are put.
-RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 20.0, 2.0, 0.25, (7, 13)
+RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 5.0, 2.0, 0.25, (7, 13)
 LEARNT_RIDGE, FOLDS = 5.0, 5
 
 _log = logging.getLogger("bnbench")
@@ -154,6 +155,13 @@ class SentenceReading(NamedTuple):
     nearest_class: str
 
 
+def _read(token: str) -> tuple[bool, str]:
+    """Whether a token is a word, and its beginning, where it is one and no pronoun."""
+    word = is_word(token)
+    begins = word and not token.startswith(_PERSONS)
+    return word, (token[:4] if len(token) <= 6 else token[:5]) if begins else ""
+
+
 class Reader:
     """Makes the features of replies with an encoder and anchors; everything in it comes from these two."""
 
@@ -162,6 +170,7 @@ class Reader:
         self.vectors = encoder.encode(anchors.sentences).astype(np.float64)
         self._mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
+        self._read = Memo(_read)
         # The heads, (d + 1, 10), the last row their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
         vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
@@ -182,7 +191,8 @@ class Reader:
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
         pairs = list(zip(texts.replies, texts.messages or (), strict=True))
-        read = [self.sentences(*pair) for pair in pairs]
+        asked_words = {message: self.beginnings(message) for message in dict.fromkeys(texts.messages or ())}
+        read = [self.sentences(reply, asked_words[message]) for reply, message in pairs]
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
@@ -207,31 +217,27 @@ class Reader:
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
         return Seen(made, means, np.array(left, dtype=np.float64))
 
-    def sentences(self, reply: str, message: str) -> list[Sentence]:
+    def sentences(self, reply: str, asked: Collection[str]) -> list[Sentence]:
         """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
-        whole is, or a list (`keyword.LISTED`).
+        whole is, or a list (`keyword.LISTED`). `asked` are the `beginnings` of the message.
         """
-
-        def keys(tokens: Sequence[str]) -> list[str]:
-            """The beginnings of the words, which their inflected forms share; of no pronoun."""
-            words = (word for word in tokens if is_word(word) and not word.startswith(_PERSONS))
-            return [word[:4] if len(word) <= 6 else word[:5] for word in words]
-
-        asked = set(keys(self._tokens(message)))
-        tokens = {text: self._tokens(text) for text in self._split(reply)}
-        known = {text: [key in asked for key in keys(words)] for text, words in tokens.items()}
+        read = {text: [(token, *self._read[token]) for token in self._tokens(text)] for text in self._split(reply)}
+        known = {text: [key in asked for *_, key in words if key] for text, words in read.items()}
         everything = [*chain.from_iterable(known.values())]
         all_copied = sum(everything) >= COPIED_SHARE * len(everything)
         polarity, found = load_polarity(), list[Sentence]()
         for text, copied in known.items():
             if not copied:
                 continue
-            words = [is_word(token) for token in tokens[text] if token != "-"]
-            ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
+            tokens = [(token, word) for token, word, _ in read[text] if token != "-"]  # সুখ-দুঃখ is one thing
+            ends = [not after for (_, word), (_, after) in pairwise([*tokens, ("", False)]) if word]
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
-            left = polarity.left([token for token in tokens[text] if is_word(token)], ends)
-            found.append(Sentence(text, void, left))
+            found.append(Sentence(text, void, polarity.left([token for token, word in tokens if word], ends)))
         return found
+
+    def beginnings(self, message: str) -> frozenset[str]:
+        """The beginnings of a message's words, which their inflected forms share; of no pronoun."""
+        return frozenset(self._read[token][1] for token in self._tokens(message)) - {""}
 
     def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """The vectors of s sentences, (s, d), and their heads, (s, 10)."""
@@ -375,7 +381,7 @@ class SemanticEmpathy(EmpathyMetric):
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        sentences, anchors = self.reader.sentences(bengali(reply), bengali(message)), self.reader.anchors
+        sentences, anchors = self.reader.sentences(bengali(reply), self.reader.beginnings(bengali(message))), self.reader.anchors
         vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
@@ -388,4 +394,4 @@ class SemanticEmpathy(EmpathyMetric):
     def choices(self) -> Mapping[str, object]:
         """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
         made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
-        return {**made_of, "pol": load_polarity().id, "fit": relevance_id(), **preparation().choices}
+        return {**made_of, "pol": load_polarity().id, "fit": fitted().id, **preparation().choices}

@@ -99,10 +99,11 @@ def blind_set() -> LabelledSet:
 
 @lru_cache(maxsize=1)
 def calibration_set() -> LabelledSet:
-    """The development halves of both shipped sets: what our metrics may learn from."""
-    halves = labelled_set("development"), blind_set().part("development")
-    sha256 = hashlib.sha256("".join(half.sha256 for half in halves).encode()).hexdigest()
-    return LabelledSet([row for half in halves for row in half.rows], "the development halves", sha256)
+    """What our metrics learn from: the development halves of both shipped sets, and `others_bn.csv`, which has none."""
+    others = read_labelled(Path(__file__).parent / "others_bn.csv")
+    parts = labelled_set("development"), blind_set().part("development"), others
+    sha256 = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
+    return LabelledSet([row for part in parts for row in part.rows], "development halves and others_bn.csv", sha256)
 
 
 def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
