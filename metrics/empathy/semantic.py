@@ -36,11 +36,10 @@ from bnbench.metrics.tokenization import is_word, preparation
 # The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them.
 CONTRASTS = ("advice", "dismissive", "generic", "stamps", "refusing", "off_topic")
 HEADS = (*MECHANISMS, *CONTRASTS, "empathic")
-FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "refusing", "related", "relevance", "learnt")
+FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "refusing", "relevance", "learnt")
 """What a mechanism's model sees. `mechanism` is the highest value of its own head among the reply's own sentences,
-`related` the mean, over them, of the cosine with the nearest sentence of the message, `relevance` the log odds that
-`bnbench.metrics.relevance` gives, `learnt` a linear head of the mean vector of those sentences that was fitted to
-labelled replies; the others are means of heads."""
+`relevance` the log odds that `bnbench.metrics.relevance` gives, `learnt` a linear head of the mean vector of those
+sentences that was fitted to labelled replies; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
 _FOLDER = Path(__file__).parent / "anchors"
@@ -48,10 +47,9 @@ CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds", "head")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
-# What `calibrate` takes: the ridge penalty on weights, what stuffed replies and misplaced ones weigh beside the others,
-# and how many messages further on the empathic replies are put.
-RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 5.0, 2.0, 0.25, (7, 13)
-LEARNT_RIDGE, FOLDS = 5.0, 5
+# What `calibrate` takes: the ridge penalties on weights and on the learnt head, what stuffed replies weigh beside the
+# others, and in how many parts the head is fitted, so that it never sees the reply that it judges.
+RIDGE, LEARNT_RIDGE, STUFFED_WEIGHT, FOLDS = 5.0, 5.0, 2.0, 5
 
 _log = logging.getLogger("bnbench")
 
@@ -76,7 +74,7 @@ def load_anchors() -> Anchors:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coefficients of the three models, shapes (3, 10), (3, 10), (3, 10), (3, 2), and what they were fitted for.
+    """Coefficients of the three models, shapes (3, 9), (3, 9), (3, 9), (3, 2), and what they were fitted for.
 
     With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]). `head` (d + 1, 3) gives the
     last feature from the mean vector of a reply's sentences, its last row the constants.
@@ -135,7 +133,7 @@ class Sentence(NamedTuple):
 class Seen(NamedTuple):
     """What a `Reader` sees of n replies, all 0 where one has no sentence of its own.
 
-    `features` (n, 3, 10), the last of each 0, since it is the calibration's; `means` (n, d), the mean vectors of their
+    `features` (n, 3, 9), the last of each 0, since it is the calibration's; `means` (n, d), the mean vectors of their
     sentences; `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without a sentence of its own.
     """
 
@@ -197,22 +195,16 @@ class Reader:
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
         vectors, heads = self.heads(list(row_of))
-        messages = {message: self._split(message) for message in dict.fromkeys(texts.messages or ())}
-        asked_row = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
-        asked = self.encoder.encode(list(asked_row)).astype(np.float64)
-
         chance = chances(texts, "relevance")
         odds = np.log(chance / (1 - chance))
 
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
-        means = np.zeros((len(own), vectors.shape[1]))
-        for place, (sentences, (_, message)) in enumerate(zip(own, pairs, strict=True)):
+        means, means_of = np.zeros((len(own), vectors.shape[1])), [HEADS.index(name) for name in FEATURES[1:-2]]
+        for place, sentences in enumerate(own):
             if rows := [row_of[text] for text in sentences]:
-                about = asked[[asked_row[text] for text in messages[message]]]
                 mean = heads[rows].mean(axis=0)
-                related = float((vectors[rows] @ about.T).max(axis=1).mean()) if len(about) else 0.0
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
-                made[place, :, 1:-1] = [*(mean[HEADS.index(name)] for name in FEATURES[1:-3]), related, odds[place]]
+                made[place, :, 1:-1] = [*mean[means_of], odds[place]]
                 means[place] = vectors[rows].mean(axis=0) - self._mean
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
         return Seen(made, means, np.array(left, dtype=np.float64))
@@ -248,34 +240,24 @@ class Reader:
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """The coefficients that fit an encoder's features to labelled replies.
 
-    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of ten features and two
+    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of nine features and two
     thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
     score 0 by rule and are left out.
     """
-    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person. Empathic
-    # replies put under another message count as level 0, at a quarter of a reply's weight, since a score is about the
-    # reply given the message, and no labelled reply answers the wrong one.
+    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person.
     stuffed = np.array([row.kind == "stuffed" for row in data.rows])
-    asked = dict(zip(data.ids, data.messages, strict=True))
-    ids = list(asked)
-    empathic = [row for row in data.rows if row.empathic]
-    misplaced = [(row.reply, asked[ids[(ids.index(row.id) + by) % len(ids)]]) for by in SHIFTS for row in empathic]
-    replies, messages = zip(*zip(data.replies, data.messages, strict=True), *misplaced, strict=True)
-    levels = np.vstack([np.where(stuffed[:, None], 0, data.levels), np.zeros((len(misplaced), len(MECHANISMS)))])
-    weights = np.append(np.where(stuffed, STUFFED_WEIGHT, 1.0), [MISPLACED_WEIGHT] * len(misplaced))
-
-    seen = reader.seen(in_bengali(Texts.of(replies, messages=messages)))
+    levels, weights = np.where(stuffed[:, None], 0, data.levels), np.where(stuffed, STUFFED_WEIGHT, 1.0)
+    seen = reader.seen(in_bengali(Texts.of(data.replies, messages=data.messages)))
     whole = seen.left == 1
     features, means, levels, weights = (each[whole] for each in (seen.features, seen.means, levels, weights))
-    # The linear head learns from all that stand under their own message; what it says of a reply here comes from a head
-    # that has seen no reply to this message, or the models would trust it too much.
-    labelled = (np.arange(len(whole)) < len(data))[whole]
-    fold = group_numbers([*data.ids, *(row.id for _ in SHIFTS for row in empathic)])[whole] % FOLDS
+    # What the linear head says of a reply here comes from one that has seen no reply to its message: the models would
+    # trust it too much.
+    fold = group_numbers(data.ids)[whole] % FOLDS
     for left_out in range(FOLDS):
-        learning, rest = labelled & (fold != left_out), fold == left_out
+        learning, rest = fold != left_out, fold == left_out
         head = _head(means[learning], levels[learning], weights[learning])
         features[rest, :, -1] = means[rest] @ head[:-1] + head[-1]
-    head = _head(means[labelled], levels[labelled], weights[labelled])
+    head = _head(means, levels, weights)
 
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
