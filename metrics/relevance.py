@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -31,8 +31,9 @@ from bnbench.metrics.normalization import Memo
 from bnbench.metrics.tokenization import is_word, preparation
 
 CALIBRATION = Path(__file__).parent / "relevance.json"
-FITTING = 0.6  # the fit from which on empathy counts whole
-MISPLACED = 0.1  # what is left of the empathy of a reply that answers somebody else
+FITTING = 0.8  # the fit from which on empathy counts whole
+COPIED = 5
+MISPLACED = 0.05  # what is left of the empathy of a reply that answers somebody else
 
 
 class ContentWords:
@@ -47,27 +48,39 @@ class ContentWords:
         self.stems = lexicon.stems
 
         def weight(word: str) -> float:
-            common = not is_word(word) or word in lexicon.persons or lexicon.is_common(word)
-            return 0.0 if common else float(np.log((messages + 1) / (counts.get(lexicon.keys[word], 0) + 0.5)))
+            content = is_word(word) and lexicon.content[word]
+            return 0.0 if not content else float(np.log((messages + 1) / (counts.get(lexicon.keys[word], 0) + 0.5)))
 
         self.weights: Memo[float] = Memo(weight)
 
-    def of(self, text: str) -> list[tuple[str, float]]:
-        """The different content words of a text in order, each with its weight."""
-        return [(word, weight) for word in dict.fromkeys(self._tokens(text)) if (weight := self.weights[word])]
+    def of(self, words: Iterable[str]) -> list[tuple[str, float]]:
+        """The different content words in order, each with its weight."""
+        return [(word, weight) for word in dict.fromkeys(words) if (weight := self.weights[word])]
 
     def features(self, texts: Texts) -> FloatArray:
-        """`heard` and `elsewhere` of each reply given its message, n x 2; 0 where the message has no content word."""
-        asked = {
-            text: frozenset().union(*(self.stems[word] for word, _ in self.of(text)))
-            for text in dict.fromkeys(texts.messages or ())
-        }
+        """`heard` and `elsewhere` of each reply given its message, n x 2; 0 where the message has no content word.
+
+        Words copied from the message, `COPIED` or more in a row, say nothing of the reply.
+        """
+        asked = {}
+        for message in dict.fromkeys(texts.messages or ()):
+            tokens = self._tokens(message)
+            forms = frozenset().union(*(self.stems[word] for word, _ in self.of(tokens)))
+            asked[message] = forms, set(_runs(tokens))
         found = []
         for reply, message in zip(texts.replies, texts.messages or (), strict=True):
-            forms, words = asked[message], self.of(reply) if asked[message] else []
+            (forms, runs), tokens = asked[message], self._tokens(reply)
+            copied = [start for start, run in enumerate(_runs(tokens)) if run in runs]
+            for start in copied:
+                tokens[start : start + COPIED] = [""] * COPIED
+            words = self.of(tokens) if forms else []
             heard = sum(weight for word, weight in words if not forms.isdisjoint(self.stems[word]))
             found.append((heard, max(0.0, sum(weight for _, weight in words) - heard)))
         return np.log1p(np.array(found, dtype=np.float64).reshape(-1, 2))
+
+
+def _runs(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return zip(*(tokens[start:] for start in range(COPIED)), strict=False)
 
 
 class Fitted(NamedTuple):
@@ -101,7 +114,7 @@ def fitting(texts: Texts) -> FloatArray:
 
 
 class Relevance(MeanMetric):
-    """How surely a reply answers its message and no other, 0-100; a copy of the message does too."""
+    """How surely a reply answers its message and no other, 0-100; what it copies of the message says nothing."""
 
     name: ClassVar[str] = "relevance"
     description: ClassVar[str] = "whether a reply answers its own message, 0-100, higher is better"

@@ -25,6 +25,7 @@ from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.labelled import LabelledReply, blind_set, calibration_set, labelled_set
 from bnbench.metrics.relevance import ContentWords
 from bnbench.metrics.romanised import bengali
+from bnbench.metrics.tokenization import tokenize
 
 GENERIC, OTHER = frozenset({"weak", "generic", "stuffed"}), frozenset({"copy", "negated", "mismatched"})
 SHIFTS, FOLDS, RIDGE = (7, 13), 5, 1.0
@@ -77,7 +78,7 @@ def main() -> None:
     halves = labelled_set("development"), blind_set().part("development")
     bank = {bengali(message) for half in halves for message in half.messages}
     lexicon, plain = load_lexicon("bn"), ContentWords({}, len(bank))
-    counts = Counter(key for text in bank for key in {lexicon.keys[word] for word, _ in plain.of(text)} - {""})
+    counts = Counter(key for text in bank for key in {lexicon.keys[word] for word, _ in plain.of(tokenize(text))} - {""})
 
     found = pairs(calibration_set().rows)
     texts = in_bengali(Texts.of([pair.reply for pair in found], messages=[pair.message for pair in found]))

@@ -33,6 +33,7 @@ STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
 ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
+WORDS, WORDS_FROM = 0.4, 0.2  # what each level by single words earns that is above so much, beside the phrases
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
@@ -84,7 +85,8 @@ class KeywordEmpathy(EmpathyMetric):
             messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
             pairs = zip(texts.replies, texts.messages or (), strict=True)
             found = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
-            credits = np.array(found).reshape(len(texts), -1) * fitting(texts)[:, None]
+            fits = fitting(texts)[:, None] if lexicon.constants else 1.0
+            credits = np.array(found).reshape(len(texts), -1) * fits
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
@@ -106,7 +108,8 @@ class KeywordEmpathy(EmpathyMetric):
     @property
     def choices(self) -> Mapping[str, object]:
         """The lexicon, and where its phrases are words, what takes comfort back and how texts become words."""
-        words = {"pol": load_polarity().id, "fit": fitted().id, **preparation().choices} if self._mechanisms else {}
+        fit = {"fit": fitted().id} if self.lexicon.constants else {}
+        words = {"pol": load_polarity().id, **fit, **preparation().choices} if self._mechanisms else {}
         return {"lex": self.lexicon.signature, **words}
 
 
@@ -200,6 +203,12 @@ class _Message:
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
+def said(reply: str, message: str) -> set[str]:
+    """The words of a reply that the weights of the lexicon `bn` are of: not copied, listed, quoted, or the message's."""
+    lexicon = load_lexicon("bn")
+    return _Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said
+
+
 _Placed = tuple[Entry, tuple[int, ...]]  # an entry, and the places of its words
 
 
@@ -214,7 +223,8 @@ class _Match(NamedTuple):
 
 class _Reading:
     """A reply as its message sees it: what matches, and of that, what each match that counts earns, and what speaks
-    against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's.
+    against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's;
+    `said` are all its words but those. What is copied, listed or quoted is in none of them.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
@@ -230,6 +240,8 @@ class _Reading:
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
+        words = zip(self.text.words, self.void, self.text.quoted, strict=True)
+        self.said = {word for word, void, quoted in words if not (void or quoted)}
         polarity, self.left = load_polarity(), 1.0
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
@@ -260,9 +272,10 @@ class _Reading:
         content: dict[str, set[int]] = {}
         for place in range(sentence.start, sentence.end):
             word = self.text.words[place]
-            if not self.void[place] and word not in lexicon.persons and not lexicon.is_common(word):
+            if not self.void[place] and lexicon.content[word]:
                 content.setdefault(word, set()).add(place)
         anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
+        self.said -= anchors
 
         matches: list[_Match] = []
         claimed, places_of_stock = set[int](), set[int]()
@@ -330,7 +343,8 @@ class _Reading:
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
+        against = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
+        factor = against
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
@@ -338,4 +352,12 @@ class _Reading:
         levels = dict.fromkeys(MECHANISMS, 0.0)
         for match, earned in self.earning:
             levels[match.entry.mechanism] += earned
-        return [factor * level / FULL_LEVELS for level in levels.values()]
+        phrases = [factor * level / FULL_LEVELS for level in levels.values()]
+        if not self.lexicon.constants or not self.said:
+            return phrases
+        # The words that are left, each by itself, say how empathic the reply is: phrases count in proportion, and what
+        # the words say beyond the usual counts too.
+        by_words = list(map(sum, zip(self.lexicon.constants, *map(self.lexicon.weights.__getitem__, self.said), strict=True)))
+        mean = min(2.0, max(0.0, sum(by_words) / len(by_words)))
+        beyond = (against * WORDS * max(0.0, min(2.0, level) - WORDS_FROM) for level in by_words)
+        return [min(1.0, mean * credit + more) for credit, more in zip(phrases, beyond, strict=True)]

@@ -12,7 +12,7 @@ import os
 import tempfile
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
@@ -50,6 +50,7 @@ _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপন
 # What `calibrate` takes: the ridge penalties on weights and on the learnt head, what stuffed replies weigh beside the
 # others, and in how many parts the head is fitted, so that it never sees the reply that it judges.
 RIDGE, LEARNT_RIDGE, STUFFED_WEIGHT, FOLDS = 5.0, 5.0, 2.0, 5
+CHAINS = range(2, 8)  # how many stamps are chained
 
 _log = logging.getLogger("bnbench")
 
@@ -244,15 +245,22 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
     score 0 by rule and are left out.
     """
-    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person.
-    stuffed = np.array([row.kind == "stuffed" for row in data.rows])
-    levels, weights = np.where(stuffed[:, None], 0, data.levels), np.where(stuffed, STUFFED_WEIGHT, 1.0)
-    seen = reader.seen(in_bengali(Texts.of(data.replies, messages=data.messages)))
+    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person; and so do
+    # chains of the anchors' stamps, under one message after the other.
+    stamps = [text for text, label in zip(reader.anchors.sentences, reader.anchors.labels, strict=True) if label == "stamps"]
+    steps = [(first, size) for size in CHAINS for first in range(0, len(stamps), 2)]
+    chains = [" ".join(stamps[(first + 7 * n) % len(stamps)] for n in range(size)) for first, size in steps]
+    rows = [*data.rows, *(replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False))]
+    stuffed = np.array([row.kind == "stuffed" for row in rows])
+    levels = np.where(stuffed[:, None], 0, np.array([row.levels for row in rows]))
+    weights = np.where(stuffed, STUFFED_WEIGHT, 1.0)
+    texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
+    seen = reader.seen(in_bengali(texts))
     whole = seen.left == 1
     features, means, levels, weights = (each[whole] for each in (seen.features, seen.means, levels, weights))
     # What the linear head says of a reply here comes from one that has seen no reply to its message: the models would
     # trust it too much.
-    fold = group_numbers(data.ids)[whole] % FOLDS
+    fold = group_numbers([row.id for row in rows])[whole] % FOLDS
     for left_out in range(FOLDS):
         learning, rest = fold != left_out, fold == left_out
         head = _head(means[learning], levels[learning], weights[learning])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
+from bnbench.metrics.relevance import fitted
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
 WARM = "শেষবার দেখতে না পাওয়ার আফসোসটা শোকের সঙ্গে আলাদা করে বেঁধে। আজ রাতটা একা ঘরে থেকো না। দাদুর কোন কথাটা বারবার মনে পড়ছে?"
@@ -24,12 +27,19 @@ STUFFED = "আমি দুঃখিত, কষ্ট বুঝতে পার�
 COLD = "হোস্টেল সুপারের কাছে লিখিত আবেদন করে ছুটি নাও। ট্রেনের টিকিট অনলাইনে কাটলে সময় বাঁচবে।"
 
 
+# The lexicon without the weights of single words, for what the phrases alone earn.
+PHRASES = Path(tempfile.mkdtemp()) / "phrases.toml"
+PHRASES.write_text(
+    (files("bnbench.metrics.empathy") / "lexicons/bn.toml").read_text("utf-8").replace('weights = "bn_words.json"', "")
+)
+
+
 def score(reply: str, message: str = "") -> float:
-    return float(KeywordEmpathy().score([reply], messages=[message]).value)
+    return float(KeywordEmpathy(PHRASES).score([reply], messages=[message]).value)
 
 
 def spans(reply: str, message: str = "") -> list[tuple[str, str]]:
-    return [(span.mechanism, span.polarity) for span in KeywordEmpathy().explain(reply, message)]
+    return [(span.mechanism, span.polarity) for span in KeywordEmpathy(PHRASES).explain(reply, message)]
 
 
 def test_a_warm_concrete_reply_scores_above_cold_stuffed_and_copied_ones() -> None:
@@ -56,7 +66,7 @@ def test_result_has_what_the_issue_asks_for() -> None:
     assert result.interval.low <= result.value <= result.interval.high
     sha = load_lexicon("bn").sha256[:8]
     assert (
-        result.signature == f"keyword-empathy|lex:bn.2-{sha}|pol:{load_polarity().id}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
+        result.signature == f"keyword-empathy|lex:bn.3-{sha}|pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
     )
     assert str(result).startswith("keyword-empathy ")
 
@@ -184,7 +194,7 @@ def test_stuffing_is_found_at_any_length() -> None:
 
 def test_a_stamp_is_worth_more_where_the_reply_takes_something_up() -> None:
     reply = "শুনে খুব খারাপ লাগল। শালটা এখনও আলমারিতেই থাক।"
-    reaction = mechanisms(KeywordEmpathy().score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]))[:, 0]
+    reaction = mechanisms(KeywordEmpathy(PHRASES).score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]))[:, 0]
     assert reaction[0] > 2 * reaction[1] > 0
 
 
@@ -227,7 +237,7 @@ def test_an_anchored_word_carries_twice() -> None:
 
 def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
     replies = ["শালটায় কার গন্ধ পেলেন?", "কেমন লাগছে?", "আপনি কী মনে করেন?"]
-    explored = mechanisms(KeywordEmpathy().score(replies, messages=[HOME] * 3))[:, 2]
+    explored = mechanisms(KeywordEmpathy(PHRASES).score(replies, messages=[HOME] * 3))[:, 2]
     assert explored[0] >= 2 * explored[1] > 0
     assert explored[0] > explored[2]
 
@@ -246,7 +256,7 @@ def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
     ],
 )
 def test_specific_and_figurative_replies_are_found(reply: str, mechanism: int) -> None:
-    assert mechanisms(KeywordEmpathy().score([reply], messages=[HOME]))[0, mechanism] >= 25, spans(reply, HOME)
+    assert mechanisms(KeywordEmpathy(PHRASES).score([reply], messages=[HOME]))[0, mechanism] >= 25, spans(reply, HOME)
 
 
 def test_an_unknown_statement_about_the_message_earns_a_little_interpretation() -> None:

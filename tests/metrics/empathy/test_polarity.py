@@ -70,7 +70,7 @@ def test_a_negation_that_comforts_does_not(reply: str) -> None:
 def test_both_scorers_take_back_what_the_reply_takes_back(metric: KeywordEmpathy | SemanticEmpathy) -> None:
     replies = [WARM, f"{WARM} ভেবো না তোমার জন্য আমার খারাপ লাগছে।", f"{WARM} চিন্তা কোরো না, আমি আছি।", REFUSED[0]]
     warm, withdrawn, reassuring, refused = metric.score(replies, messages=[MESSAGE] * 4).per_item
-    assert withdrawn == pytest.approx(0.1 * warm, rel=0.2)
+    assert 0 < withdrawn < 0.2 * warm
     assert reassuring > 0.6 * warm
     assert refused < 1
     assert f"|pol:{load_polarity().id}|" in metric.signature(4)
