@@ -1,4 +1,4 @@
-"""Whether a reply answers this message: of what it speaks, how much is the message's, and how much is of something else.
+"""Whether a reply answers this message: of what it speaks, how much is the message's, how much of something else.
 
 Two features of a reply's content words (those that the lexicon of keyword-empathy has not as common), each word with
 the weight of its rarity among a fixed bank of messages, those of the development halves: a form of a word that few
@@ -96,7 +96,9 @@ def fitted() -> Fitted:
     """The calibration that ships with bnbench."""
     data = CALIBRATION.read_bytes()
     found = json.loads(data)
-    return Fitted(hashlib.sha256(data).hexdigest()[:8], found["models"], ContentWords(found["counts"], found["messages"]))
+    return Fitted(
+        hashlib.sha256(data).hexdigest()[:8], found["models"], ContentWords(found["counts"], found["messages"])
+    )
 
 
 def chances(texts: Texts, model: str) -> FloatArray:

@@ -3,8 +3,8 @@
     PYTHONPATH=. python scripts/calibrate_relevance.py --out metrics/relevance.json
 
 Answers are replies of every kind but generic ones to their own message; the same replies put under the 7th and 13th
-message further on, at half weight, and replies written as mismatched, twice, are none. A generic reply is an answer at a
-quarter, so that it scores low and not 0. `fit` learns from empathic replies alone. The bank is the messages of the
+message further on, at half weight, and replies written as mismatched, twice, are none. A generic reply is an answer at
+a quarter, so that it scores low and not 0. `fit` learns from empathic replies alone. The bank is the messages of the
 development halves. Before it writes the file, it prints what cross-validation by message gives. No held-out half is
 read here.
 """
@@ -53,7 +53,9 @@ def pairs(rows: tuple[LabelledReply, ...]) -> list[Pair]:
         elif row.kind == "mismatched":
             found.append(Pair(*said, row.message, False, 2.0, True))
         elif row.kind not in OTHER:
-            found.append(Pair(*said, row.message, True, 2.0 if row.kind in ("warm", "plain_warm") else 1.0, row.empathic))
+            found.append(
+                Pair(*said, row.message, True, 2.0 if row.kind in ("warm", "plain_warm") else 1.0, row.empathic)
+            )
             others = (asked[ids[(ids.index(row.id) + shift) % len(ids)]] for shift in SHIFTS)
             found += [Pair(row.id, "under another message", row.reply, m, False, 0.5, row.empathic) for m in others]
     return found
@@ -78,7 +80,9 @@ def main() -> None:
     halves = labelled_set("development"), blind_set().part("development")
     bank = {bengali(message) for half in halves for message in half.messages}
     lexicon, plain = load_lexicon("bn"), ContentWords({}, len(bank))
-    counts = Counter(key for text in bank for key in {lexicon.keys[word] for word, _ in plain.of(tokenize(text))} - {""})
+    counts = Counter(
+        key for text in bank for key in {lexicon.keys[word] for word, _ in plain.of(tokenize(text))} - {""}
+    )
 
     found = pairs(calibration_set().rows)
     texts = in_bengali(Texts.of([pair.reply for pair in found], messages=[pair.message for pair in found]))

@@ -41,7 +41,9 @@ def main() -> None:
     constants = (weight[:, None] * levels).sum(axis=0) / weight.sum()
     # In the dual form, since there are more words than replies.
     scaled = table * np.sqrt(weight)[:, None]
-    left = np.linalg.solve(scaled @ scaled.T + RIDGE * np.eye(len(data)), (levels - constants) * np.sqrt(weight)[:, None])
+    left = np.linalg.solve(
+        scaled @ scaled.T + RIDGE * np.eye(len(data)), (levels - constants) * np.sqrt(weight)[:, None]
+    )
     found = np.round(scaled.T @ left, 3)
     words = {form: found[n].tolist() for form, n in column.items() if np.abs(found[n]).max() >= 0.005}
     content = {"constants": np.round(constants, 3).tolist(), "words": words}

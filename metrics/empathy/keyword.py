@@ -84,13 +84,12 @@ class KeywordEmpathy(EmpathyMetric):
         if self._mechanisms:
             messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
             pairs = zip(texts.replies, texts.messages or (), strict=True)
-            found = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
-            fits = fitting(texts)[:, None] if lexicon.constants else 1.0
-            credits = np.array(found).reshape(len(texts), -1) * fits
+            credits = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
-        return np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
+        table = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
+        return table * fitting(texts)[:, None] if lexicon.constants else table
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""
@@ -204,7 +203,7 @@ class _Message:
 
 
 def said(reply: str, message: str) -> set[str]:
-    """The words of a reply that the weights of the lexicon `bn` are of: not copied, listed, quoted, or the message's."""
+    """The words of a reply that the weights of the lexicon `bn` are of: not copied, listed, quoted or the message's."""
     lexicon = load_lexicon("bn")
     return _Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said
 
@@ -357,7 +356,9 @@ class _Reading:
             return phrases
         # The words that are left, each by itself, say how empathic the reply is: phrases count in proportion, and what
         # the words say beyond the usual counts too.
-        by_words = list(map(sum, zip(self.lexicon.constants, *map(self.lexicon.weights.__getitem__, self.said), strict=True)))
+        by_words = list(
+            map(sum, zip(self.lexicon.constants, *map(self.lexicon.weights.__getitem__, self.said), strict=True))
+        )
         mean = min(2.0, max(0.0, sum(by_words) / len(by_words)))
         beyond = (against * WORDS * max(0.0, min(2.0, level) - WORDS_FROM) for level in by_words)
         return [min(1.0, mean * credit + more) for credit, more in zip(phrases, beyond, strict=True)]

@@ -30,7 +30,14 @@ _FILE |= {"negators": [], "nonfinite": [], "common": [], "address": []}
 _GROUP: dict[str, Any] = {"mechanism": MECHANISMS, "level": (1, 2), "polarity": ("support", "against")}
 _GROUP |= {"negation": ("turns", "cancels", "keeps"), "family": str, "stock": (True, False), "phrases": []}
 _GROUP |= {"when": ["you", "question", "statement", "anchored", "no advice"], "excludes": []}
-_DEFAULTS = {"scoring": "mechanisms", "polarity": "support", "negation": "turns", "family": "", "stock": False, "weights": ""}
+_DEFAULTS = {
+    "scoring": "mechanisms",
+    "polarity": "support",
+    "negation": "turns",
+    "family": "",
+    "stock": False,
+    "weights": "",
+}
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
 _MAX_GAP = 20
 _WEIGHTLESS = [0.0, 0.0, 0.0]
@@ -265,12 +272,12 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
         raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
     try:
         file = _FOLDER / f"{name}.toml" if name in names else Path(name)
-        raw, words = file.read_bytes(), b"{}"
+        raw, words = file.read_bytes(), b""
         text = raw.decode("utf-8")
         table = tomllib.loads(text)
         if isinstance(table.get("weights"), str):  # a JSON file beside it, made by scripts/calibrate_words.py
             words = (file.parent / table["weights"]).read_bytes()
-        return Lexicon(table, text, hashlib.sha256(raw + words).hexdigest(), json.loads(words))
+        return Lexicon(table, text, hashlib.sha256(raw + words).hexdigest(), json.loads(words or b"{}"))
     except OSError as error:
         raise UsageError(f"lexicon {name}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:

@@ -47,9 +47,9 @@ CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds", "head")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
-# What `calibrate` takes: the ridge penalties on weights and on the learnt head, what stuffed replies weigh beside the
-# others, and in how many parts the head is fitted, so that it never sees the reply that it judges.
-RIDGE, LEARNT_RIDGE, STUFFED_WEIGHT, FOLDS = 5.0, 5.0, 2.0, 5
+# What `calibrate` takes: the ridge penalties on weights and on the learnt head, and in how many parts the head is
+# fitted, so that it never sees the reply that it judges.
+RIDGE, LEARNT_RIDGE, FOLDS = 5.0, 5.0, 5
 CHAINS = range(2, 8)  # how many stamps are chained
 
 _log = logging.getLogger("bnbench")
@@ -245,56 +245,60 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
     score 0 by rule and are left out.
     """
-    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person; and so do
-    # chains of the anchors' stamps, under one message after the other.
-    stamps = [text for text, label in zip(reader.anchors.sentences, reader.anchors.labels, strict=True) if label == "stamps"]
+    # Stuffed replies count as level 0, since what is said to everybody is not said to this person; and so do chains of
+    # the anchors' stamps, under one message after the other.
+    stamps = [
+        text for text, label in zip(reader.anchors.sentences, reader.anchors.labels, strict=True) if label == "stamps"
+    ]
     steps = [(first, size) for size in CHAINS for first in range(0, len(stamps), 2)]
     chains = [" ".join(stamps[(first + 7 * n) % len(stamps)] for n in range(size)) for first, size in steps]
-    rows = [*data.rows, *(replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False))]
+    rows = [
+        *data.rows,
+        *(replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False)),
+    ]
     stuffed = np.array([row.kind == "stuffed" for row in rows])
     levels = np.where(stuffed[:, None], 0, np.array([row.levels for row in rows]))
-    weights = np.where(stuffed, STUFFED_WEIGHT, 1.0)
     texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
     seen = reader.seen(in_bengali(texts))
     whole = seen.left == 1
-    features, means, levels, weights = (each[whole] for each in (seen.features, seen.means, levels, weights))
+    features, means, levels = seen.features[whole], seen.means[whole], levels[whole]
     # What the linear head says of a reply here comes from one that has seen no reply to its message: the models would
     # trust it too much.
     fold = group_numbers([row.id for row in rows])[whole] % FOLDS
     for left_out in range(FOLDS):
         learning, rest = fold != left_out, fold == left_out
-        head = _head(means[learning], levels[learning], weights[learning])
+        head = _head(means[learning], levels[learning])
         features[rest, :, -1] = means[rest] @ head[:-1] + head[-1]
-    head = _head(means, levels, weights)
+    head = _head(means, levels)
 
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     standard = (features - mean) / scale
-    models = [_fit(standard[:, m], levels[:, m], weights) for m in range(len(MECHANISMS))]
+    models = [_fit(standard[:, m], levels[:, m]) for m in range(len(MECHANISMS))]
     found = (mean, scale, *map(np.stack, zip(*models, strict=True)), head)
     return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
 
 
-def _head(means: FloatArray, levels: FloatArray, weights: FloatArray) -> FloatArray:
+def _head(means: FloatArray, levels: FloatArray) -> FloatArray:
     """Ridge regression of levels (n, 3) on mean vectors (n, d): (d + 1, 3), the last row the unpenalised constants."""
     rows = np.column_stack([means, np.ones(len(means))])
     penalty = np.diag([*[LEARNT_RIDGE] * means.shape[1], 0.0])
-    found: FloatArray = np.linalg.solve((rows * weights[:, None]).T @ rows + penalty, rows.T @ (weights[:, None] * levels))
+    found: FloatArray = np.linalg.solve(rows.T @ rows + penalty, rows.T @ levels)
     return found
 
 
-def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _fit(features: FloatArray, levels: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Weights of features (f,) and thresholds (2,) by Newton's method; `features` (n, f) are standardised."""
     n, f = features.shape
     # Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
     rows = np.vstack([np.hstack([features, -np.eye(2)[[level] * n]]) for level in range(2)])
-    target, weight = np.concatenate([levels > 0, levels > 1]).astype(np.float64), np.tile(weights, 2)
+    target = np.concatenate([levels > 0, levels > 1]).astype(np.float64)
     penalty = np.array([RIDGE] * f + [1e-3] * 2)
     found = np.zeros(f + 2)
     for _ in range(50):
         chance = 1 / (1 + np.exp(-rows @ found))
-        slope = rows.T @ (weight * (target - chance)) - penalty * found
-        curvature = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows + np.diag(penalty)
+        slope = rows.T @ (target - chance) - penalty * found
+        curvature = (rows * (chance * (1 - chance))[:, None]).T @ rows + np.diag(penalty)
         found += np.linalg.solve(curvature, slope)
     return found[:f], found[f:]
 
@@ -371,7 +375,10 @@ class SemanticEmpathy(EmpathyMetric):
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        sentences, anchors = self.reader.sentences(bengali(reply), self.reader.beginnings(bengali(message))), self.reader.anchors
+        sentences, anchors = (
+            self.reader.sentences(bengali(reply), self.reader.beginnings(bengali(message))),
+            self.reader.anchors,
+        )
         vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
