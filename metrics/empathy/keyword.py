@@ -202,10 +202,10 @@ class _Message:
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
-def said(reply: str, message: str) -> set[str]:
+def said(reply: str, message: str) -> list[str]:
     """The words of a reply that the weights of the lexicon `bn` are of: not copied, listed, quoted or the message's."""
     lexicon = load_lexicon("bn")
-    return _Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said
+    return list(_Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said)
 
 
 _Placed = tuple[Entry, tuple[int, ...]]  # an entry, and the places of its words
@@ -240,7 +240,7 @@ class _Reading:
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
         words = zip(self.text.words, self.void, self.text.quoted, strict=True)
-        self.said = {word for word, void, quoted in words if not (void or quoted)}
+        self.said = dict.fromkeys(word for word, void, quoted in words if not (void or quoted))  # in order: sums round
         polarity, self.left = load_polarity(), 1.0
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
@@ -274,7 +274,8 @@ class _Reading:
             if not self.void[place] and lexicon.content[word]:
                 content.setdefault(word, set()).add(place)
         anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
-        self.said -= anchors
+        for word in anchors:
+            self.said.pop(word, None)
 
         matches: list[_Match] = []
         claimed, places_of_stock = set[int](), set[int]()

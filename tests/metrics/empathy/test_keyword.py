@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -440,3 +441,33 @@ def test_a_string_of_keywords_says_nothing() -> None:
 def test_whose_heart_it_is(reply: str, mechanism: str) -> None:
     found = KeywordEmpathy().explain(reply, "বাবা মারা গেছেন।")
     assert {span.mechanism for span in found if span.level == 2} == {mechanism}
+
+
+def test_single_words_weigh_beside_the_phrases() -> None:
+    lexicon = load_lexicon("bn")
+    assert lexicon.constants and not load_lexicon(PHRASES).constants
+    assert lexicon.weights["কষ্টটা"] == lexicon.weights["কষ্টের"] != [0.0, 0.0, 0.0]  # all forms of one word
+    assert lexicon.weights["zqxw"] == [0.0, 0.0, 0.0]
+    assert score(COLD, MESSAGE) == 0  # by phrases nothing, and by words hardly more
+    warmer = "দাদুর কথা ভেবে তোমার জন্য খুব মায়া লাগছে। শেষ দেখাটা না হওয়ার কষ্ট কি এখনও বুকে বিঁধে আছে?"
+    cold, warm, copied = KeywordEmpathy().score([COLD, warmer, MESSAGE], messages=[MESSAGE] * 3).per_item
+    assert cold < 8 < 30 < warm and copied == 0
+
+
+def test_the_script_gives_the_shipped_words(tmp_path: Path) -> None:
+    out, root = tmp_path / "words.json", Path(__file__).parents[3]
+    subprocess.run([sys.executable, "scripts/calibrate_words.py", "--out", str(out)], cwd=root, check=True)
+    shipped = files("bnbench.metrics.empathy") / "lexicons/bn_words.json"
+    made, known = (json.loads(text)["words"] for text in (out.read_text("utf-8"), shipped.read_text("utf-8")))
+    assert abs(len(made) - len(known)) < 10
+    shared = sorted(made.keys() & known.keys())
+    assert np.allclose([made[word] for word in shared], [known[word] for word in shared], atol=0.002)
+
+
+def test_a_lexicon_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        PHRASES.read_text("utf-8").replace('version = "3"', 'version = "3"\nweights = "none.json"'), "utf-8"
+    )
+    with pytest.raises(UsageError, match="cannot be read"):
+        KeywordEmpathy(file)
