@@ -449,8 +449,9 @@ def test_single_words_weigh_beside_the_phrases() -> None:
     assert lexicon.weights["কষ্টটা"] == lexicon.weights["কষ্টের"] != [0.0, 0.0, 0.0]  # all forms of one word
     assert lexicon.weights["zqxw"] == [0.0, 0.0, 0.0]
     assert score(COLD, MESSAGE) == 0  # by phrases nothing, and by words hardly more
-    warmer = "দাদুর কথা ভেবে তোমার জন্য খুব মায়া লাগছে। শেষ দেখাটা না হওয়ার কষ্ট কি এখনও বুকে বিঁধে আছে?"
-    cold, warm, copied = KeywordEmpathy().score([COLD, warmer, MESSAGE], messages=[MESSAGE] * 3).per_item
+    message = "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছি না।"
+    warmer = "চশমাটার কথা পড়ে বুকটা ভারী হয়ে গেল। টেবিলের ওপর ওটা দেখলে বাবার কোন কথাটা সবচেয়ে বেশি মনে পড়ে তোমার?"
+    cold, warm, copied = KeywordEmpathy().score([COLD, warmer, message], messages=[message] * 3).per_item
     assert cold < 8 < 30 < warm and copied == 0
 
 
