@@ -304,14 +304,15 @@ def _fit(features: FloatArray, levels: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def kept_calibration(reader: Reader) -> Calibration:
-    """`calibrate` on the development half of the bundled set, kept on disk for each encoder that its id tells apart.
+    """`calibrate` on what our metrics learn from, kept on disk for each encoder that its id tells apart.
 
     A file that is damaged is made again; where none can be written, that is logged.
     """
     data = calibration_set()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("BNBENCH_CACHE") or caches / "bnbench")
-    made_of = " ".join([reader.encoder.id, reader.anchors.id, data.sha256, SCORING_VERSION])
+    seen_by = reader.encoder.id, reader.anchors.id, load_polarity().id, fitted().id
+    made_of = " ".join([*seen_by, data.sha256, SCORING_VERSION])
     path = folder / f"calibration-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
     try:
         return load_calibration(path)
