@@ -343,16 +343,15 @@ class _Reading:
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        against = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
-        factor = against
+        factor = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
-        factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
+        fits = 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
         levels = dict.fromkeys(MECHANISMS, 0.0)
         for match, earned in self.earning:
             levels[match.entry.mechanism] += earned
-        phrases = [factor * level / FULL_LEVELS for level in levels.values()]
+        phrases = [factor * fits * level / FULL_LEVELS for level in levels.values()]
         if not self.lexicon.constants or not self.said:
             return phrases
         # The words that are left, each by itself, say how empathic the reply is: phrases count in proportion, and what
@@ -361,5 +360,5 @@ class _Reading:
             map(sum, zip(self.lexicon.constants, *map(self.lexicon.weights.__getitem__, self.said), strict=True))
         )
         mean = min(2.0, max(0.0, sum(by_words) / len(by_words)))
-        beyond = (against * WORDS * max(0.0, min(2.0, level) - WORDS_FROM) for level in by_words)
+        beyond = (factor * WORDS * max(0.0, min(2.0, level) - WORDS_FROM) for level in by_words)
         return [min(1.0, mean * credit + more) for credit, more in zip(phrases, beyond, strict=True)]
