@@ -20,7 +20,7 @@ import numpy as np
 from bnbench.errors import EndpointError, UsageError
 from bnbench.metrics.audit import AuditReport, audit
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
-from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
+from bnbench.metrics.labelled import LabelledSet, labelled_set
 from bnbench.models.candidates import Candidate, parse_candidates
 from bnbench.models.client import MOST_AT_ONCE, Client
 from bnbench.progress import stage
@@ -260,7 +260,7 @@ def labelled_part() -> LabelledSet:
     for place, name in enumerate(sorted(set(whole.ids), key=_sha256)[: Judge.tried // 2]):
         own = sorted((row for row in whole.rows if row.id == name), key=lambda row: row.kind)
         for empathic in (True, False):
-            some = [row for row in own if (row.kind == EMPATHIC) == empathic]
+            some = [row for row in own if row.empathic == empathic]
             rows.append(some[place % len(some)])
     return LabelledSet(rows, f"{whole.source}, {Judge.tried} of them", whole.sha256)
 

@@ -82,6 +82,7 @@ _BUILT_IN = {
     "degeneration": "bnbench.metrics.degeneration:Degeneration",
     "diversity": "bnbench.metrics.degeneration:Diversity",
     "address": "bnbench.metrics.address:Address",
+    "relevance": "bnbench.metrics.relevance:Relevance",
     "BERTScore": "bnbench.metrics.bertscore:BERTScore",
     "combined": "bnbench.metrics.combined:CombinedScore",
     **{f"judge-{x.lower()}": f"bnbench.judge:{x}" for x in _RATED},

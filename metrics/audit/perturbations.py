@@ -14,7 +14,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-from bnbench.metrics.labelled import EMPATHIC, LabelledReply, LabelledSet
+from bnbench.metrics.labelled import LabelledReply, LabelledSet
 
 WORSE, SAME = "worse", "same"
 IN_MOST = 0.95  # of messages: where a copy and stuffed keywords have to score below the empathic replies
@@ -260,14 +260,14 @@ def perturbed(perturbation: Perturbation, data: LabelledSet, seed: int) -> dict[
     """
     replies: dict[str, list[str]] = {}
     for row in data.rows:
-        if row.kind == EMPATHIC:
+        if row.empathic:
             replies.setdefault(row.id, []).append(row.reply)
     ids = list(replies)
     shift = random.Random(seed).randrange(1, len(ids)) if len(ids) > 1 else 0
     elsewhere = {name: replies[ids[(place + shift) % len(ids)]] if shift else [] for place, name in enumerate(ids)}
     found: dict[int, str] = {}
     for place, row in enumerate(data.rows):
-        if row.kind == EMPATHIC:
+        if row.empathic:
             # A generator of the row's own: what happens to it does not hang on the rows before it.
             chance = random.Random(f"{seed}:{perturbation.name}:{place}")
             familiar = re.search("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)", row.reply)

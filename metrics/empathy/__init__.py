@@ -14,6 +14,7 @@ import numpy as np
 from bnbench.metrics.core import FloatArray, MeanMetric, Result, Texts
 from bnbench.metrics.degeneration import nonsense
 from bnbench.metrics.exceptions import InputError
+from bnbench.metrics.romanised import bengali
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 """Warmth, concern or shared joy; saying what the person feels or went through; asking about it."""
@@ -27,6 +28,17 @@ def mechanisms(result: Result) -> FloatArray:
     if not set(MECHANISMS) <= set(result.of.values):
         raise InputError(f'{result.signature}: it has no mechanisms, as KeywordEmpathy("bn") and SemanticEmpathy have')
     return np.column_stack([result.per_reply[name] for name in MECHANISMS])
+
+
+def in_bengali(texts: Texts) -> Texts:
+    """The texts with romanised replies and messages in Bengali script, done once for all metrics that share them."""
+
+    def changed() -> Texts:
+        replies, messages = tuple(map(bengali, texts.replies)), tuple(map(bengali, texts.messages or ()))
+        same = (replies, messages) == (texts.replies, texts.messages or ())
+        return texts if same else Texts.of(replies, messages=messages if texts.messages else None)
+
+    return texts.derived("in Bengali script", changed)
 
 
 class EmpathyMetric(MeanMetric):
@@ -44,10 +56,15 @@ class EmpathyMetric(MeanMetric):
         return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
 
     def statistics(self, texts: Texts) -> FloatArray:
-        """As of any mean, but that nonsense earns nothing; a lexicon without mechanisms takes what it finds."""
-        table = super().statistics(texts)
-        if self.values[1:]:
-            table[nonsense(texts), :-1] = 0
+        """As of any mean, of the texts in Bengali script, but that nonsense earns nothing; a lexicon without mechanisms
+        takes them as they stand, and what it finds.
+        """
+        self.check(texts)
+        if not self.values[1:]:
+            return super().statistics(texts)
+        read = in_bengali(texts)
+        table = super().statistics(read)
+        table[nonsense(read), :-1] = 0
         return table
 
     def formula(self, sums: FloatArray) -> FloatArray:

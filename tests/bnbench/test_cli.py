@@ -333,7 +333,7 @@ def test_audit_shows_both_empathy_metrics_beside_the_original_s(tmp_path):
     shown = run("audit", "--data", tmp_path / "mine.csv")
     table = shown.stdout.split("agreement with the labels")[1].splitlines()[1:9]
     assert [line.split("  ")[0] for line in table] == [
-        "keyword-empathy lex:bn.2", "semantic-empathy enc:bn-static", "keyword-empathy lex:original.1",
+        "keyword-empathy lex:bn.3", "semantic-empathy enc:bn-static", "keyword-empathy lex:original.1",
         "original-semantic enc:bn-static", "length", "constant", "copy of the message", "question mark",
     ]  # fmt: skip
     found = json.loads(run("audit", "--data", tmp_path / "mine.csv", "--json").stdout)

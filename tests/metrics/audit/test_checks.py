@@ -277,7 +277,7 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
     both = audits_text([keyword, original])
     _, table = both.split("agreement with the labels")
     assert [line.split("  ")[0] for line in table.split("\n* a gate")[0].splitlines()[1:]] == [
-        "keyword-empathy lex:bn.2",
+        "keyword-empathy lex:bn.3",
         "keyword-empathy lex:original.1",
         "original-semantic enc:bn-static",
         *("length", "constant", "copy of the message", "question mark"),
