@@ -71,9 +71,9 @@ class ContentWords:
         found = []
         for reply, message in zip(texts.replies, texts.messages or (), strict=True):
             (forms, runs), tokens = asked[message], self._tokens(reply)
-            copied = [start for start, run in enumerate(_runs(tokens)) if run in runs]
-            for start in copied:
-                tokens[start : start + COPIED] = [""] * COPIED
+            if not runs.isdisjoint(_runs(tokens)):
+                for start in [start for start, run in enumerate(_runs(tokens)) if run in runs]:
+                    tokens[start : start + COPIED] = [""] * COPIED
             words = self.of(tokens) if forms else []
             heard = sum(weight for word, weight in words if not forms.isdisjoint(self.stems[word]))
             found.append((heard, max(0.0, sum(weight for _, weight in words) - heard)))
