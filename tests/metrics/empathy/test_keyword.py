@@ -54,7 +54,7 @@ def test_result_has_what_the_issue_asks_for() -> None:
     assert list(result.scores) == ["keyword_empathy", *MECHANISMS]
     assert result.interval.low <= result.value <= result.interval.high
     sha = load_lexicon("bn").sha256[:8]
-    assert result.signature == f"keyword-empathy|lex:bn.2-{sha}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
+    assert result.signature == f"keyword-empathy|lex:bn.2-{sha}|norm:bn1|tok:bn1|n:3|bnbench:0.3"
     assert str(result).startswith("keyword-empathy ")
 
 
