@@ -109,9 +109,7 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     known = frozenset("".join(candidates)).__contains__
     times = Counter("".join(filter(known, sentence)) for sentence in references)
     # Where each sentence lies, where each word stands in any of them, and all bits that are words.
-    segments: list[int] = []
-    where: dict[str, int] = {}
-    bit = 1
+    segments, where, bit = list[int](), dict[str, int](), 1
     for sentence in times:
         segments.append((bit << len(sentence)) - bit)
         for word in sentence:
@@ -119,7 +117,6 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
             bit <<= 1
         bit <<= 1  # the bit between two sentences
     inside = sum(segments)
-
     union = 0  # of the reference words in an LCS with any candidate sentence
     for candidate in dict.fromkeys(candidates):
         # Forwards: one row of the table for each candidate word. `rows` keeps, for the way back, where the word
@@ -145,12 +142,10 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
                 union |= matching  # all does that can, or there is nothing, which is the rule
                 continue
             for mask, stop in rows:
-                stop &= segment
-                if not stop:
+                if not (stop := stop & segment):
                     break
                 bit = 1 << (stop.bit_length() - 1)
-                if mask & bit:
-                    union |= bit
+                union |= mask & bit
                 segment &= (bit if mask & bit else bit << 1) - 1
 
     # The lowest bit is that of the first word.
@@ -158,8 +153,6 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     words = "".join(compress("\n".join(times), chosen))
     if len(times) == len(references) and len(set(words)) == len(words):
         return len(words)
-    often = (n for sentence, n in times.items() for n in [n] * (len(sentence) + 1))
-    hits = Counter[str]()
-    for word, n in zip(words, compress(often, chosen), strict=True):
-        hits[word] += n
+    often = compress((n for sentence, n in times.items() for n in [n] * (len(sentence) + 1)), chosen)
+    hits = Counter("".join(word * n for word, n in zip(words, often, strict=True)))
     return (hits & Counter("".join(candidates))).total()

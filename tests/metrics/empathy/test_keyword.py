@@ -68,7 +68,7 @@ def test_result_has_what_the_issue_asks_for() -> None:
     sha = load_lexicon("bn").sha256[:8]
     assert (
         result.signature
-        == f"keyword-empathy|lex:bn.3-{sha}|pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
+        == f"keyword-empathy|lex:bn.3-{sha}|pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.3"
     )
     assert str(result).startswith("keyword-empathy ")
 
