@@ -613,8 +613,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             prompt=None if asked.describe() == other.describe() else asked.describe(),
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
-    recorded = {c.name for c in request.candidates if c.kind == "predictions"}
-    if silent := [name for name in work.silent if name not in recorded]:
+    if silent := [c.name for c in request.candidates if c.name in work.silent and c.kind != "predictions"]:
         notes.append(
             f"likelihoods are not available: {', '.join(silent)}; so perplexity and bits per character are not"
         )

@@ -186,8 +186,8 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
 
 def _of(kind: Any, plain: Mapping[str, Any]) -> Any:
     """A dataclass of a JSON object's values; ValueError for one that is not what its annotation says."""
-    kinds: dict[Any, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
-    values = {one.name: plain[one.name] for one in fields(kind)}
+    kinds: dict[Any, Any] = {"str": str, "int": int, "bool": bool}
+    values = {one.name: float(plain[one.name]) if one.type == "float" else plain[one.name] for one in fields(kind)}
     if wrong := [one.name for one in fields(kind) if not isinstance(values[one.name], kinds.get(one.type, object))]:
         raise ValueError(wrong)
     return kind(**values)
