@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def test_a_tuner_of_one_process_is_not_started_in_three(request_for: Request, mo
     monkeypatch.setattr(AdapterTuner, "shares_steps", False)
     six = request_for(overrides={"batch_size": "6"})
     with pytest.raises(RecipeError, match="the tuner 'lora' trains in one process"):
-        session._begin(six)
+        session._begin(six, ExitStack())
 
 
 @pytest.mark.usefixtures("three")
