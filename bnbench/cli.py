@@ -577,6 +577,21 @@ def audit_command(
         raise Exit(4)
 
 
+@app.command("doctor")
+def doctor_command(
+    base: Base = None,
+    rows: Annotated[int, Option(min=1, help="How many messages the base and one adapter would answer.")] = 300,
+    four_bit: FourBit = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is installed, what computes, and what an evaluation of --base would need: disk, memory, time."""
+    from bnbench.doctor import examine
+
+    _print(examine(base, rows, device, four_bit, trust_remote_code=trust_remote_code), as_json)
+
+
 @app.command("corpus")
 def corpus_command(
     data: Annotated[str | None, Argument(help=DATA)] = None,

@@ -24,6 +24,7 @@ FLOORS = {
     "bnbench.__main__": 7,
     "bnbench.evaluate": 5,
     "bnbench.windows": 5,
+    "bnbench.doctor": 5,
     "bnbench.finetune": 5,
     "bnbench.reports": 5,
     "bnbench.models": 4,

@@ -1,0 +1,214 @@
+"""What is installed here, what computes, and what an evaluation of a model would need. Nothing is loaded or changed."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bnbench import __version__
+from bnbench.data.corpus import demo_corpus
+from bnbench.errors import require
+from bnbench.models.candidates import parse_spec
+from bnbench.models.decoding import Decoding
+from bnbench.models.hf import MOST_ROWS
+from bnbench.models.hub import find_model, is_offline
+from bnbench.models.loading import load_config, outline
+from bnbench.models.precision import Device, choose_precision
+from bnbench.models.prompts import Prompter
+from bnbench.records import describe_environment
+
+GIB = 2**30
+A_REPLY = 6000
+"""Bytes of a run folder for each reply, of 40 words in the bundled run: journal, statistics and pages."""
+LAUNCH: Mapping[str, float] = {"cuda": 1.4e-3, "cpu": 2e-3}
+"""Seconds that a layer takes a step beside its products: an H200 (8B, 200 rows), the bundled pair on two cores."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What `items` replies each of a base and one adapter take: GiB, seconds at most, and of how many rows a batch.
+
+    `memory_gib` is of the card, or of the machine where the CPU computes; `free_gib` is on the disk of `runs`.
+    """
+
+    base: str
+    items: int
+    parameters: int
+    dtype: str
+    quantisation: str
+    reason: str
+    weights_gib: float
+    fetched: bool
+    memory_gib: float
+    memory_there_gib: float
+    batch: int
+    new_tokens: int
+    run_folder_gib: float
+    free_gib: float
+    seconds: float
+
+    def __str__(self) -> str:
+        fits = "fits" if self.memory_gib <= self.memory_there_gib else "does NOT fit: take a smaller base, or --4bit"
+        where = "are here" if self.fetched else "are still to be fetched"
+        minutes = math.ceil(self.seconds / 60)
+        took = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        return (
+            f"\n{self.items} items, {self.base} and one adapter\n"
+            f"  parameters  {self.parameters / 1e9:.3g} billion, {self.dtype}, 4 bits: {self.quantisation}\n"
+            f"  why         {self.reason}\n"
+            f"  memory      {self.memory_gib:.2f} of {self.memory_there_gib:.1f} GiB at a batch of "
+            f"{self.batch}: {fits}\n"
+            f"  disk        {self.weights_gib:.2f} GiB of weights, which {where}; {self.run_folder_gib:.3f} GiB in the "
+            f"run folder; {self.free_gib:.1f} GiB are free\n"
+            f"  time        about {took} at most, if every reply takes its {self.new_tokens} tokens; a rough figure"
+        )
+
+
+@dataclass(frozen=True)
+class Health:
+    """This installation. `extras` are the packages that each lacks, or has in a version outside its bounds."""
+
+    bnbench: str
+    packages: Mapping[str, str]
+    device: Mapping[str, Any]
+    precision: str
+    extras: Mapping[str, tuple[str, ...]]
+    caches: Mapping[str, Any]
+    need: Need | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"bnbench {self.bnbench}", *(f"  {name:<14}{version}" for name, version in self.packages.items())]
+        lines += ["\ncomputes on", *(f"  {name:<14}{value}" for name, value in self.device.items())]
+        lines += [f"  {'dtype':<14}{self.precision}", "\nextras"]
+        for extra, lacks in self.extras.items():
+            lines.append(
+                f"  {extra:<14}" + (f'lacks {", ".join(lacks)}: pip install "bnbench[{extra}]"' if lacks else "ok")
+            )
+        lines += ["\ncaches", *(f"  {name:<14}{value}" for name, value in self.caches.items())]
+        return "\n".join([*lines, *([str(self.need)] if self.need else [])])
+
+
+def examine(
+    base: str | None = None,
+    items: int = 300,
+    device: str | None = None,
+    quantise: bool | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Health:
+    """Looks at this machine and, for a base that is named, at what `items` messages would take.
+
+    Raises CandidateError for a base that cannot be had; of one on the hub only configuration and tokenizer are fetched.
+    """
+    found, card, why = describe_environment("accelerate", "vllm", "httpx"), None, "unknown without torch"
+    if find_spec("torch"):
+        card = Device.of(device or "auto")
+        why = choose_precision(card, 0, quantise).reason
+        if card.memory:
+            found["device"] |= {"accelerator": card.name, "memory": f"{card.memory / GIB:.1f} GiB"}
+    caches = dict[str, Any]()
+    if find_spec("huggingface_hub"):
+        hub = require("huggingface_hub", extra="models")
+        place = Path(
+            os.environ.get("HF_HUB_CACHE") or require("huggingface_hub.constants", extra="models").HF_HUB_CACHE
+        )
+        size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file() and not p.is_symlink())
+        caches["hub"] = f"{place}: {size / GIB:.1f} GiB{', offline' if is_offline() else ''}"
+        caches["HF_TOKEN"] = "is set" if hub.get_token() else "is not set: gated and private models cannot be had"
+    caches["hashes"] = os.environ.get("BNBENCH_CACHE") or str(Path.home() / ".cache" / "bnbench")
+    need = estimate_need(base, items, card or Device.of("auto"), quantise, trust_remote_code) if base else None
+    return Health(__version__, found["packages"], found["device"], why, extras(), caches, need)
+
+
+def extras() -> dict[str, tuple[str, ...]]:
+    """What each extra of ours lacks here, those that it includes counted in; that of developers is left out."""
+    wanted = defaultdict[str, list[str]](list)
+    for text in metadata.requires("bnbench") or ():
+        rule, _, extra = text.partition("; extra == ")
+        wanted[extra.strip("\"'")].append(rule)
+
+    def lacks(extra: str) -> list[str]:
+        missing: list[str] = []
+        for rule in wanted[extra]:
+            name, included = re.match(r"([\w.-]+)(?:\[(.+)\])?", rule).groups()  # type: ignore[union-attr]
+            if name == "bnbench":
+                missing += [one for other in included.split(",") for one in lacks(other)]
+                continue
+            try:
+                here = tuple(map(int, re.findall(r"\d+", metadata.version(name))[:3]))
+            except metadata.PackageNotFoundError:
+                missing.append(name)
+                continue
+            for sign, bound in re.findall(r"(>=|<)([\d.]+)", rule):
+                limit = tuple(map(int, bound.split(".")))
+                if (here < limit) == (sign == ">="):
+                    missing.append(f"{name} {sign} {bound} (here {metadata.version(name)})")
+        return missing
+
+    return {extra: tuple(dict.fromkeys(lacks(extra))) for extra in list(wanted) if extra not in ("", "dev")}
+
+
+def estimate_need(base: str, items: int, card: Device, quantise: bool | None, trust_remote_code: bool) -> Need:
+    """Disk, memory and time of `items` replies by a base and by an adapter on it, with the default decoding.
+
+    The time is that of the matrix products of a step, measured on this machine with one matrix of the model's size,
+    and of launching the layers. Keys and values are counted as `TransformersBackend.batch_sizes` does.
+    """
+    from bnbench.finetune.memory import Shape
+
+    spec, trust = parse_spec(base), trust_remote_code
+    files = find_model(f"base {base}", spec.location, spec.revision, weights=False, trust_remote_code=trust)
+    config, weights = load_config(files, trust_remote_code=trust), files.weights()
+    count = sum(p.numel() for p in outline(files, trust_remote_code=trust).parameters())
+    shape, stored = Shape.of(config, count), getattr(config, "quantization_config", None)
+    chosen = choose_precision(card, count, False if stored else quantise)
+    size = 4 if chosen.dtype_name == "float32" else 2
+    held = count * (0.7 if chosen.quantisation == "nf4" or stored else size)
+
+    # A batch: as many rows as leave half of what the weights leave.
+    prompter = Prompter.load(files, trust_remote_code=trust)
+    rows = [prompter.prompt(example) for example in demo_corpus().splits["test"]]
+    longest, new = max(len(row.ids) for row in rows), prompter.limited(Decoding()).max_new_tokens or 0
+    a_row = 2 * size * shape.layers * shape.keys * (longest + new)
+    there = card.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fits = 8 if card.memory is None else min(MOST_ROWS, int(max(0.0, 0.9 * there - held) / 2 / a_row))
+    batch = max(1, min(fits, items))
+    memory = held + batch * (a_row + 8.0 * shape.vocabulary)  # and two copies of the logits, in float32
+
+    products = (shape.block + shape.vocabulary * shape.hidden) / (shape.hidden * shape.inner)
+    step = products * _product(card.type, chosen.dtype_name, batch, shape.hidden, shape.inner)
+    step += shape.layers * LAUNCH.get(card.type, LAUNCH["cuda"])
+    disk = sum(path.stat().st_size for path in weights) if weights else 2.0 * count
+    runs = Path("runs") if Path("runs").is_dir() else Path()
+    return Need(
+        base, items, count, chosen.dtype_name, chosen.quantisation, chosen.reason, disk / GIB, bool(weights),
+        memory / GIB, there / GIB, batch, new, 2.0 * items * A_REPLY / GIB, shutil.disk_usage(runs).free / GIB,
+        2.0 * math.ceil(items / batch) * new * step,
+    )  # fmt: skip
+
+
+def _product(device: str, dtype: str, rows: int, width: int, out: int) -> float:
+    """Seconds of one product of `rows` with a matrix of the model's, the median of nine after a first one."""
+    torch = require("torch", extra="models")
+    number = getattr(torch, dtype)
+    left, right = (torch.ones(n, width, dtype=number, device=device) for n in (rows, out))
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        (left @ right.T).sum().item()  # waits for a card to be done
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[1:])[4]
