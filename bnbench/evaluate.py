@@ -322,8 +322,14 @@ def evaluate(request: EvaluationRequest) -> Path:
                 record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
+        scoring = time.monotonic()
         computed = _score(work, texts)
-        record = replace(record, yardsticks=yardsticks.result())
+        stages = {
+            **record.stages,
+            "generate": round(sum(c.seconds or 0.0 for c in record.candidates), 3),
+            "score": round(time.monotonic() - scoring, 3),
+        }
+        record = replace(record, yardsticks=yardsticks.result(), stages=stages)
         records.write_json(path, _end(work, record, generations, computed))
         return request.out
 
@@ -472,13 +478,15 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
 
     Where only recorded replies are left nothing is loaded, timed or shown: copying them takes no time.
     """
-    quiet, out = work.request.quiet, work.request.out
+    quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
         with stage("load", 1, quiet=quiet) as loading:
             for backend in dict.fromkeys(entrant.backend for entrant in models.values()):
                 backend.load()
             loading.advance(1)
+            took = stages.get("load", 0.0) + time.monotonic() - loading.start
+        record = replace(record, stages=stages | {"load": round(took, 3)})
     seconds = {c.name: c.seconds for c in record.candidates}
     try:
         with stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
@@ -628,7 +636,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             steps=tuple(asdict(step) for step in corpus.steps),
         ),
         prompt=first.prompter.describe(), decoding=asdict(first.decoding), batch_size=request.batch_size,
-        peak_memory_bytes=before.peak_memory_bytes if before else None,
+        peak_memory_bytes=before.peak_memory_bytes if before else None, stages=before.stages if before else {},
         primary_metric=work.measures.primary, combined=work.measures.weights, metrics=(), seed=request.decoding.seed,
         candidates=tuple(candidates), notes=tuple(notes), groups=request.groups or None, samples=request.samples,
     )  # fmt: skip

@@ -257,7 +257,10 @@ class YardstickRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """run.json: what was run, on what, with what. `finished` is null until the scores are written; times are UTC."""
+    """run.json: what was run, on what, with what. `finished` is null until the scores are written; times are UTC.
+
+    `stages` are the seconds that loading, generating and scoring took, in all sessions together.
+    """
 
     schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
     name: str
@@ -273,6 +276,7 @@ class RunRecord:
     decoding: Mapping[str, Any]
     batch_size: int | None
     peak_memory_bytes: int | None
+    stages: Mapping[str, float] = field(default_factory=dict)
     candidates: tuple[CandidateRecord, ...]
     primary_metric: str
     combined: Mapping[str, float] = field(default_factory=dict)

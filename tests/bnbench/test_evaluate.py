@@ -126,6 +126,8 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
         assert adapter.seconds > 0.6
         assert done.peak_memory_bytes >= begun["peak_memory_bytes"] > 0
         assert done.created == begun["created"]
+        assert list(done.stages) == ["load", "generate", "score"] and done.stages["load"] > begun["stages"]["load"] > 0
+        assert done.stages["generate"] == pytest.approx(base.seconds + adapter.seconds) and done.stages["score"] > 0
 
 
 def test_replies_under_another_name_are_another_run(tmp_path):
