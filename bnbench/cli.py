@@ -46,7 +46,7 @@ BackendName = Annotated[
 ]
 BATCH = "Prompts, or windows of a text, a batch; by default what memory holds."
 BatchSize = Annotated[int | None, Option(min=1, help=BATCH)]
-NF4 = "NF4 weights; by default where the card is small."
+NF4 = "NF4 weights; by default where the graphics card is small."
 FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
 ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
 Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
@@ -66,7 +66,9 @@ Split = Annotated[str, Option(help=SPLIT)]
 Sizes = Annotated[str, Option(help="Most rows of train/validation/test.")]
 Limit = Annotated[int | None, Option(min=1, help="Take only the first N rows of the split.")]
 Trust = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
-Device = Annotated[str | None, Option(help="cpu or cuda (to evaluate also cuda:1 …); by default the first card.")]
+Device = Annotated[
+    str | None, Option(help="cpu or cuda (evaluate: also cuda:1 …); by default the first graphics card.")
+]
 Combine = Annotated[str | None, Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their mean too, weighted as declared now.")]
 METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without it: the usual ones that can be had."
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
