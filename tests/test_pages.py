@@ -73,7 +73,7 @@ def test_what_the_pages_say_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             if kind == "python" and not file:
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(compile(text, name, "exec"), {})
-            elif kind == "jsonl":
+            elif kind in ("jsonl", "text") and file:
                 Path(file).write_text(text, encoding="utf-8")
             for words in commands(text) if kind == "console" else ():
                 if (line := shlex.join(words)) in done:  # the same command on a second page
