@@ -11,7 +11,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +74,13 @@ SYSTEM = "System text, {topic} replaced; none: no such turn. With NAME= in front
 System = Annotated[list[str] | None, Option(help=SYSTEM)]
 TEMPLATE = "auto (a candidate's own), llama-3.1, chat, plain or a Jinja file; NAME= in front and repeated as --system."
 Template = Annotated[list[str] | None, Option(help=TEMPLATE)]
+EXPORT = (
+    "FORMAT or FORMAT=PATH, by default in its folder exports; may be repeated. There are csv, latex, sacrebleu, "
+    "lm-eval, every-eval-ever, model-index, eval-results."
+)
+Exports = Annotated[list[str] | None, Option("--export", help=EXPORT)]
+DATASET_ID = "owner/name of the run's data on the hub, with @revision, #task."
+DatasetId = Annotated[str | None, Option(help=DATASET_ID)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
 RunFolder = Annotated[Path, Argument(help="A run folder.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
@@ -309,7 +316,7 @@ def publish_command(
     out: Annotated[Path | None, Option(help="The folder; by default published/NAME.")] = None,
     private: Annotated[bool, Option("--private", help="Make the repository private.")] = False,
     base_id: Annotated[str | None, Option(help="Hub id of the base, where the adapter names a folder.")] = None,
-    dataset_id: Annotated[str | None, Option(help="owner/name of the run's data, with @revision, #task.")] = None,
+    dataset_id: DatasetId = None,
     license_: Annotated[str | None, Option("--license", help="Licence, as the hub names it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -328,10 +335,12 @@ def report_command(
     run: RunFolder,
     primary: Annotated[str | None, Option(help=PRIMARY)] = None,
     audit: Audit = None,
+    export: Exports = None,
+    dataset_id: DatasetId = None,
     as_json: Json = False,
 ) -> None:
-    """Rank a finished run again and write its report. Needs no model."""
-    _report([run], None, as_json, audit, primary)
+    """Rank a finished run again and write its report, in other tools' formats too. Needs no model."""
+    _report([run], None, as_json, audit, primary, export or (), dataset_id)
 
 
 @app.command("compare")
@@ -339,6 +348,8 @@ def compare_command(
     runs: Annotated[list[Path], Argument(help="Run folders over the same items.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
     audit: Audit = None,
+    export: Exports = None,
+    dataset_id: DatasetId = None,
     as_json: Json = False,
 ) -> None:
     """Rank the candidates of several runs together, in pairs over the same items."""
@@ -349,18 +360,25 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit)
+    _report(runs, out, as_json, audit, None, export or (), dataset_id)
 
 
 def _report(
-    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None
-) -> None:
+    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None,
+    exports: Sequence[str] = (), dataset_id: str | None = None,
+) -> None:  # fmt: skip
     from bnbench.records import read_run
     from bnbench.reports import write_report
 
-    runs = [read_run(folder) for folder in folders]
-    report = write_report(runs, out or folders[0], audits=audits, primary=primary)
-    _print(report.ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
+    runs, folder = [read_run(folder) for folder in folders], out or folders[0]
+    report = write_report(runs, folder, audits=audits, primary=primary)
+    written = [str(report.html)]
+    if exports:
+        from bnbench.reports.exports import Dataset, export
+
+        dataset = Dataset.parse(dataset_id) if dataset_id else None
+        written += [str(export(report.ranking, wanted, folder / "exports", dataset)) for wanted in exports]
+    _print(report.ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", *written)))
 
 
 @human.command("sheet")

@@ -7,30 +7,27 @@ the classes that write the card's front matter and `.eval_results/*.yaml` (hub-d
 from __future__ import annotations
 
 import json
-import math
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bnbench.errors import RunError, TrainingError, UsageError, require
-from bnbench.models.hub import BUNDLED, ModelFiles, hub_id, is_offline, with_weights
+from bnbench.models.hub import BUNDLED, HUB_ID, ModelFiles, hub_id, is_offline, with_weights
 from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, slug, write_json, write_text
+from bnbench.reports.exports import Dataset, eval_results, model_index
 from bnbench.reports.panels import training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
-from bnbench.reports.values import shown_values, value_of
+from bnbench.reports.values import value_of
 
 Evaluation = tuple[Ranking, Standing]
 """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
 _TEMPLATES = Path(__file__).parent / "templates"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
@@ -82,16 +79,14 @@ def publish(
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
     source = _read_adapter(adapter, base_id)
     evaluation = _read_evaluation(run, source.files.weights_sha256()) if run else None
-    dataset = _DATASET.fullmatch(dataset_id or "")
-    if dataset_id and dataset is None:
-        raise UsageError(f"--dataset-id {dataset_id}: write it as owner/name[@revision][#task]")
+    dataset = Dataset.parse(dataset_id) if dataset_id else None
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder = out or Path("published") / slug(adapter.resolve().name)
     name = repo.rpartition("/")[2] if repo else adapter.resolve().name
-    data = card_data(source, evaluation, name, dataset[1] if dataset else None, license)
+    data = card_data(source, evaluation, name, dataset.id if dataset else None, license)
     readme = _readme(source, evaluation, name, repo, data)
-    results = _eval_results(evaluation, dataset.groups(), repo) if evaluation and dataset else ""
+    results = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
 
     if folder.resolve() == adapter.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
@@ -161,23 +156,7 @@ def card_data(
     """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show."""
     hub = require("huggingface_hub", extra="models")
     tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
-    results: dict[str, Any] = {}
-    if evaluation is not None:
-        ranking, standing = evaluation
-        corpus = ranking.runs[0].record.corpus
-        # The hub id of the data, without what may follow it: what the user says, else the corpus where that is one.
-        place = corpus.source.partition("@")[0]
-        is_hub = HUB_ID.fullmatch(place) and not Path(place).suffix and not Path(place).exists()
-        scores = ((value, standing.score(value.metric, value.name)) for value in shown_values(ranking))
-        results = {"model_name": name, "eval_results": [
-            hub.EvalResult(
-                task_type="text-generation", task_name="Replies to messages in Bengali",
-                dataset_type=dataset or (place if is_hub else slug(corpus.name)), dataset_name=corpus.name,
-                dataset_split=corpus.split, metric_type=value.metric.lower().rstrip("+"),
-                metric_name=f"{value.metric}: {value.name}", metric_value=score.value,
-            )
-            for value, score in scores if score is not None and math.isfinite(score.value)
-        ]}  # fmt: skip
+    results = model_index(*evaluation, name, dataset) if evaluation else {}
     return hub.ModelCardData(
         base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
         language="bn", license=license, tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **results,
@@ -218,24 +197,6 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
         **drawn,
     )
     return f"{card}\n"
-
-
-def _eval_results(evaluation: Evaluation, dataset: Sequence[str | None], repo: str | None) -> str:
-    # One entry, the primary value.
-    hub = require("huggingface_hub", extra="models")
-    if not hasattr(hub, "EvalResultEntry"):
-        raise UsageError(f"--dataset-id needs a newer huggingface_hub than {hub.__version__}: pip install -U it")
-    (identity, revision, task), (ranking, standing), value = dataset, evaluation, value_of(evaluation[0])
-    score = standing.scores[0]
-    interval = f"95 % {value.number(score.low)} to {value.number(score.high)}"
-    entry = hub.EvalResultEntry(
-        dataset_id=identity, task_id=task or "default", dataset_revision=revision, value=score.value,
-        date=ranking.runs[0].record.finished, source_url=f"https://huggingface.co/{repo}" if repo else None,
-        source_name="Model card" if repo else None,
-        notes=f"{value.name}, {interval}, {ranking.signatures[ranking.primary]}",
-    )  # fmt: skip
-    written: str = hub.utils.yaml_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
-    return written
 
 
 def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, Any]) -> str:
