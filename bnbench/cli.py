@@ -307,6 +307,30 @@ def preferences_command(
     _print(made, as_json, lambda made: f"{made}\n{out}")
 
 
+@app.command("export")
+def export_command(
+    adapter: Annotated[str, Argument(help=ADAPTERS.partition(";")[0] + ".")],
+    merged: Annotated[Path | None, Option(help="Folder of a whole model: safetensors, tokenizer, template.")] = None,
+    gguf: Annotated[str | None, Option(help="Type of llama.cpp, such as Q4_K_M; by default in exported/NAME.")] = None,
+    ollama: Annotated[Path | None, Option(help="The same folder with a Modelfile, for `ollama create`.")] = None,
+    base: Base = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter merged into its base, for programs that load no adapters: safetensors, GGUF, Ollama."""
+    from bnbench.finetune import export
+
+    if (merged is None and ollama is None and gguf is None) or (merged and ollama):
+        raise UsageError(
+            "say what to write: one of --merged DIR and --ollama DIR, --gguf TYPE, or one of them and --gguf"
+        )
+    folder = merged or ollama or Path("exported") / Path(adapter).name
+    done = export(
+        adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust_remote_code
+    )  # fmt: skip
+    _print(done, as_json)
+
+
 @app.command("publish")
 def publish_command(
     adapter: Annotated[Path, Argument(help="Folder of an adapter.")],
