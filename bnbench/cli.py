@@ -333,12 +333,13 @@ def export_command(
 
 @app.command("publish")
 def publish_command(
-    adapter: Annotated[Path, Argument(help="Folder of an adapter.")],
+    adapter: Annotated[str, Argument(help=ADAPTERS.partition(";")[0] + ".")],
     run: Annotated[Path | None, Option(help="Run folder of its evaluation, for the model card.")] = None,
     repo: Annotated[str | None, Option(help="owner/name on the hub; made where it is not there.")] = None,
     dry_run: DryRun = False,
     out: Annotated[Path | None, Option(help="The folder; by default published/NAME.")] = None,
     private: Annotated[bool, Option("--private", help="Make the repository private.")] = False,
+    create_pr: Annotated[bool, Option("--create-pr", help="As a pull request to a repository that is there.")] = False,
     base_id: Annotated[str | None, Option(help="Hub id of the base, where the adapter names a folder.")] = None,
     dataset_id: DatasetId = None,
     license_: Annotated[str | None, Option("--license", help="Licence, as the hub names it.")] = None,
@@ -349,7 +350,7 @@ def publish_command(
 
     published = publish(
         adapter, run=run, repo=repo, out=out, base_id=base_id, dataset_id=dataset_id, license=license_,
-        private=private, dry_run=dry_run,
+        private=private, create_pr=create_pr, dry_run=dry_run,
     )  # fmt: skip
     _print(published, as_json)
 
