@@ -79,12 +79,15 @@ def _scores(ranking: Ranking, standing: Standing) -> Iterator[tuple[Value, Score
 
 def _candidates(ranking: Ranking) -> Iterator[tuple[Standing, Entry, Run, str]]:
     """Each candidate with the run it stands in and its name in the world: a hub id, else one that says local/."""
+    seen = set[str]()
     for standing in ranking.standings:
         entry = next(e for e in ranking.entries if e.name == standing.candidate)
         run = next(run for run in ranking.runs if entry.record in run.record.candidates)
         place = entry.record.location
         is_hub = HUB_ID.fullmatch(place) and not Path(place).exists() and entry.record.revision
-        yield standing, entry, run, place if is_hub else f"local/{slug(entry.name)}"
+        model = place if is_hub and place not in seen else f"local/{slug(entry.name)}"  # of two revisions, the first
+        seen.add(place)
+        yield standing, entry, run, model
 
 
 def _messages(run: Run) -> list[str]:
@@ -287,26 +290,31 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
 
 
 def latex(ranking: Ranking, _: Dataset | None) -> Files:
-    """A table for booktabs: a row a candidate, each metric's main value with its interval, and p of the primary one.
+    """A table for booktabs: a row a candidate, each metric's main value with its interval, and p of the primary one;
+    under these the yardsticks.
 
     Values that are certainly better than the base's are bold. Bengali names need XeLaTeX or LuaLaTeX and a font.
     """
     values = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0]]
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
     rows = [["Candidate", *(f"{v.label.translate(_TEX)} {arrows[v.higher_is_better]}" for v in values), "$p$"]]
+
+    def cell(value: Value, score: Score | None, is_better: bool = False) -> str:
+        told = value.number(score.value if score else None).translate(_TEX)
+        told = rf"\textbf{{{told}}}" if is_better else told
+        return f"{told} {{\\small {value.interval(score).translate(_TEX)}}}" if score else told
+
     for standing in ranking.standings:
-        row, primary = (
-            [name(standing.candidate).translate(_TEX)],
-            standing.versus(ranking.primary, ranking.primary_value),
-        )
-        for value in values:
-            score, versus = standing.score(value.metric, value.name), standing.versus(value.metric, value.name)
-            told = value.number(score.value if score else None).translate(_TEX)
-            told = rf"\textbf{{{told}}}" if versus and versus.better else told
-            row.append(f"{told} {{\\small {value.interval(score).translate(_TEX)}}}" if score else told)
+        row = [name(standing.candidate).translate(_TEX)]
+        for v in values:
+            versus = standing.versus(v.metric, v.name)
+            row.append(cell(v, standing.score(v.metric, v.name), bool(versus and versus.better)))
         primary = standing.versus(ranking.primary, ranking.primary_value)
         adjusted = None if primary is None else primary.p if primary.p_holm is None else primary.p_holm
         rows.append([*row, p_value(adjusted).translate(_TEX)])
+    for i, yardstick in enumerate(ranking.yardsticks):
+        label = ("" if i else "\\midrule\n") + yardstick.label.translate(_TEX)
+        rows.append([label, *(cell(v, yardstick.scores.get(v.metric)) for v in values), ""])
     head, *body = (" & ".join(row) + r" \\" for row in rows)
     notes = (f"% {ranking.signatures[v.metric]}" for v in values)
     begin = rf"\begin{{tabular}}{{l{'r' * len(values)}r}}"

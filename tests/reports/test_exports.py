@@ -21,7 +21,7 @@ from bnbench.records import read_run
 from bnbench.reports import Ranking, rank
 from bnbench.reports.exports import FORMATS, Dataset, export
 from bnbench.score import score
-from tests.reports.conftest import ADAPTER, BASE, Spec
+from tests.reports.conftest import ADAPTER, BASE, PAIR, Spec
 
 SCHEMAS = json.loads((Path(__file__).parent / "every_eval_ever.json").read_text(encoding="utf-8"))
 DATASET = Dataset.parse("me/bn-replies@abc#empathy")
@@ -43,12 +43,14 @@ def test_csv_as_pandas_reads_it(ranking: Ranking, tmp_path: Path) -> None:
 
 def test_latex_has_a_row_a_candidate_and_escapes_names(make_run: Callable[..., Path], tmp_path: Path) -> None:
     specs = (Spec(BASE, 0.0, "base"), Spec(ODD, 1.0, base="x"))
-    ranking = rank([read_run(make_run(specs, n=24))], resamples=200)
+    ranking = rank([read_run(make_run(specs, n=24, yardsticks=True))], resamples=200)
     text = export(ranking, f"latex={tmp_path / 'table.tex'}", tmp_path).read_text(encoding="utf-8")
     body = text.partition("\\midrule\n")[2].partition("\\bottomrule")[0]
-    first, second = (line.removesuffix(" \\\\").split(" & ") for line in body.splitlines())
+    rows = [line.removesuffix(" \\\\").split(" & ") for line in body.splitlines() if line != "\\midrule"]
+    first, second, *under = rows
     head = text.partition("\\toprule\n")[2].splitlines()[0].split(" & ")
-    assert len(first) == len(second) == len(head)
+    assert {len(row) for row in rows} == {len(head)} and "100.0" in under[0][1]
+    assert [row[0] for row in under] == [y.label for y in ranking.yardsticks] and under[0][0] == "the reference itself"
     assert first[0] == r"আমার\_অ্যাডাপ্টার 50\% \& \textbackslash{}x" and second[0] == BASE
     best = ranking.standings[0].scores[0].value
     assert first[1].startswith(rf"\textbf{{{best:.1f}}}") and r"\textbf" not in " ".join(second)
@@ -153,6 +155,24 @@ def test_the_hub_reads_cards_and_results(ranking: Ranking, tmp_path: Path) -> No
     (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_bytes()))
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("me/bn-replies", "empathy", "abc")
     assert entry.value == ranking.standings[0].scores[0].value
+
+
+def test_models_of_the_hub_go_by_their_ids(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run((*PAIR, Spec("আগের", 0.3, base="x")), n=8)
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    for candidate, revision in zip(record["candidates"][1:], ("ab12", "cd34"), strict=True):
+        candidate |= {"location": "me/bengali-lora", "revision": revision}
+    record["corpus"]["source"] = "me/bn-replies:default@abc"
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    ranking = rank([read_run(run)], resamples=50)
+    # Two revisions of one model do not write over each other.
+    places = {p.name for p in export(ranking, "lm-eval", tmp_path).iterdir()}
+    assert len(places) == 3 and places >= {"me__bengali-lora", "local__demo-base"}
+    store = export(ranking, "every-eval-ever", tmp_path) / "data" / "conversations.csv"
+    (path,) = (store / "me" / "bengali-lora").glob("*.json")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    assert told["model_info"]["id"] == "me/bengali-lora" and told["model_info"]["developer"] == "me"
+    assert told["evaluation_results"][0]["source_data"]["hf_repo"] == "me/bn-replies"
 
 
 def test_what_cannot_be_exported(ranking: Ranking, tmp_path: Path) -> None:
