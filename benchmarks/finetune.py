@@ -178,7 +178,7 @@ def profiled(job, path: Path):
     def step(self, *a, **k):
         nonlocal count
         count += 1
-        if count != 12:
+        if count != min(12, job.steps - 1):
             return plain(self, *a, **k)
         torch.cuda.synchronize()
         begin = time.time()

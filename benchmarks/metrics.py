@@ -1,11 +1,12 @@
 """The metrics beside their peers: the same Bengali pairs, one process each, seconds per 1,000 pairs, ratio, and
 equality of scores.
 
-    python benchmarks/metrics.py [--pairs 2000] [--json]
+    python benchmarks/metrics.py [--pairs 2000] [--json] [--distinct 0 16000]
     python benchmarks/metrics.py --stream 1000000
 
-Every program scores the same pairs of 10-120 words, made from the bundled conversations with a fixed seed, with the
-same normalisation and tokenisation (ours, also handed to the peers). A process imports its packages, scores once to
+Every program scores the same pairs of 10-120 words with the same normalisation and tokenisation (ours, also handed to
+the peers). The pairs are made with a fixed seed from the bundled conversations, whose vocabulary is small, and again
+from 16,000 made-up words, of which each costs once. A process imports its packages, scores once to
 be warm where that is cheap, and reports the best of some runs in CPU seconds, so that a busy machine disturbs little;
 `cold` is our first run. A peer that is not installed is named and left out.
 """
@@ -42,10 +43,16 @@ def bundled_texts() -> list[str]:
         return [row[column] for row in csv.DictReader(lines) for column in ("Questions", "Answers")]
 
 
-def make_pairs(n: int, seed: int = 0, least: int = 10, most: int = 120) -> tuple[list[str], list[str]]:
-    """(predictions, references) of `least`-`most` words; a prediction keeps about half of its reference, in pieces."""
-    pool = [word for text in bundled_texts() for word in text.split()]
+def make_pairs(
+    n: int, seed: int = 0, least: int = 10, most: int = 120, distinct: int = 0
+) -> tuple[list[str], list[str]]:
+    """(predictions, references) of `least`-`most` words; a prediction keeps about half of its reference, in pieces.
+
+    The words are those of the bundled conversations, or so many `distinct` ones that are made up; one in ten ends a
+    sentence.
+    """
     chance, predictions, references = random.Random(seed), [], []
+    pool = [word for text in bundled_texts() for word in text.split()] if not distinct else made_up(distinct, chance)
     for _ in range(n):
         start, length = chance.randrange(len(pool) - most), chance.randint(least, most)
         words = pool[start : start + length]
@@ -54,6 +61,20 @@ def make_pairs(n: int, seed: int = 0, least: int = 10, most: int = 120) -> tuple
         references.append(" ".join(words))
         predictions.append(" ".join(changed[cut:] + changed[: chance.randrange(len(changed) + 1)]))
     return predictions, references
+
+
+def made_up(distinct: int, chance: random.Random) -> list[str]:
+    """A running text with that many different words of two to five syllables."""
+    letters, signs, words = (
+        "কখগঘচছজটডতথদধনপফবভমরলশসহ",
+        ["", "\u09be", "\u09bf", "\u09c1", "\u09c7", "\u09cb"],
+        dict[str, None](),
+    )
+    while len(words) < distinct:
+        words["".join(chance.choice(letters) + chance.choice(signs) for _ in range(chance.randint(2, 5)))] = None
+    text = [*words, *chance.choices([*words], k=2 * distinct)]
+    chance.shuffle(text)
+    return [word + "।" * (chance.random() < 0.1) for word in text]
 
 
 def ours(predictions: list[str], references: list[str], lexical: bool) -> Job:
@@ -181,12 +202,12 @@ PROGRAMS: dict[str, tuple[str, Callable[[list[str], list[str]], Job], int]] = {
 }
 
 
-def measure(program: str, n: int) -> dict[str, Any]:
+def measure(program: str, n: int, distinct: int) -> dict[str, Any]:
     """Run one program in this process: CPU seconds of the first and of the best run, wall seconds of the best,
     scores.
     """
     _, prepare, times = PROGRAMS[program]
-    job = prepare(*make_pairs(n))
+    job = prepare(*make_pairs(n, distinct=distinct))
     cpu, wall = [], []
     for _ in range(times):
         start, clock = time.process_time(), time.perf_counter()
@@ -196,11 +217,12 @@ def measure(program: str, n: int) -> dict[str, Any]:
     return {"cold": cpu[0], "cpu": min(cpu), "wall": min(wall), "scores": scores}
 
 
-def in_its_own_process(program: str, n: int) -> dict[str, Any] | None:
+def in_its_own_process(program: str, n: int, distinct: int) -> dict[str, Any] | None:
     """`measure` in a new interpreter; None where the package is not installed."""
     if importlib.util.find_spec(PROGRAMS[program][0]) is None:
         return None
     command = [sys.executable, str(Path(__file__).resolve()), "--only", program, "--pairs", str(n)]
+    command += ["--distinct", str(distinct)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{program} failed:\n{done.stderr}")
@@ -223,9 +245,10 @@ def row(program: str, made: dict[str, Any], own: dict[str, Any], n: int) -> str:
     return f"| {program} | {best:.4f} | {cold:.4f} | {against} | {furthest(made['scores'], own['scores']):.1e} |"
 
 
-def report(found: dict[str, dict[str, Any] | None], n: int) -> list[str]:
+def report(found: dict[str, dict[str, Any] | None], n: int, distinct: int) -> list[str]:
     """The table as lines of Markdown."""
-    lines = [f"{n} pairs of 10-120 words, seconds of CPU per 1,000 pairs", ""]
+    words = f"words, {distinct} distinct ones in all" if distinct else "words of the bundled conversations"
+    lines = [f"{n} pairs of 10-120 {words}, seconds of CPU per 1,000 pairs", ""]
     lines += ["| program | best run | first run | against ours | largest difference |", "|---|---|---|---|---|"]
     for program, made in found.items():
         own = found["ours, all lexical" if "Lsum" in program or "sacrebleu" in program else "ours, ROUGE-1/2/L"]
@@ -239,8 +262,9 @@ def report(found: dict[str, dict[str, Any] | None], n: int) -> list[str]:
     if all(peers):
         rouge, bleu, own_cpu = (made["cpu"] for made in peers if made)
         together = f"{(rouge + bleu) * 1000 / n:.4f} | | {(rouge + bleu) / own_cpu:.1f}x"
-        lines.append(f"| rouge-score + sacrebleu | {together} | |")
-    return lines
+        cold = sum(made["cold"] for made in peers[:2] if made) / peers[2]["cold"] if peers[2] else 0
+        lines.append(f"| rouge-score + sacrebleu | {together} (first runs {cold:.1f}x) | |")
+    return [*lines, ""]
 
 
 def stream(n: int) -> str:
@@ -303,6 +327,7 @@ def resident(process: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--distinct", type=int, nargs="+", default=[0, 16_000], help="different words; 0: ours")
     parser.add_argument("--json", action="store_true", help="print the measurements for a machine")
     parser.add_argument("--only", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--stream", type=int, metavar="N", help="time `bnbench score` on N pairs instead")
@@ -311,17 +336,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(stream(asked.stream))
         return
     if asked.only:
-        print(json.dumps(measure(asked.only, asked.pairs)))
+        print(json.dumps(measure(asked.only, asked.pairs, asked.distinct[0])))
         return
-    found = {program: in_its_own_process(program, asked.pairs) for program in PROGRAMS}
-    if asked.json:
-        print(
-            json.dumps(
-                {name: made and {k: v for k, v in made.items() if k != "scores"} for name, made in found.items()}
-            )
-        )
-    else:
-        print("\n".join(report(found, asked.pairs)))
+    for distinct in asked.distinct:
+        found = {program: in_its_own_process(program, asked.pairs, distinct) for program in PROGRAMS}
+        if asked.json:
+            plain = {name: made and {k: v for k, v in made.items() if k != "scores"} for name, made in found.items()}
+            print(json.dumps({"distinct": distinct, "programs": plain}))
+        else:
+            print("\n".join(report(found, asked.pairs, distinct)))
 
 
 if __name__ == "__main__":

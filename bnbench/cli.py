@@ -13,14 +13,18 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, UsageError
-from bnbench.progress import quiet_beside_the_first
+from bnbench.progress import Lines, quiet_beside_the_first, storable, told
+
+if TYPE_CHECKING:
+    from bnbench.evaluate import EvaluationRequest
 
 
 def _hush(quiet: bool) -> bool:
@@ -49,8 +53,9 @@ Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = (
-    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference; of pairs "
-    "also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts text."
+    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference, "
+    "dialogue; of pairs also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts "
+    "text."
 )
 Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
 SPLIT = (
@@ -67,7 +72,7 @@ METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
 PRIMARY = "The metric that ranks, declared before the run; a report takes another too, such as human-overall."
 Audit = Annotated[Path | None, Option(help="Further audits: what `bnbench audit METRIC --json` printed.")]
-Seed = Annotated[int, Option(help="Seed of whatever the command draws at random.")]
+Seed = Annotated[int, Option(min=0, max=2**64 - 1, help="Seed of whatever the command draws at random.")]
 HALF = "development, held-out or (preferences) both; of the bundled replies held-out to audit, else development."
 Half = Annotated[str | None, Option(help=HALF)]
 SYSTEM = "System text, {topic} replaced; none: no such turn. With NAME= in front for one candidate; may be repeated."
@@ -82,6 +87,14 @@ Exports = Annotated[list[str] | None, Option("--export", help=EXPORT)]
 DATASET_ID = "owner/name of the run's data on the hub, with @revision, #task."
 DatasetId = Annotated[str | None, Option(help=DATASET_ID)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
+GROUP = "NAME=A,B,C: candidates that differ in their training seed alone rank as one; may be repeated."
+Groups = Annotated[list[str] | None, Option(help=GROUP)]
+FAIL_IF = (
+    "'METRIC < base', a number or another candidate instead; CANDIDATE: in front for one of them. Exit code 4 where it "
+    "is so, and the items can tell; may be repeated."
+)
+FailIf = Annotated[list[str] | None, Option(help=FAIL_IF)]
+Lang = Annotated[str, Option(help="Of the report: en or bn.")]
 RunFolder = Annotated[Path, Argument(help="A run folder.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
@@ -105,10 +118,9 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-            code, said = 130, f"\nbnbench: interrupted{kept}"
-        from bnbench.reports.values import storable
-
-        echo(storable(said), err=True)  # it may quote a server, a file or a template of a stranger
+            code, said = 130, f"bnbench: interrupted{kept}"
+            echo(err=True)
+        echo(told(said), err=True)  # it may quote a server, a file or a template of a stranger
         raise Exit(code)
 
 
@@ -129,6 +141,8 @@ app.add_typer(human, name="human")
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Lines())
     logging.getLogger("bnbench").setLevel(logging.INFO)
     if version:
         echo(__version__)
@@ -145,13 +159,15 @@ def main() -> None:
 
 
 def _command_line() -> str:
-    return shlex.join(["bnbench", *sys.argv[1:]])
+    home = f"{Path.home()}/"  # whose folder it is does not belong into a report; a shell knows it
+    words = ('"$HOME"/'.join(part and shlex.quote(part) for part in word.split(home)) for word in sys.argv[1:])
+    return " ".join(["bnbench", *(word or "''" for word in words)])
 
 
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result))
+    echo(storable(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -181,6 +197,9 @@ def evaluate_command(
     metric: Metrics = None,
     primary: Annotated[str, Option(help=PRIMARY)] = "chrF++",
     combine: Combine = None,
+    samples: Annotated[int, Option(min=1, help="Replies drawn for each item.")] = 1,
+    group: Groups = None,
+    fail_if: FailIf = None,
     judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
     judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
     judge_pairs: Annotated[bool, Option("--judge-pairs", help="It compares the candidates in pairs, too.")] = False,
@@ -212,9 +231,12 @@ def evaluate_command(
         judge=judge, judge_language=judge_language, judge_pairs=judge_pairs, metrics=metric or (), out=out,
         primary=primary, decoding=decoding, backend=backend, tokenizer=tokenizer, batch_size=batch_size,
         max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code,
-        overwrite=overwrite, command=_command_line(), quiet=quiet,
+        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples,
+        groups=_groups(group) if group else {},
     )  # fmt: skip
-    _report([evaluate(request)], None, as_json)
+    if fail_if or group:
+        _check_asked(request, fail_if or [])
+    _report([evaluate(request)], None, as_json, fail_if=fail_if)
 
 
 @app.command("perplexity")
@@ -254,6 +276,7 @@ def perplexity_command(
 
 @app.command("finetune")
 def finetune_command(
+    more: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE,VALUE]...", help="Further keys of --sweep.")] = None,
     recipe: Annotated[str | None, Option(help="A shipped recipe or a TOML file; without --base demo, else t4.")] = None,
     base: Base = None,
     data: Data = None,
@@ -263,6 +286,8 @@ def finetune_command(
     limit: Limit = None,
     out: Annotated[Path | None, Option(help="By default adapters/RECIPE-BASE. The same command goes on.")] = None,
     set_: Annotated[list[str] | None, Option("--set", help="KEY=VALUE, a key of the recipe; may be repeated.")] = None,
+    sweep: Annotated[list[str] | None, Option(help="KEY=VALUE,VALUE: train each, and rank them in one report.")] = None,
+    start: Annotated[Path | None, Option(help="Adapter that a training on pairs goes on with: its reference.")] = None,
     stop_after: Annotated[str | None, Option(help="End the session after e.g. 11h30m, with all saved.")] = None,
     device: Device = None,
     dry_run: DryRun = False,
@@ -280,11 +305,21 @@ def finetune_command(
     if copy is not None:
         tuning.copy_recipe(recipe or ("t4" if base else "demo"), copy)
         return _print(str(copy), as_json)
-    request = tuning.finetune_request(
-        recipe, base, data, out, columns=_pairs(columns), split_sizes=split_sizes, split=split, limit=limit,
-        overrides=_pairs(set_, "--set", "KEY=VALUE"), stop_after=stop_after, device=device or "auto",
-        trust_remote_code=trust_remote_code, command=_command_line(), weights=not dry_run,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "columns": _pairs(columns), "split_sizes": split_sizes, "split": split, "limit": limit,
+        "overrides": _pairs(set_, "--set", "KEY=VALUE"), "stop_after": stop_after, "device": device or "auto",
+        "trust_remote_code": trust_remote_code, "command": _command_line(), "start": start,
+    }  # fmt: skip
+    if sweep and not dry_run:
+        from bnbench.finetune import sweep as sweeps
+
+        grid = sweeps.parse_grid([*sweep, *(more or ())])
+        folder = out or Path("adapters") / "sweep"
+        run = sweeps.sweep(grid, folder, recipe=recipe, base=base, data=data, quiet=quiet, **given)
+        return _report([run], None, as_json)
+    if more or sweep:
+        raise UsageError("KEY=VALUE,VALUE is for --sweep, which has no dry run; a key of the recipe is for --set")
+    request = tuning.finetune_request(recipe, base, data, out, weights=not dry_run, **given)
     return _print(tuning.plan(request, weights=False) if dry_run else tuning.finetune(request), as_json)
 
 
@@ -359,25 +394,47 @@ def publish_command(
 def report_command(
     run: RunFolder,
     primary: Annotated[str | None, Option(help=PRIMARY)] = None,
+    group: Groups = None,
+    fail_if: FailIf = None,
+    forest: Annotated[Path | None, Option(help="Write the ranking as a forest plot too: FILE.svg or FILE.png.")] = None,
     audit: Audit = None,
+    serve: Annotated[bool, Option("--serve", help="Show it under http://127.0.0.1:PORT/ until Ctrl-C.")] = False,
+    port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    watch: Annotated[
+        bool, Option("--watch", help="Write it again when a file of the run changed, until Ctrl-C.")
+    ] = False,
+    lang: Lang = "en",
     export: Exports = None,
     dataset_id: DatasetId = None,
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report, in other tools' formats too. Needs no model."""
-    _report([run], None, as_json, audit, primary, export or (), dataset_id)
+    wanted = _groups(group) if group else None
+    _report([run], None, as_json, audit, primary, wanted, fail_if, forest, lang, export or (), dataset_id)
+    if serve or watch:
+        from bnbench.records import read_run
+        from bnbench.reports import write_report
+        from bnbench.reports.serve import show
+
+        def again() -> object:
+            return write_report([read_run(run)], run, audits=audit, primary=primary, groups=wanted, lang=lang)
+
+        show(run / "report.html", again, port=port if serve else None, watch=watch)
 
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], Argument(help="Run folders over the same items.")],
+    runs: Annotated[list[Path], Argument(help="Run folders over the same items, or pages: their report.html.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
+    group: Groups = None,
+    fail_if: FailIf = None,
     audit: Audit = None,
+    lang: Lang = "en",
     export: Exports = None,
     dataset_id: DatasetId = None,
     as_json: Json = False,
 ) -> None:
-    """Rank the candidates of several runs together, in pairs over the same items."""
+    """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
     folders = [run.resolve() for run in runs]
     if len(folders) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
@@ -385,25 +442,70 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit, None, export or (), dataset_id)
+    groups = _groups(group) if group else {}
+    _report(
+        runs, out, as_json, audit, groups=groups, fail_if=fail_if, lang=lang, exports=export or (),
+        dataset_id=dataset_id,
+    )  # fmt: skip
 
 
 def _report(
-    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None,
-    exports: Sequence[str] = (), dataset_id: str | None = None,
-) -> None:  # fmt: skip
-    from bnbench.records import read_run
+    folders: list[Path],
+    out: Path | None,
+    as_json: bool,
+    audits: Path | None = None,
+    primary: str | None = None,
+    groups: dict[str, tuple[str, ...]] | None = None,
+    fail_if: list[str] | None = None,
+    forest: Path | None = None,
+    lang: str = "en",
+    exports: Sequence[str] = (),
+    dataset_id: str | None = None,
+) -> None:
+    from bnbench.records import read_run, unpack
     from bnbench.reports import write_report
 
-    runs, folder = [read_run(folder) for folder in folders], out or folders[0]
-    report = write_report(runs, folder, audits=audits, primary=primary)
+    with TemporaryDirectory() as room:
+        places: list[Path] = []
+        for at, path in enumerate(folders):
+            places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
+        runs = [read_run(place) for place in places]
+        report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+    ranking = report.ranking
+    if forest:
+        from bnbench.reports.render import write_forest
+
+        write_forest(ranking, forest)
     written = [str(report.html)]
     if exports:
         from bnbench.reports.exports import Dataset, export
 
-        dataset = Dataset.parse(dataset_id) if dataset_id else None
-        written += [str(export(report.ranking, wanted, folder / "exports", dataset)) for wanted in exports]
-    _print(report.ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", *written)))
+        place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
+        written += [str(export(ranking, wanted, place, dataset)) for wanted in exports]
+    _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", *written)))
+    if fail_if:
+        from bnbench.reports.gates import failures, parse_gates
+
+        gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
+        if failed := failures(gates, ranking):
+            echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
+            raise Exit(4)
+
+
+def _check_asked(request: EvaluationRequest, fail_if: list[str]) -> None:
+    """What the report is asked for is refused before the work."""
+    from bnbench.evaluate import choose_measures
+    from bnbench.reports.gates import parse_gates
+    from bnbench.reports.ranking import check_groups
+
+    names = [candidate.name for candidate in request.candidates]
+    check_groups(request.groups, names)
+    chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics
+    parse_gates(fail_if, {m.name: m.values for m in chosen}, [*request.groups, *names])
+
+
+def _groups(items: list[str] | None) -> dict[str, tuple[str, ...]]:
+    return {group: tuple(of.split(",")) for group, of in _pairs(items, "--group", "NAME=A,B,C").items()}
 
 
 @human.command("sheet")
@@ -552,6 +654,7 @@ def inspect_prompt_command(
     row: Annotated[int, Option(min=0, help="Which row of the split.")] = 0,
     system: System = None,
     template: Template = None,
+    every_turn: Annotated[bool, Option("--every-turn", help='As a recipe with supervise = "all" trains.')] = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -564,8 +667,10 @@ def inspect_prompt_command(
     )  # fmt: skip
     told, texts = dict[str, Any](), list[str]()
     for name, prompter in asked.items():
-        prompt, answer = prompter.training(example)
-        ids = {"prompt_ids": prompt, "supervised_ids": answer}
+        supervise = "all" if every_turn else "last"
+        parts = prompter.training(example, supervise)  # every second one is an answer
+        ids: dict[str, Any] = {"prompt_ids": parts[0], "supervised_ids": sum(parts[1::2], ())}
+        ids |= {"parts": parts} if len(parts) > 2 else {}
         told[name] = {**prompter.describe(), "text": prompter.prompt(example).text, **ids}
-        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example))
+        texts.append(f"{name}\n\n" * (len(asked) > 1) + prompter.show(example, supervise))
     _print(told if len(told) > 1 else next(iter(told.values())), as_json, lambda _: "\n\n".join(texts))

@@ -24,7 +24,7 @@ import numpy as np
 
 from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
-from bnbench.data.corpus import FIELDS, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
+from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
@@ -54,7 +54,8 @@ class EvaluationRequest:
     Where `split` is None `_test_rows` says what is tested. `backend` answers for the models, asked with `system` texts
     and `template`s as `BackendOptions` has them; `tokenizer` makes the prompts of endpoints; `metrics` are names as
     `get_metric` takes them (none: the default set), `primary` ranks and may be any of them; `combine` has the weights
-    of a combined score by metric, summing to 1 (none: empty); `judge` rates the replies, too.
+    of a combined score by metric, summing to 1 (none: empty); `groups` name candidates that differ in their training
+    seed alone; `samples` replies are drawn for each item; `judge` rates the replies, too.
     """
 
     candidates: tuple[Candidate, ...]
@@ -77,6 +78,8 @@ class EvaluationRequest:
     metrics: tuple[str, ...] = ()
     primary: str = "chrF++"
     combine: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    samples: int = 1
     judge: Judge | None = None
     overwrite: bool = False
     command: str = "bnbench evaluate"
@@ -98,13 +101,16 @@ class Measures:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A candidate in a run: what answers for it, how it is asked, and what it is asked (in the order of the items)."""
+    """A candidate in a run: what answers for it, how it is asked, what it is asked (in the order of the items), and how
+    many replies it gives to each item: recorded ones are as they are.
+    """
 
     candidate: Candidate
     backend: Backend
     prompter: Prompter
     prompts: tuple[Prompt, ...]
     decoding: Decoding
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step of the plan: some items of one candidate, with the keys that their replies will carry."""
+    """One step of the plan: some (item, sample) of one candidate, with the keys that their replies will carry."""
 
     entrant: Entrant
-    items: tuple[int, ...]
+    items: tuple[tuple[int, int], ...]
     keys: tuple[str, ...]
 
 
@@ -166,13 +172,16 @@ def make_request(
 
         rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
+    if out is not None:
+        with records.alone(out):  # can be written, and nobody else is at it
+            pass
     check_split(split or "test")
-    check_columns(columns, FIELDS)
+    check_columns(columns, READ)
     try:
         if data is not None:
             check_source(data)
     except CorpusError as error:  # and what else is not there
-        raise CorpusError("\nbnbench: ".join([str(error), *missing(models, predictions)])) from None
+        raise CorpusError("\n".join([str(error), *missing(models, predictions)])) from None
     choose_measures(options["primary"], metrics, weights, rater)
     given = (base, adapters, predictions, endpoints)
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
@@ -269,47 +278,54 @@ def evaluate(request: EvaluationRequest) -> Path:
     Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
     replies so far are kept and the message has the command to go on.
     """
-    measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
-    _check_declared(request, measures)
-    kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
-    _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
-    if request.batch_size is not None and request.batch_size < 1:
-        raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
-    if request.tokenizer and not any(c.urls for c in request.candidates):
-        raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
-    for metric in measures.metrics:
-        metric.signature(0)  # names the model that it scores with, which must be there before replies are made for it
-    if request.judge and request.judge.pairs and len(request.candidates) < 2:
-        raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
-    work, path = _prepare(request, measures), request.out / "run.json"
-    # A server shows what it gives only when it is asked.
-    _check_needs(request, measures, work.silent)
-    plan = _plan(work)
-    start = _resume(work, plan)
-    record = _begin(work, going_on=start > 0)
-    records.write_json(path, record)
-    if request.judge:
-        _try(request.judge, work)
-    tested = {e.id for e in work.examples}
-    train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
-    metrics = [m for m in measures.metrics if not hasattr(m, "judge")]  # without calls
-    # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
-    is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
-    with ThreadPoolExecutor(1) as aside:
-        given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
-        yardsticks = aside.submit(write_yardsticks, *given)
-        record = _generate(work, plan[start:], record)
-    generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-    texts = _texts(work, generations)
-    if request.judge:  # scoring only looks its ratings up
-        try:
-            record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
-        except (EndpointError, OSError) as error:
-            raise _partial(request, error) from error
-    computed = _score(work, texts)
-    record = replace(record, yardsticks=yardsticks.result())
-    records.write_json(path, _end(work, record, generations, computed))
-    return request.out
+    with records.alone(request.out):
+        measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
+        _check_declared(request, measures)
+        kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
+        _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
+        if request.samples > 1 and request.decoding.greedy:
+            raise UsageError(
+                f"--samples {request.samples} with --greedy: without sampling all replies to an item are the same"
+            )
+        if request.batch_size is not None and request.batch_size < 1:
+            raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
+        if request.tokenizer and not any(c.urls for c in request.candidates):
+            raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
+        for metric in measures.metrics:
+            metric.signature(
+                0
+            )  # names the model that it scores with, which must be there before replies are made for it
+        if request.judge and request.judge.pairs and len(request.candidates) < 2:
+            raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
+        work, path = _prepare(request, measures), request.out / "run.json"
+        # A server shows what it gives only when it is asked.
+        _check_needs(request, measures, work.silent)
+        plan = _plan(work)
+        start = _resume(work, plan)
+        record = _begin(work, going_on=start > 0)
+        records.write_json(path, record)
+        if request.judge:
+            _try(request.judge, work)
+        tested = {e.id for e in work.examples}
+        train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
+        metrics = [m for m in measures.metrics if not hasattr(m, "judge")]  # without calls
+        # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
+        is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
+        with ThreadPoolExecutor(1) as aside:
+            given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
+            yardsticks = aside.submit(write_yardsticks, *given)
+            record = _generate(work, plan[start:], record)
+        generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
+        texts = _texts(work, generations)
+        if request.judge:  # scoring only looks its ratings up
+            try:
+                record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
+            except (EndpointError, OSError) as error:
+                raise _partial(request, error) from error
+        computed = _score(work, texts)
+        record = replace(record, yardsticks=yardsticks.result())
+        records.write_json(path, _end(work, record, generations, computed))
+        return request.out
 
 
 def _try(judge: Judge, work: Work) -> None:
@@ -363,7 +379,10 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     for key, prompter in distinct.items():
         decoding = prompter.limited(request.decoding, [e.reference for e in examples])
         asked[key] = (prompter, tuple(map(prompter.prompt, examples)), decoding)
-    entrants = tuple(Entrant(c, backend, *asked[id(prompters[c.name])]) for c, backend in answering)
+    entrants = tuple(
+        Entrant(c, backend, *asked[id(prompters[c.name])], 1 if c.kind == "predictions" else request.samples)
+        for c, backend in answering
+    )
     silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
     return Work(request, measures, corpus, examples, entrants, silent)
 
@@ -402,13 +421,14 @@ def _plan(work: Work) -> list[Batch]:
             "decoding": asdict(entrant.decoding),
             "batch_size": size,
         }
-        keys = []
-        for example, prompt in zip(examples, entrant.prompts, strict=True):
-            parts = {**fixed, "item": example.id, "prompt": list(prompt.ids), "reference": example.reference}
-            text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-            keys.append(hashlib.sha256(text.encode()).hexdigest())
-        order = sorted(range(len(examples)), key=lambda i: (-len(entrant.prompts[i].ids), examples[i].id))
-        lengths = [len(entrant.prompts[i].ids) for i in order]
+        keys, draws = dict[tuple[int, int], str](), range(entrant.draws)
+        for i, (example, prompt) in enumerate(zip(examples, entrant.prompts, strict=True)):
+            for sample in draws:
+                parts = {**fixed, "item": example.id, "prompt": list(prompt.ids), "reference": example.reference}
+                text = json.dumps(parts | ({"sample": sample} if sample else {}), sort_keys=True, ensure_ascii=False)
+                keys[i, sample] = hashlib.sha256(text.encode()).hexdigest()
+        order = sorted(keys, key=lambda at: (-len(entrant.prompts[at[0]].ids), examples[at[0]].id, at[1]))
+        lengths = [len(entrant.prompts[i].ids) for i, _ in order]
         sizes = entrant.backend.batch_sizes(lengths, entrant.decoding.max_new_tokens or 0)
         for n in sizes if size is None else [size] * math.ceil(len(order) / size):
             items, order = tuple(order[:n]), order[n:]
@@ -438,13 +458,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)
         start += 1
-    size = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:whole]) if path.exists() else 0
-    if path.exists() and path.stat().st_size != size:
+    content = path.read_bytes() if path.exists() else b""
+    if (size := sum(len(line) + 1 for line in content.split(b"\n")[:whole])) < len(content):
         os.truncate(path, size)
     if start:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
-    lines = (json.dumps(asdict(e), ensure_ascii=False) + "\n" for e in work.examples)
-    records.write_text(out / "examples.jsonl", "".join(lines))
+    records.write_text(out / "examples.jsonl", b"".join(records.line_of(e) + b"\n" for e in work.examples))
     return start
 
 
@@ -485,41 +504,49 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
 def _answer(work: Work, batch: Batch) -> list[records.Generation]:
     """The replies of one batch, and the likelihood of each item's reference."""
     entrant, candidate = batch.entrant, batch.entrant.candidate
-    prompts, examples = [entrant.prompts[i] for i in batch.items], [work.examples[i] for i in batch.items]
-    replies = entrant.backend.generate(candidate, prompts, [e.id for e in examples], entrant.decoding)
+    prompts, examples = [entrant.prompts[i] for i, _ in batch.items], [work.examples[i] for i, _ in batch.items]
+    # Sampling noise belongs to the item, and to which of its replies it is.
+    named = [f"{e.id}#{sample}" if sample else e.id for e, (_, sample) in zip(examples, batch.items, strict=True)]
+    replies = entrant.backend.generate(candidate, prompts, named, entrant.decoding)
     if len(replies) != len(prompts):
         raise RuntimeError(f"{candidate.name} gave {len(replies)} replies to {len(prompts)} prompts")
-    scored = entrant.backend.score(candidate, prompts, [e.reference for e in examples])
     rows: list[Any] = [(None,) * 4] * len(prompts)
-    if scored is not None:
-        rows = [(nll, int(tokens), int(size), int(characters)) for nll, tokens, size, characters in scored.tolist()]
+    if first := [at for at, (_, sample) in enumerate(batch.items) if not sample]:  # the reference is scored once
+        scored = entrant.backend.score(candidate, [prompts[i] for i in first], [examples[i].reference for i in first])
+        for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
+            rows[at] = (nll, *map(int, counts))
     return [
         records.Generation(
-            key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused)
+            key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused, sample)
         )
-        for key, example, reply, row in zip(batch.keys, examples, replies, rows, strict=True)
+        for key, example, reply, row, (_, sample) in zip(batch.keys, examples, replies, rows, batch.items, strict=True)
     ]
 
 
 def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:
-    """What is scored of each candidate, in the order of the items."""
-    replies = {(g.candidate, g.id): g for g in generations}
-    names, found = [candidate.name for candidate in work.request.candidates], {}
-    for name in names:
-        own = [replies[name, e.id] for e in work.examples]
-        numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in own]
+    """What is scored of each candidate, in the order of the items, all replies to an item together."""
+    replies = {(g.candidate, g.id, g.sample): g for g in generations}
+    draws, found = {entrant.candidate.name: entrant.draws for entrant in work.entrants}, {}
+    for name, k in draws.items():
+        items = [(e, sample) for e in work.examples for sample in range(k)]
+        own = [replies[name, e.id, sample] for e, sample in items]
+        of_items = [replies[name, e.id, 0] for e, _ in items]
+        numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in of_items]
         known = all(n is not None for row in numbers for n in row)
         cut = [g.hit_limit for g in own]
         texts = Texts.of(
             [without_thoughts(g.reply) for g in own],
-            [e.reference for e in work.examples],
-            [f"{e.title} {e.question}".strip() for e in work.examples],
+            [e.reference for e, _ in items],
+            [f"{e.title} {e.question}".strip() for e, _ in items],
             np.array(numbers, dtype=np.float64) if known else None,
             None if None in cut else [bool(limit) for limit in cut],
         )
-        others = [n for n in names if n != name]
-        rivals = tuple(tuple(without_thoughts(replies[n, e.id].reply) for n in others) for e in work.examples)
-        found[name] = replace(texts, rivals=rivals if len(names) > 1 else None)
+        others = {n: m for n, m in draws.items() if n != name}
+        rivals = tuple(
+            tuple(without_thoughts(replies[n, e.id, sample % m].reply) for n, m in others.items())
+            for e, sample in items
+        )
+        found[name] = replace(texts, rivals=rivals if others else None)
     return found
 
 
@@ -534,7 +561,8 @@ def _score(work: Work, texts: Mapping[str, Texts]) -> list[Metric]:
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
             tables = {m.name: t for m, t in zip(metrics, statistics(own, metrics), strict=True)}
-            records.write_scores(work.request.out, name, ids, tables, {m.name: m.columns for m in metrics})
+            rows = [one for one in ids for _ in range(len(own) // len(ids))]
+            records.write_scores(work.request.out, name, rows, tables, {m.name: m.columns for m in metrics})
             used.update(tables)
             progress.advance(len(ids))
     computed = [m for m in work.measures.metrics if used.issuperset(p.name for p in m.parts or (m,))]
@@ -552,7 +580,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             before = records.read_record(request.out)
         except RunError:
             log.warning("%s: its run.json cannot be read, so times are counted anew", request.out)
-    seconds = {c.name: c.seconds for c in before.candidates} if before else {}
+    seconds, home = {c.name: c.seconds for c in before.candidates} if before else {}, f"{Path.home()}/"
     candidates = list[records.CandidateRecord]()
     notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
@@ -578,14 +606,14 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             log.warning(notes[-1])
         # Where files and servers are is nobody else's business; location, revision and hashes say what they are.
         hidden = ("folder", "base_folder", "urls")
-        shown = {name: value for name, value in asdict(candidate).items() if name not in hidden}
+        given = {name: value for name, value in asdict(candidate).items() if name not in hidden}
+        shown = {name: value.replace(home, "~/") if isinstance(value, str) else value for name, value in given.items()}
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             prompt=None if asked.describe() == other.describe() else asked.describe(),
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
-    recorded = {c.name for c in request.candidates if c.kind == "predictions"}
-    if silent := [name for name in work.silent if name not in recorded]:
+    if silent := [c.name for c in request.candidates if c.name in work.silent and c.kind != "predictions"]:
         notes.append(
             f"likelihoods are not available: {', '.join(silent)}; so perplexity and bits per character are not"
         )
@@ -595,14 +623,14 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"), finished=None,
         **records.describe_environment(), precision=dict(first.backend.precision),
         corpus=records.CorpusRecord(
-            name=Path(corpus.source).name, source=corpus.source, fingerprint=corpus.fingerprint,
+            name=Path(corpus.source).name, source=corpus.source.replace(home, "~/"), fingerprint=corpus.fingerprint,
             split=(request.split or "test") if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
             steps=tuple(asdict(step) for step in corpus.steps),
         ),
         prompt=first.prompter.describe(), decoding=asdict(first.decoding), batch_size=request.batch_size,
         peak_memory_bytes=before.peak_memory_bytes if before else None,
         primary_metric=work.measures.primary, combined=work.measures.weights, metrics=(), seed=request.decoding.seed,
-        candidates=tuple(candidates), notes=tuple(notes),
+        candidates=tuple(candidates), notes=tuple(notes), groups=request.groups or None, samples=request.samples,
     )  # fmt: skip
 
 

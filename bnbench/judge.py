@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from abc import abstractmethod
@@ -21,7 +20,7 @@ import numpy as np
 from bnbench.errors import EndpointError, UsageError
 from bnbench.metrics.audit import AuditReport, audit
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
-from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
+from bnbench.metrics.labelled import LabelledSet, labelled_set
 from bnbench.models.candidates import Candidate, parse_candidates
 from bnbench.models.client import MOST_AT_ONCE, Client
 from bnbench.progress import stage
@@ -67,14 +66,12 @@ class Judge:
         return [kind(self) for kind in kinds]
 
     def keep(self, path: Path) -> None:
-        """Goes on from the ratings of a file, and adds each new one to it; a torn last line is cut off."""
+        """Goes on from the ratings of a file, and adds each new one to it."""
         found: dict[str, dict[str, float]] = {}
         for rating in read_lines(Rating, path):
             found.setdefault(rating.key, {})[rating.criterion] = rating.value
         scales = [scale.keys() for scale in SCALES.values()]
         self._said = {key: values for key, values in found.items() if values.keys() in scales}
-        if path.exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._path = path
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
@@ -263,7 +260,7 @@ def labelled_part() -> LabelledSet:
     for place, name in enumerate(sorted(set(whole.ids), key=_sha256)[: Judge.tried // 2]):
         own = sorted((row for row in whole.rows if row.id == name), key=lambda row: row.kind)
         for empathic in (True, False):
-            some = [row for row in own if (row.kind == EMPATHIC) == empathic]
+            some = [row for row in own if row.empathic == empathic]
             rows.append(some[place % len(some)])
     return LabelledSet(rows, f"{whole.source}, {Judge.tried} of them", whole.sha256)
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bnbench.records import Points, mean_loss, thinned
+from bnbench.errors import require
+from bnbench.records import Points, Validation, mean_loss, thinned
 
 _WIDTH, _HEIGHT = 720, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 704, 14, 232
@@ -18,6 +19,12 @@ _STYLE = (
     ".loss-curve{--paper:#1b1f24;--ink:#a9afb8;--line:#343a42;--curve:#7cc0ee}}"
     ".loss-curve .paper{fill:var(--paper)}.loss-curve text{fill:var(--ink)}.loss-curve .axis{stroke:var(--line)}"
     ".loss-curve path{fill:none;stroke:var(--curve);stroke-linejoin:round}.loss-curve circle{fill:var(--curve)}"
+)
+# Only where there is a validation: other drawings stay as they were.
+_CHECKS = (
+    ".loss-curve .check{stroke:#a8480d;fill:none}.loss-curve text.check{stroke:none;fill:#a8480d}"
+    "@media screen and (prefers-color-scheme:dark){"
+    ".loss-curve .check{stroke:#f0a26b}.loss-curve text.check{fill:#f0a26b}}"
 )
 
 Span = tuple[float, float, float]
@@ -78,14 +85,60 @@ def forest_bars(spans: Sequence[Span | None], *, higher_is_better: bool) -> list
     return [(axis.at(s[1 - turn]), axis.at(s[1]), axis.at(s[1 + turn])) if s else None for s in shown]
 
 
-def loss_svg(points: Points, name: str = "") -> str:
+def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | None = None) -> str:
+    """A forest plot for a paper as one <svg>, black on white: a line for each name, with its interval and its text.
+
+    `label` stands under the axis, `mark` is where the dashed line is. An interval that is not finite is only its point.
+    The fonts are the reader's own, Noto Sans where it is there.
+    """
+    spans = [span if all(map(math.isfinite, span)) else (span[1],) * 3 for _, span, _ in rows]
+    left = 40 + 7.5 * max((len(name) for name, _, _ in rows), default=0)
+    right, bottom = left + 360, 24 + 26 * len(rows)
+    known = [x for span in spans for x in span if math.isfinite(x)] + ([] if mark is None else [mark])
+    axis = Axis.over(known, left, right, room=0.05)
+    ticks, decimals = axis.ticks(5, (1, 2, 2.5, 5, 10))
+    marks = [f'<path d="M{left:.1f} {bottom}H{right:.1f}" stroke="#000"/>']
+    for x in ticks:
+        shown = f"{x:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+        marks.append(f'<path d="M{axis.at(x):.1f} {bottom}v5" stroke="#000"/>')
+        marks.append(f'<text x="{axis.at(x):.1f}" y="{bottom + 20}" text-anchor="middle">{shown}</text>')
+    if mark is not None:
+        marks.append(f'<path d="M{axis.at(mark):.1f} 8V{bottom}" stroke="#777" stroke-dasharray="4 3"/>')
+    for i, ((name, _, text), (low, value, high)) in enumerate(zip(rows, spans, strict=True)):
+        y = 20 + 26 * i
+        # Each script by a font of its own: what a fallback takes may be bold.
+        font = ' font-family="Noto Sans Bengali, sans-serif"' if any("\u0980" <= c <= "\u09ff" for c in name) else ""
+        marks.append(f'<text x="{left - 14:.1f}" y="{y + 4}" text-anchor="end"{font}>{html.escape(name)}</text>')
+        marks.append(f'<text x="{right + 14:.1f}" y="{y + 4}">{html.escape(text)}</text>')
+        if math.isfinite(value):
+            marks.append(f'<path d="M{axis.at(low):.1f} {y}H{axis.at(high):.1f}" stroke="#000" stroke-width="1.5"/>')
+            marks.append(f'<circle cx="{axis.at(value):.1f}" cy="{y}" r="4"/>')
+    under = f'<text x="{(left + right) / 2:.1f}" y="{bottom + 42}" text-anchor="middle">{html.escape(label)}</text>'
+    width, height = right + 30 + 7.5 * max((len(text) for _, _, text in rows), default=0), bottom + 54
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" '
+        f'height="{height}" font-family="Noto Sans, Arial, sans-serif" font-size="13">'
+        f'<title>{html.escape(label)}</title><rect width="100%" height="100%" fill="#fff"/>'
+        f"{''.join(marks)}{under}</svg>"
+    )
+
+
+def png_of(svg: str) -> bytes:
+    """A drawing as PNG, four pixels a unit (about 300 dots an inch); MissingPackageError without the extra `plot`."""
+    return bytes(require("resvg_py", extra="plot").svg_to_bytes(svg_string=svg, zoom=4))
+
+
+def loss_svg(points: Points, name: str = "", validation: Validation | None = None) -> str:
     """The curve of (optimiser step, loss) points as one <svg>: every point thin, the mean of a twelfth of them thick.
 
-    `name` goes into its title for screen readers. Points that are not finite are left out. The drawing names no font,
-    library or address, and follows light and dark.
+    The loss in validation, in nats a token too, is a dashed line of dots, a ring around the best. `name` goes into the
+    title for screen readers. Points that are not finite are left out. The drawing names no font, library or address,
+    and follows light and dark.
     """
     kept = thinned([(step, loss) for step, loss, *_ in points if math.isfinite(loss)])
-    xs, ys = Axis.over([s for s, _ in kept], _LEFT, _RIGHT), Axis.over([y for _, y in kept], _BOTTOM, _TOP)
+    checks = [(s, y) for s, _, y in validation.curve if math.isfinite(y)] if validation else []
+    xs = Axis.over([s for s, _ in kept + checks], _LEFT, _RIGHT)
+    ys = Axis.over([y for _, y in kept + checks], _BOTTOM, _TOP)
     ends = f", from {kept[0][1]:.3f} to {kept[-1][1]:.3f} in {kept[-1][0]} steps" if kept else ""
     title = html.escape(f"Training loss{f' of {name}' if name else ''}{ends}")
     marks = [
@@ -106,8 +159,15 @@ def loss_svg(points: Points, name: str = "") -> str:
         thin, thick = (" ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in line) for line in (kept, smooth))
         marks += [f'<path d="M{thin}" stroke-width="1" opacity=".4"/>'] if half else []
         marks.append(f'<path d="M{thick}" stroke-width="2.5"/>')
+    if validation and checks:
+        line = " ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in checks)
+        marks.append(f'<path class="check" d="M{line}" stroke-width="1.5" stroke-dasharray="5 4"/>')
+        for s, y in checks:
+            ring = 6 if s == validation.best[0] else 3
+            marks.append(f'<circle class="check" cx="{xs.at(s):.1f}" cy="{ys.at(y):.1f}" r="{ring}"/>')
+        marks.append(f'<text class="check" x="{_RIGHT}" y="{_TOP + 10}" text-anchor="end">dashed: validation</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="loss-curve" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}"><title>{title}</title><style>{_STYLE}</style>'
+        f'width="{_WIDTH}" height="{_HEIGHT}"><title>{title}</title><style>{_STYLE}{_CHECKS if checks else ""}</style>'
         f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>{"".join(marks)}</svg>'
     )

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from logging import ERROR, WARNING, disable, getLogger
+from logging import ERROR, WARNING, Formatter, LogRecord, disable, getLogger
 from pathlib import Path
 
 from bnbench.errors import require
 
 PLAIN_EVERY_SECONDS = 15.0
+
+
+def storable(text: str) -> str:
+    """Text that any UTF-8 file and any HTML parser takes: lone surrogates and control characters become U+FFFD."""
+    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+
+
+def told(text: str) -> str:
+    """What a terminal is told: `storable`, further lines indented, so that no text of a stranger begins like ours."""
+    return storable(text).replace("\n", "\n  ")
+
+
+class Lines(Formatter):
+    """A log in which each entry is `told`."""
+
+    def format(self, record: LogRecord) -> str:
+        """The entry's message."""
+        return told(super().format(record))
 
 
 class Stage:
@@ -34,15 +53,16 @@ class Stage:
             self.task = self.bar.add_task(name, total=total, rate="")
             self.bar.start()
 
-    def advance(self, items: int, tokens: int = 0) -> None:
-        """Counts finished items and, where the stage makes any, their tokens."""
+    def advance(self, items: int, tokens: int = 0, note: str = "") -> None:
+        """Counts finished items and, where the stage makes any, their tokens; `note` stands before the speed."""
         self.done += items
         self.tokens += tokens
         now = time.monotonic()
         seconds = max(now - self.start, 1e-9)
         left = (self.total - self.done) * seconds / self.done if self.done else 0.0
         tokens_per_second = f" · {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
-        rate = f"{self.done / seconds:.1f} items/s{tokens_per_second} · {left:.0f} s left"
+        remains = f"{left:.0f} s left" if left < 600 else f"{left / 60:.0f} min left"
+        rate = f"{note}{note and ' · '}{self.done / seconds:.1f} items/s{tokens_per_second} · {remains}"
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
         elif now - self.shown >= PLAIN_EVERY_SECONDS:
@@ -75,7 +95,10 @@ getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 def quiet_beside_the_first() -> None:
     """Of processes that a launcher started together (RANK is their number) the first speaks; all tell errors."""
-    if "LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0":
+    if "LOCAL_RANK" not in os.environ:
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's warning that every matrix has a gradient
+    if os.environ.get("RANK", "0") != "0":
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
         disable(WARNING)
         warnings.simplefilter("ignore")

@@ -4,6 +4,7 @@ runs/<name>/
   run.json            `RunRecord`: ids and hashes, corpus, decoding, device, metrics
   examples.jsonl      the items, in the order of the corpus
   generations.jsonl   append-only, one `Generation` a line, synced per batch; a torn last line is dropped on resume
+                      each line of a JSONL file ends with a hash of itself, so that one that was edited is known
   ratings.jsonl       append-only, one `Rating` a line; audits.json: how far the judge agrees with labelled replies
   scores/*.parquet    one file a candidate, one row a reply: every metric's statistics; yardsticks/*.parquet alike
 adapters/<name>/
@@ -15,18 +16,24 @@ may be None, and is not written while it has a plain default; keys that no field
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -43,8 +50,13 @@ GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
 PERSON = "human:"
+_HELD = ("run.json", AUDITS, "examples.jsonl", GENERATIONS)
+_HELD_TABLE = re.compile(r"scores/(yardsticks/)?[^/\\]+\.parquet")
+_HELD_IN = re.compile(r'<script type="application/gzip" id="data">([A-Za-z0-9+/=]*)</script>')
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "sacrebleu", "numpy", "pandas")
+_SHA = b', "sha256": "'
 _hints = cache(get_type_hints)
+log = logging.getLogger("bnbench")
 
 Record = TypeVar("Record")
 Columns = Mapping[str, Sequence[str]]  # of each metric's table
@@ -58,6 +70,7 @@ Points = Sequence[tuple[int, float, *tuple[float, ...]]]  # a loss curve: optimi
 class Generation:
     """One reply, and the likelihood of the item's reference, where it is known: `nll` in nats over `nll_tokens`, of a
     text of so many `bytes` and `characters`. `refused`: it said that it will not answer, and `reply` is what it said.
+    `sample` counts the replies to one item.
     """
 
     key: str
@@ -71,6 +84,7 @@ class Generation:
     bytes: int | None
     characters: int | None
     refused: bool = False
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,71 @@ class CorpusRecord:
     steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
+
+    `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
+    log p(chosen) − log p(rejected) is above the base's, `low` and `high` its 95 % bootstrap interval, `p_value` of the
+    paired randomisation. `chosen` and `rejected` are changes of log p in nats, `won` the share of margins above 0.
+    """
+
+    pairs: int
+    messages: int
+    beta: float
+    margin: float
+    low: float
+    high: float
+    p_value: float
+    won: float
+    chosen: float
+    rejected: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
+            f"(95 % {self.low:+.3f} to {self.high:+.3f}, p = {self.p_value:.4f}); the chosen reply gained on the "
+            f"rejected one in {100 * self.won:.0f} % (log p {self.chosen:+.1f} and {self.rejected:+.1f} nats)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Validation of a training on rows that it did not see: `curve` has (step, bits per character, nats a token).
+
+    Bits per character are those of the replies with their end tokens, as in an evaluation, over `characters` of the
+    normalised replies; step 0 is the base. `stopped`: the training ended early, since no step was better for long.
+    """
+
+    rows: int
+    characters: int
+    curve: tuple[tuple[int, float, float], ...]
+    stopped: bool = False
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The step after which it was lowest, whose adapter is kept, and its bits per character."""
+        known = [(bits if math.isfinite(bits) else math.inf, step) for step, bits, _ in self.curve if step]
+        bits, step = min(known, default=(math.inf, 0))
+        return step, bits
+
+    def said(self, loss: Points) -> str:
+        """What that means, in a sentence or two, beside the curve of the training's own loss."""
+        (best, bits), (last, after, _), base = self.best, self.curve[-1], self.curve[0][1]
+        said = f"{base:.3f} → {bits:.3f} bits per character on {self.rows} held-out replies, lowest at step {best}"
+        since = [y for step, y, *_ in loss if step > best]
+        before = [y for step, y, *_ in loss if step <= best][-len(since) :]
+        if after >= 1.01 * bits and since and before:
+            falls = fmean(since) < fmean(before)
+            why = "it learns its rows by heart (overfitting)" if falls else "the training loss rose too"
+            said += f"; by step {last} it was {after:.3f}, since {why}. The adapter of step {best} is kept"
+        elif best != last:
+            said += f", no better at step {last} ({after:.3f}). The adapter of step {best} is kept"
+        if self.stopped:
+            said += f"; stopped early, at step {last}"
+        return said + (". No step was better than the base: lower learning_rate" if bits >= base else "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
     """What run.json keeps of an adapter's `TrainingRecord`: `loss` has at most 240 points of its curve."""
@@ -109,10 +188,11 @@ class TrainingSummary:
     precision: Mapping[str, Any]
     peak_memory_bytes: int | None
     device: str
-    gain: Mapping[str, Any] | None
+    gain: Gain | None
     loss_at_start: float
     loss_at_end: float
     loss: tuple[tuple[int, float], ...]
+    validation: Validation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +210,7 @@ class CandidateRecord:
     base_revision: str | None
     weights_sha256: str | None
     key_fields: Mapping[str, Any]
-    prompt: Mapping[str, Any] | None = None
+    prompt: Mapping[str, str] | None = None
     training: TrainingSummary | None = None
     seconds: float | None
     tokens_per_second: float | None
@@ -189,13 +269,15 @@ class RunRecord:
     device: Mapping[str, Any]
     precision: Mapping[str, Any]
     corpus: CorpusRecord
-    prompt: Mapping[str, Any]
+    prompt: Mapping[str, str]
     decoding: Mapping[str, Any]
     batch_size: int | None
     peak_memory_bytes: int | None
     candidates: tuple[CandidateRecord, ...]
     primary_metric: str
     combined: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] | None = None
+    samples: int = 1
     metrics: tuple[MetricRecord, ...]
     yardsticks: tuple[YardstickRecord, ...] = field(default_factory=tuple)
     seed: int
@@ -204,8 +286,9 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. In the order of `examples`: each candidate's `replies` (the base's first) and `tables` (metric
-    name → n x k statistics), and those of each yardstick (n x m x k, of m replies to an item).
+    """A finished run. In the order of `examples`: each candidate's `replies` (the base's first), one an item, and
+    `tables` (metric name → n x k statistics), and those of each yardstick (n x m x k, of m replies to an item). Where
+    several replies to an item were drawn, `replies` are the first, `tables` the mean of all, and `drawn` has all.
     """
 
     path: Path
@@ -214,6 +297,7 @@ class Run:
     replies: Mapping[str, tuple[Generation, ...]]
     tables: Mapping[str, Mapping[str, FloatArray]]
     yardsticks: Mapping[str, Mapping[str, FloatArray]]
+    drawn: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +331,7 @@ class ParameterCount:
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
     """training.json: `loss` has (step, loss, learning rate) of every optimiser step, `examples` the ids of the rows
-    that were trained on, `identity` what a resumed training must share.
+    that were trained on, `start` the adapter that it went on with, `identity` what a resumed training must share.
     """
 
     schema_version: int = field(default_factory=lambda: SCHEMA_VERSION)
@@ -258,7 +342,7 @@ class TrainingRecord:
     recipe_sha256: str
     base: BaseRecord
     data: TrainingData
-    prompt: Mapping[str, Any]
+    prompt: Mapping[str, str]
     precision: Mapping[str, Any]
     device: str
     machine: Mapping[str, Any] | None = None
@@ -271,13 +355,15 @@ class TrainingRecord:
     peak_memory_bytes: int | None
     packages: Mapping[str, str]
     loss: tuple[tuple[int, float, float], ...]
-    gain: Mapping[str, Any] | None = None
+    gain: Gain | None = None
+    validation: Validation | None = None
+    start: str | None = None
     examples: tuple[str, ...]
     identity: Mapping[str, Any]
 
     def summary(self) -> TrainingSummary:
         """The part that run.json keeps."""
-        same = ("recipe", "steps", "seconds", "precision", "peak_memory_bytes", "gain")
+        same = ("recipe", "steps", "seconds", "precision", "peak_memory_bytes", "gain", "validation")
         kept: dict[str, Any] = {name: getattr(self, name) for name in same} | ends(self.loss)
         kept["device"] = (self.machine or {}).get("accelerator") or self.device
         kept["loss"] = tuple((step, round(loss, 4)) for step, loss in thinned(self.loss))
@@ -319,7 +405,8 @@ def describe_environment(*more: str) -> dict[str, Any]:
 def slug(name: str) -> str:
     """A name as a file name: readable, and with a hash where characters had to go."""
     plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return plain if plain == name else f"{plain}-{digest[:8]}"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -350,6 +437,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     if origin is tuple and isinstance(value, list) and (inner[-1] is ... or len(value) == len(inner)):
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
         return tuple(typed(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{where or 'the file'} is a number out of every range")
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return float(value) if kind is float else value
     wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "an object")
@@ -363,7 +452,7 @@ def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
         record: Record | int | None = typed(kind, found) if schema == SCHEMA_VERSION else schema
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({error}); {advice}") from None
     return record
 
@@ -394,16 +483,37 @@ def read_training(folder: Path) -> TrainingRecord | None:
 
 def read_lines(kind: type[Record], path: Path) -> list[Record]:
     """All whole lines of a JSONL file that may not be there. A last line without its newline was torn by a crash and is
-    left out; RunError for a damaged line before it (line number), which no crash of ours can have made.
+    left out; RunError (line number) for one that is damaged, or that was changed since `line_of` made it.
     """
     found: list[Record] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), 1):
+    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    if _is_as_written(last):  # an editor took its newline, and no more
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(typed(kind, json.loads(line)))
-        except ValueError as error:
-            advice = "delete the line and all after it and run the evaluation again, or use another --out"
+            value = json.loads(line)
+            if isinstance(value, dict) and "sha256" in value and not _is_as_written(line):
+                why = "it was edited since it was written"
+                if line.startswith(b"\xef\xbb\xbf"):
+                    why = "an editor put a byte order mark before it"
+                elif line.endswith(b"\r"):
+                    why = "an editor made its line end CR LF, which was LF"
+                raise ValueError(why)
+            found.append(typed(kind, value))
+        except (ValueError, RecursionError) as error:
+            further = " and all after it, and run the same command again" if kind is Generation else ""
+            advice = f"nothing was changed; put the file back as it was, or delete the line{further}"
             raise RunError(f"{path}, line {number}: damaged ({error}); {advice}") from None
     return found
+
+
+def _is_as_written(line: bytes) -> bool:
+    before, sign, _ = line.rpartition(_SHA)
+    return bool(sign) and line == _with_sha(before)
+
+
+def _with_sha(text: bytes) -> bytes:
+    return text + _SHA + hashlib.sha256(text).hexdigest()[:16].encode() + b'"}'
 
 
 def read_run(folder: str | Path) -> Run:
@@ -426,17 +536,18 @@ def read_run(folder: str | Path) -> Run:
     for generation in read_lines(Generation, path):
         if generation.candidate not in replies or generation.id not in known:
             raise RunError(f"{path}: {generation.candidate}, {generation.id}: no such candidate or item")
-        replies[generation.candidate][generation.id] = generation
+        if not generation.sample:
+            replies[generation.candidate][generation.id] = generation
     for name, found in replies.items():
         if lost := [one for one in ids if one not in found]:
             raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
     ordered = {name: tuple(found[one] for one in ids) for name, found in replies.items()}
 
     scores = {name: _read_scores(folder, slug(name), ids, record.metrics) for name in replies}
-    tables = {name: {metric: table[:, 0] for metric, table in own.items()} for name, own in scores.items()}
+    tables = {name: {metric: table.mean(axis=1) for metric, table in own.items()} for name, own in scores.items()}
     names = [y.name for y in record.yardsticks]
     yardsticks = {name: _read_scores(folder, f"yardsticks/{slug(name)}", ids, record.metrics) for name in names}
-    return Run(folder, record, examples, ordered, tables, yardsticks)
+    return Run(folder, record, examples, ordered, tables, yardsticks, scores if record.samples > 1 else {})
 
 
 def _read_scores(folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord]) -> dict[str, FloatArray]:
@@ -481,7 +592,7 @@ def write_text(path: Path, text: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(text.encode() if isinstance(text, str) else text)
+        file.write(text.encode("utf-8", "replace") if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -503,11 +614,129 @@ def write_scores(
     write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
 
 
+def line_of(record: Any) -> bytes:
+    """A record as one line of JSON, whose last key "sha256" has 16 digits of the hash of all that stands before it."""
+    text = json.dumps(as_json(record), ensure_ascii=False)
+    # A reply may hold half a character, which JSON can carry and UTF-8 cannot.
+    return _with_sha(text[:-1].encode("utf-8", "surrogatepass"))
+
+
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
-    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe."""
-    with path.open("ab") as file:
-        for row in rows:  # a reply may hold half a character, which JSON can carry and UTF-8 cannot
-            line = json.dumps(as_json(row), ensure_ascii=False)
-            file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe.
+
+    A torn last line is cut off first, or it would swallow the next.
+    """
+    with path.open("a+b") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read() != b"\n":
+                torn = path.read_bytes().rpartition(b"\n")[2]
+                if _is_as_written(torn):
+                    file.write(b"\n")
+                else:
+                    file.truncate(end - len(torn))
+        file.write(b"".join(line_of(row) + b"\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
+
+    The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
+    OSError where nothing can be written.
+    """
+    if str(folder) != str(folder).encode("utf-8", "replace").decode():
+        raise RunError(f"{folder}: this name is not UTF-8, which not every library can open; choose another")
+    is_new, path = not folder.exists(), folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever was here before may just have removed the file that was opened.
+                is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            except BlockingIOError:
+                is_ours = False
+            except OSError as error:
+                log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
+                is_ours = True
+            if not is_ours:
+                raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if is_new:
+                    folder.rmdir()  # where nothing was written
+
+
+# ------------------------------------------------------------------------------------------------------- inside a page
+
+
+def packed(runs: Sequence[Run], more: Mapping[str, Any]) -> str:
+    """What is read of the folders of `runs`, and `more`, as JSON under gzip in base64; the same files give the same.
+
+    Ratings stay outside: they have the names of people.
+    """
+    import pandas as pd
+
+    found = []
+    for run in runs:
+        record: dict[str, Any] = {}
+        for path in (run.path / name for name in _HELD if (run.path / name).exists()):
+            is_list, text = path.suffix == ".jsonl", path.read_bytes()
+            # A last line without its end was torn by a crash.
+            record[path.name] = list(map(json.loads, text.split(b"\n")[:-1])) if is_list else json.loads(text)
+        for at, row in enumerate(record[GENERATIONS]):  # hashes do not compress
+            row["key"] = str(at)
+        for rows in record.values():
+            for row in rows if isinstance(rows, list) else ():
+                row.pop("sha256", None)  # of the line as it stood there
+        for path in sorted((run.path / "scores").rglob("*.parquet")):
+            # Whole numbers are written as such: most statistics are counts.
+            columns = {c: of.tolist() for c, of in pd.read_parquet(path).items()}
+            record[path.relative_to(run.path).as_posix()] = {
+                str(c): [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in of]
+                for c, of in columns.items()
+            }
+        found.append(record)
+    # Half a character, which JSON can carry and UTF-8 cannot, is written as read_run reads it.
+    whole = json.dumps({"schema_version": 1, "runs": found, **more}, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(whole.encode("utf-8", "surrogatepass"), 6, mtime=0)).decode()
+
+
+def unpack(page: Path, folder: Path) -> list[Path]:
+    """Writes the runs that a page holds as run folders under `folder`. Raises RunError where it holds none of ours."""
+    import pandas as pd
+
+    advice = "name a report.html that this bnbench wrote, or the run's folder"
+    found = _HELD_IN.search(page.read_text(encoding="utf-8", errors="replace"))
+    if not found:
+        raise RunError(f"{page}: a page without the data of a run; {advice}")
+    try:
+        held = json.loads(gzip.decompress(base64.b64decode(found[1])))
+        runs: list[dict[str, Any]] = held["runs"] if held["schema_version"] == 1 else []
+        paths = []
+        for at, files in enumerate(runs):
+            place = folder / str(at)
+            for name, value in files.items():
+                if name not in _HELD and not _HELD_TABLE.fullmatch(name):
+                    raise ValueError(f"a file called {name[:60]}")
+                if name.endswith(".parquet"):
+                    content: str | bytes = pd.DataFrame(value).to_parquet(index=False)
+                else:
+                    lines = value if name.endswith(".jsonl") else [value]
+                    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                    content = text.encode("utf-8", "surrogatepass")
+                write_text(place / name, content)
+            paths.append(place)
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{page}: its data are damaged ({' '.join(str(error).split())[:200]}); {advice}") from None
+    if not paths:
+        raise RunError(f"{page}: its data are of another schema; {advice}")
+    return paths

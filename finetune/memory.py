@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.engine.collate import Row, count_tokens, largest_rows
+from bnbench.finetune.engine.collate import Row, count_samples, count_tokens, largest_rows
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
 CONTEXT = 0.6 * 2**30
@@ -28,6 +28,11 @@ PEAK_RATE: Mapping[str, float] = {
     "RTX 3090": 71e12, "RTX 4090": 165e12,
 }  # fmt: skip
 """Makers' dense 16-bit multiplications and additions a second."""
+CARDS: Mapping[str, float] = {
+    "16 GB (T4)": 14.6, "24 GB (L4, RTX 4090)": 22.0, "32 GB (RTX 5090)": 31.4, "40 GB (A100)": 39.4,
+    "48 GB (A40, L40S)": 44.4, "80 GB (A100, H100)": 79.1, "141 GB (H200)": 139.8, "192 GB (B200)": 178.4,
+}  # fmt: skip
+"""GiB that a card of so many GB gives to programs."""
 EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
 """The same in float32 and, below compute capability 8, in bfloat16, which these GPUs only emulate."""
 REACHED = 0.35
@@ -51,7 +56,11 @@ _ADVICE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of a decoder, in elements; `block` and `other` are parameters inside and outside the layers."""
+    """Widths of a decoder, in elements; `block` and `other` are parameters inside and outside the layers.
+
+    Of those inside, `linear` are weights of linear layers, which are all that NF4 packs: experts that lie in one tensor
+    a layer stay in 16 bits.
+    """
 
     layers: int
     hidden: int
@@ -62,10 +71,11 @@ class Shape:
     tied: bool
     block: int
     other: int
+    linear: int
 
     @classmethod
-    def of(cls, config: Any, total: int) -> Shape:
-        """Of a transformers configuration and the base's number of parameters."""
+    def of(cls, config: Any, total: int, linear: int | None = None) -> Shape:
+        """Of a transformers configuration and the base's number of parameters; `linear` is all but norms by default."""
         text, tied = config.get_text_config(), bool(config.tie_word_embeddings)
         hidden, heads = text.hidden_size, getattr(text, "num_attention_heads", None) or 1  # Mamba has none
         head = getattr(text, "head_dim", None) or hidden // heads
@@ -74,10 +84,11 @@ class Shape:
         names = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")  # GPT-2's and BLOOM's is four times
         inner = next((width for name in names if (width := getattr(text, name, None))), 4 * hidden)
         widths = text.num_hidden_layers, hidden, inner, heads * head, keys * head, text.vocab_size
-        return cls(*widths, tied, total - other, other)
+        norms = (2 * text.num_hidden_layers + 1) * hidden
+        return cls(*widths, tied, total - other, other, total - other - norms if linear is None else linear)
 
 
-LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096)
+LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 128256 * 4096, 6_979_321_856)
 """Llama-3.1-8B, what the shipped recipes are made for."""
 
 
@@ -95,9 +106,23 @@ class Estimate:
         """What PyTorch reserves at most, in bytes: the number that `peak_memory_bytes` of the record is."""
         return sum(v for term, v in self.terms.items() if term != "CUDA context")
 
+    @property
+    def cards(self) -> str:
+        """How many cards of which size hold it: one, the smallest that does, since a base is not split over several."""
+        needed = sum(self.terms.values()) / 2**30
+        if fits := [name for name, gib in CARDS.items() if needed <= gib]:
+            return f"one card of {fits[0]} holds it; several share the rows of a step, each with a whole base"
+        # Of all terms only the weights could be split.
+        name, gib = list(CARDS.items())[-1]
+        weights = self.terms["weights"] / 2**30
+        count = math.ceil(weights / (gib - needed + weights)) if needed - weights < gib else 0
+        split = f"{count} of {name} would if they split the base" if count else "not if several split the base either"
+        return f"no card holds it; {split}, which bnbench does not do"
+
     def summary(self) -> dict[str, Any]:
         """Plain JSON values, in GiB."""
         return {
+            "cards": self.cards,
             "peak_gib": round(self.peak / 2**30, 2),
             "terms_gib": {k: round(v / 2**30, 2) for k, v in self.terms.items()},
             "largest_pass_tokens": self.largest_pass,
@@ -111,7 +136,7 @@ class Estimate:
         terms = ", ".join(f"{k} {v / 2**30:.2f}" for k, v in shown.items()) + beside
         time = "" if self.seconds is None else f"; about {duration(self.seconds)} on {self.gpu}"
         peak = f"{self.peak / 2**30:.1f} GiB at {self.largest_pass} tokens"
-        return f"estimated peak on {self.gpu}: {peak} ({terms}){time}"
+        return f"estimated peak on {self.gpu}: {peak} ({terms}){time}\n{self.cards}"
 
     def check_fits(self, memory: int, name: str) -> None:
         """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes of the GPU `name`."""
@@ -121,21 +146,24 @@ class Estimate:
         largest = max(self.terms, key=lambda term: self.terms[term])
         raise TrainingError(
             f"this training needs about {needed / 2**30:.1f} GiB and {name} has {memory / 2**30:.1f}; the largest "
-            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE.get(largest, 'Take a smaller base')}"
+            f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE.get(largest, 'Take a smaller base')}; "
+            f"{self.cards}"
         )
 
 
 def estimate(
     shape: Shape, recipe: Recipe, rows: Sequence[Row], trainable: int, steps: int, *,
-    gpu: str = "T4", fused: bool | None = None,
+    gpu: str = "T4", fused: bool | None = None, validation: Sequence[Row] = (), adapters: int = 1,
 ) -> Estimate:  # fmt: skip
     """Of a training of `rows` in so many optimiser steps, with so many trainable parameters.
 
-    `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed).
+    `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed);
+    `validation` are the rows that are gone through now and then; `adapters` lie there, of which one is trained.
     """
     size = 4 if recipe.precision == "float32" else 2
     budget = recipe.tokens_per_row if recipe.packing else None
-    largest = largest_rows(rows, recipe.batch_size * (1 + recipe.pairs), budget)
+    most = len(rows) if budget and recipe.packing_over == "epoch" else recipe.batch_size * (1 + recipe.pairs)
+    largest = largest_rows(rows, most, budget)
     tokens = count_tokens(largest) if recipe.packing else len(largest) * len(largest[0].ids)
     fused = find_spec("liger_kernel") is not None if fused is None else fused
     saved = _saved(shape, recipe, size, fused and not recipe.pairs)  # TRL's trainer takes the layers as they are
@@ -158,14 +186,18 @@ def estimate(
     # gone by then: a chunk's logits, in float32 and in the model's dtype, and three copies of the hidden states.
     widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
     unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
+    if recipe.targets == (ALL_LINEAR,):  # experts in one tensor are adapted by a whole one of the same size
+        unpacked += 2 * max(0, shape.block - shape.linear) // shape.layers * size
+    if recipe.dora:  # B A whole, and the weight with it, whose columns are measured
+        unpacked += 2 * shape.inner * shape.hidden * size
     layer = (saved + widest * size) * tokens + unpacked
     positions = min(tokens, chunk_positions(shape.vocabulary))
     chunk = positions * shape.vocabulary * (4 + size) + 3.0 * tokens * shape.hidden * size
 
     terms = {
-        "weights": shape.block * per_weight + on_gpu * size,
+        "weights": shape.linear * per_weight + (shape.block - shape.linear + on_gpu) * size,
         # The adapter is trained in float32; Adam has two moments for each parameter, of four bytes or of one.
-        "adapter": 4.0 * trainable,
+        "adapter": 4.0 * trainable * adapters,
         "gradients": 4.0 * trainable,
         "optimizer": trainable * (8.0 if recipe.optimizer == "adamw_torch" else 2.0),
         "activations kept": kept * tokens,
@@ -176,7 +208,7 @@ def estimate(
     if recipe.checkpointing == "non-reentrant" and spare > 0:  # layers keep what they can below memory_gib
         terms["activations kept"] += spare
     terms["CUDA context"] = CONTEXT
-    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu), gpu)
+    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu, validation), gpu)
 
 
 def _adapted(recipe: Recipe, *names: str) -> int:
@@ -196,13 +228,15 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
     elements = 2 * shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner
     elements += shape.hidden * (bool(attention) + bool(gates)) + shape.inner * down
     masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
-    if recipe.pairs:  # PEFT's own forward: every adapted module has a copy of its input
+    if recipe.pairs or recipe.dora:  # PEFT's own forward: every adapted module has a copy of its input
         elements += masks
     eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
     return size * elements + eager + (masks if recipe.dropout else 0)  # a dropout's mask is a byte an element
 
 
-def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu: str) -> float | None:
+def _seconds(
+    shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu: str, validation: Sequence[Row]
+) -> float | None:
     """Multiplications at the rate that was reached, and never less than launching the kernels takes."""
     known = gpu_of(gpu)
     if known is None or not get_tuner(recipe.tuner).timed:
@@ -215,12 +249,17 @@ def _seconds(shape: Shape, recipe: Recipe, rows: Sequence[Row], steps: int, gpu:
     # alone, the reference that pairs are measured against. The head works for supervised tokens only.
     reference = 1 if recipe.pairs else 0
     passes = 2 + (recipe.checkpointing != "none") + reference
-    tokens = count_tokens(rows) / len(rows) * recipe.samples_per_step * (1 + recipe.pairs) * steps
+    tokens = count_tokens(rows) / count_samples(rows, recipe) * recipe.samples_per_step * steps
     share = sum(row.supervised for row in rows) / count_tokens(rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
     per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
-    return max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+    training = max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+    if not validation:
+        return training
+    # Before the first step, then and when, and after the last: one forward pass each.
+    times = 1 + math.ceil(steps / recipe.validate_every)
+    return training + times * count_tokens(validation) * 2.0 * shape.block / (REACHED * rate)
 
 
 def chunk_positions(vocabulary: int) -> int:
@@ -257,7 +296,8 @@ def outlook(recipe: Recipe) -> Estimate | None:
     long, usual = (Row("", (0,) * n, (0,) * n) for n in (recipe.max_tokens, rest))
     rows = [long] * longest + [usual] * (SAMPLES - longest)
     trainable, steps = lora_parameters(LLAMA_8B, recipe), recipe.count_steps(SAMPLES)
-    return estimate(LLAMA_8B, recipe, rows, trainable, steps, gpu=gpu)
+    validation = [usual] * recipe.validation_rows if recipe.validate_every else []
+    return estimate(LLAMA_8B, recipe, rows, trainable, steps, gpu=gpu, validation=validation)
 
 
 def duration(seconds: float) -> str:

@@ -10,29 +10,30 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus
+from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import check_rows, count_tokens, make_rows, rows_sha256
+from bnbench.finetune.engine.collate import Row, check_rows, count_samples, count_tokens, make_rows, rows_sha256
 from bnbench.finetune.memory import SAMPLES, Estimate, Shape, duration, estimate, gpu_of, outlook
 from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recipe
-from bnbench.finetune.tuners.adapter import adapt, own_attention
+from bnbench.finetune.tuners.adapter import adapt, linear_parameters, own_attention, recipe_of_adapter
 from bnbench.finetune.tuners.base import Job
-from bnbench.models.hub import BUNDLED, resolve_base
+from bnbench.metrics.normalization import normalize
+from bnbench.models.hub import BUNDLED, ModelFiles, resolve_base
 from bnbench.models.loading import outline
 from bnbench.models.precision import Device, Precision, choose_precision
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
-from bnbench.records import slug
+from bnbench.records import alone, slug
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 _log = logging.getLogger("bnbench.finetune")
 
 
@@ -42,7 +43,9 @@ class FinetuneRequest:
 
     `fingerprint` is the corpus's. `base_folder` is where the base lies if `base` is only the name that the adapter
     should record. `stop_after` (seconds) ends the session early with everything saved. `command` is what a user would
-    type to go on. A recipe whose tuner trains on pairs takes `pairs`, and no examples, and is measured on `held_out`.
+    type to go on. A recipe whose tuner trains on pairs takes `pairs`, and no examples, and is measured on `held_out`;
+    any other validates on `validation`, if there is one. `start` is the folder of an adapter that a training on pairs
+    goes on with, and that is its reference then.
     """
 
     base: str
@@ -60,6 +63,8 @@ class FinetuneRequest:
     command: str = ""
     pairs: tuple[Pair, ...] = ()
     held_out: tuple[Pair, ...] = ()
+    validation: tuple[Example, ...] = ()
+    start: Path | None = None
 
 
 def finetune_request(
@@ -67,6 +72,7 @@ def finetune_request(
     columns: Mapping[str, str] | None = None, split_sizes: str = "4000/300/300", split: str = "train",
     limit: int | None = None, overrides: Mapping[str, str] | None = None, stop_after: str | None = None,
     device: str = "auto", trust_remote_code: bool = False, command: str = "", weights: bool = True,
+    start: Path | None = None,
 ) -> FinetuneRequest:  # fmt: skip
     """Reads the corpus as `bnbench evaluate` splits it, so that a test row is never trained on, and names the folder.
 
@@ -83,26 +89,37 @@ def finetune_request(
     loaded = load_recipe(recipe, overrides)
 
     # Name and revision as the adapter's configuration will state them.
+    if start and not base:
+        config = ModelFiles(f"adapter {start}", str(start), "", start).read_json("adapter_config.json")
+        base = str(config.get("base_model_name_or_path") or "")
     location, _, revision = (base or f"{BUNDLED}base").partition("@")
     if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
         location, revision = str(Path(base).resolve()), ""
+    output = out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}")
+    if weights and processes.index() == 0:
+        with alone(output):  # can be written, and nobody else is at it
+            pass
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
-    count = Prompter.load(files, trust_remote_code=trust_remote_code).count_tokens
+    prompts = Prompter.load(files, adapter=start, trust_remote_code=trust_remote_code)
+
+    def count(examples: Sequence[Example]) -> list[int]:
+        return [sum(map(len, prompts.training(e, loaded.supervise))) for e in examples]
 
     limits: dict[str, Any] = {"max_tokens": loaded.max_tokens, "count_tokens": count}
     sizes, chosen = SplitSizes.parse(split_sizes), dict[str, Any](examples=())
     if loaded.pairs:
         found = load_pairs(data, columns=columns, sizes=sizes, **limits)
-        corpus, chosen["pairs"], chosen["held_out"] = found.corpus, found.select(split, limit), found.held_out(split)
+        corpus, chosen["pairs"] = found.corpus, found.select(split, limit)
+        chosen["held_out"] = found.held_out(split)[:limit]
     else:
         corpus = load_corpus(data, columns=columns, sizes=sizes, **limits) if data else demo_corpus(**limits)
         chosen["examples"] = corpus.select(split, limit)
+        chosen["validation"] = corpus.splits.get("validation", ())[:limit] if split == "train" else ()
     if not corpus.is_split:
         _log.warning("%s: too few rows to split, so all are trained on; test on others", corpus.source)
     return FinetuneRequest(
         base=location, fingerprint=corpus.fingerprint, recipe=loaded, revision=revision or None, device=device,
-        output=out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}"),
-        trust_remote_code=trust_remote_code, stop_after=seconds, command=command, **chosen,
+        output=output, trust_remote_code=trust_remote_code, stop_after=seconds, command=command, start=start, **chosen,
     )  # fmt: skip
 
 
@@ -143,23 +160,38 @@ class Plan(Job):
         if self.recipe.pairs:
             unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {len(self.held_out) // 2} held out"
             longest = f"reply with its prompt {longest}"
+        if self.recipe.packing and self.recipe.packing_over == "epoch":
+            unit = "full rows"
+        kind = ("rs" * self.recipe.rslora) + ("DoRA" if self.recipe.dora else "LoRA")
         rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
         text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
-            f"LoRA of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
+            f"{kind} of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
             f"{self.unpacked and f', since {self.unpacked}'}\n"
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {self.precision.quantisation}, {self.precision.reason}\n"
-            f"{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
+            f"{self._beside()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
         return text
 
+    def _beside(self) -> str:
+        start = f"goes on with {self.start}, which is its reference\n" if self.start else ""
+        if not self.validation:
+            return start
+        recipe = self.recipe
+        early = f", until {recipe.patience} in a row are no better" if recipe.patience else ""
+        return f"{start}validated on {len(self.validation)} rows every {recipe.validate_every} steps{early}\n"
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from, as plain JSON values."""
+        more = {"validation_sha256": rows_sha256(self.validation)} if self.validation else {}
+        if self.start:
+            more["start_sha256"] = ModelFiles("", "", "", self.start).weights_sha256()
         return {
+            **more,
             "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
             "base": self.base.hashes,
@@ -176,7 +208,7 @@ class Plan(Job):
             "packing": recipe.packing, "not_packed_because": self.unpacked or None,
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
-            "rows": len(self.rows), "held_out_rows": len(self.held_out),
+            "rows": len(self.rows), "held_out_rows": len(self.held_out), "validation_rows": len(self.validation),
             "tokens": count_tokens(self.rows),
             "supervised_tokens": sum(row.supervised for row in self.rows), "longest_row_tokens": self.longest,
             "samples_per_step": recipe.samples_per_step, "processes": self.processes, "steps": self.steps,
@@ -193,6 +225,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     small) or MissingExtraError.
     """
     recipe = load_recipe(request.recipe, request.overrides)
+    if request.start:
+        recipe = recipe_of_adapter(recipe, request.start)
     trust = request.trust_remote_code
     device = _check_machine(recipe, request.device, weights)
     if recipe.pairs != bool(request.pairs) or (request.pairs and request.examples):
@@ -205,35 +239,35 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
         model = outline(base, trust_remote_code=trust)
         config, unpacked = model.config, own_attention(model) if recipe.packing else ""
         recipe = replace(recipe, packing=recipe.packing and not unpacked)
+        packed = linear_parameters(model)
         adapted = adapt(model, recipe, low_cpu_mem_usage=True)
-    if recipe.quantisation == "nf4" and config.model_type == "mamba":
-        why = (
-            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
-        )
-        raise RecipeError(f"recipe {recipe.name}: {why}")
-    if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
-        why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
-        raise RecipeError(f"recipe {recipe.name}: {why}")
-    prompts = Prompter.load(base, system=request.system, trust_remote_code=trust)
+    _check_model(recipe, model)
+    prompts = Prompter.load(base, adapter=request.start, system=request.system, trust_remote_code=trust)
     pad = pad_id(prompts.tokenizer, config.get_text_config().vocab_size, prompts.stop_ids)
 
     # A pair is two examples in turns, and so two rows.
     examples = request.examples or [e for p in request.pairs for e in (p.chosen, p.rejected)]
-    rows = make_rows(examples, prompts, recipe.loss)
+    rows = make_rows(examples, prompts, recipe.loss, recipe.supervise)
+    if recipe.supervise == "all":
+        several = sum(isinstance(example, Conversation) for example in examples)
+        _log.info("every reply is trained on: %d of %d rows have several turns", several, len(rows))
     held_out = make_rows([e for p in request.held_out for e in (p.chosen, p.rejected)], prompts, recipe.loss)
-    for part in (rows, held_out) if held_out else (rows,):
+    validation, characters = _validation_rows(request, recipe, prompts)
+    for part in (rows, *filter(None, (held_out, validation))):
         check_rows(part, max_tokens=recipe.max_tokens, stops=prompts.stop_ids, pad=pad)
 
     trainable, total = adapted.get_nb_trainable_parameters()
     share, lora = recipe.shared(processes.count()), adapted.peft_config["default"]
     targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
-    steps = recipe.count_steps(len(rows) // (1 + recipe.pairs))
+    steps = recipe.count_steps(count_samples(rows, recipe))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
-    expected = estimate(Shape.of(config, total - trainable), share, rows, trainable, steps, gpu=gpu)
+    shape, adapters = Shape.of(config, total - trainable, packed), 2 if request.start else 1
+    expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation, adapters=adapters)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
     return Plan(
         recipe=recipe, base=base, rows=rows, held_out=held_out, fingerprint=request.fingerprint,
+        validation=validation, validation_characters=characters, start=request.start,
         prompt=prompts.describe(), targets=tuple(sorted(targets)), unpacked=unpacked, pad_id=pad,
         precision=recipe_precision(recipe, device, total - trainable),
         device=device.type, trainable=trainable, total=total, steps=steps, warmup_steps=recipe.count_warmup(steps),
@@ -241,10 +275,33 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     )  # fmt: skip
 
 
+def _check_model(recipe: Recipe, model: Any) -> None:
+    if recipe.quantisation == "nf4" and model.config.model_type == "mamba":
+        why = (
+            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
+        )
+        raise RecipeError(f"recipe {recipe.name}: {why}")
+    if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
+        why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
+        raise RecipeError(f"recipe {recipe.name}: {why}")
+
+
+def _validation_rows(request: FinetuneRequest, recipe: Recipe, prompts: Prompter) -> tuple[tuple[Row, ...], int]:
+    """The rows to validate on, of which the replies alone are supervised, and the replies' normalised characters."""
+    chosen = request.validation[: recipe.validation_rows or None] if recipe.validate_every else ()
+    replies = [e.reference for e in chosen]
+    if recipe.supervise == "all":
+        replies += [said for e in chosen if isinstance(e, Conversation) for said in e.turns[1::2]]
+    rows = make_rows(chosen, prompts, "completion", recipe.supervise)
+    return rows, sum(len(normalize(text)) for text in replies)
+
+
 def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
     eight_bits = recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
     for module in ("torch", "transformers", "peft", *(["bitsandbytes"] if eight_bits else [])):
         require(module, extra="models" if module in ("torch", "transformers") else "finetune")
+    if recipe.report_to != "none" and find_spec(recipe.report_to) is None:
+        raise MissingExtraError(f'{recipe.report_to} is not installed: pip install "bnbench[trackers]"')
     if wanted not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"device is {wanted!r}: choose auto, cpu or cuda (and a card by CUDA_VISIBLE_DEVICES)")
     device, tuner = Device.of(wanted), get_tuner(recipe.tuner)

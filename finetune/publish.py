@@ -98,6 +98,7 @@ def publish(
     readme = _readme(source, evaluation, name, repo, data)
     results = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
 
+    copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
     if folder.exists() and any(folder.iterdir()):
@@ -109,9 +110,8 @@ def publish(
                 file.unlink()
     write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
     # PEFT's files and the training's record, without what is only true on this machine.
-    for pattern in (*_COPIED, *_TOKENIZER):
-        for file in filter(Path.is_file, source.files.folder.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+    for file in copied:
+        shutil.copyfile(file, folder / file.name)
     named = {"base_model_name_or_path": source.base, "revision": source.revision}
     write_json(folder / "adapter_config.json", {**source.config, **named})
     if source.record is not None:
@@ -120,7 +120,7 @@ def publish(
         # TOML's strings, numbers, booleans and lists of strings are JSON's.
         lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
         write_text(folder / "recipe.toml", "".join(lines))
-        write_text(folder / "loss.svg", loss_svg(source.record.loss))
+        write_text(folder / "loss.svg", loss_svg(source.record.loss, validation=source.record.validation))
     if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private, create_pr))
@@ -129,15 +129,17 @@ def publish(
 def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
     label, patterns = f"adapter {spec.given}", (*SMALL, "loss.csv")
     files = locate(label, spec.location, spec.revision, patterns)
-    config = files.read_json("adapter_config.json")
     files = with_weights(files, spec.revision, patterns)
+    config = files.read_json("adapter_config.json")
     named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     path = Path(named).expanduser()
     if base_id is not None:
         if not HUB_ID.fullmatch(base_id):
             raise UsageError(f"--base-id {base_id}: write it as owner/name, as on the hub")
         base, revision = base_id, revision if base_id == named else None
-    elif cached := hub_id(path):  # a folder of the hub's cache, whose path says id and commit
+    elif (cached := hub_id(path)) and HUB_ID.fullmatch(
+        cached
+    ):  # a folder of the hub's cache, whose path says id and commit
         base, revision = cached, path.resolve().name
     elif named.startswith(BUNDLED) or not HUB_ID.fullmatch(named) or path.is_dir() or (files.folder / named).is_dir():
         raise UsageError(
@@ -147,6 +149,18 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
     else:
         base = named
     return Adapter(files, config, read_training(files.folder), base, revision)
+
+
+def _copied(folder: Path) -> list[Path]:
+    """The files of an adapter that are published as they are; UsageError for a link that leads out of its folder."""
+    found = (folder.glob(pattern) for pattern in (*_COPIED, *_TOKENIZER))
+    copied = [file for files in found for file in files if file.is_file()]
+    own = folder.resolve()
+    homes = (own, own.parents[1] / "blobs") if hub_id(own) else (own,)  # a snapshot of the hub's cache is links
+    if strays := [file for file in copied if not any(map(file.resolve().is_relative_to, homes))]:
+        where = f"{strays[0]} is a link to {strays[0].resolve()}"
+        raise UsageError(f"{where}, which would be published; put the file itself there, or remove the link")
+    return copied
 
 
 def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
@@ -201,7 +215,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
         mark=MARK,
         escaped=escaped,
         title=name,
-        kind=str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA"),
+        kind=escaped(str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA")),
         base=source.base,
         snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
         adapter=", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None),

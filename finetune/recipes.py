@@ -39,18 +39,23 @@ _SHIPPED = resources.files("bnbench.finetune") / "recipes"
 _COUNTS = ("r", "alpha", "batch_size", "accumulate", "max_tokens", "tokens_per_row", "save_every", "log_every")
 _RANGES: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(_COUNTS, (1, math.inf)),
-    "dropout": (0.0, 0.95), "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "learning_rate": (1e-9, 1.0),
-    "epochs": (1e-3, 1000.0), "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
+    "dropout": (0.0, 0.95), "lora_plus": (0.1, 1000.0), "neftune": (0.0, 1000.0),
+    "warmup": (0.0, 1.0), "weight_decay": (0.0, 1.0), "learning_rate": (1e-9, 1.0),
+    **dict.fromkeys(("validate_every", "validation_rows", "patience"), (0, math.inf)), "epochs": (1e-3, 1000.0),
+    "max_grad_norm": (0.0, 1000.0), "memory_gib": (0.0, 10_000.0), "seed": (0, 2**32 - 1),
     "keep_checkpoints": (2, 10_000),  # one that a crash tears needs the one before
 }  # fmt: skip
-_ALSO_CALLED: Mapping[str, str] = {  # by PEFT, transformers and TRL
+ALSO_CALLED: Mapping[str, str] = {
     "lr": "learning_rate", "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "lora_dropout": "dropout",
     "target_modules": "targets", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "accumulate", "gradient_checkpointing": "checkpointing", "max_length": "max_tokens",
     "max_seq_length": "max_tokens", "optim": "optimizer", "lr_scheduler_type": "schedule", "warmup_ratio": "warmup",
-    "save_steps": "save_every", "logging_steps": "log_every",
+    "save_steps": "save_every", "logging_steps": "log_every", "eval_steps": "validate_every",
+    "early_stopping_patience": "patience", "use_rslora": "rslora", "use_dora": "dora",
+    "neftune_noise_alpha": "neftune", "loraplus_lr_ratio": "lora_plus",
 }  # fmt: skip
-_NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints")
+"""Other tools' names of keys: PEFT's, transformers', TRL's."""
+_NO_INFLUENCE = ("name", "description", "card", "save_every", "log_every", "keep_checkpoints", "report_to")
 
 
 def get_tuner(name: str) -> Any:
@@ -68,10 +73,22 @@ class Recipe:
 
     `card` is the GPU that it is made for, in words, and `own` has the keys that only its `tuner` has. `precision`
     "auto" is what the GPU is fast in. `loss` says which tokens count: the reply and its end-of-turn ("completion"), or
-    all ("full-text"). `warmup` is a share of all steps. One optimiser step sees `batch_size * accumulate` samples;
-    `packing` puts those of a batch into rows of up to `tokens_per_row` tokens without padding, which changes memory and
-    time but not the step. `memory_gib` is a peak: layers whose activations fit below it are not computed twice (0: only
-    where a row is shorter than the longest); it makes no room, it uses what there is.
+    all ("full-text"). `supervise` says which replies of a conversation do: the last, what was said before it being the
+    message, or each ("all"), the turns as the chat template writes them. `warmup` is a share of all steps. One
+    optimiser step sees `batch_size * accumulate` samples; `packing` puts those of a batch into rows of up to
+    `tokens_per_row` tokens without padding, which changes memory and time but not the step. `memory_gib` is a peak:
+    layers whose activations fit below it are not computed twice (0: only where a row is shorter than the longest); it
+    makes no room, it uses what there is. With `packing_over` "epoch" the samples of an epoch fill the rows once, and a
+    sample of a batch is such a row: steps see more samples, each about as many tokens.
+
+    `rslora` scales the adapter by alpha / sqrt(r) instead of alpha / r (Kalajdzievski 2023); `dora` trains the length
+    of each column of the weights apart from its direction (Liu et al. 2024), in PEFT's slower layers; `lora_plus` is
+    how many times faster the matrices B learn than A (Hayou et al. 2024); `neftune` is the alpha of the noise on the
+    embeddings, uniform within alpha / sqrt(tokens * width) of a sample (Jain et al. 2023; 0: none).
+
+    Every `validate_every` steps (0: never) the first `validation_rows` rows (0:
+    all) of the split validation are scored, and the best adapter is the one that is kept; after `patience` validations
+    in a row that are no better the training ends (0: it does not). `report_to` is a tracker of the curves.
 
     Raises RecipeError for a value out of its range and for settings that contradict each other.
     """
@@ -84,27 +101,37 @@ class Recipe:
     alpha: int = 16
     dropout: float = 0.05
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rslora: bool = False
+    dora: bool = False
     quantisation: Quantisation = "nf4"
     double_quantisation: bool = True
     precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     loss: Literal["completion", "full-text"] = "completion"
+    supervise: Literal["last", "all"] = "last"
     checkpointing: Literal["non-reentrant", "reentrant", "none"] = "non-reentrant"
     memory_gib: float = 0.0
     max_tokens: int = 4096
     epochs: float = 1.0
     packing: bool = True
     tokens_per_row: int = 4096
+    packing_over: Literal["step", "epoch"] = "step"
     batch_size: int = 4
     accumulate: int = 1
     optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = "paged_adamw_8bit"
     learning_rate: float = 2e-4
+    lora_plus: float = 1.0
+    neftune: float = 0.0
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup: float = 0.03
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    validate_every: int = 200
+    validation_rows: int = 100
+    patience: int = 2
     save_every: int = 250
     keep_checkpoints: int = 2
     log_every: int = 50
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     seed: int = 42
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -121,6 +148,8 @@ class Recipe:
             if not low <= getattr(self, key) <= high:  # no number lies there, nor does nan
                 wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
                 raise RecipeError(f"{key} is {getattr(self, key)}: it must {wanted}")
+        if self.packing_over == "epoch" and not self.packing:
+            raise RecipeError('packing_over is "epoch", and packing is false: set packing = true, or leave it "step"')
         if not self.targets or "" in self.targets:
             raise RecipeError(f'targets is empty: name modules such as "q_proj", or "{ALL_LINEAR}"')
         if ALL_LINEAR in self.targets and len(self.targets) > 1:
@@ -240,6 +269,6 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'epochs'?`, the end of a message about an unknown word."""
-    synonym = _ALSO_CALLED.get(word)
+    synonym = ALSO_CALLED.get(word)
     best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
     return f"; did you mean {best!r}?"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 import bnbench
 from bnbench import records
@@ -18,11 +22,14 @@ from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import get_tuner
-from bnbench.finetune.tuners.base import Gain, Outcome, Point, newest_checkpoint, write_curve
+from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
 from bnbench.plot import loss_svg
 
 JOB = "job.json"
 """In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
+_UNWRITTEN = re.compile(
+    r"No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos"
+)
 _log = logging.getLogger("bnbench.finetune")
 
 
@@ -30,7 +37,8 @@ _log = logging.getLogger("bnbench.finetune")
 class FinetuneResult(Outcome):
     """What a session did: `steps` of `total_steps` are done in all sessions, `resumed_from` of them before it.
 
-    It is not finished only where `stop_after` ended it: the same request goes on from there.
+    It is not finished only where `stop_after` ended it: the same request goes on from there. Fewer steps than
+    `total_steps` are all where validation stopped it early.
     """
 
     output: Path
@@ -43,7 +51,7 @@ class FinetuneResult(Outcome):
     @property
     def finished(self) -> bool:
         """Whether the adapter is written."""
-        return self.steps == self.total_steps
+        return self.steps == self.total_steps or self.stopped_early
 
     def summary(self) -> dict[str, Any]:
         """The result as plain JSON values; the curve's means over its first and last tenth stand for it."""
@@ -58,6 +66,8 @@ class FinetuneResult(Outcome):
             return f"{head}; stopped for the time limit, the same command goes on from there"
         none = "no pairs were held out, so what the chosen replies gained on other messages is not known"
         gain = f"\n{self.gain or none}" if on_pairs else ""
+        if self.validation:
+            gain += f"\nvalidation: {self.validation.said(self.curve)}"
         return f"{head}{gain}\nadapter: {self.output} ({self.trainable:,} parameters)"
 
 
@@ -71,8 +81,8 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     rows that must not be trained on, a folder of another training or a GPU too small, and PartialRunError where SIGTERM
     or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
-    with processes.meet(request.device):
-        planned, outcome = processes.first(lambda: _begin(request))
+    with processes.meet(request.device), ExitStack() as held:
+        planned, outcome = processes.first(lambda: _begin(request, held))
         resumed_from = outcome.steps if outcome else planned.resume.step if planned.resume else 0
         if outcome is None:
             with stop_on_signals(request.stop_after) as stop:
@@ -80,6 +90,12 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
                     trained = outcome = get_tuner(planned.recipe.tuner).train(replace(planned, should_stop=stop))
                 except KeyboardInterrupt:
                     raise _stopped(planned, request.command, signal.SIGINT) from None
+                except (OSError, RuntimeError, SafetensorError) as error:
+                    # safetensors and torch have errors of their own for a disk that is full.
+                    if not (found := _UNWRITTEN.search(str(error))):
+                        raise
+                    why = f"{planned.output} cannot be written ({found[0]}): make room; the same command goes on from "
+                    raise TrainingError(f"{why}the last checkpoint") from error
             processes.first(lambda: _end(request.command, planned, trained, resumed_from, stop.signal))
     return FinetuneResult(
         output=planned.output, total_steps=planned.steps, resumed_from=resumed_from, trainable=planned.trainable,
@@ -87,8 +103,9 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     )  # fmt: skip
 
 
-def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
-    """The plan, `resume` in it, with the outcome of a training that is finished already."""
+def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | None]:
+    """The plan, `resume` in it, with the outcome of a training that is finished already; `held` keeps its folder."""
+    held.enter_context(records.alone(request.output))
     planned = plan(request)
     tuner, output, checkpoints = planned.recipe.tuner, planned.output, planned.checkpoints
     job = checkpoints / JOB
@@ -103,17 +120,23 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
         if record is None:
             raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(record.identity, planned)
+        if not (output / "adapter_model.safetensors").is_file():
+            how = f"put it back, or remove {records.TRAINING} to make it again from the last checkpoint"
+            raise TrainingError(
+                f"{output}: this training is finished, but its adapter_model.safetensors is gone; {how}"
+            )
         _log.info("%s already holds this training, finished", output)
-        curve, gain = tuple(Point(*point) for point in record.loss), Gain(**record.gain) if record.gain else None
-        return planned, Outcome(record.steps, curve, record.seconds, record.peak_memory_bytes, gain)
+        curve = tuple(Point(*point) for point in record.loss)
+        more = (record.seconds, record.peak_memory_bytes, record.gain, record.validation)
+        return planned, Outcome(record.steps, curve, *more)
 
     if not job.is_file() and checkpoints.exists() and any(checkpoints.iterdir()):
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     newest = newest_checkpoint(checkpoints) if job.is_file() else None
     if newest is not None:
         try:
-            _check_same(dict(json.loads(job.read_text(encoding="utf-8"))), planned)
-        except (OSError, TypeError, ValueError) as error:
+            _check_same(records.typed(Mapping[str, Any], json.loads(job.read_text(encoding="utf-8"))), planned)
+        except (OSError, ValueError, RecursionError) as error:
             why = f"{job} cannot be read ({error}): choose another folder, or remove this one"
             raise TrainingError(why) from None
     elif (output / "adapter_config.json").exists():
@@ -127,12 +150,14 @@ def _begin(request: FinetuneRequest) -> tuple[Plan, Outcome | None]:
 
 def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises TrainingError that names what the training in the folder has otherwise, `before` being its identity."""
-    now, then = planned.identity(), dict(before.get("recipe") or {})
-    changed = [part for part in now if part != "recipe" and before.get(part) != now[part]]
+    now, recipe = planned.identity(), before.get("recipe")
+    then = recipe if isinstance(recipe, dict) else {}
+    parts = [part for part in {**before, **now} if part != "recipe"]
+    changed = [part for part in parts if before.get(part) != now.get(part)]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
-    if parts := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
+    if other := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
         raise TrainingError(
-            f"{planned.output} belongs to another training; different: {'; '.join(parts)}. "
+            f"{planned.output} belongs to another training; different: {'; '.join(other)}. "
             "Give the same request to go on with it, or choose another folder"
         )
 
@@ -151,7 +176,7 @@ def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
 
 def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
     """Records a finished training; PartialRunError for one that a signal ended, TrainingError if it learned nothing."""
-    if outcome.steps < planned.steps:
+    if outcome.steps < planned.steps and not outcome.stopped_early:
         if stopped_by is not None:
             raise _stopped(planned, command, stopped_by)
         return  # for the time limit, which is no error
@@ -177,9 +202,10 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
         packages=environment["packages"], loss=outcome.curve,
-        gain=asdict(outcome.gain) if outcome.gain else None, examples=tuple(row.id for row in planned.rows),
+        gain=outcome.gain, validation=outcome.validation, start=str(planned.start) if planned.start else None,
+        examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
-    records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve))
+    records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve, validation=outcome.validation))
     write_curve(planned.output / "loss.csv", outcome.curve)
     records.write_json(planned.output / records.TRAINING, record)

@@ -19,6 +19,13 @@ _CASES = (
 _FORMS = [{normalize(word + end) for word in cases.split() for end in ("", "ই", "ও")} for cases in _CASES]
 
 
+def address_of(text: str) -> str:
+    """আপনি, তুমি or তুই, as the text addresses its reader; "mixed" where it has several, "none" without a pronoun."""
+    words = set(tokenize(text))
+    found = [cases.split()[0] for cases, form in zip(_CASES, _FORMS, strict=True) if words & form]
+    return found[0] if len(found) == 1 else "mixed" if found else "none"
+
+
 class Address(MeanMetric):
     """The share of replies that do not mix আপনি, তুমি and তুই, 0-100: whoever comforts somebody keeps to one of them.
 
@@ -29,10 +36,10 @@ class Address(MeanMetric):
     description = "share of replies that keep to one form of address, 0-100, higher is better"
     columns = ("steady", "n")
     values = ("address",)
+    shares = frozenset(values)
     labels = MappingProxyType({"address": "one form of address, %"})
     choices = MappingProxyType({"norm": "bn1", "tok": "bn1"})
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """1 for a reply with one form of address or none, n x 1."""
-        words = [set(tokenize(reply)) for reply in texts.replies]
-        return np.array([[sum(bool(own & form) for form in _FORMS) <= 1] for own in words], dtype=np.float64)
+        return np.array([[address_of(reply) != "mixed"] for reply in texts.replies], dtype=np.float64)

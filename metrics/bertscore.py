@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from importlib import metadata
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -75,14 +76,16 @@ class BERTScore(MeanMetric):
 
     @cached_property
     def choices(self) -> Mapping[str, object]:
-        """The model, its layer, the version of the floor's texts."""
+        """The model, its layer, the versions of the floor's texts and of the package."""
         model, folder = self.model, Path(self.model)
         if folder.is_dir():  # where it lies moves no score; its weights do
             digest = hashlib.sha256()
             for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
                 digest.update(path.read_bytes())
             model = f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
-        return {"model": model, "layer": self.layer, "norm": self.normalizer.signature, "floor": FLOOR}
+        require("bert_score", extra="models", by=self.name)
+        made_by = {"floor": FLOOR, "bert-score": metadata.version("bert-score")}
+        return {"model": model, "layer": self.layer, "norm": self.normalizer.signature, **made_by}
 
     @cached_property
     def floor(self) -> float:

@@ -22,7 +22,7 @@ from bnbench.metrics.significance import Interval, PairedResult, block_sums, boo
 FloatArray = npt.NDArray[np.float64]
 Made = TypeVar("Made")
 
-SCORING_VERSION = "0.2"
+SCORING_VERSION = "0.3"
 """Part of every signature: it moves when a score can move, not with each release."""
 _log = logging.getLogger("bnbench")
 
@@ -81,8 +81,8 @@ class Result:
 
     @cached_property
     def intervals(self) -> Mapping[str, Interval]:
-        """The percentile bootstrap interval of every value, by its name."""
-        how = {"resamples": self.resamples, "seed": self.seed}
+        """The 95 % interval of every value, by its name: bootstrap-t over replies, Wilson's where it is a share."""
+        how: dict[str, Any] = {"resamples": self.resamples, "seed": self.seed, "shares": self.of.share_places}
         found = bootstrap(self.table, self.of.formula, clusters=self.clusters, **how)
         return dict(zip(self.of.values, found, strict=True))
 
@@ -131,9 +131,10 @@ class Metric(ABC):
 
     `columns` names the k statistics, `values` the v scores that the formula makes of their sums, the main one first:
     on 0-100, higher better, unless `description`, `is_percent` and `higher_is_better` say otherwise. `needs` is any of
-    "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only. `parts` are the
-    metrics whose tables, side by side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is
-    what `get_metric` was given after the colon of `name:argument`.
+    "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only, `shares` those to
+    which each reply counts as 0 or 100: of none in 40 the interval is not [0, 0]. `parts` are the metrics whose tables,
+    side by side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is what `get_metric` was
+    given after the colon of `name:argument`.
     """
 
     name: ClassVar[str]
@@ -144,6 +145,7 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool] = True
     needs: frozenset[str] = frozenset()
     details: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
     parts: tuple[Metric, ...] = ()
     argument: str = ""
 
@@ -151,6 +153,11 @@ class Metric(ABC):
     def spelling(self) -> str:
         """What makes this metric again by `get_metric`: `ROUGE`, `BERTScore:FOLDER`."""
         return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    @property
+    def share_places(self) -> list[int]:
+        """Where `shares` stand in `values`."""
+        return [place for place, value in enumerate(self.values) if value in self.shares]
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -173,7 +180,7 @@ class Metric(ABC):
         """Column sums (..., k) to scores (..., v), for any leading dimensions; defined (never NaN) on all-zero sums."""
 
     def signature(self, n: int) -> str:
-        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2`."""
+        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.3`."""
         choices = (f"{key}:{value}" for key, value in self.choices.items())
         return "|".join([self.name, *choices, f"n:{n}", f"bnbench:{SCORING_VERSION}"])
 

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import regex
 from rapidfuzz.distance import LCSseq
 
 from bnbench.metrics.core import FloatArray, Texts, ratio
-from bnbench.metrics.normalization import flags
+from bnbench.metrics.normalization import EMOJI, flags
 from bnbench.metrics.overlap import LexicalMetric, Vocabulary
-from bnbench.metrics.tokenization import Preparation, is_word
+from bnbench.metrics.tokenization import Preparation, is_word, preparation
+
+BoolArray = npt.NDArray[np.bool_]
+Block = TypeVar("Block", str, list[str])
 
 COPIED = 0.8  # the share of a reply's words, four or more, that as a subsequence of the message make it a copy
 SHORT, LONG = 1 / 3, 3.0  # times the words of its reference, which a reply may not fall short of or exceed
 
-# three times the same 2-20 words in a row, six times the same word, ten times the same 1-8 letters (more than laughter)
-_LOOPING_WORDS = re.compile(r"(.)\1{5}|(.{2,20}?)\2{2}", re.DOTALL)
-_LOOPING_LETTERS = re.compile("([A-Za-z\u0980-\u09ff]{1,8}?)\\1{9}")
 _LETTER = regex.compile(r"\p{L}")
-_BENGALI_LETTER = regex.compile(r"[\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1]")
-_ENDED = regex.compile(r"[।॥?!.…:;)\]”’\"'»\p{Extended_Pictographic}\ufe0f\p{Emoji_Modifier}]\s*$")
+_FOREIGN_LETTER = regex.compile(r"(?V1)[\p{L}--[\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1]]")
+_BENGALI_LETTER = re.compile("[\u0985-\u09b9\u09ce\u09dc-\u09e1\u09f0\u09f1]")
+
+
+# What has to stand in a row how often to be a loop: a word six times, 1-8 letters within a word ten times (more than
+# laughter), what is longer three times, emoji and numbers twenty times, dots and dashes as often as they like.
+def _times_words(block: Sequence[str]) -> float:
+    return 20 if not any(map(_LETTER.search, block)) else 6 if len(block) == 1 else 3
+
+
+def _times_letters(block: str) -> float:
+    return math.inf if not _LETTER.search(block) else 10 if len(block) <= 8 else 3
+
+
+_ENDED = regex.compile(rf"(?:{EMOJI}|[।॥?!.…:;)\]”’\"'»\ufe0f\p{{Emoji_Modifier}}])\s*$")
 
 # Each value, what a reader's table calls it, and the column that counts what it is a share of.
 _SHARES = {
@@ -49,7 +65,7 @@ class Degeneration(LexicalMetric):
     """Shares of broken replies, 0-100, lower is better. The main value, `degenerate`, is the share with any flag:
 
     empty: no word · cut: generation stopped at the token limit · replacement: U+FFFD, a character cut in half ·
-    template: chat-template remnants · loop: words or characters that repeat without end · wrong_script: under half of
+    template: chat-template remnants · loop: words or letters over and over · wrong_script: under half of
     the letters are Bengali · copy: four fifths of the reply stand in the message. Not among the flags: unfinished (no
     sentence-final mark), foreign_letters, repeated_4grams (seen before in the reply, Welleck 2019), too short or long.
     """
@@ -65,18 +81,18 @@ class Degeneration(LexicalMetric):
     )
     values = tuple(_SHARES)
     labels = MappingProxyType({value: label for value, (label, _) in _SHARES.items()})
+    shares = frozenset(value for value, (_, out_of) in _SHARES.items() if out_of not in ("letters", "4grams"))
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""
         rows: list[list[float]] = []
         words = partial(_words, texts, self.preparation)
+        read = _readings(texts, self.preparation)
         known = [1, texts.cut is not None, texts.messages is not None, texts.references is not None]
         for at, raw in enumerate(texts.replies):
-            seen, reply, own = flags(raw), self.preparation.normalizer(raw), words(raw)
+            seen, reply, (own, letters, foreign, loops) = flags(raw), self.preparation.normalizer(raw), read[at]
             lengths = [len(words(reference)) for reference in (texts.references[at] if texts.references else ())]
-            letters = len(_LETTER.findall(reply))
-            foreign = letters - len(_BENGALI_LETTER.findall(reply))
-            # One character for each word, so that loops, copies and n-grams of words are those of strings.
+            # One character for each word, so that copies and n-grams of words are those of strings.
             character = Vocabulary().__getitem__
             encoded = "".join(map(character, own))
             message = "".join(map(character, words(texts.messages[at]))) if texts.messages else ""
@@ -86,7 +102,7 @@ class Degeneration(LexicalMetric):
                 texts.cut is not None and texts.cut[at],
                 "replacement" in seen,
                 "template" in seen,
-                bool(_LOOPING_WORDS.search(encoded) or _LOOPING_LETTERS.search(reply)),
+                loops,
                 2 * foreign > letters,
                 len(own) >= 4 and LCSseq.similarity(encoded, message) >= COPIED * len(own),
             ]
@@ -129,6 +145,65 @@ class Diversity(LexicalMetric):
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 6) to (..., 3): 100 times the ratio of each two columns."""
         return 100 * ratio(sums[..., 0::2], sums[..., 1::2])
+
+
+class _Reading(NamedTuple):
+    """A reply as far as it can be broken whatever it says."""
+
+    words: list[str]
+    letters: int
+    foreign: int
+    loops: bool
+
+
+def nonsense(texts: Texts) -> BoolArray:
+    """Which of n replies cannot be read at all: no word, a loop, or mostly letters that are foreign or broken.
+
+    Whatever a scorer finds in one is chance.
+    """
+    rows = zip(texts.replies, _readings(texts, preparation()), strict=True)
+    return np.array([
+        not read.words or read.loops or 2 * (read.foreign + (lost := raw.count("\ufffd"))) > read.letters + lost
+        for raw, read in rows
+    ], dtype=np.bool_)  # fmt: skip
+
+
+def _readings(texts: Texts, prepared: Preparation) -> list[_Reading]:
+    def read(raw: str) -> _Reading:
+        words = _words(texts, prepared, raw)
+        text, pairs = " ".join(words), len(words) - 1
+        foreign = len(_FOREIGN_LETTER.findall(text))
+        loops = pairs - len(set(pairwise(words))) > 2 and loop(words, _times_words)  # any has three pairs again
+        loops = loops or any(loop(word, _times_letters) for word in words if len(word) >= 10 and _LETTER.search(word))
+        return _Reading(words, foreign + len(_BENGALI_LETTER.findall(text)), foreign, loops)
+
+    return texts.derived(("readings", prepared), lambda: list(map(read, texts.replies)))
+
+
+def loop(symbols: Block, times: Callable[[Block], float]) -> bool:
+    """Whether a block of n symbols stands in a row as often as `times` of the block asks, which is three or more.
+
+    A block of any length is found, in O(n log n) steps; one that itself repeats something shorter counts as that.
+    """
+    # At each place stands the number of the `size` symbols from there. In a row of equal blocks that are no longer than
+    # `size`, what stands at a place was seen last one block before, so the distance stays the same for a while.
+    size, numbers = 1, cast(Sequence[Hashable], symbols)
+    while True:
+        last: dict[Hashable, int] = {}
+        distance = same = 0
+        for place, number in enumerate(numbers):
+            before, last[number] = last.get(number, place), place
+            same = same + 1 if place - before == distance else 1
+            distance = place - before
+            row = same - 1 + size + distance  # symbols that a block of `distance` has stood in a row for
+            whole = distance and row >= 3 * distance and row % distance == 0
+            if whole and row >= distance * times(symbols[place - distance : place]):
+                return True
+        if len(last) == len(numbers):  # nothing of this size stands twice
+            return False
+        ids: dict[Hashable, int] = {}
+        pairs = zip(numbers, islice(numbers, size, None), strict=False)
+        size, numbers = 2 * size, [ids.setdefault(pair, len(ids)) for pair in pairs]
 
 
 def _words(texts: Texts, prepared: Preparation, text: str) -> list[str]:

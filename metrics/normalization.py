@@ -22,6 +22,7 @@ import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import metadata
 from operator import methodcaller
 from typing import Generic, NamedTuple, TypeVar
 
@@ -36,21 +37,25 @@ _SIGNS = "\u0981-\u0983\u09bc\u09be-\u09cd\u09d7\u09e2\u09e3\u09fe"
 _BENGALI = _LETTERS + _SIGNS
 _CLOSING = "”’\"')\\]»"
 
+EMOJI = r"(?:(?![0-9#*\p{Regional_Indicator}\p{Emoji_Modifier}])\p{Emoji})"
+"""One emoji without what follows it. `Extended_Pictographic` had ★ ♡ ☑ too, until Unicode 17 took them out."""
+
 _ROLE = r"(?:user|assistant|system|ipython|model)\b"
 _TEMPLATE = re.compile(
     rf"(?:\b{_ROLE}[ ]?)?<\|end_header_id\|>"
     rf"|(?:<\|(?:start_header_id|im_start)\|>|<start_of_turn>)(?:[ ]?{_ROLE})?"
-    r"|<\|[A-Za-z0-9০-৯_]{1,40}(?:\|>|\|?$)|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+    r"|<\|[A-Za-z0-9০-৯_]{1,40}\|>|<end_of_turn>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
     r"|###[ ]?(?:Instruction|Response|Input|System|Human|Assistant)\b[ ]?:?"
 )
+_CUT_TEMPLATE = re.compile(r"<\|[A-Za-z0-9০-৯_]{1,40}\|?\s{0,9}$")  # by a token limit
 _STRAY_CP1252 = re.compile("(?<![A-Za-z\u00c0-\u024f])\u00c2(?![A-Za-z\u00c0-\u024f])")
 _INVISIBLE = regex.compile(r"(?V1)[[\p{Cc}\p{Cf}\p{Cs}]--[\t-\r\x1c-\x1f\x85\u200c\u200d\U000E0020-\U000E007F]]")
+_MANY_MARKS = regex.compile(r"\P{ccc=0}{50,}+")
+_NUKTA = re.compile("([\u0995-\u09b9])([\u09be-\u09cc\u09d7]++)(\u09bc++)")
 _KHANDA_TA = re.compile(f"\u09a4\u09cd\u200c*+(?:\u200d|(?![{_BENGALI}]))")
 _RA_YA = re.compile("\u09b0(?:[\u200c\u200d]\u09cd|\u09cd[\u200c\u200d])\u09af")
 # in an emoji sequence the joiner stands between pictographs; anywhere else it only changes how letters are drawn
-_JOINER = regex.compile(
-    r"\u200c|\u200d(?!\p{Extended_Pictographic})|(?<![\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d"
-)
+_JOINER = regex.compile(rf"\u200c|\u200d(?!{EMOJI})|(?<!{EMOJI}|[\p{{Emoji_Modifier}}\ufe0f])\u200d")
 _COLON = re.compile(f"(?<![{_BENGALI}])(?:(দু|নি|অন্ত|অত|পুন|স্বত|প্রাত|অধ|বহি):(?=[{_LETTERS}])|(মো|ডা):(?!\\S))")
 _DIGIT_RUN = re.compile(r"(?<![A-Za-z0-9০-৯._@/:+#%&=~-])[A-Za-z0-9০-৯._@/:+#%&=~-]++(?!\ufe0f?\u20e3)")
 _LATIN = re.compile("[A-Za-z]")
@@ -78,17 +83,26 @@ _DOMAINS = frozenset(["কম", "নেট", "অর্গ", "ইনফো", "�
 
 
 class Rule(NamedTuple):
-    """One step of bn1. `scope` is "text" (before all others), "word" (sees one word, without blanks), "sentence"."""
+    """A step of bn1. `scope` names when: "text" (before all others), "word" (sees no blanks), "sentence" (at last)."""
 
     name: str
     apply: Callable[[str], str]
     scope: str = "word"
 
 
+def _nfc(text: str) -> str:
+    if len(text) > 100:  # beyond any word: Unicode's own ordering of marks takes quadratic time, and none when sorted
+        text = _MANY_MARKS.sub(lambda marks: "".join(sorted(marks[0], key=unicodedata.combining)), text)
+    return unicodedata.normalize("NFC", text)
+
+
 def _template(text: str) -> str:
     while (stripped := _TEMPLATE.sub(" ", text)) != text:  # what is left can be a remnant again
         text = stripped
-    return text
+    end = len(text)
+    while cut := _CUT_TEMPLATE.search(text, max(0, end - 60), end):
+        end = cut.start()
+    return text[:end]
 
 
 _TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
@@ -127,28 +141,33 @@ def _sentence_end(match: re.Match[str]) -> str:
 
     # Between two words without a blank it is a stop, but not in প্রথমআলো.কম, কি.মি. or বি.বি.সি.
     following = unicodedata.normalize("NFC", match["glued"])
-    if initial or following in _DOMAINS or following in ABBREVIATIONS or _INITIAL_AFTER.match(after):
+    if initial or following in _DOMAINS or following in ABBREVIATIONS:
         return "."
     return "।" if word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 else "."
 
 
+# Each rule comes after those that make what it looks for.
 RULES = (
+    # য় ড় ঢ় ো ৌ exist as one code point and as two
+    Rule("nfc", _nfc, "text, word"),
     # chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
     Rule("template", _template, "text"),
     # U+FFFD is half a character that a token limit cut off
     Rule("replacement", methodcaller("replace", "\ufffd", "")),
-    # a lone Â is what is left of a no-break space read as cp1252
-    Rule("cp1252", partial(_STRAY_CP1252.sub, "")),
     # BOM, zero-width, bidi and control characters and lone surrogates cannot be seen
     Rule("invisible", partial(_INVISIBLE.sub, "")),
+    # a lone Â is what is left of a no-break space read as cp1252
+    Rule("cp1252", partial(_STRAY_CP1252.sub, "")),
+    # the dot of য় ড় ঢ় is typed before the vowel sign and after it
+    Rule("nukta", partial(_NUKTA.sub, r"\1\3\2")),
+    # two hasantas are drawn as one
+    Rule("hasanta", partial(re.compile("\u09cd++").sub, "\u09cd")),
     # before Unicode 4.1 ৎ was written ত + hasanta + ZWJ
     Rule("khanda_ta", partial(_KHANDA_TA.sub, "\u09ce")),
     # র‍্য is written with the joiner before or after the hasanta, or without
     Rule("ra_ya", partial(_RA_YA.sub, "\u09b0\u09cd\u09af")),
     # ZWJ and ZWNJ choose the shape of a conjunct, not its letters
     Rule("joiners", partial(_JOINER.sub, "")),
-    # য় ড় ঢ় ো ৌ exist as one code point and as two
-    Rule("nfc", partial(unicodedata.normalize, "NFC")),
     # অ + া looks like আ and is typed for it
     Rule("vowel_a", methodcaller("replace", "\u0985\u09be", "\u0986")),
     # a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ
@@ -162,16 +181,17 @@ RULES = (
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
 PROFILES = ("bn1", "none", "nfc", "indicnlp")
+_FROM = {"graphemes": "regex", "intl": "sacrebleu", "indicnlp": "indic-nlp-library"}
 
 # Letters and signs in which no word rule finds anything to change: most words are made of them, and are one token.
 UNCHANGED = re.compile(
-    "(?:[\u0981-\u0983\u0986-\u098c\u098f\u0990\u0993-\u09a3\u09a5-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09bc-\u09c4"
-    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]++"
-    "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?!\u09bc))+"
+    "(?:[\u0981-\u0983\u0986-\u098c\u098f\u0990\u0993-\u09a3\u09a5-\u09a8\u09aa-\u09b0\u09b2\u09b6-\u09b9\u09bd-\u09c4"
+    "\u09c8\u09cb\u09cc\u09ce\u09e0-\u09e3]++|(?<![\u09be-\u09cc])\u09bc"
+    "|\u09c7(?![\u09be\u09d7])|\u0985(?!\u09be)|\u09a4(?!\u09cd(?![\u0995-\u09b9]))|\u09cd(?![\u09bc\u09cd]))+"
 )
-# In words of these, which are most others, only three rules do.
+# In words of these, which are most others, only five rules do.
 _PLAIN = re.compile("[!-/;-~\u0964\u0965\u0981-\u09e3\u09f0-\u09ff‘’“”]+")
-_RULES_FOR_PLAIN = ("khanda_ta", "nfc", "vowel_a")
+_RULES_FOR_PLAIN = ("nfc", "nukta", "hasanta", "khanda_ta", "vowel_a")
 _BRACKETS = "<[#"  # without one of these a text holds no template remnant
 
 
@@ -214,17 +234,17 @@ class Normalizer:
     @property
     def signature(self) -> str:
         """`bn1`, or `bn1-digits-danda` when those rules are off."""
-        return "-".join([self.profile, *(name for name in RULE_NAMES if name in self.off)])
+        return "-".join([versioned(self.profile), *(name for name in RULE_NAMES if name in self.off)])
 
     def __call__(self, text: str) -> str:
         """The normalised text."""
         if self.profile == "nfc":
-            return unicodedata.normalize("NFC", text)
+            return _nfc(text)
         if self.profile != "bn1":
             return str(_indicnlp().normalize(text)) if self.profile == "indicnlp" else text
         while True:
             before = text
-            for rule in self._scoped("text"):
+            for rule in self._scoped("text") if any(map(text.__contains__, _BRACKETS)) else ():
                 text = rule.apply(text)
             lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
             text = "\n".join(filter(None, lines))
@@ -245,7 +265,7 @@ class Normalizer:
         return _words(self)
 
     def _scoped(self, scope: str) -> list[Rule]:
-        return [rule for rule in RULES if rule.scope == scope and rule.name not in self.off]
+        return [rule for rule in RULES if scope in rule.scope and rule.name not in self.off]
 
 
 @lru_cache(maxsize=1)
@@ -263,8 +283,11 @@ def _words(normalizer: Normalizer) -> Memo[str]:
     def normalised(word: str) -> str:
         if UNCHANGED.fullmatch(word):
             return word
-        for rule in for_plain if _PLAIN.fullmatch(word) else rules:
-            word = rule.apply(word)
+        before, applied = "", for_plain if _PLAIN.fullmatch(word) else rules
+        while word != before:  # what one rule takes away may join what a rule before it looks for
+            before = word
+            for rule in applied:
+                word = rule.apply(word)
         return word
 
     return Memo(normalised)
@@ -282,7 +305,18 @@ def normalize(text: str, *, profile: str = "bn1", off: Collection[str] = ()) -> 
     return normalizer(profile, off)(text)
 
 
+def versioned(name: str) -> str:
+    """A profile or tokeniser for a signature: `intl@2.6.0` where what it gives moves with another package's version.
+
+    Raises `MissingExtraError` where that package is not installed.
+    """
+    if name == "indicnlp":
+        require("indicnlp", extra="compare", by=f'"{name}"')
+    return f"{name}@{metadata.version(_FROM[name])}" if name in _FROM else name
+
+
 def flags(text: str) -> frozenset[str]:
     """What bn1 strips from a raw text and a reader should know of: "template" remnants, "replacement" (U+FFFD)."""
-    found = {"template": _TEMPLATE.search(text), "replacement": "\ufffd" in text}
+    template = _TEMPLATE.search(text) or _CUT_TEMPLATE.search(text, max(0, len(text) - 60))
+    found = {"template": template, "replacement": "\ufffd" in text}
     return frozenset(name for name, there in found.items() if there)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import compress
-from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from rapidfuzz import process
@@ -26,36 +26,62 @@ class ROUGE(LexicalMetric, MeanMetric):
     The mean over replies of each reply's precision, recall and F1; `value` is the F of the first of `types`.
     Punctuation is left out. Of several references the one with the highest F counts, for each type by itself. No
     stemming: it cannot see that দুঃখ and দুঃখের are one word, nor synonyms.
+
+    `profile="csebuetnlp"` is ROUGE-1, -2 and -L of raw texts with csebuetnlp's tokens and stems, under a name of its
+    own, to stand beside the tables of XL-Sum and BanglaNLG. Raises `UsageError` for an unknown type or profile.
     """
 
     name: ClassVar[str] = "ROUGE"
     description: ClassVar[str] = "word overlap F1 (and precision, recall), mean over replies, 0-100, higher is better"
     needs = frozenset({"references"})
-    fixed = MappingProxyType({"stem": "no"})
 
-    def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] = TYPES) -> None:
-        if unknown := [kind for kind in types if kind not in TYPES]:
-            raise UsageError(f"no ROUGE type {unknown[0]!r}; there are {', '.join(TYPES)}")
+    def __init__(
+        self,
+        norm: str | Normalizer = "bn1",
+        tokenizer: str = "bn1",
+        types: Sequence[str] | None = None,
+        *,
+        profile: str | None = None,
+    ) -> None:
+        known: tuple[str, ...] = TYPES
+        if profile is not None:
+            if profile != "csebuetnlp" or (norm, tokenizer) != ("bn1", "bn1"):
+                raise UsageError(
+                    f'ROUGE profile {profile!r}: there is "csebuetnlp", which has its own norm and tokenizer'
+                )
+            self.name = f"{self.name}-{profile}"  # type: ignore[misc]  # so that both can stand in one run
+            norm, tokenizer, known = "none", profile, TYPES[:3]
+        types = known if types is None else types
+        if unknown := [kind for kind in types if kind not in known]:
+            raise UsageError(f"no {self.name} type {unknown[0]!r}; there are {', '.join(known)}")
         super().__init__(norm, tokenizer)
+        self.profile = profile
         self.types = tuple(types)
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
         self.values = (*self.types, *parts)
         self.columns = (*self.values, "replies")
-        self.details = frozenset({"rougeLsum", *parts})
+        self.details = frozenset({*parts, *self.types} & {*parts, "rougeLsum"})
 
     @property
     def labels(self) -> Mapping[str, str]:
         """`ROUGE-L`, as papers write it."""
-        return {**super().labels, **{kind: kind.replace("rouge", "ROUGE-") for kind in self.types}}
+        whose = f" ({self.profile})" if self.profile else ""
+        return {**super().labels, **{kind: kind.replace("rouge", "ROUGE-") + whose for kind in self.types}}
+
+    @property
+    def choices(self) -> Mapping[str, object]:
+        """`norm`, `tok` and whether words are stemmed."""
+        return {**super().choices, "stem": "yes" if self.profile else "no"}
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x (3 types): F of each type, then precision and recall of each, on 0-1."""
         pairs, best = Pairs.of(texts, self.preparation), []
+        spelling: Literal["tokens", "words"] = "tokens" if self.profile else "words"  # ৳ is one to csebuetnlp, too
         for kind in self.types:
             if kind in ("rouge1", "rouge2"):
-                hyp, ref, match = pairs.ngrams("words", 2)[:, int(kind[-1]) - 1].T
+                hyp, ref, match = pairs.ngrams(spelling, 2)[:, int(kind[-1]) - 1].T
             else:
-                replies, references = pairs.sides(pairs.words)
+                replies, references = pairs.sides(getattr(pairs, spelling))
                 hyp, ref = (np.array(list(map(len, strings)), dtype=np.int64) for strings in (replies, references))
                 if kind == "rougeL":
                     match = process.cpdist(replies, references, scorer=LCSseq.similarity, dtype=np.int64)
@@ -67,6 +93,9 @@ class ROUGE(LexicalMetric, MeanMetric):
         return np.column_stack([*(scores[:, 0] for scores in best), *(scores[:, 1:] for scores in best)])
 
 
+CSEBUETNLP = partial(ROUGE, profile="csebuetnlp")
+
+
 def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     """rouge-score's summary-level LCS: words of reference sentences in an LCS with any candidate's, none twice.
 
@@ -76,11 +105,11 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     """
     if len(references) == len(candidates) == 1:
         return LCSseq.similarity(references[0], candidates[0])
+    # Reference words that no candidate has change nothing. A text that loops says one sentence a thousand times.
+    known = frozenset("".join(candidates)).__contains__
+    times = Counter("".join(filter(known, sentence)) for sentence in references)
     # Where each sentence lies, where each word stands in any of them, and all bits that are words.
-    times = Counter(references)  # a text that loops says the same sentence a thousand times
-    segments: list[int] = []
-    where: dict[str, int] = {}
-    bit = 1
+    segments, where, bit = list[int](), dict[str, int](), 1
     for sentence in times:
         segments.append((bit << len(sentence)) - bit)
         for word in sentence:
@@ -88,17 +117,18 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
             bit <<= 1
         bit <<= 1  # the bit between two sentences
     inside = sum(segments)
-
     union = 0  # of the reference words in an LCS with any candidate sentence
     for candidate in dict.fromkeys(candidates):
         # Forwards: one row of the table for each candidate word. `rows` keeps, for the way back, where the word
         # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
-        state, grown, rows = inside, 0, [(0, 0)]
+        state, grown, met, rows = inside, 0, 0, [(0, 0)]
         for word in candidate:
             mask = where.get(word, 0)
             if mask:
-                state = ((state + (state & mask)) | (state & ~mask)) & inside
+                hit = state & mask
+                state = ((state + hit) | (state - hit)) & inside
                 grown = state ^ inside
+                met |= mask
                 rows.append((mask, mask | grown))
             elif rows[-1][0]:
                 rows.append((0, grown))
@@ -107,20 +137,22 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
         # table grows, from where the next word looks on.
         rows.reverse()
         for segment in segments:
-            if not grown & segment:
+            matching = met & segment
+            if (grown & segment).bit_count() == matching.bit_count():
+                union |= matching  # all does that can, or there is nothing, which is the rule
                 continue
             for mask, stop in rows:
-                stop &= segment
-                if not stop:
+                if not (stop := stop & segment):
                     break
                 bit = 1 << (stop.bit_length() - 1)
-                if mask & bit:
-                    union |= bit
+                union |= mask & bit
                 segment &= (bit if mask & bit else bit << 1) - 1
 
     # The lowest bit is that of the first word.
-    words = ((word, n) for sentence, n in times.items() for word in f"{sentence}\n")
-    hits = Counter[str]()
-    for word, n in compress(words, map(int, f"{union:b}"[::-1])):
-        hits[word] += n
+    chosen = list(map("1".__eq__, f"{union:b}"[::-1]))
+    words = "".join(compress("\n".join(times), chosen))
+    if len(times) == len(references) and len(set(words)) == len(words):
+        return len(words)
+    often = compress((n for sentence, n in times.items() for n in [n] * (len(sentence) + 1)), chosen)
+    hits = Counter("".join(word * n for word, n in zip(words, often, strict=True)))
     return (hits & Counter("".join(candidates))).total()

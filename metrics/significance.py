@@ -1,21 +1,30 @@
-"""Bootstrap intervals, paired tests and rankings, all as matrix products on tables of additive statistics.
+"""Intervals, paired tests and rankings, all as matrix products on tables of additive statistics.
 
-A resample of n items is a row of multinomial weights: R resamples of a table are `weights (R x n) @ table (n x k)`. The
-weights depend on n, R and the seed alone: all candidates and metrics are resampled alike, so comparisons are paired.
+What an item adds to a score, whatever the formula, is its pseudo-value: n f(all) - (n - 1) f(all but it). For a mean it
+is the item's own value; the mean of all is the score. So one way serves means, ratios of sums and BLEU alike, and one
+question is asked of a score and of a difference (bootstrap-t): a resample of n items is a row of multinomial weights,
+and how far its mean is from the score, in its own standard errors, says how far the score may be from the truth. The
+interval of a difference and its p come from the same resamples: it excludes 0 where p < 1 - level, and only there.
+
+The weights depend on n, their number and the seed alone: all candidates and metrics are resampled alike, so comparisons
+are paired.
 
 Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` blocks, item i into block i mod `BLOCKS`,
 and the blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000
 resamples have.
 
-Sources: Efron & Tibshirani 1993 (percentile bootstrap); Koehn 2004 and Riezler & Maxwell 2005 (paired bootstrap,
-approximate randomisation); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007
-(resampling whole clusters).
+Sources: Efron & Tibshirani 1993 (jackknife, bootstrap-t); Hall 1988 (why symmetric); Wilson 1927 (shares); Koehn 2004
+(paired bootstrap); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007 (resampling whole
+clusters). `benchmarks/simulation.py` measures how often they are right.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +37,7 @@ Clusters = Sequence[Hashable] | None
 
 BLOCKS = 10_000
 _CELLS = 2_000_000  # weights held at once: 16 MB as float64
+_FLOOR = 1 / 16  # of a resample's variance: one that missed the few items that differ would divide by nothing
 _DETECTABLE = 1.959964 + 0.841621  # z(.975) + z(.80): two-sided alpha .05, power 80 %
 
 
@@ -45,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedResult:
-    """A minus B for one value: the difference, its bootstrap interval and its two-sided approximate randomisation p.
+    """A minus B for one value: the difference, its interval, and the two-sided p of the same resamples.
 
     `smallest_detectable` is the true difference that a study of this size would find in 80 % of cases at alpha .05.
     """
@@ -67,12 +77,43 @@ def bootstrap(
     seed: int = 42,
     level: float = 0.95,
     clusters: Clusters = None,
+    shares: Sequence[int] = (),
 ) -> list[Interval]:
-    """Percentile bootstrap intervals of every value that `formula` makes of the (n, k) table's column sums.
+    """Bootstrap-t intervals of every value that `formula` makes of the (n, k) table's column sums.
 
-    `clusters` names the dialogue of each row: whole dialogues are resampled. Raises `InputError` on an empty table.
+    A table of m training seeds is (m, n, k), and the interval is of what any seed would give: both are drawn.
+    `clusters` names the dialogue of each row: whole dialogues are resampled. `shares` are the places of values that are
+    shares of rows in per cent, which get Wilson's intervals: of none in 40 not [0, 0]. Raises `InputError` on an empty
+    table; what one row (or cluster) alone gives is NaN.
     """
-    return _intervals(formula(resampled_sums(table, resamples=resamples, seed=seed, clusters=clusters)), level)
+    blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
+    n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
+    reach = _critical(_reaches(values, [(spread, freedom)], resamples, seed), level)
+    variance = values.var(axis=0) + n * spread
+    # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
+    low = np.maximum(whole - reach, values.min(axis=0))
+    high = np.minimum(whole + reach, values.max(axis=0))
+    rows = formula(blocks)
+    low = np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low)
+    high = np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high)
+    for i in shares if n > 1 else ():
+        # As many independent rows as have the variance found; where all rows are alike, each cluster counts once.
+        share, z = whole[i] / 100, NormalDist().inv_cdf((1 + level) / 2)
+        of = 1e4 * share * (1 - share) * n / variance[i] if variance[i] > 1e-9 else n
+        middle, half = share + z * z / 2 / of, z * math.sqrt((share * (1 - share) + z * z / 4 / of) / of)
+        low[i], high[i] = (100 * max(0.0, min(1.0, (middle + side * half) / (1 + z * z / of))) for side in (-1, 1))
+    ends = np.stack([low, high], axis=1).round(9) + (math.nan if n == 1 else 0.0)
+    return [Interval(low, high, level) for low, high in ends.tolist()]
+
+
+def pseudo_values(blocks: FloatArray, formula: Formula) -> FloatArray:
+    """What each row adds to every value, (n, k) to (n, v): the jackknife's pseudo-values, whose mean is the value."""
+    total, n = blocks.sum(axis=0), len(blocks)
+    whole, others = formula(total), total - blocks
+    others[np.abs(others) < 1e-12 * np.abs(total)] = 0  # what differences of floats leave of nothing
+    values = n * whole - (n - 1) * formula(others)
+    values += whole - values.mean(axis=0)
+    return values
 
 
 def paired_tests(
@@ -85,39 +126,75 @@ def paired_tests(
 ) -> list[list[PairedResult]]:
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
-    A comparison is (table A, table B, formula); many at once cost little more than one and give the same numbers.
-    Raises `InputError` where the tables of a comparison have different shapes.
+    A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
+    cost little more than one and give the same numbers. Of one item all but the difference is NaN. Raises `InputError`
+    where the tables of a comparison have different shapes.
     """
     for a, b, _ in comparisons:
-        if np.shape(a) != np.shape(b):
+        if np.shape(a)[-2:] != np.shape(b)[-2:]:
             raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
-    # The tables lie side by side, all A and then all B: every comparison sees the same resamples and the same coins.
-    blocks = block_sums(np.hstack([a for a, _, _ in comparisons] + [b for _, b, _ in comparisons]), clusters)
-    drawn = np.hsplit(resampled_sums(blocks, resamples=resamples, seed=seed), 2)
-    # Each block's rows of A and B are exchanged or not by a fair coin. With signs of +-1 the sums of both sides are
-    # (A + B) / 2 +- signs @ (A - B) / 2, so that one product serves both.
-    all_a, all_b = np.hsplit(blocks, 2)
-    generator, halves = np.random.default_rng([seed, 1]), (all_a - all_b) / 2
-    swing = np.empty((resamples, halves.shape[1]))
-    for rows in _row_slices(len(blocks), resamples):
-        count = (rows.stop - rows.start) * len(blocks)
-        bits = np.unpackbits(np.frombuffer(generator.bytes(-(-count // 8)), dtype=np.uint8))  # a bit is a coin
-        np.matmul(bits[:count].reshape(-1, len(blocks)) * 2.0 - 1.0, halves, out=swing[rows])
-    middle = (all_a.sum(axis=0) + all_b.sum(axis=0)) / 2
-    swapped = middle + swing, middle - swing
-
-    found, end = [], 0
+    # The differences lie side by side: every comparison sees the same resamples.
+    gaps, observed, noise = list[FloatArray](), list[FloatArray](), list[tuple[FloatArray, FloatArray]]()
     for a, b, formula in comparisons:
-        own, end = slice(end, end + a.shape[1]), end + a.shape[1]
-        observed = formula(a.sum(axis=0)) - formula(b.sum(axis=0))
-        differences, exchanged = (formula(x[:, own]) - formula(y[:, own]) for x, y in (drawn, swapped))
-        # Sums of the same rows in another order differ in the last digits, which must not turn a tie into a difference.
-        tolerance = 1e-9 * np.maximum(1.0, np.abs(observed))
-        as_extreme = (np.abs(exchanged) >= np.abs(observed) - tolerance).sum(axis=0)
-        p_values = (as_extreme + 1) / (resamples + 1)  # the observed arrangement is one of the possible ones: never 0
-        detectable = _DETECTABLE * differences.std(axis=0, ddof=1)
-        columns = observed.tolist(), _intervals(differences, level), p_values.tolist(), detectable.tolist()
-        found.append(list(map(PairedResult, *columns)))
+        means = over_seeds(a), over_seeds(b)
+        gaps.append(np.subtract(*(pseudo_values(block_sums(x, clusters), formula) for x in means)))
+        observed.append(np.subtract(*(formula(x.sum(axis=0)) for x in means)))
+    for side in zip(*((a, b) for a, b, _ in comparisons), strict=True):
+        found = [seed_variance(x, formula) for x, (_, _, formula) in zip(side, comparisons, strict=True)]
+        noise.append((np.concatenate([spread for spread, _ in found]), np.concatenate([free for _, free in found])))
+    values, whole = np.hstack(gaps), np.concatenate(observed)
+    n, reaches, near = len(values), _reaches(values, noise, resamples, seed), whole.round(9)
+    reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
+    variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
+    detectable = _DETECTABLE * np.sqrt(variance)
+    table = np.column_stack([whole, (near - reach).round(9), (near + reach).round(9), p_values, detectable])
+    table[:, 1:] += math.nan if n == 1 else 0.0
+    results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
+    return [list(islice(results, len(values))) for values in observed]
+
+
+def over_seeds(table: FloatArray) -> FloatArray:
+    """The mean table of m training seeds, (m, n, k) to (n, k); any other table as it is."""
+    return table.mean(axis=0) if table.ndim == 3 else table
+
+
+def seed_variance(table: FloatArray, formula: Formula) -> tuple[FloatArray, FloatArray]:
+    """The variance of the values over m training seeds that comes from the seeds, (m, n, k) to (v,), and its degrees of
+    freedom; 0 of a table without seeds.
+    """
+    scores = formula(table.sum(axis=-2))
+    if table.ndim == 2:
+        return np.zeros_like(scores), np.ones_like(scores)
+    return scores.var(axis=0, ddof=1) / len(scores), np.full(scores.shape[1], len(scores) - 1.0)
+
+
+def _reaches(
+    values: FloatArray, noise: Sequence[tuple[FloatArray, FloatArray]], resamples: int, seed: int
+) -> FloatArray:
+    """How far each resample's mean is from the mean of n values, in its own standard errors, times that of the mean.
+
+    (n, v) to (resamples + 1, v): what was observed is one of the possible resamples, so that p is never 0, and is as
+    far as can be. To nine decimals: sums of the same values in another order are no difference. `noise` has variances
+    of the mean, and their degrees of freedom, that come on top. Those of two or three training seeds are too few to be
+    resampled: they are drawn as normal ones, and their variances as chi-squared (Krishnamoorthy, Lu & Mathew 2007).
+    """
+    n, around = len(values), values - values.mean(axis=0)
+    variance = (around**2).mean(axis=0)
+    means, squares = np.hsplit(resampled_sums(np.hstack([around, around**2]), resamples=resamples, seed=seed) / n, 2)
+    own, generator = np.maximum(squares - means**2, _FLOOR * variance), np.random.default_rng([seed, 2])
+    for spread, freedom in noise:
+        if spread.any():
+            means += np.sqrt(spread) * generator.standard_normal((resamples, 1))
+            own += n * spread * generator.chisquare(freedom, size=own.shape) / freedom
+            variance = variance + n * spread
+    far = np.sqrt(np.divide(means**2 * variance, own, out=np.zeros_like(means), where=own > 0))
+    return np.vstack([np.full_like(variance, np.inf), far.round(9)])
+
+
+def _critical(reaches: FloatArray, level: float) -> FloatArray:
+    """The largest distance at which p is not under 1 - level, one for each column of `_reaches`."""
+    as_far = math.ceil(round((1 - level) * len(reaches), 6))
+    found: FloatArray = -np.partition(-reaches, as_far - 1, axis=0)[as_far - 1]
     return found
 
 
@@ -192,10 +269,3 @@ def _row_slices(n: int, resamples: int) -> Iterator[slice]:
     """The resamples in slices of `_CELLS` weights at most."""
     step = max(1, _CELLS // n)
     return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
-
-
-def _intervals(scores: FloatArray, level: float) -> list[Interval]:
-    """The percentile interval of each column of (resamples, v)."""
-    tail = (1 - level) / 2
-    ends = np.quantile(scores, [tail, 1 - tail], axis=0)
-    return [Interval(low, high, level) for low, high in ends.T.tolist()]

@@ -2,7 +2,7 @@
 
 `bn1` is the tokeniser to use. The others are for comparability: `graphemes` (user-perceived characters), `intl`
 (sacrebleu's, which keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits
-১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install "bnbench[compare]"`).
+১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install "bnbench[compare]"`), `csebuetnlp` (the stems of XL-Sum's ROUGE).
 
 Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three
 (বুঝতে: ব, ঝত).
@@ -17,20 +17,22 @@ from itertools import chain
 
 import regex
 
+from bnbench.metrics import csebuetnlp
 from bnbench.metrics.exceptions import UsageError, require
-from bnbench.metrics.normalization import UNCHANGED, Memo, Normalizer, normalizer
+from bnbench.metrics.normalization import EMOJI, UNCHANGED, Memo, Normalizer, normalizer, versioned
 
 _CHARS = r"\p{L}\p{M}\p{N}\u200c\u200d"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _MAIL = rf"[A-Za-z0-9][A-Za-z0-9._%+-]{{0,63}}@{_LABEL}(?:\.{_LABEL}){{1,4}}(?![{_CHARS}])"
 _URL = r"https?://[^\s।॥“”\"<>]*[^\s।॥“”’!-/:-@\[-`{-~]"
-_PICTURE = r"\p{Extended_Pictographic}[\ufe0f\p{Emoji_Modifier}\U000E0020-\U000E007F]*"
+_PICTURE = rf"{EMOJI}[\ufe0f\p{{Emoji_Modifier}}\U000E0020-\U000E007F]*"
 _EMOJI = rf"[0-9]\ufe0f?\u20e3|\p{{Regional_Indicator}}{{2}}|{_PICTURE}(?:\u200d{_PICTURE})*"
 _NUMBER = rf"\p{{Nd}}++(?:[.,:]\p{{Nd}}++)*+[{_CHARS}]*+"
 _WORD = rf"[{_CHARS}]++(?:(?<=[A-Za-z])['’][A-Za-z]++[{_CHARS}]*+)*+"
 _TOKEN = regex.compile(rf"{_MAIL}|{_URL}|{_EMOJI}|{_NUMBER}|{_WORD}|\S")
-_HAS_WORD = regex.compile(r"[\p{L}\p{M}\p{N}\p{Extended_Pictographic}\p{Regional_Indicator}\u20e3]")
-_GRAPHEME = regex.compile(r"\X")
+_HAS_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{N}}\p{{Regional_Indicator}}\u20e3]|{EMOJI}")
+# Of a row of flags \X counts all that stand before each.
+_GRAPHEME = regex.compile(r"\p{Regional_Indicator}{2}(?![\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}])|\X")
 
 SENTENCE_ENDS = frozenset("।॥?!")
 """Tokens that end a sentence. `.` does not: after Bengali it has become danda, after English it is ambiguous."""
@@ -38,7 +40,7 @@ _CLOSING = frozenset("”’\"')]»")
 
 # Two tokenisers cut each whitespace-delimited word by itself, two look at the whole text.
 _BY_WORD: dict[str, Callable[[str], Sequence[str]]] = {"bn1": _TOKEN.findall, "graphemes": _GRAPHEME.findall}
-TOKENIZERS = (*_BY_WORD, "indicnlp", "intl")
+TOKENIZERS = (*_BY_WORD, "indicnlp", "intl", "csebuetnlp")
 
 
 @lru_cache(maxsize=1)
@@ -47,6 +49,8 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
         module = require("sacrebleu.tokenizers.tokenizer_intl", extra="compare", by='the tokeniser "intl"')
         split = module.TokenizerV14International()
         return lambda text: split(text).split()
+    if tokenizer == "csebuetnlp":
+        return csebuetnlp.tokens
     module = require("indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"')
     return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 
@@ -70,7 +74,7 @@ class Preparation:
     @property
     def choices(self) -> dict[str, str]:
         """The part of a signature: norm and tok."""
-        return {"norm": self.normalizer.signature, "tok": self.tokenizer}
+        return {"norm": self.normalizer.signature, "tok": versioned(self.tokenizer)}
 
     @property
     def by_word(self) -> bool:

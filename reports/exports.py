@@ -20,10 +20,11 @@ from uuid import UUID
 from bnbench import __version__
 from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
+from bnbench.progress import storable
 from bnbench.records import CorpusRecord, Run, slug, write_text
 from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
-from bnbench.reports.values import Value, name, p_value, shown_values, storable, value_of
+from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 
 Files = dict[str, str]
 """Texts by their paths under the export's own; that of a format of one file is empty."""
@@ -78,13 +79,16 @@ def _scores(ranking: Ranking, standing: Standing) -> Iterator[tuple[Value, Score
 
 
 def _candidates(ranking: Ranking) -> Iterator[tuple[Standing, Entry, Run, str]]:
-    """Each candidate with the run it stands in and its name in the world: a hub id, else one that says local/."""
+    """Each candidate with the run it stands in and its name in the world: a hub id, else one that says local/.
+
+    A group of training seeds stands with the replies of its first.
+    """
     seen = set[str]()
     for standing in ranking.standings:
         entry = next(e for e in ranking.entries if e.name == standing.candidate)
         run = next(run for run in ranking.runs if entry.record in run.record.candidates)
         place = entry.record.location
-        is_hub = HUB_ID.fullmatch(place) and not Path(place).exists() and entry.record.revision
+        is_hub = HUB_ID.fullmatch(place) and not Path(place).exists() and entry.record.revision and not entry.seeds
         model = place if is_hub and place not in seen else f"local/{slug(entry.name)}"  # of two revisions, the first
         seen.add(place)
         yield standing, entry, run, model
@@ -95,9 +99,10 @@ def _messages(run: Run) -> list[str]:
 
 
 def _per_item(ranking: Ranking, entry: Entry) -> dict[str, list[float]]:
-    """The main value of each metric for every single item, by its key; a number may be NaN."""
-    shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in entry.tables]
-    return {_key(v): ranking.metrics[v.metric].formula(entry.tables[v.metric])[:, 0].tolist() for v in shown}
+    """The main value of each metric for every single reply of the entry, by its key; a number may be NaN."""
+    tables = entry.seeds[0] if entry.seeds else entry.tables
+    shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in tables]
+    return {_key(v): ranking.metrics[v.metric].formula(tables[v.metric])[:, 0].tolist() for v in shown}
 
 
 def _when(run: Run) -> int:

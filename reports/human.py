@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 import secrets
 import tomllib
@@ -22,14 +21,15 @@ from typing import Any
 import numpy as np
 
 import bnbench
-from bnbench.data.files import as_text, header_of, read_records
+from bnbench.data.files import as_text, header_of, inert, read_records
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
-from bnbench.records import PERSON, RATINGS, Rating, Run, append_lines, read_lines, read_run, write_text
+from bnbench.progress import storable
+from bnbench.records import PERSON, RATINGS, Rating, Run, alone, append_lines, read_lines, read_run, write_text
 from bnbench.reports.people import BETTER, CRITERIA, LEVELS, TABLE, read_people, text_key
 from bnbench.reports.render import page, templates
-from bnbench.reports.values import name, storable
+from bnbench.reports.values import name
 
 KEY = "human-key.jsonl"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
@@ -78,41 +78,42 @@ def make_sheets(
     text is shown once. With `pairs` each text is then compared with two others of its item. Raises RunError for what is
     no finished run, UsageError where pairs are asked for of one candidate.
     """
-    run, out, rng = read_run(folder), out or folder / "human", secrets.SystemRandom()
-    if pairs and len(run.replies) < 2:
-        raise UsageError(f"{folder}: --pairs compares candidates, and this run has only one")
-    drawn, key, forms = draw(run, items, seed), list[Shown](), dict[str, list[Question]]()
-    before = len({shown.form for shown in read_lines(Shown, folder / KEY)})
-    for number in range(before + 1, before + raters + 1):
-        form = f"rater-{number}"
-        forms[form] = []
-        for i, disagreement in rng.sample(drawn, len(drawn)):
-            example, said = run.examples[i], dict[str, list[str]]()
-            for candidate, replies in run.replies.items():
-                said.setdefault(replies[i].reply, []).append(candidate)
-            texts = rng.sample(list(said), len(said))
-            asked: list[tuple[str, ...]] = [(text,) for text in texts]
-            if pairs and len(texts) > 1:  # around a circle, so that each stands first once and second once
-                circle = list(zip(texts, texts[1:] + texts[:1], strict=True))[: len(texts) if len(texts) > 2 else 1]
-                asked += rng.sample(circle, len(circle))
-            for these in asked:
-                code = "".join(rng.choice(_LETTERS) for _ in range(8))
-                who = tuple(tuple(said[text]) for text in these)
-                place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
-                key.append(Shown(code, *place, who))
-                shown = {"code": code, "title": example["title"], "message": example["question"], "texts": these}
-                forms[form].append(shown)
-    files: dict[Path, str | bytes] = {}
-    for form, questions in forms.items():
-        rows = list(_rows(form, questions))
-        files[out / f"{form}.html"] = form_html(form, questions)
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([[re.sub(r"^(?=[=+\-@\t\r])", "'", cell) for cell in row] for row in rows])
-        files[out / f"{form}.csv"] = text.getvalue().encode("utf-8-sig")  # without the mark Excel takes it for Latin
-        files[out / f"{form}.xlsx"] = workbook(rows)
-    append_lines(folder / KEY, key)
-    for path, content in files.items():
-        write_text(path, content)
+    with alone(folder):
+        run, out, rng = read_run(folder), out or folder / "human", secrets.SystemRandom()
+        if pairs and len(run.replies) < 2:
+            raise UsageError(f"{folder}: --pairs compares candidates, and this run has only one")
+        drawn, key, forms = draw(run, items, seed), list[Shown](), dict[str, list[Question]]()
+        before = len({shown.form for shown in read_lines(Shown, folder / KEY)})
+        for number in range(before + 1, before + raters + 1):
+            form = f"rater-{number}"
+            forms[form] = []
+            for i, disagreement in rng.sample(drawn, len(drawn)):
+                example, said = run.examples[i], dict[str, list[str]]()
+                for candidate, replies in run.replies.items():
+                    said.setdefault(replies[i].reply, []).append(candidate)
+                texts = rng.sample(list(said), len(said))
+                asked: list[tuple[str, ...]] = [(text,) for text in texts]
+                if pairs and len(texts) > 1:  # around a circle, so that each stands first once and second once
+                    circle = list(zip(texts, texts[1:] + texts[:1], strict=True))[: len(texts) if len(texts) > 2 else 1]
+                    asked += rng.sample(circle, len(circle))
+                for these in asked:
+                    code = "".join(rng.choice(_LETTERS) for _ in range(8))
+                    who = tuple(tuple(said[text]) for text in these)
+                    place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
+                    key.append(Shown(code, *place, who))
+                    shown = {"code": code, "title": example["title"], "message": example["question"], "texts": these}
+                    forms[form].append(shown)
+        files: dict[Path, str | bytes] = {}
+        for form, questions in forms.items():
+            rows = list(_rows(form, questions))
+            files[out / f"{form}.html"] = form_html(form, questions)
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows(map(inert, row) for row in rows)
+            files[out / f"{form}.csv"] = text.getvalue().encode("utf-8-sig")  # else Excel takes it for Latin
+            files[out / f"{form}.xlsx"] = workbook(rows)
+        append_lines(folder / KEY, key)
+        for path, content in files.items():
+            write_text(path, content)
     return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters)
 
 
@@ -216,44 +217,47 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
     and column, and where two files of one rater contradict each other, or one the ratings on record.
     """
-    run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
-    if not shown:
-        raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; `bnbench human sheet {folder}`")
-    before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
-    found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
-    for path in files:
-        seen, records = set[tuple[str, str]](), read_records(path)
-        if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
-            raise UsageError(f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was")
-        for where, row in records.items():
-            code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
-            values, wrong = _answers(row, shown.get(code))
-            wrong += [("rater", "no name")] if values and not rater else []
-            wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
-            seen.add((code, rater))
-            faults += [f"{where}, {column}: {why}" for column, why in wrong]
-            if wrong:
-                continue
-            begun |= {(shown[code].form, rater)} if values else set()
-            for criterion, value in values.items():
-                new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value)
-                at = new.key, new.rater, criterion
-                other, there = found.get(at, ({} if replace else before).get(at, (new, "")))
-                if other.value != value:
-                    why = f"{name(rater)} gave {value:g} here and {other.value:g} in {there}"
-                    how = "give one of two people another name, or take the later answers with --replace"
-                    faults.append(f"{where}, {criterion}: {why}; {how}")
-                found[at] = new, where
-    if faults:
-        more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise UsageError("\n".join([f"{len(faults)} faults, nothing was imported:", *faults[:_SHOWN], *more]))
-    new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
-    if (path := folder / RATINGS).exists():  # a torn last line would swallow the next
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    append_lines(folder / RATINGS, new_ones)
-    raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
-    asked = sum(len(_asked(line)) for form, _ in begun for line in shown.values() if line.form == form)
-    write_text(folder / TABLE, ratings_csv(run))
+    with alone(folder):
+        run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
+        if not shown:
+            raise UsageError(
+                f"{folder}: no sheet was made of this run, so there is no key; `bnbench human sheet {folder}`"
+            )
+        before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
+        found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
+        for path in files:
+            seen, records = set[tuple[str, str]](), read_records(path)
+            if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
+                raise UsageError(
+                    f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was"
+                )
+            for where, row in records.items():
+                code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
+                values, wrong = _answers(row, shown.get(code))
+                wrong += [("rater", "no name")] if values and not rater else []
+                wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
+                seen.add((code, rater))
+                faults += [f"{where}, {column}: {why}" for column, why in wrong]
+                if wrong:
+                    continue
+                begun |= {(shown[code].form, rater)} if values else set()
+                for criterion, value in values.items():
+                    new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value)
+                    at = new.key, new.rater, criterion
+                    other, there = found.get(at, ({} if replace else before).get(at, (new, "")))
+                    if other.value != value:
+                        why = f"{name(rater)} gave {value:g} here and {other.value:g} in {there}"
+                        how = "give one of two people another name, or take the later answers with --replace"
+                        faults.append(f"{where}, {criterion}: {why}; {how}")
+                    found[at] = new, where
+        if faults:
+            more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+            raise UsageError("\n".join([f"{len(faults)} faults, nothing was imported:", *faults[:_SHOWN], *more]))
+        new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
+        append_lines(folder / RATINGS, new_ones)
+        raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
+        asked = sum(len(_asked(line)) for form, _ in begun for line in shown.values() if line.form == form)
+        write_text(folder / TABLE, ratings_csv(run))
     return Imported(raters, len(new_ones), len(found) - len(new_ones), asked - len(found), str(folder / TABLE))
 
 
@@ -290,5 +294,5 @@ def ratings_csv(run: Run) -> str:
             e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
             who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(PERSON)
             if who[0].strip():
-                lines.writerow([e["id"], e["topic"], e["title"], e["question"], *who, *values])
+                lines.writerow(map(inert, (e["id"], e["topic"], e["title"], e["question"], *who, *values)))
     return storable(text.getvalue())

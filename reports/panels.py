@@ -5,26 +5,42 @@ A panel is a title and blocks (tables, sentences …). To add one, write one fun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 
+from bnbench.metrics.address import address_of
 from bnbench.metrics.audit.findings import Estimate, read_audits, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
 from bnbench.reports.people import agreement
-from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing
+from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
 from bnbench.reports.trust import FLAG, NOT_INFORMATIVE, Trust, sentence
-from bnbench.reports.values import ABSENT, Value, counted, legend, name, number, p_value, places, shown_values, value_of
+from bnbench.reports.values import (
+    ABSENT,
+    Value,
+    counted,
+    items_of,
+    legend,
+    name,
+    number,
+    p_value,
+    places,
+    shown_values,
+    value_of,
+)
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
-LISTED = 500  # items on the page; all of them are in the run folder
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
+_SLICED = 6  # candidates that have a column in the table of slices
+_FEWEST = 8  # items that a slice has at least
 _BESIDE = 2  # candidates beside the reference; the others are folded away
 _MARKS = {True: "▲ better", False: "▼ worse", None: "· open"}  # a sign and a word: neither colour nor sign is needed
 _FLAGS = ("empty", "cut", "replacement", "template", "loop", "wrong_script", "copy")
@@ -145,14 +161,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Replies:
-    """`chosen` pairs a heading with an item; `items` are the first of `total`; `unit` is what their scores are in.
+    """`chosen` pairs a heading with one of the `items`; `unit` is what their scores are in.
 
     So many replies stand `beside` each other; the others are folded away.
     """
 
     chosen: Sequence[tuple[str, Item]]
     items: Sequence[Item]
-    total: int
     unit: str
     beside: int
     pens: Pen = Pen.HTML
@@ -192,7 +207,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     primary, several, pairs = value_of(ranking), len(ranking.standings) > 1, len(ranking.pairs)
     bases = {s.compared_with for s in ranking.standings if s.compared_with}
     has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
-    over = f"{counted(ranking.n, 'item')}, {'95 % bootstrap intervals' if ranking.n > 1 else 'no interval'}"
+    over = f"{items_of(ranking)}, {'95 % bootstrap intervals' if ranking.dialogues > 1 else 'no interval'}"
     way = "higher" if primary.higher_is_better else "lower"
     lost = all(ranking.unpassed(s.candidate, primary.metric) for s in ranking.standings)
     label = f"{primary.flagged} {NOT_INFORMATIVE}" if lost else primary.flagged
@@ -497,7 +512,118 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
     least = (primary.number(c.smallest_detectable) for c in ranking.pairs)
     rows = [[Name(c.candidate), Name(c.other), *_difference(c, primary), next(least)] for c in ranking.pairs]
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
-    yield Panel("pairs", f"Every pair on {primary.label}", (Sentences((lead,), "lead", Pen.HTML), table), "All pairs")
+    # The matrix: who stands in the row less who stands in the column, in the order of the ranking.
+    of = {(c.candidate, c.other): (c.difference, c.better) for c in ranking.pairs}
+    of |= {(b, a): (-gap, None if better is None else not better) for (a, b), (gap, better) in of.items()}
+    names = [s.candidate for s in ranking.standings]
+    matrix: list[list[Cell]] = []
+    for place, s in enumerate(ranking.standings, 1):
+        cells: list[Cell] = [str(place), Name(s.candidate)]
+        for other in names:
+            gap, better = of.get((s.candidate, other), (math.nan, None))
+            mark = _MARKS[better].partition(" ")[0]
+            cells.append(f"{primary.number(gap, sign=True)} {mark}" if math.isfinite(gap) else ABSENT)
+        matrix.append([*cells, ABSENT if s.first_share is None else f"{100 * s.first_share:.0f} %"])
+    heads = [Column("", "text"), Column("less", "name"), *(Column(str(place)) for place in range(1, len(names) + 1))]
+    groups = [f"{{{', '.join(name(one, 24) for one in those)}}}" for those in alike(ranking) if len(those) > 1]
+    told = (
+        f"▲ ▼ certain after Holm’s correction. Not to be told from each other: {'; '.join(groups) or 'none'}.",
+        "First: in how many of 100 resamples nobody scored better; no test, and not the chance of being the best.",
+    )
+    square = Table([*heads, Column("first")], matrix, f"All pairs on {primary.label}: row less column", notes=told)
+    blocks = (square, Sentences((lead,), "lead", Pen.HTML), table)
+    yield Panel("pairs", f"Every pair on {primary.label}", blocks, "All pairs")
+
+
+def slices_panel(ranking: Ranking) -> Iterator[Panel]:
+    """The primary value on parts of the items: topics, lengths of message and reference, and its form of address."""
+    examples, primary, metric = ranking.runs[0].examples, value_of(ranking), ranking.metrics[ranking.primary]
+    lengths = {
+        "message": np.array([len(f"{e['title']} {e['question']}".split()) for e in examples]),
+        "reference": np.array([len(e["reference"].split()) for e in examples]),
+    }
+    parts = {
+        f"topic {topic}": [e["topic"] == topic for e in examples] for topic in sorted({e["topic"] for e in examples})
+    }
+    for what, words in lengths.items():
+        low, high = np.quantile(words, [1 / 3, 2 / 3])
+        between = (words > low) & (words <= high)
+        named = {
+            f"up to {low:.0f}": words <= low,
+            f"{low:.0f} to {high:.0f}": between,
+            f"over {high:.0f}": words > high,
+        }
+        parts |= {f"{what} of {span} words": rows.tolist() for span, rows in named.items()}
+    forms = [address_of(e["reference"]) for e in examples]
+    parts |= {f"reference says {form}": [one == form for one in forms] for form in dict.fromkeys(sorted(forms))}
+    focus, entries = subject(ranking), {e.name: e for e in ranking.entries}
+    shown = ranking.standings[:_SLICED]
+    columns = [Column("items", "text"), Column("n"), *(Column(Name(s.candidate)) for s in shown)]
+    columns += [Column(f"Δ of {name(focus.candidate, 12)}"), Column("95 %", "interval")] if focus.compared_with else []
+    rows: list[list[Cell]] = []
+    for label, kept in parts.items():
+        at, n = np.flatnonzero(kept), sum(kept)
+        if not _FEWEST <= n < len(examples):
+            continue
+        scores = (metric.formula(entries[s.candidate].tables[metric.name][at].sum(axis=0))[0] for s in shown)
+        row: list[Cell] = [name(label), str(n), *(primary.number(float(score)) for score in scores)]
+        if focus.compared_with:
+            c = compare(ranking, focus.candidate, focus.compared_with, metric.name, primary.name, at)
+            row += [primary.number(c.difference, sign=True), primary.interval(c)] if c else ["", ""]
+        rows.append(row)
+    if rows:
+        told = (
+            f"Parts of {_FEWEST} items or more. Intervals are unadjusted: one in twenty excludes 0 where nothing "
+            "differs, so that a part is a question for further data, not an answer."
+        )
+        caption = f"{primary.label} on parts of the items"
+        table = Table(columns, rows, caption, caption, notes=(told,), is_open=False, pens=Pen.WRITTEN)
+        yield Panel("slices", "Where they differ", (table,), "Slices")
+
+
+def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
+    """What training seeds and what drawings of a reply contribute to the scores, where there are several of either."""
+    value, blocks = value_of(ranking), list[Block]()
+    for group in ranking.groups:
+        columns = (Column("candidate", "name"), Column("training seed"), Column(value.label))
+        each = zip(group.members, group.seeds, group.values, strict=True)
+        rows: list[list[Cell]] = [
+            [Name(who), ABSENT if seed is None else str(seed), value.number(x)] for who, seed, x in each
+        ]
+        spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
+        told = (
+            f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
+            f"seeds have {number(100 * group.share, 0)} % of the variance of the group’s score, the items the rest; "
+            "its interval and p are for both. Replies and the page’s examples are of the first seed."
+        )
+        blocks.append(Table(columns, rows, f"{name(group.name)}: one recipe, {len(rows)} seeds", notes=(told,)))
+    dice: list[list[Cell]] = []
+    for run in (run for run in ranking.runs if run.record.samples > 1):
+        for candidate, tables in run.drawn.items():
+            single = ranking.metrics[ranking.primary].formula(tables[ranking.primary])[..., 0]  # n x K
+            k = single.shape[1]
+            if k > 1:
+                # One-way analysis of variance: items, and drawings within them.
+                within, between = single.var(axis=1, ddof=1).mean(), k * single.mean(axis=1).var(ddof=1)
+                share = within / (within + max(between - within, 0.0) / k) if within else 0.0
+                of_score = min(1.0, within / between) if between else 0.0
+                dice.append([Name(candidate), str(k), *(f"{100 * x:.0f} %" for x in (share, of_score))])
+    if dice:
+        of = (Column("the dice’s of a reply"), Column("the dice’s of the score"))
+        told = (
+            f"How much of the variance of {value.label} the dice have that draw a reply: of single replies, and of the "
+            "score over all; the items have the rest. The replies to an item are resampled together."
+        )
+        blocks.append(
+            Table(
+                (Column("candidate", "name"), Column("replies an item"), *of),
+                dice,
+                "Drawings of a reply",
+                notes=(told,),
+            )
+        )
+    if blocks:
+        yield Panel("seeds", "Seeds", blocks, "Seeds")
 
 
 def examples_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -539,7 +665,7 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
     lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
     beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
-    shown_items = Replies(chosen, items[:LISTED], len(items), primary.label, beside)
+    shown_items = Replies(chosen, items, primary.label, beside)
     yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
 
@@ -556,15 +682,38 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
     """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve."""
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
-    blocks: list[Block] = []
+    blocks: list[Block] = [_costs(trained)] if len(trained) > 1 else []
     for who, training in trained.items():
         curve = Drawing(
-            loss_svg(training.loss, who), "Loss of each optimiser step (thin) and its running mean (thick)."
+            loss_svg(training.loss, who, training.validation),
+            "Loss of each optimiser step (thin) and its running mean (thick)."
+            + (" Dashed: loss in validation, a ring around the adapter that was kept." if training.validation else ""),
         )
         facts = Facts(training_facts(training), Pen.HTML)
         blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
     if blocks:
         yield Panel("training", "Training", blocks, "Training")
+
+
+def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
+    """What each adapter's training took and gave, and the settings in which the recipes differ."""
+    recipes = [
+        {k: v for k, v in t.recipe.items() if k not in ("name", "description", "card")} for t in trained.values()
+    ]
+    keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
+    rows: list[list[Cell]] = []
+    for (who, training), recipe in zip(trained.items(), recipes, strict=True):
+        best = training.validation.best if training.validation else None
+        memory = training.peak_memory_bytes
+        rows.append([
+            Name(who), *(str(recipe.get(key, ABSENT)) for key in keys), f"{training.steps:,}",
+            f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
+            f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
+        ])  # fmt: skip
+    heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
+    columns = [Column("candidate", "name"), *map(Column, heads)]
+    caption = "What the adapters’ trainings took, and the settings in which they differ"
+    return Table(columns, rows, caption, "Costs", breaks_at=1 + len(keys))
 
 
 def runs_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -636,19 +785,21 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
 def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
+    independent = ranking.dialogues == ranking.n
+    unit = "items" if independent else f"the {ranking.dialogues:,} dialogues"
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
         f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "
-        f"({ranking.signatures[ranking.primary]}). Intervals are 95 % percentile bootstrap intervals over items "
-        f"({ranking.resamples:,} resamples, seed {ranking.seed})."
+        f"({ranking.signatures[ranking.primary]}). Intervals are 95 % bootstrap-t intervals over {unit} "
+        f"({ranking.resamples:,} resamples, seed {ranking.seed}), Wilson’s for shares of replies."
     )
     if several:
         family = f", Holm-adjusted over all {pairs} pairs of candidates on the primary metric" if pairs > 1 else ""
         said += (
-            " Candidates were compared in pairs on the same items with a paired bootstrap interval of the difference "
-            f"and a two-sided paired approximate randomisation test ({ranking.resamples:,} exchanges){family}. "
-            f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; "
-            "p-values of secondary metrics are unadjusted."
+            " Candidates were compared in pairs on the same items: interval and two-sided p of a difference come from "
+            f"the same resamples (paired bootstrap-t){family}. "
+            f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; p-values of secondary metrics are "
+            "unadjusted."
         )
     if held := [y.label for y in ranking.yardsticks]:
         said += f" Yardsticks ({', '.join(held)}) have no rank, stand outside of any family, and their p is unadjusted."
@@ -662,10 +813,18 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     yield Panel("methods", "How it was measured", blocks, "Methods")
     is_declared = ranking.declared.startswith("declared")
     declared = "declared as the primary metric before the run" if is_declared else ranking.declared
+    trained = "Training-seed variance is not covered"
+    if ranking.groups:
+        trained = f"Training-seed variance is covered for {listed([name(g.name) for g in ranking.groups])} alone"
     limits = [
-        "Training-seed variance is not covered: the intervals say how much the scores would move with other items, not "
+        f"{trained}: the intervals say how much the scores would move with other items, not "
         "with another training run of the same recipe.",
         f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
+        "Items count as independent: no column dialogue and no conversation says which belong together."
+        if independent
+        else "Items of one dialogue depend on each other, and are resampled together.",
+        "Where a few items hold most of a difference (spreads unlike, tails heavy), one that is none is found more "
+        "often than once in twenty: in 8 % of simulations with 40 such items, in 7 % with 100.",
         f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
         "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
         "The metrics compare with a reference, count words, or measure likelihood. "
@@ -673,7 +832,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     ]
     if several:
         limits.append(
-            f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} exchanges. The "
+            f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} resamples. The "
             f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
             f"in 80 % of cases at α = {ALPHA:g}."
         )
@@ -689,6 +848,8 @@ PANELS = (  # a line each
     people_panel,
     trust_panel,
     pairs_panel,
+    slices_panel,
+    seeds_panel,
     examples_panel,
     training_panel,
     runs_panel,
@@ -699,23 +860,32 @@ PANELS = (  # a line each
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
+    targets = recipe.get("targets")
+    kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
+    more = "".join(
+        f", {name} {recipe[key]:g}"
+        for key, name, usual in (("lora_plus", "LoRA+", 1.0), ("neftune", "NEFTune", 0.0))
+        if recipe.get(key, usual) != usual
+    )
+    more += ", every reply of a conversation" if recipe.get("supervise") == "all" else ""
     preferences = ""
     if gain:
-        margin, low, high = (number(gain[key], sign=True) for key in ("margin", "low", "high"))
+        margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
         ends = f"{margin} nats (95 % {low} to {high})"
-        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain['pairs']} held-out pairs"
+        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
     shown = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
-        "Adapter": f"{recipe.get('tuner')}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
-        f"dropout {recipe.get('dropout')}, on {', '.join(recipe.get('targets') or [])}",
+        "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
+        f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
         "Precision": f"weights {training.precision.get('quantisation')}, {training.precision.get('reason')}",
         "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
-        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}",
+        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
         "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "
         f"{training.seconds / 60:,.1f} min on {training.device}",
         "Loss": f"{training.loss_at_start:.3f} → {training.loss_at_end:.3f} "
         "(means of the first and last tenth of the steps)",
         "Preferences": preferences,
+        "Validation": training.validation.said(training.loss) if training.validation else "",
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
     }
     return [(label, text) for label, text in shown.items() if text]

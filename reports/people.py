@@ -161,6 +161,7 @@ def with_ratings(run: Run, primary: str = "") -> Run:
         tuple(run.examples[i] for i in kept), {c: tuple(of[i] for i in kept) for c, of in run.replies.items()},
         {c: {m: table[kept] for m, table in of.items()} for c, of in tables.items()},
         {y: {m: table[kept] for m, table in of.items()} for y, of in run.yardsticks.items()},
+        {c: {m: table[kept] for m, table in of.items()} for c, of in run.drawn.items()},
     )  # fmt: skip
 
 

@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from bnbench.errors import RunError, UsageError
 from bnbench.metrics.audit.findings import RECORD, read_audits
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
+from bnbench.metrics.significance import (
+    Interval,
+    block_sums,
+    bootstrap,
+    holm,
+    over_seeds,
+    paired_tests,
+    pseudo_values,
+    rank_ranges,
+    resampled_sums,
+    seed_variance,
+)
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -32,12 +44,21 @@ LEVEL = 0.95
 ALPHA = 0.05
 _OPEN = Interval(-math.inf, math.inf)
 
+IntArray = npt.NDArray[np.int64]
 Pairs = dict[tuple[int, int], "Comparison"]
+
+
+class Resampling(TypedDict):
+    """How items are resampled; `clusters` names the dialogue of each, None where items count as independent."""
+
+    resamples: int
+    seed: int
+    clusters: Sequence[Hashable] | None
 
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric over all items, with its 95 % bootstrap interval."""
+    """One value of one metric over all items, with its 95 % interval (bootstrap-t, Wilson's where it is a share)."""
 
     metric: str
     name: str
@@ -48,7 +69,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`candidate` minus `other`, in pairs over the same items: 95 % bootstrap interval, approximate-randomisation p.
+    """`candidate` minus `other`, in pairs over the same items: 95 % interval and p, from the same resamples.
 
     `p_holm` is set on the primary metric. `better` is None where the items cannot tell: the interval holds 0, or p
     (p_holm where it is set) is not under 0.05. `smallest_detectable` is the true difference that so many items would
@@ -73,6 +94,8 @@ class Standing:
     """One candidate's range of ranks, its scores and its differences to `compared_with`, each the primary value first.
 
     That is an adapter's own base (`is_own_base`), else the first base, or the first candidate where there is no base.
+    `first_share` is the share of resamples (of items, and of a group's seeds) in which nobody scored better, where
+    there are more than two candidates.
     """
 
     candidate: str
@@ -84,6 +107,7 @@ class Standing:
     scores: tuple[Score, ...]
     versus_base: tuple[Comparison, ...]
     hit_limit_share: float | None
+    first_share: float | None = None
 
     def score(self, metric: str, name: str) -> Score | None:
         """One value of one metric; None where the candidate lacks it."""
@@ -118,10 +142,18 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Scored:
-    """Replies of one origin by name, and their statistics by metric, a row an item."""
+    """Replies of one origin by name, and their statistics by metric, a row an item.
+
+    Of a group `tables` is the mean of `seeds`, the tables of each training seed.
+    """
 
     name: str
     tables: Mapping[str, FloatArray]
+    seeds: tuple[Mapping[str, FloatArray], ...] = field(default=(), kw_only=True)
+
+    def drawn(self, metric: str) -> FloatArray:
+        """The table of one metric, n x k, or m x n x k of m training seeds."""
+        return np.stack([own[metric] for own in self.seeds]) if self.seeds else self.tables[metric]
 
 
 @dataclass(frozen=True)
@@ -134,12 +166,26 @@ class Entry(Scored):
 
 
 @dataclass(frozen=True)
+class Group:
+    """Candidates that differ in their training seed alone and rank as one: the seed and primary value of each.
+
+    `share` is the part of the variance of the group's value that the seeds have, 0-1; the rest is the items'.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    seeds: tuple[int | None, ...]
+    values: tuple[float, ...]
+    share: float
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Everything that a report says: `standings`, the best first, and what they were computed from.
 
     `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
     `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_yardsticks`).
-    `declared` says when the primary metric was.
+    `declared` says when the primary metric was. The `n` items are of so many `dialogues` (n: each of its own).
     """
 
     primary: str
@@ -147,11 +193,13 @@ class Ranking:
     higher_is_better: bool
     base: str
     n: int
+    dialogues: int
     seed: int
     resamples: int
     level: float
     standings: tuple[Standing, ...]
     pairs: tuple[Comparison, ...]
+    groups: tuple[Group, ...]
     yardsticks: tuple[Yardstick, ...]
     telling: Mapping[str, Score]
     values: Mapping[str, tuple[str, ...]]
@@ -165,6 +213,7 @@ class Ranking:
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
     declared: str = field(repr=False)
+    how: Resampling = field(repr=False, compare=False)
 
     def unpassed(self, candidate: str, metric: str, name: str = "") -> list[Comparison]:
         """The candidate less each yardstick that is a floor of the metric and that it is not certainly better than.
@@ -182,12 +231,18 @@ class Ranking:
 
 
 def rank(
-    runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None, primary: str | None = None
+    runs: Sequence[Run],
+    *,
+    resamples: int = RESAMPLES,
+    audits: Path | None = None,
+    primary: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Ranking:
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
-    other raters.
+    other raters. `groups` name candidates that differ in their training seed alone, and rank as one; without, those
+    that the runs declared, else those whose trainings say so.
 
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
@@ -196,31 +251,28 @@ def rank(
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
-    entries = collect(runs)
-    primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
+    declared_groups = {name: of for run in runs for name, of in (run.record.groups or {}).items()}
+    entries, grouped = group(collect(runs), groups or declared_groups)
+    primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
+    named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
+    dialogues = len(set(named))
+    how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
     lacking = [e.name for e in entries if primary not in e.tables]
     if lacking:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary, len(runs) > 1)
     ranks_by = metrics[primary]
-    # Every pair on the primary value, with Holm's correction over the family.
-    pairs: Pairs = {}
-    for i, entry in enumerate(entries[:-1]):
-        made = _compare(entry, [(other, ranks_by) for other in entries[i + 1 :]], resamples, seed)
-        pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
-    adjusted = holm([c.p for c in pairs.values()])
-    pairs = {pair: _judged(c, p, ranks_by) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
+    pairs = _pairs(entries, ranks_by, how)
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
-    standings = _standings(entries, baseline, list(metrics.values()), pairs, resamples, seed)
+    standings = _standings(entries, baseline, list(metrics.values()), pairs, how)
     turn = -1.0 if ranks_by.higher_is_better else 1.0
+    if len(entries) > 2:
+        shares = _firsts(entries, ranks_by, how)
+        standings = [replace(s, first_share=share) for s, share in zip(standings, shares, strict=True)]
     standings.sort(key=lambda s: turn * s.scores[0].value)
-    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), resamples, seed)
-    combined = None
-    if weights := next((described[name].weights for name in metrics if described[name].weights), None):
-        parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
-        whole = {who: {n: x for n, x in of.items() if x is not None} for who, of in parts.items()}
-        combined = combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
+    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), how)
+    weights = next((described[name].weights for name in metrics if described[name].weights), None)
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {name: described[name].signature for name in metrics}
     notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
@@ -230,11 +282,13 @@ def rank(
     declared = "declared before the run" if primary == before else f"chosen after the run, which declared {before}"
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
-        base=baseline.name, n=len(runs[0].examples), seed=seed, resamples=resamples, level=LEVEL,
-        standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks, telling=telling, values=values,
+        base=baseline.name, n=n, dialogues=dialogues, seed=seed, resamples=resamples, level=LEVEL,
+        standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks,
+        telling=telling, groups=_seeds(grouped, ranks_by, how) if grouped else (), values=values,
         signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
-        combined=combined, trust=trust(signatures, values, on_record), metrics=metrics, entries=tuple(entries),
-        runs=tuple(runs), declared=declared,
+        combined=_combined(standings, metrics, weights, seed) if weights else None, metrics=metrics,
+        trust=trust(signatures, values, on_record), entries=tuple(entries), runs=tuple(runs), declared=declared,
+        how=how,
     )  # fmt: skip
 
 
@@ -283,6 +337,105 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
             base = name if record.kind == "base" else base
         known |= names
     return list(entries.values())
+
+
+def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
+    """Every pair on the primary value, with Holm's correction over the family."""
+    pairs: Pairs = {}
+    for i, entry in enumerate(entries[:-1]):
+        made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], how)
+        pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
+    adjusted = holm([c.p for c in pairs.values()])
+    return {pair: _judged(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
+
+
+def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[float]:
+    """How often each is first on the primary value where the items, and a group's seed, are drawn again; ties share."""
+    values, chance = [], np.random.default_rng([how["seed"], 3])
+    for e in entries:
+        seeds = e.drawn(metric.name) if e.seeds else e.drawn(metric.name)[None]
+        drawn = np.stack([metric.formula(resampled_sums(own, **how))[:, 0] for own in seeds])  # seeds x resamples
+        values.append(drawn[chance.integers(0, len(drawn), drawn.shape[1]), np.arange(drawn.shape[1])])
+    scores = np.stack(values) * (1 if metric.higher_is_better else -1)
+    first = (scores >= scores.max(axis=0) - 1e-9).astype(float)
+    shares: list[float] = (first / first.sum(axis=0)).mean(axis=1).tolist()
+    return shares
+
+
+def _combined(
+    standings: Sequence[Standing], metrics: Mapping[str, Metric], weights: Mapping[str, float], seed: int
+) -> Combined:
+    """The combined score of those that have every part."""
+    parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
+    whole = {who: {n: x for n, x in of.items() if x is not None} for who, of in parts.items()}
+    return combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
+
+
+def group(
+    entries: Sequence[Entry], declared: Mapping[str, Sequence[str]]
+) -> tuple[list[Entry], dict[str, list[Entry]]]:
+    """The entries with one for each group in the place of its members, and the members by the group's name.
+
+    Where none is declared, adapters of one base whose recipes and rows are the same but for the seed are a group.
+    """
+    known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
+    if declared:
+        check_groups(declared, known)
+    for name, members in declared.items():
+        found[name] = [known[member] for member in members]
+    alike = dict[str, list[Entry]]()
+    for e in entries if not declared else ():
+        if training := e.record.training:
+            recipe = {k: v for k, v in training.recipe.items() if k not in ("seed", "name", "description")}
+            same = [recipe, training.rows, training.steps, e.own_base, e.record.base, e.record.base_revision]
+            alike.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(e)
+    for those in alike.values():
+        recipes = [e.record.training.recipe for e in those if e.record.training]
+        if len({recipe.get("seed") for recipe in recipes}) == len(those) > 1:
+            name = str(recipes[0].get("name"))
+            found[name if name not in {*known, *found} else f"{name} ({', '.join(e.name for e in those)})"] = those
+    made = list[Entry]()
+    for e in entries:
+        of = next((name for name, members in found.items() if e in members), "")
+        if not of:
+            made.append(e)
+        elif e is found[of][0]:
+            shared = set.intersection(*(set(one.tables) for one in found[of]))
+            seeds = tuple({m: one.tables[m] for m in e.tables if m in shared} for one in found[of])
+            tables = {m: np.mean([own[m] for own in seeds], axis=0) for m in seeds[0]}
+            made.append(replace(e, name=of, tables=tables, seeds=seeds))
+    return made, found
+
+
+def check_groups(declared: Mapping[str, Sequence[str]], names: Collection[str]) -> None:
+    """UsageError for a group of unknown candidates, of one alone, or that shares a member or its name with another."""
+    members = [member for of in declared.values() for member in of]
+    for name, of in declared.items():
+        why = ""
+        if unknown := [member for member in of if member not in names]:
+            why = f"there is no candidate {unknown[0]!r}; there are {', '.join(names)}"
+        elif len(of) < 2:
+            why = "name two candidates or more, which differ in their training seed alone"
+        elif twice := [member for member in of if members.count(member) > 1]:
+            why = f"{twice[0]} is named twice"
+        elif name in names:
+            why = f"there is a candidate {name}; give the group another name"
+        if why:
+            raise UsageError(f"--group {name}={','.join(of)}: {why}")
+
+
+def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampling) -> tuple[Group, ...]:
+    """What each seed of each group scores, and how much of the variance of the group's score is theirs."""
+    made = []
+    for name, members in grouped.items():
+        table = np.stack([e.tables[metric.name] for e in members])
+        blocks = block_sums(over_seeds(table), how["clusters"])
+        values, items = metric.formula(table.sum(axis=1))[:, 0].tolist(), pseudo_values(blocks, metric.formula)
+        of_seeds, of_items = seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
+        seeds = tuple(e.record.training.recipe.get("seed") if e.record.training else None for e in members)
+        share = float(ratio(of_seeds, of_seeds + of_items))
+        made.append(Group(name, tuple(e.name for e in members), seeds, tuple(values), share))
+    return tuple(made)
 
 
 def _same_weights(runs: Sequence[Run]) -> bool:
@@ -352,7 +505,7 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool)
 
 
 def _standings(
-    entries: Sequence[Entry], baseline: Entry, metrics: Sequence[Metric], pairs: Pairs, resamples: int, seed: int
+    entries: Sequence[Entry], baseline: Entry, metrics: Sequence[Metric], pairs: Pairs, how: Resampling
 ) -> list[Standing]:
     """Each candidate's place, scores, and differences to its own base or else to the baseline."""
     ranks_by, standings = metrics[0], []
@@ -364,11 +517,11 @@ def _standings(
         versus = []
         if base := own or (baseline if baseline is not entry else None):
             shared = [(base, m) for m in metrics if m.name in entry.tables and m.name in base.tables]
-            versus = [c for made in _compare(entry, shared, resamples, seed) for c in made]
+            versus = [c for made in _compare(entry, shared, how) for c in made]
             both = {entry.name, base.name}
             adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == both)
             versus[0] = _judged(versus[0], adjusted, ranks_by)
-        scores, other = tuple(_scores(entry, metrics, resamples, seed)), base.name if base else None
+        scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
         limit = entry.record.hit_limit_share
         standings.append(
             Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
@@ -377,7 +530,7 @@ def _standings(
 
 
 def _yardsticks(
-    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], resamples: int, seed: int
+    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], how: Resampling
 ) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:
     """The yardsticks of the first run that has each, and how well each metric tells replies apart by them."""
     found, tables = dict[str, YardstickRecord](), dict[str, dict[str, FloatArray]]()
@@ -396,11 +549,11 @@ def _yardsticks(
     less: list[dict[tuple[str, str], Comparison]] = []
     for one in everybody:
         shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
-        made = _compare(one, [(scored[of], m) for of, m in shared], resamples, seed) if shared else ()
+        made = _compare(one, [(scored[of], m) for of, m in shared], how) if shared else ()
         less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})
     main, yardsticks = {(m.name, m.values[0]) for m in metrics}, []
     for name, own in scored.items():
-        scores = {s.metric: s for s in _scores(own, metrics, resamples, seed) if (s.metric, s.name) in main}
+        scores = {s.metric: s for s in _scores(own, metrics, how) if (s.metric, s.name) in main}
         versus = [{m: c for (of, m), c in each.items() if of == name} for each in less]
         floor_of = tuple(m for ideal in versus[len(entries) :] for m, c in ideal.items() if c.better)
         of_candidates = dict(zip((e.name for e in entries), versus, strict=False))
@@ -418,45 +571,73 @@ def _yardsticks(
         gaps = (belongs - others) * (1 if m.higher_is_better else -1)
         won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))])
-        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)
-        low, high = (ends.low, ends.high) if len(won) > 1 else (math.nan, math.nan)
-        telling[m.name] = Score(m.name, m.values[0], float(won.mean()), low, high)
+        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
+        telling[m.name] = Score(m.name, m.values[0], float(won.mean()), ends.low, ends.high)
     return tuple(yardsticks), telling
 
 
-def _scores(entry: Scored, metrics: Sequence[Metric], resamples: int, seed: int) -> Iterator[Score]:
+def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling) -> Iterator[Score]:
     """All values of all metrics that the entry has, from one drawing of resamples."""
     mine = [m for m in metrics if m.name in entry.tables]
-    tables = [entry.tables[m.name] for m in mine]
-    edges = np.cumsum([table.shape[1] for table in tables])[:-1]
+    tables = [entry.drawn(m.name) for m in mine]
+    edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
 
     def formula(sums: FloatArray) -> FloatArray:
         parts = zip(mine, np.split(sums, edges, axis=-1), strict=True)
         return np.concatenate([m.formula(part) for m, part in parts], axis=-1)
 
-    table = np.hstack(tables)
+    table = np.concatenate(tables, axis=-1)
     names = [(m.name, value) for m in mine for value in m.values]
-    intervals = bootstrap(table, formula, resamples=resamples, seed=seed, level=LEVEL)
-    for name, value, i in zip(names, formula(table.sum(axis=0)), intervals, strict=True):
-        # The resamples of one item are all alike, which is no certainty.
-        yield Score(*name, float(value), *((i.low, i.high) if len(table) > 1 else (math.nan, math.nan)))
+    shares = [place for place, (m, value) in enumerate((m, v) for m in mine for v in m.values) if value in m.shares]
+    intervals = bootstrap(table, formula, level=LEVEL, shares=shares, **how)
+    for name, value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
+        yield Score(*name, float(value), i.low, i.high)
 
 
-def _compare(
-    a: Scored, against: Sequence[tuple[Scored, Metric]], resamples: int, seed: int
-) -> Iterator[list[Comparison]]:
+def _compare(a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resampling) -> Iterator[list[Comparison]]:
     """Every value of each metric, compared with the entry beside it."""
-    tests = [(a.tables[m.name], b.tables[m.name], m.formula) for b, m in against]
-    found = paired_tests(tests, resamples=resamples, seed=seed, level=LEVEL)
+    tests = [(a.drawn(m.name), b.drawn(m.name), m.formula) for b, m in against]
+    found = paired_tests(tests, level=LEVEL, **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values, results, strict=True):
-            # From one item follow neither intervals nor p-values.
-            told = r.interval.low, r.interval.high, r.p_value, r.smallest_detectable
-            low, high, p, least = told if len(a.tables[metric.name]) > 1 else (math.nan,) * 4
-            c = Comparison(a.name, b.name, metric.name, name, r.difference, low, high, p, None, least, None)
+            told = r.difference, r.interval.low, r.interval.high, r.p_value, None, r.smallest_detectable
+            c = Comparison(a.name, b.name, metric.name, name, *told, None)
             made.append(_judged(c, None, metric))
         yield made
+
+
+def compare(
+    ranking: Ranking, candidate: str, other: str, metric: str, name: str, items: IntArray | None = None
+) -> Comparison | None:
+    """Two candidates on any value, of some items or all, p unadjusted; None where one of them lacks the metric."""
+    entries, of = {e.name: e for e in ranking.entries}, ranking.metrics[metric]
+    a, b = entries[candidate], entries[other]
+    if metric not in a.tables or metric not in b.tables:
+        return None
+    tables, how = (a.drawn(metric), b.drawn(metric)), ranking.how
+    if items is not None:
+        named = ranking.how["clusters"]
+        how = {**how, "clusters": None if named is None else [named[i] for i in items]}
+        tables = tables[0][..., items, :], tables[1][..., items, :]
+    x, y = (
+        Scored(one, {metric: over_seeds(t)}, seeds=tuple({metric: s} for s in t) if t.ndim == 3 else ())
+        for one, t in zip((candidate, other), tables, strict=True)
+    )
+    return next(c for made in _compare(x, [(y, of)], how) for c in made if c.name == name)
+
+
+def alike(ranking: Ranking) -> list[tuple[str, ...]]:
+    """Runs of neighbours in the ranking of whom no two can be told apart, the longest each; they may overlap."""
+    apart = {frozenset((c.candidate, c.other)) for c in ranking.pairs if c.better is not None}
+    names, found = [s.candidate for s in ranking.standings], list[tuple[str, ...]]()
+    for start in range(len(names)):
+        end = start + 1
+        while end < len(names) and not any(frozenset((names[end], one)) in apart for one in names[start:end]):
+            end += 1
+        if not found or names[end - 1] not in found[-1]:
+            found.append(tuple(names[start:end]))
+    return found
 
 
 def _judged(comparison: Comparison, p_holm: float | None, metric: Metric) -> Comparison:

@@ -1,6 +1,7 @@
 """The three pens (the terminal's text, Markdown, the page), the ranking for machines, and the report's files.
 
-The page is whole by itself: no network, no fonts, no scripts but our own. Whatever comes from outside is text there.
+The page is whole by itself: its font, its data and our own script lie inside, and it asks for nothing. Whatever comes
+from outside is text there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,12 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
-from bnbench.records import Run, read_run, write_text
+from bnbench.data.files import inert
+from bnbench.errors import UsageError
+from bnbench.plot import forest_svg, png_of
+from bnbench.progress import storable
+from bnbench.records import Run, alone, packed, read_run, write_text
+from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
     Cell,
@@ -30,6 +36,7 @@ from bnbench.reports.panels import (
     Facts,
     Name,
     Pen,
+    Replies,
     Sentences,
     Table,
     metrics_table,
@@ -39,7 +46,7 @@ from bnbench.reports.panels import (
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.trust import FLAG
-from bnbench.reports.values import legend, name, shown_values, storable
+from bnbench.reports.values import legend, name, shown_values, value_of
 from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:
@@ -60,12 +67,13 @@ class Report:
 
     ranking: Ranking
     html: Path | None = None
+    say: Catalogue | None = None
 
     def __str__(self) -> str:
-        return storable(terminal(self.ranking))
+        return storable(terminal(self.ranking, self.say))
 
     def _repr_html_(self) -> str:
-        return report_html(self.ranking, is_fragment=True)
+        return report_html(self.ranking, self.say, is_fragment=True)
 
 
 def write_report(
@@ -75,22 +83,44 @@ def write_report(
     resamples: int = RESAMPLES,
     audits: Path | None = None,
     primary: str | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    lang: str = "en",
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
-    of the declared metric. Raises as `rank` does.
+    of the declared metric, `groups` are those of `rank`; `lang` is what people read it in, en or bn. Raises as `rank`
+    and `language` do.
     """
-    ranking = rank(runs, resamples=resamples, audits=audits, primary=primary)
-    files = {
-        "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
-        "ranking.csv": ranking_csv(ranking),
-        "report.md": report_md(ranking),
-        "report.html": report_html(ranking),
-    }
-    for file, text in files.items():
-        write_text(folder / file, storable(text))
-    return Report(ranking, folder / "report.html")
+    say = None if lang == "en" else language(lang)
+    with alone(folder):
+        ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
+        files = {
+            "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
+            "ranking.csv": ranking_csv(ranking),
+            "report.md": report_md(ranking, say),
+            "report.html": report_html(ranking, say),
+        }
+        for file, text in files.items():
+            write_text(folder / file, storable(text))
+    return Report(ranking, folder / "report.html", say)
+
+
+def write_forest(ranking: Ranking, path: Path) -> None:
+    """Writes the ranking on the primary value as a forest plot, .svg or .png; UsageError for another ending."""
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
+    value, rows = value_of(ranking), []
+    for s in ranking.standings:
+        score = s.scores[0]
+        text = f"{value.number(score.value)} {value.interval(score)}"
+        rows.append((name(s.candidate, 40), (score.low, score.value, score.high), text))
+    base = next((s.scores[0].value for s in ranking.standings if s.candidate == ranking.base), None)
+    way = "higher" if value.higher_is_better else "lower"
+    svg = forest_svg(
+        rows, f"{value.label} ({way} is better), 95 % intervals, n = {ranking.n}", base if rows[1:] else None
+    )
+    write_text(path, png_of(svg) if path.suffix == ".png" else svg + "\n")
 
 
 def ranking_csv(ranking: Ranking) -> str:
@@ -109,7 +139,8 @@ def ranking_csv(ranking: Ranking) -> str:
                 s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
                 score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
             )  # fmt: skip
-            writer.writerow("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
+            plain = ("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
+            writer.writerow(inert(x) if isinstance(x, str) else x for x in plain)
     return file.getvalue()
 
 
@@ -137,23 +168,24 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-def terminal(ranking: Ranking) -> str:
+def terminal(ranking: Ranking, say: Catalogue | None = None) -> str:
     """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
-    for panel, blocks in panels(ranking, Pen.TEXT):
-        drawn = list(filter(None, map(_text, blocks)))
+    drawn = spoken(panels(ranking, Pen.TEXT), say) if say else panels(ranking, Pen.TEXT)
+    for panel, blocks in drawn:
+        shown = list(filter(None, (_text(block, say("Note:") if say else "Note:") for block in blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
-        text = "\n".join([wrapped([panel.title]), *drawn]) if panel.level == 1 else "\n\n".join(drawn)
+        text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
         is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
         (notes if is_note else texts).append(text)
     return "\n\n".join(filter(None, [*texts, *notes]))
 
 
-def _text(block: Block) -> str:
+def _text(block: Block, note: str = "Note:") -> str:
     match block:
         case Sentences(texts, kind):
-            before = "Note: " if kind == "note" else ""
+            before = f"{note} " if kind == "note" else ""
             return wrapped([f"{before}{text}" for text in texts], {"note": "      ", "list": "  "}.get(kind, ""))
         case Table():
             columns, rows = visible(block, Pen.TEXT)
@@ -188,11 +220,12 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
     return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
 
 
-def report_md(ranking: Ranking) -> str:
+def report_md(ranking: Ranking, say: Catalogue | None = None) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    for panel, blocks in panels(ranking, Pen.MARKDOWN):
-        texts = [text for block in blocks for text in _markdown(block)]
+    drawn = spoken(panels(ranking, Pen.MARKDOWN), say) if say else panels(ranking, Pen.MARKDOWN)
+    for panel, blocks in drawn:
+        texts = [text for block in blocks for text in _markdown(block, say("Note:") if say else "Note:")]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
             found.append(f"{'#' * panel.level} {escaped(panel.title)}")
@@ -217,10 +250,10 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     return said.headline, "\n\n".join(text for block in blocks for text in _markdown(block))
 
 
-def _markdown(block: Block) -> Iterator[str]:
+def _markdown(block: Block, note: str = "Note:") -> Iterator[str]:
     match block:
         case Sentences(texts, kind):
-            before = {"list": "* ", "note": "> **Note:** "}.get(kind, "")
+            before = {"list": "* ", "note": f"> **{note}** "}.get(kind, "")
             lines = [f"{before}{escaped(text)}" for text in texts]
             yield from ["\n".join(lines)] if kind == "list" and lines else lines
         case Table():
@@ -245,14 +278,32 @@ def escaped(text: str) -> str:
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
+def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in panels(ranking, Pen.HTML) if blocks]
+    told = spoken(panels(ranking, Pen.HTML), say) if say else panels(ranking, Pen.HTML)
+    drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
+    listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
+    data = ""
+    if listed and not is_fragment:
+        # What the script lists, beside the files of the runs: of each candidate its run and what it is called there, of
+        # each item its id, gain, and each reply's score and flags in this order.
+        names = [who for who, *_ in listed.items[0].replies]
+        of = {entry.name: entry.replies for entry in ranking.entries}
+        found = {id(r): (at, c) for at, run in enumerate(ranking.runs) for c, r in run.replies.items()}
+        items = [
+            [x.message["id"], x.gain, x.shown_gain, [s for _, _, s, _ in x.replies], [f for *_, f in x.replies]]
+            for x in listed.items
+        ]
+        places = [[name(who), *found[id(of[who])]] for who in names]
+        data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
         "report",
         is_fragment=is_fragment,
-        said=verdict(ranking),
+        data=data,
+        said=spoken_verdict(verdict(ranking), say) if say else verdict(ranking),
         facts=headline_facts(ranking),
+        say=say or str,
+        lang=say.code if say else "en",
         runs=[run.record.name for run in ranking.runs],
         panels=drawn,
         visible=lambda table: visible(table, Pen.HTML),
@@ -263,6 +314,9 @@ def report_html(ranking: Ranking, *, is_fragment: bool = False) -> str:
 def page(template: str, **parts: Any) -> str:
     """A page from a template with the style and the script of its name; text in `parts` stays text, whatever it is."""
     style, script = ((_TEMPLATES / f"{template}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    for font in set(re.findall(r"url\((\S+\.woff2)\)", style)):
+        inside = base64.b64encode((_TEMPLATES / font).read_bytes()).decode()
+        style = style.replace(font, f"data:font/woff2;base64,{inside}")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made = templates().get_template(f"{template}.html.j2")
     return storable(made.render(**parts, style=Markup(style), script=Markup(script), script_hash=digest))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import regex
 
 from bnbench.reports.ranking import Comparison, Ranking, Score
 from bnbench.reports.trust import FLAG, NOT_INFORMATIVE
@@ -42,6 +43,12 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def items_of(ranking: Ranking) -> str:
+    """`40 items`, `40 items in 12 dialogues`."""
+    within = "" if ranking.dialogues == ranking.n else f" in {counted(ranking.dialogues, 'dialogue')}"
+    return counted(ranking.n, "item") + within
+
+
 def places(best: int, worst: int) -> str:
     """A range of ranks: `1` or `1–3`."""
     return str(best) if best == worst else f"{best}–{worst}"
@@ -51,17 +58,13 @@ def name(text: str, limit: int = 60) -> str:
     """A name on one line: controls spelt out, right-to-left letters isolated, its middle left out beyond `limit`."""
     hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT}
     visible = "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in text)
-    if len(visible) > limit:
+    letters = regex.findall(r"\X", visible)
+    if len(letters) > limit:
         head = limit * 2 // 3
-        visible = f"{visible[:head]}…{visible[head + 1 - limit :]}"
+        visible = f"{''.join(letters[:head])}…{''.join(letters[head + 1 - limit :])}"
     if any(unicodedata.bidirectional(c) in ("R", "AL") for c in visible):
         return f"\N{FIRST STRONG ISOLATE}{visible}\N{POP DIRECTIONAL ISOLATE}"
     return visible
-
-
-def storable(text: str) -> str:
-    """Text that any UTF-8 file and any HTML parser takes: lone surrogates and control characters become U+FFFD."""
-    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,17 @@ def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
 
 
 def shown_values(ranking: Ranking) -> list[Value]:
-    """The values that tables show, the primary first: each metric's main one, and others that are not all 0."""
+    """The values that tables show, the primary first: the one that ranks, and all others that are not 0 for all."""
     shown = []
     for metric, names in ranking.values.items():
         for name in names:
             scores = [score for s in ranking.standings if (score := s.score(metric, name))]
-            ends = [end for score in scores for end in (score.low, score.value, score.high)]
-            says_nothing = name in ranking.metrics[metric].details or all(x == 0 or math.isnan(x) for x in ends)
-            if name == names[0] or not says_nothing:
+            known = [x for score in scores for x in (score.low, score.value, score.high) if not math.isnan(x)]
+            is_further = name != names[0] and (not known or name in ranking.metrics[metric].details)
+            # A share with no hit has an interval that is not 0.
+            is_zero = bool(known) and all(score.value == 0 for score in scores)
+            is_zero = is_zero and (metric, name) != (ranking.primary, names[0])
+            if not is_zero and not is_further:
                 shown.append(value_of(ranking, metric, name))
     return shown
 

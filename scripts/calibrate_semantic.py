@@ -21,10 +21,11 @@ import numpy as np
 
 from bnbench.metrics.audit.agreement import auc, group_numbers, kendall
 from bnbench.metrics.core import FloatArray, Texts
-from bnbench.metrics.empathy import MECHANISMS
+from bnbench.metrics.empathy import MECHANISMS, in_bengali
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.empathy.semantic import FEATURES, Reader, calibrate, load_anchors
-from bnbench.metrics.labelled import LabelledSet, labelled_set, read_labelled
+from bnbench.metrics.empathy.semantic import FEATURES, Reader, Seen, calibrate, load_anchors
+from bnbench.metrics.labelled import LabelledSet, calibration_set, read_labelled
+from bnbench.metrics.relevance import fitting
 
 FOLDS = 10
 
@@ -32,13 +33,15 @@ FOLDS = 10
 def cross_validated(reader: Reader, data: LabelledSet) -> FloatArray:
     """Scores (n, 3), 0-100, of n replies, each from coefficients that have seen neither its message nor it."""
     fold = group_numbers(data.ids) % FOLDS
-    features, own = reader.features(Texts.of(data.replies, messages=data.messages))
+    texts = in_bengali(Texts.of(data.replies, messages=data.messages))
+    seen, fits = reader.seen(texts), fitting(texts)
     scores = np.zeros((len(data), len(MECHANISMS)))
     for left_out in range(FOLDS):
         rows = tuple(row for row, number in zip(data.rows, fold, strict=True) if number != left_out)
         found = calibrate(reader, LabelledSet(rows, data.source, data.sha256))
         chosen = fold == left_out
-        scores[chosen] = 50 * found.levels(features[chosen]) * own[chosen, None]
+        part = Seen(*(each[chosen] for each in seen))
+        scores[chosen] = 50 * found.levels(part) * (part.left * fits[chosen])[:, None]
     return scores
 
 
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a labelled file with a development half; default: the shipped set")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     given = parser.parse_args()
-    data = labelled_set("development") if given.data is None else read_labelled(given.data, "development")
+    data = calibration_set() if given.data is None else read_labelled(given.data, "development")
     reader = Reader(words_only(load_encoder(given.encoder)), load_anchors())
 
     print(f"{data.source}: {len(data)} replies, {reader.encoder.id}, {reader.anchors.id}, cross-validated by message")

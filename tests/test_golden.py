@@ -13,10 +13,13 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.reports.test_language import left_in_english
 
 GOLDEN = Path(__file__).parent / "golden" / "house"
 MODE = os.environ.get("BNBENCH_GOLDEN", "")
@@ -72,6 +75,15 @@ def finished(demo: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     if not (demo / "ranking.json").exists():
         (demo.parent / "printed.txt").write_text(run(capsys, "evaluate", "--out", demo, "-q"), encoding="utf-8")
     return demo
+
+
+def test_demo_in_bengali(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Frozen nowhere: that nothing of ours is left in English, with the training and cleaning of a real run."""
+    folder = tmp_path / "demo"
+    shutil.copytree(finished, folder)
+    printed = run(capsys, "report", folder, "--lang", "bn")
+    assert printed.startswith("demo-adapter তার ভিত্তি-মডেল demo-base-এর চেয়ে ভালো: +11.")
+    assert left_in_english((folder / "report.html").read_text(encoding="utf-8")) == set()
 
 
 def test_demo(finished: Path) -> None:

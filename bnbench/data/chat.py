@@ -8,8 +8,10 @@ prompt, completion   texts, or lists of messages as in TRL
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
@@ -24,6 +26,8 @@ from bnbench.errors import CorpusError
 _USER, _ASSISTANT, _SYSTEM = "user", "assistant", "system"
 _SPEAKERS = {"human": _USER, "gpt": _ASSISTANT, "chatgpt": _ASSISTANT, "model": _ASSISTANT, "bot": _ASSISTANT}
 _NAMES = {_USER: "ব্যবহারকারী", _ASSISTANT: "সহায়ক"}
+TURNS = "turns before the answer"
+"""The column that `plain_rows` adds: what user and assistant said in turns, as a list of texts."""
 Turn = tuple[str, str]  # who speaks, and what
 
 # What a model thought aloud: up to its end or, where the limit cut it, the reply's; a prompt may have opened it.
@@ -49,12 +53,14 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
 
     The last turn of the assistant is the answer, the user's turn before it the question, and what was said before that
     stands as text before the question, but no system text: a prompt has that of the model's own template. Both texts
-    are empty where nobody answers, so that cleaning drops and counts the row. `columns` is that of `load_corpus`.
+    are empty where nobody answers, so that cleaning drops and counts the row. `TURNS` has the turns one by one where
+    the user spoke first and an earlier turn was answered too. Rows whose conversations begin with the same exchange are
+    of one dialogue, unless a column names it. `columns` is that of `load_corpus`.
     Raises CorpusError for a turn that is none (its row).
     """
     rows = records.values()
     header = header_of(rows)
-    fields = ("question", "reference", "turns", "instruction", "input", "output", "history")
+    fields = ("question", "reference", "dialogue", "turns", "instruction", "input", "output", "history")
     given = {field: name for field, name in columns.items() if name in header}  # `match_columns` names the others
     at = {field: find_column(source, header, field, given.get(field)) or "" for field in fields}
     read = into = (at["question"], at["reference"])
@@ -77,7 +83,7 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
     if not kind:
         return records
     _log.info("%s: read as chat data (%s): the last answer of each row and what was said before it", source, kind)
-    made = {}
+    made, openings = dict[str, Row](), dict[str, str]()
     for where, row in records.items():
         if kind == at["turns"]:
             turns = _turns(where, row.get(kind), _USER)
@@ -91,7 +97,13 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
         else:
             asked_in, answered_in = (row.get(name) for name in into)
             turns = _turns(where, asked_in, _USER) + _turns(where, answered_in, _ASSISTANT)
-        made[where] = row | dict(zip(into, _last_exchange(turns), strict=True))
+        question, answer, before = _last_exchange(turns)
+        made[where] = row | {into[0]: question, into[1]: answer, TURNS: before}
+        openings[where] = "\n".join([said for who, said in turns if who in _NAMES][:2])
+    shared, named = Counter(openings.values()), at["dialogue"]
+    for where, opening in openings.items() if not named or named in read else ():
+        of = hashlib.sha256(opening.encode(errors="replace")).hexdigest()[:12] if shared[opening] > 1 else ""
+        made[where] = made[where] | {named or "dialogue": of}
     return made
 
 
@@ -117,8 +129,10 @@ def _joined(content: Any) -> Any:
     return "".join(as_text(part.get("text")) for part in content) if is_parts else content
 
 
-def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
-    """Question and answer, both empty where there is no exchange, or one in which tools spoke too."""
+def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str, list[str]]:
+    """Question and answer, both empty where there is no exchange, or one in which tools spoke too; and all said before
+    the answer, in turns, where the user spoke first and more than once, else [].
+    """
     spoken: list[Turn] = []
     for who, said in turns:
         if spoken and spoken[-1][0] == who:  # who speaks twice running goes on
@@ -128,9 +142,11 @@ def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str]:
     last = max((i for i, (who, _) in enumerate(spoken) if who == _ASSISTANT), default=0)
     *before, question, answer = spoken[: last + 1] if last else [("", "")] * 2
     if question[0] != _USER or any(who not in _NAMES for who, _ in before):
-        return "", ""
-    said_before = "\n".join(f"{_NAMES[who]}: {without_thoughts(said)}" for who, said in before)
-    return f"{said_before}\n\n{question[1]}".strip(), answer[1]
+        return "", "", []
+    spoken = [(who, without_thoughts(said)) for who, said in before]
+    said_before = "\n".join(f"{_NAMES[who]}: {said}" for who, said in spoken)
+    in_turns = [*(said for _, said in spoken), question[1]] if spoken and spoken[0][0] == _USER else []
+    return f"{said_before}\n\n{question[1]}".strip(), answer[1], in_turns
 
 
 def text_in(column: str, value: Any) -> Any:

@@ -19,13 +19,15 @@ import numpy as np
 import regex
 
 from bnbench.data import files
-from bnbench.data.chat import plain_rows, without_thoughts
+from bnbench.data.chat import TURNS, plain_rows, without_thoughts
 from bnbench.errors import CorpusError
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")
 FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
-"""The fields of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
+"""The texts of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
+READ = {**FIELDS, "dialogue": ""}
+"""What a column of a corpus may hold."""
 LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
 UNSPLIT = (
@@ -48,7 +50,7 @@ _TEMPLATE = regex.compile(
     r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
 )
 _STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # half of a non-breaking space
-_STRAY_END = regex.compile(r"\s*[>@]+\s*$|^\s*[>@]+(?=\s)")
+_STRAY = ">@"  # at the beginning or the end, from mails and mentions
 _DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")
 _SPACES = regex.compile(r"[ \t\u00a0]+")
 _HALF_A_CHARACTER = regex.compile(r"\p{Cs}")  # a lone surrogate, from JSON that was cut inside an emoji
@@ -58,13 +60,26 @@ TokenCounter = Callable[[Sequence["Example"]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content."""
+    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content.
+
+    Rows of one `dialogue` are not independent; empty where a row is by itself.
+    """
 
     id: str
     topic: str
     title: str
     question: str
     reference: str
+    dialogue: str = ""
+
+
+@dataclass(frozen=True)
+class Conversation(Example):
+    """One row of chat data with several exchanges: `turns` are what user and assistant said in turns before the
+    reference, the user first and last. `question` has the same as one text.
+    """
+
+    turns: tuple[str, ...] = ()
 
 
 def make_example(topic: str, title: str, question: str, reference: str) -> Example:
@@ -97,8 +112,11 @@ def repair(text: str) -> str:
             text = _MOJIBAKE_RUN.sub(decoded, text)
     # Other encodings, and what lost a byte that can be told. Never `fix_text`, which changes sound Bengali.
     text = ftfy.fix_encoding(text)
-    text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text))
-    text = _DOUBLED_SIGN.sub(r"\1", _STRAY_END.sub("", text))
+    text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text)).strip()
+    if (after := text.lstrip(_STRAY))[:1].isspace():
+        text = after
+    text = text.rstrip(_STRAY)  # the blanks before go below
+    text = _DOUBLED_SIGN.sub(r"\1", text)
     lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     return "\n".join(lines).strip()
 
@@ -230,7 +248,7 @@ def load_corpus(
 
     Args:
         source: a table or chat data (see `files.KINDS`, `chat`) in a file or on the hub (`owner/name[@revision]`).
-        columns: our name (topic, title, question, reference) → the file's, where they differ from `files.COLUMNS`.
+        columns: our name (of `READ`) → the file's, where they differ from `files.COLUMNS`.
         min_words: rows whose answer has fewer words are dropped.
         max_tokens: rows longer than this by `count_tokens`, after the chat template, are dropped whole, never cut.
 
@@ -240,14 +258,19 @@ def load_corpus(
     header = files.header_of(records.values())
     is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
     hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-    places = files.match_columns(source, header, columns or {}, FIELDS, ("question", "reference"), hint)
+    *places, dialogue = files.match_columns(source, header, columns or {}, READ, ("question", "reference"), hint)
     own_id = files.find_column(source, header, "id") or ""
     rows = []
     for where, record in records.items():
         texts = files.texts_of(where, record, places)
         repaired = tuple(map(repair, (*texts[:3], without_thoughts(texts[3]))))
         named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
-        rows.append(SourceRow(make_example(*repaired), *named, texts if texts != repaired else ()))
+        (within,) = files.texts_of(where, record, [dialogue])
+        example = replace(make_example(*repaired), dialogue=within)
+        turns = tuple(map(repair, record.get(TURNS) or ()))
+        if turns and all(turns):  # nobody is to learn to say nothing
+            example = Conversation(**vars(example), turns=turns)
+        rows.append(SourceRow(example, *named, texts if texts != repaired else ()))
 
     cleaned, steps, fell = _clean(rows, min_words)
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
@@ -285,8 +308,8 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
             step = corpus.fell.get(row.where) or corpus.fell.get(row.example.id)
             if step or row.raw:
                 what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
-                texts = astuple(row.example)[1:]
-                lines.writerow((*what, *(row.raw or texts), *(texts if row.raw else ())))
+                texts = tuple(getattr(row.example, name) for name in FIELDS)
+                lines.writerow(map(files.inert, (*what, *(row.raw or texts), *(texts if row.raw else ()))))
 
 
 def _clean(rows: Sequence[SourceRow], min_words: int) -> tuple[list[tuple[Example, str]], list[Step], dict[str, str]]:
@@ -349,8 +372,9 @@ def divide(
         drawn = {name: [] for name in SPLITS}
         test, validation = (size / sum(astuple(sizes)) for size in (sizes.test, sizes.validation))
         for example, _ in order:
-            # Drawn from the message alone: the same message with two answers stays on one side.
-            at = _draw(seed, "side", normalize(example.title), normalize(example.question))
+            # Drawn from the message alone: the same message with two answers stays on one side, and so does a dialogue.
+            message = (normalize(example.title), normalize(example.question))
+            at = _draw(seed, "side", *((example.dialogue,) if example.dialogue else message))
             drawn["test" if at < test else "validation" if at < test + validation else "train"].append(example)
         surplus = {e.id: "surplus" for side, part in drawn.items() for e in part[getattr(sizes, side) :]}
         steps = [*steps, *([Step("surplus", "more than --split-sizes takes", dropped=len(surplus))] if surplus else [])]

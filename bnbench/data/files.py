@@ -42,6 +42,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("generated", "generated text", "output", "answer", "answers"),
     ),
     "text": ("text", "content", "document", "sentence"),
+    "dialogue": ("dialogue", "dialogue id", "dialog id", "conversation id", "chat id", "thread id", "session id"),
     "turns": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
     "input": ("input", "context"),  # the second, and "response", are Dolly's
     "output": ("output", "response"),
@@ -54,6 +55,11 @@ RATINGS = (
 )
 """How the plain name of a column of ratings may begin."""
 SHEETS = (".xlsx", ".xls", ".ods")
+_RUNS = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four of full width
+_INERT = re.compile(f"^'(?=[{re.escape(''.join(_RUNS))}])")
+MOST_COLUMNS = 2_000
+MOST_CHARACTERS = 10_000_000  # of one text, which is more than any book has
+MOST_BYTES = 2**29  # of a Parquet file's texts, or a hundred times its size
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".eval")
 
 _log = logging.getLogger(__name__)
@@ -101,17 +107,28 @@ def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
     check_table(path)
     kind = kind_of(path)
     if kind == ".parquet":
-        return _parquet(path, columns)
-    if kind in (*SHEETS, ".eval"):
-        return _sheet(path) if kind in SHEETS else _inspect_log(path)
-    return _delimited(path, "," if kind == ".csv" else "\t") if kind in (".csv", ".tsv") else _json(path)
+        rows = _parquet(path, columns)
+    elif kind in (*SHEETS, ".eval"):
+        rows = _sheet(path) if kind in SHEETS else _inspect_log(path)
+    else:
+        rows = _delimited(path, "," if kind == ".csv" else "\t") if kind in (".csv", ".tsv") else _json(path)
+    return ((number, row) for number, row in rows if _check_texts(path, number, row.values()))
+
+
+def _check_texts(path: Path, number: int, texts: Iterable[object]) -> bool:
+    """True; CorpusError for a text that would take minutes and gigabytes to score."""
+    for text in texts:
+        if isinstance(text, str) and len(text) > MOST_CHARACTERS:
+            raise CorpusError(f"{place(path, number)}: a text of {len(text):,} characters; at most {MOST_CHARACTERS:,}")
+    return True
 
 
 def iter_lines(path: Path) -> Iterator[str]:
     """The lines of a text file without their ends. Only LF and CR LF end one; raises CorpusError as `iter_table`."""
     check_file(path)
     with _text(path, "\n") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
+            _check_texts(path, number, [line])
             yield line.removesuffix("\n").removesuffix("\r")
 
 
@@ -180,13 +197,21 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
                     where, fields = f"{path}, line {rows.line_num}", f"{len(row)} fields under {len(header)} columns"
                     hint = f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
                     raise CorpusError(f"{where}: {fields}; {hint}")
+                row = [_INERT.sub("", cell) for cell in row] if kind_of(path) == ".csv" else row
                 yield rows.line_num, dict(zip(header, row + [""] * lacking, strict=True))
         except csv.Error as error:
             hint = "close each quote, and double those inside quoted text"
             raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
 
 
+def inert(cell: str) -> str:
+    """A cell of CSV that no spreadsheet runs as a formula: a quote stands before it, which reading takes off again."""
+    return f"'{cell}" if cell.startswith(_RUNS) else cell
+
+
 def _check_header(path: Path, header: Sequence[str]) -> None:
+    if len(header) > MOST_COLUMNS:
+        raise CorpusError(f"{path}: {len(header):,} columns; at most {MOST_COLUMNS:,} are read")
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
 
@@ -223,13 +248,26 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    number = unfolded = 0
+    most = max(MOST_BYTES, 100 * path.stat().st_size)
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(250, columns=columns, use_threads=False):
-                yield from enumerate(batch.to_pylist(), number + 1)
+            _check_header(path, file.schema_arrow.names)
+            sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+            # A text that stands in many rows is stored once, and that compressed: a few rows may be gigabytes.
+            is_dense = max(sizes, default=0) > 20 * path.stat().st_size
+            size = max(1, min(250, 2**28 // max(sizes))) if is_dense else 250
+            fault = CorpusError(f"{path}: its texts have more than {most >> 20} MiB, much more than the file")
+            if sum(sizes) > most:
+                raise fault
+            for batch in file.iter_batches(size, columns=columns, use_threads=False):
+                rows = batch.to_pylist()
+                unfolded += sum(len(text) for row in rows for text in row.values() if isinstance(text, str))
+                if unfolded > most:
+                    raise fault
+                yield from enumerate(rows, number + 1)
                 number += len(batch)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # a year that no calendar has
         raise CorpusError(f"{path}: not a readable Parquet file ({error})") from None
 
 
@@ -307,6 +345,17 @@ def read_records(source: str | Path) -> dict[str, Row]:
             return records
         raise CorpusError(f"{source}: the file has no rows")
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
+    hub = require("huggingface_hub", extra="models")
+    if hub_id and not hub.constants.HF_HUB_OFFLINE:
+        try:
+            hub.HfApi().dataset_info(hub_id["path"], revision=hub_id["revision"], timeout=4)
+        except hub.errors.HfHubHTTPError:
+            pass  # it can be reached, and `datasets` says what is wrong
+        except (
+            Exception
+        ):  # its HTTP library's; `datasets` would try again for half a minute before it takes the cache's
+            _log.warning("%s: the hub cannot be reached; what its cache has is read", source)
+            hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         parts = datasets.load_dataset(**hub_id.groupdict() if hub_id else {})
     except Exception as error:

@@ -16,7 +16,17 @@ from statistics import fmean
 
 from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
 from bnbench.data.corpus import Corpus, Example, SplitSizes, Step, TokenCounter, divide, is_lost, make_example, repair
-from bnbench.data.files import RATINGS, as_text, header_of, match_columns, plain_name, read_records, side_of, texts_of
+from bnbench.data.files import (
+    RATINGS,
+    as_text,
+    header_of,
+    inert,
+    match_columns,
+    plain_name,
+    read_records,
+    side_of,
+    texts_of,
+)
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
@@ -258,6 +268,6 @@ def preferences(
     lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
     for pair, best, worse in made.pairs:
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow((*astuple(pair.chosen)[1:], pair.rejected.reference, *beside))
+        lines.writerow(map(inert, (*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside)))
     write_text(out, text.getvalue())
     return made

@@ -74,6 +74,7 @@ def parse_spec(text: str, *, revisions: bool = True) -> Spec:
     if not location:
         raise CandidateError(f"{text!r} names no model: write [name=]ID[@revision]")
     label = name or Path(location).name or Path(location).resolve().name
+    label = label.encode("utf-8", "replace").decode()  # a file's name need not be UTF-8, and files with it are
     return Spec(label if name or not revision else f"{label}@{revision}", location, revision, given)
 
 
@@ -237,7 +238,16 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
     base, revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))
     named = Spec(Path(base).name, base, revision, f"{base}@{revision}" if revision else base)
     files = with_weights(files, spec.revision)
-    files.shapes()  # a file that is not whole is known now
+    # A file that is not whole is known now. A rank is a dimension of some tensor: a larger one would fill the memory.
+    most = max((size for shape in files.shapes().values() for size in shape), default=0)
+    ranks = {"r": config.get("r"), **(config.get("rank_pattern") or {})}
+    if large := [f"{key} {rank}" for key, rank in ranks.items() if isinstance(rank, int) and rank > most]:
+        raise CandidateError(
+            f"{label}: its adapter_config.json asks for {large[0]}, and no tensor of its file is so large"
+        )
+    copies = [part for part in config.get("layer_replication") or () if isinstance(part, list) and len(part) == 2]
+    if sum(end - start for start, end in copies if isinstance(start, int) and isinstance(end, int)) > 1000:
+        raise CandidateError(f"{label}: layer_replication of its adapter_config.json makes more than 1,000 layers")
     return files, named
 
 

@@ -23,6 +23,7 @@ from bnbench.records import write_text
 
 SMALL = ("*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt")
 REMEMBERED_FROM = 64 * 2**20  # bytes of a file whose hash is worth remembering
+MOST_JSON = 2**28  # bytes; the largest tokenizers have 40 MB
 BUNDLED = "bnbench-demo/"
 """`bnbench-demo/base` and `bnbench-demo/adapter` name the bundled models, wherever the package is installed."""
 
@@ -47,8 +48,13 @@ class ModelFiles:
     folder: Path
 
     def names(self) -> frozenset[str]:
-        """The names of the files in the folder, broken links left out."""
-        return frozenset(p.name for p in self.folder.iterdir() if p.is_file())
+        """The names of the files in the folder, broken links left out; CandidateError for JSON that nobody needs."""
+        found = [p for p in self.folder.iterdir() if p.is_file()]
+        if large := [p for p in found if p.suffix == ".json" and p.stat().st_size > MOST_JSON]:
+            raise CandidateError(
+                f"{self.label}: {large[0]} is larger than {MOST_JSON >> 20} MiB, which no such file is"
+            )
+        return frozenset(p.name for p in found)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object of the folder; CandidateError where it is missing or broken."""
@@ -129,7 +135,9 @@ def file_sha256(path: Path) -> str:
         return target.name
     seen = target.stat()
     # A file that was put in the place of another has another time of change, whatever its other times say.
-    sign = f"{target}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0{seen.st_ino}".encode()
+    sign = f"{target}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0{seen.st_ino}".encode(
+        "utf-8", "surrogateescape"
+    )
     folder = Path(os.environ.get("BNBENCH_CACHE") or Path.home() / ".cache" / "bnbench")
     note = folder / "sha256" / hashlib.sha256(sign).hexdigest()
     try:

@@ -6,10 +6,15 @@ For evaluation and training alike. What transformers, peft, tokenizers and quant
 from __future__ import annotations
 
 import logging
+import re
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bnbench.errors import BnbenchError, CandidateError, require
@@ -34,9 +39,58 @@ def explained(label: str, fault: str) -> Iterator[None]:
         raise CandidateError(f"{label}: {fault} ({type(error).__name__}: {why[:300]})") from error
 
 
+@contextmanager
+def bounded(label: str, what: str, seconds: float = 10.0, memory: int = 2**30) -> Iterator[None]:
+    """Raises CandidateError where a block takes longer, or more bytes: what a stranger's file has a library do.
+
+    Bounded on Linux, in the main thread.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    import resource
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds:.0f} s")
+
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, stop)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    most = [pages * resource.getpagesize() + memory, *(n for n in limits if n != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(most), limits[1]))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except (TimeoutError, MemoryError) as error:
+        why = str(error) or f"more than {memory / 2**30:.0f} GiB"
+        raise CandidateError(f"{label}: {what} takes {why}, so it is not used") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _check_patterns(files: ModelFiles, model: Any) -> None:
+    """Raises CandidateError for a regular expression of an adapter's configuration that no module name ends with."""
+    config, names = files.read_json("adapter_config.json"), [name for name, _ in model.named_modules()]
+    keys = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+    given = [one for v in map(config.get, keys) for one in ([v] if isinstance(v, str) else v or ())]
+    # As PEFT matches them: target_modules in whole, the keys of rank_pattern at the end of a name.
+    forms = [re.compile(f"(.*\\.)?({one})$") for one in map(str, given) if re.search(r"[*+{]", one)]
+    with bounded(files.label, "a regular expression of its adapter_config.json"):
+        for form in forms:
+            for name in names:
+                form.match(name)
+
+
 def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model; CandidateError where it is broken, or of another kind of model."""
     transformers = require("transformers", extra="models")
+    # Each layer has a tensor at least; a million of them would be made before that shows.
+    numbers = [n for key, n in files.read_json("config.json").items() if re.fullmatch(r"n(um)?_.*layers?", key)]
+    layers = max((n for n in numbers if isinstance(n, int)), default=0)
+    if layers > max(1000, len(files.shapes())):
+        raise CandidateError(f"{files.label}: its config.json names {layers:,} layers, and its weights have fewer")
     with explained(files.label, f"{files.folder / 'config.json'} cannot be used"):
         config = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code)
     kind, why = type(config), ""
@@ -121,6 +175,7 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     if not (files.folder / "adapter_model.safetensors").is_file():
         raise CandidateError(f"{files.label}: there is no adapter_model.safetensors in {files.folder}")
     with explained(files.label, "it cannot be put on its base"):
+        _check_patterns(files, model)
         # Tokens that were added in its training: their rows lie in its file, at the end of all that the base has.
         own, rows = model.get_input_embeddings(), 0
         for place, module in model.named_modules():

@@ -16,6 +16,7 @@ from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256
 from bnbench.models.loading import load_config, trained_tokens
 from bnbench.models.precision import Device, choose_precision
 from bnbench.models.prompts import TEMPLATE_FILE, TOKENIZER_CONFIG, Prompter
+from bnbench.records import TRAINING
 
 
 class LocalModels(Backend):
@@ -47,7 +48,13 @@ class LocalModels(Backend):
                 if len(shape) == 2 and shape[1] == getattr(self.text, "hidden_size", 0):
                     rows = max(rows, shape[0])
             rows = max(rows, 1 + max(trained_tokens(files) if files else (), default=-1))
-            own = files.folder if files and files.names() & {*TOKENIZERS, TEMPLATE_FILE, TOKENIZER_CONFIG} else None
+            telling = {
+                *TOKENIZERS,
+                TEMPLATE_FILE,
+                TOKENIZER_CONFIG,
+                TRAINING,
+            }  # how it was trained says how it is asked
+            own = files.folder if files and files.names() & telling else None
             system, template = options.format_of(c.name)
             if (key := (own, system, template)) not in made:
                 how: dict[str, Any] = {

@@ -12,17 +12,19 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Example, demo_corpus, load_corpus
-from bnbench.errors import CandidateError, CorpusError, PromptError, require
+from bnbench.data.corpus import Conversation, Example, demo_corpus, load_corpus
+from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
 from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
-from bnbench.models.loading import explained
+from bnbench.models.loading import bounded, explained
+from bnbench.records import read_training
 
 SYSTEM = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: {topic}"
 PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘুম আসে না", "আমার মন খারাপ, কিছুতেই ঘুম আসে না। কী করব?", "আপনার কষ্টটা বুঝতে পারছি।")
@@ -37,7 +39,8 @@ _LLAMA_TURNS = (
     f"<|start_header_id|>user<|end_header_id|>\n\n{_USER}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 _LLAMA = f"<|begin_of_text|>{_LLAMA_SYSTEM}{_LLAMA_TURNS}"
-_PLAIN = f"{_SYSTEM}\n\nপ্রশ্ন: {_USER}\n\nউত্তর:\n"
+_PLAIN_TURN = f"প্রশ্ন: {_USER}\n\nউত্তর:\n"
+_PLAIN = f"{_SYSTEM}\n\n{_PLAIN_TURN}"
 TEMPLATES = ("auto", "llama-3.1", "chat", "plain")
 """What a format may be called, beside a file with a chat template in Jinja."""
 # What a base model writes when it goes on past its answer in the plain format.
@@ -74,8 +77,10 @@ class Prompter:
     """How one candidate is asked: its tokenizer, template and system text. Made by `of` or `load`.
 
     `kind` is "llama-3.1", "chat" or "plain"; `template` has markers for system and user text; `end` and `end_id` are
-    the token that ends a turn; `stop_ids` are all ids that end a reply; `stop_texts` end it as text (plain format);
-    `special_names` finds the name of any special token.
+    the token that ends a turn; `next_turn` stands between that token and the next reply, and is empty where the
+    template writes earlier turns otherwise than the last; `stop_ids` are all ids that end a reply; `stop_texts` end it
+    as text (plain format); `special_names` finds the name of any special token. With `in_turns` a `Conversation` is
+    written turn by turn, as an adapter was trained by the recipe key supervise = "all"; else what was said is one text.
 
     `Prompter(kind, system)` has no tokenizer, for servers that write prompts themselves and for recorded replies: its
     prompts are texts without ids, and it counts no tokens.
@@ -86,10 +91,12 @@ class Prompter:
     template: str = ""
     end: str = ""
     end_id: int = -1
+    next_turn: str = ""
     stop_ids: tuple[int, ...] = ()
     stop_texts: tuple[str, ...] = ()
     bos_id: int | None = None
     tokenizer: Any = field(default=None, repr=False, compare=False)
+    in_turns: bool = False
     special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
@@ -102,7 +109,7 @@ class Prompter:
         turn. `template` is one of TEMPLATES, or a file. Raises PromptError for two BOS in the template, no
         end token, or a template that does not take the user's text.
         """
-        kind, template, tail = _template(tokenizer, template, bool(system))
+        kind, template, tail, between = _template(tokenizer, template, bool(system))
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and list(tokenizer("ক")["input_ids"])[:1] == [bos]
         if adds_bos and not template.startswith(tokenizer.bos_token):
@@ -120,12 +127,14 @@ class Prompter:
         given = getattr(generation_config, "eos_token_id", None)
         ends = {*(given if isinstance(given, list | tuple) else [given]), tokenizer.eos_token_id, end_id}
         ends |= {_id_of(tokenizer, token) for token in _END_TOKENS}
+        end = str(tokenizer.convert_ids_to_tokens(end_id))
         made = cls(
             kind,
             system,
             template,
-            end=str(tokenizer.convert_ids_to_tokens(end_id)),
+            end=end,
             end_id=int(end_id),
+            next_turn=between.removeprefix(end) if kind == "plain" or between.startswith(end) else "",
             stop_ids=tuple(sorted(int(i) for i in ends if i is not None)),
             stop_texts=_PLAIN_STOPS if kind == "plain" else (),
             bos_id=bos if bos is not None and template.startswith(tokenizer.bos_token) else None,
@@ -164,14 +173,18 @@ class Prompter:
         if (folder / "generation_config.json").is_file():
             with explained(files.label, f"{folder / 'generation_config.json'} cannot be read"):
                 generation = transformers.GenerationConfig.from_pretrained(folder)
-        return cls.of(tokenizer, generation, system, template)
+        made = cls.of(tokenizer, generation, system, template)
+        with suppress(RunError):  # said where the record is read for itself
+            if adapter and (trained := read_training(adapter)) and trained.recipe.get("supervise") == "all":
+                return replace(made, in_turns=True)
+        return made
 
     @property
     def template_sha(self) -> str:
         """Sha256 of everything but the tokenizer that decides what a prompt looks like; empty where nothing does."""
         if not (self.template or self.system):
             return ""
-        parts = [self.kind, self.template, self.end, self.system, *self.stop_texts]
+        parts = [self.kind, self.template, self.end, self.system, *self.stop_texts, *([self.in_turns] * self.in_turns)]
         return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
 
     @cached_property
@@ -188,36 +201,42 @@ class Prompter:
             text = whole[whole.index('"added_tokens"') :]
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def prompt(self, example: Example) -> Prompt:
-        """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS."""
+    def prompt(self, example: Example, *, goes_on: bool = False) -> Prompt:
+        """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS.
+
+        With `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
+        """
         topic = example.topic.strip()
         system = (self.system if topic else _TOPIC_PART.sub("", self.system)).replace("{topic}", topic).strip()
         user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
         if self.tokenizer is None:
             return Prompt(user, (), system, user)
-        fill = {_SYSTEM: system, _USER: user}
-        text = _SLOTS.sub(lambda m: fill[m[0]], self.template)
+        if self.in_turns and isinstance(example, Conversation) and not goes_on:
+            ids = sum(self.training(example, "all")[:-1], ())
+            return Prompt(str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)), ids, system, user)
+        template, fill = self.next_turn if goes_on else self.template, {_SYSTEM: system, _USER: user}
+        text = _SLOTS.sub(lambda m: fill[m[0]], template)
         if not self.special_names.search(f"{system}\n{user}"):
-            ids = self._encode(text)
+            written = self._encode(text)
         else:
             # A text names a special token: the template's own become special, the text's stay characters.
-            ids = []
-            for at, part in enumerate(self.special_names.split(self.template)):
+            written = []
+            for at, part in enumerate(self.special_names.split(template)):
                 if at % 2:
-                    ids.append(int(self.tokenizer.convert_tokens_to_ids(part)))
+                    written.append(int(self.tokenizer.convert_tokens_to_ids(part)))
                 else:
-                    ids += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
-        if self.bos_id is not None:
-            count = ids.count(self.bos_id)
+                    written += self._encode(_SLOTS.sub(lambda m: fill[m[0]], part), special=False)
+        if self.bos_id is not None and not goes_on:
+            count = written.count(self.bos_id)
             # Where one token begins texts and ends turns, later ones are ends of turns.
             is_shared = self.bos_id == self.tokenizer.eos_token_id
-            if ids[:1] != [self.bos_id] or (ids[1:2] == [self.bos_id] if is_shared else count != 1):
+            if written[:1] != [self.bos_id] or (written[1:2] == [self.bos_id] if is_shared else count != 1):
                 raise PromptError(
                     f"the prompt has {count} BOS tokens ({self.tokenizer.bos_token!r}, id {self.bos_id}) where exactly "
                     "one, at its start, is right: mend chat_template in the model's tokenizer_config.json or "
                     "chat_template.jinja"
                 )
-        return Prompt(text, tuple(ids), system, user)
+        return Prompt(text, tuple(written), system, user)
 
     def _encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text; `special=False` reads the names of special tokens as plain characters."""
@@ -228,11 +247,27 @@ class Prompter:
         """The ids of a reply and of the token that ends it; never empty."""
         return (*self._encode(text.strip(), special=False), self.end_id)
 
-    def training(self, example: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids of a training row: those of `prompt`, and those of `answer`, which are supervised; never cut."""
+    def training(self, example: Example, supervise: str = "last") -> tuple[tuple[int, ...], ...]:
+        """The ids of a training row in parts: those of `prompt`, those of `answer`, which are supervised; never cut.
+
+        With "all" a `Conversation` is written turn by turn, and each answer in it is supervised: every second part.
+        Raises PromptError for an empty reference, and where the template writes no conversation turn by turn.
+        """
         if not example.reference.strip():  # it would teach the model to say nothing
             raise PromptError(f"example {example.id}: the reference is empty, nothing to train on; remove the row")
-        return self.prompt(example).ids, self.answer(example.reference)
+        if not isinstance(example, Conversation) or (supervise == "last" and not self.in_turns):
+            return self.prompt(example).ids, self.answer(example.reference)
+        if not self.next_turn:
+            raise PromptError(
+                f"example {example.id} has several turns, and the chat template writes earlier turns otherwise than "
+                'the last one, so not every answer can be trained on as it is given: set supervise = "last"'
+            )
+        first, *others = example.turns
+        parts = [self.prompt(Example(example.id, example.topic, example.title, first, "")).ids]
+        for said, asked in zip(others[::2], others[1::2], strict=True):
+            turn = replace(example, title="", question=asked)
+            parts += [self.answer(said), self.prompt(turn, goes_on=True).ids]
+        return (*parts, self.answer(example.reference))
 
     def count_tokens(self, examples: Sequence[Example]) -> list[int]:
         """The length of each example's training row in tokens (prompt, answer and end)."""
@@ -267,23 +302,26 @@ class Prompter:
         """The `prompt` part of run.json."""
         return {name: getattr(self, name) for name in ("kind", "template_sha", "tokenizer_sha", "system")}
 
-    def show(self, example: Example) -> str:
+    def show(self, example: Example, supervise: str = "last") -> str:
         """What an example becomes, token by token; without a reference only the prompt is shown."""
-        tokenizer, prompt = self.tokenizer, self.prompt(example)
-        answer = self.answer(example.reference) if example.reference.strip() else ()
-        rows = []
-        for at, token in enumerate(prompt.ids + answer):
+        tokenizer = self.tokenizer
+        parts = self.training(example, supervise) if example.reference.strip() else (self.prompt(example).ids,)
+        ids, rows = sum(parts, ()), []
+        answered = [at % 2 for at, part in enumerate(parts) for _ in part]
+        for token, is_supervised in zip(ids, answered, strict=True):
             raw = str(tokenizer.convert_ids_to_tokens(token))
             text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
             # Part of a character is no text: it is shown as the vocabulary spells it.
             piece = repr((raw if "\ufffd" in text else text)[:24])[1:-1]
-            marks = ("+" if at >= len(prompt.ids) else " ") + ("*" if self.special_names.fullmatch(raw) else " ")
+            marks = ("+" if is_supervised else " ") + ("*" if self.special_names.fullmatch(raw) else " ")
             rows.append(f"{marks}{token:>8}  {piece}")
-        said = example.reference.strip() + self.end if answer else ""
-        bos = (prompt.ids + answer).count(tokenizer.bos_token_id)
+        whole = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        if len(parts) < 3:  # a tokenizer may decode to another spelling than it was given
+            whole = self.prompt(example).text + (example.reference.strip() + self.end if len(parts) > 1 else "")
         head = (
-            f"{prompt.text}{said}\n\nformat {self.kind} · template {self.template_sha[:12]}"
-            f" · {len(prompt.ids)} prompt tokens + {len(answer)} supervised = {len(rows)} · {bos} BOS"
+            f"{whole}\n\nformat {self.kind} · template {self.template_sha[:12]}"
+            f" · {len(rows) - sum(answered)} prompt tokens + {sum(answered)} supervised = {len(rows)}"
+            f" · {ids.count(tokenizer.bos_token_id)} BOS"
             f" · stops on {', '.join(map(str, self.stop_ids))}\n"
         )
         return "\n".join([head, "(+ supervised in training, * special token)", *rows])
@@ -368,8 +406,8 @@ def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:
     raise PromptError(f"the tokenizer has {vocab_size} ids and all of them end a reply: there is none to pad with")
 
 
-def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, str]:
-    """Kind, template with markers, and what the template writes after an answer."""
+def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, str, str]:
+    """Kind, template with markers, what the template writes after an answer, and from there to the next answer."""
     own = getattr(tokenizer, "chat_template", None)
     if isinstance(own, dict):  # several, by name
         if "default" not in own and wanted in ("auto", "chat"):
@@ -388,16 +426,18 @@ def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, 
         raise PromptError(f"template llama-3.1: the tokenizer lacks its tokens ({', '.join(_LLAMA_HEADERS)})")
     if wanted == "chat" and not own:
         raise PromptError("template chat: the tokenizer has no chat template; name a file with one")
-    llama = "llama-3.1", _LLAMA if has_system else _LLAMA.replace(_LLAMA_SYSTEM, ""), "<|eot_id|>"
+    whole_llama = _LLAMA if has_system else _LLAMA.replace(_LLAMA_SYSTEM, "")
+    llama = "llama-3.1", whole_llama, "<|eot_id|>", f"<|eot_id|>{_LLAMA_TURNS}"
     if wanted == "llama-3.1" or (wanted == "auto" and has_headers and not own):
         return llama
     if wanted == "plain" or not own:
-        return "plain", _PLAIN if has_system else _PLAIN.removeprefix(f"{_SYSTEM}\n\n"), ""
+        return "plain", _PLAIN if has_system else _PLAIN_TURN, "", f"\n\n{_PLAIN_TURN}"
 
     def render(messages: list[dict[str, str]], prompt: bool) -> str:
         asked = {"tokenize": False, "add_generation_prompt": prompt, "date_string": _FIXED_DATE}
         asked["enable_thinking"] = False  # the reply is what is measured, not the thoughts before it
-        return str(tokenizer.apply_chat_template(messages, chat_template=_NO_CLOCK + own, **asked))
+        with bounded("the tokenizer", "its chat template"):
+            return str(tokenizer.apply_chat_template(messages, chat_template=_NO_CLOCK + own, **asked))
 
     user = {"role": "user", "content": _USER}
     folded = {"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}  # for a template that knows no system role
@@ -411,15 +451,20 @@ def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, 
             continue
         if text.count(_SYSTEM) != has_system or text.count(_USER) != 1:
             continue
-        try:
-            whole = render([*messages, {"role": "assistant", "content": _ANSWER}], False)
-        except Exception:  # then the tokenizer's own end token ends the turn
-            whole = ""
+        answered = [*messages, {"role": "assistant", "content": _ANSWER}]
+        whole = going_on = ""
+        with suppress(Exception):  # else the tokenizer's own end token ends the turn
+            whole = render(answered, False)
+        with suppress(Exception):
+            going_on = render([*answered, user], True)
         before, _, tail = whole.partition(_ANSWER)
         if wanted == "auto" and has_headers and text.endswith(_LLAMA_TURNS):
             return llama
         # A template that knows no generation prompt ends after the user's turn: the answer shows how its own begins.
-        return "chat", before if tail and before.startswith(text) else text, tail
+        begun = before if tail and before.startswith(text) else text
+        earlier, _, between = going_on.partition(_ANSWER)
+        between += begun.removeprefix(text)  # so in later turns too
+        return "chat", begun, tail, between if earlier == begun and between.count(_USER) == 1 else ""
     raise PromptError(f"the model's chat template cannot be used ({why}); name another with --template")
 
 

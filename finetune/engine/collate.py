@@ -20,6 +20,8 @@ from bnbench.models.prompts import Prompter
 if TYPE_CHECKING:
     import torch
 
+    from bnbench.finetune.recipes import Recipe
+
 IGNORED = -100
 """The label of a token that the loss leaves out (torch's `ignore_index`)."""
 
@@ -38,13 +40,17 @@ class Row:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str) -> tuple[Row, ...]:
-    """One Row an example; `loss` is the recipe's: "completion" supervises the reply, "full-text" every token."""
+def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str, supervise: str = "last") -> tuple[Row, ...]:
+    """One Row an example; `loss` and `supervise` are the recipe's: "completion" supervises the reply, or all replies of
+    a conversation, "full-text" every token.
+    """
     rows = []
     for example in examples:
-        prompt, answer = prompts.training(example)
-        labels = prompt if loss != "completion" else (IGNORED,) * len(prompt)
-        rows.append(Row(example.id, prompt + answer, labels + answer))
+        ids, labels = list[int](), list[int]()
+        for at, part in enumerate(prompts.training(example, supervise)):
+            ids += part
+            labels += part if at % 2 or loss != "completion" else (IGNORED,) * len(part)
+        rows.append(Row(example.id, tuple(ids), tuple(labels)))
     return tuple(rows)
 
 
@@ -113,17 +119,31 @@ class Collate:
         """Passes (1, tokens), the largest first, first-fit on the longest samples first; or one (rows, longest)."""
         if self.tokens is None:
             return [make_pass(rows, self.pad_id)]
-        bins: list[list[Row]] = []
-        for row in _longest(rows):
-            fits = (b for b in bins if count_tokens([*b, row]) <= self.tokens)
-            if (chosen := next(fits, None)) is None:
-                bins.append(chosen := [])
-            chosen.append(row)
-        return [make_pass(b) for b in sorted(bins, key=count_tokens, reverse=True)]
+        return [make_pass(b) for b in sorted(pack(rows, self.tokens), key=count_tokens, reverse=True)]
 
     def largest(self, rows: Sequence[Row], count: int) -> Pass:
         """A pass as large as any of `count` rows can be."""
         return make_pass(largest_rows(rows, count, self.tokens), None if self.tokens else self.pad_id)
+
+
+def pack(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Rows together up to so many tokens, none cut, the longest first and each where it first fits."""
+    bins, room = list[list[Row]](), list[int]()
+    for row in _longest(rows):
+        at = next((i for i, left in enumerate(room) if len(row.ids) <= left), len(bins))
+        if at == len(bins):
+            bins.append([])
+            room.append(tokens)
+        bins[at].append(row)
+        room[at] -= len(row.ids)
+    return bins
+
+
+def count_samples(rows: Sequence[Row], recipe: Recipe) -> int:
+    """How many samples a recipe makes of so many rows: the rows, pairs of them, or those that they fill together."""
+    if recipe.packing and recipe.packing_over == "epoch":
+        return len(pack(rows, recipe.tokens_per_row))
+    return len(rows) // (1 + recipe.pairs)
 
 
 def largest_rows(rows: Sequence[Row], count: int, tokens: int | None) -> list[Row]:
@@ -154,19 +174,23 @@ def make_pass(rows: Sequence[Row], pad_id: int | None = None) -> Pass:
     another, padded to the longest.
     """
     import torch
+    from torch.nn import functional as F
 
     ids, lengths = [torch.tensor(row.ids) for row in rows], tuple(len(row.ids) for row in rows)
+    labels = [torch.tensor(row.labels) for row in rows]
     if pad_id is None:
-        starts = [sum(lengths[:i]) for i in range(len(rows))]
         together, positions = torch.cat(ids)[None], torch.cat([torch.arange(n) for n in lengths])[None]
+        wanted = torch.cat([F.pad(label[1:], (0, 1), value=IGNORED) for label in labels])
     else:
         together = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_id)
         width, lengths = together.shape[1], ()
-        starts, positions = [i * width for i in range(len(rows))], torch.arange(width).expand(len(rows), -1)
-    # What stands at i predicts the label at i + 1.
-    labels = [pair for row, start in zip(rows, starts, strict=True) for pair in enumerate(row.labels[1:], start)]
-    index, targets = torch.tensor([(i, label) for i, label in labels if label != IGNORED]).T.contiguous()
-    return Pass(together, positions, index, targets, lengths)
+        positions = torch.arange(width).expand(len(rows), -1)
+        wanted = torch.stack([F.pad(label[1:], (0, width + 1 - len(label)), value=IGNORED) for label in labels]).view(
+            -1
+        )
+    # What stands at i predicts the label at i + 1, which was moved there.
+    index = (wanted != IGNORED).nonzero()[:, 0]
+    return Pass(together, positions, index, wanted[index], lengths)
 
 
 def count_tokens(rows: Sequence[Row]) -> int:

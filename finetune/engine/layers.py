@@ -1,22 +1,24 @@
-"""What training puts in the place of a model's layers: attention within samples, LoRA as one node, recomputation."""
+"""What training puts in the place of a model's layers: attention within samples, and LoRA as one node."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bnbench.errors import TrainingError
-from bnbench.finetune.memory import ALLOCATOR
 from bnbench.models.precision import unpack
 
 ATTENTION = "bnbench_packed"
 """The `attn_implementation` under which transformers finds `attend`; it has no mask function, so none is ever built."""
+CUDNN_FROM, CUDNN_STEP = 1024, 512
+"""Tokens of a sample from which cuDNN attends to it, and the multiples of which it sees."""
 Weight = Callable[[], torch.Tensor]
 """Gives a frozen layer's (out, in) weight in the dtype of the arithmetic, for as long as the caller holds it."""
 
@@ -37,24 +39,91 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     # Of CUDA's kernels only flash lets several query heads share a key head. Below capability 8 (or with wide heads)
     # `enable_gqa` would fall to the kernel that makes the (T, T) matrix, so there the keys are repeated instead.
-    shared = groups > 1 and query.is_cuda and query.shape[-1] <= 256
-    shared = shared and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    capability = torch.cuda.get_device_capability(query.device) if query.is_cuda else (0, 0)
+    shared = groups > 1 and capability >= (8, 0) and query.shape[-1] <= 256
+    is_half = query.dtype != torch.float32
+    suits_flash = capability >= (8, 0) and is_half and query.shape[-1] <= 256
+    suits_cudnn = capability >= (9, 0) and is_half and query.shape[-1] <= 128
     if groups > 1 and not shared:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     outputs = []
-    sizes = list(lengths) or [query.shape[2]]
-    for q, k, v in zip(*(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True):
-        mask: dict[str, Any] = {"is_causal": True}
-        if sliding_window is not None and q.shape[2] > sliding_window:  # else the window hides nothing
-            position = torch.arange(q.shape[2], device=q.device)
+    for sizes in _together(tuple(lengths) or (query.shape[2],), shares_flash=suits_flash and sliding_window is None):
+        n = sum(sizes)
+        (q, query), (k, key), (v, value) = ((x[:, :, :n], x[:, :, n:]) for x in (query, key, value))
+        how: dict[str, Any] = {"is_causal": True, "dropout_p": dropout, "scale": scaling, "enable_gqa": shared}
+        if len(sizes) > 1:
+            # One call for all of the samples: it takes (tokens, heads, d), and where each sample begins.
+            rows = (x[0].transpose(0, 1) for x in (q, k, v))
+            one, *_ = torch.ops.aten._flash_attention_forward(
+                *rows, *[_bounds(tuple(sizes), q.device)] * 2, *[max(sizes)] * 2, dropout, True, False, scale=scaling
+            )
+            outputs.append(one[None])
+            continue
+        if sliding_window is not None and n > sliding_window:  # else the window hides nothing
+            position = torch.arange(n, device=q.device)
             distance = position[:, None] - position[None, :]
-            mask = {"attn_mask": (distance >= 0) & (distance < sliding_window)}
-        one = F.scaled_dot_product_attention(q, k, v, **mask, dropout_p=dropout, scale=scaling, enable_gqa=shared)
+            how |= {"is_causal": False, "attn_mask": (distance >= 0) & (distance < sliding_window)}
+            one = F.scaled_dot_product_attention(q, k, v, **how)
+        elif suits_cudnn and n >= CUDNN_FROM:
+            # cuDNN's kernel for Hopper takes half of flash's time, but makes a plan for every new length: so there are
+            # few of them. What is padded comes after all queries, so none sees it.
+            q, k, v = (F.pad(x, (0, 0, 0, -n % CUDNN_STEP)) for x in (q, k, v))
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                one = F.scaled_dot_product_attention(q, k, v, **how)[:, :, :n]
+        else:
+            one = F.scaled_dot_product_attention(q, k, v, **how)
         outputs.append(one.transpose(1, 2))
     return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0], None
 
 
+def _together(lengths: tuple[int, ...], *, shares_flash: bool) -> list[list[int]]:
+    """The samples of a row, those in one list at once: where flash can, short ones that follow one another."""
+    found: list[list[int]] = []
+    for n in lengths:
+        if shares_flash and n < CUDNN_FROM and found and found[-1][0] < CUDNN_FROM:
+            found[-1].append(n)
+        else:
+            found.append([n])
+    return found
+
+
+@lru_cache(maxsize=8)
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Where samples begin, and the last ends: the same for every layer of a pass."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
 AttentionInterface.register(ATTENTION, attend)
+
+
+class Operands(NamedTuple):
+    """What a linear layer multiplies with: y = x Wᵀ + bias, and LoRA's part where it has one (A and B, else None)."""
+
+    weight: Weight
+    bias: torch.Tensor | None
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    scale: float = 0.0
+    dropout: float = 0.0
+
+
+def operands(module: Any) -> Operands | None:
+    """Of a linear layer, or of PEFT's plain LoRA layer around one; None of any other."""
+    from peft.tuners.lora import LoraLayer
+
+    linear = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    if not isinstance(linear, torch.nn.Linear) or (linear is not module and module.lora_magnitude_vector):
+        return None  # DoRA is PEFT's own
+    # A 4-bit weight is unpacked afresh at each call, in the forward pass and again in the backward: whole, it would
+    # take four times the memory. Other weights are simply there.
+    weight = partial(unpack, linear.weight) if hasattr(linear.weight, "quant_state") else linear.weight.detach
+    if linear is module:
+        return Operands(weight, linear.bias)
+    name = module.active_adapters[0]
+    rate = getattr(module.lora_dropout[name], "p", 0.0)  # PEFT's of rate 0 is an Identity
+    return Operands(
+        weight, linear.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], rate
+    )
 
 
 def make_lean(model: Any) -> None:
@@ -65,36 +134,23 @@ def make_lean(model: Any) -> None:
     """
     from peft.tuners.lora import LoraLayer
 
-    def weight_of(linear: Any) -> Weight:
-        # A 4-bit weight is unpacked afresh at each call, in the forward pass and again in the backward: whole, it
-        # would take four times the memory. Other weights are simply there.
-        return lambda: unpack(linear.weight) if hasattr(linear.weight, "quant_state") else linear.weight.detach()
-
     inside: set[Any] = set()
     for module in model.modules():  # a LoRA layer comes before the one in it
-        linear = module.get_base_layer() if isinstance(module, LoraLayer) else None
-        if isinstance(linear, torch.nn.Linear):
-            inside.add(linear)
-            module.forward = partial(_adapted, module, weight_of(linear))
-        elif hasattr(getattr(module, "weight", None), "quant_state") and module not in inside:
-            module.forward = partial(_frozen, module, weight_of(module))
+        found = operands(module)
+        if found and isinstance(module, LoraLayer):
+            inside.add(module.get_base_layer())
+        if found and (found.a is not None or (hasattr(module.weight, "quant_state") and module not in inside)):
+            module.forward = partial(_forward, module, found)
 
 
-def _frozen(linear: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
-    return _linear(x, None, None, weight, linear.bias, 0.0, 0.0)
+def _forward(module: Any, by: Operands, x: torch.Tensor) -> torch.Tensor:
+    return multiply(x, by, drops=module.training)
 
 
-def _adapted(layer: Any, weight: Weight, x: torch.Tensor) -> torch.Tensor:
-    name = layer.active_adapters[0]
-    dropout = getattr(layer.lora_dropout[name], "p", 0.0) if layer.training else 0.0  # PEFT's of rate 0 is an Identity
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    bias = layer.get_base_layer().bias
-    return _linear(x, a, b, weight, bias, layer.scaling[name], dropout)
-
-
-def _linear(x: torch.Tensor, *others: Any) -> torch.Tensor:
+def multiply(x: torch.Tensor, by: Operands, *, drops: bool) -> torch.Tensor:
+    """The layer's (…, out) products of (…, in) numbers; `drops` says whether dropout is on."""
     # Flat before and whole after it: torch forbids that a view of its making is added to in place, as Falcon does.
-    y: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), *others)  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), by.a, by.b, by, by.dropout if drops else 0.0)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -106,95 +162,81 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, flat: torch.Tensor, a: Any, b: Any, weight: Weight, bias: Any, scale: float, dropout: float
-    ) -> torch.Tensor:
-        y = F.linear(flat, weight(), bias)
+    def forward(ctx: Any, flat: torch.Tensor, a: Any, b: Any, by: Operands, rate: float) -> torch.Tensor:
+        y = F.linear(flat, by.weight(), by.bias)
         mask = low = None
         if a is not None:
-            # The mask is kept (a byte an element), the dropped input is not: it is flat * mask / (1 - dropout) again.
-            dropped, mask = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
-            low = dropped @ a.to(flat.dtype).t()  # (n, r): with r = 8 a 512th of the input, so it is kept
-            y.addmm_(low, b.to(flat.dtype).t(), alpha=scale)
+            low, mask = _low(flat, a, rate)  # low is kept: with r = 8 a 512th of the input
+            y.addmm_(low, b.to(flat.dtype).t(), alpha=by.scale)
         # The frozen layer alone needs nothing of its input for the gradient of it.
-        ctx.save_for_backward(flat if a is not None else None, mask, low, a, b)
-        ctx.weight, ctx.scale, ctx.kept = weight, scale, 1 - dropout
+        ctx.save_for_backward(flat if a is not None else None, mask, low)
+        ctx.by, ctx.kept = by, 1 - rate
         return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-        """With g = ∂L/∂y (n, out), kept = 1 − dropout and D(x) = x ∘ mask / kept:
-
-        ∂L/∂A = (s g B)ᵀ D(x),  ∂L/∂B = s gᵀ (D(x) Aᵀ),  ∂L/∂x = g W + (s g B A) ∘ mask / kept.
-        """
-        flat, mask, low, a, b = ctx.saved_tensors
-        g = upstream[0]
-        da = db = dx = gb = None
-        if a is not None:
-            gb = (g @ b.to(g.dtype)).mul_(ctx.scale)  # s g B, (n, r), for A's gradient and for x's
-            dropped = flat if mask is None else flat * mask
-            # The division by kept is left to the small product.
-            da, db = (gb.t() @ dropped).to(a.dtype).div_(ctx.kept), (g.t() @ low).to(b.dtype).mul_(ctx.scale)
-            del dropped  # as wide as the input, and the input's gradient is the next to come
-        if ctx.needs_input_grad[0]:
-            dx = g @ ctx.weight()
-            if gb is not None and mask is None:
-                dx.addmm_(gb, a.to(dx.dtype))
-            elif gb is not None:
-                dx.add_((gb @ a.to(dx.dtype)).mul_(mask), alpha=1 / ctx.kept)
-        return dx, da, db, None, None, None, None
+        flat, mask, low = ctx.saved_tensors
+        found = _gradients(upstream[0], flat, mask, low, ctx.by, ctx.kept, needs_input=ctx.needs_input_grad[0])
+        return (*found, None, None)
 
 
-class Recomputation:
-    """Switches checkpointing layer by layer: as few layers as the memory allows recompute, pass by pass.
+def _low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """D(x) Aᵀ, (n, r), and the mask: a byte an element, while the dropped input is x ∘ mask / (1 − rate) again."""
+    dropped, mask = torch.native_dropout(flat, rate, True) if rate else (flat, None)
+    return dropped @ a.to(flat.dtype).t(), mask
 
-    A checkpointed layer keeps its input alone, and runs forward once more in the backward pass: a third of the
-    arithmetic, so that the longest row fits. Shorter ones leave room for what some layers keep, which `measure` finds
-    out; until then all recompute. With 13 GiB instead of 6.5 a step took 0.99 s instead of 1.28 (one H100).
+
+def add_noise(model: Any, alpha: float) -> None:
+    """NEFTune (Jain et al. 2023): in training, noise on the embeddings of a PEFT model that `prepare` has been given.
+
+    Uniform within ± alpha / sqrt(L d), where L is the length of the sample in a packed row, and of a padded row, d the
+    width.
     """
+    base = model.get_base_model()
+    embedding, lengths = base.get_input_embeddings(), list[int]()
 
-    def __init__(self, model: Any, budget: float) -> None:
-        self.layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        self.budget = budget
-        self.kept = 0.0
+    def note(_: Any, given: Any, named: Any) -> None:
+        lengths[:] = named["one_pass"].lengths or [named["one_pass"].ids.shape[1]]
 
-    def set_for(self, tokens: int) -> None:
-        """For a pass of so many tokens, padding included."""
-        count = 0
-        if self.kept > 0:
-            # The peak is in the backward pass, or before it, where all logits of a chunk lie on what the layers keep.
-            spare = self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
-            count = max(0, int(spare / (self.kept * tokens)))
-        self.keep(count)
+    def noise(module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        counts = torch.tensor(lengths, device=output.device)
+        reach = alpha / (counts.repeat_interleave(counts) * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * reach[:, None].to(output.dtype)
 
-    def keep(self, count: int) -> None:
-        """Lets the last `count` layers keep their activations: the backward pass frees them first."""
-        for i, layer in enumerate(self.layers):
-            layer.gradient_checkpointing = i < len(self.layers) - count
+    base.register_forward_pre_hook(note, with_kwargs=True)
+    embedding.register_forward_hook(noise)
 
-    def measure(self, tokens: int, forward: Callable[[], Any], step: Callable[[], Any]) -> None:
-        """Runs `forward` twice and `step` once on the largest pass. A budget of 0 is what that pass itself needs.
 
-        `forward` gives a loss whose graph holds what is kept; `step` is a forward and backward pass.
-        """
-        cuda = torch.cuda
-        cuda.empty_cache()  # what loading left behind
-        fixed = cuda.memory_allocated()
+def _gradients(
+    g: torch.Tensor, flat: Any, mask: Any, low: Any, by: Operands, kept: float, *, needs_input: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """∂L/∂x, ∂L/∂A and ∂L/∂B, with g = ∂L/∂y (n, out), kept = 1 − dropout and D(x) = x ∘ mask / kept:
 
-        def run(kept: int) -> tuple[int, int]:
-            # Bytes alive after a forward pass with so many layers kept, and at most while it ran.
-            self.keep(kept)
-            cuda.reset_peak_memory_stats()
-            loss = forward()  # noqa: F841 - its graph is what is measured
-            return cuda.memory_allocated(), cuda.max_memory_allocated()
+    ∂L/∂A = (s g B)ᵀ D(x),  ∂L/∂B = s gᵀ (D(x) Aᵀ),  ∂L/∂x = g W + (s g B A) ∘ mask / kept.
+    """
+    masked = partial(torch.ops.aten.native_dropout_backward, mask=mask, scale=1 / kept)
+    da = db = dx = gb = None
+    if by.a is not None and by.b is not None:
+        gb = (g @ by.b.to(g.dtype)).mul_(by.scale)  # s g B, (n, r), for A's gradient and for x's
+        # The dropped input is as wide as the input, and is gone before the input's gradient is made.
+        da = (gb.t() @ (flat if mask is None else masked(flat))).to(by.a.dtype)
+        db = (g.t() @ low).to(by.b.dtype).mul_(by.scale)
+    if needs_input:
+        dx = g @ by.weight()
+        if gb is not None and by.a is not None:
+            if mask is None:
+                dx.addmm_(gb, by.a.to(dx.dtype))
+            else:
+                dx.add_(masked(gb @ by.a.to(dx.dtype)))
+    return dx, da, db
 
-        one, _ = run(1)
-        none, at_most = run(0)
-        cuda.reset_peak_memory_stats()
-        step()
-        peak = cuda.max_memory_allocated()
-        # Bytes that are there at any time, by token in the backward pass and at the forward pass's end, of a loss chunk
-        # on top, and by token of one layer that is not recomputed, all being alike.
-        self.fixed, self.per_token, self.forward = fixed, (peak - fixed) / tokens, (none - fixed) / tokens
-        self.chunk, self.kept = at_most - none, (one - none) / tokens
-        self.budget = self.budget / (1 + ALLOCATOR) or peak
+
+def multiply_backward(g: torch.Tensor, x: torch.Tensor, by: Operands, *, drops: bool) -> tuple[torch.Tensor, ...]:
+    """The gradients of `multiply` where it did not run: ∂L/∂x, and ∂L/∂A and ∂L/∂B where there is LoRA."""
+    flat, low, mask, rate = x.reshape(-1, x.shape[-1]), None, None, by.dropout if drops else 0.0
+    if by.a is not None:
+        low, mask = _low(flat, by.a, rate)
+    dx, *others = _gradients(g.reshape(-1, g.shape[-1]), flat, mask, low, by, 1 - rate, needs_input=True)
+    return (dx.view_as(x), *(d for d in others if d is not None))  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
 """Processes that train one adapter together, and when they stop: at a signal, or after a time that the user gave.
 
 `accelerate launch -m bnbench finetune …` or torchrun starts them. Each holds the whole model on a GPU of its own and
-takes its share of every step's samples; LoRA's small gradients are added up once a step, in one buffer, so that unlike
-with DDP no process needs as many passes as the others. The first process plans, writes and speaks.
+takes its share of every step's samples; DDP adds up LoRA's small gradients once a step, in each process's last pass,
+however many passes the others have. The first process plans, writes and speaks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -75,7 +75,7 @@ def first(make: Callable[[], T]) -> T:
             told[0] = make()
         except BnbenchError as error:
             told[1] = error
-    with _in_company():
+    with company():
         torch.distributed.broadcast_object_list(told, device=torch.device("cpu"))
     if told[1] is not None:
         refuse(told[1])
@@ -89,22 +89,21 @@ def largest(value: int) -> int:
     import torch
 
     told = torch.tensor(value)
-    with _in_company():
+    with company():
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
     return int(told)
 
 
-def add_gradients(parameters: Sequence[Any]) -> None:
-    """Makes each parameter's gradient the sum of all processes'; a process without one adds nothing."""
+def total(value: float) -> float:
+    """The sum of all processes' values, the same in each. Waits for them."""
+    if count() == 1:
+        return value
     import torch
 
-    # One buffer, one call: the sizes are the same everywhere, whichever parameters a process's rows have reached.
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    together = torch.cat([g.reshape(-1) for g in gradients])
-    with _in_company():
-        torch.distributed.all_reduce(together)
-    for parameter, summed in zip(parameters, torch.split(together, [p.numel() for p in parameters]), strict=True):
-        parameter.grad = summed.view_as(parameter)
+    told = torch.tensor(value, dtype=torch.float64)
+    with company():
+        torch.distributed.all_reduce(told)
+    return float(told)
 
 
 def refuse(error: BnbenchError) -> NoReturn:
@@ -115,10 +114,13 @@ def refuse(error: BnbenchError) -> NoReturn:
 
 
 @contextmanager
-def _in_company() -> Iterator[None]:
+def company() -> Iterator[None]:
+    """Says so, in a TrainingError, where the others are lost while the block waits for them."""
     try:
         yield
     except RuntimeError as error:
+        if count() == 1 or "out of memory" in str(error).lower():
+            raise
         raise TrainingError(
             f"process {index()} of {count()} lost the others: one failed (its message is above) or was killed. "
             f"The same command goes on from the last checkpoint ({str(error).splitlines()[0]})"

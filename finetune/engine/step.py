@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
-from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, share
-from bnbench.finetune.engine.layers import ATTENTION, Recomputation, make_lean
+from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, make_pass, pack, share
+from bnbench.finetune.engine.decoder import Recomputation, make_lean_decoder
+from bnbench.finetune.engine.layers import ATTENTION, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
 from bnbench.progress import Stage
@@ -61,6 +63,7 @@ def prepare(model: Any, device: str) -> None:
     if not plain:
         _log.warning("%s does more to its logits than a frozen head: they are made whole, not in chunks", name)
     make_lean(model)
+    make_lean_decoder(model, device)
     if device == "cuda" and embedding.weight is not head.weight and embedding not in trained:
         embedding.to("cpu")
         embedding._apply = lambda *_, **__: embedding  # whatever moves the model leaves it there
@@ -111,8 +114,9 @@ class _SummedLoss(torch.autograd.Function):
             sums = logits.exp_().sum(-1, keepdim=True)
             total += (sums.log() - chosen).sum()
             logits /= sums
-            logits.scatter_add_(-1, t[:, None], torch.full_like(chosen, -1.0))
-            torch.mm(logits.to(h.dtype), head.weight, out=g)
+            if ctx.needs_input_grad[0]:
+                logits.scatter_add_(-1, t[:, None], torch.full_like(chosen, -1.0))
+                torch.mm(logits.to(h.dtype), head.weight, out=g)
         ctx.save_for_backward(gradient)
         return total
 
@@ -140,6 +144,8 @@ def training_arguments(job: Job, kind: Any = TrainingArguments, **more: Any) -> 
         "save_strategy": "steps", "save_steps": recipe.save_every, "save_total_limit": recipe.keep_checkpoints,
         "logging_steps": 1, "logging_nan_inf_filter": False,  # so the curve is whole wherever a run is cut and resumed
         "report_to": "none", "disable_tqdm": True,
+        # So buckets are not arranged anew after the first step, which would change how sums round in a resumed run.
+        "ddp_find_unused_parameters": True,
     }  # fmt: skip
     arguments = kind(**{**settings, **more})
     if arguments.n_gpu > 1:
@@ -163,6 +169,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.start = time.monotonic() - (job.resume.seconds if job.resume else 0.0)
         self.try_largest: Callable[[], None]
         self.bar: Stage
+        self.tokens = 0  # of the step under way, in all processes
 
     @property
     def seconds(self) -> float:
@@ -197,7 +204,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             model.zero_grad()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
-        """One optimiser step's loss; every `log_every` steps, and at the last, a line in the log and loss.csv."""
+        """One optimiser step's loss, into the bar; every `log_every` steps, and at the last, into log and loss.csv."""
         if "loss" not in logs:
             return
         step, every = state.global_step, self.job.recipe.log_every
@@ -205,6 +212,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             name = self.job.precision.dtype_name
             why = f'lower learning_rate in the recipe, or set precision = "float32" (now: {name})'
             processes.refuse(TrainingError(f"the loss is {logs['loss']} at step {step}: {why}"))
+        memory = f" · {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if self.job.device == "cuda" else ""
+        self.bar.advance(1, self.tokens, f"loss {logs['loss']:.3f}{memory}")
         if processes.index() == 0 and (step == state.max_steps or step % every == 0):
             curve = curve_of(state.log_history)
             recent = [p.loss for p in curve[-every:]]
@@ -214,8 +223,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stops at the end of a step when that was asked for, with a checkpoint of exactly this step."""
-        self.bar.advance(1)
-        if state.global_step < state.max_steps and self.job.should_stop():
+        if state.global_step < state.max_steps and not control.should_training_stop and self.job.should_stop():
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -236,18 +244,22 @@ class StepTrainer(Trainer):  # type: ignore[misc]
     recomputation: Recomputation | None = None
 
     def __init__(self, job: Job, model: Any, monitor: Monitor, **more: Any) -> None:
-        arguments = training_arguments(job, **more)
-        super().__init__(model=model, args=arguments, train_dataset=job.rows, data_collator=list, callbacks=[monitor])
+        arguments, recipe = training_arguments(job, **more), job.recipe
+        self.packs = (
+            pack(job.rows, recipe.tokens_per_row) if recipe.packing_over == "epoch" and recipe.packing else None
+        )
+        data, self.lora_plus = self.packs or job.rows, recipe.lora_plus
+        super().__init__(model=model, args=arguments, train_dataset=data, data_collator=list, callbacks=[monitor])
+        self.monitor, self.rows = monitor, job.rows
+        # DDP leaves what is frozen where it is, embeddings in the CPU's memory too, and sends none of it around.
+        model._ddp_params_and_buffers_to_ignore = [
+            name for name, value in [*model.named_parameters(), *model.named_buffers()] if not value.requires_grad
+        ]
         self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
-        largest = self.collate.largest(job.rows, job.recipe.shared(processes.count()).batch_size)
+        most = len(job.rows) if self.packs else job.recipe.shared(processes.count()).batch_size
+        largest = self.collate.largest(job.rows, most)
         monitor.try_largest = partial(self.try_largest, largest)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Without DDP: gradients are added up in `training_step`."""
-        super().create_accelerator_and_postprocess()
-        if processes.count() > 1:
-            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def get_train_dataloader(self) -> Any:
         """Lists of rows, the same in every process: `share` deals them out by length, not accelerate's sampler."""
@@ -258,38 +270,63 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def try_largest(self, largest: Pass) -> None:
         """One forward and backward of the pass that needs most, and what it tells about the memory of the others."""
-        step = partial(self.training_step, self.model_wrapped, [largest], largest.supervised)
+        step = partial(self.training_step, self.model, [largest], largest.supervised)  # by itself, without the others
         if self.recomputation is None:
             step()
         else:
             tokens = largest.ids.numel()
-            self.recomputation.measure(tokens, lambda: self.model_wrapped(one_pass=largest)["loss"], step)
+            self.recomputation.measure(tokens, lambda: self.model(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        size = self.args.per_device_train_batch_size
+        if self.packs:
+            batches = [[row for pack in batch for row in pack] for batch in batches]
+            size = max(map(len, batches))
         tokens = sum(row.supervised for batch in batches for row in batch)
-        shared = share(batches, self.args.per_device_train_batch_size, processes.index(), processes.count())
+        self.monitor.tokens = sum(map(count_tokens, batches))
+        shared = share(batches, size, processes.index(), processes.count())
         return [self.collate(batch) if batch else [] for batch in shared], tokens
 
     def training_step(self, model: Any, inputs: list[Pass], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of each pass of a batch; gives their share of the step's mean loss."""
+        """Forward and backward of each pass of a batch; gives their share of the step's mean loss.
+
+        Of several processes each adds its gradients to the others' in its last pass of the step, a short one that
+        counts nothing where it has none. DDP and transformers' log take means, so that losses are scaled to sums.
+        """
         model.train()
-        total = torch.zeros((), device=self.args.device)
-        for one_pass in inputs:
+        total, count = torch.zeros((), device=self.args.device), processes.count()
+        meets = isinstance(model, torch.nn.parallel.DistributedDataParallel) and self.accelerator.sync_gradients
+        weights = [float(count)] * len(inputs)
+        if meets and not inputs:
+            inputs, weights = [make_pass([min(self.rows, key=lambda row: len(row.ids))])], [0.0]
+        for i, (one_pass, weight) in enumerate(zip(inputs, weights, strict=True), 1):
             if self.recomputation is not None:
                 self.recomputation.set_for(one_pass.ids.numel())
-            loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
-            self.accelerator.backward(loss)
+            alone = model.no_sync() if meets and i < len(inputs) else nullcontext()
+            with alone, processes.company():
+                loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
+                loss = loss * weight if weight != 1 else loss
+                self.accelerator.backward(loss)
             total += loss.detach()
-        if processes.count() > 1 and self.accelerator.sync_gradients:  # the last batch of the step
-            processes.add_gradients([p for p in model.parameters() if p.requires_grad])
-        # For its log transformers takes the mean over the processes, so the shares are scaled to add up there.
-        return total * processes.count() if processes.count() > 1 else total
+        return total
 
     def compute_loss(self, model: Any, inputs: Pass, *_: Any, num_items_in_batch: Any = None) -> Any:
         """Nats of a pass over the supervised tokens of the whole step."""
         return model(one_pass=inputs)["loss"] / num_items_in_batch
+
+    def create_optimizer(self, *given: Any) -> Any:
+        """Transformers', with another rate for the matrices B where the recipe's `lora_plus` is one."""
+        optimizer = super().create_optimizer(*given)
+        if self.lora_plus != 1 and len(optimizer.param_groups) == 2:
+            b = {id(p) for name, p in self.model.named_parameters() if ".lora_B." in name}
+            groups = optimizer.param_groups
+            for group in list(groups):
+                faster = {**group, "params": [p for p in group["params"] if id(p) in b]}
+                group["params"] = [p for p in group["params"] if id(p) not in b]
+                groups.append(faster | {"lr": group["lr"] * self.lora_plus})
+        return optimizer
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: transformers would estimate it from padded ids."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 from bnbench.errors import RecipeError, require
 from bnbench.finetune.engine import processes
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
-from bnbench.finetune.tuners.base import Gain, Job, Outcome, Tuner
+from bnbench.finetune.tuners.base import Job, Outcome, Tuner
 from bnbench.models import loading
+from bnbench.models.hub import ModelFiles, with_weights
 from bnbench.models.precision import Device, make_portable
 from bnbench.progress import quiet, stage
-from bnbench.records import write_json
+from bnbench.records import Gain, write_json
 
 
 class AdapterTuner(Tuner):
@@ -45,23 +47,39 @@ class AdapterTuner(Tuner):
         import transformers
 
         from bnbench.finetune.engine.step import Monitor, curve_of
+        from bnbench.finetune.engine.trackers import Tracker
+        from bnbench.finetune.engine.validation import Validator
 
         with quiet():
             transformers.set_seed(job.recipe.seed)
             monitor = Monitor(job)
             with loading.explained(job.base.label, "it cannot be trained"):
                 trainer = self.trainer(job, self.load(job), monitor)
+            validator = Validator(job, trainer) if job.validation else None
+            if validator:  # before the monitor, which seals what it adds to a checkpoint
+                trainer.remove_callback(monitor)
+                trainer.add_callback(validator)
+                trainer.add_callback(monitor)
+            tracker = Tracker(job) if job.recipe.report_to != "none" else None
+            if tracker:
+                trainer.add_callback(tracker)
             left = job.steps - (job.resume.step if job.resume else 0)
             with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
-                trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
+                try:
+                    trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
+                finally:
+                    if tracker:
+                        tracker.close()
             seconds, steps = monitor.seconds, trainer.state.global_step
             curve, gain = curve_of(trainer.state.log_history), None
-            if steps == job.steps:
+            if steps == job.steps or (validator and validator.stopped):
+                if validator:
+                    validator.restore_best()
                 gain = self.gain(job, trainer)
                 if processes.index() == 0:
                     save_adapter(job, trainer.model)
         peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
-        return Outcome(steps, curve, seconds, peak, gain)
+        return Outcome(steps, curve, seconds, peak, gain, validator.found if validator else None)
 
     def load(self, job: Job) -> Any:
         """The frozen base."""
@@ -69,7 +87,8 @@ class AdapterTuner(Tuner):
 
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """The trainer of a job, with the adapter around the base that it trains, and `monitor` among its callbacks."""
-        from bnbench.finetune.engine.layers import Recomputation
+        from bnbench.finetune.engine.decoder import Recomputation
+        from bnbench.finetune.engine.layers import add_noise
         from bnbench.finetune.engine.step import StepTrainer, prepare
 
         recipe, on_gpu = job.recipe, job.device == "cuda"
@@ -82,6 +101,8 @@ class AdapterTuner(Tuner):
         )  # fmt: skip
         # The trainer has put Liger's kernels in, which want the model's own forward; ours comes over it.
         prepare(model, job.device)
+        if recipe.neftune:
+            add_noise(model, recipe.neftune)
         if on_gpu and recipe.checkpointing == "non-reentrant":
             trainer.recomputation = Recomputation(model, recipe.memory_gib * 2**30)
         return trainer
@@ -151,7 +172,7 @@ def lora_config(model: Any, recipe: Recipe) -> Any:
     return peft.LoraConfig(
         r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=ALL_LINEAR if all_linear else list(recipe.targets),
-        exclude_modules=odd or None,
+        exclude_modules=odd or None, use_rslora=recipe.rslora, use_dora=recipe.dora,
     )  # fmt: skip
 
 
@@ -187,6 +208,45 @@ def adapt(model: Any, recipe: Recipe, *, low_cpu_mem_usage: bool = False) -> Any
     raise RecipeError(f"recipe {recipe.name}: {why} It has {', '.join(ends)}: {instead}--set targets={ALL_LINEAR}")
 
 
+def linear_parameters(model: Any) -> int:
+    """Weights of the linear layers of a model without adapter, its output head aside: those that NF4 packs."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return sum(
+        module.weight.numel()
+        for module in model.modules()
+        if module is not head and (type(module) is torch.nn.Linear or isinstance(module, Conv1D))
+    )
+
+
+def recipe_of_adapter(recipe: Recipe, start: Path) -> Recipe:
+    """The recipe with rank, scale and targets of an adapter that training goes on with; RecipeError for what cannot."""
+    if not recipe.pairs:
+        raise RecipeError(f'the tuner "{recipe.tuner}" begins with a new adapter: --start is for pairs (dpo)')
+    files = ModelFiles(f"adapter {start}", str(start), "", start)
+    config = files.read_json("adapter_config.json")
+    with_weights(files)
+    named = config.get("target_modules")
+    targets = tuple(sorted(map(str, named))) if isinstance(named, list) else ()
+    odd = (
+        "use_dora",
+        "modules_to_save",
+        "rank_pattern",
+        "alpha_pattern",
+        "target_parameters",
+        "trainable_token_indices",
+    )
+    unlike = [key for key in odd if config.get(key)]
+    if str(config.get("peft_type")).upper() != "LORA" or config.get("bias", "none") != "none" or unlike or not targets:
+        why = f"its {', '.join(unlike)}" if unlike else "what it is"
+        raise RecipeError(f"adapter {start}: only a LoRA of plain linear layers can be gone on with, because of {why}")
+    return replace(
+        recipe, r=config["r"], alpha=config["lora_alpha"], targets=targets, rslora=bool(config.get("use_rslora"))
+    )
+
+
 def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
     """(trainable, total) parameters of a recipe on a base, adapter included and tied weights once, without weights.
 
@@ -207,7 +267,9 @@ def save_adapter(job: Job, model: Any) -> None:
     model.peft_config["default"].base_model_name_or_path = job.base.name
     model.peft_config["default"].revision = job.base.revision
     temporary = job.output / ".adapter"
-    model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(
+        temporary, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
+    )
     (temporary / "adapter_model.safetensors").replace(job.output / "adapter_model.safetensors")
     config = json.loads((temporary / "adapter_config.json").read_text(encoding="utf-8"))
     # PEFT writes a set in the order of this process's string hashes.

@@ -22,7 +22,7 @@ from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.models.hub import Base
 from bnbench.models.precision import Device, Precision
-from bnbench.records import write_json, write_text
+from bnbench.records import Gain, Validation, typed, write_json, write_text
 
 _SEAL = "sealed.json"
 _log = logging.getLogger("bnbench.finetune")
@@ -37,6 +37,14 @@ class Checkpoint:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Seal:
+    """sealed.json, written last: the sha256 of every file of a checkpoint, and the seconds of training until then."""
+
+    seconds: float
+    files: Mapping[str, str]
+
+
 def seal(folder: Path, seconds: float) -> None:
     """Syncs every file of a checkpoint to the disk, then writes the seal over their hashes."""
     hashes = {}
@@ -44,7 +52,7 @@ def seal(folder: Path, seconds: float) -> None:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
             hashes[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_json(folder / _SEAL, {"seconds": seconds, "files": hashes})
+    write_json(folder / _SEAL, Seal(seconds, hashes))
 
 
 def newest_checkpoint(parent: Path) -> Checkpoint | None:
@@ -55,13 +63,13 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
     names = ((re.fullmatch(r"checkpoint-(\d+)", f.name), f) for f in parent.glob("checkpoint-*") if f.is_dir())
     for step, folder in sorted(((int(name[1]), f) for name, f in names if name), reverse=True):
         try:
-            sealed = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-            for name, sha256 in sealed["files"].items():
+            sealed: Seal = typed(Seal, json.loads((folder / _SEAL).read_text(encoding="utf-8")))
+            for name, sha256 in sealed.files.items():
                 with (folder / name).open("rb") as stream:
                     if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                         raise ValueError(f"{name} is not what was sealed")
-            return Checkpoint(folder, step, sealed["seconds"])
-        except (OSError, ValueError, KeyError):
+            return Checkpoint(folder, step, sealed.seconds)
+        except (OSError, ValueError, RecursionError):
             _log.warning("checkpoint %s is torn (written while the process was killed, or damaged): removed", folder)
             shutil.rmtree(folder)
     return None
@@ -75,46 +83,23 @@ class Point(NamedTuple):
     learning_rate: float
 
 
-@dataclass(frozen=True)
-class Gain:
-    """What held-out pairs gained by a training on other pairs, mean over pairs, whole messages resampled.
-
-    `margin` is DPO's implicit reward margin (Rafailov et al. 2023, section 4): beta times what
-    log p(chosen) − log p(rejected) is above the base's, `low` and `high` its 95 % bootstrap interval, `p_value` of the
-    paired randomisation. `chosen` and `rejected` are changes of log p in nats, `won` the share of margins above 0.
-    """
-
-    pairs: int
-    messages: int
-    beta: float
-    margin: float
-    low: float
-    high: float
-    p_value: float
-    won: float
-    chosen: float
-    rejected: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.pairs} held-out pairs of {self.messages} messages: reward margin 0 → {self.margin:+.3f} "
-            f"(95 % {self.low:+.3f} to {self.high:+.3f}, p = {self.p_value:.4f}); the chosen reply gained on the "
-            f"rejected one in {100 * self.won:.0f} % (log p {self.chosen:+.1f} and {self.rejected:+.1f} nats)"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """All that a tuner is given: checked `rows`, and `output`, the folder that the adapter goes to.
 
     A tuner that hears True of `should_stop()`, asked after every step, saves a checkpoint in `checkpoints` and returns.
     A tuner of pairs has two rows for each, chosen and rejected, in `rows` and in `held_out`, which is not trained on.
+    `start` is the folder of an adapter that one of pairs goes on with, its reference.
+    One of examples may validate on `validation`, whose supervised replies have `validation_characters` in all.
     """
 
     recipe: Recipe
     base: Base
     rows: tuple[Row, ...] = field(repr=False)
     held_out: tuple[Row, ...] = field(default=(), repr=False)
+    validation: tuple[Row, ...] = field(default=(), repr=False)
+    validation_characters: int = 0
+    start: Path | None = None
     pad_id: int
     precision: Precision
     device: str
@@ -135,7 +120,8 @@ class Job:
 class Outcome:
     """What a tuner hands back: `steps` done in all sessions together, and their loss `curve`, one point a step.
 
-    The adapter is written when `steps` are the job's. `gain` is None without held-out pairs, the peak off a GPU.
+    The adapter is written when `steps` are the job's, or `validation` stopped it. `gain` is None without held-out
+    pairs, `validation` where there was none, the peak off a GPU.
     """
 
     steps: int
@@ -143,6 +129,12 @@ class Outcome:
     seconds: float
     peak_memory_bytes: int | None = None
     gain: Gain | None = None
+    validation: Validation | None = None
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether it is done before its last step, since validation grew no better."""
+        return self.validation is not None and self.validation.stopped
 
 
 class Tuner(ABC):

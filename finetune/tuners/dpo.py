@@ -3,7 +3,8 @@
     L = −log σ(m),   m = β · (Δ(chosen) − Δ(rejected)),   Δ(y) = log p_adapter(y | x) − log p_base(y | x)
 
 (Rafailov et al. 2023, equation 7; m is the reward margin). A pair is two rows in succession, chosen and rejected, with
-the same prompt x. The reference is the base itself with its adapter off. TRL's part is the loss.
+the same prompt x. The reference is the base itself with its adapter off, or with the adapter that training goes on
+with (`Job.start`), of which TRL keeps a copy. TRL's part is the loss.
 
 What TRL 1.16 would do by itself, and is kept from: write prompts with a template of its own (and end replies with the
 tokenizer's end token, which closes no turn), cut rows at 1,024 tokens, train a 4-bit base's adapter in bfloat16 (which
@@ -23,11 +24,12 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
-from bnbench.finetune.tuners.base import Gain, Job
+from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.significance import paired_tests
 from bnbench.models.precision import Device
 from bnbench.models.prompts import Prompter
 from bnbench.progress import stage
+from bnbench.records import Gain
 
 
 class PreferenceTuner(AdapterTuner):
@@ -40,7 +42,8 @@ class PreferenceTuner(AdapterTuner):
 
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses settings that mean nothing here: TRL pads, and policy and reference differ by the adapter alone."""
-        wanted = {"packing": False, "loss": "completion", "dropout": 0.0, "memory_gib": 0.0}
+        wanted = {"packing": False, "loss": "completion", "supervise": "last", "dropout": 0.0, "memory_gib": 0.0}
+        wanted |= {"validate_every": 0, "neftune": 0.0, "lora_plus": 1.0}
         wrong = [f"{k} = {str(v).lower()}" for k, v in wanted.items() if getattr(recipe, k) != v]
         beta = recipe.own["beta"]
         if not 0 <= beta <= 100:
@@ -51,6 +54,7 @@ class PreferenceTuner(AdapterTuner):
     def trainer(self, job: Job, base: Any, monitor: Any) -> Any:
         """TRL's trainer over the job's pairs, with our callbacks."""
         import datasets
+        import peft
         import torch
         from transformers.trainer_callback import PrinterCallback
         from trl import DPOConfig, DPOTrainer
@@ -73,18 +77,22 @@ class PreferenceTuner(AdapterTuner):
         # whatever dropout the base has.
         more = {"beta": job.recipe.own["beta"], "max_length": None, "disable_dropout": True}
         arguments = training_arguments(job, DPOConfig, bf16=job.precision.dtype_name == "bfloat16", **more)
+        adapted = peft.PeftModel.from_pretrained(base, job.start, is_trainable=True) if job.start else None
+        before = {n: p.detach().float() for n, p in adapted.named_parameters() if p.requires_grad} if adapted else {}
         trainer = IdsTrainer(
-            model=base,
+            model=adapted or base,
             args=arguments,
             data_collator=DataCollatorForPreference(pad_token_id=job.pad_id),
             train_dataset=datasets.Dataset.from_list(pairs),
             processing_class=Prompter.load(job.base, trust_remote_code=job.trust_remote_code).tokenizer,
-            peft_config=lora_config(base, job.recipe),
+            peft_config=None if adapted else lora_config(base, job.recipe),
             callbacks=[monitor],
         )
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        for name, parameter in trainer.model.named_parameters():
+            if ".ref." in name:  # TRL's copy of the adapter that it goes on with, rounded like that
+                parameter.data = before[name.replace(".ref.", ".default.")].clone()
+            elif parameter.requires_grad:
+                parameter.data = before.get(name, parameter.data).float()
         trainer.processing_class = None  # or every checkpoint has a copy of the tokenizer
         trainer.remove_callback(PrinterCallback)
 
@@ -105,6 +113,7 @@ class PreferenceTuner(AdapterTuner):
     def gain(self, job: Job, trainer: Any) -> Gain | None:
         """The gain on held-out pairs; None where there are none."""
         import torch
+        from trl.trainer.utils import use_adapter
 
         if not job.held_out:
             return None
@@ -117,7 +126,8 @@ class PreferenceTuner(AdapterTuner):
                 labels = inputs["input_ids"].masked_fill(inputs.pop("completion_mask") == 0, IGNORED)
                 score = partial(model, **inputs, labels=labels, use_cache=False, fused_lm_head=True)
                 adapter = score().log_probs.sum(1)
-                with model.disable_adapter():
+                # The reference: the adapter that it began with, or the base.
+                with use_adapter(model, "ref" if "ref" in model.peft_config else None):
                     base = score().log_probs.sum(1)
                 # (model, reply, pair) → (model, pair, reply)
                 found.append(torch.stack([base, adapter]).view(2, 2, -1).transpose(1, 2).double().cpu().numpy())

@@ -30,7 +30,8 @@ class UnslothTuner(AdapterTuner):
     def check(self, recipe: Recipe, device: Device | None) -> None:
         """Refuses what Unsloth does in one way only, set otherwise, and any machine without an NVIDIA GPU."""
         wanted: dict[str, tuple[Any, ...]] = {
-            "packing": (False,), "double_quantisation": (True,), "memory_gib": (0.0,),
+            "validate_every": (0,), "neftune": (0.0,), "packing": (False,),
+            "double_quantisation": (True,), "memory_gib": (0.0,),
             "checkpointing": ("non-reentrant", "none"), "precision": ("auto", "float16", "bfloat16"),
         }  # fmt: skip
         wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
@@ -64,6 +65,7 @@ class UnslothTuner(AdapterTuner):
         recipe = job.recipe
         model = require("unsloth", extra="unsloth").FastLanguageModel.get_peft_model(
             base, r=recipe.r, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, bias="none",
+            use_rslora=recipe.rslora, use_dora=recipe.dora,
             target_modules=list(LINEAR if recipe.targets == (ALL_LINEAR,) else recipe.targets),
             use_gradient_checkpointing=recipe.checkpointing != "none" and "unsloth", random_state=recipe.seed,
         )  # fmt: skip

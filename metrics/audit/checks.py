@@ -32,8 +32,9 @@ ALPHA = 0.05
 FEWEST = 5  # messages, without which an average says nothing
 SAME_WITHIN = 0.1  # of the scores' standard deviation: what a reply in the other register may move by on average
 EQUAL_WITHIN = 1e-6  # of the scores' range: what is no change
-HOLLOW_KINDS = frozenset({"stuffed", "copy"})
-"""Kinds that have to score below the empathic replies in nearly every message, as their perturbations do."""
+GATED_KINDS = {"stuffed": IN_MOST, "copy": IN_MOST, "negated": 0.8, "mismatched": 0.5}
+"""Kinds that have to score below the empathic replies, and in which share of messages: what is hollow in nearly every
+one, as its perturbations do; empathy that is refused or taken back in most; what answers somebody else in the half."""
 _MAIN = ""  # the name of a metric's main scores among its scores
 _COMMON_CHOICES = ("norm", "tok", "n", "bnbench")  # parts of signatures that do not tell one scorer from another
 
@@ -137,7 +138,7 @@ def references_of(data: LabelledSet) -> list[str]:
 
     Raises `InputError` for a message without a second empathic reply.
     """
-    empathic = [(place, row) for place, row in enumerate(data.rows) if row.kind == EMPATHIC]
+    empathic = [(place, row) for place, row in enumerate(data.rows) if row.empathic]
     empathic.sort(key=lambda pair: -sum(pair[1].levels))
     found = []
     for place, row in enumerate(data.rows):
@@ -191,10 +192,10 @@ def _reply_checks(
     # replies to the same message, as means over messages.
     changes = [("change", each.name, each.expected, each.in_most, moves[each.name]) for each in PERTURBATIONS]
     empathic = _by_message({row: float(scores[row]) for row in map(int, np.flatnonzero(data.empathic))}, data)
-    for kind in dict.fromkeys(row.kind for row in data.rows if row.kind != EMPATHIC):
+    for kind in dict.fromkeys(row.kind for row in data.rows if not row.empathic):
         of_kind = [(place, row.id) for place, row in enumerate(data.rows) if row.kind == kind and row.id in empathic]
         distances = {place: float(scores[place] - empathic[message]) for place, message in of_kind}
-        changes.append(("kind", kind, WORSE, IN_MOST if kind in HOLLOW_KINDS else 0.0, distances))
+        changes.append(("kind", kind, WORSE, GATED_KINDS.get(kind, 0.0), distances))
     for group, name, expected, in_most, moved_by in changes:
         means, gate = np.array(list(_by_message(moved_by, data).values()), dtype=np.float64), in_most > 0
         if len(means) < FEWEST:

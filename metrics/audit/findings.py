@@ -165,13 +165,29 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
         if not isinstance(found, list) or not found:
             raise ValueError
         for plain in found:
-            plain["checks"] = tuple(Check(**check) for check in plain["checks"])
+            plain["checks"] = tuple(_of(Check, check) for check in plain["checks"])
+            for check in (check for check in plain["checks"] if check.group == "labels"):
+                f"{check.numbers['sentinel']} {check.numbers['value']:f} {check.numbers['sentinel_value']:f}"  # as told
             plain["standings"] = tuple(
-                Standing(of["name"], of["sentinel"], {name: Estimate(**each) for name, each in of["measures"].items()})
+                Standing(
+                    str(of["name"]), bool(of["sentinel"]), {k: _of(Estimate, v) for k, v in of["measures"].items()}
+                )
                 for of in plain["standings"]
             )
-        return [AuditReport(**{field.name: plain[field.name] for field in fields(AuditReport)}) for plain in found]
+            measures = {frozenset(standing.measures) for standing in plain["standings"]}
+            if AUC not in [check.name for check in plain["checks"]] or len(measures) != 1 or AUC not in measures.pop():
+                raise ValueError
+        return [_of(AuditReport, plain) for plain in found]
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; make a file: bnbench audit METRIC --json > audits.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UsageError(f"{path}: not what `bnbench audit METRIC --json` prints") from None
+
+
+def _of(kind: Any, plain: Mapping[str, Any]) -> Any:
+    """A dataclass of a JSON object's values; ValueError for one that is not what its annotation says."""
+    kinds: dict[Any, Any] = {"str": str, "int": int, "bool": bool}
+    values = {one.name: float(plain[one.name]) if one.type == "float" else plain[one.name] for one in fields(kind)}
+    if wrong := [one.name for one in fields(kind) if not isinstance(values[one.name], kinds.get(one.type, object))]:
+        raise ValueError(wrong)
+    return kind(**values)

@@ -14,7 +14,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-from bnbench.metrics.labelled import EMPATHIC, LabelledReply, LabelledSet
+from bnbench.metrics.labelled import LabelledReply, LabelledSet
 
 WORSE, SAME = "worse", "same"
 IN_MOST = 0.95  # of messages: where a copy and stuffed keywords have to score below the empathic replies
@@ -90,7 +90,7 @@ _NOT_TO_NEGATE = re.compile(f"(?:{_NEGATORS}|{_ASKING}|[িেোইওন\u09bc
 _NOT_TO_AFFIRM = re.compile(f"{_NEEDS_NA}|[?!]\\s*$")
 _SENTENCE = re.compile("[^।॥?!|\n]+(?:[।॥?!|]+|\n|$)")
 _LAST_WORD = re.compile(f"(?<![\u0980-\u09fe-])({_LETTER}+)(?=[।॥|\\s]*$)")
-_NA = re.compile(f"({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
+_NA = re.compile(f"(?<!{_LETTER})({_LETTER}+) +না(?= +{_LETTER}|[।॥|\\s]*$)")
 _KEEPS_NA, _FINITE = re.compile(f"{_NOT['coaxed']}|{_NOT['fixed']}"), re.compile("|".join(_NOT["finite"]))
 
 
@@ -241,6 +241,14 @@ PERTURBATIONS: tuple[Perturbation, ...] = (
     Perturbation("keywords stuffed", WORSE, _stuffed, IN_MOST),
     Perturbation("a generic reply", WORSE, lambda c: c.chance.choice(GENERIC[c.register])),
     Perturbation("another message's reply", WORSE, lambda c: c.chance.choice(c.elsewhere) if c.elsewhere else None),
+    # Nonsense, of which nothing may be earned.
+    Perturbation("the reply over and over", WORSE, lambda c: " ".join([c.row.reply] * 3), IN_MOST),
+    Perturbation("a letter over and over", WORSE, lambda c: "’d" * 40, IN_MOST),
+    Perturbation(
+        "in Devanagari", WORSE, lambda c: re.sub("[ঀ-৾]", lambda sign: chr(ord(sign[0]) - 0x80), c.row.reply), IN_MOST
+    ),
+    Perturbation("UTF-8 read as cp1252", WORSE, lambda c: c.row.reply.encode().decode("cp1252", "replace"), IN_MOST),
+    Perturbation("no word", WORSE, lambda c: "।", IN_MOST),
     Perturbation("register swapped", SAME, lambda c: other_register(c.row.reply)),
 )
 
@@ -252,14 +260,14 @@ def perturbed(perturbation: Perturbation, data: LabelledSet, seed: int) -> dict[
     """
     replies: dict[str, list[str]] = {}
     for row in data.rows:
-        if row.kind == EMPATHIC:
+        if row.empathic:
             replies.setdefault(row.id, []).append(row.reply)
     ids = list(replies)
     shift = random.Random(seed).randrange(1, len(ids)) if len(ids) > 1 else 0
     elsewhere = {name: replies[ids[(place + shift) % len(ids)]] if shift else [] for place, name in enumerate(ids)}
     found: dict[int, str] = {}
     for place, row in enumerate(data.rows):
-        if row.kind == EMPATHIC:
+        if row.empathic:
             # A generator of the row's own: what happens to it does not hang on the rows before it.
             chance = random.Random(f"{seed}:{perturbation.name}:{place}")
             familiar = re.search("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)", row.reply)

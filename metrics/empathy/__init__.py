@@ -11,8 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, MeanMetric, Result
+from bnbench.metrics.core import FloatArray, MeanMetric, Result, Texts
+from bnbench.metrics.degeneration import nonsense
 from bnbench.metrics.exceptions import InputError
+from bnbench.metrics.romanised import bengali
 
 MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 """Warmth, concern or shared joy; saying what the person feels or went through; asking about it."""
@@ -28,6 +30,17 @@ def mechanisms(result: Result) -> FloatArray:
     return np.column_stack([result.per_reply[name] for name in MECHANISMS])
 
 
+def in_bengali(texts: Texts) -> Texts:
+    """The texts with romanised replies and messages in Bengali script, done once for all metrics that share them."""
+
+    def changed() -> Texts:
+        replies, messages = tuple(map(bengali, texts.replies)), tuple(map(bengali, texts.messages or ()))
+        same = (replies, messages) == (texts.replies, texts.messages or ())
+        return texts if same else Texts.of(replies, messages=messages if texts.messages else None)
+
+    return texts.derived("in Bengali script", changed)
+
+
 class EmpathyMetric(MeanMetric):
     """A metric whose main value is the mean of its others, the mechanisms, of which each is a mean over replies."""
 
@@ -41,6 +54,18 @@ class EmpathyMetric(MeanMetric):
         means = self.name.removesuffix("-empathy")
         own = super().labels
         return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
+
+    def statistics(self, texts: Texts) -> FloatArray:
+        """As of any mean, of the texts in Bengali script, but that nonsense earns nothing; a lexicon without mechanisms
+        takes them as they stand, and what it finds.
+        """
+        self.check(texts)
+        if not self.values[1:]:
+            return super().statistics(texts)
+        read = in_bengali(texts)
+        table = super().statistics(read)
+        table[nonsense(read), :-1] = 0
+        return table
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 4) to (..., 4): the mean of the three mechanisms, then each. A lexicon without them has one mean."""

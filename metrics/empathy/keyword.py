@@ -15,8 +15,11 @@ import numpy as np
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
+from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
+from bnbench.metrics.relevance import fitted, fitting
+from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
 COPIED_WORDS, COPIED_SHARE = 3, 0.7  # a run of words that the message has too; the share of its words in a sentence
@@ -30,6 +33,7 @@ STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
 ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
+WORDS, WORDS_FROM = 0.4, 0.2  # what each level by single words earns that is above so much, beside the phrases
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
@@ -39,7 +43,7 @@ _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র
 
 
 class Span(NamedTuple):
-    """A phrase found in a reply. `start` and `end` are characters of `normalize(reply)`; `text` is what stands there.
+    """A phrase found in a reply. `start` and `end` are characters of `normalize(bengali(reply))`; `text` stands there.
 
     `polarity` is after negation; `counted` is False where it is found again, or not of its mechanism's two strongest.
     """
@@ -84,13 +88,14 @@ class KeywordEmpathy(EmpathyMetric):
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
-        return np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
+        table = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
+        return table * fitting(texts)[:, None] if lexicon.constants else table
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        reading = _Reading(self.lexicon, reply, _Message(self.lexicon, message))
+        reading = _Reading(self.lexicon, bengali(reply), _Message(self.lexicon, bengali(message)))
         text, counting = reading.text, [*(match for match, _ in reading.earning), *reading.against]
         counted, spans = {match.words for match in counting}, []
         for entry, words, polarity, _ in sorted(reading.matches, key=lambda match: match.words):
@@ -101,8 +106,10 @@ class KeywordEmpathy(EmpathyMetric):
 
     @property
     def choices(self) -> Mapping[str, object]:
-        """The lexicon, and where its phrases are words, how texts become words."""
-        return {"lex": self.lexicon.signature, **(preparation().choices if self._mechanisms else {})}
+        """The lexicon, and where its phrases are words, what takes comfort back and how texts become words."""
+        fit = {"fit": fitted().id} if self.lexicon.constants else {}
+        words = {"pol": load_polarity().id, **fit, **preparation().choices} if self._mechanisms else {}
+        return {"lex": self.lexicon.signature, **words}
 
 
 class _Sentence(NamedTuple):
@@ -120,6 +127,7 @@ class _Words:
         self.quoted, self.clause_ends = list[bool](), list[bool]()
         self.sentences: list[_Sentence] = []
         closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
+        last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items()}
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = text.index(token, at)
             if "\n" in text[at:found]:
@@ -131,7 +139,7 @@ class _Words:
                 self.quoted.append(bool(closing))
                 self.clause_ends.append(False)
                 continue
-            if self.words:
+            if self.words and token != "-":  # সুখ-দুঃখ is one thing
                 self.clause_ends[-1] = True
             # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
             # rest is a case ending (‘না’টা).
@@ -139,7 +147,7 @@ class _Words:
             if closing:
                 apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, at)
                 closing = "" if mark == closing and not apostrophe else closing
-            elif mark in _QUOTATION and not in_word and _QUOTATION[mark] in text[at:]:
+            elif mark in _QUOTATION and not in_word and last[mark] >= at:
                 closing = _QUOTATION[mark]
             if token in SENTENCE_ENDS:
                 self._end_sentence(question=token == "?")
@@ -159,7 +167,8 @@ def listed(part_ends: Sequence[bool]) -> list[bool]:
     for end in (place + 1 for place, ends in enumerate(part_ends) if ends):
         short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
         if short >= LISTED:
-            found[row:end] = [True] * (end - row)
+            new = row if short == LISTED else begun
+            found[new:end] = [True] * (end - new)
         begun = end
     return found
 
@@ -195,6 +204,12 @@ class _Message:
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
+def said(reply: str, message: str) -> list[str]:
+    """The words of a reply that the weights of the lexicon `bn` are of: not copied, listed, quoted or the message's."""
+    lexicon = load_lexicon("bn")
+    return list(_Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said)
+
+
 _Placed = tuple[Entry, tuple[int, ...]]  # an entry, and the places of its words
 
 
@@ -209,7 +224,8 @@ class _Match(NamedTuple):
 
 class _Reading:
     """A reply as its message sees it: what matches, and of that, what each match that counts earns, and what speaks
-    against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's.
+    against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's;
+    `said` are all its words but those. What is copied, listed or quoted is in none of them.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
@@ -225,8 +241,18 @@ class _Reading:
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
+        words = zip(self.text.words, self.void, self.text.quoted, strict=True)
+        self.said = dict.fromkeys(word for word, void, quoted in words if not (void or quoted))  # in order: sums round
+        polarity, self.left = load_polarity(), 1.0
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
-            self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises))
+            # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
+            part = slice(sentence.start, sentence.end)
+            own, quoted = self.text.words[part], self.text.quoted[part]
+            if True in quoted:
+                own = ["" if hidden else word for word, hidden in zip(own, quoted, strict=True)]
+            left = polarity.left(own, self.text.clause_ends[part])
+            self.left = min(self.left, left)
+            self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises), refusing=left < 1)
 
         # Of each entry, and of each family of entries, the strongest match counts, the first of equals; and of those
         # that support, the two of each mechanism that earn most.
@@ -241,15 +267,17 @@ class _Reading:
         earned.sort(key=lambda pair: -pair[1])
         self.earning = [pair for name in MECHANISMS for pair in [p for p in earned if p[0].entry.mechanism == name][:2]]
 
-    def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool) -> None:
+    def _read(self, sentence: _Sentence, phrases: Sequence[Found], *, telling: bool, refusing: bool) -> None:
         """Take what stands in a sentence, each word for one phrase only, and the content that is left beside stock."""
         lexicon = self.lexicon
         content: dict[str, set[int]] = {}
         for place in range(sentence.start, sentence.end):
             word = self.text.words[place]
-            if not self.void[place] and word not in lexicon.persons and not lexicon.is_common(word):
+            if not self.void[place] and lexicon.content[word]:
                 content.setdefault(word, set()).add(place)
         anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
+        for word in anchors:
+            self.said.pop(word, None)
 
         matches: list[_Match] = []
         claimed, places_of_stock = set[int](), set[int]()
@@ -270,7 +298,9 @@ class _Reading:
         if free and telling:
             matches.append(_Match(_TAKEN_UP, (free[0],), "support", TAKEN_UP))
         against = [match for match in matches if match.polarity == "against"]
-        self.matches += against or matches
+        self.matches += against if against or refusing else matches
+        if refusing:
+            return
 
         left = {word for word, places in content.items() if not places <= places_of_stock}
         self.own.update(lexicon.keys[word] for word in left)
@@ -315,12 +345,22 @@ class _Reading:
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""
-        factor = float(np.prod([AGAINST[match.entry.level] for match in self.against]))
+        factor = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
-        factor *= 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
+        fits = 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
         levels = dict.fromkeys(MECHANISMS, 0.0)
         for match, earned in self.earning:
             levels[match.entry.mechanism] += earned
-        return [factor * level / FULL_LEVELS for level in levels.values()]
+        phrases = [factor * fits * level / FULL_LEVELS for level in levels.values()]
+        if not self.lexicon.constants or not self.said:
+            return phrases
+        # The words that are left, each by itself, say how empathic the reply is: phrases count in proportion, and what
+        # the words say beyond the usual counts too.
+        by_words = list(
+            map(sum, zip(self.lexicon.constants, *map(self.lexicon.weights.__getitem__, self.said), strict=True))
+        )
+        mean = min(2.0, max(0.0, sum(by_words) / len(by_words)))
+        beyond = (factor * WORDS * max(0.0, min(2.0, level) - WORDS_FROM) for level in by_words)
+        return [min(1.0, mean * credit + more) for credit, more in zip(phrases, beyond, strict=True)]

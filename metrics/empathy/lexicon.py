@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 import unicodedata
 from collections import defaultdict
@@ -23,15 +24,24 @@ from bnbench.metrics.tokenization import is_word, tokenize
 
 # What a file and each [[group]] of it may have: a string, tables, one of several choices, or a list of strings (where
 # the list here is not empty, of these).
-_FILE: dict[str, Any] = {"name": str, "version": str, "scoring": ("mechanisms", "substrings")}
+_FILE: dict[str, Any] = {"name": str, "version": str, "scoring": ("mechanisms", "substrings"), "weights": str}
 _FILE |= {"group": dict, "classes": dict, "endings": dict, "patterns": [], "stamps": [], "advising": []}
 _FILE |= {"negators": [], "nonfinite": [], "common": [], "address": []}
 _GROUP: dict[str, Any] = {"mechanism": MECHANISMS, "level": (1, 2), "polarity": ("support", "against")}
 _GROUP |= {"negation": ("turns", "cancels", "keeps"), "family": str, "stock": (True, False), "phrases": []}
 _GROUP |= {"when": ["you", "question", "statement", "anchored", "no advice"], "excludes": []}
-_DEFAULTS = {"scoring": "mechanisms", "polarity": "support", "negation": "turns", "family": "", "stock": False}
+_DEFAULTS = {
+    "scoring": "mechanisms",
+    "polarity": "support",
+    "negation": "turns",
+    "family": "",
+    "stock": False,
+    "weights": "",
+}
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
+_LONGEST_WORD = 100  # characters of what has endings; anything longer is noise, and would have hundreds
 _MAX_GAP = 20
+_WEIGHTLESS = [0.0, 0.0, 0.0]
 _FOLDER = Path(__file__).parent / "lexicons"
 _normalised = lru_cache(maxsize=100_000)(normalize)  # most stems and endings stand in many patterns
 
@@ -63,10 +73,12 @@ class Lexicon:
 
     `you` are the words of class `you`, `persons` those of `you` and `me`; empty where the lexicon has none. `stems` has
     for each normalised word the word and what is left of it without each ending that it may have; `keys` the word
-    without person and, one after the other, its endings: no stem, but the same for all its forms.
+    without person and, one after the other, its endings: no stem, but the same for all its forms. `weights` has for
+    each word what it adds to the levels of the three mechanisms, from `constants` on; without a file of weights there
+    are no constants.
     """
 
-    def __init__(self, table: Mapping[str, Any], text: str, sha256: str) -> None:
+    def __init__(self, table: Mapping[str, Any], text: str, sha256: str, weights: Mapping[str, Any]) -> None:
         given = _checked(table, _FILE)
         self.scoring, self.patterns, self.sha256 = given["scoring"], given["patterns"], sha256
         self.signature = f"{given['name']}.{given['version']}-{sha256[:8]}"
@@ -97,11 +109,19 @@ class Lexicon:
         self._longest = max(map(len, self._endings), default=0)
         self.stems: Memo[frozenset[str]] = Memo(self._stems)
         self.keys: Memo[str] = Memo(self._key)
+        self.content = Memo(lambda word: word not in self.persons and not self.is_common(word))
+        known: Mapping[str, list[float]] = weights.get("words", {})
+        self.constants: list[float] = weights.get("constants", [])
+        self.weights: Memo[list[float]] = Memo(lambda word: known.get(self.form(word), _WEIGHTLESS))
+
+    def form(self, word: str) -> str:
+        """What stands for all forms of a word in a file of weights: itself where it is short, or of a person."""
+        return word if len(word) <= 3 else self.keys[word] or word
 
     def _stems(self, word: str) -> frozenset[str]:
         found = {word}
         for cut in range(1, min(len(word) - 1, self._longest) + 1):
-            if word[-cut:] in self._endings:
+            if word[-cut:] in self._endings and len(word) <= _LONGEST_WORD:
                 letters = sum(unicodedata.category(c) in ("Lo", "Ll", "Lu", "Nd") for c in word[:-cut])
                 found |= {word[:-cut]} if letters >= _SHORTEST_STEM else set()
         return frozenset(found)
@@ -124,10 +144,13 @@ class _Element(NamedTuple):
 
 
 _Step = tuple[int, int]  # the number of an element, and how many words may stand between it and the step before
+_Pattern = tuple[str, tuple[_Step, ...], frozenset[int]]  # a phrase, its steps, and the elements of all but the first
 
 
 class Matcher:
     """Phrases as patterns of steps over numbered elements, indexed by the element that they begin with.
+
+    Where no pattern has suffixes, no phrase stands in a sentence that has none of the words `telling`.
 
     Raises `UsageError` for a pattern that cannot be read, or that names a class or an ending there is not.
     """
@@ -136,7 +159,7 @@ class Matcher:
         self._tables = tables
         numbers: dict[_Element, int] = {}
         parts: dict[str, int] = {}  # the number of each part as it is written, since most stand in many phrases
-        self._beginning: dict[int, list[tuple[str, tuple[_Step, ...], frozenset[int]]]] = defaultdict(list)
+        self._beginning: dict[int, list[_Pattern]] = defaultdict(list)
         for phrase in phrases:
             places: list[tuple[_Step | None, ...]] = []
             gap = 0
@@ -166,26 +189,30 @@ class Matcher:
             for suffix in element.suffixes:
                 self._suffixes[suffix].append((number, element.refused))
         self._longest = max(map(len, self._suffixes), default=0)
-        self._known: Memo[frozenset[int]] = Memo(self._elements)
+        elements = list(numbers)
+        every = itertools.chain.from_iterable(self._beginning.values())
+        rarest = (min((elements[number].words for number, _ in steps), key=len) for _, steps, _ in every)
+        self.telling = frozenset(itertools.chain.from_iterable(rarest))
+        self._known: Memo[tuple[frozenset[int], list[_Pattern]]] = Memo(self._read)
 
     def find(self, words: Sequence[str]) -> list[Found]:
         """Every phrase (entry, stamp or exclusion) at every place of one sentence, given as its words."""
-        taken = list(map(self._known.__getitem__, words))
+        known = list(map(self._known.__getitem__, words))
+        taken = [elements for elements, _ in known]
         present: frozenset[int] = frozenset().union(*taken)
         return [
             (phrase, places)
-            for start, elements in enumerate(taken)
-            for element in elements
-            for phrase, steps, later in self._beginning.get(element, ())
+            for start, (_, beginning) in enumerate(known)
+            for phrase, steps, later in beginning
             if later <= present and (places := _follow(steps, taken, start)) is not None
         ]
 
-    def _elements(self, word: str) -> frozenset[int]:
-        """The numbers of the elements that take a word."""
+    def _read(self, word: str) -> tuple[frozenset[int], list[_Pattern]]:
+        """The numbers of the elements that take a word, and the patterns that may begin with it."""
         found = set(self._words.get(word, ()))
         for length in range(1, min(len(word) - 1, self._longest) + 1):
             found.update(n for n, refused in self._suffixes.get(word[-length:], ()) if word not in refused)
-        return frozenset(found)
+        return frozenset(found), [pattern for element in found for pattern in self._beginning.get(element, ())]
 
     def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
         """What a part's alternatives take: {class}, *suffix, -refused, stem+endings, or a word."""
@@ -245,13 +272,17 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
     if "/" not in name and not name.endswith(".toml") and name not in names:
         raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
     try:
-        raw = (_FOLDER / f"{name}.toml" if name in names else Path(name)).read_bytes()
+        file = _FOLDER / f"{name}.toml" if name in names else Path(name)
+        raw, words = file.read_bytes(), b""
         text = raw.decode("utf-8")
-        return Lexicon(tomllib.loads(text), text, hashlib.sha256(raw).hexdigest())
+        table = tomllib.loads(text)
+        if isinstance(table.get("weights"), str):  # a JSON file beside it, made by scripts/calibrate_words.py
+            words = (file.parent / table["weights"]).read_bytes()
+        return Lexicon(table, text, hashlib.sha256(raw + words).hexdigest(), json.loads(words or b"{}"))
     except OSError as error:
         raise UsageError(f"lexicon {name}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"lexicon {name}: not a TOML file in UTF-8: {error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"lexicon {name}: not a TOML file in UTF-8, or its weights no JSON: {error}") from error
     except UsageError as error:
         raise UsageError(f"lexicon {name}: {error}") from error
 

@@ -11,39 +11,46 @@ import logging
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from bnbench.metrics.audit.agreement import group_numbers
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
-from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
+from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
+from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
-from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set
+from bnbench.metrics.labelled import LabelledSet, calibration_set
+from bnbench.metrics.normalization import Memo
+from bnbench.metrics.relevance import chances, fitted, fitting
+from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
 # The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them.
-CONTRASTS = ("advice", "dismissive", "generic", "stamps", "off_topic")
+CONTRASTS = ("advice", "dismissive", "generic", "stamps", "refusing", "off_topic")
 HEADS = (*MECHANISMS, *CONTRASTS, "empathic")
-FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "related")
+FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "refusing", "relevance", "learnt")
 """What a mechanism's model sees. `mechanism` is the highest value of its own head among the reply's own sentences,
-`related` the mean, over them, of the cosine with the nearest sentence of the message; the others are means of heads."""
+`relevance` the log odds that `bnbench.metrics.relevance` gives, `learnt` a linear head of the mean vector of those
+sentences that was fitted to labelled replies; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
 _FOLDER = Path(__file__).parent / "anchors"
 CALIBRATION = _FOLDER / "calibration.json"
-_ARRAYS = ("mean", "scale", "weights", "thresholds")
+_ARRAYS = ("mean", "scale", "weights", "thresholds", "head")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
-# What `calibrate` takes: the ridge penalty on weights, what stuffed replies and misplaced ones weigh beside the others,
-# and how many messages further on the empathic replies are put.
-RIDGE, STUFFED_WEIGHT, MISPLACED_WEIGHT, SHIFTS = 20.0, 2.0, 0.25, (7, 13)
+# What `calibrate` takes: the ridge penalties on weights and on the learnt head, and in how many parts the head is
+# fitted, so that it never sees the reply that it judges.
+RIDGE, LEARNT_RIDGE, FOLDS = 5.0, 5.0, 5
+CHAINS = range(2, 8)  # how many stamps are chained
 
 _log = logging.getLogger("bnbench")
 
@@ -68,9 +75,10 @@ def load_anchors() -> Anchors:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coefficients of the three models, shapes (3, 7), (3, 7), (3, 7), (3, 2), and what they were fitted for.
+    """Coefficients of the three models, shapes (3, 9), (3, 9), (3, 9), (3, 2), and what they were fitted for.
 
-    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]).
+    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]). `head` (d + 1, 3) gives the
+    last feature from the mean vector of a reply's sentences, its last row the constants.
     """
 
     encoder: str
@@ -79,9 +87,12 @@ class Calibration:
     scale: FloatArray
     weights: FloatArray
     thresholds: FloatArray
+    head: FloatArray
 
-    def levels(self, features: FloatArray) -> FloatArray:
-        """Expected levels 0-2, shape (n, 3), from features (n, 3, 7)."""
+    def levels(self, seen: Seen) -> FloatArray:
+        """Expected levels 0-2, shape (n, 3), of n replies."""
+        features = seen.features.copy()
+        features[..., -1] = seen.means @ self.head[:-1] + self.head[-1]
         logits = ((features - self.mean) / self.scale * self.weights).sum(axis=-1)
         levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
         return levels
@@ -112,14 +123,42 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
     return found
 
 
-class SentenceReading(NamedTuple):
-    """One sentence of a reply: whether it is left out, the value of each head, the nearest anchor and its class."""
+class Sentence(NamedTuple):
+    """One sentence of a reply, whether it is left out, and what it leaves of the reply's comfort (`Polarity.left`)."""
 
     text: str
     void: bool
+    left: float
+
+
+class Seen(NamedTuple):
+    """What a `Reader` sees of n replies, all 0 where one has no sentence of its own.
+
+    `features` (n, 3, 9), the last of each 0, since it is the calibration's; `means` (n, d), the mean vectors of their
+    sentences; `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without a sentence of its own.
+    """
+
+    features: FloatArray
+    means: FloatArray
+    left: FloatArray
+
+
+class SentenceReading(NamedTuple):
+    """One sentence of a reply: `Sentence`, the value of each head, the nearest anchor and its class."""
+
+    text: str
+    void: bool
+    left: float
     heads: dict[str, float]
     nearest: str
     nearest_class: str
+
+
+def _read(token: str) -> tuple[bool, str]:
+    """Whether a token is a word, and its beginning, where it is one and no pronoun."""
+    word = is_word(token)
+    begins = word and not token.startswith(_PERSONS)
+    return word, (token[:4] if len(token) <= 6 else token[:5]) if begins else ""
 
 
 class Reader:
@@ -130,7 +169,8 @@ class Reader:
         self.vectors = encoder.encode(anchors.sentences).astype(np.float64)
         self._mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
-        # The heads, (d + 1, 9), the last row their constants: each mechanism against all that is not empathic, each
+        self._read = Memo(_read)
+        # The heads, (d + 1, 10), the last row their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
         vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
         empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
@@ -147,55 +187,53 @@ class Reader:
             heads.append(np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target)))
         self._heads = np.stack(heads, axis=1)
 
-    def features(self, texts: Texts) -> tuple[FloatArray, FloatArray]:
-        """Features (n, 3, 7), and for each reply 1 when it has a sentence of its own, else 0 (its features are 0)."""
+    def seen(self, texts: Texts) -> Seen:
+        """What there is to see of replies and messages in Bengali script."""
         pairs = list(zip(texts.replies, texts.messages or (), strict=True))
-        own = [[text for text, void in self.sentences(*pair) if not void] for pair in pairs]
+        asked_words = {message: self.beginnings(message) for message in dict.fromkeys(texts.messages or ())}
+        read = [self.sentences(reply, asked_words[message]) for reply, message in pairs]
+        own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
         vectors, heads = self.heads(list(row_of))
-        messages = {message: self._split(message) for message in dict.fromkeys(texts.messages or ())}
-        asked_row = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(messages.values())))}
-        asked = self.encoder.encode(list(asked_row)).astype(np.float64)
+        chance = chances(texts, "relevance")
+        odds = np.log(chance / (1 - chance))
 
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
-        for place, (sentences, (_, message)) in enumerate(zip(own, pairs, strict=True)):
+        means, means_of = np.zeros((len(own), vectors.shape[1])), [HEADS.index(name) for name in FEATURES[1:-2]]
+        for place, sentences in enumerate(own):
             if rows := [row_of[text] for text in sentences]:
-                about = asked[[asked_row[text] for text in messages[message]]]
                 mean = heads[rows].mean(axis=0)
-                related = float((vectors[rows] @ about.T).max(axis=1).mean()) if len(about) else 0.0
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
-                made[place, :, 1:] = [*(mean[HEADS.index(name)] for name in FEATURES[1:-1]), related]
-        return made, np.array([bool(each) for each in own], dtype=np.float64)
+                made[place, :, 1:-1] = [*mean[means_of], odds[place]]
+                means[place] = vectors[rows].mean(axis=0) - self._mean
+        left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
+        return Seen(made, means, np.array(left, dtype=np.float64))
 
-    def sentences(self, reply: str, message: str) -> list[tuple[str, bool]]:
+    def sentences(self, reply: str, asked: Collection[str]) -> list[Sentence]:
         """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
-        whole is, or a list (`keyword.LISTED`).
+        whole is, or a list (`keyword.LISTED`). `asked` are the `beginnings` of the message.
         """
-
-        def keys(tokens: Sequence[str]) -> list[str]:
-            """The beginnings of the words, which their inflected forms share; of no pronoun."""
-            words = (word for word in tokens if is_word(word) and not word.startswith(_PERSONS))
-            return [word[:4] if len(word) <= 6 else word[:5] for word in words]
-
-        asked = set(keys(self._tokens(message)))
-        tokens = {text: self._tokens(text) for text in self._split(reply)}
-        known = {text: [key in asked for key in keys(words)] for text, words in tokens.items()}
+        read = {text: [(token, *self._read[token]) for token in self._tokens(text)] for text in self._split(reply)}
+        known = {text: [key in asked for *_, key in words if key] for text, words in read.items()}
         everything = [*chain.from_iterable(known.values())]
         all_copied = sum(everything) >= COPIED_SHARE * len(everything)
-        found = []
+        polarity, found = load_polarity(), list[Sentence]()
         for text, copied in known.items():
-            void = all_copied or sum(copied) >= COPIED_SHARE * len(copied)
-            if copied and not void:
-                words = [is_word(token) for token in tokens[text]]
-                ends = [not after for word, after in zip(words, [*words[1:], False], strict=True) if word]
-                void = 2 * sum(listed(ends)) >= len(ends)
-            if copied:
-                found.append((text, void))
+            if not copied:
+                continue
+            tokens = [(token, word) for token, word, _ in read[text] if token != "-"]  # সুখ-দুঃখ is one thing
+            ends = [not after for (_, word), (_, after) in pairwise([*tokens, ("", False)]) if word]
+            void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
+            found.append(Sentence(text, void, polarity.left([token for token, word in tokens if word], ends)))
         return found
 
+    def beginnings(self, message: str) -> frozenset[str]:
+        """The beginnings of a message's words, which their inflected forms share; of no pronoun."""
+        return frozenset(self._read[token][1] for token in self._tokens(message)) - {""}
+
     def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """The vectors of s sentences, (s, d), and their heads, (s, 9)."""
+        """The vectors of s sentences, (s, d), and their heads, (s, 10)."""
         vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)
         return vectors, (vectors - self._mean) @ self._heads[:-1] + self._heads[-1]
 
@@ -203,57 +241,78 @@ class Reader:
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """The coefficients that fit an encoder's features to labelled replies.
 
-    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of seven features and two
+    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of nine features and two
     thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
     score 0 by rule and are left out.
     """
-    # Stuffed replies count as level 0, and twice, since what is said to everybody is not said to this person. Empathic
-    # replies put under another message count as level 0, at a quarter of a reply's weight, since a score is about the
-    # reply given the message, and no labelled reply answers the wrong one.
-    stuffed = np.array([row.kind == "stuffed" for row in data.rows])
-    asked = dict(zip(data.ids, data.messages, strict=True))
-    ids = list(asked)
-    empathic = [row for row in data.rows if row.kind == EMPATHIC]
-    misplaced = [(row.reply, asked[ids[(ids.index(row.id) + by) % len(ids)]]) for by in SHIFTS for row in empathic]
-    replies, messages = zip(*zip(data.replies, data.messages, strict=True), *misplaced, strict=True)
-    levels = np.vstack([np.where(stuffed[:, None], 0, data.levels), np.zeros((len(misplaced), len(MECHANISMS)))])
-    weights = np.append(np.where(stuffed, STUFFED_WEIGHT, 1.0), [MISPLACED_WEIGHT] * len(misplaced))
+    # Stuffed replies count as level 0, since what is said to everybody is not said to this person; and so do chains of
+    # the anchors' stamps, under one message after the other.
+    stamps = [
+        text for text, label in zip(reader.anchors.sentences, reader.anchors.labels, strict=True) if label == "stamps"
+    ]
+    steps = [(first, size) for size in CHAINS for first in range(0, len(stamps), 2)]
+    chains = [" ".join(stamps[(first + 7 * n) % len(stamps)] for n in range(size)) for first, size in steps]
+    rows = [
+        *data.rows,
+        *(replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False)),
+    ]
+    stuffed = np.array([row.kind == "stuffed" for row in rows])
+    levels = np.where(stuffed[:, None], 0, np.array([row.levels for row in rows]))
+    texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
+    seen = reader.seen(in_bengali(texts))
+    whole = seen.left == 1
+    features, means, levels = seen.features[whole], seen.means[whole], levels[whole]
+    # What the linear head says of a reply here comes from one that has seen no reply to its message: the models would
+    # trust it too much.
+    fold = group_numbers([row.id for row in rows])[whole] % FOLDS
+    for left_out in range(FOLDS):
+        learning, rest = fold != left_out, fold == left_out
+        head = _head(means[learning], levels[learning])
+        features[rest, :, -1] = means[rest] @ head[:-1] + head[-1]
+    head = _head(means, levels)
 
-    features, own = reader.features(Texts.of(replies, messages=messages))
-    features, levels, weights = features[own > 0], levels[own > 0], weights[own > 0]
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     standard = (features - mean) / scale
-    models = [_fit(standard[:, m], levels[:, m], weights) for m in range(len(MECHANISMS))]
-    found = (mean, scale, *map(np.stack, zip(*models, strict=True)))
+    models = [_fit(standard[:, m], levels[:, m]) for m in range(len(MECHANISMS))]
+    found = (mean, scale, *map(np.stack, zip(*models, strict=True)), head)
     return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
 
 
-def _fit(features: FloatArray, levels: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _head(means: FloatArray, levels: FloatArray) -> FloatArray:
+    """Ridge regression of levels (n, 3) on mean vectors (n, d): (d + 1, 3), the last row the unpenalised constants."""
+    rows = np.column_stack([means, np.ones(len(means))])
+    penalty = np.diag([*[LEARNT_RIDGE] * means.shape[1], 0.0])
+    found: FloatArray = np.linalg.solve(rows.T @ rows + penalty, rows.T @ levels)
+    return found
+
+
+def _fit(features: FloatArray, levels: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Weights of features (f,) and thresholds (2,) by Newton's method; `features` (n, f) are standardised."""
     n, f = features.shape
     # Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
     rows = np.vstack([np.hstack([features, -np.eye(2)[[level] * n]]) for level in range(2)])
-    target, weight = np.concatenate([levels > 0, levels > 1]).astype(np.float64), np.tile(weights, 2)
+    target = np.concatenate([levels > 0, levels > 1]).astype(np.float64)
     penalty = np.array([RIDGE] * f + [1e-3] * 2)
     found = np.zeros(f + 2)
     for _ in range(50):
         chance = 1 / (1 + np.exp(-rows @ found))
-        slope = rows.T @ (weight * (target - chance)) - penalty * found
-        curvature = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows + np.diag(penalty)
+        slope = rows.T @ (target - chance) - penalty * found
+        curvature = (rows * (chance * (1 - chance))[:, None]).T @ rows + np.diag(penalty)
         found += np.linalg.solve(curvature, slope)
     return found[:f], found[f:]
 
 
 def kept_calibration(reader: Reader) -> Calibration:
-    """`calibrate` on the development half of the bundled set, kept on disk for each encoder that its id tells apart.
+    """`calibrate` on what our metrics learn from, kept on disk for each encoder that its id tells apart.
 
     A file that is damaged is made again; where none can be written, that is logged.
     """
-    data = labelled_set("development")
+    data = calibration_set()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("BNBENCH_CACHE") or caches / "bnbench")
-    made_of = " ".join([reader.encoder.id, reader.anchors.id, data.sha256, SCORING_VERSION])
+    seen_by = reader.encoder.id, reader.anchors.id, load_polarity().id, fitted().id
+    made_of = " ".join([*seen_by, data.sha256, SCORING_VERSION])
     path = folder / f"calibration-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.json"
     try:
         return load_calibration(path)
@@ -303,31 +362,34 @@ class SemanticEmpathy(EmpathyMetric):
             return found
         if path is None:
             by_name = isinstance(self._encoder, str | Path) and "@unknown" not in reader.encoder.id
-            return kept_calibration(reader) if by_name else calibrate(reader, labelled_set("development"))
+            return kept_calibration(reader) if by_name else calibrate(reader, calibration_set())
         of = f"the calibration {path} is for encoder {found.encoder} and anchors {found.anchors}"
         how = "python scripts/calibrate_semantic.py --encoder ID --out FILE; or give none, and it is made here"
         raise UsageError(f"{of}, not for {' and '.join(wanted)}. Make one: {how}")
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""
-        features, own = self.reader.features(texts)
-        return self.calibration.levels(features) * own[:, None] / 2
+        seen = self.reader.seen(texts)
+        return self.calibration.levels(seen) * (seen.left * fitting(texts))[:, None] / 2
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        sentences, anchors = self.reader.sentences(reply, message), self.reader.anchors
-        vectors, heads = self.reader.heads([text for text, _ in sentences])
+        sentences, anchors = (
+            self.reader.sentences(bengali(reply), self.reader.beginnings(bengali(message))),
+            self.reader.anchors,
+        )
+        vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
-        for (text, void), vector, row in zip(sentences, vectors, heads, strict=True):
+        for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
             near = int((vector @ self.reader.vectors.T).argmax())
             named = dict(zip(HEADS, map(float, row), strict=True))
-            found.append(SentenceReading(text, void, named, anchors.sentences[near], anchors.labels[near]))
+            found.append(SentenceReading(*sentence, named, anchors.sentences[near], anchors.labels[near]))
         return tuple(found)
 
     @property
     def choices(self) -> Mapping[str, object]:
         """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
         made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
-        return {**made_of, **preparation().choices}
+        return {**made_of, "pol": load_polarity().id, "fit": fitted().id, **preparation().choices}

@@ -1,11 +1,11 @@
-"""Labelled replies for validating metrics: the Bengali set that ships with bnbench, and any file of the same form.
+"""Labelled replies for validating metrics: the Bengali sets that ship with bnbench, and any file of the same form.
 
 A file is CSV in UTF-8 (with commas, semicolons or tabs): one row per reply and the columns `message`, `reply` and one
 for each mechanism of EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may have more:
 
 * `id` names the message, so rows that answer one message share it; without it the message's text does.
-* `kind` says what the reply was written to be; the kind "empathic" is what a metric should put above all others.
-  Without it a reply is empathic when one of its mechanisms is labelled 2.
+* `kind` says what the reply was written to be; the kinds `EMPATHIC_KINDS` are what a metric should put above all
+  others. Without it a reply is empathic when one of its mechanisms is labelled 2.
 * `half` ("development" or "held-out"), `topic`, and `SECOND`, the labels of a second labelling.
 
 """
@@ -29,7 +29,8 @@ REQUIRED = ("message", "reply", *MECHANISMS)
 SECOND = tuple(f"{name}_second" for name in MECHANISMS)
 HALVES = ("development", "held-out")
 EMPATHIC = "empathic"
-"""The kind that counts as empathic; every other kind is "the rest"."""
+EMPATHIC_KINDS = frozenset({EMPATHIC, "warm", "plain_warm"})
+"""The kinds that count as empathic; every other kind is "the rest"."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class LabelledReply:
     levels: tuple[int, ...]
     second: tuple[int, ...] | None = None
 
+    @property
+    def empathic(self) -> bool:
+        """Whether it is of an empathic kind."""
+        return self.kind in EMPATHIC_KINDS
+
 
 class LabelledSet:
     """n labelled replies. `source` names where they come from, with the half; `sha256` is of the whole file.
@@ -58,7 +64,7 @@ class LabelledSet:
         self.ids = tuple(row.id for row in rows)
         self.replies = tuple(row.reply for row in rows)
         self.messages = tuple(row.message for row in rows)
-        self.empathic = np.array([row.kind == EMPATHIC for row in rows], dtype=np.bool_)
+        self.empathic = np.array([row.empathic for row in rows], dtype=np.bool_)
         self.levels = np.array([row.levels for row in rows], dtype=np.int64).reshape(-1, len(MECHANISMS))
 
     def __len__(self) -> int:
@@ -83,6 +89,21 @@ def labelled_set(half: str | None = None) -> LabelledSet:
     Calibrate on the development half; report the held-out one.
     """
     return labelled_set().part(half) if half else read_labelled(Path(__file__).parent / "empathy_bn.csv")
+
+
+@lru_cache(maxsize=1)
+def blind_set() -> LabelledSet:
+    """The second shipped set: 102 messages with six replies each, of eight kinds; dialects and romanised ones too."""
+    return read_labelled(Path(__file__).parent / "blind_bn.csv")
+
+
+@lru_cache(maxsize=1)
+def calibration_set() -> LabelledSet:
+    """What our metrics learn from: the development halves of both shipped sets, and `others_bn.csv`, which has none."""
+    others = read_labelled(Path(__file__).parent / "others_bn.csv")
+    parts = labelled_set("development"), blind_set().part("development"), others
+    sha256 = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
+    return LabelledSet([row for part in parts for row in part.rows], "development halves and others_bn.csv", sha256)
 
 
 def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:

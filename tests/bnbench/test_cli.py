@@ -65,11 +65,8 @@ def test_version():
         (["evaluate", "--split", "al"], "there is no split 'al'; did you mean 'all'?"),
         (["evaluate", "--split", "dev", "--data", "none.csv"], "there is no split 'dev'"),
         (["evaluate", "--columns", "questoin=x", "--data", "none.csv"], "did you mean 'question'?"),
-        (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\nbnbench: model no/model: "),
-        (
-            ["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"],
-            "file\nbnbench: predictions x.csv: no such file",
-        ),
+        (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\n  model no/model: "),
+        (["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"], "file\n  predictions x.csv: no such file"),
         (["evaluate", "--predictions", "folder"], "predictions folder: a folder; name a file in it"),
         (["evaluate", "--data", "folder"], "folder: a folder; name a file in it"),
         (["evaluate", "--data", "x" * 300 + ".csv"], "File name too long"),
@@ -172,8 +169,7 @@ def test_score_prints_one_line_a_metric(scored):
     assert head == "3 replies, 95 % bootstrap intervals; 0–100, ↑ higher is better, ↓ lower"
     names = [line.split()[1] for line in lines]
     assert names == [metric.name for metric in default_metrics(frozenset({"references", "messages"}))]
-    # A resample of nothing but the empty reply scores 0.
-    assert lines[0].startswith("↑ chrF++ 96.26 [0.00, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
+    assert lines[0].startswith("↑ chrF++ 96.26 [85.31, 100.00] chrF++|norm:bn1|tok:bn1|n:3|bnbench:")
     assert any(line.startswith("↓ degeneration ") for line in lines)
     assert "score: 3/3" in result.stderr
 
@@ -198,7 +194,7 @@ def test_score_of_some_metrics_as_json(scored):
     assert made["n"] == 3
     assert list(made["metrics"]) == ["ROUGE", "BLEU"]
     assert made["metrics"]["ROUGE"]["value"] == made["metrics"]["ROUGE"]["scores"]["rougeL"] == pytest.approx(200 / 3)
-    assert made["metrics"]["ROUGE"]["signature"] == "ROUGE|norm:bn1|tok:bn1|stem:no|n:3|bnbench:0.2"
+    assert made["metrics"]["ROUGE"]["signature"] == "ROUGE|norm:bn1|tok:bn1|stem:no|n:3|bnbench:0.3"
     assert result.stderr == ""
     missing = run("score", replies, "--metric", "BLEU")
     assert (missing.exit_code, missing.stdout) == (2, "")
@@ -337,7 +333,7 @@ def test_audit_shows_both_empathy_metrics_beside_the_original_s(tmp_path):
     shown = run("audit", "--data", tmp_path / "mine.csv")
     table = shown.stdout.split("agreement with the labels")[1].splitlines()[1:9]
     assert [line.split("  ")[0] for line in table] == [
-        "keyword-empathy lex:bn.2", "semantic-empathy enc:bn-static", "keyword-empathy lex:original.1",
+        "keyword-empathy lex:bn.3", "semantic-empathy enc:bn-static", "keyword-empathy lex:original.1",
         "original-semantic enc:bn-static", "length", "constant", "copy of the message", "question mark",
     ]  # fmt: skip
     found = json.loads(run("audit", "--data", tmp_path / "mine.csv", "--json").stdout)

@@ -450,3 +450,35 @@ def test_replies_that_think_aloud_are_scored_without_and_counted(tmp_path):
     loud = read_run(evaluate(replace(request, candidates=named, out=tmp_path / "loud")))
     assert (loud.tables["ক"]["chrF++"] == plain.tables["ক"]["chrF++"]).all()
     assert "ক thinks aloud in 3 of 3 replies; <think>…</think> is not scored" in loud.record.notes
+
+
+def test_several_replies_are_drawn_for_each_item(undisturbed, tiny_base, tiny_adapter, tmp_path):
+    out = evaluate(request(tiny_base, tiny_adapter, tmp_path / "run", samples=3, limit=5))
+    lines = [json.loads(line) for line in (out / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 2 * 5 * 3 and len({line["key"] for line in lines}) == 30
+    assert all(("nll" in line and line["nll"] is not None) == ("sample" not in line) for line in lines)
+    run = read_run(out)
+    texts = {(g["candidate"], g["id"], g.get("sample", 0)): g["reply"] for g in lines}
+    assert len(set(texts.values())) > 20  # the dice fall anew
+    first = {g.id: g.reply for g in read_run(undisturbed).replies["ভিত্তি"]}
+    for g in run.replies["ভিত্তি"]:
+        assert g.reply == texts["ভিত্তি", g.id, 0] == first[g.id]  # the first reply is that of one alone
+    drawn = run.drawn["ভিত্তি"]["chrF++"]
+    assert drawn.shape[:2] == (5, 3) and np.allclose(run.tables["ভিত্তি"]["chrF++"], drawn.mean(axis=1))
+    before = (out / "generations.jsonl").read_bytes()
+    (out / "generations.jsonl").write_bytes(before[: len(before) * 2 // 3])
+    evaluate(request(tiny_base, tiny_adapter, out, samples=3, limit=5))
+    assert (out / "generations.jsonl").read_bytes() == before
+    with pytest.raises(UsageError, match="all replies to an item are the same"):
+        evaluate(request(tiny_base, tiny_adapter, tmp_path / "b", samples=2, decoding=Decoding(greedy=True)))
+
+
+def test_a_gate_that_is_none_is_refused_before_anything_is_read(tmp_path):
+    words = ["evaluate", "--out", str(tmp_path / "run"), "-q"]
+    for more, says in (
+        (["--fail-if", "chrF < base"], "there is no metric 'chrF'; did you mean 'chrF++'"),
+        (["--group", "a=b,c"], "--group a=b,c: there is no candidate 'b'"),
+    ):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code == 2 and says in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -325,7 +325,7 @@ def test_a_server_that_fails_midway_ends_with_3_and_the_same_command_goes_on(ser
     assert len(later) == before
 
 
-@pytest.mark.parametrize("lost", [1, 60, 400])
+@pytest.mark.parametrize("lost", [2, 60, 400])
 def test_what_a_kill_tore_is_asked_again_and_nothing_else(serve, files, lost):
     server = serve()
     out = evaluate(request(files, server))

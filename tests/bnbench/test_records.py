@@ -33,12 +33,46 @@ def test_replies_are_given_back_as_they_were_appended_in_readable_bengali(tmp_pa
     assert "আমি ভালো আছি।" in (tmp_path / "generations.jsonl").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("lost", [1, 5, 30])
+@pytest.mark.parametrize("lost", [2, 5, 30])
 def test_a_torn_last_line_is_left_out(tmp_path, lost):
     append_lines(tmp_path / "generations.jsonl", [ONE, TWO])
     path = tmp_path / "generations.jsonl"
     path.write_bytes(path.read_bytes()[:-lost])
     assert read_generations(tmp_path) == [ONE]
+
+
+def test_what_is_appended_behind_a_torn_line_is_not_swallowed(tmp_path):
+    path = tmp_path / "generations.jsonl"
+    append_lines(path, [ONE, TWO])
+    path.write_bytes(path.read_bytes()[:-9])
+    append_lines(path, [TWO])
+    assert read_generations(tmp_path) == [ONE, TWO]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # an editor that ends no last line
+    assert read_generations(tmp_path) == [ONE, TWO]
+    append_lines(path, [ONE])
+    assert read_generations(tmp_path) == [ONE, TWO, ONE] and path.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (lambda b: b.replace(b"\n", b"\r\n"), "line 1: damaged .an editor made its line end CR LF"),
+        (lambda b: b"\xef\xbb\xbf" + b, "line 1: damaged .an editor put a byte order mark before it"),
+        (lambda b: b.replace("ভালো".encode(), "খারাপ".encode()), "line 1: damaged .it was edited"),
+        (lambda b: b.replace(b'"tokens": 0', b'"tokens": 5'), "line 2: damaged .it was edited"),
+        (lambda b: b"".join(json.dumps(json.loads(x)).encode() + b"\n" for x in b.splitlines()), "line 1: .*edited"),
+        (lambda b: b.replace(b", ", b",").replace(b": ", b":"), "line 1: damaged .it was edited"),
+        (lambda b: b.replace(b"}", b"}\n\n"), "line 2: damaged"),
+        (lambda b: b"[" + b.replace(b"}\n", b"},\n") + b"]", "line 1: damaged"),
+    ],
+)
+def test_an_editor_s_or_a_tool_s_change_of_a_line_is_known(tmp_path, edit, why):
+    path = tmp_path / "generations.jsonl"
+    append_lines(path, [ONE, TWO])
+    path.write_bytes(edit(path.read_bytes()))
+    with pytest.raises(RunError, match=rf"{why}.*nothing was changed; put the file back as it was, or delete the line"):
+        read_generations(tmp_path)
 
 
 def test_a_damaged_line_before_the_last_is_an_error_with_its_number(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 import bnbench
 from bnbench.errors import RunError
-from bnbench.records import as_json, read_training, thinned
+from bnbench.records import Gain, as_json, read_training, thinned
 from bnbench.reports.panels import training_facts
 
 ADAPTER = Path(bnbench.__file__).parent / "demo" / "adapter"
@@ -29,7 +29,7 @@ def test_the_bundled_adapter() -> None:
 def test_what_a_preference_training_gained() -> None:
     record = read_training(ADAPTER)
     assert record is not None and "Preferences" not in dict(training_facts(record.summary()))
-    gain = {"margin": 0.518, "low": -0.2, "high": 0.9, "pairs": 31}
+    gain = Gain(31, 20, 0.1, 0.518, -0.2, 0.9, 0.2, 0.6, 1.5, -3.7)
     told = dict(training_facts(replace(record, gain=gain).summary()))["Preferences"]
     assert told.startswith("the chosen reply gained +0.52 nats (95 % −0.20 to +0.90)") and "31 held-out pairs" in told
 

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from bnbench.errors import TrainingError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
 from bnbench.finetune.engine.collate import Collate, Row
-from bnbench.finetune.engine.layers import Recomputation
+from bnbench.finetune.engine.decoder import Recomputation
 from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, lora_parameters
 from bnbench.finetune.recipes import Recipe
 
@@ -118,3 +118,61 @@ def test_layers_that_need_not_be_computed_twice() -> None:
     assert kept(2000) == 5  # 2e9 - 1e9 for the pass, 2e8 a layer
     assert kept(200) == 32
     assert kept(200, chunk=1.9e9) == 2
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "llama"])
+def test_what_nf4_leaves_in_16_bits_is_counted(kind: str) -> None:
+    """Experts lie in one tensor a layer, which is no linear layer, so bitsandbytes leaves them as they are."""
+    import transformers
+
+    from bnbench.finetune.tuners.adapter import linear_parameters
+
+    widths: dict[str, Any] = {
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    config = {
+        "mixtral": lambda: transformers.MixtralConfig(**widths, num_local_experts=8),
+        "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**widths, num_experts=8, moe_intermediate_size=128),
+        "llama": lambda: transformers.LlamaConfig(**widths),
+    }[kind]()
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    linear, total = linear_parameters(model), sum(p.numel() for p in model.parameters())
+    inside = [m for n, m in model.named_modules() if type(m) is torch.nn.Linear and n != "lm_head"]
+    outside = 512 * 128  # input embeddings, which stay in the CPU's memory, are not counted, the head is
+    expected = sum(m.weight.numel() for m in inside) * (0.5 + (1 + 4 / 256) / 64)
+    expected += 2 * (total - 2 * outside - sum(m.weight.numel() for m in inside) + outside)
+    shape = Shape.of(config, total, linear)
+    found = estimate(shape, load_recipe("t4"), ROWS, 1, 10, fused=True).terms["weights"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    packed_all = estimate(Shape.of(config, total), load_recipe("t4"), ROWS, 1, 10, fused=True).terms["weights"]
+    assert found > 1.5 * packed_all if kind != "llama" else found == pytest.approx(packed_all, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "one card of 48 GB (A40, L40S) holds it; several share the rows of a step, each with a whole base"),
+        ({"memory_gib": 60.0}, "one card of 80 GB (A100, H100) holds it"),
+        ({"tuner": "lora", "quantisation": "none"}, "one card of 192 GB (B200) holds it"),
+        (
+            {"tuner": "lora", "quantisation": "none", "precision": "float32"},
+            "no card holds it; 2 of 192 GB (B200) would",
+        ),
+    ],
+)
+def test_how_many_cards_a_70b_shape_needs(changes: dict[str, Any], said: str) -> None:
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    shape = Shape.of(config, 70_553_706_496)
+    found = estimate(shape, replace(load_recipe("t4"), **changes), ROWS, 16_384_000, 10, fused=True)
+    assert said in found.cards and said in str(found) and found.summary()["cards"] == found.cards
+    if not changes:
+        assert 34 < found.terms["weights"] / 2**30 < 36
+        with pytest.raises(TrainingError, match=r"a T4 has 14.6; the largest part: weights, .*; one card of 48 GB"):
+            found.check_fits(int(14.6 * 2**30), "a T4")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from bnbench.finetune import (
 from bnbench.finetune.plan import recipe_precision
 from bnbench.models.hub import resolve_base
 from bnbench.models.precision import Device
+from bnbench.models.prompts import Prompter
 
 Request = Callable[..., FinetuneRequest]
 
@@ -221,3 +224,21 @@ def test_rows_that_do_not_fit_are_dropped_whole(tiny_base: Path, tmp_path: Path)
     request = finetune_request("demo", str(tiny_base), str(file))
     assert len(request.examples) == 1
     assert plan(request).longest <= load_recipe("demo").max_tokens
+
+
+def test_each_reply_of_chat_data_is_trained_on(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = ["মন খারাপ।", "কী হয়েছে?", "চাকরি গেছে।", "খুব কঠিন সময়।"]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    data = tmp_path / "chat.jsonl"
+    data.write_text("".join(json.dumps({"messages": t}) + "\n" for t in (turns, turns[:2])), encoding="utf-8")
+    ask = partial(finetune_request, "demo", str(tiny_base), str(data), tmp_path / "out")
+    with caplog.at_level("INFO", "bnbench.finetune"):
+        last, every = plan(ask()), plan(ask(overrides={"supervise": "all"}))
+    assert "every reply is trained on: 1 of 2 rows have several turns" in caplog.text
+    answer = len(Prompter.load(every.base).answer(said[1]))
+    assert sum(r.supervised for r in every.rows) == sum(r.supervised for r in last.rows) + answer
+    assert last.identity()["recipe"]["supervise"] == "last" != every.identity()["recipe"]["supervise"]
+    with pytest.raises(RecipeError, match="did you mean 'all'"):
+        ask(overrides={"supervise": "al"})

@@ -37,7 +37,7 @@ def test_original_value_by_value() -> None:
 def test_t4_mends_loss_dtype_and_step_alone() -> None:
     original, mended = load_recipe("original-t4"), load_recipe("t4")
     changed = {k: v for k, v in mended.influences().items() if v != original.influences()[k]}
-    step = {"packing": True, "batch_size": 4, "accumulate": 1}
+    step = {"packing": True, "batch_size": 4, "accumulate": 1, "validate_every": 200}
     assert changed == {"loss": "completion", "precision": "auto", "checkpointing": "non-reentrant", **step}
     assert mended.samples_per_step == original.samples_per_step
 
@@ -170,7 +170,7 @@ def test_a_tuner_s_own_keys() -> None:
 class Patient(Tuner):
     """A tuner of another package with a key of its own and one package."""
 
-    keys: ClassVar[dict[str, Any]] = {"patience": 3}
+    keys: ClassVar[dict[str, Any]] = {"endurance": 3}
     packages: ClassVar[dict[str, str]] = {"no_such_package": "no-such-package"}
 
     def train(self, job: Job) -> Outcome:
@@ -181,12 +181,12 @@ def test_a_plug_in_brings_keys_and_packages(
     monkeypatch: pytest.MonkeyPatch, request_for: Callable[..., FinetuneRequest], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(TUNERS.built_in, "patient", f"{__name__}:Patient")
-    recipe = load_recipe("t4", {"tuner": "patient", "patience": "5"})
-    assert recipe.own == {"patience": 5} and load_recipe("t4", {"tuner": "patient"}).own == {"patience": 3}
-    with pytest.raises(RecipeError, match='patience is 5, and only the tuner "patient" has one'):
-        load_recipe("t4", {"patience": "5"})
-    with pytest.raises(RecipeError, match="unknown key 'patient_'; did you mean 'patience'"):
-        load_recipe("t4", {"tuner": "patient", "patient_": "5"})
+    recipe = load_recipe("t4", {"tuner": "patient", "endurance": "5"})
+    assert recipe.own == {"endurance": 5} and load_recipe("t4", {"tuner": "patient"}).own == {"endurance": 3}
+    with pytest.raises(RecipeError, match='endurance is 5, and only the tuner "patient" has one'):
+        load_recipe("t4", {"endurance": "5"})
+    with pytest.raises(RecipeError, match="unknown key 'endurance_'; did you mean 'endurance'"):
+        load_recipe("t4", {"tuner": "patient", "endurance_": "5"})
     request = request_for(overrides={"tuner": "patient"})
     with pytest.raises(MissingExtraError, match=r"no_such_package is not installed: pip install no-such-package \(the"):
         plan(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,22 @@ def test_empty_and_very_long_texts(metric: BERTScore) -> None:
     made = metric.score(["", "।", "ভালো " * 500], ["ভালো", "", "ভালো"])
     assert made.per_item[:2].tolist() == [0.0, 0.0]
     assert np.isfinite(list(made.scores.values())).all()
+
+
+def test_short_and_empty_texts_equal_the_peer(metric: BERTScore, encoder: str) -> None:
+    from bert_score import BERTScorer
+
+    short = ["ক", "।", "?", "5", "😊", "না", "আমি", "আমি ভালো", "আছি।", "ok."]
+    some, others = zip(*product(short, short), strict=True)
+    peer = BERTScorer(model_type=encoder, num_layers=2, device="cpu")
+    peer._tokenizer.model_max_length = 64
+    precision, recall, f1 = (part.double().numpy() for part in peer.score(list(some), list(others)))
+    table = metric.score(some, others).table
+    np.testing.assert_allclose(table[:, :3], np.column_stack([f1, precision, recall]), atol=1e-6)
+    # bert-score gives an empty text 0 where it does not raise; a blank or invisible one is empty here too.
+    empty = ["", " ", "\n", "\u200b"]
+    for one, other in ((empty, ["ক"] * 4), (["ক"] * 4, empty), (empty, empty)):
+        assert not metric.score(one, other).table[:, :3].any()
 
 
 def test_the_best_of_several_references(metric: BERTScore) -> None:

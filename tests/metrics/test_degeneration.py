@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bnbench.metrics import Degeneration, Diversity, Texts
+from bnbench.metrics.degeneration import loop, nonsense
 
 HEALTHY = [
     "আপনার কষ্টটা বুঝতে পারছি। আজ একটু বিশ্রাম নিন, তারপর কথা বলি।",
@@ -51,6 +54,57 @@ def test_healthy_replies_have_no_flag(reply: str) -> None:
 )
 def test_each_flag(reply: str, flags: set[str]) -> None:
     assert flagged(reply) == flags
+
+
+@pytest.mark.parametrize(
+    ("reply", "looping"),
+    [
+        ("’d" * 12, True),
+        (f"{'ক্ষ-' * 12}", True),
+        ("১২৩৪৫৬৭৮ " * 3, False),  # numbers, as in a table
+        ("❤️" * 12 + " পাশে আছি।", False),
+        ("😊" * 30, True),
+        ("ভালো" + "." * 300, False),
+        ("ভালো আছি! " * 2 + "ভালো থেকো।", False),
+        (" ".join(f"শব্দ{chr(0x995 + n % 25)}" for n in range(25)) + " শেষ।", False),
+        ("একটি দীর্ঘ কথা, " + " ".join(f"{chr(0x995 + n)}{chr(0x9BE + n % 3)}" for n in range(30)) + "।", False),
+    ],
+)
+def test_what_a_loop_is(reply: str, looping: bool) -> None:
+    metric = Degeneration()
+    assert metric.score([reply]).scores["loop"] == 100 * looping
+
+
+@pytest.mark.parametrize("period", [2, 20, 21, 47, 300])
+def test_a_loop_is_found_at_any_period(period: int) -> None:
+    block = [f"শব্দ{chr(0x995 + n // 30)}{chr(0x995 + n % 30)}" for n in range(period)]
+    for before in (0, 7):
+        words = [f"আগে{chr(0x995 + n)}" for n in range(before)]
+        assert loop([*words, *block * 3], lambda _: 3)
+        assert not loop([*words, *block * 3][:-1], lambda _: 3)
+        assert Degeneration().score([" ".join([*words, *block * 3])]).scores["loop"] == 100
+
+
+@given(st.text("কখগ", max_size=24), st.text("কখগঘ", min_size=1, max_size=9), st.integers(1, 4), st.integers(1, 12))
+@settings(max_examples=300, deadline=None)
+def test_a_loop_is_what_trying_every_block_finds(before: str, block: str, times: int, least: int) -> None:
+    def needed(block: str) -> int:
+        return least if len(block) < 3 else 3
+
+    def again(start: int, size: int) -> bool:
+        part = text[start : start + size]
+        primitive = (part + part).find(part, 1) == size
+        return primitive and text.startswith(part * max(3, needed(part)), start)
+
+    text = before + block * times
+    sizes = range(1, len(text) // 3 + 1)
+    assert loop(text, needed) == any(again(start, size) for size in sizes for start in range(len(text)))
+
+
+def test_nonsense() -> None:
+    none = ["", "।?!", "\ufffd\ufffd কি", "à¦•à¦¿ à¦•à¦°à¦¬", "मुझे दुख है।", "I am sorry.", "’d" * 40, "জানি না। " * 3]
+    some = [*HEALTHY, "সত্যি বলছ\ufffd", "😊", "OK, ঠিক আছে।", "ভালো আছি।<|eot_id|>"]
+    assert nonsense(Texts.of([*none, *some])).tolist() == [True] * len(none) + [False] * len(some)
 
 
 def test_copy_of_the_message_and_the_token_limit() -> None:

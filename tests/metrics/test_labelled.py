@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 from collections import Counter
@@ -15,11 +16,20 @@ from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, UsageError, tokeniz
 from bnbench.metrics.audit.agreement import auc
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.exceptions import InputError
-from bnbench.metrics.labelled import HALVES, REQUIRED, LabelledSet, labelled_set, read_labelled
+from bnbench.metrics.labelled import (
+    HALVES,
+    REQUIRED,
+    LabelledSet,
+    blind_set,
+    calibration_set,
+    labelled_set,
+    read_labelled,
+)
 from bnbench.metrics.tokenization import is_word
 from tests.metrics.conftest import krippendorff_alpha
 
 CARD = files("bnbench.metrics.labelled").joinpath("README.md").read_text(encoding="utf-8")
+FIRST, _, THIRD = CARD.partition("## A third set")
 
 
 def given_away(data: LabelledSet, feature: list[float]) -> float:
@@ -31,8 +41,8 @@ def words(text: str) -> int:
     return sum(map(is_word, tokenize(text)))
 
 
-def card_row(name: str) -> list[float]:
-    [line] = [line for line in CARD.splitlines() if line.startswith(f"| {name} |")]
+def card_row(name: str, card: str = FIRST) -> list[float]:
+    [line] = [line for line in card.splitlines() if line.startswith(f"| {name} |")]
     return [float(cell) for cell in line.split("|")[2:-1]]
 
 
@@ -72,6 +82,41 @@ def test_neither_length_nor_question_marks_give_the_label_away() -> None:
     assert all(0.4 < value < 0.6 for value in lengths) and all(value < 0.7 for value in questions)
     assert card_row("AUC of length in words") == pytest.approx(lengths, abs=0.0005)
     assert card_row("AUC of a question mark") == pytest.approx(questions, abs=0.0005)
+
+
+def test_the_blind_set_is_what_its_card_says() -> None:
+    data = blind_set()
+    assert len(data) == 612 and set(Counter(data.ids).values()) == {6} and len(set(data.replies)) == 612
+    parts = (data, *map(data.part, HALVES))
+    assert card_row("messages", THIRD) == [len(set(part.ids)) for part in parts]
+    with files("bnbench.metrics.labelled").joinpath("blind_bn.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    by_half = [[line for line in lines if half in ("", line["half"])] for half in ("", *HALVES)]
+    for names, column in (
+        (("warm", "plain_warm"), "kind"),
+        (("belittling", "negated"), "kind"),
+        (("dialect",), "variety"),
+    ):
+        counts = [[sum(line[column] == name for line in some) for name in names] for some in by_half]
+        assert ", ".join(map(str, counts[0])) in THIRD and ", ".join(map(str, counts[2])) in THIRD
+    for name in MECHANISMS:
+        pairs = [[(int(line[f"{name}_first"]), int(line[f"{name}_second"])) for line in some] for some in by_half]
+        assert card_row(f"α {name}", THIRD) == pytest.approx(list(map(krippendorff_alpha, pairs)), abs=0.0005)
+    for line in lines:
+        development = line["id"][0] == "q" or (
+            line["id"][0] == "p" and hashlib.sha256(f"42:{line['id']}".encode()).digest()[0] < 128
+        )
+        assert (line["half"] == "development") == development
+        for name in MECHANISMS:  # the final label is one of the two, or lies between them
+            assert line[name] in (line[f"{name}_first"], line[f"{name}_second"], "1")
+        if line["kind"] in ("negated", "mismatched"):
+            assert line["interpretation"] == line["exploration"] == "0"
+
+
+def test_our_metrics_learn_from_no_held_out_reply() -> None:
+    held_out = {row.reply for data in (labelled_set(), blind_set()) for row in data.part("held-out").rows}
+    assert len(calibration_set()) == 240 + 312 + 480
+    assert held_out.isdisjoint(calibration_set().replies)
 
 
 def test_labels_fit_the_kinds() -> None:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sacrebleu
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from bnbench.metrics import BLEU, ROUGE, BengaliTokenizer, ChrF, ChrFPlusPlus, Texts, UsageError, overlap
+from bnbench.metrics import (
+    BLEU,
+    ROUGE,
+    BengaliTokenizer,
+    ChrF,
+    ChrFPlusPlus,
+    Texts,
+    UsageError,
+    get_metric,
+    overlap,
+    tokenize,
+)
 from bnbench.metrics.overlap import ngram_counts, ngrams
 
 Pairs = tuple[list[str], list[str]]
@@ -41,6 +53,42 @@ def test_rouge_equals_rouge_score(pairs: Pairs) -> None:
     for column, kind in enumerate(kinds):
         for part, name in ((column, "fmeasure"), (3 + 2 * column, "precision"), (4 + 2 * column, "recall")):
             assert np.abs(table[:, part] - [getattr(score[kind], name) for score in found]).max() < 1e-12
+
+
+def test_rouge_of_csebuetnlp_equals_theirs() -> None:
+    rows = json.loads(GOLDEN.with_name("csebuetnlp.json").read_text(encoding="utf-8"))["rows"]
+    metric = get_metric("ROUGE-csebuetnlp")
+    made = metric.score([row[0] for row in rows], [row[1] for row in rows])
+    theirs = np.array([row[2:] for row in rows])
+    assert len(rows) == 500 and theirs.mean() > 0.3
+    for column, kind in enumerate(("rouge1", "rouge2", "rougeL")):
+        assert np.abs(made.per_reply[kind] / 100 - theirs[:, column]).max() < 1e-9
+    assert made.signature == ROUGE(profile="csebuetnlp").signature(500)
+    assert made.signature.startswith("ROUGE-csebuetnlp|norm:none|tok:csebuetnlp|stem:yes|n:500|")
+    assert metric.labels["rougeL"] == "ROUGE-L (csebuetnlp)"
+    with pytest.raises(UsageError, match="rougeLsum"):
+        ROUGE(profile="csebuetnlp", types=["rougeLsum"])
+    with pytest.raises(UsageError, match="csebuetnlp"):
+        ROUGE(profile="xlsum")
+    with pytest.raises(UsageError, match="its own norm"):
+        ROUGE(norm="nfc", profile="csebuetnlp")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("করেছিলেন, বলেন না-কি ভাইরা!", ["কর", "ব", "না", "কি", "ভাই"]),
+        ("২০২৩সালে GPT4 ৳৫০", ["২০২৩", "সাল", "gpt", "4", "৳", "৫০"]),
+        ("র\u200dযাব ক্ষ\u200cমা", ["রযাব", "ক্ষমা"]),
+        ("বা\u09df বা\u09af\u09bcই ঘরেরটা", ["বা\u09df", "বা\u09af\u09bc", "ঘর"]),
+        ("করবে করবো বলব এটি", ["করব", "করবো", "বলব", "এটি"]),
+        ("\u09be ক \u09be", ["\u09be", "ক", "％0020\u09be"]),
+        ("漢字ক", ["漢", "字", "ক"]),
+        (" ।", []),
+    ],
+)
+def test_stems_of_csebuetnlp(text: str, tokens: list[str]) -> None:
+    assert tokenize(text, norm="none", tokenizer="csebuetnlp") == tokens
 
 
 def test_rouge_lsum_equals_rouge_score(pairs: Pairs) -> None:
@@ -85,26 +133,36 @@ def test_bleu_and_chrf_equal_sacrebleu(pairs: Pairs, tokenizer: str) -> None:
         assert np.abs(made.per_item[: len(singly)] - singly).max() < 1e-9
 
 
-SHORT = st.lists(st.sampled_from(["আমি", "না", "ভালো", "ক", "খ", "আছি।", "আজকে"]), max_size=4).map(" ".join)
+SHORT = st.lists(
+    st.sampled_from(["আমি", "না", "ভালো", "ক", "খ", "আছি।", "আজকে", "।", "?!", "5", "(", "😊", "ok.", "\n", "\u200b"]),
+    max_size=4,
+).map(" ".join)
 
 
-@given(st.lists(st.tuples(SHORT, SHORT), min_size=1, max_size=4))
+@given(st.lists(st.tuples(SHORT, SHORT, SHORT), min_size=1, max_size=4))
 @settings(max_examples=300, deadline=None)
-def test_short_and_empty_texts_equal_the_peers_too(texts: list[tuple[str, str]]) -> None:
-    predictions, references = [p for p, _ in texts], [r for _, r in texts]
-    ours, theirs = pretokenized(predictions), pretokenized(references)
-    for metric, peer in (
-        (BLEU(), sacrebleu.BLEU(tokenize="none", force=True, effective_order=True)),
-        (ChrF(), sacrebleu.CHRF()),
-        (ChrFPlusPlus(), sacrebleu.CHRF(word_order=2)),
-    ):
-        made = metric.score(predictions, references).value
-        assert made == pytest.approx(peer.corpus_score(ours, [theirs]).score, abs=1e-9), metric.name
-    tokenizer, kinds = BengaliTokenizer(), ["rouge1", "rouge2", "rougeL"]
+@example([("", "", "")])
+@example([("", "ক", ""), ("ক", "", "")])
+@example([("।", "ক", "।")])
+def test_short_and_empty_texts_equal_the_peers_too(texts: list[tuple[str, str, str]]) -> None:
+    predictions, *references = map(list, zip(*texts, strict=True))
+    ours, *theirs = map(pretokenized, (predictions, *references))
+    bleu = sacrebleu.BLEU(tokenize="none", force=True, effective_order=True)
+    for metric, peer in ((BLEU(), bleu), (ChrF(), sacrebleu.CHRF()), (ChrFPlusPlus(), sacrebleu.CHRF(word_order=2))):
+        for streams in (1, 2):  # of references
+            given_to_us = list(zip(*references[:streams], strict=True))
+            made, against = metric.score(predictions, given_to_us), list(zip(*theirs[:streams], strict=True))
+            corpus = peer.corpus_score(ours, theirs[:streams]).score
+            assert made.value == pytest.approx(corpus, abs=1e-9), (metric.name, streams)
+            singly = [peer.sentence_score(p, list(r)).score for p, r in zip(ours, against, strict=True)]
+            assert made.per_item.tolist() == pytest.approx(singly, abs=1e-9), (metric.name, streams)
+    tokenizer, kinds = BengaliTokenizer(), ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     scorer = RougeScorer(kinds, tokenizer=tokenizer)
-    table = ROUGE(types=kinds).score(predictions, references).table[:, :3]
-    found = [scorer.score(r, p) for p, r in texts]
-    assert np.abs(table - [[score[kind].fmeasure for kind in kinds] for score in found]).max() < 1e-12
+    table = ROUGE(types=kinds).score(predictions, references[0]).table
+    found = [scorer.score(*tokenizer.sentences([r, p])) for p, r, _ in texts]
+    assert np.abs(table[:, :4] - [[score[kind].fmeasure for kind in kinds] for score in found]).max() < 1e-12
+    parts = [[part for kind in kinds for part in (score[kind].precision, score[kind].recall)] for score in found]
+    assert np.abs(table[:, 4:12] - parts).max() < 1e-12
 
 
 def test_an_order_that_the_reference_lacks_counts_nothing_of_the_reply() -> None:
@@ -175,8 +233,11 @@ def test_chrf_parts_ascii_punctuation_as_sacrebleu_does(reply: str, reference: s
 
 
 def test_signatures_and_unknown_types() -> None:
-    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.2"
-    assert BLEU(norm="none", tokenizer="intl").signature(2).startswith("BLEU|norm:none|tok:intl|")
+    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.3"
+    theirs = f"BLEU|norm:none|tok:intl@{version('sacrebleu')}|"
+    assert BLEU(norm="none", tokenizer="intl").signature(2).startswith(theirs)
+    assert f"|tok:graphemes@{version('regex')}|" in ChrF(tokenizer="graphemes").signature(2)
+    assert f"|norm:indicnlp@{version('indic-nlp-library')}|tok:bn1|" in ROUGE(norm="indicnlp").signature(2)
     with pytest.raises(UsageError, match="rouge3"):
         ROUGE(types=["rouge3"])
 

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from bnbench.metrics import InputError, Perplexity, Texts
 
@@ -26,6 +28,30 @@ def test_closed_form() -> None:
 def test_a_sum_over_texts_not_a_mean_of_perplexities() -> None:
     made = Perplexity().score(["", ""], likelihoods=[[10, 10, 30, 10], [90, 10, 30, 10]])
     assert made.scores["token_perplexity"] == pytest.approx(math.exp(5))
+
+
+ROW = st.sampled_from(["", "ক", "না।", "আমি ভালো আছি।"]).flatmap(
+    lambda text: st.tuples(
+        st.just(text), st.lists(st.floats(1e-6, 20), min_size=len(text) > 0, max_size=6 if text else 0)
+    )
+)
+
+
+@given(st.lists(ROW, min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+@example([("", [])])
+@example([("", []), ("ক", [0.5])])
+def test_short_and_empty_references_equal_the_definition(rows: list[tuple[str, list[float]]]) -> None:
+    # lm-eval's: minus the summed log-likelihood over all bytes, characters or tokens of all texts.
+    given_to_us = [[sum(nll), len(nll), 0, 0] for _, nll in rows]
+    made = Perplexity().score([""] * len(rows), [text for text, _ in rows], likelihoods=given_to_us).scores
+    nll, text = [each for _, some in rows for each in some], "".join(text for text, _ in rows)
+    bits = sum(nll) / math.log(2)
+    assert made == {
+        "bits_per_character": pytest.approx(bits / max(1, len(text))),
+        "bits_per_byte": pytest.approx(bits / max(1, len(text.encode()))),
+        "token_perplexity": pytest.approx(math.exp(sum(nll) / max(1, len(nll)))),
+    }
 
 
 def test_bytes_and_characters_are_those_of_the_normalised_reference() -> None:

@@ -175,6 +175,19 @@ def test_models_of_the_hub_go_by_their_ids(make_run: Callable[..., Path], tmp_pa
     assert told["evaluation_results"][0]["source_data"]["hf_repo"] == "me/bn-replies"
 
 
+def test_a_group_of_seeds_has_the_scores_of_the_replies_that_it_shows(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    specs = (PAIR[0], Spec("a", 0.3, base="x"), Spec("b", 0.5, base="x"))
+    ranking = rank([read_run(make_run(specs, n=8))], resamples=50, groups={"t4": ("a", "b")})
+    (path,) = (export(ranking, "lm-eval", tmp_path) / "local__t4").glob("samples_*")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    run = ranking.runs[0]
+    alone = ranking.metrics["chrF++"].formula(run.tables["a"]["chrF++"])[:, 0]
+    assert [row["filtered_resps"][0] for row in rows] == [reply.reply for reply in run.replies["a"]]
+    assert [row["chrF++"] for row in rows] == pytest.approx(list(alone))
+
+
 def test_what_cannot_be_exported(ranking: Ranking, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--export json: no such format; there are csv, latex, .*eval-results"):
         export(ranking, "json", tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import io
 import json
 import re
@@ -12,20 +14,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.cells import cell_len
 
+from bnbench.errors import RunError
 from bnbench.plot import interval_plot
-from bnbench.records import read_run
+from bnbench.progress import storable
+from bnbench.records import read_run, unpack
 from bnbench.reports import Report, write_report
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import aligned
-from bnbench.reports.values import legend, name, number, p_value, shown_values, storable
-from bnbench.reports.verdict import verdict
-from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec
+from bnbench.reports.values import legend, name, number, p_value, shown_values
+from bnbench.reports.verdict import verdict, warnings
+from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
 
 Maker = Callable[..., Path]
 FILES = ("ranking.json", "ranking.csv", "report.md", "report.html")
@@ -53,6 +58,13 @@ CASES: dict[str, tuple[tuple[Spec, ...], int]] = {
     "hostile": ((PAIR[0], Spec(EVIL, 0.4, replies=EVIL_REPLIES)), 40),
     "arabic": ((PAIR[0], Spec("نموذج", 0.4)), 40),
 }
+
+
+def held_in(page: Path) -> dict[str, Any]:
+    """What the script of a page reads."""
+    text = page.read_text(encoding="utf-8").partition('id="data">')[2].partition("<")[0]
+    held: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(text)))
+    return held
 
 
 def report(folder: Path, resamples: int = 400) -> Report:
@@ -110,13 +122,13 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
     report(folder)
     html = (folder / "report.html").read_text(encoding="utf-8")
     page = Page(html)
-    assert len(page.all("script")) == 1
+    assert page.all("script") == [{"type": "application/gzip", "id": "data"}, {}]
     assert page.all("img") == []
     assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
-    assert "&lt;script&gt;alert(1)" in html
-    assert "{{ 7 * 7 }}" in html
-    assert "ক" * 10_000 in html
+    assert "&lt;script&gt;document.title" in html
     assert not re.search(r"[\x00\x1b\ud800-\udfff]", html)
+    held = unpack(folder / "report.html", folder / "held")[0]
+    assert {i: read_run(held).replies[EVIL][i].reply for i in EVIL_REPLIES} == EVIL_REPLIES
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     assert "<script>" not in markdown
     tables = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
@@ -125,15 +137,29 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
+def test_no_cell_of_a_name_runs_and_no_control_reaches_a_terminal(make_run: Maker) -> None:
+    names = ("=HYPERLINK(1)", "+x", "-x", "@SUM(A1)", "a\x1b[31m\x9b2J\u202e")
+    folder = make_run([Spec(who, 0.1 + 0.1 * i, "base" if not i else "adapter") for i, who in enumerate(names)], n=8)
+    made = report(folder, 50)
+    rows = list(csv.reader((folder / "ranking.csv").open(encoding="utf-8")))
+    cells = {cell for row in rows for cell in row}
+    assert {f"'{who}" for who in names[:4]} < cells
+    numbers = re.compile(r"-?[\d.]+(e-?\d+)?")
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "-", "@") and not numbers.fullmatch(cell)]
+    for text in (str(made), (folder / "report.md").read_text(encoding="utf-8")):
+        assert "a\\u001b" in text.replace("\\\\", "\\") and not re.search("[\x1b\x9b\u202e]", text)
+
+
 def test_the_page_needs_no_network_and_forbids_other_scripts(make_run: Maker) -> None:
     folder = make_run()
     report(folder)
     html = (folder / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|@import|url\(", html)
+    assert not re.search(r"https?://|@import|url\((?!data:font/woff2)", html)
     page = Page(html)
     (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     assert "default-src 'none'" in policy
+    assert html.count("url(data:font/woff2;base64,d09GMg") == 2  # wOF2
     script = html.partition("<script>")[2].partition("</script>")[0]
     digest = __import__("base64").b64encode(__import__("hashlib").sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
@@ -151,7 +177,8 @@ def test_the_page_is_accessible(make_run: Maker) -> None:
     assert all("<title" in svg for svg in drawings)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    assert {a["href"] for a in page.all("a")} <= {f"#{i}" for i in ids}
+    listed = [f"item-{i + 1}" for i in range(40)]  # made by the script
+    assert {a["href"] for a in page.all("a") if "href" in a} <= {f"#{i}" for i in [*ids, *listed]}
     assert {p.get("lang") for p in page.all("p") if p.get("class") == "bn"} == {"bn"}
 
 
@@ -247,6 +274,58 @@ def test_what_is_0_for_all_is_said_alike_everywhere(make_run: Maker) -> None:
             assert line in " ".join(text.split())
 
 
+CUT_LATIN = dict.fromkeys(range(30), "I am so sorry to hear that, my friend.")
+
+
+def test_what_is_wrong_with_the_replies_is_read_first(make_run: Maker) -> None:
+    folder = make_run((replace(PAIR[0], replies=CUT_LATIN), replace(PAIR[1], replies=CUT_LATIN)), yardsticks=True)
+    made = report(folder)
+    notes = warnings(made.ranking)
+    assert notes[0].startswith(f"{ADAPTER}, of its replies: 80 % broken, 78 % too short, 75 % wrong script, ")
+    assert re.fullmatch(rf"words a reply, on average: {ADAPTER} \d+, {BASE} \d+; the references \d+", notes[2])
+    assert re.match(r"the scale of chrF\+\+: the reference itself 100\.0, another item’s reference \d+\.\d, ", notes[3])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in (str(made), (folder / "report.md").read_text(encoding="utf-8"), " ".join(Page(page).text)):
+        assert "of its replies: 80 % broken, 78 %" in " ".join(text.split())
+    assert page.index('id="notes"') < page.index('id="ranking"')
+
+
+def test_nothing_is_better_without_its_but(make_run: Maker) -> None:
+    references = [c["reference"] for c in conversations(40)]
+    broken = {i: f"{text}\ufffd" for i, text in enumerate(references[:25])}
+    two = (PAIR[0], replace(PAIR[1], replies=broken))
+    of_two = verdict(rank([read_run(make_run(two, name="two"))], resamples=400))
+    assert re.match(rf"{ADAPTER} is better than .*\), but 70 % of its replies are broken\.$", of_two.headline)
+    three = (*two, Spec("third", 0.9, replies=broken))
+    of_three = verdict(rank([read_run(make_run(three, name="three"))], resamples=400))
+    for sentence in [s for s in (of_three.headline, *of_three.details) if " better than " in s or " the best of " in s]:
+        assert "of its replies are broken." in sentence
+    many = (PAIR[0], *(Spec(f"adapter-{i}", 0.3 + 0.1 * i, replies=broken) for i in range(5)))
+    told = verdict(rank([read_run(make_run(many, name="many"))], resamples=400)).details
+    assert "Not above every yardstick, or mostly broken: adapter-4, adapter-3" in told[-1]
+    eight = (PAIR[0], *(Spec(f"adapter-{i}", 0.1 * i, replies=broken) for i in range(1, 8)))
+    notes = warnings(rank([read_run(make_run(eight, name="eight"))], resamples=50))
+    assert [re.sub(r"\d+", "#", note) for note in notes[6:8]] == [
+        "# more, of their replies: # to # % broken",
+        f"words a reply, on average: {', '.join('adapter-# #' for _ in range(6))}, # more # to #; the references #",
+    ]
+
+
+def test_what_is_0_for_all_is_in_no_table(make_run: Maker) -> None:
+    clean = dict.fromkeys(range(8), "আপনার কথা শুনে কষ্ট পেলাম, আমি আপনার পাশে আছি।")
+    ranking = rank([read_run(make_run((PAIR[0], replace(PAIR[1], replies=clean)), n=8))], resamples=50)
+    zero = {
+        s.candidate: replace(
+            s, scores=tuple(replace(x, value=0.0, low=0.0, high=0.0) if x.name == "degenerate" else x for x in s.scores)
+        )
+        for s in ranking.standings
+    }
+    none_broken = replace(ranking, standings=tuple(zero.values()))
+    shown = shown_values(none_broken)
+    assert "degenerate" in [v.name for v in shown_values(ranking)] and "degenerate" not in [v.name for v in shown]
+    assert "broken replies, %" in legend(none_broken, shown)[1][0]
+
+
 def test_a_name_in_the_headline_is_not_broken_at_its_hyphen(make_run: Maker) -> None:
     folder = make_run((PAIR[0], Spec("<b>-x", 0.4, base=PAIR[0].location)))
     report(folder)
@@ -288,7 +367,7 @@ def test_examples_on_the_page_are_those_of_the_rule(make_run: Maker) -> None:
     gains = formula(run.tables[ADAPTER]["chrF++"])[:, 0] - formula(run.tables[BASE]["chrF++"])[:, 0]
     assert [int(i) - 1 for i in shown[:2]] == list(np.argsort(-gains, kind="stable")[:2])
     assert int(shown[-1]) - 1 == int(np.argmin(gains))
-    assert html.count('<details class="item"') == 40
+    assert f'href="#item-{shown[0]}"' in html
     assert made.ranking.as_dict()["n"] == 40
 
 
@@ -296,13 +375,62 @@ def test_flags_are_shown(make_run: Maker) -> None:
     loop = " ".join(["আমি আপনার পাশে আছি।"] * 9)
     folder = make_run((PAIR[0], Spec(ADAPTER, 0.4, replies={0: "", 1: loop, 2: "I am sorry to hear that, friend."})))
     report(folder)
-    html = (folder / "report.html").read_text(encoding="utf-8")
-    flags = re.findall(r'data-number="(\d+)"[^>]*data-flags="([^"]*)"', html)
-    by_item = {int(number): set(found.split("|")) for number, found in flags}
+    data = held_in(folder / "report.html")
+    assert [who for who, *_ in data["names"]] == [BASE, ADAPTER] and data["unit"] == "chrF++"
+    by_item = {at: set(own[1]) for at, (*_, own) in enumerate(data["items"], 1)}
     assert "empty" in by_item[1]
     assert "looping" in by_item[2]
     assert "wrong script" in by_item[3]
     assert any("cut at the limit" in found for found in by_item.values())
+    ids = [example["id"] for example in read_run(folder).examples]
+    assert [item[0] for item in data["items"]] == ids == [e["id"] for e in data["runs"][0]["examples.jsonl"]]
+
+
+def test_pages_are_compared_as_their_runs_are(make_run: Maker, tmp_path: Path) -> None:
+    folders = [
+        make_run(
+            (PAIR[0], Spec(f"adapter-{i}", 0.3 * i, base=PAIR[0].location)), name=f"run-{i}", n=12, yardsticks=True
+        )
+        for i in (1, 2)
+    ]
+    made = [write_report([read_run(f) for f in folders], tmp_path / "of-folders", resamples=100)]
+    pages = [report(folder).html for folder in folders]
+    held = [unpack(page, tmp_path / "held" / page.parent.name)[0] for page in pages]
+    made.append(write_report([read_run(f) for f in held], tmp_path / "of-pages", resamples=100))
+    assert made[0].ranking.as_dict() == made[1].ranking.as_dict()
+    for file in FILES[:3]:
+        assert (tmp_path / "of-folders" / file).read_bytes() == (tmp_path / "of-pages" / file).read_bytes()
+    # A page of two runs holds both.
+    assert [read_run(p).record.name for p in unpack(made[1].html, tmp_path / "both")] == ["run-1", "run-2"]
+    assert report(folders[0]).html.read_bytes() == pages[0].read_bytes()
+
+
+def test_a_page_holds_no_ratings_of_people(make_run: Maker) -> None:
+    folder = make_run(n=3)
+    line = {"key": "x", "rater": "human:রিতা", "criterion": "overall", "value": 3.0}
+    (folder / "ratings.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    report(folder)
+    assert "রিতা" not in json.dumps(held_in(folder / "report.html"), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ("<p>another page</p>", "a page without the data of a run; name a report.html that this bnbench wrote"),
+        ('<script type="application/gzip" id="data">AAAA</script>', "its data are damaged (Not a gzipped file"),
+        ({"schema_version": 2, "runs": []}, "its data are of another schema"),
+        ({"schema_version": 1, "runs": [{"../../run.json": {}}]}, "damaged (a file called ../../run.json)"),
+        ({"schema_version": 1, "runs": [{"scores/../../x.parquet": {}}]}, "damaged (a file called scores/../"),
+    ],
+)
+def test_a_page_that_holds_no_run_is_refused(tmp_path: Path, page: str | dict[str, object], says: str) -> None:
+    if not isinstance(page, str):
+        data = base64.b64encode(gzip.compress(json.dumps(page).encode())).decode()
+        page = f'<script type="application/gzip" id="data">{data}</script>'
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    with pytest.raises(RunError, match=re.escape(says)):
+        unpack(tmp_path / "a.html", tmp_path / "held")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.html"]
 
 
 def test_runs_together_in_one_report(make_run: Maker, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 
 from bnbench.data.chat import without_thoughts
-from bnbench.data.corpus import Example, load_corpus
+from bnbench.data.corpus import Conversation, Example, load_corpus
 from bnbench.data.files import iter_table
 from bnbench.data.join import TextFile
 from bnbench.errors import CorpusError
@@ -86,6 +86,19 @@ def test_what_was_said_before_stands_before_the_question(tmp_path: Path) -> None
     assert last(write(tmp_path / "b.jsonl", [history])) == [("ব্যবহারকারী: শোনো\nসহায়ক: বলো\n\nমন ভালো\nনেই।", ANSWERED[0])]
     twice = turns(*said[2:]) + turns("একটু সময় নাও।", roles=("assistant",))
     assert last(write(tmp_path / "c.jsonl", [{"messages": twice}])) == [(ASKED[0], f"{ANSWERED[0]}\nএকটু সময় নাও।")]
+
+
+def test_turns_are_kept_where_each_can_be_trained_on(tmp_path: Path) -> None:
+    said = ["শোনো <|eot_id|>", "<think>হুম</think>বলো", ASKED[0], ANSWERED[0]]
+    rows = [
+        {"messages": [{"role": "system", "content": SYSTEM}, *turns(*said, "ধন্যবাদ")]},
+        {"messages": turns("নমস্কার", *said, roles=("assistant", "user"))},  # the assistant begins
+        {"messages": turns(said[0], "<think>হুম</think>", *said[2:])},  # an answer is empty
+        {"messages": turns(*said[2:])},
+    ]
+    examples = [row.example for row in load_corpus(write(tmp_path / "a.jsonl", rows)).rows]
+    assert [getattr(e, "turns", ()) for e in examples] == [("শোনো", "বলো", ASKED[0]), (), (), ()]
+    assert isinstance(examples[0], Conversation) and examples[0].question.endswith(f"সহায়ক: বলো\n\n{ASKED[0]}")
 
 
 def test_rows_without_an_answer_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -284,3 +297,16 @@ def test_a_long_reply_without_an_end_of_thought_takes_no_time() -> None:
     begin = time.monotonic()
     assert without_thoughts("think> ক" * 100_000)
     assert time.monotonic() - begin < 5
+
+
+def test_turns_of_one_conversation_are_one_dialogue(tmp_path: Path) -> None:
+    whole = [text for pair in zip(ASKED, ANSWERED, strict=True) for text in pair]
+    rows = [{"messages": turns(*whole[:2])}, {"messages": turns(*whole)}, {"messages": turns(*whole[2:4])}]
+    first, longer, other = load_corpus(write(tmp_path / "a.jsonl", rows)).rows
+    assert first.example.dialogue == longer.example.dialogue != ""
+    assert other.example.dialogue == ""
+    assert first.example.id == load_corpus(write(tmp_path / "b.jsonl", rows[:1])).rows[0].example.id
+    named = [row | {"conversation_id": 7 + i // 2} for i, row in enumerate(rows)]
+    assert [r.example.dialogue for r in load_corpus(write(tmp_path / "c.jsonl", named)).rows] == ["7", "7", "8"]
+    as_turns = [{"dialogue": row["messages"]} for row in rows]
+    assert [bool(r.example.dialogue) for r in load_corpus(write(tmp_path / "d.jsonl", as_turns)).rows] == [1, 1, 0]

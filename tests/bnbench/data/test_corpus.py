@@ -362,3 +362,18 @@ def test_thoughts_are_no_part_of_a_reference(tmp_path):
     found = load_corpus(write_csv(tmp_path / "loud.csv", loud))
     assert found.fingerprint == load_corpus(write_csv(tmp_path / "sound.csv", sound)).fingerprint
     assert found.steps[0].changed == 3
+
+
+def test_a_dialogue_stays_on_one_side(tmp_path):
+    rows = [("dialogue", "question", "answer")]
+    asked = (f"প্রশ্ন নম্বর {i}: {'কখগঘঙচছজঝঞ'[i % 10] * 9}?" for i in range(400))
+    rows += [(f"আলাপ {i // 5}", question, f"উত্তর নম্বর {i} এই রকম") for i, question in enumerate(asked)]
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    corpus = load_corpus(path)
+    sides = [{e.dialogue for e in part} for part in corpus.splits.values()]
+    assert len(sides[0]) > 40 and len(sides[2]) > 2
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert load_corpus(path, columns={"dialogue": "answer"}).rows[0].example.dialogue == "উত্তর নম্বর 0 এই রকম"
+    with pytest.raises(CorpusError, match="there is no column 'thread'"):
+        load_corpus(path, columns={"dialogue": "thread"})

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from bnbench.data.corpus import Example
+import bnbench
+from bnbench.data.corpus import Conversation, Example
 from bnbench.errors import CandidateError, PromptError
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import ModelFiles
@@ -27,6 +28,10 @@ LLAMA_TEXT = """<|begin_of_text|><|start_header_id|>system<|end_header_id|>
 আমার মন খারাপ। কী করব?<|eot_id|><|start_header_id|>assistant<|end_header_id|>
 
 """
+TALK = Conversation(
+    "e2", "", "", "ব্যবহারকারী: মন খারাপ।\nসহায়ক: কী হয়েছে?\n\nচাকরি গেছে।", "খুব কঠিন সময়। পাশে আছি।",
+    ("মন খারাপ।", "কী হয়েছে?", "চাকরি <|eot_id|> গেছে।"),
+)  # fmt: skip
 OTHER = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<unk>"]
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -349,3 +354,60 @@ def test_several_templates_without_a_default(make_tokenizer: Make) -> None:
     with pytest.raises(PromptError, match=r"several chat templates \(rag, tool_use\), and none is the default"):
         Prompter.of(tokenizer)
     assert Prompter.of(tokenizer, template="plain").kind == "plain"
+
+
+def text_of(prompts: Prompter, *messages: tuple[str, str]) -> str:
+    """What the tokenizer's own template makes of a conversation without a system text, or Llama-3.1's headers."""
+    if prompts.kind == "llama-3.1":
+        turns = (f"<|start_header_id|>{who}<|end_header_id|>\n\n{said}<|eot_id|>" for who, said in messages)
+        return "<|begin_of_text|>" + "".join(turns)
+    turn_list = [{"role": who, "content": said} for who, said in messages]
+    return "<s>" + str(prompts.tokenizer.apply_chat_template(turn_list, tokenize=False))
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_every_answer_of_a_conversation_is_supervised(
+    llama: Prompter, make_tokenizer: Make, template: str | None
+) -> None:
+    made = Prompter.of(make_tokenizer(OTHER, template) if template else llama.tokenizer, system="")
+    parts, tokenizer = made.training(TALK, "all"), made.tokenizer
+    assert [tokenizer.decode(part) for part in parts[1::2]] == [f"কী হয়েছে?{made.end}", f"{TALK.reference}{made.end}"]
+    said = [("user", TALK.turns[0]), ("assistant", TALK.turns[1]), ("user", TALK.turns[2])]
+    whole = text_of(made, *said, ("assistant", TALK.reference))
+    assert tokenizer.decode(sum(parts, ())) == whole[: whole.rindex(made.end)] + made.end
+    # What is asked in the text of a user ends no turn, and what is no conversation is as it was.
+    assert sum(parts, ()).count(made.end_id) == 4
+    assert made.training(EXAMPLE, "all") == made.training(EXAMPLE)
+    assert len(made.training(TALK)) == 2 and made.count_tokens([TALK]) == [len(sum(made.training(TALK), ()))]
+
+
+def test_inspection_shows_each_supervised_turn(llama: Prompter) -> None:
+    text, parts = llama.show(TALK, "all"), llama.training(TALK, "all")
+    lines = text.partition("\n(+ supervised in training, * special token)\n")[2].splitlines()
+    marked = tuple(int(line[2:10]) for line in lines if line[0] == "+")
+    assert marked == parts[1] + parts[3] and len(lines) == sum(map(len, parts))
+    assert f"{len(marked)} supervised = {len(lines)} · 1 BOS" in text
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(make_tokenizer: Make) -> None:
+    thinks = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n\n</think>\n\n'")
+    made = Prompter.of(make_tokenizer(OTHER, thinks))
+    with pytest.raises(PromptError, match=r'e2 has several turns.*set supervise = "last"'):
+        made.training(TALK, "all")
+    assert len(made.training(TALK)) == 2
+
+
+def test_an_adapter_is_asked_in_turns_if_it_was_trained_so(tiny_base: Path, tmp_path: Path) -> None:
+    demo = Path(bnbench.__file__).parent / "demo" / "adapter" / "training.json"
+    record = json.loads(demo.read_text(encoding="utf-8"))
+    files, asked = ModelFiles("base", "", "", tiny_base), []
+    for supervise in ("last", "all"):
+        record["recipe"]["supervise"] = supervise
+        (tmp_path / "training.json").write_text(json.dumps(record), encoding="utf-8")
+        asked.append(Prompter.load(files, adapter=tmp_path))
+    last, every = asked
+    assert last == Prompter.load(files) and last.template_sha != every.template_sha
+    trained = last.training(TALK, "all")
+    assert every.prompt(TALK).ids == sum(trained[:-1], ()) and every.training(TALK) == trained
+    assert every.prompt(EXAMPLE) == last.prompt(EXAMPLE) and last.prompt(TALK).ids == last.training(TALK)[0]
+    assert every.prompt(TALK).text == last.tokenizer.decode(every.prompt(TALK).ids)

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from bnbench.finetune.tuners.adapter import AdapterTuner
 Request = Callable[..., FinetuneRequest]
 ROOT = Path(bnbench.__file__).parents[1]
 SETTINGS = {"batch_size": "2", "accumulate": "2", "epochs": "1", "save_every": "2", "tokens_per_row": "256"}
+SETTINGS["validate_every"] = "1"
 
 CHILD = """
 import json, os, signal, sys
@@ -49,8 +52,10 @@ def train(output, dropout="0", at_step_2=None):
     settings = {**given["settings"], "dropout": dropout}
     output = Path(given["folder"]) / output
     try:
-        result = finetune(FinetuneRequest(given["base"], examples, "f00d", output, "t4", settings, device="cpu"))
+        result = finetune(FinetuneRequest(given["base"], examples, "f00d", output, "t4", settings, device="cpu",
+                                          validation=examples[::3]))
         told = {"steps": result.steps, "resumed": result.resumed_from, "curve": [p.loss for p in result.curve]}
+        told["validation"] = [bits for _, bits, _ in result.validation.curve]
     except (BnbenchError, SystemExit) as error:
         told = {"error": str(error), "kind": type(error).__name__}
     print(json.dumps(told), flush=True)
@@ -67,7 +72,7 @@ train("lost", at_step_2=lambda: os._exit(9))
 @pytest.fixture
 def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
     """What each process says of its trainings."""
-    request = request_for(rows=10)
+    request = request_for(rows=9)
     given = {"base": request.base, "settings": {"r": "4", **SETTINGS}, "folder": str(tmp_path)}
     text = json.dumps({**given, "examples": [vars(e) for e in request.examples]})
     with socket.socket() as free:
@@ -100,10 +105,12 @@ def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
 
 
 def test_two_processes_train_as_one(told: list[list[dict[str, Any]]], request_for: Request, tmp_path: Path) -> None:
-    request = request_for("one", rows=10, recipe="t4", overrides={**SETTINGS, "dropout": "0", "learning_rate": "2e-4"})
-    one = finetune(request)
+    request = request_for("one", rows=9, recipe="t4", overrides={**SETTINGS, "dropout": "0", "learning_rate": "2e-4"})
+    one = finetune(replace(request, validation=request.examples[::3]))
     plain, whole, stopped, resumed, again, lost = told[0]
     assert plain["steps"] == 3 and plain["curve"] == pytest.approx([p.loss for p in one.curve], rel=1e-6)
+    assert one.validation is not None and resumed["validation"] == whole["validation"]
+    assert plain["validation"] == pytest.approx([bits for _, bits, _ in one.validation.curve], rel=1e-6)
     expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "plain"))
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=0, atol=1e-6), name
@@ -156,7 +163,7 @@ def test_a_tuner_of_one_process_is_not_started_in_three(request_for: Request, mo
     monkeypatch.setattr(AdapterTuner, "shares_steps", False)
     six = request_for(overrides={"batch_size": "6"})
     with pytest.raises(RecipeError, match="the tuner 'lora' trains in one process"):
-        session._begin(six)
+        session._begin(six, ExitStack())
 
 
 @pytest.mark.usefixtures("three")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bnbench.data.corpus import Example
+from bnbench.data.corpus import Conversation, Example
 from bnbench.errors import TrainingError
 from bnbench.finetune.engine.collate import IGNORED, Row, check_rows, make_rows, rows_sha256
 from bnbench.models.prompts import Prompter
@@ -28,6 +28,18 @@ def test_completion_rows_supervise_reply_and_end_alone(tiny_tokenizer: Any) -> N
     assert made.labels[-1] == tiny_tokenizer.convert_tokens_to_ids("<|eot_id|>")
     assert tiny_tokenizer.decode(made.labels[start:-1]) == EXAMPLE.reference
     assert made.supervised == len(made.ids) - start
+
+
+def test_rows_of_a_conversation_supervise_each_reply(tiny_tokenizer: Any) -> None:
+    prompts, turns = Prompter.of(tiny_tokenizer), ("মন খারাপ।", "কী হয়েছে?", "চাকরি গেছে।")
+    made = make_rows([Conversation(**vars(EXAMPLE), turns=turns)], prompts, "completion", "all")[0]
+    supervised = tiny_tokenizer.decode([label for label in made.labels if label != IGNORED])
+    assert supervised == f"কী হয়েছে?<|eot_id|>{EXAMPLE.reference}<|eot_id|>"
+    assert all(label in (IGNORED, token) for label, token in zip(made.labels, made.ids, strict=True))
+    shown = tiny_tokenizer.decode(made.ids)
+    assert [shown.index(text) for text in turns] == sorted(shown.index(text) for text in turns)
+    full = make_rows([Conversation(**vars(EXAMPLE), turns=turns)], prompts, "full-text", "all")[0]
+    assert full.labels == full.ids == made.ids
 
 
 def test_full_text_rows_supervise_all_but_the_first(tiny_tokenizer: Any) -> None:

@@ -88,9 +88,9 @@ def test_tuners_refuse_what_they_cannot_do() -> None:
         get_tuner(name).check(own, None)
     with pytest.raises(RecipeError, match='tuner "qlora" contradicts quantisation "none"'):
         get_tuner("qlora").check(SimpleNamespace(tuner="QLoRA", quantisation="none"), None)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"needs packing = false, dropout = 0\.0, beta above 0"):
+    with pytest.raises(RecipeError, match=r"needs packing = false, dropout = 0\.0, validate_every = 0, beta above 0"):
         get_tuner("dpo").check(SimpleNamespace(**{**vars(t4), "own": {"beta": 0.0}}), None)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match='tuner "unsloth" needs packing = false'):
+    with pytest.raises(RecipeError, match='tuner "unsloth" needs validate_every = 0, packing = false'):
         get_tuner("unsloth").check(t4, None)
     with pytest.raises(RecipeError, match=r"needs an NVIDIA GPU \(this is cpu\)"):
         get_tuner("unsloth").check(load_recipe("unsloth"), cpu)

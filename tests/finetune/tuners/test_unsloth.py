@@ -129,7 +129,9 @@ def test_dry_run_needs_neither(request_for: Request) -> None:
 
 
 def test_what_unsloth_cannot_do_is_named() -> None:
-    with pytest.raises(RecipeError, match=r'tuner "unsloth" needs packing = false, memory_gib = 0\.0; see the recipe'):
+    with pytest.raises(
+        RecipeError, match=r'tuner "unsloth" needs validate_every = 0, packing = false, memory_gib = 0\.0'
+    ):
         load_recipe("t4", {"tuner": "unsloth", "memory_gib": "13"})
     with pytest.raises(RecipeError, match="needs double_quantisation = true, checkpointing = non-reentrant"):
         load_recipe("unsloth", {"double_quantisation": "false", "checkpointing": "reentrant"})

@@ -277,7 +277,7 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
     both = audits_text([keyword, original])
     _, table = both.split("agreement with the labels")
     assert [line.split("  ")[0] for line in table.split("\n* a gate")[0].splitlines()[1:]] == [
-        "keyword-empathy lex:bn.2",
+        "keyword-empathy lex:bn.3",
         "keyword-empathy lex:original.1",
         "original-semantic enc:bn-static",
         *("length", "constant", "copy of the message", "question mark"),
@@ -311,7 +311,7 @@ def test_the_audits_on_record_are_those_of_this_version() -> None:
 
 
 def test_a_signature_without_its_number() -> None:
-    assert unnumbered("x|lex:n.2-1a|n:240|bnbench:0.2") == "x|lex:n.2-1a|bnbench:0.2"
+    assert unnumbered("x|lex:n.2-1a|n:240|bnbench:0.3") == "x|lex:n.2-1a|bnbench:0.3"
     assert unnumbered("x|norm:bn1|n:3") == "x|norm:bn1"
 
 

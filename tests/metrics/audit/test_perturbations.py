@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from bnbench.metrics import normalize, tokenize
+from bnbench.metrics import get_metric, normalize, tokenize
 from bnbench.metrics.audit.perturbations import (
     GENERIC,
     PERTURBATIONS,
@@ -213,6 +213,21 @@ def test_perturbed_rows_are_seeded_and_come_from_where_they_should() -> None:
         assert all(normalize(text) and text != data.rows[place].reply for place, text in found.items())
     changed = [name for name in BY_NAME if perturbed(BY_NAME[name], data, 42) != perturbed(BY_NAME[name], data, 7)]
     assert changed == ["words shuffled", "keywords stuffed", "a generic reply", "another message's reply"]
+
+
+NONSENSE = ("the reply over and over", "a letter over and over", "in Devanagari", "UTF-8 read as cp1252", "no word")
+
+
+@pytest.mark.parametrize("metric", ["keyword-empathy", "semantic-empathy"])
+def test_nonsense_earns_nothing(metric: str) -> None:
+    data = labelled_set("held-out")
+    found = [
+        (text, data.messages[row]) for name in NONSENSE for row, text in perturbed(BY_NAME[name], data, 42).items()
+    ]
+    replies, messages = zip(*found, strict=True)
+    assert len(found) >= 5 * int(data.empathic.sum())
+    assert not get_metric(metric).score(replies, messages=messages).table[:, :-1].any()
+    assert get_metric(metric).score(data.replies, messages=data.messages).value > 5
 
 
 def test_replaced_replies() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,10 @@ import pytest
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
 from bnbench.metrics.empathy.lexicon import load_lexicon
+from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
+from bnbench.metrics.relevance import fitted
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
 WARM = "শেষবার দেখতে না পাওয়ার আফসোসটা শোকের সঙ্গে আলাদা করে বেঁধে। আজ রাতটা একা ঘরে থেকো না। দাদুর কোন কথাটা বারবার মনে পড়ছে?"
@@ -23,12 +28,19 @@ STUFFED = "আমি দুঃখিত, কষ্ট বুঝতে পার�
 COLD = "হোস্টেল সুপারের কাছে লিখিত আবেদন করে ছুটি নাও। ট্রেনের টিকিট অনলাইনে কাটলে সময় বাঁচবে।"
 
 
+# The lexicon without the weights of single words, for what the phrases alone earn.
+PHRASES = Path(tempfile.mkdtemp()) / "phrases.toml"
+PHRASES.write_text(
+    (files("bnbench.metrics.empathy") / "lexicons/bn.toml").read_text("utf-8").replace('weights = "bn_words.json"', "")
+)
+
+
 def score(reply: str, message: str = "") -> float:
-    return float(KeywordEmpathy().score([reply], messages=[message]).value)
+    return float(KeywordEmpathy(PHRASES).score([reply], messages=[message]).value)
 
 
 def spans(reply: str, message: str = "") -> list[tuple[str, str]]:
-    return [(span.mechanism, span.polarity) for span in KeywordEmpathy().explain(reply, message)]
+    return [(span.mechanism, span.polarity) for span in KeywordEmpathy(PHRASES).explain(reply, message)]
 
 
 def test_a_warm_concrete_reply_scores_above_cold_stuffed_and_copied_ones() -> None:
@@ -54,7 +66,10 @@ def test_result_has_what_the_issue_asks_for() -> None:
     assert list(result.scores) == ["keyword_empathy", *MECHANISMS]
     assert result.interval.low <= result.value <= result.interval.high
     sha = load_lexicon("bn").sha256[:8]
-    assert result.signature == f"keyword-empathy|lex:bn.2-{sha}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
+    assert (
+        result.signature
+        == f"keyword-empathy|lex:bn.3-{sha}|pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.3"
+    )
     assert str(result).startswith("keyword-empathy ")
 
 
@@ -127,7 +142,8 @@ def test_a_question_counts_only_where_it_asks_the_person() -> None:
 def test_repeating_a_phrase_earns_once() -> None:
     once = "আমি তোমার পাশে আছি।"
     assert score(once) > 0
-    assert score(" ".join([once] * 5)) == pytest.approx(score(once))
+    assert score(f"{once} {once}") == pytest.approx(score(once))
+    assert score(" ".join([once] * 5)) == 0  # a loop
 
 
 def test_quoted_words_are_not_the_reply_s_own() -> None:
@@ -181,7 +197,7 @@ def test_stuffing_is_found_at_any_length() -> None:
 
 def test_a_stamp_is_worth_more_where_the_reply_takes_something_up() -> None:
     reply = "শুনে খুব খারাপ লাগল। শালটা এখনও আলমারিতেই থাক।"
-    reaction = mechanisms(KeywordEmpathy().score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]))[:, 0]
+    reaction = mechanisms(KeywordEmpathy(PHRASES).score([reply, reply], messages=[HOME, "পরীক্ষায় ফেল করেছি।"]))[:, 0]
     assert reaction[0] > 2 * reaction[1] > 0
 
 
@@ -224,7 +240,7 @@ def test_an_anchored_word_carries_twice() -> None:
 
 def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
     replies = ["শালটায় কার গন্ধ পেলেন?", "কেমন লাগছে?", "আপনি কী মনে করেন?"]
-    explored = mechanisms(KeywordEmpathy().score(replies, messages=[HOME] * 3))[:, 2]
+    explored = mechanisms(KeywordEmpathy(PHRASES).score(replies, messages=[HOME] * 3))[:, 2]
     assert explored[0] >= 2 * explored[1] > 0
     assert explored[0] > explored[2]
 
@@ -243,7 +259,7 @@ def test_a_specific_question_is_stronger_than_one_for_anyone() -> None:
     ],
 )
 def test_specific_and_figurative_replies_are_found(reply: str, mechanism: int) -> None:
-    assert mechanisms(KeywordEmpathy().score([reply], messages=[HOME]))[0, mechanism] >= 25, spans(reply, HOME)
+    assert mechanisms(KeywordEmpathy(PHRASES).score([reply], messages=[HOME]))[0, mechanism] >= 25, spans(reply, HOME)
 
 
 def test_an_unknown_statement_about_the_message_earns_a_little_interpretation() -> None:
@@ -426,3 +442,34 @@ def test_a_string_of_keywords_says_nothing() -> None:
 def test_whose_heart_it_is(reply: str, mechanism: str) -> None:
     found = KeywordEmpathy().explain(reply, "বাবা মারা গেছেন।")
     assert {span.mechanism for span in found if span.level == 2} == {mechanism}
+
+
+def test_single_words_weigh_beside_the_phrases() -> None:
+    lexicon = load_lexicon("bn")
+    assert lexicon.constants and not load_lexicon(PHRASES).constants
+    assert lexicon.weights["কষ্টটা"] == lexicon.weights["কষ্টের"] != [0.0, 0.0, 0.0]  # all forms of one word
+    assert lexicon.weights["zqxw"] == [0.0, 0.0, 0.0]
+    assert score(COLD, MESSAGE) == 0  # by phrases nothing, and by words hardly more
+    message = "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছি না।"
+    warmer = "চশমাটার কথা পড়ে বুকটা ভারী হয়ে গেল। টেবিলের ওপর ওটা দেখলে বাবার কোন কথাটা সবচেয়ে বেশি মনে পড়ে তোমার?"
+    cold, warm, copied = KeywordEmpathy().score([COLD, warmer, message], messages=[message] * 3).per_item
+    assert cold < 8 < 30 < warm and copied == 0
+
+
+def test_the_script_gives_the_shipped_words(tmp_path: Path) -> None:
+    out, root = tmp_path / "words.json", Path(__file__).parents[3]
+    subprocess.run([sys.executable, "scripts/calibrate_words.py", "--out", str(out)], cwd=root, check=True)
+    shipped = files("bnbench.metrics.empathy") / "lexicons/bn_words.json"
+    made, known = (json.loads(text)["words"] for text in (out.read_text("utf-8"), shipped.read_text("utf-8")))
+    assert abs(len(made) - len(known)) < 10
+    shared = sorted(made.keys() & known.keys())
+    assert np.allclose([made[word] for word in shared], [known[word] for word in shared], atol=0.002)
+
+
+def test_a_lexicon_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        PHRASES.read_text("utf-8").replace('version = "3"', 'version = "3"\nweights = "none.json"'), "utf-8"
+    )
+    with pytest.raises(UsageError, match="cannot be read"):
+        KeywordEmpathy(file)

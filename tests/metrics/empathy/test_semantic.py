@@ -17,6 +17,7 @@ import pytest
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.polarity import load_polarity
 from bnbench.metrics.empathy.semantic import (
     CALIBRATION,
     CONTRASTS,
@@ -29,7 +30,8 @@ from bnbench.metrics.empathy.semantic import (
     load_calibration,
 )
 from bnbench.metrics.exceptions import InputError, MissingExtraError
-from bnbench.metrics.labelled import LabelledSet, labelled_set
+from bnbench.metrics.labelled import LabelledSet, calibration_set, labelled_set
+from bnbench.metrics.relevance import fitted
 
 ROOT = Path(__file__).parents[3]
 MESSAGE = "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছি না।"
@@ -44,6 +46,7 @@ REPLIES = {
     "copy": "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছ না।",
 }
 EMPATHIC = ("warm", "seen", "asking")
+OWN = f"pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1"
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +67,17 @@ def test_an_empathic_reply_scores_above_every_other(metric: SemanticEmpathy) -> 
     assert min(found.values()) >= 0 and max(empathic) <= 100
 
 
-def test_each_mechanism_is_told_from_the_others(metric: SemanticEmpathy) -> None:
+def test_each_reply_scores_highest_in_its_own_mechanism(metric: SemanticEmpathy) -> None:
     result = metric.score([REPLIES[name] for name in EMPATHIC], messages=[MESSAGE] * 3)
-    assert mechanisms(result).argmax(axis=0).tolist() == [0, 1, 2]
+    assert mechanisms(result).argmax(axis=1).tolist() == [0, 1, 2]
     assert mechanisms(result).shape == (3, 3)
     assert list(result.scores) == ["semantic_empathy", *MECHANISMS]
     assert result.value == pytest.approx(result.per_item.mean()) == pytest.approx(mechanisms(result).mean())
 
 
 def test_saying_it_twice_earns_nothing(metric: SemanticEmpathy) -> None:
-    once, twice = scores(metric, REPLIES["warm"], " ".join([REPLIES["warm"]] * 5))
-    assert once == pytest.approx(twice)
+    once, twice, looping = scores(metric, *(" ".join([REPLIES["warm"]] * times) for times in (1, 2, 5)))
+    assert once == pytest.approx(twice) and looping == 0
 
 
 def test_a_copied_sentence_counts_for_nothing(metric: SemanticEmpathy) -> None:
@@ -85,7 +88,7 @@ def test_a_copied_sentence_counts_for_nothing(metric: SemanticEmpathy) -> None:
 
 def test_a_question_mark_does_not_make_exploration(metric: SemanticEmpathy) -> None:
     asked, kept, gone = scores(metric, REPLIES["advice"].replace("।", "?"), REPLIES["asking"], REPLIES["asking"][:-1])
-    assert asked < gone and abs(kept - gone) < kept / 3
+    assert asked < gone and abs(kept - gone) < kept / 2
 
 
 def test_an_answer_to_something_else_scores_less_on_average(metric: SemanticEmpathy) -> None:
@@ -171,7 +174,7 @@ def test_a_calibration_for_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_signature_names_encoder_anchors_and_calibration(metric: SemanticEmpathy) -> None:
     anchors, calibration = load_anchors().id, load_calibration().id
     assert metric.signature(3) == (
-        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|norm:bn1|tok:bn1|n:3|bnbench:0.2"
+        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|{OWN}|n:3|bnbench:0.3"
     )
     assert get_metric("semantic-empathy").signature(3) == metric.signature(3)
 
@@ -227,9 +230,9 @@ def test_any_model_is_calibrated_once(model: Path, cache: Path, monkeypatch: pyt
     first = get_metric(f"semantic-empathy:{model}")
     assert not made and not cache.exists()  # a report asks for the metric only to name it
     found = first.signature(2)
-    own = calibrate(Reader(load_encoder(model), load_anchors()), labelled_set("development"))
+    own = calibrate(Reader(load_encoder(model), load_anchors()), calibration_set())
     assert re.fullmatch(
-        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|norm:bn1\|tok:bn1\|n:2\|bnbench:0.2",
+        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|{re.escape(OWN)}\|n:2\|bnbench:0.3",
         found,
     )
     replies, messages = list(REPLIES.values()), [MESSAGE] * len(REPLIES)

@@ -1,0 +1,104 @@
+"""Bengali that is written in Latin letters (ami bujhte parchi), put into Bengali script word by word.
+
+People spell it as they hear it: ছ is chh, ch or s, অ is o or nothing, য-ফলা doubles or is left out. So a Latin word is
+taken for the known Bengali word that sounds most like it, and of equals for the more frequent one. Known are the words
+of this project's own texts, the most frequent first (`bn_words.txt`, CC0). What sounds like what: `romanised.toml`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from bnbench.metrics.normalization import Memo
+
+_LATIN, _BENGALI = re.compile("[A-Za-z]"), re.compile("[\u0985-\u09b9\u09ce\u09dc-\u09df]")
+_WORD = re.compile("(?<![A-Za-z0-9@._/-])[A-Za-z]+(?![A-Za-z0-9@_/]|\\.[A-Za-z])")
+_ASPIRATE, _DOUBLE = re.compile("(?<=[kgjtdbr])h"), re.compile(r"([a-z])\1+")
+_SIGNS = frozenset("ািীুূেোৃৈৌ্ঃ")
+_ONE_SIGN = {"\u09af\u09bc": "\u09df", "\u09a1\u09bc": "\u09dc", "\u09a2\u09bc": "\u09dd"}  # য় ড় ঢ়
+_TO_FRAME = str.maketrans({**dict.fromkeys("aeiouyOYBNH"), "c": "s", "f": "p"})
+
+
+def bengali(text: str) -> str:
+    """The text in Bengali script, where most of its letters are Latin and it is not English; else as it is.
+
+    A word that sounds like no known one stays as it is. The rule looks at the text alone, so it needs no setting.
+    """
+    latin = len(_LATIN.findall(text))
+    if not latin or latin <= len(_BENGALI.findall(text)):
+        return text
+    sounds, words = _sounds(), _WORD.findall(text)
+    if sum(word.lower() in sounds.english for word in words) >= sounds.english_share * len(words):
+        return text
+    return _WORD.sub(lambda word: sounds.known[word[0].lower()], text)
+
+
+class Sounds:
+    """What `romanised.toml` says; `known` has for a Latin word in small letters the Bengali word, or itself."""
+
+    def __init__(self) -> None:
+        table = tomllib.loads((Path(__file__).parent / "romanised.toml").read_text("utf-8"))
+        self.english, self.english_share = frozenset(table["english"]), table["english_share"]
+        self._of, self._latin, self._left_out, self._short = (
+            table[k] for k in ("sounds", "latin", "left_out", "short")
+        )
+        self._joined, self._most = {**_ONE_SIGN, **table["joined"]}, table["most"]
+        self._heard = {pair: cost for two, cost in table["heard"].items() for pair in (two, two[::-1])}
+        # Every known word under its consonants, with what its rank costs and how it sounds.
+        self._by_frame: dict[str, list[tuple[float, str, str]]] = defaultdict(list)
+        for rank, word in enumerate((Path(__file__).parent / "bn_words.txt").read_text("utf-8").split(), 1):
+            sounds = self._said(word)
+            for frame in {_frame(sounds), _frame(sounds.replace("B", "b").replace("N", "n"))}:
+                self._by_frame[frame].append((table["frequent"] * float(np.log10(rank)), word, sounds))
+        self.known = Memo(self._find)
+
+    def _find(self, word: str) -> str:
+        if word in self._short:
+            return str(self._short[word])
+        heard = word
+        for letters, sound in self._latin.items():
+            heard = heard.replace(letters, sound)
+        heard = _DOUBLE.sub(r"\1", _ASPIRATE.sub("H", heard))
+        costs = [(self._cost(heard, sounds), rare, known) for rare, known, sounds in self._by_frame[_frame(heard)]]
+        likely = [(cost + rare, known) for cost, rare, known in costs if cost <= self._most]
+        return min(likely)[1] if likely else word
+
+    def _said(self, word: str) -> str:
+        """A Bengali word in Latin sounds."""
+        for letters, as_one in self._joined.items():
+            word = word.replace(letters, as_one)
+        found = ""
+        for place, letter in enumerate(word):
+            found += self._of.get(letter, "")
+            after, cluster = word[place + 1 : place + 2], word[place - 1 : place] in ("্", "ঃ")
+            # A consonant without a sign is said with a vowel, but mostly not at the end of a word, if it is no cluster.
+            if ("ক" <= letter <= "হ" or letter in "\u09dc\u09ddB") and (after or cluster):
+                found += "" if after in _SIGNS or after == "B" else "O"
+        return _DOUBLE.sub(r"\1", found)
+
+    def _cost(self, heard: str, sounds: str) -> float:
+        """What a Latin word costs as a spelling of a Bengali word's sounds: a weighted edit distance."""
+        row = np.cumsum([0.0, *(self._left_out.get(letter, 1.0) for letter in sounds)]).tolist()
+        for letter in heard:
+            last, row = row, [row[0] + self._left_out.get(letter, 1.0)]
+            for place, other in enumerate(sounds):
+                same = 0.0 if letter == other else self._heard.get(letter + other, 1.0)
+                put_in = last[place + 1] + self._left_out.get(letter, 1.0)
+                row.append(min(last[place] + same, put_in, row[place] + self._left_out.get(other, 1.0)))
+        return float(row[-1])
+
+
+def _frame(sounds: str) -> str:
+    """The consonants of a word, by which it is looked up, less what people leave out or write in several ways."""
+    return _DOUBLE.sub(r"\1", sounds.replace("ng", "n").translate(_TO_FRAME))
+
+
+@lru_cache(maxsize=1)
+def _sounds() -> Sounds:
+    return Sounds()

@@ -1,0 +1,98 @@
+"""Gates for continuous integration: what a ranking must not say."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from bnbench.errors import UsageError
+from bnbench.reports.ranking import Ranking, compare
+from bnbench.reports.values import name, number, value_of
+
+BASE = "base"
+_FORM = re.compile(r"(?:(?P<who>.+?): +)?(?P<metric>\S+?)(?:/(?P<value>\w+))?\s*(?P<sign><=|>=|<|>)\s*(?P<than>.+)")
+_SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`[CANDIDATE: ]METRIC[/VALUE] < base`, another candidate or a number; it fails where that is so.
+
+    Without a candidate it is for all that the ranking compares with another, or all where `than` is a number.
+    """
+
+    text: str
+    who: str
+    metric: str
+    value: str
+    sign: str
+    than: str | float
+
+
+def parse_gates(
+    texts: Sequence[str], metrics: Mapping[str, Sequence[str]], candidates: Collection[str]
+) -> tuple[Gate, ...]:
+    """The gates that are spelt out, of these metrics (with their values) and candidates.
+
+    Raises UsageError for another form, or a name that is not among them (with those that are).
+    """
+    gates = []
+    for text in texts:
+        found = _FORM.fullmatch(text.strip())
+        if not found:
+            form = "'METRIC < base', 'METRIC < NUMBER' or 'CANDIDATE: METRIC/VALUE <= CANDIDATE'; also >, >="
+            raise UsageError(f"--fail-if {text!r}: write {form}")
+        who, metric, value, sign, than = (found[key] or "" for key in ("who", "metric", "value", "sign", "than"))
+        spelt = {known.casefold(): known for known in metrics}
+        limit: str | float = than.strip()
+        with suppress(ValueError):
+            limit = float(than)
+        metric = spelt.get(metric.casefold(), metric)
+        value = value or next(iter(metrics.get(metric, ())), "")
+        for what, asked, known in (
+            ("metric", metric, list(metrics)),
+            ("value", value, metrics.get(metric, ())),
+            ("candidate", who or BASE, (BASE, *candidates)),
+            ("candidate", limit if isinstance(limit, str) else BASE, (BASE, *candidates)),
+        ):
+            if asked not in known:
+                near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
+                hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+                raise UsageError(f"--fail-if {text!r}: there is no {what} {asked!r}; {hint} {', '.join(known)}")
+        gates.append(Gate(text, who, metric, value, sign, limit))
+    return tuple(gates)
+
+
+def failures(gates: Sequence[Gate], ranking: Ranking) -> list[str]:
+    """A sentence for each gate and candidate that fails.
+
+    A number is held against the score; another candidate only where the items can tell the two, as in the report: a
+    gate that is run every day would else fail of chance every other day. `<=` and `>=` fail where they cannot, too.
+    """
+    said = []
+    for gate in gates:
+        value, holds = value_of(ranking, gate.metric, gate.value), _SIGNS[gate.sign]
+        for s in ranking.standings:
+            if gate.who not in ("", s.candidate) or gate.than == s.candidate:
+                continue
+            own = s.value(gate.metric, gate.value)
+            if isinstance(gate.than, float):
+                if own is None or holds(own, gate.than):
+                    said.append(f"{name(s.candidate)} has {value.number(own)} {value.label} ({gate.text})")
+                continue
+            other = s.compared_with if gate.than == BASE else gate.than
+            c = s.versus(gate.metric, gate.value) if other == s.compared_with else None
+            c = c or (compare(ranking, s.candidate, other, gate.metric, gate.value) if other else None)
+            if c and holds(0.0 if c.better is None else c.difference, 0.0):
+                p = number(c.p if c.p_holm is None else c.p_holm, 4)
+                said.append(
+                    f"{name(s.candidate)} is {value.number(c.difference, sign=True)} {value.label} to {name(c.other)}, "
+                    f"95 % {value.interval(c)}, p = {p} ({gate.text})"
+                )
+            elif other and c is None:
+                said.append(f"{name(s.candidate)} or {name(other)} has no {value.label} ({gate.text})")
+    return said

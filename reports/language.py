@@ -1,0 +1,143 @@
+"""The report in another language, by a catalogue of our sentences: templates/bn.toml has Bengali.
+
+A key is what the English report says, with or without its full stop, and with places for what differs: `{who}` comes
+back as it is, and `{n}`, of one letter, has no blank; `{LABEL}` is looked up itself, and of `{LABELS}`, which ends in
+S, each part (`a, b and c`, `a; b`). What no key fits stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from bnbench.errors import UsageError
+from bnbench.reports.panels import (
+    Bar,
+    Block,
+    Cell,
+    Column,
+    Drawing,
+    Facts,
+    Intervals,
+    Item,
+    Name,
+    Panel,
+    Replies,
+    Sentences,
+    Table,
+)
+from bnbench.reports.verdict import Verdict
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PLACE = re.compile(r"\{(\w+)\}")
+_SENTENCE = re.compile(r"(?<=[.?!]) (?=[A-Z“])")  # a boundary
+_LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
+
+
+def language(code: str) -> Catalogue:
+    """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
+    known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
+    if code not in known:
+        raise UsageError(f"--lang {code}: there are en and {', '.join(known)}")
+    return Catalogue(code, tomllib.loads((_TEMPLATES / f"{code}.toml").read_text(encoding="utf-8")))
+
+
+class Catalogue:
+    """Translations by what they translate; the key with most letters of its own that fits counts."""
+
+    def __init__(self, code: str, entries: Mapping[str, str]) -> None:
+        self.code, self.stop = code, entries.get(".", ".")
+        self.entries = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
+        self.said = dict(entries)
+        self.patterns = [
+            (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
+            for key, value in sorted(self.entries.items(), key=lambda entry: -len(_PLACE.sub("", entry[0])))
+            if _PLACE.search(key)
+        ]
+
+    def __call__(self, text: str) -> str:
+        """The text in the language, each of its sentences by itself."""
+        if text not in self.said:
+            parts = _SENTENCE.split(text)
+            self.said[text] = " ".join(map(self, parts)) if len(parts) > 1 else self._sentence(text)
+        return self.said[text]
+
+    def _sentence(self, text: str) -> str:
+        plain = text.removesuffix(".")
+        said = self.entries.get(plain)
+        for pattern, value in self.patterns if said is None and re.search("[A-Za-z]", plain) else ():
+            if found := pattern.fullmatch(plain):
+                said = value.format(**{place: self._part(place, part) for place, part in found.groupdict().items()})
+                break
+        return text if said in (None, plain) else said + (self.stop if plain != text else "")
+
+    def _part(self, place: str, text: str) -> str:
+        if not place.isupper():
+            return text
+        for between, joint in _LISTS if place.endswith("S") and text not in self.entries else ():
+            if between.search(text):
+                return joint.join(self._part(place, part) for part in between.split(text))
+        return self(text)
+
+
+def _pattern(part: str) -> str:
+    letters = r"\S+" if len(part) == 3 else ".+?"
+    return f"(?P<{part[1:-1]}>{letters})" if _PLACE.fullmatch(part) else re.escape(part)
+
+
+def spoken(drawn: Iterable[tuple[Panel, list[Block]]], say: Catalogue) -> Iterator[tuple[Panel, list[Block]]]:
+    """Panels and their blocks in a language: whatever they say, but for names, code and texts of the data."""
+    for panel, blocks in drawn:
+        yield replace(panel, title=say(panel.title), link=say(panel.link)), [_block(block, say) for block in blocks]
+
+
+def spoken_verdict(said: Verdict, say: Catalogue) -> Verdict:
+    """A verdict in a language."""
+    claim, evidence, but = map(say, (said.claim, said.evidence, said.but))
+    return replace(said, claim=claim, evidence=evidence, but=but, details=tuple(map(say, said.details)))
+
+
+def _block(block: Block, say: Catalogue) -> Block:
+    match block:
+        case Sentences(texts, kind):
+            return block if kind == "code" else replace(block, texts=list(map(say, texts)))
+        case Facts(pairs):
+            return replace(block, pairs=[(say(label), say(fact)) for label, fact in pairs])
+        case Table(columns, rows):
+            heads = [replace(c, head=say(c.head)) if isinstance(c.head, str) else c for c in columns]
+            cells = [[_cell(cell, c, say) for cell, c in zip(row, columns, strict=True)] for row in rows]
+            caption, aside, notes = say(block.caption), say(block.aside), tuple(map(say, block.notes))
+            return replace(block, columns=heads, rows=cells, caption=caption, aside=aside, notes=notes)
+        case Intervals(bars):
+            made = tuple((_name(who, say), score, ends, _bar(bar, say)) for who, score, ends, bar in bars)
+            return replace(block, bars=made, caption=say(block.caption))
+        case Drawing(svg, caption):
+            said = re.sub(r"(?<=>)([^<>]+)(?=</(?:text|title)>)", lambda found: say(found[1]), svg)
+            return replace(block, svg=said, caption=say(caption))
+        case Replies(chosen, items):
+            made_of = {item.number: _item(item, say) for item in items}
+            first = [(say(heading), made_of[item.number]) for heading, item in chosen]
+            return replace(block, chosen=first, items=list(made_of.values()), unit=say(block.unit))
+    return block
+
+
+def _item(item: Item, say: Catalogue) -> Item:
+    replies = [(who, reply, score, list(map(say, flags))) for who, reply, score, flags in item.replies]
+    return replace(item, replies=replies, flags=list(map(say, item.flags)))
+
+
+def _cell(cell: Cell, column: Column, say: Catalogue) -> Cell:
+    if isinstance(cell, str):
+        return cell if column.kind == "code" else say(cell)
+    return _name(cell, say) if isinstance(cell, Name) else _bar(cell, say)
+
+
+def _name(cell: Name, say: Catalogue) -> Name:
+    return Name(say.entries.get(cell.text, cell.text), say(cell.note))  # a yardstick's is ours, a candidate's is not
+
+
+def _bar(cell: Bar | None, say: Catalogue) -> Bar | None:
+    return replace(cell, told=say(cell.told)) if cell else None

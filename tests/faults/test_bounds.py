@@ -1,0 +1,155 @@
+"""Files made to take all the time or all the memory: refused, or ended in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bnbench.data import files
+from bnbench.data.files import iter_lines, iter_table
+from bnbench.errors import BnbenchError, CandidateError, CorpusError, PromptError
+from bnbench.models.candidates import parse_candidates
+from bnbench.models.hub import ModelFiles
+from bnbench.models.loading import bounded, load_config, outline, put_on
+from bnbench.models.prompts import Prompter
+
+
+@pytest.fixture(autouse=True)
+def soon() -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 15  # on a machine that does other things
+
+
+def test_time_and_memory_are_given_back() -> None:
+    import resource
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(CandidateError, match=r"x: a loop takes more than 0 s"), bounded("x", "a loop", 0.1):
+        while True:
+            pass
+    with pytest.raises(CandidateError, match=r"x: a text takes more than 1 GiB"), bounded("x", "a text"):
+        "a" * 10**11
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 'a' * 10**10 }}", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"]
+)
+def test_a_chat_template(tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    from bnbench.models import prompts
+
+    monkeypatch.setattr(prompts, "bounded", lambda *a: bounded(*a, seconds=0.3))
+    (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(PromptError, match="its chat template takes more than"):
+        Prompter.of(tiny_tokenizer, template=str(tmp_path / "t.jinja"))
+
+
+def changed(folder: Path, to: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, to)
+    name = "adapter_config.json" if (to / "adapter_config.json").exists() else "config.json"
+    config = json.loads((to / name).read_text(encoding="utf-8"))
+    (to / name).write_text(json.dumps(config | changes), encoding="utf-8")
+    return to
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_a_regular_expression_of_an_adapter(
+    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    from bnbench.models import loading
+    from bnbench.models.loading import load_base
+
+    monkeypatch.setattr(loading, "bounded", lambda *a: bounded(*a, seconds=0.3))
+    slow = r"(([a-z._0-9]+)+)+!"
+    adapter = changed(tiny_adapter, tmp_path / "a", **{key: {slow: 4} if key == "rank_pattern" else slow})
+    model = load_base(ModelFiles("base", "", "", tiny_base))
+    with pytest.raises(CandidateError, match=r"a regular expression of its adapter_config\.json takes more than"):
+        put_on(model, ModelFiles("adapter", "", "", adapter), "a")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"r": 10**6}, r"asks for r 1000000, and no tensor of its file is so large"),
+        ({"rank_pattern": {"q_proj": 10**6}}, r"asks for q_proj 1000000"),
+        ({"layer_replication": [[0, 2]] * 20_000}, r"makes more than 1,000 layers"),
+    ],
+)
+def test_numbers_of_an_adapter(
+    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    adapter = changed(tiny_adapter, tmp_path / "a", **changes)
+    with pytest.raises(CandidateError, match=says):
+        parse_candidates(str(tiny_base), [str(adapter)])
+
+
+def test_numbers_of_a_base(tiny_base: Path, tmp_path: Path) -> None:
+    deep = ModelFiles("base", "", "", changed(tiny_base, tmp_path / "deep", num_hidden_layers=10**6))
+    with pytest.raises(CandidateError, match="names 1,000,000 layers, and its weights have fewer"):
+        load_config(deep)
+    for key in ("vocab_size", "hidden_size", "intermediate_size"):
+        wide = ModelFiles("base", "", "", changed(tiny_base, tmp_path / key, **{key: 4 * 10**8}))
+        with pytest.raises(BnbenchError):
+            outline(wide)
+    huge = ModelFiles("base", "", "", tmp_path / "huge")
+    shutil.copytree(tiny_base, huge.folder)
+    with (huge.folder / "config.json").open("ab") as file:
+        file.truncate(500 * 10**6)
+    with pytest.raises(CandidateError, match=r"config\.json is larger than 256 MiB"):
+        huge.names()
+
+
+def one_text_in_every_row(path: Path) -> None:
+    dictionary = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["ক" * 300_000]))
+    pq.write_table(pa.table({"reply": dictionary}), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+
+
+def many_columns(path: Path) -> None:
+    path.write_text(",".join(f"c{i}" for i in range(100_000)) + "\n", encoding="utf-8")
+
+
+def long_reply(path: Path) -> None:
+    path.write_text(json.dumps({"reply": "a" * 15_000_000}) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "says"),
+    [
+        (one_text_in_every_row, "a.parquet", "its texts have more than 128 MiB, much more than the file"),
+        (many_columns, "a.csv", "100,000 columns; at most 2,000 are read"),
+        (long_reply, "a.jsonl", "line 1: a text of 15,000,000 characters; at most 10,000,000"),
+    ],
+)
+def test_a_table(
+    tmp_path: Path, make: Callable[[Path], None], name: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / name)
+    monkeypatch.setattr(files, "MOST_BYTES", 2**27)
+    with pytest.raises(CorpusError, match=says):
+        for _ in iter_table(tmp_path / name):
+            pass
+
+
+def test_a_cell_larger_than_all_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    pq.write_table(pa.table({"reply": ["ক" * 1_000_000]}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(CorpusError, match="much more than the file"):
+        next(iter_table(tmp_path / "a.parquet"))
+
+
+def test_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(f"ক\n{'a' * 10_000_001}\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"a\.txt, line 2: a text of 10,000,002 characters"):
+        list(iter_lines(tmp_path / "a.txt"))

@@ -1,0 +1,64 @@
+"""A journal that an editor or another tool has changed is refused by its line, and never written to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from bnbench.cli import app
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("journal")
+    (folder / "a.txt").write_text("আমি শুনছি, আপনার মনের কষ্টটা বুঝি।\n" * 240, encoding="utf-8")
+    assert evaluate(folder).exit_code == 0
+    return folder
+
+
+def evaluate(folder: Path, run: str = "run") -> Result:
+    words = ["--predictions", f"ক={folder / 'a.txt'}", "--limit", "5", "--out", str(folder / run), "-q"]
+    return CliRunner().invoke(app, ["evaluate", *words])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda b: b.replace(b"\n", b"\r\n"),
+        lambda b: b"\xef\xbb\xbf" + b,
+        lambda b: b.replace("ম".encode(), "স".encode()),
+        lambda b: b.replace(b'": ', b'":'),
+    ],
+    ids=["crlf", "bom", "edited", "json-tool"],
+)
+@pytest.mark.parametrize("name", ["generations.jsonl", "examples.jsonl"])
+def test_a_run(whole: Path, tmp_path: Path, name: str, edit: Callable[[bytes], bytes]) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / name
+    original = path.read_bytes()
+    path.write_bytes(edit(original))
+    before = {one: one.read_bytes() for one in path.parent.rglob("*") if one.is_file()}
+    told = [CliRunner().invoke(app, ["report", str(path.parent)])]
+    if name == "generations.jsonl":  # the items are written anew from the data
+        told.append(evaluate(tmp_path / "copy"))
+    for done in told:
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"bnbench: {path}, line 1: damaged (") and done.stderr.count("\n") == 1
+        assert "nothing was changed; put the file back as it was, or delete the line" in done.stderr
+    assert {one: one.read_bytes() for one in path.parent.rglob("*") if one.is_file()} == before
+    path.write_bytes(original)
+    assert CliRunner().invoke(app, ["report", str(path.parent)]).exit_code == 0
+
+
+def test_a_journal_whose_last_newline_an_editor_took_is_whole(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "generations.jsonl"
+    original = path.read_bytes()
+    path.write_bytes(original[:-1])
+    assert evaluate(tmp_path / "copy").exit_code == 0
+    assert path.read_bytes() in (original, original[:-1])

@@ -1,0 +1,149 @@
+"""Groups of training seeds, several replies an item, and gates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bnbench.cli import app
+from bnbench.errors import UsageError
+from bnbench.metrics import bootstrap
+from bnbench.records import read_run
+from bnbench.reports import Ranking, Report, rank
+from bnbench.reports.gates import failures, parse_gates
+from bnbench.reports.render import report_md
+from tests.reports.conftest import PAIR, Spec
+
+Maker = Callable[..., Path]
+BASE = PAIR[0]
+SEEDS = (BASE, *(Spec(f"t4-{s}", 0.38 + 0.02 * s, base=BASE.location) for s in (1, 2, 3)), Spec("weak", 0.16))
+GROUP = {"t4": ("t4-1", "t4-2", "t4-3")}
+
+
+def ranked(folder: Path, **how: Any) -> Ranking:
+    return rank([read_run(folder)], resamples=1000, **how)
+
+
+def trained(folder: Path, **changes: tuple[str, Any]) -> None:
+    """Gives the adapters of a run the record of one recipe, each with a seed of its own."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for seed, candidate in enumerate(c for c in record["candidates"] if c["name"].startswith("t4-")):
+        key, value = changes.get(candidate["name"].replace("-", ""), ("r", 8))
+        recipe = {"name": "t4", "r": 8, "seed": seed} | {key: value}
+        candidate["training"] = {
+            "recipe": recipe, "rows": 160, "steps": 40, "seconds": 9.0, "precision": {}, "peak_memory_bytes": None,
+            "device": "cpu", "gain": None, "loss_at_start": 2.0, "loss_at_end": 1.0, "loss": [[1, 2.0], [40, 1.0]],
+        }  # fmt: skip
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_a_group_ranks_as_one_over_items_and_seeds(make_run: Maker) -> None:
+    folder = make_run(SEEDS)
+    ranking, alone = ranked(folder, groups=GROUP), ranked(folder)
+    assert [s.candidate for s in ranking.standings] == ["t4", "weak", BASE.name]
+    assert len(ranking.pairs) == 3 and len(alone.pairs) == 10
+    standing, (group,) = ranking.standings[0], ranking.groups
+    tables = [alone.runs[0].tables[name]["chrF++"] for name in GROUP["t4"]]
+    formula = ranking.metrics["chrF++"].formula
+    assert standing.scores[0].value == pytest.approx(formula(np.mean(tables, axis=0).sum(axis=0))[0])
+    each = [float(formula(table.sum(axis=0))[0]) for table in tables]
+    assert (group.members, group.values, group.seeds) == (GROUP["t4"], pytest.approx(each), (None, None, None))
+    assert 0 < group.share < 1
+    [expected] = bootstrap(np.stack(tables), formula, resamples=1000)
+    assert standing.scores[0].high == pytest.approx(expected.high, abs=0.5)
+    text = " ".join(report_md(ranking).split())
+    assert "t4: one recipe, 3 seeds" in text and "Training-seed variance is covered for t4 alone" in text
+    assert "t4 is better than its base" in text.replace("\\", "")
+    assert "t4: one recipe, 3 seeds" in str(Report(ranking))
+
+
+def test_seeds_are_found_in_the_records_of_trainings(make_run: Maker) -> None:
+    folder = make_run(SEEDS)
+    trained(folder)
+    (group,) = ranked(folder).groups
+    assert (group.name, group.members, group.seeds) == ("t4", GROUP["t4"], (0, 1, 2))
+    trained(folder, t43=("r", 16))  # another recipe
+    assert ranked(folder).groups[0].members == ("t4-1", "t4-2")
+    trained(folder, t42=("seed", 0), t43=("r", 16))  # the same training twice is no other seed
+    assert ranked(folder).groups == ()
+    single = ranked(make_run(name="single"))
+    assert "It speaks of this training run" in report_md(single)
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ({"t4": ("t4-1", "t4-9")}, "--group t4=t4-1,t4-9: there is no candidate 't4-9'; there are demo-base, t4-1"),
+        ({"t4": ("t4-1",)}, "two candidates or more"),
+        ({"a": ("t4-1", "t4-2"), "b": ("t4-2", "t4-3")}, "t4-2 is named twice"),
+        ({"weak": ("t4-1", "t4-2")}, "there is a candidate weak"),
+    ],
+)
+def test_groups_that_are_none(groups: dict[str, tuple[str, ...]], says: str, make_run: Maker) -> None:
+    with pytest.raises(UsageError, match=says):
+        ranked(make_run(SEEDS), groups=groups)
+
+
+def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
+    ranking = ranked(make_run(SEEDS))
+    metrics, names = ranking.values, [s.candidate for s in ranking.standings]
+
+    def failed(*texts: str) -> list[str]:
+        return failures(parse_gates(texts, metrics, names), ranking)
+
+    assert failed("chrF++ < base", "CHRF++ < 5", "perplexity/bits_per_character > base") == []
+    assert len(failed("chrF++ > base")) == 3  # not `weak`, which the items cannot tell from its base
+    assert len(failed("chrF++ >= base")) == 4
+    assert failed("weak: chrF++ < t4-1")[0].startswith("weak is −")
+    assert "[−" in failed("weak: ROUGE/rouge1 < t4-1")[0] and failed("t4-1: ROUGE < weak") == []
+    value = ranking.standings[-1].scores[0].value
+    low = f"{names[-1]}: chrF++ < {value + 1}"
+    assert failed(low) == [f"{names[-1]} has {value:.1f} chrF++ ({low})"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("chrF++ is low", "write 'METRIC < base'"),
+        ("chrF < base", "there is no metric 'chrF'; did you mean 'chrF\\+\\+'"),
+        ("chrF++/f1 < base", "there is no value 'f1'; there are chrF"),
+        ("t5: chrF++ < base", "no candidate 't5'; there are base, t4"),
+        ("chrF++ < basis", "no candidate 'basis'; did you mean 'base'"),
+    ],
+)
+def test_gates_that_are_none(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_gates([text], {"chrF++": ("chrF++",), "BLEU": ("BLEU",)}, ["t4"])
+
+
+def test_a_gate_ends_the_command_with_4(make_run: Maker) -> None:
+    folder = str(make_run())
+    runner = CliRunner()
+    assert runner.invoke(app, ["report", folder, "--fail-if", "chrF++ < base"]).exit_code == 0
+    failed = runner.invoke(app, ["report", folder, "--fail-if", "chrF++ < base", "--fail-if", "chrF++ > 1"])
+    assert failed.exit_code == 4 and "gate failed: demo-adapter has" in failed.stderr
+    assert runner.invoke(app, ["report", folder, "--fail-if", "chrF < base"]).exit_code == 2
+    grouped = runner.invoke(app, ["report", folder, "--group", "both=demo-base,demo-adapter"])
+    assert grouped.exit_code == 0 and "both: one recipe, 2 seeds" in grouped.stdout
+
+
+def test_several_replies_to_an_item_are_resampled_together(make_run: Maker) -> None:
+    folder = make_run()
+    once = ranked(folder)
+    # Each reply twice is no news; a second one of its own halves what the dice add.
+    for path in (folder / "scores").glob("*.parquet"):
+        frame = pd.read_parquet(path)
+        pd.concat([frame, frame]).sort_values("id", kind="stable").to_parquet(path, index=False)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(record | {"samples": 2}), encoding="utf-8")
+    twice = ranked(folder)
+    assert twice.pairs[0] == once.pairs[0]
+    assert "Drawings of a reply" in str(Report(twice)) and "0 %" in str(Report(twice)).split("Drawings of a reply")[1]

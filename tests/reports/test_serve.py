@@ -1,0 +1,60 @@
+"""A report that is served and made again: to this machine alone, one page, until Ctrl-C."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bnbench.errors import UsageError
+from bnbench.reports.serve import show
+from tests.reports.conftest import PAIR
+
+
+def test_one_page_is_served_and_made_again_until_ctrl_c(make_run: Callable[..., Path]) -> None:
+    folder = make_run(PAIR, n=3, metrics=("chrF++",))
+    words = ["report", str(folder), "--serve", "--watch", "--port", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bnbench", *words], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ,
+    ) as process:  # fmt: skip
+        assert process.stderr
+        told = process.stderr.readline()
+        found = re.match(r"http://127\.0\.0\.1:(\d+)/ shows .*report\.html; Ctrl-C ends it$", told)
+        assert found, told
+
+        def get(path: str, host: str = "localhost") -> tuple[int, bytes]:
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
+            connection.request("GET", path, headers={"Host": f"{host}:{found[1]}"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        assert get("/") == (200, (folder / "report.html").read_bytes())
+        assert [get("/", "evil.example")[0], get("/run.json")[0], get("/../run.json")[0]] == [421, 404, 404]
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        for notes, finished in (["পরে যোগ করা টীকা"], None), (["পরে যোগ করা টীকা"], record["finished"]):
+            (folder / "run.json").write_text(json.dumps(record | {"notes": notes, "finished": finished}))
+            said = process.stderr.readline()
+            assert ("made again" if finished else "not finished") in said
+        assert "পরে যোগ করা টীকা" in get("/")[1].decode()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 0
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--port {port}: .*choose another, or 0 for any"):
+            show(tmp_path / "report.html", lambda: None, port=port, watch=False)
