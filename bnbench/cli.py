@@ -167,7 +167,12 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(storable(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)))
+    if not as_json:
+        echo(storable(text(result)))
+        return
+    # JSON spells out the older control characters only; these, too, are the terminal's.
+    written = json.dumps(plain, ensure_ascii=False, indent=2, default=vars)
+    echo(re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", written))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
