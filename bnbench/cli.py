@@ -20,7 +20,7 @@ from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
 
 from bnbench import __version__
-from bnbench.errors import BnbenchError, UsageError
+from bnbench.errors import BnbenchError, RunError, UsageError
 from bnbench.progress import Lines, quiet_beside_the_first, storable, told
 
 if TYPE_CHECKING:
@@ -424,11 +424,18 @@ def _report(
     from bnbench.reports import write_report
 
     with TemporaryDirectory() as room:
-        places: list[Path] = []
+        places: dict[Path, Path] = {}
         for at, path in enumerate(folders):
-            places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
-        runs = [read_run(place) for place in places]
-        report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+            is_page = out and path.suffix == ".html"
+            places |= dict.fromkeys(unpack(path, Path(room, str(at))) if is_page else [path], path)
+        try:
+            runs = [read_run(place) for place in places]
+            report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+        except RunError as error:  # nobody knows where the runs of a page lay
+            told = str(error)
+            for place, path in places.items():
+                told = told.replace(str(place), str(path))
+            raise RunError(told) from None
     ranking = report.ranking
     if forest:
         from bnbench.reports.render import write_forest

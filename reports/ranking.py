@@ -251,8 +251,14 @@ def rank(
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
-    declared_groups = {name: of for run in runs for name, of in (run.record.groups or {}).items()}
-    entries, grouped = group(collect(runs), groups or declared_groups)
+    entries, called = collect(runs)
+    declared_groups = dict[str, tuple[str, ...]]()
+    for run, names in zip(runs, called, strict=True):
+        for name, of in (run.record.groups or {}).items():
+            members = tuple(names[member] for member in of)
+            if members not in declared_groups.values():  # two runs may have the same group
+                declared_groups[f"{name} ({run.record.name})" if name in declared_groups else name] = members
+    entries, grouped = group(entries, groups or declared_groups)
     primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
@@ -292,8 +298,10 @@ def rank(
     )  # fmt: skip
 
 
-def collect(runs: Sequence[Run]) -> list[Entry]:
-    """The candidates of all runs, each once; a name that stands for two different candidates gets its run's name added.
+def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
+    """The candidates of all runs, each once, and what each run's candidates are called among them.
+
+    A name that stands for two different candidates gets its run's name added.
 
     A candidate of a later run is the same when identity (`key_fields`) and decoding are. Raises RunError where there
     are no runs, they are not over the same items, or a metric has another signature in one of them.
@@ -303,6 +311,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
     signatures: dict[str, tuple[str, Run]] = {}
     entries: dict[str, Entry] = {}
     known: dict[str, str] = {}  # identity -> the name by which it stands
+    called: list[dict[str, str]] = []
     for run in runs:
         ours, theirs = ({e["id"]: e for e in each.examples} for each in (run, runs[0]))
         both = f"{run.path} ({len(ours)} items) and {runs[0].path} ({len(theirs)} items) cannot be compared"
@@ -323,6 +332,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                     "run both evaluations again with the same version (their replies are kept)"
                 )
         names: dict[str, str] = {}
+        called.append({})
         base: str | None = None  # a run has one at most, and it comes first
         for record in run.record.candidates:
             identity = json.dumps([record.key_fields, run.record.decoding], sort_keys=True)
@@ -333,10 +343,10 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
                 entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], own)
-            names[identity] = name
+            names[identity] = called[-1][record.name] = name
             base = name if record.kind == "base" else base
         known |= names
-    return list(entries.values())
+    return list(entries.values()), called
 
 
 def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
