@@ -406,7 +406,7 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit, groups=_groups(group) if group else {}, fail_if=fail_if, lang=lang)
+    _report(runs, out, as_json, audit, groups=_groups(group) if group else None, fail_if=fail_if, lang=lang)
 
 
 def _report(

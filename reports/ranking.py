@@ -241,8 +241,8 @@ def rank(
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
-    other raters. `groups` name candidates that differ in their training seed alone, and rank as one; without, those
-    that the runs declared, else those whose trainings say so.
+    other raters. `groups` name candidates that differ in their training seed alone, and rank as one; None: those that
+    the runs declared, else those whose trainings say so.
 
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
@@ -258,7 +258,7 @@ def rank(
             members = tuple(names[member] for member in of)
             if members not in declared_groups.values():  # two runs may have the same group
                 declared_groups[f"{name} ({run.record.name})" if name in declared_groups else name] = members
-    entries, grouped = group(entries, groups or declared_groups)
+    entries, grouped = group(entries, declared_groups or None if groups is None else groups)
     primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
@@ -382,19 +382,18 @@ def _combined(
 
 
 def group(
-    entries: Sequence[Entry], declared: Mapping[str, Sequence[str]]
+    entries: Sequence[Entry], declared: Mapping[str, Sequence[str]] | None
 ) -> tuple[list[Entry], dict[str, list[Entry]]]:
     """The entries with one for each group in the place of its members, and the members by the group's name.
 
-    Where none is declared, adapters of one base whose recipes and rows are the same but for the seed are a group.
+    Where `declared` is None, adapters of one base whose recipes and rows are the same but for the seed are a group.
     """
     known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
-    if declared:
-        check_groups(declared, known)
-    for name, members in declared.items():
+    check_groups(declared or {}, known)
+    for name, members in (declared or {}).items():
         found[name] = [known[member] for member in members]
     alike = dict[str, list[Entry]]()
-    for e in entries if not declared else ():
+    for e in entries if declared is None else ():
         if training := e.record.training:
             recipe = {k: v for k, v in training.recipe.items() if k not in ("seed", "name", "description")}
             same = [recipe, training.rows, training.steps, e.own_base, e.record.base, e.record.base_revision]

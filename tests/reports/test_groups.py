@@ -70,6 +70,7 @@ def test_seeds_are_found_in_the_records_of_trainings(make_run: Maker) -> None:
     trained(folder)
     (group,) = ranked(folder).groups
     assert (group.name, group.members, group.seeds) == ("t4", GROUP["t4"], (0, 1, 2))
+    assert len(ranked(folder, groups={}).standings) == 5  # each by itself
     trained(folder, t43=("r", 16))  # another recipe
     assert ranked(folder).groups[0].members == ("t4-1", "t4-2")
     trained(folder, t42=("seed", 0), t43=("r", 16))  # the same training twice is no other seed
