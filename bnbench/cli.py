@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
 
 from bnbench import __version__
-from bnbench.errors import BnbenchError, UsageError
+from bnbench.errors import BnbenchError, RunError, UsageError
 from bnbench.progress import Lines, quiet_beside_the_first, storable, told
 
 if TYPE_CHECKING:
@@ -447,7 +448,7 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    groups = _groups(group) if group else {}
+    groups = _groups(group) if group else None
     _report(
         runs, out, as_json, audit, groups=groups, fail_if=fail_if, lang=lang, exports=export or (),
         dataset_id=dataset_id,
@@ -471,11 +472,18 @@ def _report(
     from bnbench.reports import write_report
 
     with TemporaryDirectory() as room:
-        places: list[Path] = []
+        places: dict[Path, Path] = {}
         for at, path in enumerate(folders):
-            places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
-        runs = [read_run(place) for place in places]
-        report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+            is_page = out and path.suffix == ".html"
+            places |= dict.fromkeys(unpack(path, Path(room, str(at))) if is_page else [path], path)
+        try:
+            runs = [read_run(place) for place in places]
+            report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+        except RunError as error:  # nobody knows where the runs of a page lay
+            told = str(error)
+            for place, path in places.items():
+                told = told.replace(str(place), str(path))
+            raise RunError(told) from None
     ranking = report.ranking
     if forest:
         from bnbench.reports.render import write_forest

@@ -171,7 +171,7 @@ def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
         others = ", ".join(f"{c.name} ({str(c.weights_sha256)[:12]})" for c in adapters) or "no adapter"
         wrong = f"this run is about {others}, not about these weights ({sha256[:12]})"
         raise RunError(f"{folder}: {wrong}: evaluate them with `bnbench evaluate --adapter`, or leave out --run")
-    ranking = rank([run])
+    ranking = rank([run], groups={})  # these weights are of one seed
     return ranking, next(s for s in ranking.standings if s.candidate == mine)
 
 

@@ -786,7 +786,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
     independent = ranking.dialogues == ranking.n
-    unit = "items" if independent else f"the {ranking.dialogues:,} dialogues"
+    unit = "items" if independent else f"the {counted(ranking.dialogues, 'dialogue')}"
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
         f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "

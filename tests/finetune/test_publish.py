@@ -188,6 +188,15 @@ def test_a_run_without_a_report_is_ranked(write: Callable[..., Published], run: 
     assert (write(run=bare).folder / "README.md").read_bytes() == card
 
 
+def test_one_seed_of_a_group_has_its_own_scores(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+    grouped = shutil.copytree(run, tmp_path / "grouped")
+    record = json.loads((grouped / "run.json").read_text(encoding="utf-8"))
+    groups = {"t4": [c["name"] for c in record["candidates"]]}
+    (grouped / "run.json").write_text(json.dumps({**record, "groups": groups}), encoding="utf-8")
+    card = (write(run=run).folder / "README.md").read_bytes()
+    assert (write(run=grouped).folder / "README.md").read_bytes() == card
+
+
 def test_a_run_that_is_not_finished(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
     half = shutil.copytree(run, tmp_path / "half")
     record = json.loads((half / "run.json").read_text(encoding="utf-8"))
