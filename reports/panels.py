@@ -524,7 +524,7 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
             mark = _MARKS[better].partition(" ")[0]
             cells.append(f"{primary.number(gap, sign=True)} {mark}" if math.isfinite(gap) else ABSENT)
         matrix.append([*cells, ABSENT if s.first_share is None else f"{100 * s.first_share:.0f} %"])
-    heads = [Column("", "text"), Column("less", "name"), *(Column(str(place)) for place in range(1, len(names) + 1))]
+    heads = [Column("#", "text"), Column("less", "name"), *(Column(str(place)) for place in range(1, len(names) + 1))]
     groups = [f"{{{', '.join(name(one, 24) for one in those)}}}" for those in alike(ranking) if len(those) > 1]
     told = (
         f"▲ ▼ certain after Holm’s correction. Not to be told from each other: {'; '.join(groups) or 'none'}.",
