@@ -158,10 +158,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Entry(Scored):
-    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
+    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items.
+
+    `of_replies` has the statistics of these very replies, where `tables` is the mean of several drawings or seeds.
+    """
 
     record: CandidateRecord
     replies: tuple[Generation, ...]
+    of_replies: Mapping[str, FloatArray]
     own_base: str | None = None
 
 
@@ -342,7 +346,9 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
                 free = (n for n in (plain, longer) if n not in entries)
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
-                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], own)
+                first = {m: drawn[:, 0] for m, drawn in run.drawn.get(plain, {}).items()}
+                of_replies = {**run.tables[plain], **first}
+                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], of_replies, own)
             names[identity] = called[-1][record.name] = name
             base = name if record.kind == "base" else base
         known |= names
