@@ -158,10 +158,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Entry(Scored):
-    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
+    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items.
+
+    `of_replies` has the statistics of these very replies, where `tables` is the mean of several drawings or seeds.
+    """
 
     record: CandidateRecord
     replies: tuple[Generation, ...]
+    of_replies: Mapping[str, FloatArray]
     own_base: str | None = None
 
 
@@ -252,13 +256,7 @@ def rank(
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
     entries, called = collect(runs)
-    declared_groups = dict[str, tuple[str, ...]]()
-    for run, names in zip(runs, called, strict=True):
-        for name, of in (run.record.groups or {}).items():
-            members = tuple(names[member] for member in of)
-            if members not in declared_groups.values():  # two runs may have the same group
-                declared_groups[f"{name} ({run.record.name})" if name in declared_groups else name] = members
-    entries, grouped = group(entries, declared_groups or None if groups is None else groups)
+    entries, grouped = group(entries, _groups(runs, called) or None if groups is None else groups)
     primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
@@ -342,7 +340,9 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
                 free = (n for n in (plain, longer) if n not in entries)
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
-                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], own)
+                first = {m: drawn[:, 0] for m, drawn in run.drawn.get(plain, {}).items()}
+                of_replies = {**run.tables[plain], **first}
+                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], of_replies, own)
             names[identity] = called[-1][record.name] = name
             base = name if record.kind == "base" else base
         known |= names
@@ -379,6 +379,17 @@ def _combined(
     parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
     whole = {who: {n: x for n, x in of.items() if x is not None} for who, of in parts.items()}
     return combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
+
+
+def _groups(runs: Sequence[Run], called: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The groups that the runs declared, of candidates as they are called among all."""
+    found = dict[str, tuple[str, ...]]()
+    for run, names in zip(runs, called, strict=True):
+        for name, of in (run.record.groups or {}).items():
+            members = tuple(names[member] for member in of)
+            if members not in found.values():  # two runs may have the same group
+                found[f"{name} ({run.record.name})" if name in found else name] = members
+    return found
 
 
 def group(

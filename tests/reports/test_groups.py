@@ -59,6 +59,9 @@ def test_a_group_ranks_as_one_over_items_and_seeds(make_run: Maker) -> None:
     assert 0 < group.share < 1
     [expected] = bootstrap(np.stack(tables), formula, resamples=1000)
     assert standing.scores[0].high == pytest.approx(expected.high, abs=0.5)
+    # Shown are the replies of the first seed, and their own scores.
+    entry = next(e for e in ranking.entries if e.name == "t4")
+    assert entry.replies[0].candidate == "t4-1" and np.array_equal(entry.of_replies["chrF++"], tables[0])
     text = " ".join(report_md(ranking).split())
     assert "t4: one recipe, 3 seeds" in text and "Training-seed variance is covered for t4 alone" in text
     assert "t4 is better than its base" in text.replace("\\", "")

@@ -424,6 +424,11 @@ def test_a_page_keeps_dialogues_and_every_reply_to_an_item(make_run: Maker, tmp_
     write_json(folder / "run.json", record | {"samples": 2})
     made = report(folder)
     assert made.ranking.dialogues == 6 and "Drawings of a reply" in str(made)
+    # The score of a reply is that reply's, not the mean of what was drawn.
+    first = {name: run.tables[name]["chrF++"] for name in (BASE, ADAPTER)}
+    own = {name: made.ranking.metrics["chrF++"].formula(table)[:, 0] for name, table in first.items()}
+    told = [[float(x) for x in scores] for _, _, _, scores, _ in held_in(made.html)["items"]]
+    assert told == [[round(own[name][i], 1) for name in (BASE, ADAPTER)] for i in range(12)]
     (held,) = unpack(made.html, tmp_path / "held")
     found, lines = read_run(held), held_in(made.html)["runs"][0]["generations.jsonl"]
     assert [len(own) for own in found.replies.values()] == [12, 12] and len(lines) == 48
