@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
 
 from bnbench import __version__
-from bnbench.errors import BnbenchError, UsageError
+from bnbench.errors import BnbenchError, RunError, UsageError
 from bnbench.progress import Lines, quiet_beside_the_first, storable, told
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ SYSTEM = "System text, {topic} replaced; none: no such turn. With NAME= in front
 System = Annotated[list[str] | None, Option(help=SYSTEM)]
 TEMPLATE = "auto (a candidate's own), llama-3.1, chat, plain or a Jinja file; NAME= in front and repeated as --system."
 Template = Annotated[list[str] | None, Option(help=TEMPLATE)]
+EXPORT = (
+    "FORMAT or FORMAT=PATH, by default in its folder exports; may be repeated. There are csv, latex, sacrebleu, "
+    "lm-eval, every-eval-ever, model-index, eval-results."
+)
+Exports = Annotated[list[str] | None, Option("--export", help=EXPORT)]
+DATASET_ID = "owner/name of the run's data on the hub, with @revision, #task."
+DatasetId = Annotated[str | None, Option(help=DATASET_ID)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
 GROUP = "NAME=A,B,C: candidates that differ in their training seed alone rank as one; may be repeated."
 Groups = Annotated[list[str] | None, Option(help=GROUP)]
@@ -162,7 +170,12 @@ def _command_line() -> str:
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
-    echo(storable(json.dumps(plain, ensure_ascii=False, indent=2, default=vars) if as_json else text(result)))
+    if not as_json:
+        echo(storable(text(result)))
+        return
+    # JSON spells out the older control characters only; these, too, are the terminal's.
+    written = json.dumps(plain, ensure_ascii=False, indent=2, default=vars)
+    echo(re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", written))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -337,16 +350,41 @@ def preferences_command(
     _print(made, as_json, lambda made: f"{made}\n{out}")
 
 
+@app.command("export")
+def export_command(
+    adapter: Annotated[str, Argument(help=ADAPTERS.partition(";")[0] + ".")],
+    merged: Annotated[Path | None, Option(help="Folder of a whole model: safetensors, tokenizer, template.")] = None,
+    gguf: Annotated[str | None, Option(help="Type of llama.cpp, such as Q4_K_M; by default in exported/NAME.")] = None,
+    ollama: Annotated[Path | None, Option(help="The same folder with a Modelfile, for `ollama create`.")] = None,
+    base: Base = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter merged into its base, for programs that load no adapters: safetensors, GGUF, Ollama."""
+    from bnbench.finetune import export
+
+    if (merged is None and ollama is None and gguf is None) or (merged and ollama):
+        raise UsageError(
+            "say what to write: one of --merged DIR and --ollama DIR, --gguf TYPE, or one of them and --gguf"
+        )
+    folder = merged or ollama or Path("exported") / Path(adapter).name
+    done = export(
+        adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust_remote_code
+    )  # fmt: skip
+    _print(done, as_json)
+
+
 @app.command("publish")
 def publish_command(
-    adapter: Annotated[Path, Argument(help="Folder of an adapter.")],
+    adapter: Annotated[str, Argument(help=ADAPTERS.partition(";")[0] + ".")],
     run: Annotated[Path | None, Option(help="Run folder of its evaluation, for the model card.")] = None,
     repo: Annotated[str | None, Option(help="owner/name on the hub; made where it is not there.")] = None,
     dry_run: DryRun = False,
     out: Annotated[Path | None, Option(help="The folder; by default published/NAME.")] = None,
     private: Annotated[bool, Option("--private", help="Make the repository private.")] = False,
+    create_pr: Annotated[bool, Option("--create-pr", help="As a pull request to a repository that is there.")] = False,
     base_id: Annotated[str | None, Option(help="Hub id of the base, where the adapter names a folder.")] = None,
-    dataset_id: Annotated[str | None, Option(help="owner/name of the run's data, with @revision, #task.")] = None,
+    dataset_id: DatasetId = None,
     license_: Annotated[str | None, Option("--license", help="Licence, as the hub names it.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -355,7 +393,7 @@ def publish_command(
 
     published = publish(
         adapter, run=run, repo=repo, out=out, base_id=base_id, dataset_id=dataset_id, license=license_,
-        private=private, dry_run=dry_run,
+        private=private, create_pr=create_pr, dry_run=dry_run,
     )  # fmt: skip
     _print(published, as_json)
 
@@ -374,11 +412,13 @@ def report_command(
         bool, Option("--watch", help="Write it again when a file of the run changed, until Ctrl-C.")
     ] = False,
     lang: Lang = "en",
+    export: Exports = None,
+    dataset_id: DatasetId = None,
     as_json: Json = False,
 ) -> None:
-    """Rank a finished run again and write its report. Needs no model."""
+    """Rank a finished run again and write its report, in other tools' formats too. Needs no model."""
     wanted = _groups(group) if group else None
-    _report([run], None, as_json, audit, primary, wanted, fail_if, forest, lang)
+    _report([run], None, as_json, audit, primary, wanted, fail_if, forest, lang, export or (), dataset_id)
     if serve or watch:
         from bnbench.records import read_run
         from bnbench.reports import write_report
@@ -398,6 +438,8 @@ def compare_command(
     fail_if: FailIf = None,
     audit: Audit = None,
     lang: Lang = "en",
+    export: Exports = None,
+    dataset_id: DatasetId = None,
     as_json: Json = False,
 ) -> None:
     """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
@@ -408,7 +450,11 @@ def compare_command(
         raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
     if out.resolve() in folders:
         raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
-    _report(runs, out, as_json, audit, groups=_groups(group) if group else {}, fail_if=fail_if, lang=lang)
+    groups = _groups(group) if group else None
+    _report(
+        runs, out, as_json, audit, groups=groups, fail_if=fail_if, lang=lang, exports=export or (),
+        dataset_id=dataset_id,
+    )  # fmt: skip
 
 
 def _report(
@@ -421,22 +467,37 @@ def _report(
     fail_if: list[str] | None = None,
     forest: Path | None = None,
     lang: str = "en",
+    exports: Sequence[str] = (),
+    dataset_id: str | None = None,
 ) -> None:
     from bnbench.records import read_run, unpack
     from bnbench.reports import write_report
 
     with TemporaryDirectory() as room:
-        places: list[Path] = []
+        places: dict[Path, Path] = {}
         for at, path in enumerate(folders):
-            places += unpack(path, Path(room, str(at))) if out and path.suffix == ".html" else [path]
-        runs = [read_run(place) for place in places]
-        report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+            is_page = out and path.suffix == ".html"
+            places |= dict.fromkeys(unpack(path, Path(room, str(at))) if is_page else [path], path)
+        try:
+            runs = [read_run(place) for place in places]
+            report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+        except RunError as error:  # nobody knows where the runs of a page lay
+            told = str(error)
+            for place, path in places.items():
+                told = told.replace(str(place), str(path))
+            raise RunError(told) from None
     ranking = report.ranking
     if forest:
         from bnbench.reports.render import write_forest
 
         write_forest(ranking, forest)
-    _print(ranking.as_dict(), as_json, lambda _: f"{report}\n\n{report.html}")
+    written = [str(report.html)]
+    if exports:
+        from bnbench.reports.exports import Dataset, export
+
+        place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
+        written += [str(export(ranking, wanted, place, dataset)) for wanted in exports]
+    _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", *written)))
     if fail_if:
         from bnbench.reports.gates import failures, parse_gates
 

@@ -490,10 +490,7 @@ def read_lines(kind: type[Record], path: Path) -> list[Record]:
     left out; RunError (line number) for one that is damaged, or that was changed since `line_of` made it.
     """
     found: list[Record] = []
-    *lines, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    if _is_as_written(last):  # an editor took its newline, and no more
-        lines.append(last)
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_whole_lines(path) if path.exists() else (), 1):
         try:
             value = json.loads(line)
             if isinstance(value, dict) and "sha256" in value and not _is_as_written(line):
@@ -509,6 +506,11 @@ def read_lines(kind: type[Record], path: Path) -> list[Record]:
             advice = f"nothing was changed; put the file back as it was, or delete the line{further}"
             raise RunError(f"{path}, line {number}: damaged ({error}); {advice}") from None
     return found
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    *lines, last = path.read_bytes().split(b"\n")
+    return [*lines, last] if _is_as_written(last) else lines  # an editor took its newline, and no more
 
 
 def _is_as_written(line: bytes) -> bool:
@@ -693,9 +695,8 @@ def packed(runs: Sequence[Run], more: Mapping[str, Any]) -> str:
     for run in runs:
         record: dict[str, Any] = {}
         for path in (run.path / name for name in _HELD if (run.path / name).exists()):
-            is_list, text = path.suffix == ".jsonl", path.read_bytes()
-            # A last line without its end was torn by a crash.
-            record[path.name] = list(map(json.loads, text.split(b"\n")[:-1])) if is_list else json.loads(text)
+            is_list = path.suffix == ".jsonl"
+            record[path.name] = list(map(json.loads, _whole_lines(path))) if is_list else json.loads(path.read_bytes())
         for at, row in enumerate(record[GENERATIONS]):  # hashes do not compress
             row["key"] = str(at)
         for rows in record.values():

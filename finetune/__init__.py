@@ -10,6 +10,7 @@ Importing this package imports no torch; `finetune` and `plan` do, when they are
 """
 
 from bnbench.data.pairs import Pair, load_pairs
+from bnbench.finetune.merge import Exported, export
 from bnbench.finetune.plan import (
     FinetuneRequest,
     Plan,
@@ -26,8 +27,8 @@ from bnbench.finetune.tuners.adapter import adapt, count_parameters, load_base, 
 from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner
 
 __all__ = [
-    "FinetuneRequest", "FinetuneResult", "Job", "Outcome", "Pair", "Plan", "Point", "Published", "Recipe", "Tuner",
-    "adapt", "copy_recipe", "count_parameters", "finetune", "finetune_request", "get_tuner", "list_recipes",
-    "load_base", "load_pairs", "load_recipe", "parse_duration", "plan", "publish", "recipe_list", "recipe_table",
-    "recipe_text", "save_adapter",
+    "Exported", "FinetuneRequest", "FinetuneResult", "Job", "Outcome", "Pair", "Plan", "Point", "Published", "Recipe",
+    "Tuner", "adapt", "copy_recipe", "count_parameters", "export", "finetune", "finetune_request", "get_tuner",
+    "list_recipes", "load_base", "load_pairs", "load_recipe", "parse_duration", "plan", "publish", "recipe_list",
+    "recipe_table", "recipe_text", "save_adapter",
 ]  # fmt: skip

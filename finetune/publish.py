@@ -7,30 +7,29 @@ the classes that write the card's front matter and `.eval_results/*.yaml` (hub-d
 from __future__ import annotations
 
 import json
-import math
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bnbench.errors import RunError, TrainingError, UsageError, require
-from bnbench.models.hub import BUNDLED, ModelFiles, hub_id, is_offline, with_weights
+from bnbench.models.candidates import Spec, parse_spec
+from bnbench.models.hub import BUNDLED, HUB_ID, SMALL, ModelFiles, hub_id, is_offline, locate, with_weights
 from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, slug, write_json, write_text
+from bnbench.reports.exports import Dataset, eval_results, model_index
 from bnbench.reports.panels import training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
-from bnbench.reports.values import shown_values, value_of
+from bnbench.reports.values import value_of
 
 Evaluation = tuple[Ranking, Standing]
 """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
+_MESSAGE = "Published by bnbench"
 _TEMPLATES = Path(__file__).parent / "templates"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
@@ -66,35 +65,41 @@ class Adapter:
 
 
 def publish(
-    adapter: Path, *, run: Path | None = None, repo: str | None = None, out: Path | None = None,
+    adapter: str | Path, *, run: Path | None = None, repo: str | None = None, out: Path | None = None,
     base_id: str | None = None, dataset_id: str | None = None, license: str | None = None,
-    private: bool = False, dry_run: bool = False,
+    private: bool = False, create_pr: bool = False, dry_run: bool = False,
 ) -> Published:  # fmt: skip
     """Writes the folder of an adapter and pushes it to `repo` (owner/name), which is made where it is not there.
 
+    `adapter` is a folder, a hub id or id@revision. With `create_pr` the push is a pull request to a repository that is
+    there, whoever owns it: by default that of a hub adapter.
     `run` is a bnbench run with this very adapter. `out` is published/NAME by default. `base_id` is needed where the
     adapter names a folder of this machine, `dataset_id` (owner/name[@revision][#task], a benchmark on the hub) for
     `.eval_results`. With `dry_run` nothing is pushed, and no token or network is needed. Raises UsageError or
     CandidateError for what cannot be, RunError for a run or record that is damaged or another's, and TrainingError
     where the hub did not take it: the folder stays, and the same call tries again.
     """
+    spec = parse_spec(str(adapter))
+    if create_pr and repo is None and not Path(spec.location).is_dir():
+        repo = spec.location
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
         raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
-    source = _read_adapter(adapter, base_id)
+    if create_pr and private:
+        raise UsageError("--private makes a repository, --create-pr is for one that is there: leave one of them out")
+    source = _read_adapter(spec, base_id)
+    own = Path(spec.location).resolve().name
     evaluation = _read_evaluation(run, source.files.weights_sha256()) if run else None
-    dataset = _DATASET.fullmatch(dataset_id or "")
-    if dataset_id and dataset is None:
-        raise UsageError(f"--dataset-id {dataset_id}: write it as owner/name[@revision][#task]")
+    dataset = Dataset.parse(dataset_id) if dataset_id else None
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
-    folder = out or Path("published") / slug(adapter.resolve().name)
-    name = repo.rpartition("/")[2] if repo else adapter.resolve().name
-    data = card_data(source, evaluation, name, dataset[1] if dataset else None, license)
+    folder = out or Path("published") / slug(own)
+    name = repo.rpartition("/")[2] if repo else own
+    data = card_data(source, evaluation, name, dataset.id if dataset else None, license)
     readme = _readme(source, evaluation, name, repo, data)
-    results = _eval_results(evaluation, dataset.groups(), repo) if evaluation and dataset else ""
+    results = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
 
     copied = _copied(source.files.folder)
-    if folder.resolve() == adapter.resolve():
+    if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
     if folder.exists() and any(folder.iterdir()):
         before = folder / "README.md"
@@ -118,12 +123,13 @@ def publish(
         write_text(folder / "loss.svg", loss_svg(source.record.loss, validation=source.record.validation))
     if results:
         write_text(folder / ".eval_results" / "bnbench.yaml", results)
-    return Published(folder, None if dry_run else _push(folder, str(repo), private))
+    return Published(folder, None if dry_run else _push(folder, str(repo), private, create_pr))
 
 
-def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
-    files = ModelFiles(f"adapter {adapter}", str(adapter), "", adapter)
-    with_weights(files)
+def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
+    label, patterns = f"adapter {spec.given}", (*SMALL, "loss.csv")
+    files = locate(label, spec.location, spec.revision, patterns)
+    files = with_weights(files, spec.revision, patterns)
     config = files.read_json("adapter_config.json")
     named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     path = Path(named).expanduser()
@@ -135,14 +141,14 @@ def _read_adapter(adapter: Path, base_id: str | None) -> Adapter:
         cached
     ):  # a folder of the hub's cache, whose path says id and commit
         base, revision = cached, path.resolve().name
-    elif named.startswith(BUNDLED) or not HUB_ID.fullmatch(named) or path.is_dir() or (adapter / named).is_dir():
+    elif named.startswith(BUNDLED) or not HUB_ID.fullmatch(named) or path.is_dir() or (files.folder / named).is_dir():
         raise UsageError(
-            f"{adapter / 'adapter_config.json'} names its base {named!r}, which nobody else can load: give the hub id "
-            "of the same weights with --base-id owner/name"
+            f"{files.folder / 'adapter_config.json'} names its base {named!r}, which nobody else can load: give the "
+            "hub id of the same weights with --base-id owner/name"
         )
     else:
         base = named
-    return Adapter(files, config, read_training(adapter), base, revision)
+    return Adapter(files, config, read_training(files.folder), base, revision)
 
 
 def _copied(folder: Path) -> list[Path]:
@@ -165,7 +171,7 @@ def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
         others = ", ".join(f"{c.name} ({str(c.weights_sha256)[:12]})" for c in adapters) or "no adapter"
         wrong = f"this run is about {others}, not about these weights ({sha256[:12]})"
         raise RunError(f"{folder}: {wrong}: evaluate them with `bnbench evaluate --adapter`, or leave out --run")
-    ranking = rank([run])
+    ranking = rank([run], groups={})  # these weights are of one seed
     return ranking, next(s for s in ranking.standings if s.candidate == mine)
 
 
@@ -175,23 +181,7 @@ def card_data(
     """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show."""
     hub = require("huggingface_hub", extra="models")
     tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
-    results: dict[str, Any] = {}
-    if evaluation is not None:
-        ranking, standing = evaluation
-        corpus = ranking.runs[0].record.corpus
-        # The hub id of the data, without what may follow it: what the user says, else the corpus where that is one.
-        place = corpus.source.partition("@")[0]
-        is_hub = HUB_ID.fullmatch(place) and not Path(place).suffix and not Path(place).exists()
-        scores = ((value, standing.score(value.metric, value.name)) for value in shown_values(ranking))
-        results = {"model_name": name, "eval_results": [
-            hub.EvalResult(
-                task_type="text-generation", task_name="Replies to messages in Bengali",
-                dataset_type=dataset or (place if is_hub else slug(corpus.name)), dataset_name=corpus.name,
-                dataset_split=corpus.split, metric_type=value.metric.lower().rstrip("+"),
-                metric_name=f"{value.metric}: {value.name}", metric_value=score.value,
-            )
-            for value, score in scores if score is not None and math.isfinite(score.value)
-        ]}  # fmt: skip
+    results = model_index(*evaluation, name, dataset) if evaluation else {}
     return hub.ModelCardData(
         base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
         language="bn", license=license, tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **results,
@@ -234,24 +224,6 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
     return f"{card}\n"
 
 
-def _eval_results(evaluation: Evaluation, dataset: Sequence[str | None], repo: str | None) -> str:
-    # One entry, the primary value.
-    hub = require("huggingface_hub", extra="models")
-    if not hasattr(hub, "EvalResultEntry"):
-        raise UsageError(f"--dataset-id needs a newer huggingface_hub than {hub.__version__}: pip install -U it")
-    (identity, revision, task), (ranking, standing), value = dataset, evaluation, value_of(evaluation[0])
-    score = standing.scores[0]
-    interval = f"95 % {value.number(score.low)} to {value.number(score.high)}"
-    entry = hub.EvalResultEntry(
-        dataset_id=identity, task_id=task or "default", dataset_revision=revision, value=score.value,
-        date=ranking.runs[0].record.finished, source_url=f"https://huggingface.co/{repo}" if repo else None,
-        source_name="Model card" if repo else None,
-        notes=f"{value.name}, {interval}, {ranking.signatures[ranking.primary]}",
-    )  # fmt: skip
-    written: str = hub.utils.yaml_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
-    return written
-
-
 def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, Any]) -> str:
     """Python that loads base and adapter and replies to one message, prompted as in training where that is known."""
     jinja2 = require("jinja2", extra="models")
@@ -265,7 +237,7 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
     return written
 
 
-def _push(folder: Path, repo: str, private: bool) -> str:
+def _push(folder: Path, repo: str, private: bool, create_pr: bool) -> str:
     hub = require("huggingface_hub", extra="models")
     again = f"{folder} is ready; the same command tries again"
     if is_offline():
@@ -275,13 +247,19 @@ def _push(folder: Path, repo: str, private: bool) -> str:
         raise UsageError(f"{repo}: not pushed, because there is no token: set HF_TOKEN to one that may write; {again}")
     api = hub.HfApi(token=token)
     try:
+        if create_pr:  # in one commit, which opens it: by `upload_folder` it would stay a draft
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            sent = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+            return str(api.create_commit(repo, sent, commit_message=_MESSAGE, create_pr=True).pr_url)
         url = str(api.create_repo(repo, private=private or None, exist_ok=True))
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Published by bnbench")
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=_MESSAGE)
     except Exception as error:
         # The hub's client raises whatever its HTTP library does; the user needs one line.
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if status in (401, 403):
             why = f"the hub refused the token ({status}): HF_TOKEN must be one that may write to {repo}"
+        elif status == 404 and create_pr:
+            why = "there is no such repository to make a pull request to; without --create-pr it is made"
         raise TrainingError(f"{repo}: not pushed, {why}; {again}") from error
     return url

@@ -524,7 +524,7 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
             mark = _MARKS[better].partition(" ")[0]
             cells.append(f"{primary.number(gap, sign=True)} {mark}" if math.isfinite(gap) else ABSENT)
         matrix.append([*cells, ABSENT if s.first_share is None else f"{100 * s.first_share:.0f} %"])
-    heads = [Column("", "text"), Column("less", "name"), *(Column(str(place)) for place in range(1, len(names) + 1))]
+    heads = [Column("#", "text"), Column("less", "name"), *(Column(str(place)) for place in range(1, len(names) + 1))]
     groups = [f"{{{', '.join(name(one, 24) for one in those)}}}" for those in alike(ranking) if len(those) > 1]
     told = (
         f"▲ ▼ certain after Holm’s correction. Not to be told from each other: {'; '.join(groups) or 'none'}.",
@@ -636,7 +636,7 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     entries = {e.name: e for e in ranking.entries}
     formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
     # What is not finite for a single reply (the perplexity of no text) counts as 0.
-    tables = {who: formula(entry.tables[ranking.primary])[:, 0] for who, entry in entries.items()}
+    tables = {who: formula(entry.of_replies[ranking.primary])[:, 0] for who, entry in entries.items()}
     scores = {who: np.nan_to_num(table, posinf=0.0, neginf=0.0) for who, table in tables.items()}
     first = [str(focus.compared_with), focus.candidate] if focus else []
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
@@ -648,8 +648,8 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
         flags.append([])
         for i, reply in enumerate(entry.replies):
             marks = {"empty": not reply.reply.strip(), "cut at the limit": bool(reply.hit_limit)}
-            if degeneration and degeneration.name in entry.tables:
-                row = dict(zip(degeneration.columns, entry.tables[degeneration.name][i], strict=True))
+            if degeneration and degeneration.name in entry.of_replies:
+                row = dict(zip(degeneration.columns, entry.of_replies[degeneration.name][i], strict=True))
                 marks |= {degeneration.labels[value].removesuffix(", %"): row[value] > 0 for value in _FLAGS}
             flags[-1].append(tuple(flag for flag, is_so in marks.items() if is_so))
     items = []
@@ -786,7 +786,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
     pairs, several = len(ranking.pairs), len(ranking.standings) > 1
     independent = ranking.dialogues == ranking.n
-    unit = "items" if independent else f"the {ranking.dialogues:,} dialogues"
+    unit = "items" if independent else f"the {counted(ranking.dialogues, 'dialogue')}"
     said = (
         f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
         f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "

@@ -158,10 +158,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Entry(Scored):
-    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
+    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items.
+
+    `of_replies` has the statistics of these very replies, where `tables` is the mean of several drawings or seeds.
+    """
 
     record: CandidateRecord
     replies: tuple[Generation, ...]
+    of_replies: Mapping[str, FloatArray]
     own_base: str | None = None
 
 
@@ -241,8 +245,8 @@ def rank(
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
-    other raters. `groups` name candidates that differ in their training seed alone, and rank as one; without, those
-    that the runs declared, else those whose trainings say so.
+    other raters. `groups` name candidates that differ in their training seed alone, and rank as one; None: those that
+    the runs declared, else those whose trainings say so.
 
     Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
     computed here, or `audits` not be read.
@@ -251,8 +255,8 @@ def rank(
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
-    declared_groups = {name: of for run in runs for name, of in (run.record.groups or {}).items()}
-    entries, grouped = group(collect(runs), groups or declared_groups)
+    entries, called = collect(runs)
+    entries, grouped = group(entries, _groups(runs, called) or None if groups is None else groups)
     primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
@@ -292,8 +296,10 @@ def rank(
     )  # fmt: skip
 
 
-def collect(runs: Sequence[Run]) -> list[Entry]:
-    """The candidates of all runs, each once; a name that stands for two different candidates gets its run's name added.
+def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
+    """The candidates of all runs, each once, and what each run's candidates are called among them.
+
+    A name that stands for two different candidates gets its run's name added.
 
     A candidate of a later run is the same when identity (`key_fields`) and decoding are. Raises RunError where there
     are no runs, they are not over the same items, or a metric has another signature in one of them.
@@ -303,6 +309,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
     signatures: dict[str, tuple[str, Run]] = {}
     entries: dict[str, Entry] = {}
     known: dict[str, str] = {}  # identity -> the name by which it stands
+    called: list[dict[str, str]] = []
     for run in runs:
         ours, theirs = ({e["id"]: e for e in each.examples} for each in (run, runs[0]))
         both = f"{run.path} ({len(ours)} items) and {runs[0].path} ({len(theirs)} items) cannot be compared"
@@ -323,6 +330,7 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                     "run both evaluations again with the same version (their replies are kept)"
                 )
         names: dict[str, str] = {}
+        called.append({})
         base: str | None = None  # a run has one at most, and it comes first
         for record in run.record.candidates:
             identity = json.dumps([record.key_fields, run.record.decoding], sort_keys=True)
@@ -332,11 +340,13 @@ def collect(runs: Sequence[Run]) -> list[Entry]:
                 free = (n for n in (plain, longer) if n not in entries)
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
-                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], own)
-            names[identity] = name
+                first = {m: drawn[:, 0] for m, drawn in run.drawn.get(plain, {}).items()}
+                of_replies = {**run.tables[plain], **first}
+                entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], of_replies, own)
+            names[identity] = called[-1][record.name] = name
             base = name if record.kind == "base" else base
         known |= names
-    return list(entries.values())
+    return list(entries.values()), called
 
 
 def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
@@ -371,20 +381,30 @@ def _combined(
     return combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
 
 
+def _groups(runs: Sequence[Run], called: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The groups that the runs declared, of candidates as they are called among all."""
+    found = dict[str, tuple[str, ...]]()
+    for run, names in zip(runs, called, strict=True):
+        for name, of in (run.record.groups or {}).items():
+            members = tuple(names[member] for member in of)
+            if members not in found.values():  # two runs may have the same group
+                found[f"{name} ({run.record.name})" if name in found else name] = members
+    return found
+
+
 def group(
-    entries: Sequence[Entry], declared: Mapping[str, Sequence[str]]
+    entries: Sequence[Entry], declared: Mapping[str, Sequence[str]] | None
 ) -> tuple[list[Entry], dict[str, list[Entry]]]:
     """The entries with one for each group in the place of its members, and the members by the group's name.
 
-    Where none is declared, adapters of one base whose recipes and rows are the same but for the seed are a group.
+    Where `declared` is None, adapters of one base whose recipes and rows are the same but for the seed are a group.
     """
     known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
-    if declared:
-        check_groups(declared, known)
-    for name, members in declared.items():
+    check_groups(declared or {}, known)
+    for name, members in (declared or {}).items():
         found[name] = [known[member] for member in members]
     alike = dict[str, list[Entry]]()
-    for e in entries if not declared else ():
+    for e in entries if declared is None else ():
         if training := e.record.training:
             recipe = {k: v for k, v in training.recipe.items() if k not in ("seed", "name", "description")}
             same = [recipe, training.rows, training.steps, e.own_base, e.record.base, e.record.base_revision]

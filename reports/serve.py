@@ -33,16 +33,22 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
         threading.Thread(target=server.serve_forever, daemon=True).start()
         _LOG.info("http://%s:%d/ shows %s; Ctrl-C ends it", _HOST, server.server_port, page)
     try:
-        seen = _stamps(page.parent)
+        seen = before = _stamps(page.parent)
+        said = ""
         while True:
             time.sleep(pause)
-            if watch and (now := _stamps(page.parent)) != seen:
-                seen = now
+            now = _stamps(page.parent)
+            # Only when the files rest: an evaluation at its end has yet to take the folder for its report.
+            if watch and now == before != seen:
                 try:
                     write()
+                    seen, said = now, ""
                     _LOG.info("%s: made again", page)
-                except RunError as error:  # such as of an evaluation that is still at work
-                    _LOG.warning("%s", error)
+                except RunError as error:  # such as of an evaluation that is still at work: again, until it has ended
+                    if str(error) != said:
+                        said = str(error)
+                        _LOG.warning("%s", said)
+            before = now
     except KeyboardInterrupt:
         pass
     finally:

@@ -30,6 +30,7 @@ BUNDLED = "bnbench-demo/"
 _ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
 TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

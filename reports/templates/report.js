@@ -31,7 +31,8 @@
   const start = (data) => {
     const replies = data.runs.map((run) => {
       const found = new Map();
-      for (const g of run["generations.jsonl"]) found.set(`${g.candidate}\n${g.id}`, g);
+      // Of several replies to an item the first, as everywhere on the page.
+      for (const g of run["generations.jsonl"]) if (!g.sample) found.set(`${g.candidate}\n${g.id}`, g);
       return found;
     });
     const messages = new Map(data.runs[0]["examples.jsonl"].map((message) => [message.id, message]));

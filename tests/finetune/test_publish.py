@@ -31,6 +31,7 @@ from bnbench.records import read_run
 from bnbench.reports import write_report
 
 BASE, REPO = "org/tiny-base", "me/bengali-lora"
+PULL = f"https://huggingface.co/{REPO}/discussions/7"
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,15 @@ def test_a_run_without_a_report_is_ranked(write: Callable[..., Published], run: 
     assert (write(run=bare).folder / "README.md").read_bytes() == card
 
 
+def test_one_seed_of_a_group_has_its_own_scores(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+    grouped = shutil.copytree(run, tmp_path / "grouped")
+    record = json.loads((grouped / "run.json").read_text(encoding="utf-8"))
+    groups = {"t4": [c["name"] for c in record["candidates"]]}
+    (grouped / "run.json").write_text(json.dumps({**record, "groups": groups}), encoding="utf-8")
+    card = (write(run=run).folder / "README.md").read_bytes()
+    assert (write(run=grouped).folder / "README.md").read_bytes() == card
+
+
 def test_a_run_that_is_not_finished(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
     half = shutil.copytree(run, tmp_path / "half")
     record = json.loads((half / "run.json").read_text(encoding="utf-8"))
@@ -303,6 +313,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, token: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.token, self.files, self.made = token, dict[str, bytes](), list[dict[str, Any]]()
+        self.is_there = True
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -324,10 +335,13 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self._answer(200, {"files": files})
         if self.path.startswith(f"/api/models/{REPO}/commit/"):
+            if not self.server.is_there:
+                return self._answer(404, {"error": "Repository not found"})
             sent = [json.loads(line) for line in body.splitlines()]
             for one in (s["value"] for s in sent if s["key"] == "file"):
                 self.server.files[one["path"]] = base64.b64decode(one["content"])
-            return self._answer(200, {"commitUrl": f"https://huggingface.co/{REPO}/commit/1", "commitOid": "1"})
+            pull = {"pullRequestUrl": f"{PULL}"} if "create_pr=1" in self.path else {}
+            return self._answer(200, {"commitUrl": f"https://huggingface.co/{REPO}/commit/1", "commitOid": "1", **pull})
         return self._answer(200, {"errors": [], "warnings": []})  # the check of a card's front matter
 
     def do_GET(self) -> None:
@@ -366,6 +380,38 @@ def test_pushing(hub: Hub, write: Callable[..., Published], run: Path, monkeypat
         p.relative_to(published.folder).as_posix(): p.read_bytes() for p in published.folder.rglob("*") if p.is_file()
     }
     assert hub.files == on_disk and ".eval_results/bnbench.yaml" in on_disk
+
+
+def test_a_pull_request_for_an_adapter_of_the_hub(
+    hub: Hub, write: Callable[..., Published], run: Path, undisturbed: FinetuneResult, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    cached, asked = tmp_path / "models--me--bengali-lora" / "snapshots" / ("ab" * 20), list[dict[str, Any]]()
+    shutil.copytree(undisturbed.output, cached, ignore=shutil.ignore_patterns("checkpoints"))
+
+    def snapshot_download(repo: str, **how: Any) -> str:
+        assert repo == REPO
+        asked.append(how)
+        return str(cached)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    published = write(f"{REPO}@v1", run=run, dry_run=False, create_pr=True)
+    assert published.url == PULL and not hub.made  # a repository of somebody else is not made
+    assert {how["revision"] for how in asked} == {"v1"} and "adapter_model.safetensors" in asked[-1]["allow_patterns"]
+    assert hub.files.keys() >= {"README.md", "adapter_model.safetensors", "training.json", "loss.csv"}
+    assert f'"{REPO}"' in hub.files["README.md"].decode()  # the snippet loads it from there
+    # A folder's own needs to be told where to.
+    with pytest.raises(UsageError, match="name the repository as owner/name"):
+        write(dry_run=False, create_pr=True)
+    assert write(repo=REPO, dry_run=False, create_pr=True).url == PULL
+    with pytest.raises(UsageError, match="--private makes a repository, --create-pr is for one that is there"):
+        write(repo=REPO, dry_run=False, create_pr=True, private=True)
+    hub.is_there = False
+    with pytest.raises(TrainingError, match="there is no such repository to make a pull request to"):
+        write(repo=REPO, dry_run=False, create_pr=True)
 
 
 def test_the_token_of_a_file(hub: Hub, write: Callable[..., Published], tmp_path: Path) -> None:

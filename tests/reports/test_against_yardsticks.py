@@ -127,7 +127,8 @@ def test_how_well_a_metric_tells_is_counted_within_items(poor: Path) -> None:
         told = ranking.telling[metric]
         assert told.value == pytest.approx(np.mean(won))
         items = np.reshape(won, (40, 5)).mean(axis=1)
-        assert (told.high - told.low) / 3.92 == pytest.approx(items.std() / 40**0.5, rel=0.15)
+        # Over 40 items, not 200 drawings; a bootstrap-t's, so wider where most items are at 1.
+        assert 0.9 < (told.high - told.low) / 3.92 / (items.std() / 40**0.5) < 1.3
     assert ranking.telling["degeneration"].value == 0.5 and "perplexity" not in ranking.telling
 
 

@@ -59,6 +59,9 @@ def test_a_group_ranks_as_one_over_items_and_seeds(make_run: Maker) -> None:
     assert 0 < group.share < 1
     [expected] = bootstrap(np.stack(tables), formula, resamples=1000)
     assert standing.scores[0].high == pytest.approx(expected.high, abs=0.5)
+    # Shown are the replies of the first seed, and their own scores.
+    entry = next(e for e in ranking.entries if e.name == "t4")
+    assert entry.replies[0].candidate == "t4-1" and np.array_equal(entry.of_replies["chrF++"], tables[0])
     text = " ".join(report_md(ranking).split())
     assert "t4: one recipe, 3 seeds" in text and "Training-seed variance is covered for t4 alone" in text
     assert "t4 is better than its base" in text.replace("\\", "")
@@ -70,12 +73,45 @@ def test_seeds_are_found_in_the_records_of_trainings(make_run: Maker) -> None:
     trained(folder)
     (group,) = ranked(folder).groups
     assert (group.name, group.members, group.seeds) == ("t4", GROUP["t4"], (0, 1, 2))
+    assert len(ranked(folder, groups={}).standings) == 5  # each by itself
     trained(folder, t43=("r", 16))  # another recipe
     assert ranked(folder).groups[0].members == ("t4-1", "t4-2")
     trained(folder, t42=("seed", 0), t43=("r", 16))  # the same training twice is no other seed
     assert ranked(folder).groups == ()
     single = ranked(make_run(name="single"))
     assert "It speaks of this training run" in report_md(single)
+
+
+def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
+    def made(name: str, quality: float) -> Path:
+        specs = (Spec(f"t4-{s}", quality + s / 50, base=BASE.location, location=f"{name}/{s}") for s in (1, 2, 3))
+        return make_run((BASE, *specs), name=name, n=12, metrics=("chrF++",), groups=GROUP)
+
+    folders = [made("এক", 0.2), made("দুই", 0.6)]
+    runs = [read_run(folder) for folder in folders]
+    ranking = rank(runs, resamples=100)
+    assert {g.name: g.members for g in ranking.groups} == {
+        "t4": GROUP["t4"], "t4 (দুই)": ("t4-1 (দুই)", "t4-2 (দুই)", "t4-3 (দুই)"),
+    }  # fmt: skip
+    assert [s.candidate for s in ranking.standings] == ["t4 (দুই)", "t4", BASE.name]
+    assert [g.name for g in rank([runs[0], runs[0]], resamples=100).groups] == ["t4"]
+    # The same from their pages, and in Bengali.
+    runner, out = CliRunner(), folders[0].parent / "both"
+    for folder in folders:
+        assert runner.invoke(app, ["report", str(folder)]).exit_code == 0
+    pages = [str(folder / "report.html") for folder in folders]
+    of_pages = runner.invoke(app, ["compare", *pages, "--out", str(out), "--json"])
+    of_folders = runner.invoke(app, ["compare", *map(str, folders), "--out", str(out), "--json"])
+    assert of_pages.exit_code == 0 and json.loads(of_pages.stdout) == json.loads(of_folders.stdout)
+    words = ["--group", "সব=t4-1,t4-2,t4-1 (দুই)", "--lang", "bn"]
+    told = runner.invoke(app, ["compare", *pages, "--out", str(out), *words])
+    assert told.exit_code == 0 and "সব: একই রেসিপি, 3টি সিড" in told.stdout
+    # A page's run lies nowhere: the page is named.
+    other = make_run(PAIR, name="other", n=10, metrics=("chrF++",))
+    assert runner.invoke(app, ["report", str(other)]).exit_code == 0
+    refused = runner.invoke(app, ["compare", pages[0], str(other / "report.html"), "--out", str(out)])
+    assert refused.exit_code == 1
+    assert f"{other / 'report.html'} (10 items) and {pages[0]} (12 items) cannot be compared" in refused.stderr
 
 
 @pytest.mark.parametrize(

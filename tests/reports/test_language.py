@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+import bnbench
 import bnbench.reports.language as module
 from bnbench.errors import UsageError
-from bnbench.records import read_run
+from bnbench.records import as_json, read_run, read_training
 from bnbench.reports import write_report
 from bnbench.reports.language import Catalogue
 from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, Spec
@@ -20,12 +23,14 @@ from tests.reports.test_report import EVIL, EVIL_REPLIES, Page
 
 Maker = Callable[..., Path]
 BENGALI = Path(module.__file__).parent / "templates" / "bn.toml"
-ALL = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration", "diversity")
+ALL = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perplexity", "degeneration", "diversity",
+       "relevance", "address")  # fmt: skip
 # Names of metrics, models, methods, packages, files, units and formats, and what the user's own names and texts are.
 NAMES = set(
     f"""chrF BLEU ROUGE AUC Holm Jaccard distinct CPU CPUs GiB BOM UTC Ctrl Linux sha template perplexity degeneration
     diversity combined keyword semantic empathy lex original norm tok smooth exp eff yes stem enc static anchors cal
-    parts bnbench json jsonl csv ranking generations python torch transformers peft trl bitsandbytes tokenizers pandas
+    parts pol fit relevance address dialogue Wilson group rsLoRA DoRA LoRA NEFTune learning rate seed bnbench json
+    jsonl csv ranking generations python torch transformers peft trl bitsandbytes tokenizers pandas
     sacrebleu numpy float lora cosine adamw all linear none llama cpu top test held out demo base adapter third
     conversations page total count topic lyrics friend sorry {ADAPTER} {BASE}""".split()
 )
@@ -48,6 +53,7 @@ REAL = {  # of the run: sentences of ours that conftest words otherwise
     "precision": {"dtype": "float32", "reason": "float32, because the CPU computes 16-bit numbers no faster"}
 }
 SPECS = (Spec(BASE, 0.15, "base", location="b"), Spec(ADAPTER, 0.4, base="b"))
+SEEDS = (*SPECS, Spec("third", 0.44, base="b"))
 MOST_BROKEN = dict.fromkeys(range(30), "I am sorry, my friend.")
 CASES = {
     "pair": (SPECS, 12, {"metrics": METRICS}),
@@ -59,6 +65,47 @@ CASES = {
     "ten": ((PAIR[0], *(Spec(f"adapter-{i}", 0.1 + 0.06 * i) for i in range(9))), 12, {"yardsticks": True}),
     "broken": ((SPECS[0], replace(SPECS[1], replies=MOST_BROKEN)), 40, {"yardsticks": True}),
     "predictions": (tuple(replace(s, kind="predictions", likelihoods=False) for s in PAIR), 12, {}),
+    "seeds": (SEEDS, 40, {"groups": {"demo": (ADAPTER, "third")}}),
+    "training": (SEEDS, 12, {}),
+    "samples": (SPECS, 12, {"samples": 2}),
+    "dialogues": (SPECS, 40, {"yardsticks": True}),
+    "one dialogue": (SPECS, 12, {}),
+}
+
+
+def in_dialogues(folder: Path, n: int) -> None:
+    path = folder / "examples.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    told = (json.dumps(row | {"dialogue": str(i % n)}) + "\n" for i, row in enumerate(rows))
+    path.write_text("".join(told), encoding="utf-8")
+
+
+def drawn_twice(folder: Path) -> None:
+    for path in (folder / "scores").glob("*.parquet"):
+        frame = pd.read_parquet(path)
+        pd.concat([frame, frame]).sort_values("id", kind="stable").to_parquet(path, index=False)
+
+
+def trained(folder: Path) -> None:
+    """Two adapters with their trainings: one that overfits and stops early, one that never gets better."""
+    shown = read_training(Path(bnbench.__file__).parent / "demo" / "adapter")
+    assert shown is not None
+    recipe = {"dora": True, "rslora": True, "lora_plus": 16.0, "neftune": 5.0, "supervise": "all", "learning_rate": 0.1}
+    curves = {ADAPTER: [[0, 3.0, 4.0], [50, 2.0, 3.0], [160, 2.6, 3.3]], "third": [[0, 3.0, 4.0], [160, 3.1, 4.2]]}
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    for candidate in (c for c in record["candidates"] if c["name"] in curves):
+        validation = {"rows": 20, "characters": 900, "curve": curves[candidate["name"]]}
+        kept = as_json(shown.summary()) | {"validation": validation}
+        kept["recipe"] |= recipe if candidate["name"] == "third" else {}
+        candidate["training"] = kept | {"validation": validation | {"stopped": candidate["name"] == ADAPTER}}
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+EDITS: dict[str, Callable[[Path], None]] = {
+    "training": trained,
+    "samples": drawn_twice,
+    "dialogues": lambda folder: in_dialogues(folder, 12),
+    "one dialogue": lambda folder: in_dialogues(folder, 1),
 }
 
 
@@ -66,6 +113,8 @@ CASES = {
 def test_nothing_of_ours_is_left_in_english(make_run: Maker, case: str) -> None:
     specs, n, options = CASES[case]
     folder = make_run(specs, n=n, **{"metrics": ("chrF++", "degeneration"), **REAL, **options})
+    if case in EDITS:
+        EDITS[case](folder)
     record = read_run(folder)
     corpus = replace(record.record.corpus, steps=())
     made = write_report(
@@ -89,6 +138,28 @@ def test_a_verdict_in_bengali(make_run: Maker) -> None:
         text = " ".join(str(write_report([read_run(folder)], folder, resamples=400, lang="bn")).split())
         assert re.match(says, text), text[:300]
         assert "40টি বার্তা" in text and "দ্রষ্টব্য: উত্তরপ্রতি গড় শব্দসংখ্যা: " in text
+
+
+def test_notes_of_a_run_in_bengali() -> None:
+    say = module.language("bn")
+    for note in (
+        "demo was trained on 3 of the 40 test rows: its scores here say nothing about new messages",
+        "demo is asked in a format of its own (llama-3.1, template 0123456789ab; base in llama, ba9876543210): some of "
+        "what differs may be the format's",
+        "likelihoods are not available: demo, third; so perplexity and bits per character are not",
+        "demo thinks aloud in 3 of 40 replies; <think>…</think> is not scored",
+        "demo refused 3 of 40 messages; what it said instead is scored",
+        "3 of 40 answers of the judge demo could not be read, twice: these ratings are missing",
+        "the judge demo changed its mind with the order of the replies in 3 of 40 comparisons (8%), which "
+        "count as ties",
+        "the judge demo and third are of one family (llama): models are known to favour their own kind",
+        "ratings by people are left out: each run has raters of its own, so they do not compare the runs",
+        "the runs demo and third differ in decoding, dtype, quantisation, prompt format, system prompt: differences "
+        "between their candidates may come from there",
+        "the combined score is left out: the runs declared different ones, demo none and third 0.5 BLEU + 0.5 ROUGE",
+        "the run demo declared BLEU as its primary metric; here ROUGE ranks, as third declared",
+    ):
+        assert english(say(note)) <= {"think"}, note
 
 
 def test_what_others_wrote_stays_as_it_is(make_run: Maker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from bnbench.records import read_run
 from bnbench.reports import Ranking, Report, rank
 from bnbench.reports.panels import Table, pairs_panel, slices_panel
 from bnbench.reports.ranking import alike
+from bnbench.reports.render import report_html
 from tests.reports.conftest import ADAPTER, BASE, PAIR, Spec
 
 Maker = Callable[..., Path]
@@ -51,6 +53,9 @@ def test_the_matrix_says_what_the_pairs_say(make_run: Maker) -> None:
         assert not any(frozenset((a, b)) in apart for a in group for b in group)
     assert any("{best, second" in note for note in square.notes)
     assert "All pairs on chrF++" in str(Report(ranking))
+    # The page calls a first column without a head "metric".
+    assert re.search(r'lead-head">less</th>.*?>first</th>', report_html(ranking), re.DOTALL)
+    assert '<th scope="col" class="text">#</th>' in re.sub(r"\s+<", "<", report_html(ranking))
 
 
 def test_how_often_each_is_first(make_run: Maker) -> None:

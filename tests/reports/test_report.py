@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.cells import cell_len
 
 from bnbench.errors import RunError
 from bnbench.plot import interval_plot
 from bnbench.progress import storable
-from bnbench.records import read_run, unpack
+from bnbench.records import append_lines, read_run, unpack, write_json
 from bnbench.reports import Report, write_report
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
@@ -403,6 +404,40 @@ def test_pages_are_compared_as_their_runs_are(make_run: Maker, tmp_path: Path) -
     # A page of two runs holds both.
     assert [read_run(p).record.name for p in unpack(made[1].html, tmp_path / "both")] == ["run-1", "run-2"]
     assert report(folders[0]).html.read_bytes() == pages[0].read_bytes()
+
+
+def test_a_page_keeps_dialogues_and_every_reply_to_an_item(make_run: Maker, tmp_path: Path) -> None:
+    folder = make_run(n=12)
+    examples = [json.loads(line) for line in (folder / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = [e | {"dialogue": f"আলাপ {i % 6}", "turns": ["ভালো নেই।", "কী হয়েছে?"]} for i, e in enumerate(examples)]
+    (folder / "examples.jsonl").write_text("".join(json.dumps(e) + "\n" for e in told), encoding="utf-8")
+    # A second reply to each item, of statistics of its own; an editor took the newline of the last.
+    run, path = read_run(folder), folder / "generations.jsonl"
+    rows = [replace(g, reply="আবার বলি।", sample=1) for own in run.replies.values() for g in own]
+    append_lines(path, rows)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    for table in (folder / "scores").glob("*.parquet"):
+        frame = pd.read_parquet(table)
+        second = frame.assign(**{c: frame[c].to_numpy()[::-1] for c in frame.columns if c != "id"})
+        pd.concat([frame, second]).sort_values("id", kind="stable").to_parquet(table, index=False)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", record | {"samples": 2})
+    made = report(folder)
+    assert made.ranking.dialogues == 6 and "Drawings of a reply" in str(made)
+    # The score of a reply is that reply's, not the mean of what was drawn.
+    first = {name: run.tables[name]["chrF++"] for name in (BASE, ADAPTER)}
+    own = {name: made.ranking.metrics["chrF++"].formula(table)[:, 0] for name, table in first.items()}
+    told = [[float(x) for x in scores] for _, _, _, scores, _ in held_in(made.html)["items"]]
+    assert told == [[round(own[name][i], 1) for name in (BASE, ADAPTER)] for i in range(12)]
+    (held,) = unpack(made.html, tmp_path / "held")
+    found, lines = read_run(held), held_in(made.html)["runs"][0]["generations.jsonl"]
+    assert [len(own) for own in found.replies.values()] == [12, 12] and len(lines) == 48
+    assert {name: table.shape for name, table in found.drawn[ADAPTER].items()} == {
+        name: table.shape for name, table in read_run(folder).drawn[ADAPTER].items()
+    }
+    again = rank([found], resamples=made.ranking.resamples)
+    assert again.as_dict() == made.ranking.as_dict()
+    assert lines[-1]["reply"] == "আবার বলি।" and held_in(made.html)["runs"][0]["examples.jsonl"][0]["turns"]
 
 
 def test_a_page_holds_no_ratings_of_people(make_run: Maker) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bnbench.errors import UsageError
+from bnbench.errors import RunError, UsageError
 from bnbench.reports.serve import show
 from tests.reports.conftest import PAIR
 
@@ -49,6 +49,29 @@ def test_one_page_is_served_and_made_again_until_ctrl_c(make_run: Callable[..., 
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
+
+
+def test_a_folder_in_which_another_works_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calls = list[int]()
+
+    def write() -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            raise RunError("another bnbench works in this folder")
+        (tmp_path / "report.html").write_text("new", encoding="utf-8")
+
+    def change_and_interrupt(seconds: float) -> None:
+        if not (tmp_path / "run.json").exists():
+            (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+        elif len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("INFO", "bnbench"):
+        patch.setattr("bnbench.reports.serve.time.sleep", change_and_interrupt)
+        show(tmp_path / "report.html", write, port=None, watch=True)
+    assert [r.message.rpartition(": ")[2] for r in caplog.records] == [
+        "another bnbench works in this folder", "made again",
+    ]  # fmt: skip
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ LLAMA_TEXT = """<|begin_of_text|><|start_header_id|>system<|end_header_id|>
 """
 TALK = Conversation(
     "e2", "", "", "ব্যবহারকারী: মন খারাপ।\nসহায়ক: কী হয়েছে?\n\nচাকরি গেছে।", "খুব কঠিন সময়। পাশে আছি।",
-    ("মন খারাপ।", "কী হয়েছে?", "চাকরি <|eot_id|> গেছে।"),
+    turns=("মন খারাপ।", "কী হয়েছে?", "চাকরি <|eot_id|> গেছে।"),
 )  # fmt: skip
 OTHER = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<unk>"]
 CHATML = (

@@ -131,7 +131,7 @@ def test_ids_of_the_run_and_of_the_data(tmp_path: Path, own: bool) -> None:
     corpus = load_corpus(write(tmp_path / "test.csv", rows))
     plain = load_corpus(write(tmp_path / "plain.csv", [{k: v for k, v in r.items() if k != "ID"} for r in rows]))
     assert corpus.fingerprint == plain.fingerprint and corpus.splits == plain.splits  # an id of its own changes nothing
-    assert list(asdict(corpus.select("all")[0])) == ["id", "topic", "title", "question", "reference"]
+    assert list(asdict(corpus.select("all")[0])) == ["id", "topic", "title", "question", "reference", "dialogue"]
     names = {e.reference: e.id for e in corpus.select("all")}
     replies: list[dict[str, Any]] = [
         {"id": float(row["ID"]) if own else names[row["Answers"]], "reply": row["Answers"]} for row in rows
