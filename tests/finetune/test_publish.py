@@ -122,7 +122,6 @@ def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) ->
     ]
     labels = {
         "chrF++": ("chrF++", "chrF++"),
-        "ROUGE-L": ("ROUGE", "rougeL"),
         "unfinished, %": ("degeneration", "unfinished"),
     }
     for label, (metric, name) in labels.items():
