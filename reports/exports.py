@@ -100,7 +100,7 @@ def _messages(run: Run) -> list[str]:
 
 def _per_item(ranking: Ranking, entry: Entry) -> dict[str, list[float]]:
     """The main value of each metric for every single reply of the entry, by its key; a number may be NaN."""
-    tables = entry.seeds[0] if entry.seeds else entry.tables
+    tables = entry.of_replies
     shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in tables]
     return {_key(v): ranking.metrics[v.metric].formula(tables[v.metric])[:, 0].tolist() for v in shown}
 
