@@ -10,6 +10,7 @@ import contextlib
 import io
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_every_page_is_in_the_menu() -> None:
     menu = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(menu) == [page.name for page in DOCS]
+
+
+def test_the_api_is_there() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    told = re.findall(r"^::: (\S+)\n(?: +(?!members).+\n)*(?: +members: \[(.+)\])?", text, re.MULTILINE)
+    assert len(told) == text.count(":::")
+    for module, members in told:
+        for name in filter(None, members.split(", ")):
+            assert hasattr(import_module(module), name), f"docs/api.md: {module}.{name}"
 
 
 def test_what_the_pages_say_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

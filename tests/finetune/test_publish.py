@@ -120,10 +120,7 @@ def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) ->
     table = [
         line.replace("−", "-").split(" | ") for line in text.splitlines() if " | ↑ | " in line or " | ↓ | " in line
     ]
-    labels = {
-        "chrF++": ("chrF++", "chrF++"),
-        "unfinished, %": ("degeneration", "unfinished"),
-    }
+    labels = {"chrF++": ("chrF++", "chrF++"), "unfinished, %": ("degeneration", "unfinished")}
     for label, (metric, name) in labels.items():
         cells = next(cells for cells in table if cells[0] == f"| {label}")
         score, c = (
