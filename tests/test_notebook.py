@@ -18,7 +18,7 @@ PROSE = "\n".join(cell.source for cell in NOTEBOOK.cells if cell.cell_type == "m
 SMALL = {
     "SOURCE": str(ROOT), "EXTRAS": "finetune", "DATA": str(ROOT / "bnbench" / "demo" / "conversations.csv"),
     "BASE": "bnbench-demo/base", "RECIPE": "demo", "TRAIN_ROWS": 4, "TEST_ROWS": 3, "MAX_WORDS": 4, "RATED_ITEMS": 3,
-    "BASE_ID": "org/base",
+    "CARDS": 1, "BASE_ID": "org/base",
 }  # fmt: skip
 
 
