@@ -9,8 +9,8 @@ Every size is a command of its own. CPU seconds are those of all its processes, 
 machine does; peak memory is that of all of them together, looked at ten times a second (Linux). A straight line through
 the sizes says what one more costs, and `off` how far a size is from that line: 15 % is the limit for time.
 
-Measured on 2026-11-28 on two cores of an AMD EPYC (Python 3.11) that had other work to do, which alone moves CPU seconds
-by a third (10,000 generations: 103 and 102 s; 2,000: 27 and 28 s under more load). A million pairs and 100,000
+Measured on 2026-11-28 on two cores of an AMD EPYC (Python 3.11) that had other work to do, which alone moves CPU
+seconds by a third (10,000 generations: 103 and 102 s; 2,000: 27 and 28 s under more load). A million pairs and 100,000
 generations were not run there.
 
 | pairs | CPU s | off | peak MiB | | generations | CPU s | off | peak MiB |
