@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def _hush(quiet: bool) -> bool:
     if quiet:
         logging.getLogger("bnbench").setLevel(logging.WARNING)
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, which was not yet
     return quiet
 
 

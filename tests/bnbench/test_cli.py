@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bnbench import __version__
+from bnbench import __version__, cli
 from bnbench.cli import app
 from bnbench.metrics import BLEU, default_metrics
 
@@ -343,3 +344,15 @@ def test_audit_shows_both_empathy_metrics_beside_the_original_s(tmp_path):
         gates = {check["verdict"] for check in each["checks"] if check["gate"]}
         assert each["passed"] == ("fails" not in gates) and "limit" not in gates
     assert run("audit", "BLEU", "--data", tmp_path / "mine.csv").exit_code == 4
+
+
+def test_quiet_silences_transformers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as its notes on kernels that are not installed, which it writes while a model answers."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "")
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+    level = logging.getLogger("bnbench").level
+    try:
+        cli._hush(True)
+        assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+    finally:
+        logging.getLogger("bnbench").setLevel(level)
