@@ -292,9 +292,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         if request.tokenizer and not any(c.urls for c in request.candidates):
             raise UsageError("--tokenizer is for --endpoint; other candidates have tokenizers of their own")
         for metric in measures.metrics:
-            metric.signature(
-                0
-            )  # names the model that it scores with, which must be there before replies are made for it
+            metric.signature(0)  # names the model that it scores with, which must be there before replies are
         if request.judge and request.judge.pairs and len(request.candidates) < 2:
             raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
         work, path = _prepare(request, measures), request.out / "run.json"

@@ -351,9 +351,7 @@ def read_records(source: str | Path) -> dict[str, Row]:
             hub.HfApi().dataset_info(hub_id["path"], revision=hub_id["revision"], timeout=4)
         except hub.errors.HfHubHTTPError:
             pass  # it can be reached, and `datasets` says what is wrong
-        except (
-            Exception
-        ):  # its HTTP library's; `datasets` would try again for half a minute before it takes the cache's
+        except Exception:  # its HTTP library's; `datasets` would try for half a minute before it takes the cache's
             _log.warning("%s: the hub cannot be reached; what its cache has is read", source)
             hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:

@@ -38,6 +38,7 @@ BASES: dict[str, Any] = {
     "opt": lambda: transformers.OPTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=48, word_embed_proj_dim=32, **SMALL
     ),
+    "xglm": lambda: transformers.XGLMConfig(d_model=32, num_layers=2, attention_heads=2, ffn_dim=48, **SMALL),
     "falcon": lambda: transformers.FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, **SMALL),
     "neox": lambda: transformers.GPTNeoXConfig(**WIDTH, **SMALL),
     "phi3": lambda: transformers.Phi3Config(**WIDTH, num_key_value_heads=1, **SMALL),
