@@ -41,6 +41,7 @@ SAID: dict[str, tuple[str, str]] = {
     "qwen2": (OF_LLAMA, ""), "qwen3": (OF_LLAMA, ""), "mistral": (OF_LLAMA, ""), "gemma3": (OF_LLAMA, ""),
     "gpt2": ("c_attn c_fc c_proj", ""), "opt": ("fc1 fc2 k_proj out_proj q_proj v_proj", ""), "neox": (OF_BLOOM, ""),
     "phi3": ("down_proj gate_up_proj o_proj qkv_proj", ""), "mixtral": (OF_EXPERTS, ""), "qwen3_moe": (OF_EXPERTS, ""),
+    "xglm": ("fc1 fc2 k_proj out_proj q_proj v_proj", OWN),
     "bloom": (OF_BLOOM, OWN), "falcon": (OF_BLOOM, OWN), "gemma2": (OF_LLAMA, OWN),
     "gpt_oss": ("k_proj o_proj q_proj v_proj", OWN), "llama4": (OF_LLAMA, "layers of chunked attention"),
     "mamba": ("dt_proj in_proj x_proj", STATE),
