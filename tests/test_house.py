@@ -44,17 +44,17 @@ TRACE = """
 import sys, threading
 from pathlib import Path
 root, entered = Path(sys.argv.pop(1)), set()
-def seen(frame, event, argument):
-    if event == "call" and frame.f_code.co_flags & 1:
+def seen(frame, event, argument):  # of each call; no line of it is traced, as nothing is returned
+    if frame.f_code.co_flags & 1:
         entered.add(frame.f_code)
 from bnbench.cli import main
-threading.setprofile(seen)
-sys.setprofile(seen)
+threading.settrace(seen)
+sys.settrace(seen)
 try:
     main()
 except SystemExit as ended:
     assert not ended.code
-sys.setprofile(None)
+sys.settrace(None)
 ours = {(Path(c.co_filename).resolve(), c.co_qualname, c.co_firstlineno) for c in entered}
 ours = {
     f for f in ours
@@ -137,19 +137,21 @@ def test_no_module_name_stands_twice() -> None:
 @pytest.mark.xfail(
     strict=True, reason="missed: 50 files and 465 functions, with yardsticks, relevance, clusters, slices, locks"
 )
-def test_evaluation_is_a_short_walk(tmp_path: Path) -> None:
-    files, functions = walk(tmp_path)
+def test_evaluation_is_a_short_walk(walk: tuple[int, int]) -> None:
+    files, functions = walk
     assert files <= 45 and functions <= 400
 
 
-def test_evaluation_walks_no_further_than_it_does(tmp_path: Path) -> None:
-    files, functions = walk(tmp_path)
+def test_evaluation_walks_no_further_than_it_does(walk: tuple[int, int]) -> None:
+    files, functions = walk
     assert files <= 50 and functions <= 470
 
 
-def walk(tmp_path: Path) -> tuple[int, int]:
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
     """How many files and functions of ours `bnbench evaluate` enters."""
-    words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(tmp_path / "run"), "-q"]
+    out = tmp_path_factory.mktemp("walk") / "run"
+    words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(out), "-q"]
     command = [sys.executable, "-c", TRACE, str(ROOT), *words]
     paths = os.pathsep.join([str(Path(bnbench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
