@@ -94,12 +94,12 @@ class Client:
         self.model, self.patience, self._servers = model, patience or Patience(), [_Server(url) for url in urls]
         self._key()
 
-    def models(self) -> list[list[str]]:
-        """The names of the models that each server lists, none where it has no list; a server that is down, or that
-        refuses the key, is known at once.
+    def models(self) -> list[dict[str, str]]:
+        """The names of the models that each server lists, and who owns each, none where it has no list; a server that
+        is down, or that refuses the key, is known at once.
         """
 
-        async def ask() -> list[list[str]]:
+        async def ask() -> list[dict[str, str]]:
             found = []
             async with self._open() as http:
                 for server in self._servers:
@@ -110,8 +110,8 @@ class Client:
                         if error.status in (0, 401, 403):
                             raise
                         listed = None
-                    ids = [m.get("id") for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
-                    found.append([name for name in ids if isinstance(name, str)])
+                    models = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+                    found.append({m["id"]: str(m.get("owned_by")) for m in models if isinstance(m.get("id"), str)})
             return found
 
         return _run(ask())

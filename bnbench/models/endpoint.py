@@ -27,15 +27,8 @@ from bnbench.models.prompts import PROBE, Prompt, Prompter
 VERSION = 1  # raised when the same arguments would give other replies or likelihoods
 TOKENS_PER_WORD = 7.0  # where a server does not say how long a prompt is: Llama-3.1's tokenizer spends 6.8
 COMPLETIONS, CHAT = "completions", "chat/completions"
-_NOT_KNOWN = {
-    200,
-    400,
-    404,
-    405,
-    422,
-    500,
-    501,
-}  # what servers answer to a request that they do not know (200: in words)
+_NOT_KNOWN = {200, 400, 404, 405, 422, 500, 501}  # answers to a request that a server does not know (200: in words)
+_OPTIONAL = {"return_token_ids", "chat_template_kwargs", "min_p"}  # without which the replies are as usual
 
 log = logging.getLogger("bnbench.models")
 
@@ -43,7 +36,8 @@ log = logging.getLogger("bnbench.models")
 @dataclass(frozen=True)
 class Served:
     """How one model is asked. `path` is COMPLETIONS for token ids, else CHAT; `unsupported` are parameters that the
-    server does not take; `likelihoods` by "prompt_logprobs", "echo" or not at all (""); `folds`: no system role.
+    server does not take; `likelihoods` by "prompt_logprobs", "echo" or not at all (""); `folds`: no system role;
+    `owner`: whose server it is by its list of models.
     """
 
     client: Client
@@ -53,6 +47,7 @@ class Served:
     tokens_per_word: float
     likelihoods: str = ""
     folds: bool = False
+    owner: str = ""
 
     def body(self, prompt: Prompt, decoding: Decoding, item: str) -> dict[str, Any]:
         """A request for one reply. What is left out would be the server's choice, so everything is said that it takes:
@@ -63,8 +58,11 @@ class Served:
         extras: dict[str, Any] = {
             "top_p": 1.0 if decoding.greedy else decoding.top_p,
             "top_k": -1 if decoding.greedy else decoding.top_k or -1,
+            "min_p": 0.0,
             "repetition_penalty": decoding.repetition_penalty,
         }
+        if self.owner == "llamacpp":  # which ignores in silence what it does not know, and penalises 64 tokens alone
+            extras |= {"repeat_penalty": extras.pop("repetition_penalty"), "repeat_last_n": 2**17}
         if not decoding.greedy:
             extras["seed"] = item_key(decoding.seed, item)[0] >> 1
         if self.path == COMPLETIONS:
@@ -113,21 +111,20 @@ class EndpointBackend(Backend):
                 system, template = options.format_of(name)
                 told[name] = Prompter.load(files, system=system, template=template, trust_remote_code=trust)
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
-        for candidate in candidates:
-            _check_listed(clients[candidate.name], candidate)
-        self._served = {name: self._find_out(name, client, told.get(name)) for name, client in clients.items()}
+        owners = {c.name: _owner(clients[c.name], c) for c in candidates}
+        self._served = {name: self._find_out(name, clients[name], told.get(name), own) for name, own in owners.items()}
         for name, one in self._served.items():
-            if missing := [p for p in one.unsupported if p not in ("return_token_ids", "chat_template_kwargs")]:
+            if missing := [p for p in one.unsupported if p not in _OPTIONAL]:
                 log.warning("%s: its server does not take %s, so the run does without", name, ", ".join(missing))
         self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
 
-    def _find_out(self, name: str, client: Client, told: Prompter | None) -> Served:
+    def _find_out(self, name: str, client: Client, told: Prompter | None, owner: str) -> Served:
         """How the model may be asked: by token ids if there is a tokenizer and the server takes them, else by chat."""
         plain, per_word = self._prompters[name], TOKENS_PER_WORD
         if told:
             ids, per_word = told.prompt(PROBE).ids, (told.limited(Decoding(max_words=1000)).max_new_tokens or 0) / 1000
             try:
-                served, answer = _negotiate(Served(client, told, COMPLETIONS, (), per_word))
+                served, answer = _negotiate(Served(client, told, COMPLETIONS, (), per_word, owner=owner))
                 if _object(answer.get("usage")).get("prompt_tokens") == len(ids):
                     return _with_likelihoods(served, ids)
             except EndpointError as error:
@@ -136,7 +133,7 @@ class EndpointBackend(Backend):
             log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
         elif self.options.format_of(name)[1] != "auto":
             log.warning("%s: its server writes the prompts, so --template does nothing; give its --tokenizer", name)
-        chat = Served(client, plain, CHAT, (), per_word)
+        chat = Served(client, plain, CHAT, (), per_word, owner=owner)
         try:
             served, _ = _negotiate(chat)
         except EndpointError as error:  # a template that knows no system role
@@ -208,13 +205,15 @@ class EndpointBackend(Backend):
         return [-sum(row[start:]) for row, start in zip(found, starts, strict=True)]
 
 
-def _check_listed(client: Client, candidate: Candidate) -> None:
-    """CandidateError where a server does not serve the model, with what it serves, the nearest name first."""
-    for url, names in zip(candidate.urls, client.models(), strict=True):
+def _owner(client: Client, candidate: Candidate) -> str:
+    """Whose server serves the model; CandidateError where one does not, with what it serves, the nearest name first."""
+    listed = client.models()
+    for url, names in zip(candidate.urls, listed, strict=True):
         # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
         if names and client.model not in names and not Path(client.model).is_dir():
             near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
             raise CandidateError(f"{url} serves no model {client.model!r}; it has {client.words(', '.join(near))}")
+    return listed[0].get(client.model, "")
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:

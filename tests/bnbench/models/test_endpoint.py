@@ -46,11 +46,12 @@ class Model:
     def __init__(self, prompter: Prompter, names: tuple[str, ...] = ("base", "adapter")) -> None:
         self.prompter, self.names = prompter, names
         self.refuses: tuple[str, ...] = ()
+        self.owner = "vllm"
         self.change: Callable[[Any, dict[str, Any], dict[str, Any]], Any] = lambda handler, body, answer: answer
 
     def __call__(self, handler: Any, path: str, body: dict[str, Any]) -> Any:
         if path == "/v1/models":
-            return {"data": [{"id": name} for name in self.names]}
+            return {"data": [{"id": name, "owned_by": self.owner} for name in self.names]}
         if body["model"] not in self.names:
             return handler.say(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
         if refused := [name for name in self.refuses if name in body]:
@@ -146,7 +147,7 @@ def test_with_a_tokenizer_prompts_are_token_ids(serve: Serve, model: Model, demo
     (asked,) = server.posts()[seen - 1 :]
     assert asked == {
         "model": "base", "prompt": list(prompt.ids), "max_tokens": 40, "temperature": 0.0, "top_p": 1.0, "top_k": -1,
-        "repetition_penalty": 1.1, "stop_token_ids": list(demo.stop_ids), "return_token_ids": True,
+        "min_p": 0.0, "repetition_penalty": 1.1, "stop_token_ids": list(demo.stop_ids), "return_token_ids": True,
     }  # fmt: skip
     assert reply.text in REPLIES
     assert (reply.tokens, reply.hit_limit, reply.refused) == (len(demo.answer(reply.text)) - 1, False, False)
@@ -226,6 +227,17 @@ def test_what_a_server_refuses_is_left_out_and_on_record(
     assert made.identity(candidate)["unsupported"] == ["top_k", "repetition_penalty", "return_token_ids"]
     assert "base: its server does not take top_k, repetition_penalty, so the run does without" in caplog.text
     assert "not taking top_k, repetition_penalty, return_token_ids" in made.precision["reason"]
+
+
+def test_llama_cpp_is_asked_in_its_own_words(serve: Serve, model: Model) -> None:
+    # It takes every name and reads its own alone: greedy replies would go without the penalty, and loop.
+    model.owner = "llamacpp"
+    server = serve(model)
+    made = backend(server)
+    made.generate(*made.candidates, [made.prompter(made.candidates[0]).prompt(PROBE)], ["a"], Decoding())
+    asked = server.posts()[-1]
+    assert (asked["repeat_penalty"], asked["repeat_last_n"], asked["min_p"]) == (1.1, 2**17, 0.0)
+    assert "repetition_penalty" not in asked
 
 
 def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Model, demo: Prompter) -> None:
