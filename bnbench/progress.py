@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from logging import ERROR, WARNING, Formatter, LogRecord, disable, getLogger
 from pathlib import Path
 
@@ -69,13 +69,6 @@ class Stage:
             self.shown = now
             self._tell(f" · {rate}")
 
-    def close(self) -> None:
-        """Ends the stage's display."""
-        if self.bar:
-            self.bar.stop()
-        else:
-            self._tell(f" in {time.monotonic() - self.start:.1f} s")
-
     def _tell(self, how: str) -> None:
         if not self.quiet:
             print(f"{self.name}: {self.done}/{self.total}{how}", file=sys.stderr, flush=True)
@@ -84,8 +77,14 @@ class Stage:
 @contextmanager
 def stage(name: str, total: int, *, quiet: bool = False) -> Iterator[Stage]:
     """Shows one stage of `total` items while the block runs, which calls `advance` after each batch."""
-    with closing(Stage(name, total, quiet=quiet)) as one:
+    one = Stage(name, total, quiet=quiet)
+    try:
         yield one
+    finally:
+        if one.bar:
+            one.bar.stop()
+        else:
+            one._tell(f" in {time.monotonic() - one.start:.1f} s")
 
 
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
@@ -95,8 +94,6 @@ getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 def quiet_beside_the_first() -> None:
     """Of processes that a launcher started together (RANK is their number) the first speaks; all tell errors."""
-    if "LOCAL_RANK" not in os.environ:
-        return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's warning that every matrix has a gradient
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives

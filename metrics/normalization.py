@@ -109,10 +109,6 @@ _TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
 _TO_BENGALI = {0x30 + d: 0x09E6 + d for d in range(10)}
 
 
-def _digits(run: re.Match[str]) -> str:
-    return run[0].translate(_TO_ASCII if _LATIN.search(run[0]) else _TO_BENGALI)
-
-
 def _pipe(match: re.Match[str]) -> str:
     """A danda for a | that follows a Bengali word (or a number after one) on its line."""
     line = match.string[max(0, match.start() - 40) : match.start()].rpartition("\n")[2].replace("|", "")
@@ -173,7 +169,10 @@ RULES = (
     # a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ
     Rule("visarga", partial(_COLON.sub, lambda match: f"{match[1] or match[2]}\u0983")),
     # Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali
-    Rule("digits", partial(_DIGIT_RUN.sub, _digits)),
+    Rule(
+        "digits",
+        partial(_DIGIT_RUN.sub, lambda run: run[0].translate(_TO_ASCII if _LATIN.search(run[0]) else _TO_BENGALI)),
+    ),
     # ৷ (currency numerator four) and | after a Bengali word are typed for danda
     Rule("danda", lambda text: _PIPE.sub(_pipe, text.replace("\u09f7", "।")), "sentence"),
     # . ends a sentence as danda does, but not in an abbreviation
@@ -260,9 +259,23 @@ class Normalizer:
         return self(text) if beyond or self.profile != "bn1" else text
 
     @property
+    @lru_cache(maxsize=64)  # noqa: B019 - one memory for all equal ones is what is wanted
     def words(self) -> Memo[str]:
         """Whitespace-delimited words after the rules that see no further (other profiles than bn1 have done all)."""
-        return _words(self)
+        rules = self._scoped("word") if self.profile == "bn1" else []
+        for_plain = [rule for rule in rules if rule.name in _RULES_FOR_PLAIN]
+
+        def normalised(word: str) -> str:
+            if UNCHANGED.fullmatch(word):
+                return word
+            before, applied = "", for_plain if _PLAIN.fullmatch(word) else rules
+            while word != before:  # what one rule takes away may join what a rule before it looks for
+                before = word
+                for rule in applied:
+                    word = rule.apply(word)
+            return word
+
+        return Memo(normalised)
 
     def _scoped(self, scope: str) -> list[Rule]:
         return [rule for rule in RULES if scope in rule.scope and rule.name not in self.off]
@@ -272,25 +285,6 @@ class Normalizer:
 def _indicnlp():  # type: ignore[no-untyped-def]  # the library has no types
     module = require("indicnlp.normalize.indic_normalize", extra="compare", by='the normalisation profile "indicnlp"')
     return module.IndicNormalizerFactory().get_normalizer("bn")
-
-
-@lru_cache(maxsize=64)
-def _words(normalizer: Normalizer) -> Memo[str]:
-    """The words that a normaliser has met: one memory for all equal ones."""
-    rules = normalizer._scoped("word") if normalizer.profile == "bn1" else []
-    for_plain = [rule for rule in rules if rule.name in _RULES_FOR_PLAIN]
-
-    def normalised(word: str) -> str:
-        if UNCHANGED.fullmatch(word):
-            return word
-        before, applied = "", for_plain if _PLAIN.fullmatch(word) else rules
-        while word != before:  # what one rule takes away may join what a rule before it looks for
-            before = word
-            for rule in applied:
-                word = rule.apply(word)
-        return word
-
-    return Memo(normalised)
 
 
 def normalizer(profile: str | Normalizer = "bn1", off: Collection[str] = ()) -> Normalizer:

@@ -339,11 +339,11 @@ def read_records(source: str | Path) -> dict[str, Row]:
 
     A hub data set is `owner/name`, `owner/name:configuration`, and either with `@revision`.
     """
-    check_source(source)
     if _is_file(path := Path(source)):
         if records := {place(path, number): row for number, row in iter_table(path)}:
             return records
         raise CorpusError(f"{source}: the file has no rows")
+    check_source(source)
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     hub = require("huggingface_hub", extra="models")
     if hub_id and not hub.constants.HF_HUB_OFFLINE:

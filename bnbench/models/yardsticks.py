@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bnbench.data.corpus import Example
-from bnbench.metrics.core import Metric, Texts
+from bnbench.metrics.core import Metric, Texts, statistics
 from bnbench.metrics.empathy.encoder import load_encoder
-from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.tokenization import split_sentences
 from bnbench.progress import stage
 from bnbench.records import YardstickRecord, write_scores
