@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import RunError, UsageError
-from bnbench.metrics.audit.findings import RECORD, read_audits
+from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
@@ -37,7 +37,6 @@ from bnbench.metrics.significance import (
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
-from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
 LEVEL = 0.95
