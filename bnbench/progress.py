@@ -65,13 +65,9 @@ class Stage:
         rate = f"{note}{note and ' · '}{self.done / seconds:.1f} items/s{tokens_per_second} · {remains}"
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
-        elif now - self.shown >= PLAIN_EVERY_SECONDS:
+        elif not self.quiet and now - self.shown >= PLAIN_EVERY_SECONDS:
             self.shown = now
-            self._tell(f" · {rate}")
-
-    def _tell(self, how: str) -> None:
-        if not self.quiet:
-            print(f"{self.name}: {self.done}/{self.total}{how}", file=sys.stderr, flush=True)
+            print(f"{self.name}: {self.done}/{self.total} · {rate}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -83,12 +79,13 @@ def stage(name: str, total: int, *, quiet: bool = False) -> Iterator[Stage]:
     finally:
         if one.bar:
             one.bar.stop()
-        else:
-            one._tell(f" in {time.monotonic() - one.start:.1f} s")
+        elif not one.quiet:
+            took = time.monotonic() - one.start
+            print(f"{name}: {one.done}/{total} in {took:.1f} s", file=sys.stderr, flush=True)
 
 
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
-# would have served a path that `models.four_bits` never takes. The import is what warns, so this stands before it.
+# would have served a path that `models.precision` never takes. The import is what warns, so this stands before it.
 getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 

@@ -1,5 +1,5 @@
-"""What an audit found: checks with verdicts, how scorers agree with the labels, as text and as files; and what that says
-of a metric that scored elsewhere, with the very same signature.
+"""What an audit found: checks with verdicts, how scorers agree with the labels, as text and as files; and what that
+says of a metric that scored elsewhere, with the very same signature.
 
 Those of the shipped empathy metrics are on record (`scripts/record_audits.py`), so that reports need not make them.
 """
