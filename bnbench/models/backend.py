@@ -197,22 +197,12 @@ class LocalModels(Backend):
                 if len(shape) == 2 and shape[1] == getattr(self.text, "hidden_size", 0):
                     rows = max(rows, shape[0])
             rows = max(rows, 1 + max(trained_tokens(files) if files else (), default=-1))
-            telling = {
-                *TOKENIZERS,
-                TEMPLATE_FILE,
-                TOKENIZER_CONFIG,
-                TRAINING,
-            }  # how it was trained says how it is asked
+            telling = {*TOKENIZERS, TEMPLATE_FILE, TOKENIZER_CONFIG, TRAINING}  # the last says how it was asked
             own = files.folder if files and files.names() & telling else None
             system, template = options.format_of(c.name)
             if (key := (own, system, template)) not in made:
-                how: dict[str, Any] = {
-                    "adapter": own,
-                    "system": system,
-                    "template": template,
-                    "trust_remote_code": trust,
-                }
-                made[key] = Prompter.load(self.files, **how)
+                how: dict[str, Any] = {"system": system, "template": template, "trust_remote_code": trust}
+                made[key] = Prompter.load(self.files, adapter=own, **how)
             made[key].check_vocabulary(files.label if files else self.files.label, rows)
             self._prompters[c.name] = made[key]
         self._asked = self._prompters[first.name]
