@@ -27,15 +27,8 @@ from bnbench.models.prompts import PROBE, Prompt, Prompter
 VERSION = 1  # raised when the same arguments would give other replies or likelihoods
 TOKENS_PER_WORD = 7.0  # where a server does not say how long a prompt is: Llama-3.1's tokenizer spends 6.8
 COMPLETIONS, CHAT = "completions", "chat/completions"
-_NOT_KNOWN = {
-    200,
-    400,
-    404,
-    405,
-    422,
-    500,
-    501,
-}  # what servers answer to a request that they do not know (200: in words)
+# What servers answer to a request that they do not know (200: in words).
+_NOT_KNOWN = {200, 400, 404, 405, 422, 500, 501}
 
 log = logging.getLogger("bnbench.models")
 
