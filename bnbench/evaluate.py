@@ -184,10 +184,11 @@ def make_request(
     choose_measures(options["primary"], metrics, weights, rater)
     given = (base, adapters, predictions, endpoints)
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
+    formats = {"system": systems, "template": templates}
+    options |= {name: by_name(texts, candidates) for name, texts in formats.items() if texts}
     return EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, columns, sizes, split,
-        system=by_name(systems, candidates), template=by_name(templates, candidates), metrics=tuple(metrics),
-        combine=weights, judge=rater, **options,
+        metrics=tuple(metrics), combine=weights, judge=rater, **options,
     )  # fmt: skip
 
 
@@ -535,20 +536,19 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
         of_items = [replies[name, e.id, 0] for e, _ in items]
         numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in of_items]
         known = all(n is not None for row in numbers for n in row)
-        cut = [g.hit_limit for g in own]
-        texts = Texts.of(
-            [without_thoughts(g.reply) for g in own],
-            [e.reference for e, _ in items],
-            [f"{e.title} {e.question}".strip() for e, _ in items],
-            np.array(numbers, dtype=np.float64) if known else None,
-            None if None in cut else [bool(limit) for limit in cut],
-        )
-        others = {n: m for n, m in draws.items() if n != name}
+        cut, others = [g.hit_limit for g in own], {n: m for n, m in draws.items() if n != name}
         rivals = tuple(
             tuple(without_thoughts(replies[n, e.id, sample % m].reply) for n, m in others.items())
             for e, sample in items
         )
-        found[name] = replace(texts, rivals=rivals if others else None)
+        found[name] = Texts(
+            tuple(without_thoughts(g.reply) for g in own),
+            tuple((e.reference,) for e, _ in items),
+            tuple(f"{e.title} {e.question}".strip() for e, _ in items),
+            np.array(numbers, dtype=np.float64) if known else None,
+            None if None in cut else tuple(map(bool, cut)),
+            rivals if others else None,
+        )
     return found
 
 

@@ -261,8 +261,7 @@ def rank(
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
     how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
-    lacking = [e.name for e in entries if primary not in e.tables]
-    if lacking:
+    if lacking := [e.name for e in entries if primary not in e.tables]:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary, len(runs) > 1)

@@ -106,8 +106,13 @@ class EndpointBackend(Backend):
                 system, template = options.format_of(name)
                 told[name] = Prompter.load(files, system=system, template=template, trust_remote_code=trust)
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
-        for candidate in candidates:
-            _check_listed(clients[candidate.name], candidate)
+        for candidate, client in zip(candidates, clients.values(), strict=True):
+            for url, names in zip(candidate.urls, client.models(), strict=True):
+                # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
+                if names and client.model not in names and not Path(client.model).is_dir():
+                    near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
+                    served = client.words(", ".join(near))
+                    raise CandidateError(f"{url} serves no model {client.model!r}; it has {served}")
         self._served = {name: self._find_out(name, client, told.get(name)) for name, client in clients.items()}
         for name, one in self._served.items():
             if missing := [p for p in one.unsupported if p not in ("return_token_ids", "chat_template_kwargs")]:
@@ -199,15 +204,6 @@ class EndpointBackend(Backend):
         if not all(found):
             raise EndpointError(f"{candidate.location}: its server gave log-probabilities, and gives none any more")
         return [-sum(row[start:]) for row, start in zip(found, starts, strict=True)]
-
-
-def _check_listed(client: Client, candidate: Candidate) -> None:
-    """CandidateError where a server does not serve the model, with what it serves, the nearest name first."""
-    for url, names in zip(candidate.urls, client.models(), strict=True):
-        # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
-        if names and client.model not in names and not Path(client.model).is_dir():
-            near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
-            raise CandidateError(f"{url} serves no model {client.model!r}; it has {client.words(', '.join(near))}")
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
