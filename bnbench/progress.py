@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from logging import ERROR, WARNING, Formatter, LogRecord, disable, getLogger
 from pathlib import Path
 
@@ -65,23 +65,27 @@ class Stage:
         rate = f"{note}{note and ' · '}{self.done / seconds:.1f} items/s{tokens_per_second} · {remains}"
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
-        elif not self.quiet and now - self.shown >= PLAIN_EVERY_SECONDS:
+        elif now - self.shown >= PLAIN_EVERY_SECONDS:
             self.shown = now
-            print(f"{self.name}: {self.done}/{self.total} · {rate}", file=sys.stderr, flush=True)
+            self._tell(f" · {rate}")
+
+    def close(self) -> None:
+        """Ends the stage's display."""
+        if self.bar:
+            self.bar.stop()
+        else:
+            self._tell(f" in {time.monotonic() - self.start:.1f} s")
+
+    def _tell(self, how: str) -> None:
+        if not self.quiet:
+            print(f"{self.name}: {self.done}/{self.total}{how}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def stage(name: str, total: int, *, quiet: bool = False) -> Iterator[Stage]:
     """Shows one stage of `total` items while the block runs, which calls `advance` after each batch."""
-    one = Stage(name, total, quiet=quiet)
-    try:
+    with closing(Stage(name, total, quiet=quiet)) as one:
         yield one
-    finally:
-        if one.bar:
-            one.bar.stop()
-        elif not one.quiet:
-            took = time.monotonic() - one.start
-            print(f"{name}: {one.done}/{total} in {took:.1f} s", file=sys.stderr, flush=True)
 
 
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
