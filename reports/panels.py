@@ -234,18 +234,8 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(columns, rows, caption, "Ranking")
-    blocks: list[Block] = [Sentences((about,), "lead", Pen.HTML), _intervals(ranking, primary), table]
-    # What yardsticks score, and whom the verdict speaks of against them.
-    if held := [y for y in ranking.yardsticks if primary.metric in y.scores]:
-        who, rows = subject(ranking).candidate, []
-        for y in held:
-            score, c = y.scores[primary.metric], y.versus[who].get(primary.metric)
-            rows.append([Name(y.label), primary.number(score.value), primary.interval(score), *_difference(c, primary)])
-        columns = [Column("yardstick", "name"), Column(primary.label), Column("95 %", "interval")]
-        columns += [Column(f"Δ of {name(who, 12)}"), Column("95 %", "interval"), Column("p"), Column("", "outcome")]
-        made_by = "replies that nobody made for the message, without a rank (p unadjusted)"
-        blocks.append(Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks"))
-    blocks.append(Sentences((how,) if several else (), "lead", Pen.HTML))
+    first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
+    blocks: list[Block] = [first, _intervals(ranking, primary), table, *_yardsticks(ranking, primary), last]
     yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
 
 
@@ -283,6 +273,20 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     caption += "; the dotted line is the best yardstick, below which a score says nothing" if floor is not None else ""
     ticks = tuple((at, number(value, decimals)) for at, value in marks)
     return Intervals(tuple(bars), ticks, f"{caption}.")
+
+
+def _yardsticks(ranking: Ranking, primary: Value) -> Iterator[Table]:
+    """What yardsticks score on the primary value, and whom the verdict speaks of against them."""
+    who = subject(ranking).candidate
+    columns = [Column("yardstick", "name"), Column(primary.label), Column("95 %", "interval")]
+    columns += [Column(f"Δ of {name(who, 12)}"), Column("95 %", "interval"), Column("p"), Column("", "outcome")]
+    rows: list[list[Cell]] = []
+    for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
+        score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
+        rows.append([Name(y.label), primary.number(score.value), primary.interval(score), *versus])
+    if rows:
+        made_by = "replies that nobody made for the message, without a rank (p unadjusted)"
+        yield Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")
 
 
 def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
