@@ -156,7 +156,8 @@ def _root(version: Annotated[bool, Option("--version", help="Print the version."
 
 def main() -> None:
     """The entry point of the command `bnbench`."""
-    quiet_beside_the_first()
+    if "LOCAL_RANK" in os.environ:
+        quiet_beside_the_first()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console without Bengali, or a file name that is not UTF-8
             stream.reconfigure(errors="backslashreplace")

@@ -29,8 +29,7 @@ from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
-from bnbench.metrics.core import Metric, Texts
-from bnbench.metrics.evaluation import statistics
+from bnbench.metrics.core import Metric, Texts, statistics
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
@@ -185,10 +184,11 @@ def make_request(
     choose_measures(options["primary"], metrics, weights, rater)
     given = (base, adapters, predictions, endpoints)
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
+    formats = {"system": systems, "template": templates}
+    options |= {name: by_name(texts, candidates) for name, texts in formats.items() if texts}
     return EvaluationRequest(
         candidates, out or default_folder(candidates, data), data, columns, sizes, split,
-        system=by_name(systems, candidates), template=by_name(templates, candidates), metrics=tuple(metrics),
-        combine=weights, judge=rater, **options,
+        metrics=tuple(metrics), combine=weights, judge=rater, **options,
     )  # fmt: skip
 
 
@@ -254,9 +254,7 @@ def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequen
 
 
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
-    """RunError where the run in the folder began with another primary metric or combined score."""
-    if request.overwrite or not (request.out / "run.json").is_file():
-        return
+    """RunError where the run that lies in the folder began with another primary metric or combined score."""
     began = records.read_record(request.out)
     pairs = ((began.combined.get(n, 0), measures.weights.get(n, 0)) for n in {*began.combined, *measures.weights})
     if began.primary_metric != measures.primary:
@@ -280,7 +278,9 @@ def evaluate(request: EvaluationRequest) -> Path:
     """
     with records.alone(request.out):
         measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
-        _check_declared(request, measures)
+        path = request.out / "run.json"
+        if path.is_file() and not request.overwrite:
+            _check_declared(request, measures)
         kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
         _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
         if request.samples > 1 and request.decoding.greedy:
@@ -295,7 +295,7 @@ def evaluate(request: EvaluationRequest) -> Path:
             metric.signature(0)  # names the model that it scores with, which must be there before replies are
         if request.judge and request.judge.pairs and len(request.candidates) < 2:
             raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
-        work, path = _prepare(request, measures), request.out / "run.json"
+        work = _prepare(request, measures)
         # A server shows what it gives only when it is asked.
         _check_needs(request, measures, work.silent)
         plan = _plan(work)
@@ -489,12 +489,31 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
     try:
         with stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
-                start, name = time.monotonic(), batch.entrant.candidate.name
-                generations = _answer(work, batch)
+                start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
+                prompts = [entrant.prompts[i] for i, _ in batch.items]
+                examples = [(work.examples[i], sample) for i, sample in batch.items]
+                # Sampling noise belongs to the item, and to which of its replies it is.
+                named = [f"{e.id}#{sample}" if sample else e.id for e, sample in examples]
+                replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
+                if len(replies) != len(prompts):
+                    raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
+                rows: list[Any] = [(None,) * 4] * len(prompts)
+                if first := [at for at, (_, sample) in enumerate(examples) if not sample]:
+                    # The likelihood of an item's reference, once.
+                    references = [examples[at][0].reference for at in first]
+                    scored = entrant.backend.score(entrant.candidate, [prompts[at] for at in first], references)
+                    for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
+                        rows[at] = (nll, *map(int, counts))
+                generations = [
+                    records.Generation(
+                        key, name, e.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused, sample)
+                    )
+                    for key, (e, sample), reply, row in zip(batch.keys, examples, replies, rows, strict=True)
+                ]
                 records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
-                    peaks = (record.peak_memory_bytes, batch.entrant.backend.peak_memory_bytes())
+                    peaks = (record.peak_memory_bytes, entrant.backend.peak_memory_bytes())
                     record = replace(
                         record,
                         candidates=tuple(replace(c, seconds=seconds[c.name]) for c in record.candidates),
@@ -507,28 +526,6 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
     return record
 
 
-def _answer(work: Work, batch: Batch) -> list[records.Generation]:
-    """The replies of one batch, and the likelihood of each item's reference."""
-    entrant, candidate = batch.entrant, batch.entrant.candidate
-    prompts, examples = [entrant.prompts[i] for i, _ in batch.items], [work.examples[i] for i, _ in batch.items]
-    # Sampling noise belongs to the item, and to which of its replies it is.
-    named = [f"{e.id}#{sample}" if sample else e.id for e, (_, sample) in zip(examples, batch.items, strict=True)]
-    replies = entrant.backend.generate(candidate, prompts, named, entrant.decoding)
-    if len(replies) != len(prompts):
-        raise RuntimeError(f"{candidate.name} gave {len(replies)} replies to {len(prompts)} prompts")
-    rows: list[Any] = [(None,) * 4] * len(prompts)
-    if first := [at for at, (_, sample) in enumerate(batch.items) if not sample]:  # the reference is scored once
-        scored = entrant.backend.score(candidate, [prompts[i] for i in first], [examples[i].reference for i in first])
-        for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
-            rows[at] = (nll, *map(int, counts))
-    return [
-        records.Generation(
-            key, candidate.name, example.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused, sample)
-        )
-        for key, example, reply, row, (_, sample) in zip(batch.keys, examples, replies, rows, batch.items, strict=True)
-    ]
-
-
 def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:
     """What is scored of each candidate, in the order of the items, all replies to an item together."""
     replies = {(g.candidate, g.id, g.sample): g for g in generations}
@@ -539,20 +536,19 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
         of_items = [replies[name, e.id, 0] for e, _ in items]
         numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in of_items]
         known = all(n is not None for row in numbers for n in row)
-        cut = [g.hit_limit for g in own]
-        texts = Texts.of(
-            [without_thoughts(g.reply) for g in own],
-            [e.reference for e, _ in items],
-            [f"{e.title} {e.question}".strip() for e, _ in items],
-            np.array(numbers, dtype=np.float64) if known else None,
-            None if None in cut else [bool(limit) for limit in cut],
-        )
-        others = {n: m for n, m in draws.items() if n != name}
+        cut, others = [g.hit_limit for g in own], {n: m for n, m in draws.items() if n != name}
         rivals = tuple(
             tuple(without_thoughts(replies[n, e.id, sample % m].reply) for n, m in others.items())
             for e, sample in items
         )
-        found[name] = replace(texts, rivals=rivals if others else None)
+        found[name] = Texts(
+            tuple(without_thoughts(g.reply) for g in own),
+            tuple((e.reference,) for e, _ in items),
+            tuple(f"{e.title} {e.question}".strip() for e, _ in items),
+            np.array(numbers, dtype=np.float64) if known else None,
+            None if None in cut else tuple(map(bool, cut)),
+            rivals if others else None,
+        )
     return found
 
 

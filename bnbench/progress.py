@@ -89,14 +89,12 @@ def stage(name: str, total: int, *, quiet: bool = False) -> Iterator[Stage]:
 
 
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
-# would have served a path that `models.four_bits` never takes. The import is what warns, so this stands before it.
+# would have served a path that `models.precision` never takes. The import is what warns, so this stands before it.
 getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 
 def quiet_beside_the_first() -> None:
     """Of processes that a launcher started together (RANK is their number) the first speaks; all tell errors."""
-    if "LOCAL_RANK" not in os.environ:
-        return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's warning that every matrix has a gradient
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives

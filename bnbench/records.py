@@ -493,7 +493,7 @@ def read_lines(kind: type[Record], path: Path) -> list[Record]:
     for number, line in enumerate(_whole_lines(path) if path.exists() else (), 1):
         try:
             value = json.loads(line)
-            if isinstance(value, dict) and "sha256" in value and not _is_as_written(line):
+            if isinstance(value, dict) and "sha256" in value and line != _with_sha(line.rpartition(_SHA)[0]):
                 why = "it was edited since it was written"
                 if line.startswith(b"\xef\xbb\xbf"):
                     why = "an editor put a byte order mark before it"
@@ -510,15 +510,12 @@ def read_lines(kind: type[Record], path: Path) -> list[Record]:
 
 def _whole_lines(path: Path) -> list[bytes]:
     *lines, last = path.read_bytes().split(b"\n")
-    return [*lines, last] if _is_as_written(last) else lines  # an editor took its newline, and no more
-
-
-def _is_as_written(line: bytes) -> bool:
-    before, sign, _ = line.rpartition(_SHA)
-    return bool(sign) and line == _with_sha(before)
+    is_whole = last == _with_sha(last.rpartition(_SHA)[0])  # an editor took its newline, and no more
+    return [*lines, last] if is_whole else lines
 
 
 def _with_sha(text: bytes) -> bytes:
+    """A line with its hash behind `text`; of one as it was written, what stands before `_SHA` makes it again."""
     return text + _SHA + hashlib.sha256(text).hexdigest()[:16].encode() + b'"}'
 
 
@@ -637,7 +634,7 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
             file.seek(end - 1)
             if file.read() != b"\n":
                 torn = path.read_bytes().rpartition(b"\n")[2]
-                if _is_as_written(torn):
+                if torn == _with_sha(torn.rpartition(_SHA)[0]):
                     file.write(b"\n")
                 else:
                     file.truncate(end - len(torn))

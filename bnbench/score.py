@@ -14,8 +14,8 @@ from bnbench.data.chat import without_thoughts
 from bnbench.data.join import ReplyRow, TextFile, join
 from bnbench.errors import CorpusError, InputError, UsageError
 from bnbench.metrics.combined import CombinedScore
-from bnbench.metrics.core import Metric, Result, Texts
-from bnbench.metrics.evaluation import PART, evaluate_stream
+from bnbench.metrics.core import PART, Metric, Result, Texts
+from bnbench.metrics.evaluation import evaluate_stream
 from bnbench.metrics.original import OriginalScores, original_scores
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.progress import stage

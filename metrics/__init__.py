@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from bnbench.metrics.bleu import BLEU
     from bnbench.metrics.chrf import ChrF, ChrFPlusPlus
     from bnbench.metrics.combined import Combined, CombinedScore, combine, combined_result
-    from bnbench.metrics.core import MeanMetric, Metric, Result, Texts, paired_test, table_of
+    from bnbench.metrics.core import MeanMetric, Metric, Result, Texts, paired_test, statistics, table_of
     from bnbench.metrics.degeneration import Degeneration, Diversity
     from bnbench.metrics.empathy.keyword import KeywordEmpathy
     from bnbench.metrics.empathy.semantic import SemanticEmpathy
-    from bnbench.metrics.evaluation import evaluate_pairs, evaluate_stream, statistics
+    from bnbench.metrics.evaluation import evaluate_pairs, evaluate_stream
     from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError
     from bnbench.metrics.normalization import Normalizer, flags, normalize
     from bnbench.metrics.original import original_scores

@@ -20,10 +20,13 @@ from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.significance import Interval, PairedResult, block_sums, bootstrap, paired_tests
 
 FloatArray = npt.NDArray[np.float64]
+Progress = Callable[[int], object] | None
 Made = TypeVar("Made")
 
 SCORING_VERSION = "0.3"
 """Part of every signature: it moves when a score can move, not with each release."""
+PART = 2_000
+"""Replies whose derived texts (tokens, n-grams) are held at once."""
 _log = logging.getLogger("bnbench")
 
 
@@ -274,7 +277,8 @@ class Texts:
         for row, references in enumerate(self.references or ()):
             if not references:
                 raise InputError(f"row {row}: no reference; give at least one (an empty string is allowed)")
-        texts = {"reply": self.replies, "message": self.messages or (), "reference": self.reference_texts()}
+        every = (text for references in self.references or () for text in references)
+        texts: dict[str, Iterable[str]] = {"reply": self.replies, "message": self.messages or (), "reference": every}
         for what, some in texts.items():
             for row, text in enumerate(some):
                 if not isinstance(text, str):
@@ -332,20 +336,39 @@ class Texts:
             raise InputError(f"{len(self)} replies but {len(clusters)} clusters: name the cluster of each reply")
         return clusters
 
-    def part(self, rows: slice) -> Texts:
-        """The texts of some rows, with nothing derived yet."""
+    def parts(self, size: int = PART) -> Iterator[Texts]:
+        """The texts, `size` replies at a time, with nothing derived yet."""
         columns = (self.replies, self.references, self.messages, self.likelihoods, self.cut, self.rivals)
-        return Texts(*(None if column is None else column[rows] for column in columns))  # type: ignore[arg-type]
-
-    def reference_texts(self) -> Iterator[str]:
-        """Every reference, those of the first reply first."""
-        return (text for references in self.references or () for text in references)
+        for at in range(0, len(self), size):
+            yield Texts(*(None if one is None else one[at : at + size] for one in columns))  # type: ignore[arg-type]
 
     def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` gives, made once for each key."""
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]  # type: ignore[no-any-return]
+
+
+def statistics(texts: Texts, metrics: Sequence[Metric], progress: Progress = None) -> list[FloatArray]:
+    """The table of each metric, (n, k) in the order of `metrics`, counted some replies at a time.
+
+    Raises `InputError` for something that a metric needs and lacks, and for parts of a combined score in two settings.
+    """
+    for metric in metrics:
+        metric.check(texts)
+    counted = {metric.name: metric for metric in metrics if not metric.parts}
+    for part in (part for metric in metrics for part in metric.parts):
+        other = counted.setdefault(part.name, part)
+        if other is not part and other.signature(0) != part.signature(0):
+            raise InputError(f"a combined score reads {part.signature(0)}; beside it stands {other.signature(0)}")
+    tables: dict[str, list[FloatArray]] = {name: [np.empty((0, len(m.columns)))] for name, m in counted.items()}
+    for piece in texts.parts():
+        for name, metric in counted.items():
+            tables[name].append(metric.statistics(piece))
+        if progress is not None:
+            progress(len(piece))
+    whole = {name: np.vstack(table) for name, table in tables.items()}
+    return [table_of(metric, whole) for metric in metrics]
 
 
 def sequence(what: str, given: Any) -> tuple[Any, ...]:

@@ -87,7 +87,7 @@ class Degeneration(LexicalMetric):
         """n x 19: four counts of what is known, one 0/1 per flag, and counts of letters and 4-grams."""
         rows: list[list[float]] = []
         words = partial(_words, texts, self.preparation)
-        read = _readings(texts, self.preparation)
+        read = texts.derived(("readings", self.preparation), partial(_readings, texts, self.preparation))
         known = [1, texts.cut is not None, texts.messages is not None, texts.references is not None]
         for at, raw in enumerate(texts.replies):
             seen, reply, (own, letters, foreign, loops) = flags(raw), self.preparation.normalizer(raw), read[at]
@@ -161,7 +161,9 @@ def nonsense(texts: Texts) -> BoolArray:
 
     Whatever a scorer finds in one is chance.
     """
-    rows = zip(texts.replies, _readings(texts, preparation()), strict=True)
+    prepared = preparation()
+    read_of = texts.derived(("readings", prepared), partial(_readings, texts, prepared))
+    rows = zip(texts.replies, read_of, strict=True)
     return np.array([
         not read.words or read.loops or 2 * (read.foreign + (lost := raw.count("\ufffd"))) > read.letters + lost
         for raw, read in rows
@@ -169,15 +171,14 @@ def nonsense(texts: Texts) -> BoolArray:
 
 
 def _readings(texts: Texts, prepared: Preparation) -> list[_Reading]:
-    def read(raw: str) -> _Reading:
-        words = _words(texts, prepared, raw)
+    found = []
+    for words in (_words(texts, prepared, raw) for raw in texts.replies):
         text, pairs = " ".join(words), len(words) - 1
         foreign = len(_FOREIGN_LETTER.findall(text))
         loops = pairs - len(set(pairwise(words))) > 2 and loop(words, _times_words)  # any has three pairs again
         loops = loops or any(loop(word, _times_letters) for word in words if len(word) >= 10 and _LETTER.search(word))
-        return _Reading(words, foreign + len(_BENGALI_LETTER.findall(text)), foreign, loops)
-
-    return texts.derived(("readings", prepared), lambda: list(map(read, texts.replies)))
+        found.append(_Reading(words, foreign + len(_BENGALI_LETTER.findall(text)), foreign, loops))
+    return found
 
 
 def loop(symbols: Block, times: Callable[[Block], float]) -> bool:

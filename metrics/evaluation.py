@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from multiprocessing import parent_process
 from threading import Thread
 from typing import Any
@@ -13,15 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.core import FloatArray, Metric, Result, Texts, table_of
+from bnbench.metrics.core import FloatArray, Metric, Progress, Result, Texts, statistics
 from bnbench.metrics.exceptions import BnbenchError, InputError
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import BLOCKS
-
-Progress = Callable[[int], object] | None
-
-PART = 2_000
-"""Replies whose derived texts (tokens, n-grams) are held at once."""
 
 
 class Results(dict[str, Result]):
@@ -85,7 +80,7 @@ def evaluate_stream(
     chosen = _named(metrics)
     sums = [np.zeros((BLOCKS, len(metric.columns))) for metric in chosen]
     n = 0
-    for tables in _tables((piece for texts in stream for piece in parts(texts)), chosen, workers):
+    for tables in _tables((piece for texts in stream for piece in texts.parts()), chosen, workers):
         rows = np.arange(n, n + len(tables[0])) % BLOCKS
         for total, table in zip(sums, tables, strict=True):
             total[rows] += table
@@ -134,30 +129,6 @@ def _begin_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=watch, daemon=True).start()
-
-
-def statistics(texts: Texts, metrics: Sequence[Metric], progress: Progress = None) -> list[FloatArray]:
-    """The table of each metric, (n, k) in the order of `metrics`; raises as `evaluate_pairs` does."""
-    for metric in metrics:
-        metric.check(texts)
-    counted = {metric.name: metric for metric in metrics if not metric.parts}
-    for part in (part for metric in metrics for part in metric.parts):
-        other = counted.setdefault(part.name, part)
-        if other is not part and other.signature(0) != part.signature(0):
-            raise InputError(f"a combined score reads {part.signature(0)}; beside it stands {other.signature(0)}")
-    tables: dict[str, list[FloatArray]] = {name: [np.empty((0, len(m.columns)))] for name, m in counted.items()}
-    for piece in parts(texts):
-        for name, metric in counted.items():
-            tables[name].append(metric.statistics(piece))
-        if progress is not None:
-            progress(len(piece))
-    whole = {name: np.vstack(table) for name, table in tables.items()}
-    return [table_of(metric, whole) for metric in metrics]
-
-
-def parts(texts: Texts, size: int = PART) -> Iterable[Texts]:
-    """The texts, `size` replies at a time."""
-    return (texts.part(slice(start, start + size)) for start in range(0, len(texts), size))
 
 
 def _named(metrics: Sequence[str | Metric]) -> list[Metric]:

@@ -260,9 +260,23 @@ class Normalizer:
         return self(text) if beyond or self.profile != "bn1" else text
 
     @property
+    @lru_cache(maxsize=64)  # noqa: B019 - one memory for all equal ones is what is wanted
     def words(self) -> Memo[str]:
         """Whitespace-delimited words after the rules that see no further (other profiles than bn1 have done all)."""
-        return _words(self)
+        rules = self._scoped("word") if self.profile == "bn1" else []
+        for_plain = [rule for rule in rules if rule.name in _RULES_FOR_PLAIN]
+
+        def normalised(word: str) -> str:
+            if UNCHANGED.fullmatch(word):
+                return word
+            before, applied = "", for_plain if _PLAIN.fullmatch(word) else rules
+            while word != before:  # what one rule takes away may join what a rule before it looks for
+                before = word
+                for rule in applied:
+                    word = rule.apply(word)
+            return word
+
+        return Memo(normalised)
 
     def _scoped(self, scope: str) -> list[Rule]:
         return [rule for rule in RULES if scope in rule.scope and rule.name not in self.off]
@@ -272,25 +286,6 @@ class Normalizer:
 def _indicnlp():  # type: ignore[no-untyped-def]  # the library has no types
     module = require("indicnlp.normalize.indic_normalize", extra="compare", by='the normalisation profile "indicnlp"')
     return module.IndicNormalizerFactory().get_normalizer("bn")
-
-
-@lru_cache(maxsize=64)
-def _words(normalizer: Normalizer) -> Memo[str]:
-    """The words that a normaliser has met: one memory for all equal ones."""
-    rules = normalizer._scoped("word") if normalizer.profile == "bn1" else []
-    for_plain = [rule for rule in rules if rule.name in _RULES_FOR_PLAIN]
-
-    def normalised(word: str) -> str:
-        if UNCHANGED.fullmatch(word):
-            return word
-        before, applied = "", for_plain if _PLAIN.fullmatch(word) else rules
-        while word != before:  # what one rule takes away may join what a rule before it looks for
-            before = word
-            for rule in applied:
-                word = rule.apply(word)
-        return word
-
-    return Memo(normalised)
 
 
 def normalizer(profile: str | Normalizer = "bn1", off: Collection[str] = ()) -> Normalizer:

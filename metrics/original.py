@@ -77,7 +77,7 @@ def original_scores(
 
     texts = Texts.of(replies, references, messages)
     texts.clusters()  # refuses no texts at all
-    replies, references = texts.replies, list(texts.reference_texts())
+    replies, references = texts.replies, [reference for some in texts.references or () for reference in some]
     if len(replies) != len(references):
         raise InputError("the original knew one reference for each reply: give a list of texts")
     # sacrebleu's default tokeniser leaves `।` glued to its word.

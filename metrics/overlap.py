@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Vocabulary(dict[str, str]):
 class LexicalMetric(Metric):
     """A metric of the words of texts, which `norm` normalises and `tokenizer` cuts; `fixed` adds to its signature."""
 
-    fixed: ClassVar[Mapping[str, object]] = MappingProxyType({})
+    fixed: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
         self.preparation: Preparation = preparation(norm, tokenizer)
@@ -71,8 +71,18 @@ class Pairs:
         per_reply = np.array([len(some) for some in references], dtype=np.int64)
         self.first = per_reply.cumsum() - per_reply
         self.replies = [reply for reply, some in zip(texts.replies, references, strict=True) for _ in some]
-        self.references = list(texts.reference_texts())
+        self.references = [reference for some in references for reference in some]
         self.single = len(self.references) == len(references)  # every reply has one reference
+        # The different words of all texts, and the lines of each distinct text as places among them. A text whose
+        # tokens depend on all of it is one word.
+        self._numbers = defaultdict[str, int](count().__next__)
+        place, beyond = self._numbers.__getitem__, preparation.normalizer.beyond_words
+        self._texts = {
+            text: [list(map(place, line.split())) for line in beyond(text).splitlines()]
+            if preparation.by_word
+            else [[place(text)]]
+            for text in dict.fromkeys((*self.replies, *self.references))
+        }
 
     @classmethod
     def of(cls, texts: Texts, preparation: Preparation) -> Pairs:
@@ -134,18 +144,8 @@ class Pairs:
         What is made of words is made once for each different one, in a list; a text is then a few look-ups by place,
         which cost half of those by word.
         """
-        words, texts = self._numbered
-        spelled = list(map(spell, words)).__getitem__
-        return {text: ["".join(map(spelled, line)) for line in lines] for text, lines in texts.items()}
-
-    @cached_property
-    def _numbered(self) -> tuple[Collection[str], dict[str, list[list[int]]]]:
-        """The different words of all texts, and the lines of each distinct text as places among them."""
-        places, texts = defaultdict[str, int](count().__next__), dict.fromkeys((*self.replies, *self.references))
-        place, beyond = places.__getitem__, self.preparation.normalizer.beyond_words
-        if not self.preparation.by_word:  # a text whose tokens depend on all of it is one word
-            return places, {text: [[place(text)]] for text in texts}
-        return places, {text: [list(map(place, line.split())) for line in beyond(text).splitlines()] for text in texts}
+        spelled = list(map(spell, self._numbers)).__getitem__
+        return {text: ["".join(map(spelled, line)) for line in lines] for text, lines in self._texts.items()}
 
     def ngrams(self, spelling: Literal["tokens", "words", "characters"], order: int) -> IntArray:
         """`ngram_counts` of the pairs, (pairs, order, 3), counted once for all metrics."""

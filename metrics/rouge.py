@@ -55,7 +55,7 @@ class ROUGE(LexicalMetric, MeanMetric):
         if unknown := [kind for kind in types if kind not in known]:
             raise UsageError(f"no {self.name} type {unknown[0]!r}; there are {', '.join(known)}")
         super().__init__(norm, tokenizer)
-        self.profile = profile
+        self.profile, self.fixed = profile, {"stem": "yes" if profile else "no"}
         self.types = tuple(types)
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
         self.values = (*self.types, *parts)
@@ -67,11 +67,6 @@ class ROUGE(LexicalMetric, MeanMetric):
         """`ROUGE-L`, as papers write it."""
         whose = f" ({self.profile})" if self.profile else ""
         return {**super().labels, **{kind: kind.replace("rouge", "ROUGE-") + whose for kind in self.types}}
-
-    @property
-    def choices(self) -> Mapping[str, object]:
-        """`norm`, `tok` and whether words are stemmed."""
-        return {**super().choices, "stem": "yes" if self.profile else "no"}
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x (3 types): F of each type, then precision and recall of each, on 0-1."""

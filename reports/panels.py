@@ -15,15 +15,16 @@ from typing import Any, Literal
 import numpy as np
 
 from bnbench.metrics.address import address_of
-from bnbench.metrics.audit.findings import Estimate, read_audits, short_name
+from bnbench.metrics.audit.findings import Estimate, Trust, read_audits, sentence, short_name
 from bnbench.metrics.combined import weighted
 from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
 from bnbench.reports.people import agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
-from bnbench.reports.trust import FLAG, NOT_INFORMATIVE, Trust, sentence
 from bnbench.reports.values import (
     ABSENT,
+    FLAG,
+    NOT_INFORMATIVE,
     Value,
     counted,
     items_of,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import RunError, UsageError
-from bnbench.metrics.audit.findings import RECORD, read_audits
+from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
@@ -37,7 +37,6 @@ from bnbench.metrics.significance import (
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
-from bnbench.reports.trust import Trust, trust
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -256,13 +255,13 @@ def rank(
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
         runs = [with_ratings(runs[0], primary or "")]
     entries, called = collect(runs)
-    entries, grouped = group(entries, _groups(runs, called) or None if groups is None else groups)
+    declared_groups = _groups(runs, called) if groups is None and any(r.record.groups for r in runs) else groups
+    entries, grouped = group(entries, declared_groups)
     primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
     dialogues = len(set(named))
     how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
-    lacking = [e.name for e in entries if primary not in e.tables]
-    if lacking:
+    if lacking := [e.name for e in entries if primary not in e.tables]:
         raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary, len(runs) > 1)
@@ -279,7 +278,7 @@ def rank(
     weights = next((described[name].weights for name in metrics if described[name].weights), None)
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {name: described[name].signature for name in metrics}
-    notes = [*(n for run in runs for n in run.record.notes), *_differences_between(runs), *absent]
+    notes = [*(n for run in runs for n in run.record.notes), *(_differences_between(runs) if runs[1:] else ()), *absent]
     descriptions = {name: described[name].description for name in metrics}
     directions = {name: m.higher_is_better for name, m in metrics.items()}
     before = runs[0].record.primary_metric
@@ -400,7 +399,8 @@ def group(
     Where `declared` is None, adapters of one base whose recipes and rows are the same but for the seed are a group.
     """
     known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
-    check_groups(declared or {}, known)
+    if declared:
+        check_groups(declared, known)
     for name, members in (declared or {}).items():
         found[name] = [known[member] for member in members]
     alike = dict[str, list[Entry]]()
@@ -473,7 +473,7 @@ def _same_weights(runs: Sequence[Run]) -> bool:
 def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
     """A note for each run that does not share more than its candidates with the first: decoding, precision, prompts."""
     first = runs[0].record
-    if len(runs) > 1 and any((run.path / TABLE).exists() for run in runs):
+    if any((run.path / TABLE).exists() for run in runs):
         yield "ratings by people are left out: each run has raters of its own, so they do not compare the runs"
     for run in (run.record for run in runs[1:]):
         ours, theirs = _settings(run), _settings(first)

@@ -45,8 +45,7 @@ from bnbench.reports.panels import (
 )  # fmt: skip
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
-from bnbench.reports.trust import FLAG
-from bnbench.reports.values import legend, name, shown_values, value_of
+from bnbench.reports.values import FLAG, legend, name, shown_values, value_of
 from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:

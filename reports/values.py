@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import regex
 
 from bnbench.reports.ranking import Comparison, Ranking, Score
-from bnbench.reports.trust import FLAG, NOT_INFORMATIVE
 
 ABSENT = "–"
+FLAG = "⚑"  # stands where a metric is not to be trusted
+NOT_INFORMATIVE = "∅"  # stands where a candidate does not pass a yardstick
 MINUS = "\N{MINUS SIGN}"
 _KEPT = "\u200c\u200d"  # joiners that spell Bengali
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.trust import NOT_INFORMATIVE
-from bnbench.reports.values import ABSENT, counted, items_of, name, number, p_value, value_of
+from bnbench.reports.values import ABSENT, NOT_INFORMATIVE, counted, items_of, name, number, p_value, value_of
 
 FEW_ITEMS = 30
 _MEASURED = (

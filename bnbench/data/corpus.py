@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 
 import ftfy
@@ -30,6 +31,7 @@ READ = {**FIELDS, "dialogue": ""}
 """What a column of a corpus may hold."""
 LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
+MIN_WORDS = 2  # of an answer
 UNSPLIT = (
     f"it has fewer than {MIN_ROWS_TO_SPLIT} usable rows, so evaluate and finetune each take all of them; "
     "to hold rows out, give more, or a column 'split' that says train, validation or test"
@@ -240,7 +242,6 @@ def load_corpus(
     columns: Mapping[str, str] | None = None,
     sizes: SplitSizes = SplitSizes(),
     seed: int = 42,
-    min_words: int = 2,
     max_tokens: int | None = None,
     count_tokens: TokenCounter | None = None,
 ) -> Corpus:
@@ -249,7 +250,6 @@ def load_corpus(
     Args:
         source: a table or chat data (see `files.KINDS`, `chat`) in a file or on the hub (`owner/name[@revision]`).
         columns: our name (of `READ`) → the file's, where they differ from `files.COLUMNS`.
-        min_words: rows whose answer has fewer words are dropped.
         max_tokens: rows longer than this by `count_tokens`, after the chat template, are dropped whole, never cut.
 
     Raises CorpusError where the source cannot be read, lacks a column, or has no row left.
@@ -272,7 +272,26 @@ def load_corpus(
             example = Conversation(**vars(example), turns=turns)
         rows.append(SourceRow(example, *named, texts if texts != repaired else ()))
 
-    cleaned, steps, fell = _clean(rows, min_words)
+    # Clean: what cannot be used falls, and at which step is kept of each row.
+    why = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
+    steps = [Step("encoding", why, changed=sum(bool(row.raw) for row in rows))]
+    tests: list[tuple[str, str, Callable[[Example], bool]]] = [
+        ("lost text", "a letter was lost for good", lambda e: any(map(is_lost, (e.question, e.title, e.reference)))),
+        ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
+        ("too short", f"an answer of fewer than {MIN_WORDS} words", lambda e: len(e.reference.split()) < MIN_WORDS),
+    ]
+    kept, fell = list(rows), dict[str, str]()
+    for name, why, is_bad in tests:
+        fell |= (bad := {row.where: name for row in kept if is_bad(row.example)})
+        steps.append(Step(name, why, dropped=len(bad)))
+        kept = [row for row in kept if row.where not in bad]
+    unique: dict[str, SourceRow] = {}
+    for row in kept:
+        # Of two spellings of one row the smaller stays, so that the order of the file does not matter.
+        unique[row.example.id] = min(unique.get(row.example.id, row), row, key=astuple)
+    steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(kept) - len(unique)))
+    fell |= {row.where: "duplicate" for row in kept if row is not unique[row.example.id]}
+    cleaned = [(row.example, row.side) for row in unique.values()]
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
     corpus = divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens)
     return replace(corpus, rows=tuple(rows), fell={**corpus.fell, **fell})
@@ -310,29 +329,6 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
                 what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
                 texts = tuple(getattr(row.example, name) for name in FIELDS)
                 lines.writerow(map(files.inert, (*what, *(row.raw or texts), *(texts if row.raw else ()))))
-
-
-def _clean(rows: Sequence[SourceRow], min_words: int) -> tuple[list[tuple[Example, str]], list[Step], dict[str, str]]:
-    """The examples that can be used, each with its side, what was done to the others, and at which step each fell."""
-    repaired = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
-    steps = [Step("encoding", repaired, changed=sum(bool(row.raw) for row in rows))]
-    tests: list[tuple[str, str, Callable[[Example], bool]]] = [
-        ("lost text", "a letter was lost for good", lambda e: any(map(is_lost, (e.question, e.title, e.reference)))),
-        ("empty", "no question or no answer", lambda e: not (e.question and e.reference)),
-        ("too short", f"an answer of fewer than {min_words} words", lambda e: len(e.reference.split()) < min_words),
-    ]
-    kept, fell = list(rows), dict[str, str]()
-    for name, why, is_bad in tests:
-        fell |= (bad := {row.where: name for row in kept if is_bad(row.example)})
-        steps.append(Step(name, why, dropped=len(bad)))
-        kept = [row for row in kept if row.where not in bad]
-    unique: dict[str, SourceRow] = {}
-    for row in kept:
-        # Of two spellings of one row the smaller stays, so that the order of the file does not matter.
-        unique[row.example.id] = min(unique.get(row.example.id, row), row, key=astuple)
-    steps.append(Step("duplicate", "the same row in the same or another spelling", dropped=len(kept) - len(unique)))
-    fell |= {row.where: "duplicate" for row in kept if row is not unique[row.example.id]}
-    return [(row.example, row.side) for row in unique.values()], steps, fell
 
 
 def divide(
@@ -406,21 +402,17 @@ def _draw(seed: int, *texts: str) -> float:
 
 def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Example, ...]:
     """The examples that are no near-duplicate of a held-out one."""
-
-    def shingles(example: Example) -> set[str]:
-        text = normalize(f"{example.question} {example.reference}")
-        return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
-
+    texts = (normalize(f"{e.question} {e.reference}") for e in (*held_out, *examples))
+    grams_of = ({text[i : i + 5] for i in range(max(1, len(text) - 4))} for text in texts)
     # An index of the held-out 5-grams: comparing each example with each held-out one would take hours on a large file.
     found: dict[str, list[int]] = {}
-    grams_of = [shingles(example) for example in held_out]
-    for i, grams in enumerate(grams_of):
+    sizes = np.zeros(len(held_out), dtype=np.int64)
+    for i, grams in enumerate(islice(grams_of, len(held_out))):
+        sizes[i] = len(grams)
         for gram in grams:
             found.setdefault(gram, []).append(i)
-    index, sizes = {gram: np.array(where) for gram, where in found.items()}, np.array(list(map(len, grams_of)))
-    kept = []
-    for example in examples:
-        mine = shingles(example)
+    index, kept = {gram: np.array(where) for gram, where in found.items()}, []
+    for example, mine in zip(examples, grams_of, strict=True):
         hits = [index[gram] for gram in mine if gram in index]
         if hits:
             common = np.bincount(np.concatenate(hits), minlength=len(sizes))

@@ -75,8 +75,8 @@ _NOT_TEXT = {
 }
 
 
-def check_file(path: Path) -> None:
-    """Raises CorpusError unless there is a file at `path` that may be read."""
+def check_file(path: Path, kinds: Sequence[str] = ()) -> None:
+    """Raises CorpusError unless there is a file at `path` that may be read, of one of these kinds, if any are named."""
     try:
         if not path.is_file():
             raise CorpusError(f"{path}: {'a folder; name a file in it' if path.is_dir() else 'no such file'}")
@@ -84,6 +84,9 @@ def check_file(path: Path) -> None:
         raise CorpusError(f"{path}: {error.strerror}") from None
     if not os.access(path, os.R_OK):
         raise CorpusError(f"{path}: no permission to read it")
+    if kinds and kind_of(path) not in kinds:
+        hint = "unpack it first, to" if kind_of(path) in (".zip", ".bz2", ".xz", ".zst") else "use"
+        raise CorpusError(f"{path}: unknown kind of file; {hint} one of {', '.join(kinds)}")
 
 
 def kind_of(path: Path) -> str:
@@ -91,20 +94,12 @@ def kind_of(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
-def check_table(path: Path) -> None:
-    """Raises CorpusError unless there is a file of a known kind at `path`."""
-    check_file(path)
-    if kind_of(path) not in KINDS:
-        hint = "unpack it first, to" if kind_of(path) in (".zip", ".bz2", ".xz", ".zst") else "use"
-        raise CorpusError(f"{path}: unknown kind of file; {hint} one of {', '.join(KINDS)}")
-
-
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
     """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file.
 
     Raises CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
     """
-    check_table(path)
+    check_file(path, KINDS)
     kind = kind_of(path)
     if kind == ".parquet":
         rows = _parquet(path, columns)
@@ -324,7 +319,7 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
 def check_source(source: str | Path) -> None:
     """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
     if _is_file(path := Path(source)):
-        check_table(path)
+        check_file(path, KINDS)
     elif not _HUB_ID.fullmatch(str(source)):
         raise CorpusError(f"{source}: no such file, and not a hub id (owner/name, owner/name:configuration)")
 
@@ -339,11 +334,11 @@ def read_records(source: str | Path) -> dict[str, Row]:
 
     A hub data set is `owner/name`, `owner/name:configuration`, and either with `@revision`.
     """
-    check_source(source)
     if _is_file(path := Path(source)):
         if records := {place(path, number): row for number, row in iter_table(path)}:
             return records
         raise CorpusError(f"{source}: the file has no rows")
+    check_source(source)
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     hub = require("huggingface_hub", extra="models")
     if hub_id and not hub.constants.HF_HUB_OFFLINE:

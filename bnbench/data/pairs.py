@@ -14,19 +14,9 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from bnbench.data import files
 from bnbench.data.corpus import FIELDS as CORPUS_FIELDS
 from bnbench.data.corpus import Corpus, Example, SplitSizes, Step, TokenCounter, divide, is_lost, make_example, repair
-from bnbench.data.files import (
-    RATINGS,
-    as_text,
-    header_of,
-    inert,
-    match_columns,
-    plain_name,
-    read_records,
-    side_of,
-    texts_of,
-)
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.normalization import normalize
@@ -131,12 +121,12 @@ def load_pairs(
 
 
 def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
-    records = read_records(source)
+    records = files.read_records(source)
     hint = " (pairs have chosen and rejected), or make pairs of rated replies with `bnbench preferences`"
-    header, needed = header_of(records.values()), ("chosen", "rejected", "question")
-    places = match_columns(source, header, columns, FIELDS, needed, hint)
+    header, needed = files.header_of(records.values()), ("chosen", "rejected", "question")
+    places = files.match_columns(source, header, columns, FIELDS, needed, hint)
     for where, record in records.items():
-        texts = dict(zip(FIELDS, map(repair, texts_of(where, record, places)), strict=True))
+        texts = dict(zip(FIELDS, map(repair, files.texts_of(where, record, places)), strict=True))
         empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
         if empty:
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
@@ -145,7 +135,7 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
         if any(is_lost(texts[field]) for field in ("title", "question", "chosen")):
             raise CorpusError(f"{where}: a letter was lost for good in the message or chosen; remove the row")
         message = (texts["topic"], texts["title"], texts["question"])
-        yield Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected"))), side_of(record)
+        yield Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected"))), files.side_of(record)
 
 
 def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:
@@ -173,10 +163,10 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     `columns` maps reply, message, title and topic where the names differ; `ratings` are the columns of numbers, all on
     one scale, by default those whose names begin like one of `RATINGS`. Raises CorpusError with the row and column.
     """
-    records = read_records(path)
-    header = header_of(records.values())
-    places = match_columns(path, header, columns or {}, RATED, ("message", "reply"))
-    names = list(ratings) or [name for name in header if plain_name(name).startswith(RATINGS)]
+    records = files.read_records(path)
+    header = files.header_of(records.values())
+    places = files.match_columns(path, header, columns or {}, RATED, ("message", "reply"))
+    names = list(ratings) or [name for name in header if files.plain_name(name).startswith(files.RATINGS)]
     if missing := [name for name in names if name not in header]:
         raise CorpusError(f"{path}: there is no column {missing[0]!r}; the columns are {', '.join(header)}")
     if not names:
@@ -186,7 +176,7 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
     for where, row in records.items():
         values = []
         for name in names:
-            if not (text := as_text(row.get(name))).strip():
+            if not (text := files.as_text(row.get(name))).strip():
                 continue
             try:
                 values.append(float(text))  # Bengali digits too
@@ -195,11 +185,11 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
             if not math.isfinite(values[-1]):
                 hint = "mend it, leave the cell empty, or name the columns of ratings with --rating"
                 raise CorpusError(f"{where}: {name} is {text!r}, not a number; {hint}")
-        example = make_example(*map(repair, texts_of(where, row, places)))
+        example = make_example(*map(repair, files.texts_of(where, row, places)))
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
         if values:
-            found.append(RatedReply(example, fmean(values), side_of(row)))
+            found.append(RatedReply(example, fmean(values), files.side_of(row)))
     _refuse_straddling(str(path), ((rated.example, rated.side) for rated in found))
     return found
 
@@ -268,6 +258,6 @@ def preferences(
     lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
     for pair, best, worse in made.pairs:
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow(map(inert, (*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside)))
+        lines.writerow(map(files.inert, (*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside)))
     write_text(out, text.getvalue())
     return made

@@ -6,13 +6,6 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 
 __all__ = [
-    "Backend",
-    "BackendOptions",
-    "Candidate",
-    "Decoding",
-    "Prompt",
-    "Prompter",
-    "Reply",
-    "get_backend",
+    "Backend", "BackendOptions", "Candidate", "Decoding", "Prompt", "Prompter", "Reply", "get_backend",
     "parse_candidates",
-]
+]  # fmt: skip

@@ -15,11 +15,10 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from bnbench.errors import CandidateError, require
-from bnbench.models.backend import BackendOptions, Reply
+from bnbench.models.backend import BackendOptions, LocalModels, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
 from bnbench.models.loading import explained, load_base, put_on, trained_tokens
-from bnbench.models.local import LocalModels
 from bnbench.models.precision import make_portable
 from bnbench.models.prompts import PROBE, Prompt, pad_id
 
@@ -83,11 +82,33 @@ class TransformersBackend(LocalModels):
         """The base with these adapters on it: those that can be loaded together, or one that is loaded by itself."""
         import torch
 
+        from bnbench.models import inference
+
         self.model, self._loaded = None, ()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.model = self._load_base()
+        dtype = getattr(torch, self.precision["dtype"])
+        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.options.trust_remote_code}
+        if is_packed := self.precision["quantisation"] == "nf4":
+            require("bitsandbytes", extra="models")
+            require("accelerate", extra="models")
+            how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+            pack = require("transformers", extra="models").BitsAndBytesConfig
+            options["quantization_config"] = pack(load_in_4bit=True, **how)
+            options["device_map"] = {"": self.device}
+        model = load_base(self.files, **options)
+        if not {"past_key_values", "cache_params"} & set(inspect.signature(model.forward).parameters):
+            why = f"{type(model).__name__} takes no cache of transformers' kind; not supported"
+            raise CandidateError(f"{self.files.label}: {why}")
+        # The configuration may promise more rows than the weights have.
+        self._asked.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
+        if self.device.startswith("cuda"):
+            # cuDNN's attention makes a plan for every new length, and each token is one: 0.1 s a token.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+            if model.config._attn_implementation == "sdpa":
+                model.set_attn_implementation(inference.ATTENTION)
+        self.model = make_portable(model).eval() if is_packed else model.to(self.device).eval()
         base = Candidate("", "base", self.files.location)
         plain, logits = self._probe(base), dict[str, Any]()
         for name in names:
@@ -114,33 +135,6 @@ class TransformersBackend(LocalModels):
         self._apart.append(name)
         self._load([name])
         self._load([other for other in names if other != name])
-
-    def _load_base(self) -> Any:
-        import torch
-
-        from bnbench.models import inference
-
-        dtype = getattr(torch, self.precision["dtype"])
-        options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.options.trust_remote_code}
-        if is_packed := self.precision["quantisation"] == "nf4":
-            require("bitsandbytes", extra="models")
-            require("accelerate", extra="models")
-            how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
-            pack = require("transformers", extra="models").BitsAndBytesConfig
-            options["quantization_config"] = pack(load_in_4bit=True, **how)
-            options["device_map"] = {"": self.device}
-        model = load_base(self.files, **options)
-        if not {"past_key_values", "cache_params"} & set(inspect.signature(model.forward).parameters):
-            why = f"{type(model).__name__} takes no cache of transformers' kind; not supported"
-            raise CandidateError(f"{self.files.label}: {why}")
-        # The configuration may promise more rows than the weights have.
-        self._asked.check_vocabulary(self.files.label, model.get_input_embeddings().weight.shape[0])
-        if self.device.startswith("cuda"):
-            # cuDNN's attention makes a plan for every new length, and each token is one: 0.1 s a token.
-            torch.backends.cuda.enable_cudnn_sdp(False)
-            if model.config._attn_implementation == "sdpa":
-                model.set_attn_implementation(inference.ATTENTION)
-        return make_portable(model if is_packed else model.to(self.device)).eval()
 
     def _probe(self, candidate: Candidate) -> Any:
         """A candidate's logits (1, n, vocabulary) for one short prompt; CandidateError where they are not finite."""
@@ -206,7 +200,8 @@ class TransformersBackend(LocalModels):
         asked = self.prompter(candidate)
         limited = asked.limited(decoding)
         with self._active(candidate) as lm:
-            how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad, "is_done": asked.is_done}
+            how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad}
+            how |= {"is_done": asked.is_done} if asked.stop_texts else {}
             drawn = halving(
                 lambda part: inference.generate(lm, [p.ids for p in prompts[part]], items[part], limited, **how),
                 slice(0, len(prompts)),

@@ -274,7 +274,8 @@ def negative_log_likelihoods(
     if whole_logits:
         taken = call(model, input_ids=ids, attention_mask=mask, use_cache=False).logits[row_of, at - 1]
     else:
-        taken = _hidden(model, ids, mask)[row_of, at - 1]
+        body = call(model.base_model, input_ids=ids, attention_mask=mask, use_cache=False)
+        taken = body.last_hidden_state[row_of, at - 1]
     targets = ids[row_of, at]
     size = max(1, LOGITS // model.get_output_embeddings().weight.shape[0])
     losses = []
@@ -305,13 +306,9 @@ def head(model: Any, hidden: Tensor) -> Tensor:
 def matches(model: Any, ids: Tensor, logits: Tensor) -> bool:
     """Whether `head` on the hidden states gives the `logits` that the model itself gave for `ids` (1, length)."""
     try:
-        mine = head(model, _hidden(model, ids, torch.ones_like(ids)))
+        mask = torch.ones_like(ids)
+        body = call(model.base_model, input_ids=ids, attention_mask=mask, use_cache=False)
+        mine = head(model, body.last_hidden_state)
     except AttributeError:  # what it calls its base model has a head too, or it has no embedding for a head
         return False
     return mine.shape == logits.shape and torch.allclose(mine.float(), logits.float(), rtol=1e-3, atol=1e-3)
-
-
-def _hidden(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states (rows, length, width), from the model without its head."""
-    hidden: Tensor = call(model.base_model, input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return hidden

@@ -70,19 +70,6 @@ def bounded(label: str, what: str, seconds: float = 10.0, memory: int = 2**30) -
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def _check_patterns(files: ModelFiles, model: Any) -> None:
-    """Raises CandidateError for a regular expression of an adapter's configuration that no module name ends with."""
-    config, names = files.read_json("adapter_config.json"), [name for name, _ in model.named_modules()]
-    keys = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
-    given = [one for v in map(config.get, keys) for one in ([v] if isinstance(v, str) else v or ())]
-    # As PEFT matches them: target_modules in whole, the keys of rank_pattern at the end of a name.
-    forms = [re.compile(f"(.*\\.)?({one})$") for one in map(str, given) if re.search(r"[*+{]", one)]
-    with bounded(files.label, "a regular expression of its adapter_config.json"):
-        for form in forms:
-            for name in names:
-                form.match(name)
-
-
 def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """The configuration of a causal language model; CandidateError where it is broken, or of another kind of model."""
     transformers = require("transformers", extra="models")
@@ -174,8 +161,17 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).
     if not (files.folder / "adapter_model.safetensors").is_file():
         raise CandidateError(f"{files.label}: there is no adapter_model.safetensors in {files.folder}")
+    config = files.read_json("adapter_config.json")
     with explained(files.label, "it cannot be put on its base"):
-        _check_patterns(files, model)
+        # A regular expression of a stranger is tried first, in bounds, on what PEFT will match with it: target_modules
+        # in whole, the keys of rank_pattern at the end of a name.
+        keys = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+        given = [one for v in map(config.get, keys) for one in ([v] if isinstance(v, str) else v or ())]
+        forms = [re.compile(f"(.*\\.)?({one})$") for one in map(str, given) if re.search(r"[*+{]", one)]
+        with bounded(files.label, "a regular expression of its adapter_config.json"):
+            for form in forms:
+                for place, _ in model.named_modules():
+                    form.match(place)
         # Tokens that were added in its training: their rows lie in its file, at the end of all that the base has.
         own, rows = model.get_input_embeddings(), 0
         for place, module in model.named_modules():
@@ -198,8 +194,7 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     }
     missing = [key.replace(f".{name}", "") for key in result.missing_keys if "vblora_vector_bank" not in key]
     refuse_partial(files.label, missing, [key for key in unused if key not in copies])
-    given = files.read_json("adapter_config.json")
-    if unknown := sorted(filter(given.get, given.keys() - vars(model.peft_config[name]).keys())):
+    if unknown := sorted(filter(config.get, config.keys() - vars(model.peft_config[name]).keys())):
         says = "%s: peft %s does not know what its adapter_config.json sets, and goes on without: %s"
         log.warning(says, files.label, peft.__version__, ", ".join(unknown))
     return model

@@ -287,7 +287,7 @@ class Prompter:
 
     def is_done(self, ids: list[int]) -> bool:
         """Whether a stop text has been said, near the end of a reply's ids so far."""
-        tail = self.tokenizer.decode(ids[-16:]) if self.stop_texts else ""
+        tail = self.tokenizer.decode(ids[-16:])
         return any(stop in tail for stop in self.stop_texts)
 
     def decode(self, ids: Sequence[int], *, cut: bool = False) -> str:

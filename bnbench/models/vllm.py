@@ -11,11 +11,10 @@ from typing import Any
 
 from bnbench.data.corpus import Corpus, Example
 from bnbench.errors import CandidateError, UsageError, require
-from bnbench.models.backend import BackendOptions, Reply
+from bnbench.models.backend import BackendOptions, LocalModels, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding, item_key
 from bnbench.models.hub import ModelFiles
-from bnbench.models.local import LocalModels
 from bnbench.models.prompts import PROBE, Prompt
 from bnbench.progress import quiet
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bnbench.data.corpus import Example
-from bnbench.metrics.core import Metric, Texts
+from bnbench.metrics.core import Metric, Texts, statistics
 from bnbench.metrics.empathy.encoder import load_encoder
-from bnbench.metrics.evaluation import statistics
-from bnbench.metrics.tokenization import split_sentences
+from bnbench.metrics.tokenization import preparation
 from bnbench.progress import stage
 from bnbench.records import YardstickRecord, write_scores
 
@@ -34,7 +33,8 @@ def write_yardsticks(
     """Scores what `metrics` can say of each yardstick into `scores/yardsticks/`; several replies to an item are rows of
     its id. `train` are references that are not tested, of which the most central one is a stock reply (none: none).
     """
-    references, messages = [e.reference for e in examples], [f"{e.title} {e.question}".strip() for e in examples]
+    references = [e.reference for e in examples]
+    messages = tuple(f"{e.title} {e.question}".strip() for e in examples)
     # Each yardstick: what it is called, the one text it is (or ""), and m columns of n replies.
     n, drawn = len(examples), list(drawings(messages, seed))
     first, second = zip(*map(_halves, references), strict=True)
@@ -56,8 +56,9 @@ def write_yardsticks(
     ids, names = [e.id for e in examples], {c.name: c.columns for c in counted}
     with stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
         for name, (_, _, columns) in made.items():
-            m, against = len(columns), second if name in HALVES else references
-            tables = statistics(Texts.of([*chain(*columns)], [*against] * m, messages * m), counted, progress.advance)
+            m, against = len(columns), tuple((text,) for text in (second if name in HALVES else references))
+            texts = Texts(tuple(chain(*columns)), against * m, messages * m)
+            tables = statistics(texts, counted, progress.advance)
             scores = {c.name: table for c, table in zip(counted, tables, strict=True)}
             write_scores(folder, name, ids * m, scores, names, "yardsticks")
     return tuple(YardstickRecord(name, label, text) for name, (label, text, _) in made.items())
@@ -81,7 +82,7 @@ def drawings(messages: Sequence[str], seed: int) -> Iterator[list[int]]:
 
 def _halves(text: str) -> tuple[str, str]:
     """The first and the second half of its sentences; of its words where it has one sentence."""
-    parts = split_sentences(text)
+    parts = preparation().split_sentences(text)
     parts = parts if len(parts) > 1 else text.split()
     middle = (len(parts) + 1) // 2
     return " ".join(parts[:middle]), " ".join(parts[middle:])

@@ -16,11 +16,10 @@ from bnbench.metrics.audit.agreement import MOST_ROWS, Agreement, auc, group_num
 from bnbench.metrics.audit.findings import AUC, FAILS, LIMIT, NOT_APPLICABLE, PASSES, AuditReport, Check, Estimate
 from bnbench.metrics.audit.findings import Standing as Scorer
 from bnbench.metrics.audit.perturbations import IN_MOST, PERTURBATIONS, SAME, SPELLINGS, WORSE, perturbed
-from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
+from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio, statistics
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import KeywordEmpathy
-from bnbench.metrics.evaluation import statistics
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
 from bnbench.metrics.original import semantic_scores

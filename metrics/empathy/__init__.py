@@ -36,7 +36,7 @@ def in_bengali(texts: Texts) -> Texts:
     def changed() -> Texts:
         replies, messages = tuple(map(bengali, texts.replies)), tuple(map(bengali, texts.messages or ()))
         same = (replies, messages) == (texts.replies, texts.messages or ())
-        return texts if same else Texts.of(replies, messages=messages if texts.messages else None)
+        return texts if same else Texts(replies, messages=messages if texts.messages else None)
 
     return texts.derived("in Bengali script", changed)
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
-from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon
-from bnbench.metrics.empathy.polarity import load_polarity
+from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon, load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.relevance import fitted, fitting
@@ -210,7 +209,7 @@ def said(reply: str, message: str) -> list[str]:
     return list(_Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said)
 
 
-_Placed = tuple[Entry, tuple[int, ...]]  # an entry, and the places of its words
+_Placed = tuple[Entry, tuple[int, ...], str]  # an entry, the places of its words, and its polarity there
 
 
 class _Match(NamedTuple):
@@ -281,9 +280,8 @@ class _Reading:
 
         matches: list[_Match] = []
         claimed, places_of_stock = set[int](), set[int]()
-        for entry, places in self._standing(sentence, phrases, anchored=bool(anchors)):
-            polarity = self._polarity(entry, places[-1])
-            if not polarity or not claimed.isdisjoint(places):
+        for entry, places, polarity in self._standing(sentence, phrases, anchored=bool(anchors)):
+            if not claimed.isdisjoint(places):
                 continue
             claimed.update(places)
             if entry.stock:
@@ -307,8 +305,10 @@ class _Reading:
         self.anchored.update(lexicon.keys[word] for word in left & anchors)
 
     def _standing(self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool) -> list[_Placed]:
-        """The entries and stamps found in a sentence and not set aside, with their places, the most specific first."""
-        lexicon = self.lexicon
+        """The entries and stamps found in a sentence and not set aside, with their places and the polarity that the
+        words after them leave, the most specific first.
+        """
+        lexicon, ends = self.lexicon, self.text.clause_ends
         conditions = {
             "you": not lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
             "question": sentence.question,
@@ -321,27 +321,23 @@ class _Reading:
         for phrase, words in phrases:
             entry = lexicon.entries.get(phrase) or lexicon.stamps.get(phrase)
             if entry and all(conditions[name] for name in entry.when) and present.isdisjoint(entry.excludes):
-                places = tuple(sentence.start + place for place in words)
-                if not all(self.void[place] or self.text.quoted[place] for place in places):
+                places, polarity = tuple(sentence.start + place for place in words), entry.polarity
+                for place in range(places[-1] + 1, min(places[-1] + 1 + NEGATION_REACH, len(ends))):
+                    if entry.negation == "keeps" or ends[place - 1]:
+                        break
+                    if self.text.words[place] in lexicon.negators:
+                        # না before a nonfinite verb belongs to that (না বুঝে), and not to what stands before it.
+                        if ends[place] or not self.text.words[place + 1].endswith(lexicon.nonfinite):
+                            turns = entry.negation == "turns" and polarity == "support"
+                            polarity = "against" if turns else ""
+                        break
+                if polarity and not all(self.void[place] or self.text.quoted[place] for place in places):
                     # More words first, then what speaks against, the stronger, the tighter, the earlier.
                     supports, spread = entry.polarity != "against", places[-1] - places[0]
                     rank = -len(places), supports, -entry.level, spread, places[0], phrase
-                    kept.append((rank, entry, places))
+                    kept.append((rank, entry, places, polarity))
 
-        return [(entry, places) for _, entry, places in sorted(kept, key=lambda item: item[0])]
-
-    def _polarity(self, entry: Entry, last: int) -> str | None:
-        """The polarity that the words after the entry's last one leave it; None where they take it away."""
-        words, ends = self.text.words, self.text.clause_ends
-        for place in range(last + 1, min(last + 1 + NEGATION_REACH, len(words))):
-            if entry.negation == "keeps" or ends[place - 1]:
-                break
-            if words[place] in self.lexicon.negators:
-                # না before a nonfinite verb belongs to that (না বুঝে), and not to what stands before it.
-                if not ends[place] and words[place + 1].endswith(self.lexicon.nonfinite):
-                    break
-                return "against" if entry.negation == "turns" and entry.polarity == "support" else None
-        return entry.polarity
+        return [(entry, places, polarity) for _, entry, places, polarity in sorted(kept, key=lambda item: item[0])]
 
     def credits(self) -> list[float]:
         """Three numbers in 0-1."""

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+import tomllib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -266,8 +267,6 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
     Raises `UsageError` where the file is missing or not TOML, has an unknown key or choice, a pattern that cannot be
     read, or a phrase twice.
     """
-    import tomllib  # here, because importing the metric reads no lexicon
-
     name, names = str(name_or_path), sorted(path.stem for path in _FOLDER.glob("*.toml"))
     if "/" not in name and not name.endswith(".toml") and name not in names:
         raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
@@ -285,6 +284,61 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
         raise UsageError(f"lexicon {name}: not a TOML file in UTF-8, or its weights no JSON: {error}") from error
     except UsageError as error:
         raise UsageError(f"lexicon {name}: {error}") from error
+
+
+class Polarity:
+    """Whether a sentence takes comfort back: what both empathy scorers know of refusal and mockery (`polarity.toml`).
+
+    `id` is the file's name, version and 8 hex digits of its sha256.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        table = tomllib.loads(data.decode("utf-8"))
+        self.id = f"{table['name']}.{table['version']}-{hashlib.sha256(data).hexdigest()[:8]}"
+        tables = {"classes": table["classes"], "endings": table["endings"]}
+        self._groups = {
+            phrase: (float(group["left"]), frozenset(group["unless"]))
+            for group in reversed(table["group"])
+            for phrase in group["phrases"]
+        }
+        self._alone = {phrase for group in table["group"] if group.get("alone") for phrase in group["phrases"]}
+        self._refusals = Matcher(self._groups, **tables)
+        self._lifting = Matcher(frozenset().union(*(unless for _, unless in self._groups.values())), **tables)
+        verbs = [text for name in table["verbs"] for text in table["classes"][name] if " " not in text]
+        stems = [text.partition("+")[0] + end for text in verbs for end in (("", "ই", "ও") if "+" in text else ("",))]
+        self._joined = {normalize(stem + no): (normalize(stem), "না") for stem in stems for no in table["joined"]}
+        self._telling = self._refusals.telling | self._joined.keys()
+
+    def left(self, words: Sequence[str], clause_ends: Sequence[bool]) -> float:
+        """How much of its comfort a reply keeps beside this sentence, 0-1, where 1 takes nothing back.
+
+        The sentence is given as its words, and whether a clause ends with each.
+        """
+        if self._telling.isdisjoint(words):
+            return 1.0
+        # The words of each clause, a negation that is written on its verb taken off it.
+        clauses: list[list[str]] = [[]]
+        for word, end in zip(words, clause_ends, strict=True):
+            clauses[-1] += self._joined.get(word, (word,))
+            if end:
+                clauses.append([])
+        found = [
+            phrase
+            for clause in clauses
+            for phrase, places in self._refusals.find(clause)
+            if phrase not in self._alone or len(places) == len(clause)
+        ]
+        if not found:
+            return 1.0
+        lifting = {phrase for phrase, _ in self._lifting.find([word for clause in clauses for word in clause])}
+        groups = map(self._groups.__getitem__, found)
+        return min((left for left, unless in groups if unless.isdisjoint(lifting)), default=1.0)
+
+
+@lru_cache(maxsize=1)
+def load_polarity() -> Polarity:
+    """The patterns that ship with bnbench."""
+    return Polarity((Path(__file__).parent / "polarity.toml").read_bytes())
 
 
 def _checked(table: Mapping[str, Any], schema: Mapping[str, Any], place: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import listed
-from bnbench.metrics.empathy.polarity import load_polarity
+from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
 from bnbench.metrics.normalization import Memo

@@ -360,7 +360,7 @@ def test_a_finished_run_is_judged_without_generating_again(serve, files, monkeyp
     out = evaluate(request(files))
     made = (out / "generations.jsonl").read_bytes()
     assert "judge-overall" not in read_run(out).tables["warm"] and not (out / "ratings.jsonl").exists()
-    monkeypatch.setattr("bnbench.evaluate._answer", None)
+    monkeypatch.setattr("bnbench.models.recorded.RecordedReplies.generate", None)
     evaluate(request(files, serve()))
     assert (out / "generations.jsonl").read_bytes() == made
     assert read_run(out).tables["warm"]["judge-overall"].tolist() == [[5, 1]] * 4

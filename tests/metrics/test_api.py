@@ -73,12 +73,10 @@ def test_all_metrics_at_once_equal_each_alone(pairs: tuple[list[str], list[str]]
 
 
 def test_parts_equal_the_whole(pairs: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnbench.metrics import evaluation
-
     metrics = [ROUGE(), BLEU(), ChrFPlusPlus()]
     texts = Texts.of(pairs[0][:101], pairs[1][:101], pairs[1][:101], [[1.0, 2, 3, 4]] * 101, [True] * 101)
     whole = statistics(texts, metrics)
-    monkeypatch.setattr(evaluation.parts, "__defaults__", (7,))
+    monkeypatch.setattr(Texts.parts, "__defaults__", (7,))
     assert all(np.array_equal(a, b) for a, b in zip(whole, statistics(texts, metrics), strict=True))
 
 

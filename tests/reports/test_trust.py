@@ -11,10 +11,10 @@ import pytest
 
 from bnbench.errors import UsageError
 from bnbench.metrics.audit import audit, read_audits
+from bnbench.metrics.audit.findings import sentence
 from bnbench.metrics.registry import get_metric
 from bnbench.records import read_run, write_json
 from bnbench.reports import rank, write_report
-from bnbench.reports.trust import sentence
 from tests.reports.conftest import METRICS
 
 Maker = Callable[..., Path]

@@ -361,8 +361,8 @@ def test_unused_special_token_beyond_the_embedding_is_let_pass(
 def test_opening_reads_no_weights_and_generating_does(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = parse_candidates(str(tiny_base))
     loads: list[int] = []
-    original = hf.TransformersBackend._load_base
-    monkeypatch.setattr(hf.TransformersBackend, "_load_base", lambda self: (loads.append(1), original(self))[1])
+    original = hf.load_base
+    monkeypatch.setattr(hf, "load_base", lambda *given, **how: (loads.append(1), original(*given, **how))[1])
     opened = open_backend(candidates)
     opened.identity(candidates[0])
     prompts = [opened.prompter(candidates[0]).prompt(e) for e in EXAMPLES]

@@ -16,8 +16,7 @@ import pytest
 
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
-from bnbench.metrics.empathy.lexicon import load_lexicon
-from bnbench.metrics.empathy.polarity import load_polarity
+from bnbench.metrics.empathy.lexicon import load_lexicon, load_polarity
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.relevance import fitted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy
-from bnbench.metrics.empathy.polarity import load_polarity
+from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.tokenization import is_word, split_sentences, tokenize
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"

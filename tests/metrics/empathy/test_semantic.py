@@ -17,7 +17,7 @@ import pytest
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.empathy.polarity import load_polarity
+from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.empathy.semantic import (
     CALIBRATION,
     CONTRASTS,
