@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import bnbench
-from bnbench.data.files import as_text, header_of, inert, read_records
+from bnbench.data.files import as_text, header_of, inert, read_records, whole_number
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
@@ -29,7 +29,7 @@ from bnbench.progress import storable
 from bnbench.records import PERSON, RATINGS, Rating, Run, alone, append_lines, read_lines, read_run, write_text
 from bnbench.reports.people import BETTER, CRITERIA, LEVELS, TABLE, read_people, text_key
 from bnbench.reports.render import page, templates
-from bnbench.reports.values import name
+from bnbench.reports.values import counted, name
 
 KEY = "human-key.jsonl"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
@@ -101,7 +101,12 @@ def make_sheets(
                     who = tuple(tuple(said[text]) for text in these)
                     place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
                     key.append(Shown(code, *place, who))
-                    shown = {"code": code, "title": example["title"], "message": example["question"], "texts": these}
+                    # A cell holds no more, and a browser takes minutes to break a word of a million letters.
+                    cut = [
+                        f"{t[:_CELL]} … (cut here: {len(t):,} characters)" if len(t) > _CELL else t
+                        for t in (example["question"], *these)
+                    ]
+                    shown = {"code": code, "title": example["title"], "message": cut[0], "texts": cut[1:]}
                     forms[form].append(shown)
         files: dict[Path, str | bytes] = {}
         for form, questions in forms.items():
@@ -153,8 +158,7 @@ def _rows(form: str, questions: Sequence[Question]) -> Iterator[list[str]]:
     second, better = (["second reply"], [BETTER]) if has_pairs else ([], [])
     yield ["code", "rater", "title", "message", "reply", *second, *CRITERIA, *better]
     for q in questions:
-        texts = [f"{t[:_CELL]} … (cut here: {len(t):,} characters)" if len(t) > _CELL else t for t in q["texts"]]
-        cells = [q["code"], form, q["title"], q["message"], texts[0], *(texts[1:] or [""] * has_pairs)]
+        cells = [q["code"], form, q["title"], q["message"], q["texts"][0], *(q["texts"][1:] or [""] * has_pairs)]
         yield [*map(storable, cells), *[""] * (len(CRITERIA) + has_pairs)]
 
 
@@ -179,11 +183,10 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     """An .xlsx of one sheet of texts: no cell is a formula. The head stays in view, ratings take whole numbers only."""
     made: Any = templates().get_template("workbook.xml.j2").module
     limits = dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}
-    plain = [[re.sub("[\ufffe\uffff]", "\ufffd", text) for text in row] for row in rows]  # XML knows them not
     parts = {
         "[Content_Types].xml": made.types(), "_rels/.rels": made.package(), "xl/workbook.xml": made.workbook(),
         "xl/_rels/workbook.xml.rels": made.relations(), "xl/styles.xml": made.styles(),
-        "xl/sheet.xml": made.sheet(plain, limits),
+        "xl/sheet.xml": made.sheet(rows, limits),
     }  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -232,8 +235,10 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                     f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was"
                 )
             for where, row in records.items():
+                if not "".join(map(as_text, row.values())).strip():  # what a spreadsheet leaves under the last row
+                    continue
                 code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
-                values, wrong = _answers(row, shown.get(code))
+                values, wrong = _answers(row, shown.get(code), run)
                 wrong += [("rater", "no name")] if values and not rater else []
                 wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
                 seen.add((code, rater))
@@ -252,7 +257,9 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                     found[at] = new, where
         if faults:
             more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-            raise UsageError("\n".join([f"{len(faults)} faults, nothing was imported:", *faults[:_SHOWN], *more]))
+            raise UsageError(
+                "\n".join([f"{counted(len(faults), 'fault')}, nothing was imported:", *faults[:_SHOWN], *more])
+            )
         new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
         append_lines(folder / RATINGS, new_ones)
         raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
@@ -265,20 +272,25 @@ def _asked(line: Shown) -> tuple[str, ...]:
     return (BETTER,) if len(line.texts) > 1 else CRITERIA
 
 
-def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, float], list[tuple[str, str]]]:
+def _answers(row: Mapping[str, Any], shown: Shown | None, run: Run) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The answers of a row, and what is wrong with it by column."""
     if shown is None:
         return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
     values, wrong, asked = dict[str, float](), list[tuple[str, str]](), _asked(shown)
     least, most = (0, 2) if BETTER in asked else (1, LEVELS)
     for column in (*CRITERIA, BETTER):
-        text = as_text(row.get(column)).strip()
+        text = whole_number(as_text(row.get(column)).strip())
         if text and column not in asked:
             wrong.append((column, f"{text[:40]!r}, but this row does not ask for it; leave it empty"))
         elif text and not (text.isdecimal() and least <= int(text) <= most):  # Bengali digits too
             wrong.append((column, f"{text[:40]!r} is no whole number from {least} to {most}"))
         elif text:
             values[column] = float(int(text))
+    # A table sorted by some of its columns has codes beside other replies than theirs.
+    texts = [g.reply for who, *_ in shown.texts for g in run.replies.get(who, ()) if g.id == shown.item]
+    if values and "reply" in row and text_key(shown.item, *texts) == shown.key:  # else the run has other replies now
+        here, there = ("".join(storable(text).split())[:1000] for text in (as_text(row["reply"]), texts[0]))
+        wrong += [] if here == there else [("reply", "not the one of this code; sort and copy whole rows only")]
     return values, wrong
 
 

@@ -38,8 +38,10 @@ _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
 def language(code: str) -> Catalogue:
-    """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
+    """What says a text of the English report in a language. Raises UsageError for one without catalogue."""
     known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
+    if code == "en":
+        return ENGLISH
     if code not in known:
         raise UsageError(f"--lang {code}: there are en and {', '.join(known)}")
     return Catalogue(code, tomllib.loads((_TEMPLATES / f"{code}.toml").read_text(encoding="utf-8")))
@@ -59,7 +61,9 @@ class Catalogue:
         ]
 
     def __call__(self, text: str) -> str:
-        """The text in the language, each of its sentences by itself."""
+        """The text in the language, each of its sentences by itself; as it is where there are no translations."""
+        if not self.entries:
+            return text
         if text not in self.said:
             parts = _SENTENCE.split(text)
             self.said[text] = " ".join(map(self, parts)) if len(parts) > 1 else self._sentence(text)
@@ -83,6 +87,9 @@ class Catalogue:
         return self(text)
 
 
+ENGLISH = Catalogue("en", {})
+
+
 def _pattern(part: str) -> str:
     letters = r"\S+" if len(part) == 3 else ".+?"
     return f"(?P<{part[1:-1]}>{letters})" if _PLACE.fullmatch(part) else re.escape(part)
@@ -103,9 +110,11 @@ def spoken_verdict(said: Verdict, say: Catalogue) -> Verdict:
 def _block(block: Block, say: Catalogue) -> Block:
     match block:
         case Sentences(texts, kind):
-            return block if kind == "code" else replace(block, texts=list(map(say, texts)))
+            return block if kind in ("code", "name") else replace(block, texts=list(map(say, texts)))
         case Facts(pairs):
-            return replace(block, pairs=[(say(label), say(fact)) for label, fact in pairs])
+            # A system prompt is the user's, whatever it says.
+            told = [(say(of), fact if of.startswith("System prompt") else say(fact)) for of, fact in pairs]
+            return replace(block, pairs=told)
         case Table(columns, rows):
             heads = [replace(c, head=say(c.head)) if isinstance(c.head, str) else c for c in columns]
             cells = [[_cell(cell, c, say) for cell, c in zip(row, columns, strict=True)] for row in rows]
@@ -136,7 +145,7 @@ def _cell(cell: Cell, column: Column, say: Catalogue) -> Cell:
 
 
 def _name(cell: Name, say: Catalogue) -> Name:
-    return Name(say.entries.get(cell.text, cell.text), say(cell.note))  # a yardstick's is ours, a candidate's is not
+    return replace(cell, text=say(cell.text) if cell.is_ours else cell.text, note=say(cell.note))
 
 
 def _bar(cell: Bar | None, say: Catalogue) -> Bar | None:

@@ -59,10 +59,14 @@ class Pen(Flag):
 
 @dataclass(frozen=True)
 class Name:
-    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it."""
+    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it.
+
+    `is_ours` is that of a yardstick or a sentinel, which another language has a word for.
+    """
 
     text: str
     note: str = ""
+    is_ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Paragraphs, a list, small print (lead), warnings (note), a heading, or something to copy (copy, code)."""
+    """Paragraphs, a list, small print (lead), warnings (note), a heading of ours or a candidate's or run's name, or
+    something to copy (copy, code).
+    """
 
     texts: Sequence[str]
-    kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading"] = "plain"
+    kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading", "name"] = "plain"
     pens: Pen = Pen.ALL
 
 
@@ -259,7 +265,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
         shown, ends = primary.number(score.value), primary.interval(score)
         told = f"{name(who)}: {primary.label} {shown}, 95 % {ends}, {note.partition(' ·')[0]}"
         bar = Bar(span, guide, kind, told, is_hollow, floor) if span else None
-        bars.append((Name(who, note), shown, ends, bar))
+        bars.append((Name(who, note, note == "yardstick"), shown, ends, bar))
     caption = (
         f"{primary.label}, {'higher' if primary.higher_is_better else 'lower'} is better. Dots are the scores over all "
         "items, lines their 95 % intervals"
@@ -282,7 +288,7 @@ def _yardsticks(ranking: Ranking, primary: Value) -> Iterator[Table]:
     rows: list[list[Cell]] = []
     for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
         score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
-        rows.append([Name(y.label), primary.number(score.value), primary.interval(score), *versus])
+        rows.append([Name(y.label, is_ours=True), primary.number(score.value), primary.interval(score), *versus])
     if rows:
         made_by = "replies that nobody made for the message, without a rank (p unadjusted)"
         yield Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")
@@ -384,7 +390,7 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
                 mark = NOT_INFORMATIVE if ranking.unpassed(s.candidate, v.metric, v.name) else " "
                 cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}{mark}")
             rows.append([v.flagged, v.arrow, *cells])
-        columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
+        columns = (Column("", "text"), Column("", "text"), *(Column(Name(s.candidate)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
         blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
     flags, zeros = legend(ranking, values)
@@ -489,7 +495,7 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
         cells: list[list[Cell]] = []
         for one in scorers.values():
             found = [f"{number(e.value)} [{number(e.low)}, {number(e.high)}]" for e in one.measures.values()]
-            cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else ""), *found])
+            cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else "", True), *found])
         columns = (Column("scorer", "name"), *map(Column, measures))
         blocks.append(Sentences((lead,), "lead", Pen.HTML))
         blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=strong, pens=Pen.HTML))
@@ -690,7 +696,7 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
             + (" Dashed: loss in validation, a ring around the adapter that was kept." if training.validation else ""),
         )
         facts = Facts(training_facts(training), Pen.HTML)
-        blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
+        blocks += [Sentences((name(who),), "name", Pen.HTML), curve, facts]
     if blocks:
         yield Panel("training", "Training", blocks, "Training")
 
@@ -720,7 +726,7 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
     """What was run, from run.json: everything that a reader needs to run it again."""
     blocks: list[Block] = []
     for record in (run.record for run in ranking.runs):
-        blocks += [Sentences((name(record.name),), "heading", Pen.HTML)] if len(ranking.runs) > 1 else []
+        blocks += [Sentences((name(record.name),), "name", Pen.HTML)] if len(ranking.runs) > 1 else []
         columns = (
             Column("candidate", "name"), Column("kind", "text"), Column("read from", "code"), Column("base", "code"),
             Column("weights sha256", "code"), Column("Time"), Column("Speed"),

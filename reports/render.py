@@ -28,7 +28,7 @@ from bnbench.errors import UsageError
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
-from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
+from bnbench.reports.language import ENGLISH, Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
     Cell,
@@ -67,7 +67,7 @@ class Report:
 
     ranking: Ranking
     html: Path | None = None
-    say: Catalogue | None = None
+    say: Catalogue = ENGLISH
 
     def __str__(self) -> str:
         return storable(terminal(self.ranking, self.say))
@@ -92,7 +92,7 @@ def write_report(
     of the declared metric, `groups` are those of `rank`; `lang` is what people read it in, en or bn. Raises as `rank`
     and `language` do.
     """
-    say = None if lang == "en" else language(lang)
+    say = language(lang)
     with alone(folder):
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
         files = {
@@ -106,7 +106,7 @@ def write_report(
     return Report(ranking, folder / "report.html", say)
 
 
-def write_forest(ranking: Ranking, path: Path) -> None:
+def write_forest(ranking: Ranking, path: Path, say: Catalogue = ENGLISH) -> None:
     """Writes the ranking on the primary value as a forest plot, .svg or .png; UsageError for another ending."""
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
@@ -117,9 +117,8 @@ def write_forest(ranking: Ranking, path: Path) -> None:
         rows.append((name(s.candidate, 40), (score.low, score.value, score.high), text))
     base = next((s.scores[0].value for s in ranking.standings if s.candidate == ranking.base), None)
     way = "higher" if value.higher_is_better else "lower"
-    svg = forest_svg(
-        rows, f"{value.label} ({way} is better), 95 % intervals, n = {ranking.n}", base if rows[1:] else None
-    )
+    label = say(f"{value.label} ({way} is better), 95 % intervals, n = {ranking.n}")
+    svg = storable(forest_svg(rows, label, base if rows[1:] else None))
     write_text(path, png_of(svg) if path.suffix == ".png" else svg + "\n")
 
 
@@ -168,13 +167,12 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-def terminal(ranking: Ranking, say: Catalogue | None = None) -> str:
+def terminal(ranking: Ranking, say: Catalogue = ENGLISH) -> str:
     """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
-    drawn = spoken(panels(ranking, Pen.TEXT), say) if say else panels(ranking, Pen.TEXT)
-    for panel, blocks in drawn:
-        shown = list(filter(None, (_text(block, say("Note:") if say else "Note:") for block in blocks)))
+    for panel, blocks in spoken(panels(ranking, Pen.TEXT), say):
+        shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
         text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
         is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
@@ -191,7 +189,7 @@ def _text(block: Block, note: str = "Note:") -> str:
             columns, rows = visible(block, Pen.TEXT)
             if not rows:
                 return ""
-            cells, at = _cells(columns, rows, (18, 34)), block.breaks_at
+            cells, at = _cells(columns, rows, (15, 34)), block.breaks_at
             left = sum(c.kind in ("text", "name", "wide", "code") for c in columns)
             table = aligned(cells, left)
             if at and max(map(cell_len, table.splitlines())) > WIDTH:
@@ -220,12 +218,11 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
     return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
 
 
-def report_md(ranking: Ranking, say: Catalogue | None = None) -> str:
+def report_md(ranking: Ranking, say: Catalogue = ENGLISH) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    drawn = spoken(panels(ranking, Pen.MARKDOWN), say) if say else panels(ranking, Pen.MARKDOWN)
-    for panel, blocks in drawn:
-        texts = [text for block in blocks for text in _markdown(block, say("Note:") if say else "Note:")]
+    for panel, blocks in spoken(panels(ranking, Pen.MARKDOWN), say):
+        texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
             found.append(f"{'#' * panel.level} {escaped(panel.title)}")
@@ -278,9 +275,9 @@ def escaped(text: str) -> str:
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: bool = False) -> str:
+def report_html(ranking: Ranking, say: Catalogue = ENGLISH, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told = spoken(panels(ranking, Pen.HTML), say) if say else panels(ranking, Pen.HTML)
+    told = spoken(panels(ranking, Pen.HTML), say)
     drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     data = ""
@@ -300,10 +297,9 @@ def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: 
         "report",
         is_fragment=is_fragment,
         data=data,
-        said=spoken_verdict(verdict(ranking), say) if say else verdict(ranking),
+        said=spoken_verdict(verdict(ranking), say),
         facts=headline_facts(ranking),
-        say=say or str,
-        lang=say.code if say else "en",
+        say=say,
         runs=[run.record.name for run in ranking.runs],
         panels=drawn,
         visible=lambda table: visible(table, Pen.HTML),

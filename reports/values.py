@@ -32,9 +32,11 @@ def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str
 
 
 def p_value(p: float | None) -> str:
-    """Four decimals under 0.001, three under 0.1, two above."""
+    """Four decimals under 0.001, three under 0.1, two above; never 0.050 of what is less."""
     if p is None or not math.isfinite(p):
         return ABSENT
+    if 0.0495 <= p < 0.05:
+        return "<0.05"
     return "<0.0001" if p < 0.00005 else f"{p:.{4 if p < 0.001 else 3 if p < 0.1 else 2}f}"
 
 
@@ -54,10 +56,15 @@ def places(best: int, worst: int) -> str:
     return str(best) if best == worst else f"{best}–{worst}"
 
 
-def name(text: str, limit: int = 60) -> str:
-    """A name on one line: controls spelt out, right-to-left letters isolated, its middle left out beyond `limit`."""
+def plain(text: str) -> str:
+    """Text on one line, of what can be seen: whatever would turn, hide or end a line is spelt out."""
     hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT}
-    visible = "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in text)
+    return "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in text)
+
+
+def name(text: str, limit: int = 60) -> str:
+    """A name, `plain`: right-to-left letters isolated, its middle left out beyond `limit`."""
+    visible = plain(text)
     letters = regex.findall(r"\X", visible)
     if len(letters) > limit:
         head = limit * 2 // 3
@@ -89,10 +96,16 @@ class Value:
         return number(value, self.decimals, sign=sign)
 
     def interval(self, of: Score | Comparison) -> str:
-        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none."""
+        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none.
+
+        An end of a clear difference that rounds to 0 has more decimals: the interval does not hold 0.
+        """
         if not (math.isfinite(of.low) or math.isfinite(of.high)):
             return ABSENT
-        low, high = (self.number(end, sign=isinstance(of, Comparison)) for end in (of.low, of.high))
+        is_difference = isinstance(of, Comparison)
+        near = 4 if isinstance(of, Comparison) and of.better is not None else self.decimals
+        ends = ((end, self.decimals if round(end, self.decimals) else near) for end in (of.low, of.high))
+        low, high = (number(end, decimals, sign=is_difference) for end, decimals in ends)
         return f"[{low}, {high}]"
 
 

@@ -138,6 +138,14 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
+def test_notes_of_a_run_turn_no_line_around(make_run: Maker) -> None:
+    folder = make_run((PAIR[0], Spec("x", 0.4)), notes=["\u202egnp.exe thinks aloud\nbnbench: all is well"])
+    made, escaped = str(report(folder, 50)), "\\u202egnp.exe thinks aloud\\u000abnbench: all is well"
+    assert f"Note: {escaped}" in made
+    page, markdown = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert "\u202e" not in page.partition('id="data"')[0] + markdown and escaped in page
+
+
 def test_no_cell_of_a_name_runs_and_no_control_reaches_a_terminal(make_run: Maker) -> None:
     names = ("=HYPERLINK(1)", "+x", "-x", "@SUM(A1)", "a\x1b[31m\x9b2J\u202e")
     folder = make_run([Spec(who, 0.1 + 0.1 * i, "base" if not i else "adapter") for i, who in enumerate(names)], n=8)
