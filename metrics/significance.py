@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from statistics import NormalDist
 
@@ -36,7 +37,8 @@ Formula = Callable[[FloatArray], FloatArray]
 Clusters = Sequence[Hashable] | None
 
 BLOCKS = 10_000
-_CELLS = 2_000_000  # weights held at once: 16 MB as float64
+_CELLS = 2_000_000  # weights at once: 16 MB as float64
+_HELD = 2**25  # counts that are kept for the next table, a byte each
 _FLOOR = 1 / 16  # of a resample's variance: one that missed the few items that differ would divide by nothing
 _DETECTABLE = 1.959964 + 0.841621  # z(.975) + z(.80): two-sided alpha .05, power 80 %
 
@@ -232,18 +234,30 @@ def resampled_sums(
 ) -> FloatArray:
     """The column sums of each bootstrap resample, shape (resamples, k)."""
     blocks = block_sums(table, clusters)
-    n = len(blocks)
+    n, start = len(blocks), 0
     drawn = np.empty((resamples, blocks.shape[1]))
-    generator = np.random.default_rng([seed, 0])
-    for rows in _row_slices(n, resamples):
+    for counts in _held(n, resamples, seed) if n * resamples <= _HELD else _counts(n, resamples, seed):
+        np.matmul(counts.astype(np.float64), blocks, out=drawn[start : start + len(counts)])
+        start += len(counts)
+    return drawn
+
+
+def _counts(n: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """How often each resample has each of n items, in slices of `_CELLS` counts at most; none is anywhere near 256."""
+    generator, step = np.random.default_rng([seed, 0]), max(1, _CELLS // n)
+    for start in range(0, resamples, step):
         # Multinomial(n; 1/n ...) counts: n items are drawn and counted, which is the fast way. One bincount serves some
         # resamples at once, since those of resample r are counted from r n on.
-        height = rows.stop - rows.start
+        height = min(step, resamples - start)
         items = generator.integers(0, n, size=(height, n), dtype=np.int32)
         items += np.arange(0, height * n, n, dtype=np.int32)[:, None]
-        weights = np.bincount(items.ravel(), minlength=height * n).reshape(height, n).astype(np.float64)
-        np.matmul(weights, blocks, out=drawn[rows])
-    return drawn
+        yield np.bincount(items.ravel(), minlength=height * n).reshape(height, n).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _held(n: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.uint8], ...]:
+    """The same, drawn once: a report resamples the same items some twenty times."""
+    return tuple(_counts(n, resamples, seed))
 
 
 def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
@@ -263,9 +277,3 @@ def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
         return table
     groups = min(groups, BLOCKS)
     return np.stack([np.bincount(group % BLOCKS, weights=column, minlength=groups) for column in table.T], axis=1)
-
-
-def _row_slices(n: int, resamples: int) -> Iterator[slice]:
-    """The resamples in slices of `_CELLS` weights at most."""
-    step = max(1, _CELLS // n)
-    return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))
