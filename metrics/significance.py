@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, zip_longest
 from statistics import NormalDist
 
 import numpy as np
@@ -125,12 +125,13 @@ def paired_tests(
     seed: int = 42,
     level: float = 0.95,
     clusters: Clusters = None,
+    shares: Sequence[Sequence[int]] = (),
 ) -> list[list[PairedResult]]:
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
     A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
-    cost little more than one and give the same numbers. Of one item all but the difference is NaN. Raises `InputError`
-    where the tables of a comparison have different shapes.
+    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes. Of one
+    item all but the difference is NaN. Raises `InputError` where the tables of a comparison have different shapes.
     """
     for a, b, _ in comparisons:
         if np.shape(a)[-2:] != np.shape(b)[-2:]:
@@ -149,9 +150,19 @@ def paired_tests(
     reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
     variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
     detectable = _DETECTABLE * np.sqrt(variance)
-    table = np.column_stack([whole, (near - reach).round(9), (near + reach).round(9), p_values, detectable])
+    # Where all items differ alike, resamples do not say what others would do: p is then that of the sign test, and of
+    # shares that differ in none of n items as many may differ as Wilson's interval of none in n holds.
+    alike, z2 = variance < 1e-12, NormalDist().inv_cdf((1 + level) / 2) ** 2
+    p_values = np.where(alike & (near != 0), np.maximum(p_values, 0.5 ** (n - 1)), p_values)
+    reach = np.where(alike & (p_values >= 1 - level), np.abs(near), reach)
+    places = zip_longest(observed, shares, fillvalue=())
+    are_shares = np.concatenate([np.isin(np.arange(len(found)), list(own)) for found, own in places])
+    reach = np.where(alike & are_shares, np.maximum(reach, 100 * z2 / (n + z2)), reach)
+    most = np.where(are_shares, 100, np.inf)
+    low, high = np.maximum(near - reach, -most).round(9), np.minimum(near + reach, most).round(9)
+    table = np.column_stack([whole, low, high, p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0
-    results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
+    results = (PairedResult(d, Interval(*ends, level), p, least) for d, *ends, p, least in table.tolist())
     return [list(islice(results, len(values))) for values in observed]
 
 

@@ -597,9 +597,7 @@ def _yardsticks(
     return tuple(yardsticks), telling
 
 
-def _scores(
-    entry: Scored, metrics: Sequence[Metric], how: Resampling, first: int | None = None
-) -> Iterator[Score]:
+def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: int | None = None) -> Iterator[Score]:
     """All values, or the first so many, of all metrics that the entry has, from one drawing of resamples."""
     mine = [m for m in metrics if m.name in entry.tables]
     tables = [entry.drawn(m.name) for m in mine]
@@ -626,7 +624,7 @@ def _compare(
         return lambda sums: metric.formula(sums)[..., :first]
 
     tests = [(a.drawn(m.name), b.drawn(m.name), formula(m)) for b, m in against]
-    found = paired_tests(tests, level=LEVEL, **how)
+    found = paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values[:first], results, strict=True):
