@@ -162,7 +162,7 @@ def paired_tests(
     low, high = np.maximum(near - reach, -most).round(9), np.minimum(near + reach, most).round(9)
     table = np.column_stack([whole, low, high, p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0
-    results = (PairedResult(d, Interval(*ends, level), p, least) for d, *ends, p, least in table.tolist())
+    results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
     return [list(islice(results, len(values))) for values in observed]
 
 
