@@ -144,9 +144,8 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
     rng, topics = np.random.default_rng(seed), sorted({example["topic"] for example in run.examples})
     place = dict(zip(topics, rng.permutation(len(topics)).tolist(), strict=True))
     # Topics go up and down in turn, so that neighbours at the border of two thirds are alike.
-    key = [
-        (t, (-1) ** int(t) * place[e["topic"]], r) for e, t, r in zip(run.examples, third, rng.random(n), strict=True)
-    ]
+    each = zip(run.examples, third.tolist(), rng.random(n), strict=True)
+    key = [(t, (-1) ** t * place[e["topic"]], chance) for e, t, chance in each]
     order, k, start = sorted(range(n), key=lambda i: key[i]), min(items, n), rng.random()
     taken = [order[int((start + j) * n / k)] for j in range(k)]
     return [(i, round(float(spread[i]), 4)) for i in taken]
@@ -171,10 +170,8 @@ def form_html(form: str, questions: Sequence[Question]) -> str:
         found = re.findall(r"^(\w+)(?: – ([^:]+))?: (.+)\n((?:  [1-5] = .+\n?){5})", rubric, re.MULTILINE)
         scales.append({n: (label or n.title(), told, re.findall(r"= (.+)", words)) for n, label, told, words in found})
     bn, en = scales
-    criteria = [
-        {"name": n, "bn": bn[n][:2], "en": en[n][:2], "anchors": list(zip(bn[n][2], en[n][2], strict=True))}
-        for n in CRITERIA
-    ]
+    anchors = {n: list(zip(bn[n][2], en[n][2], strict=True)) for n in CRITERIA}
+    criteria = [{"name": n, "bn": bn[n][:2], "en": en[n][:2], "anchors": anchors[n]} for n in CRITERIA]
     has_pairs, store = any(len(q["texts"]) > 1 for q in questions), f"bnbench-{questions[0]['code']}"
     return page("human", form=form, store=store, questions=questions, criteria=criteria, has_pairs=has_pairs)
 
@@ -223,17 +220,15 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     with alone(folder):
         run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
         if not shown:
-            raise UsageError(
-                f"{folder}: no sheet was made of this run, so there is no key; `bnbench human sheet {folder}`"
-            )
+            how = f"`bnbench human sheet {folder}`"
+            raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; {how}")
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
         found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
         for path in files:
             seen, records = set[tuple[str, str]](), read_records(path)
             if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
-                raise UsageError(
-                    f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was"
-                )
+                how = "give back a form of `bnbench human sheet` as it was"
+                raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
             for where, row in records.items():
                 if not "".join(map(as_text, row.values())).strip():  # what a spreadsheet leaves under the last row
                     continue

@@ -236,11 +236,8 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     Raises KeyError where the candidate is not among the ranked ones.
     """
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
-    said, table = (
-        held_against(ranking, standing, verdict_on(ranking, standing)),
-        metrics_table(ranking, standing, values),
-    )
-    flags, zeros = legend(ranking, values)
+    said = held_against(ranking, standing, verdict_on(ranking, standing))
+    table, (flags, zeros) = metrics_table(ranking, standing, values), legend(ranking, values)
     # No other table here has the primary value: every row stands.
     blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
     blocks.append(Sentences(warnings(ranking), "note"))
@@ -294,17 +291,10 @@ def report_html(ranking: Ranking, say: Catalogue = ENGLISH, *, is_fragment: bool
         places = [[name(who), *found[id(of[who])]] for who in names]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
-        "report",
-        is_fragment=is_fragment,
-        data=data,
-        said=spoken_verdict(verdict(ranking), say),
-        facts=headline_facts(ranking),
-        say=say,
-        runs=[run.record.name for run in ranking.runs],
-        panels=drawn,
-        visible=lambda table: visible(table, Pen.HTML),
-        version=__version__,
-    )
+        "report", is_fragment=is_fragment, data=data, said=spoken_verdict(verdict(ranking), say),
+        facts=headline_facts(ranking), say=say, runs=[run.record.name for run in ranking.runs], panels=drawn,
+        visible=lambda table: visible(table, Pen.HTML), version=__version__,
+    )  # fmt: skip
 
 
 def page(template: str, **parts: Any) -> str:
@@ -322,13 +312,8 @@ def templates() -> Environment:
     """The files of templates/, which escape whatever is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    how: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), **how)
     environment.filters |= {"cell": _cell, "name": _name, "svg": Markup, "pc": "{:.2f}%".format}
     return environment
 

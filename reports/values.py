@@ -152,15 +152,10 @@ def legend(ranking: Ranking, values: Sequence[Value]) -> tuple[list[str], list[s
     """What the flags say, and the line that names the values left out because they are 0 for all, if there are any."""
     flags = [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
     if any(ranking.unpassed(s.candidate, metric) for s in ranking.standings for metric in ranking.values):
-        flags.append(
-            f"{NOT_INFORMATIVE} not informative here: not above what replies score that nobody made for the message"
-        )
-    shown = {(v.metric, v.name) for v in values}
-    absent = [
-        ranking.metrics[metric].labels[name]
-        for metric, names in ranking.values.items()
-        for name in names
-        if (metric, name) not in shown and name not in ranking.metrics[metric].details
-    ]
+        why = "not above what replies score that nobody made for the message"
+        flags.append(f"{NOT_INFORMATIVE} not informative here: {why}")
+    shown, absent = {(v.metric, v.name) for v in values}, list[str]()
+    for metric, made in ranking.metrics.items():
+        absent += [made.labels[v] for v in made.values if (metric, v) not in shown and v not in made.details]
     who = " for every candidate" if len(ranking.standings) > 1 else ""
     return flags, [f"0{who}, and therefore not listed: {'; '.join(absent)}"] if absent else []
