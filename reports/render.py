@@ -214,8 +214,10 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
-    """Paragraphs folded to the width of the terminal, their further lines indented."""
-    return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
+    """Paragraphs folded to the width of the terminal, their further lines indented; never between a number and its %."""
+    whole = (p.replace(" %", "\xa0%") for p in paragraphs)
+    lines = "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in whole)
+    return lines.replace("\xa0", " ")
 
 
 def report_md(ranking: Ranking, say: Catalogue = ENGLISH) -> str:

@@ -28,7 +28,7 @@ from bnbench.records import append_lines, read_run, unpack, write_json
 from bnbench.reports import Report, write_report
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
-from bnbench.reports.render import aligned
+from bnbench.reports.render import aligned, wrapped
 from bnbench.reports.values import legend, name, number, p_value, shown_values
 from bnbench.reports.verdict import verdict, warnings
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
@@ -136,6 +136,12 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
     assert len(tables) >= 2
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_no_line_of_the_terminal_begins_with_the_sign_of_its_number() -> None:
+    text = wrapped([" ".join(["12 % broken"] * 40)], "  ")
+    assert max(map(len, text.splitlines())) <= 110 and " ".join(text.split()) == " ".join(["12 % broken"] * 40)
+    assert not re.search(r"\d\n", text) and "\n  %" not in text
 
 
 def test_notes_of_a_run_turn_no_line_around(make_run: Maker) -> None:
