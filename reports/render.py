@@ -214,7 +214,7 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
-    """Paragraphs folded to the width of the terminal, their further lines indented; never between a number and its %."""
+    """Paragraphs folded to the width of the terminal, further lines indented; never between a number and its %."""
     whole = (p.replace(" %", "\xa0%") for p in paragraphs)
     lines = "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in whole)
     return lines.replace("\xa0", " ")
