@@ -518,7 +518,8 @@ def _check_asked(request: EvaluationRequest, fail_if: list[str], lang: str) -> N
     from bnbench.reports.language import language
     from bnbench.reports.ranking import check_groups
 
-    language(lang)
+    if lang != "en":
+        language(lang)
     names = [candidate.name for candidate in request.candidates]
     check_groups(request.groups, names)
     chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics

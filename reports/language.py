@@ -38,10 +38,8 @@ _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
 def language(code: str) -> Catalogue:
-    """What says a text of the English report in a language. Raises UsageError for one without catalogue."""
+    """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
     known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
-    if code == "en":
-        return ENGLISH
     if code not in known:
         raise UsageError(f"--lang {code}: there are en and {', '.join(known)}")
     return Catalogue(code, tomllib.loads((_TEMPLATES / f"{code}.toml").read_text(encoding="utf-8")))
@@ -61,9 +59,7 @@ class Catalogue:
         ]
 
     def __call__(self, text: str) -> str:
-        """The text in the language, each of its sentences by itself; as it is where there are no translations."""
-        if not self.entries:
-            return text
+        """The text in the language, each of its sentences by itself."""
         if text not in self.said:
             parts = _SENTENCE.split(text)
             self.said[text] = " ".join(map(self, parts)) if len(parts) > 1 else self._sentence(text)
@@ -85,9 +81,6 @@ class Catalogue:
             if between.search(text):
                 return joint.join(self._part(place, part) for part in between.split(text))
         return self(text)
-
-
-ENGLISH = Catalogue("en", {})
 
 
 def _pattern(part: str) -> str:

@@ -93,7 +93,7 @@ class Column:
     pens: Pen = Pen.ALL
 
 
-_WHO, _LABEL = Column("candidate", "name"), Column("", "text")
+_WHO = Column("candidate", "name")
 _ENDS, _OUTCOME = Column("95 %", "interval"), Column("", "outcome")
 
 
@@ -312,7 +312,7 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
         rows.append([v.flagged, v.arrow, *(v.number(x.value if x else None) for x in scores), *told])
         level = [y.label for y in ranking.yardsticks[1:] if v.metric in y.scores and v.metric not in y.floor_of]
         notes += [f"{v.label}: the reference itself is not certainly better than {listed(level)}"] if level else []
-    columns = [_LABEL, _LABEL, *(Column(y.name) for y in ranking.yardsticks)]
+    columns = [Column("", "text"), Column("", "text"), *(Column(y.name) for y in ranking.yardsticks)]
     columns += [Column("AUC"), Column("of", "interval"), _OUTCOME]
     lead = (
         "AUC: how often the reply that belongs to a message scores above another item’s (0.5 is chance, ties count "
@@ -397,7 +397,7 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
                 mark = NOT_INFORMATIVE if ranking.unpassed(s.candidate, v.metric, v.name) else " "
                 cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}{mark}")
             rows.append([v.flagged, v.arrow, *cells])
-        columns = (_LABEL, _LABEL, *(Column(Name(s.candidate)) for s in standings))
+        columns = (Column("", "text"), Column("", "text"), *(Column(Name(s.candidate)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
         blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
     flags, zeros = legend(ranking, values)
@@ -430,7 +430,7 @@ def metrics_table(
         rows[-1] += [v.number(base.value(v.metric, v.name)), difference, interval, bar, p, mark]
     strong = tuple(i for i, v in enumerate(values) if v.has_own_panel)
     interval_of_own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)
-    columns = [_LABEL, _LABEL, Column(Name(standing.candidate)), interval_of_own]
+    columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), interval_of_own]
     if base is None:
         return Table(columns, rows, aside="All metrics", strong=strong, pens=pens)
     gap, ends, *rest = _of_difference("Δ")

@@ -23,7 +23,6 @@ from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import (
-    Formula,
     Interval,
     block_sums,
     bootstrap,
@@ -619,11 +618,8 @@ def _compare(
     a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resampling, first: int | None = None
 ) -> Iterator[list[Comparison]]:
     """Every value, or the first so many, of each metric, compared with the entry beside it."""
-
-    def formula(metric: Metric) -> Formula:
-        return lambda sums: metric.formula(sums)[..., :first]
-
-    tests = [(a.drawn(m.name), b.drawn(m.name), formula(m)) for b, m in against]
+    firsts = [lambda sums, of=m.formula: of(sums)[..., :first] for _, m in against]
+    tests = [(a.drawn(m.name), b.drawn(m.name), formula) for (b, m), formula in zip(against, firsts, strict=True)]
     found = paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from bnbench.errors import UsageError
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
-from bnbench.reports.language import ENGLISH, Catalogue, language, spoken, spoken_verdict
+from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
     Cell,
@@ -59,6 +59,8 @@ COLUMNS = (
     "n", "signature",
 )  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
+Say = Callable[[str], str]
+"""Says a text of the report in its language: a catalogue, or `str` for English."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Report:
 
     ranking: Ranking
     html: Path | None = None
-    say: Catalogue = ENGLISH
+    say: Say = str
 
     def __str__(self) -> str:
         return storable(terminal(self.ranking, self.say))
@@ -92,7 +94,7 @@ def write_report(
     of the declared metric, `groups` are those of `rank`; `lang` is what people read it in, en or bn. Raises as `rank`
     and `language` do.
     """
-    say = language(lang)
+    say = str if lang == "en" else language(lang)
     with alone(folder):
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
         files = {
@@ -106,7 +108,7 @@ def write_report(
     return Report(ranking, folder / "report.html", say)
 
 
-def write_forest(ranking: Ranking, path: Path, say: Catalogue = ENGLISH) -> None:
+def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
     """Writes the ranking on the primary value as a forest plot, .svg or .png; UsageError for another ending."""
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
@@ -167,11 +169,12 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-def terminal(ranking: Ranking, say: Catalogue = ENGLISH) -> str:
+def terminal(ranking: Ranking, say: Say = str) -> str:
     """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
-    for panel, blocks in spoken(panels(ranking, Pen.TEXT), say):
+    told = panels(ranking, Pen.TEXT)
+    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
         text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
@@ -220,10 +223,11 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
     return lines.replace("\xa0", " ")
 
 
-def report_md(ranking: Ranking, say: Catalogue = ENGLISH) -> str:
+def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    for panel, blocks in spoken(panels(ranking, Pen.MARKDOWN), say):
+    told = panels(ranking, Pen.MARKDOWN)
+    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
@@ -274,9 +278,11 @@ def escaped(text: str) -> str:
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def report_html(ranking: Ranking, say: Catalogue = ENGLISH, *, is_fragment: bool = False) -> str:
+def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told = spoken(panels(ranking, Pen.HTML), say)
+    told, said, lang = panels(ranking, Pen.HTML), verdict(ranking), "en"
+    if isinstance(say, Catalogue):
+        told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
     drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     data = ""
@@ -293,8 +299,8 @@ def report_html(ranking: Ranking, say: Catalogue = ENGLISH, *, is_fragment: bool
         places = [[name(who), *found[id(of[who])]] for who in names]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
-        "report", is_fragment=is_fragment, data=data, said=spoken_verdict(verdict(ranking), say),
-        facts=headline_facts(ranking), say=say, runs=[run.record.name for run in ranking.runs], panels=drawn,
+        "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
+        facts=headline_facts(ranking), runs=[run.record.name for run in ranking.runs], panels=drawn,
         visible=lambda table: visible(table, Pen.HTML), version=__version__,
     )  # fmt: skip
 

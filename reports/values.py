@@ -56,15 +56,10 @@ def places(best: int, worst: int) -> str:
     return str(best) if best == worst else f"{best}–{worst}"
 
 
-def plain(text: str) -> str:
-    """Text on one line, of what can be seen: whatever would turn, hide or end a line is spelt out."""
-    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT}
-    return "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in text)
-
-
 def name(text: str, limit: int = 60) -> str:
-    """A name, `plain`: right-to-left letters isolated, its middle left out beyond `limit`."""
-    visible = plain(text)
+    """A name on one line: controls spelt out, right-to-left letters isolated, its middle left out beyond `limit`."""
+    hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT}
+    visible = "".join(f"\\u{ord(c):04x}" if c in hidden else c for c in text)
     letters = regex.findall(r"\X", visible)
     if len(letters) > limit:
         head = limit * 2 // 3

@@ -8,7 +8,7 @@ from typing import Literal
 
 from bnbench.reports.ranking import Comparison, Ranking, Standing
 from bnbench.reports.trust import NOT_INFORMATIVE
-from bnbench.reports.values import ABSENT, counted, items_of, name, number, p_value, plain, value_of
+from bnbench.reports.values import ABSENT, counted, items_of, name, number, p_value, value_of
 
 FEW_ITEMS = 30
 _MEASURED = (
@@ -185,7 +185,7 @@ def warnings(ranking: Ranking) -> list[str]:
         best, worst = (primary.number(ranking.standings[at].scores[0].value) for at in (0, -1))
         here = best if len(ranking.standings) == 1 else f"{best} to {worst}"
         told.append(f"the scale of {primary.label}: {marks}; here {here}")
-    return [*told, *map(plain, ranking.notes)]
+    return [*told, *(name(note, 2_000) for note in ranking.notes)]
 
 
 def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:
