@@ -101,12 +101,8 @@ def make_sheets(
                     who = tuple(tuple(said[text]) for text in these)
                     place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
                     key.append(Shown(code, *place, who))
-                    # A cell holds no more, and a browser takes minutes to break a word of a million letters.
-                    cut = [
-                        f"{t[:_CELL]} … (cut here: {len(t):,} characters)" if len(t) > _CELL else t
-                        for t in (example["question"], *these)
-                    ]
-                    shown = {"code": code, "title": example["title"], "message": cut[0], "texts": cut[1:]}
+                    message, *cut = map(_cut, (example["question"], *these))
+                    shown = {"code": code, "title": example["title"], "message": message, "texts": cut}
                     forms[form].append(shown)
         files: dict[Path, str | bytes] = {}
         for form, questions in forms.items():
@@ -120,6 +116,11 @@ def make_sheets(
         for path, content in files.items():
             write_text(path, content)
     return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters)
+
+
+def _cut(text: str) -> str:
+    """What a cell holds; a browser, too, takes minutes to break a word of a million letters."""
+    return f"{text[:_CELL]} … (cut here: {len(text):,} characters)" if len(text) > _CELL else text
 
 
 def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:

@@ -243,7 +243,15 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
-    blocks: list[Block] = [first, _intervals(ranking, primary), table, *_yardsticks(ranking, primary), last]
+    # What yardsticks score, and whom the verdict speaks of against them.
+    who, made_by = subject(ranking).candidate, "replies that nobody made for the message, without a rank (p unadjusted)"
+    columns = [Column("yardstick", "name"), Column(primary.label), _ENDS, *_of_difference(f"Δ of {name(who, 12)}")]
+    rows = []
+    for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
+        score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
+        rows.append([Name(y.label, is_ours=True), primary.number(score.value), primary.interval(score), *versus])
+    below = [Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")] if rows else []
+    blocks: list[Block] = [first, _intervals(ranking, primary), table, *below, last]
     yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
 
 
@@ -281,19 +289,6 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     caption += "; the dotted line is the best yardstick, below which a score says nothing" if floor is not None else ""
     ticks = tuple((at, number(value, decimals)) for at, value in marks)
     return Intervals(tuple(bars), ticks, f"{caption}.")
-
-
-def _yardsticks(ranking: Ranking, primary: Value) -> Iterator[Table]:
-    """What yardsticks score on the primary value, and whom the verdict speaks of against them."""
-    who = subject(ranking).candidate
-    columns = [Column("yardstick", "name"), Column(primary.label), _ENDS, *_of_difference(f"Δ of {name(who, 12)}")]
-    rows: list[list[Cell]] = []
-    for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
-        score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
-        rows.append([Name(y.label, is_ours=True), primary.number(score.value), primary.interval(score), *versus])
-    if rows:
-        made_by = "replies that nobody made for the message, without a rank (p unadjusted)"
-        yield Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")
 
 
 def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -681,26 +676,14 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
-    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve."""
+    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve; of
+    several what each took and gave, and the settings in which the recipes differ.
+    """
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
-    blocks: list[Block] = [_costs(trained)] if len(trained) > 1 else []
-    for who, training in trained.items():
-        told = "Loss of each optimiser step (thin) and its running mean (thick)."
-        if training.validation:
-            told += " Dashed: loss in validation, a ring around the adapter that was kept."
-        curve = Drawing(loss_svg(training.loss, who, training.validation), told)
-        facts = Facts(training_facts(training), Pen.HTML)
-        blocks += [Sentences((name(who),), "name", Pen.HTML), curve, facts]
-    if blocks:
-        yield Panel("training", "Training", blocks, "Training")
-
-
-def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
-    """What each adapter's training took and gave, and the settings in which the recipes differ."""
-    told = ("name", "description", "card")
-    recipes = [{k: v for k, v in t.recipe.items() if k not in told} for t in trained.values()]
+    names = ("name", "description", "card")
+    recipes = [{k: v for k, v in t.recipe.items() if k not in names} for t in trained.values()]
     keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
-    rows: list[list[Cell]] = []
+    rows, each = list[list[Cell]](), list[Block]()
     for (who, training), recipe in zip(trained.items(), recipes, strict=True):
         best = training.validation.best if training.validation else None
         memory = training.peak_memory_bytes
@@ -709,10 +692,15 @@ def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
             f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
             f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
         ])  # fmt: skip
+        told = "Loss of each optimiser step (thin) and its running mean (thick)."
+        told += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
+        curve = Drawing(loss_svg(training.loss, who, training.validation), told)
+        each += [Sentences((name(who),), "name", Pen.HTML), curve, Facts(training_facts(training), Pen.HTML)]
     heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
-    columns = [_WHO, *map(Column, heads)]
     caption = "What the adapters’ trainings took, and the settings in which they differ"
-    return Table(columns, rows, caption, "Costs", breaks_at=1 + len(keys))
+    costs = Table([_WHO, *map(Column, heads)], rows, caption, "Costs", breaks_at=1 + len(keys))
+    if trained:
+        yield Panel("training", "Training", [costs, *each] if len(trained) > 1 else each, "Training")
 
 
 def runs_panel(ranking: Ranking) -> Iterator[Panel]:
