@@ -101,7 +101,8 @@ def test_address_of() -> None:
 
 
 def test_a_forest_plot_for_a_paper(make_run: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, runner = make_run((PAIR[0], Spec("আমার <ক>", 0.5, base=PAIR[0].location))), CliRunner()
+    specs = (PAIR[0], Spec("আমার <ক>", 0.5, base=PAIR[0].location), Spec("no\uffffcharacter", 0.6))
+    folder, runner = make_run(specs), CliRunner()
     done = runner.invoke(app, ["report", str(folder), "--forest", str(tmp_path / "a.svg")])
     assert done.exit_code == 0, done.output
     svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
@@ -113,7 +114,7 @@ def test_a_forest_plot_for_a_paper(make_run: Maker, tmp_path: Path, monkeypatch:
     assert 'sans-serif">chrF++ (বেশি হলে ভালো), 95 % আস্থা-ব্যবধান, n = 40</text>' in (tmp_path / "bn.svg").read_text(
         "utf-8"
     )
-    first, second = (float(c.get("cx", "")) for c in root.iter("{http://www.w3.org/2000/svg}circle"))
+    first, second, _ = (float(c.get("cx", "")) for c in root.iter("{http://www.w3.org/2000/svg}circle"))
     assert first > second and "stroke-dasharray" in svg and svg.count("http") == 1
     drawn: list[dict[str, object]] = []
     monkeypatch.setitem(
