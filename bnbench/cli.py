@@ -211,6 +211,7 @@ def evaluate_command(
     samples: Annotated[int, Option(min=1, help="Replies drawn for each item.")] = 1,
     group: Groups = None,
     fail_if: FailIf = None,
+    lang: Lang = "en",
     judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
     judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
     judge_pairs: Annotated[bool, Option("--judge-pairs", help="It compares the candidates in pairs, too.")] = False,
@@ -245,9 +246,9 @@ def evaluate_command(
         overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples,
         groups=_groups(group) if group else {},
     )  # fmt: skip
-    if fail_if or group:
-        _check_asked(request, fail_if or [])
-    _report([evaluate(request)], None, as_json, fail_if=fail_if)
+    if fail_if or group or lang != "en":
+        _check_asked(request, fail_if or [], lang)
+    _report([evaluate(request)], None, as_json, fail_if=fail_if, lang=lang)
 
 
 @app.command("perplexity")
@@ -493,7 +494,7 @@ def _report(
     if forest:
         from bnbench.reports.render import write_forest
 
-        write_forest(ranking, forest)
+        write_forest(ranking, forest, report.say)
     written = [str(report.html)]
     if exports:
         from bnbench.reports.exports import Dataset, export
@@ -506,16 +507,20 @@ def _report(
 
         gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
         if failed := failures(gates, ranking):
-            echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
+            lead = f"bnbench: {report.say('gate failed:')}"
+            echo(storable("\n".join(f"{lead} {report.say(text)}" for text in failed)), err=True)
             raise Exit(4)
 
 
-def _check_asked(request: EvaluationRequest, fail_if: list[str]) -> None:
+def _check_asked(request: EvaluationRequest, fail_if: list[str], lang: str) -> None:
     """What the report is asked for is refused before the work."""
     from bnbench.evaluate import choose_measures
     from bnbench.reports.gates import parse_gates
+    from bnbench.reports.language import language
     from bnbench.reports.ranking import check_groups
 
+    if lang != "en":
+        language(lang)
     names = [candidate.name for candidate in request.candidates]
     check_groups(request.groups, names)
     chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics

@@ -335,8 +335,9 @@ def evaluate(request: EvaluationRequest) -> Path:
 def _try(judge: Judge, work: Work) -> None:
     """Has the judge rate labelled replies, before anything is loaded: one that cannot is known after these few."""
     out, n, k = work.request.out, len(work.examples), len(work.entrants)
+    replies = n * sum(entrant.draws for entrant in work.entrants)
     judge.keep(out / records.RATINGS)
-    calls = n * k * (k if judge.pairs else 1)
+    calls = replies * (k if judge.pairs else 1)
     log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, judge.tried, calls)
     try:
         records.write_json(out / records.AUDITS, [audit.as_dict() for audit in judge.audits()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,10 @@ def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | 
     axis = Axis.over(known, left, right, room=0.05)
     ticks, decimals = axis.ticks(5, (1, 2, 2.5, 5, 10))
     marks = [f'<path d="M{left:.1f} {bottom}H{right:.1f}" stroke="#000"/>']
+
+    def font(text: str) -> str:  # each script by a font of its own: what a fallback takes may be bold
+        return ' font-family="Noto Sans Bengali, sans-serif"' if re.search("[\u0980-\u09ff]", text) else ""
+
     for x in ticks:
         shown = f"{x:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
         marks.append(f'<path d="M{axis.at(x):.1f} {bottom}v5" stroke="#000"/>')
@@ -106,20 +111,18 @@ def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | 
         marks.append(f'<path d="M{axis.at(mark):.1f} 8V{bottom}" stroke="#777" stroke-dasharray="4 3"/>')
     for i, ((name, _, text), (low, value, high)) in enumerate(zip(rows, spans, strict=True)):
         y = 20 + 26 * i
-        # Each script by a font of its own: what a fallback takes may be bold.
-        font = ' font-family="Noto Sans Bengali, sans-serif"' if any("\u0980" <= c <= "\u09ff" for c in name) else ""
-        marks.append(f'<text x="{left - 14:.1f}" y="{y + 4}" text-anchor="end"{font}>{html.escape(name)}</text>')
+        marks.append(f'<text x="{left - 14:.1f}" y="{y + 4}" text-anchor="end"{font(name)}>{html.escape(name)}</text>')
         marks.append(f'<text x="{right + 14:.1f}" y="{y + 4}">{html.escape(text)}</text>')
         if math.isfinite(value):
             marks.append(f'<path d="M{axis.at(low):.1f} {y}H{axis.at(high):.1f}" stroke="#000" stroke-width="1.5"/>')
             marks.append(f'<circle cx="{axis.at(value):.1f}" cy="{y}" r="4"/>')
-    under = f'<text x="{(left + right) / 2:.1f}" y="{bottom + 42}" text-anchor="middle">{html.escape(label)}</text>'
+    under = f'y="{bottom + 42}" text-anchor="middle"{font(label)}>{html.escape(label)}'
     width, height = right + 30 + 7.5 * max((len(text) for _, _, text in rows), default=0), bottom + 54
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" '
         f'height="{height}" font-family="Noto Sans, Arial, sans-serif" font-size="13">'
         f'<title>{html.escape(label)}</title><rect width="100%" height="100%" fill="#fff"/>'
-        f"{''.join(marks)}{under}</svg>"
+        f'{"".join(marks)}<text x="{(left + right) / 2:.1f}" {under}</text></svg>'
     )
 
 

@@ -18,8 +18,8 @@ PLAIN_EVERY_SECONDS = 15.0
 
 
 def storable(text: str) -> str:
-    """Text that any UTF-8 file and any HTML parser takes: lone surrogates and control characters become U+FFFD."""
-    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+    """Text that any UTF-8 file and any HTML or XML parser takes: what is no character, or a control, becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", text)
 
 
 def told(text: str) -> str:

@@ -125,7 +125,8 @@ def paired_test(a: Result, b: Result, *, value: str | None = None) -> PairedResu
         raise InputError(f"{a.metric} has no value {value!r}; there are {', '.join(a.of.values)}")
     # A stream kept sums over blocks of replies; the other result's rows are summed into the same blocks.
     tables = [block_sums(result.table, a.clusters) for result in (a, b)]
-    [found] = paired_tests([(tables[0], tables[1], a.of.formula)], resamples=a.resamples, seed=a.seed)
+    how: dict[str, Any] = {"resamples": a.resamples, "seed": a.seed, "shares": [a.of.share_places]}
+    [found] = paired_tests([(tables[0], tables[1], a.of.formula)], **how)
     return found[a.of.values.index(value or a.of.values[0])]
 
 

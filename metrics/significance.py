@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
+from itertools import islice, zip_longest
 from statistics import NormalDist
 
 import numpy as np
@@ -36,7 +37,8 @@ Formula = Callable[[FloatArray], FloatArray]
 Clusters = Sequence[Hashable] | None
 
 BLOCKS = 10_000
-_CELLS = 2_000_000  # weights held at once: 16 MB as float64
+_CELLS = 2_000_000  # weights at once: 16 MB as float64
+_HELD = 2**25  # counts that are kept for the next table, a byte each
 _FLOOR = 1 / 16  # of a resample's variance: one that missed the few items that differ would divide by nothing
 _DETECTABLE = 1.959964 + 0.841621  # z(.975) + z(.80): two-sided alpha .05, power 80 %
 
@@ -123,12 +125,13 @@ def paired_tests(
     seed: int = 42,
     level: float = 0.95,
     clusters: Clusters = None,
+    shares: Sequence[Sequence[int]] = (),
 ) -> list[list[PairedResult]]:
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
     A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
-    cost little more than one and give the same numbers. Of one item all but the difference is NaN. Raises `InputError`
-    where the tables of a comparison have different shapes.
+    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes. Of one
+    item all but the difference is NaN. Raises `InputError` where the tables of a comparison have different shapes.
     """
     for a, b, _ in comparisons:
         if np.shape(a)[-2:] != np.shape(b)[-2:]:
@@ -147,7 +150,17 @@ def paired_tests(
     reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
     variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
     detectable = _DETECTABLE * np.sqrt(variance)
-    table = np.column_stack([whole, (near - reach).round(9), (near + reach).round(9), p_values, detectable])
+    # Where all items differ alike, resamples do not say what others would do: p is then that of the sign test, and of
+    # shares that differ in none of n items as many may differ as Wilson's interval of none in n holds.
+    alike, z2 = variance < 1e-12, NormalDist().inv_cdf((1 + level) / 2) ** 2
+    p_values = np.where(alike & (near != 0), np.maximum(p_values, 0.5 ** (n - 1)), p_values)
+    reach = np.where(alike & (p_values >= 1 - level), np.abs(near), reach)
+    places = zip_longest(observed, shares, fillvalue=())
+    are_shares = np.concatenate([np.isin(np.arange(len(found)), list(own)) for found, own in places])
+    reach = np.where(alike & are_shares, np.maximum(reach, 100 * z2 / (n + z2)), reach)
+    most = np.where(are_shares, 100, np.inf)
+    low, high = np.maximum(near - reach, -most).round(9), np.minimum(near + reach, most).round(9)
+    table = np.column_stack([whole, low, high, p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0
     results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
     return [list(islice(results, len(values))) for values in observed]
@@ -232,18 +245,30 @@ def resampled_sums(
 ) -> FloatArray:
     """The column sums of each bootstrap resample, shape (resamples, k)."""
     blocks = block_sums(table, clusters)
-    n = len(blocks)
+    n, start = len(blocks), 0
     drawn = np.empty((resamples, blocks.shape[1]))
-    generator = np.random.default_rng([seed, 0])
-    for rows in _row_slices(n, resamples):
+    for counts in _held(n, resamples, seed) if n * resamples <= _HELD else _counts(n, resamples, seed):
+        np.matmul(counts.astype(np.float64), blocks, out=drawn[start : start + len(counts)])
+        start += len(counts)
+    return drawn
+
+
+def _counts(n: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """How often each resample has each of n items, in slices of `_CELLS` counts at most; none is anywhere near 256."""
+    generator, step = np.random.default_rng([seed, 0]), max(1, _CELLS // n)
+    for start in range(0, resamples, step):
         # Multinomial(n; 1/n ...) counts: n items are drawn and counted, which is the fast way. One bincount serves some
         # resamples at once, since those of resample r are counted from r n on.
-        height = rows.stop - rows.start
+        height = min(step, resamples - start)
         items = generator.integers(0, n, size=(height, n), dtype=np.int32)
         items += np.arange(0, height * n, n, dtype=np.int32)[:, None]
-        weights = np.bincount(items.ravel(), minlength=height * n).reshape(height, n).astype(np.float64)
-        np.matmul(weights, blocks, out=drawn[rows])
-    return drawn
+        yield np.bincount(items.ravel(), minlength=height * n).reshape(height, n).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _held(n: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.uint8], ...]:
+    """The same, drawn once: a report resamples the same items some twenty times."""
+    return tuple(_counts(n, resamples, seed))
 
 
 def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
@@ -263,9 +288,3 @@ def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
         return table
     groups = min(groups, BLOCKS)
     return np.stack([np.bincount(group % BLOCKS, weights=column, minlength=groups) for column in table.T], axis=1)
-
-
-def _row_slices(n: int, resamples: int) -> Iterator[slice]:
-    """The resamples in slices of `_CELLS` weights at most."""
-    step = max(1, _CELLS // n)
-    return (slice(start, min(start + step, resamples)) for start in range(0, resamples, step))

@@ -310,7 +310,8 @@ def latex(ranking: Ranking, _: Dataset | None) -> Files:
         return f"{told} {{\\small {value.interval(score).translate(_TEX)}}}" if score else told
 
     for standing in ranking.standings:
-        row = [name(standing.candidate).translate(_TEX)]
+        # After the end of a row, what begins with a bracket or a star would be an argument of it.
+        row = [re.sub(r"^[\[*]", r"{}\g<0>", name(standing.candidate).translate(_TEX))]
         for v in values:
             versus = standing.versus(v.metric, v.name)
             row.append(cell(v, standing.score(v.metric, v.name), bool(versus and versus.better)))

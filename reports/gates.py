@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -51,6 +52,8 @@ def parse_gates(
         limit: str | float = than.strip()
         with suppress(ValueError):
             limit = float(than)
+        if limit != limit:
+            raise UsageError(f"--fail-if {text!r}: nothing is under or over nan, so this would never fail")
         metric = spelt.get(metric.casefold(), metric)
         value = value or next(iter(metrics.get(metric, ())), "")
         for what, asked, known in (
@@ -81,7 +84,7 @@ def failures(gates: Sequence[Gate], ranking: Ranking) -> list[str]:
                 continue
             own = s.value(gate.metric, gate.value)
             if isinstance(gate.than, float):
-                if own is None or holds(own, gate.than):
+                if own is None or math.isnan(own) or holds(own, gate.than):
                     said.append(f"{name(s.candidate)} has {value.number(own)} {value.label} ({gate.text})")
                 continue
             other = s.compared_with if gate.than == BASE else gate.than
@@ -89,10 +92,8 @@ def failures(gates: Sequence[Gate], ranking: Ranking) -> list[str]:
             c = c or (compare(ranking, s.candidate, other, gate.metric, gate.value) if other else None)
             if c and holds(0.0 if c.better is None else c.difference, 0.0):
                 p = number(c.p if c.p_holm is None else c.p_holm, 4)
-                said.append(
-                    f"{name(s.candidate)} is {value.number(c.difference, sign=True)} {value.label} to {name(c.other)}, "
-                    f"95 % {value.interval(c)}, p = {p} ({gate.text})"
-                )
+                gap = f"{value.number(c.difference, sign=True)} {value.label} to {name(c.other)}"
+                said.append(f"{name(s.candidate)} is {gap}, 95 % {value.interval(c)}, p = {p} ({gate.text})")
             elif other and c is None:
                 said.append(f"{name(s.candidate)} or {name(other)} has no {value.label} ({gate.text})")
     return said

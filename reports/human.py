@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import bnbench
-from bnbench.data.files import as_text, header_of, inert, read_records
+from bnbench.data.files import as_text, header_of, inert, read_records, whole_number
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
@@ -29,7 +29,7 @@ from bnbench.progress import storable
 from bnbench.records import PERSON, RATINGS, Rating, Run, alone, append_lines, read_lines, read_run, write_text
 from bnbench.reports.people import BETTER, CRITERIA, LEVELS, TABLE, read_people, text_key
 from bnbench.reports.render import page, templates
-from bnbench.reports.values import name
+from bnbench.reports.values import counted, name
 
 KEY = "human-key.jsonl"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
@@ -101,7 +101,8 @@ def make_sheets(
                     who = tuple(tuple(said[text]) for text in these)
                     place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
                     key.append(Shown(code, *place, who))
-                    shown = {"code": code, "title": example["title"], "message": example["question"], "texts": these}
+                    message, *cut = map(_cut, (example["question"], *these))
+                    shown = {"code": code, "title": example["title"], "message": message, "texts": cut}
                     forms[form].append(shown)
         files: dict[Path, str | bytes] = {}
         for form, questions in forms.items():
@@ -115,6 +116,11 @@ def make_sheets(
         for path, content in files.items():
             write_text(path, content)
     return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters)
+
+
+def _cut(text: str) -> str:
+    """What a cell holds; a browser, too, takes minutes to break a word of a million letters."""
+    return f"{text[:_CELL]} … (cut here: {len(text):,} characters)" if len(text) > _CELL else text
 
 
 def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
@@ -139,9 +145,8 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
     rng, topics = np.random.default_rng(seed), sorted({example["topic"] for example in run.examples})
     place = dict(zip(topics, rng.permutation(len(topics)).tolist(), strict=True))
     # Topics go up and down in turn, so that neighbours at the border of two thirds are alike.
-    key = [
-        (t, (-1) ** int(t) * place[e["topic"]], r) for e, t, r in zip(run.examples, third, rng.random(n), strict=True)
-    ]
+    each = zip(run.examples, third.tolist(), rng.random(n), strict=True)
+    key = [(t, (-1) ** t * place[e["topic"]], chance) for e, t, chance in each]
     order, k, start = sorted(range(n), key=lambda i: key[i]), min(items, n), rng.random()
     taken = [order[int((start + j) * n / k)] for j in range(k)]
     return [(i, round(float(spread[i]), 4)) for i in taken]
@@ -153,8 +158,7 @@ def _rows(form: str, questions: Sequence[Question]) -> Iterator[list[str]]:
     second, better = (["second reply"], [BETTER]) if has_pairs else ([], [])
     yield ["code", "rater", "title", "message", "reply", *second, *CRITERIA, *better]
     for q in questions:
-        texts = [f"{t[:_CELL]} … (cut here: {len(t):,} characters)" if len(t) > _CELL else t for t in q["texts"]]
-        cells = [q["code"], form, q["title"], q["message"], texts[0], *(texts[1:] or [""] * has_pairs)]
+        cells = [q["code"], form, q["title"], q["message"], q["texts"][0], *(q["texts"][1:] or [""] * has_pairs)]
         yield [*map(storable, cells), *[""] * (len(CRITERIA) + has_pairs)]
 
 
@@ -167,10 +171,8 @@ def form_html(form: str, questions: Sequence[Question]) -> str:
         found = re.findall(r"^(\w+)(?: – ([^:]+))?: (.+)\n((?:  [1-5] = .+\n?){5})", rubric, re.MULTILINE)
         scales.append({n: (label or n.title(), told, re.findall(r"= (.+)", words)) for n, label, told, words in found})
     bn, en = scales
-    criteria = [
-        {"name": n, "bn": bn[n][:2], "en": en[n][:2], "anchors": list(zip(bn[n][2], en[n][2], strict=True))}
-        for n in CRITERIA
-    ]
+    anchors = {n: list(zip(bn[n][2], en[n][2], strict=True)) for n in CRITERIA}
+    criteria = [{"name": n, "bn": bn[n][:2], "en": en[n][:2], "anchors": anchors[n]} for n in CRITERIA]
     has_pairs, store = any(len(q["texts"]) > 1 for q in questions), f"bnbench-{questions[0]['code']}"
     return page("human", form=form, store=store, questions=questions, criteria=criteria, has_pairs=has_pairs)
 
@@ -179,11 +181,10 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     """An .xlsx of one sheet of texts: no cell is a formula. The head stays in view, ratings take whole numbers only."""
     made: Any = templates().get_template("workbook.xml.j2").module
     limits = dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}
-    plain = [[re.sub("[\ufffe\uffff]", "\ufffd", text) for text in row] for row in rows]  # XML knows them not
     parts = {
         "[Content_Types].xml": made.types(), "_rels/.rels": made.package(), "xl/workbook.xml": made.workbook(),
         "xl/_rels/workbook.xml.rels": made.relations(), "xl/styles.xml": made.styles(),
-        "xl/sheet.xml": made.sheet(plain, limits),
+        "xl/sheet.xml": made.sheet(rows, limits),
     }  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -220,20 +221,20 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     with alone(folder):
         run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
         if not shown:
-            raise UsageError(
-                f"{folder}: no sheet was made of this run, so there is no key; `bnbench human sheet {folder}`"
-            )
+            how = f"`bnbench human sheet {folder}`"
+            raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; {how}")
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
         found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
         for path in files:
             seen, records = set[tuple[str, str]](), read_records(path)
             if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
-                raise UsageError(
-                    f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was"
-                )
+                how = "give back a form of `bnbench human sheet` as it was"
+                raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
             for where, row in records.items():
+                if not "".join(map(as_text, row.values())).strip():  # what a spreadsheet leaves under the last row
+                    continue
                 code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
-                values, wrong = _answers(row, shown.get(code))
+                values, wrong = _answers(row, shown.get(code), run)
                 wrong += [("rater", "no name")] if values and not rater else []
                 wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
                 seen.add((code, rater))
@@ -252,7 +253,9 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                     found[at] = new, where
         if faults:
             more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-            raise UsageError("\n".join([f"{len(faults)} faults, nothing was imported:", *faults[:_SHOWN], *more]))
+            raise UsageError(
+                "\n".join([f"{counted(len(faults), 'fault')}, nothing was imported:", *faults[:_SHOWN], *more])
+            )
         new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
         append_lines(folder / RATINGS, new_ones)
         raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
@@ -265,20 +268,25 @@ def _asked(line: Shown) -> tuple[str, ...]:
     return (BETTER,) if len(line.texts) > 1 else CRITERIA
 
 
-def _answers(row: Mapping[str, Any], shown: Shown | None) -> tuple[dict[str, float], list[tuple[str, str]]]:
+def _answers(row: Mapping[str, Any], shown: Shown | None, run: Run) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """The answers of a row, and what is wrong with it by column."""
     if shown is None:
         return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
     values, wrong, asked = dict[str, float](), list[tuple[str, str]](), _asked(shown)
     least, most = (0, 2) if BETTER in asked else (1, LEVELS)
     for column in (*CRITERIA, BETTER):
-        text = as_text(row.get(column)).strip()
+        text = whole_number(as_text(row.get(column)).strip())
         if text and column not in asked:
             wrong.append((column, f"{text[:40]!r}, but this row does not ask for it; leave it empty"))
         elif text and not (text.isdecimal() and least <= int(text) <= most):  # Bengali digits too
             wrong.append((column, f"{text[:40]!r} is no whole number from {least} to {most}"))
         elif text:
             values[column] = float(int(text))
+    # A table sorted by some of its columns has codes beside other replies than theirs.
+    texts = [g.reply for who, *_ in shown.texts for g in run.replies.get(who, ()) if g.id == shown.item]
+    if values and "reply" in row and text_key(shown.item, *texts) == shown.key:  # else the run has other replies now
+        here, there = ("".join(storable(text).split())[:1000] for text in (as_text(row["reply"]), texts[0]))
+        wrong += [] if here == there else [("reply", "not the one of this code; sort and copy whole rows only")]
     return values, wrong
 
 

@@ -103,9 +103,11 @@ def spoken_verdict(said: Verdict, say: Catalogue) -> Verdict:
 def _block(block: Block, say: Catalogue) -> Block:
     match block:
         case Sentences(texts, kind):
-            return block if kind == "code" else replace(block, texts=list(map(say, texts)))
+            return block if kind in ("code", "name") else replace(block, texts=list(map(say, texts)))
         case Facts(pairs):
-            return replace(block, pairs=[(say(label), say(fact)) for label, fact in pairs])
+            # A system prompt is the user's, whatever it says.
+            facts = [(say(of), fact if of.startswith("System prompt") else say(fact)) for of, fact in pairs]
+            return replace(block, pairs=facts)
         case Table(columns, rows):
             heads = [replace(c, head=say(c.head)) if isinstance(c.head, str) else c for c in columns]
             cells = [[_cell(cell, c, say) for cell, c in zip(row, columns, strict=True)] for row in rows]
@@ -118,15 +120,12 @@ def _block(block: Block, say: Catalogue) -> Block:
             said = re.sub(r"(?<=>)([^<>]+)(?=</(?:text|title)>)", lambda found: say(found[1]), svg)
             return replace(block, svg=said, caption=say(caption))
         case Replies(chosen, items):
-            made_of = {item.number: _item(item, say) for item in items}
-            first = [(say(heading), made_of[item.number]) for heading, item in chosen]
-            return replace(block, chosen=first, items=list(made_of.values()), unit=say(block.unit))
-    return block
-
-
-def _item(item: Item, say: Catalogue) -> Item:
-    replies = [(who, reply, score, list(map(say, flags))) for who, reply, score, flags in item.replies]
-    return replace(item, replies=replies, flags=list(map(say, item.flags)))
+            told = dict[int, Item]()
+            for item in items:
+                replies = [(who, reply, score, list(map(say, flags))) for who, reply, score, flags in item.replies]
+                told[item.number] = replace(item, replies=replies, flags=list(map(say, item.flags)))
+            first = [(say(heading), told[item.number]) for heading, item in chosen]
+            return replace(block, chosen=first, items=list(told.values()), unit=say(block.unit))
 
 
 def _cell(cell: Cell, column: Column, say: Catalogue) -> Cell:
@@ -136,7 +135,7 @@ def _cell(cell: Cell, column: Column, say: Catalogue) -> Cell:
 
 
 def _name(cell: Name, say: Catalogue) -> Name:
-    return Name(say.entries.get(cell.text, cell.text), say(cell.note))  # a yardstick's is ours, a candidate's is not
+    return replace(cell, text=say(cell.text) if cell.is_ours else cell.text, note=say(cell.note))
 
 
 def _bar(cell: Bar | None, say: Catalogue) -> Bar | None:

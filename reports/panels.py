@@ -60,10 +60,14 @@ class Pen(Flag):
 
 @dataclass(frozen=True)
 class Name:
-    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it."""
+    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it.
+
+    `is_ours` is that of a yardstick or a sentinel, which another language has a word for.
+    """
 
     text: str
     note: str = ""
+    is_ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class Column:
     pens: Pen = Pen.ALL
 
 
+_WHO = Column("candidate", "name")
+_ENDS, _OUTCOME = Column("95 %", "interval"), Column("", "outcome")
+
+
 @dataclass(frozen=True)
 class Table:
     """A table and the notes under it; `aside` is the caption's short form.
@@ -111,10 +119,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Paragraphs, a list, small print (lead), warnings (note), a heading, or something to copy (copy, code)."""
+    """Paragraphs, a list, small print (lead), warnings (note), a heading of ours or a candidate's or run's name, or
+    something to copy (copy, code).
+    """
 
     texts: Sequence[str]
-    kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading"] = "plain"
+    kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading", "name"] = "plain"
     pens: Pen = Pen.ALL
 
 
@@ -212,10 +222,9 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     way = "higher" if primary.higher_is_better else "lower"
     lost = all(ranking.unpassed(s.candidate, primary.metric) for s in ranking.standings)
     label = f"{primary.flagged} {NOT_INFORMATIVE}" if lost else primary.flagged
-    columns = [Column("rank", "text"), Column("candidate", "name"), Column(label), Column("95 %", "interval")]
+    columns = [Column("rank", "text"), _WHO, Column(label), _ENDS]
     if several:
-        columns += [Column(f"Δ to {'base' if has_base else name(ranking.base, 20)}"), Column("95 %", "interval")]
-        columns += [Column("p (Holm)" if pairs > 1 else "p"), Column("", "outcome")]
+        columns += _of_difference(f"Δ to {'base' if has_base else name(ranking.base, 20)}", pairs > 1)
         columns += [Column("compared with", "name", Pen.WRITTEN)] if len(bases) > 1 else []
     columns.append(Column("Cut at the limit", pens=Pen.HTML))
     rows: list[list[Cell]] = []
@@ -235,7 +244,15 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     caption = f"{primary.label}, the primary metric ({way} is better), {over}"
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
-    blocks: list[Block] = [first, _intervals(ranking, primary), table, *_yardsticks(ranking, primary), last]
+    # What yardsticks score, and whom the verdict speaks of against them.
+    who, made_by = subject(ranking).candidate, "replies that nobody made for the message, without a rank (p unadjusted)"
+    columns = [Column("yardstick", "name"), Column(primary.label), _ENDS, *_of_difference(f"Δ of {name(who, 12)}")]
+    rows = []
+    for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
+        score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
+        rows.append([Name(y.label, is_ours=True), primary.number(score.value), primary.interval(score), *versus])
+    below = [Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")] if rows else []
+    blocks: list[Block] = [first, _intervals(ranking, primary), table, *below, last]
     yield Panel("ranking", f"Ranking on {primary.label}", blocks, "Ranking")
 
 
@@ -260,7 +277,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
         shown, ends = primary.number(score.value), primary.interval(score)
         told = f"{name(who)}: {primary.label} {shown}, 95 % {ends}, {note.partition(' ·')[0]}"
         bar = Bar(span, guide, kind, told, is_hollow, floor) if span else None
-        bars.append((Name(who, note), shown, ends, bar))
+        bars.append((Name(who, note, note == "yardstick"), shown, ends, bar))
     caption = (
         f"{primary.label}, {'higher' if primary.higher_is_better else 'lower'} is better. Dots are the scores over all "
         "items, lines their 95 % intervals"
@@ -275,20 +292,6 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     return Intervals(tuple(bars), ticks, f"{caption}.")
 
 
-def _yardsticks(ranking: Ranking, primary: Value) -> Iterator[Table]:
-    """What yardsticks score on the primary value, and whom the verdict speaks of against them."""
-    who = subject(ranking).candidate
-    columns = [Column("yardstick", "name"), Column(primary.label), Column("95 %", "interval")]
-    columns += [Column(f"Δ of {name(who, 12)}"), Column("95 %", "interval"), Column("p"), Column("", "outcome")]
-    rows: list[list[Cell]] = []
-    for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
-        score, versus = y.scores[primary.metric], _difference(y.versus[who].get(primary.metric), primary)
-        rows.append([Name(y.label), primary.number(score.value), primary.interval(score), *versus])
-    if rows:
-        made_by = "replies that nobody made for the message, without a rank (p unadjusted)"
-        yield Table(columns, rows, f"Yardsticks on {primary.label}: {made_by}", "Yardsticks")
-
-
 def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
     """What yardsticks score on every metric, and whether that tells a reply to the message from one to another."""
     if not ranking.yardsticks:
@@ -301,12 +304,12 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
         if t:
             of = "halves" if "references" in ranking.metrics[v.metric].needs else "replies"
             mark = "▲ tells" if t.low > 0.5 else "▼ misleads" if t.high < 0.5 else "· cannot tell"
-            told = [f"{number(t.value)} [{number(t.low)}, {number(t.high)}]", of, mark]
+            told = [_estimate(t), of, mark]
         rows.append([v.flagged, v.arrow, *(v.number(x.value if x else None) for x in scores), *told])
         level = [y.label for y in ranking.yardsticks[1:] if v.metric in y.scores and v.metric not in y.floor_of]
         notes += [f"{v.label}: the reference itself is not certainly better than {listed(level)}"] if level else []
     columns = [Column("", "text"), Column("", "text"), *(Column(y.name) for y in ranking.yardsticks)]
-    columns += [Column("AUC"), Column("of", "interval"), Column("", "outcome")]
+    columns += [Column("AUC"), Column("of", "interval"), _OUTCOME]
     lead = (
         "AUC: how often the reply that belongs to a message scores above another item’s (0.5 is chance, ties count "
         "half). By a metric that reads references the reference scores 100 by construction: there the first half of "
@@ -317,6 +320,11 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
     table = Table(columns, rows, caption, "Yardsticks on every metric")
     blocks = (Sentences((lead,), "lead", Pen.WRITTEN), table, Sentences(notes, "list", Pen.WRITTEN))
     yield Panel("yardsticks", "What the scores can tell here", blocks, "Yardsticks")
+
+
+def _of_difference(head: str, is_adjusted: bool = False) -> list[Column]:
+    """The columns of what `_difference` gives."""
+    return [Column(head), _ENDS, Column("p (Holm)" if is_adjusted else "p"), _OUTCOME]
 
 
 def _difference(c: Comparison | None, value: Value) -> list[Cell]:
@@ -335,8 +343,8 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
     of = next(m.name for m in ranking.metrics.values() if m.parts)
     value, several = value_of(ranking, of), len(made.scores) > 1
     parts = [value_of(ranking, part) for part in made.weights]
-    columns = [Column("candidate", "name"), Column(of), Column("95 %", "interval")]
-    columns += [Column("Δ"), Column("95 %", "interval"), Column("p"), Column("outcome", "outcome")] if several else []
+    columns = [_WHO, Column(of), _ENDS]
+    columns += [*_of_difference("Δ")[:-1], Column("outcome", "outcome")] if several else []
     rows: list[list[Cell]] = []
     standings = {s.candidate: s for s in ranking.standings}
     for s in (standings[candidate] for candidate in made.scores):
@@ -385,7 +393,7 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
                 mark = NOT_INFORMATIVE if ranking.unpassed(s.candidate, v.metric, v.name) else " "
                 cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}{mark}")
             rows.append([v.flagged, v.arrow, *cells])
-        columns = (Column("", "text"), Column("", "text"), *(Column(name(s.candidate, 15)) for s in standings))
+        columns = (Column("", "text"), Column("", "text"), *(Column(Name(s.candidate)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
         blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
     flags, zeros = legend(ranking, values)
@@ -421,8 +429,8 @@ def metrics_table(
     columns = [Column("", "text"), Column("", "text"), Column(Name(standing.candidate)), interval_of_own]
     if base is None:
         return Table(columns, rows, aside="All metrics", strong=strong, pens=pens)
-    columns += [Column(Name(base.candidate)), Column("Δ"), Column("95 %", "interval"), Column("", "bar", Pen.HTML)]
-    columns += [Column("p"), Column("", "outcome")]
+    gap, ends, *rest = _of_difference("Δ")
+    columns += [Column(Name(base.candidate)), gap, ends, Column("", "bar", Pen.HTML), *rest]
     both = f"{name(standing.candidate, 34)} against {name(base.candidate, 34)}"
     caption = f"Secondary metrics, {both} (p unadjusted; ↑ higher, ↓ lower is better)"
     return Table(columns, rows, caption, both, strong=strong, is_open=is_open, pens=pens)
@@ -442,7 +450,7 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     shown = dict.fromkeys(metric for of in found.means.values() for metric in of)
     ranked = [(s.candidate, found.means.get(s.candidate, {})) for s in ranking.standings]
     rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in ranked]
-    columns = [Column("candidate", "name"), *(Column(metric.removeprefix("human-")) for metric in shown)]
+    columns = [_WHO, *(Column(metric.removeprefix("human-")) for metric in shown)]
     tables.append(Table(columns, rows, "What people gave: means, 1–5, and comparisons won, %", breaks_at=4))
     rows = [[metric, _estimate(of), number(whole)] for metric, (of, whole) in found.metrics.items()]
     columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
@@ -452,7 +460,7 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     yield Panel("people", "What people say", blocks, "People")
 
 
-def _estimate(of: Estimate) -> str:
+def _estimate(of: Estimate | Score) -> str:
     return f"{number(of.value)} [{number(of.low)}, {number(of.high)}]" if of.value == of.value else ABSENT
 
 
@@ -489,8 +497,8 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
         measures = [m.replace("tau ", "τ ").replace("_", " ") for m in about.scorers[0].measures]
         cells: list[list[Cell]] = []
         for one in scorers.values():
-            found = [f"{number(e.value)} [{number(e.low)}, {number(e.high)}]" for e in one.measures.values()]
-            cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else ""), *found])
+            found = map(_estimate, one.measures.values())
+            cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else "", True), *found])
         columns = (Column("scorer", "name"), *map(Column, measures))
         blocks.append(Sentences((lead,), "lead", Pen.HTML))
         blocks.append(Table(columns, cells, aside="Agreement with labelled replies", strong=strong, pens=Pen.HTML))
@@ -506,12 +514,11 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
         f"p is adjusted by Holm’s method over all {pairs} pairs. “Detectable” is the true difference that this many "
         "items would show in 80 % of cases."
     )
-    columns = (
-        Column("candidate", "name"), Column("against", "name"), Column("Δ"), Column("95 %", "interval"),
-        Column("p (Holm)"), Column("", "outcome"), Column("Detectable"),
-    )  # fmt: skip
-    least = (primary.number(c.smallest_detectable) for c in ranking.pairs)
-    rows = [[Name(c.candidate), Name(c.other), *_difference(c, primary), next(least)] for c in ranking.pairs]
+    columns = (_WHO, Column("against", "name"), *_of_difference("Δ", True), Column("Detectable"))
+    rows: list[list[Cell]] = []
+    for c in ranking.pairs:
+        least = primary.number(c.smallest_detectable)
+        rows.append([Name(c.candidate), Name(c.other), *_difference(c, primary), least])
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
     # The matrix: who stands in the row less who stands in the column, in the order of the ranking.
     of = {(c.candidate, c.other): (c.difference, c.better) for c in ranking.pairs}
@@ -539,28 +546,24 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
 def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     """The primary value on parts of the items: topics, lengths of message and reference, and its form of address."""
     examples, primary, metric = ranking.runs[0].examples, value_of(ranking), ranking.metrics[ranking.primary]
-    lengths = {
-        "message": np.array([len(f"{e['title']} {e['question']}".split()) for e in examples]),
-        "reference": np.array([len(e["reference"].split()) for e in examples]),
-    }
-    parts = {
-        f"topic {topic}": [e["topic"] == topic for e in examples] for topic in sorted({e["topic"] for e in examples})
-    }
-    for what, words in lengths.items():
+    topics, forms = ([e["topic"] for e in examples], [address_of(e["reference"]) for e in examples])
+    parts = {f"topic {one}": [topic == one for topic in topics] for one in sorted(set(topics))}
+    for what, texts in (
+        ("message", [f"{e['title']} {e['question']}" for e in examples]),
+        ("reference", [e["reference"] for e in examples]),
+    ):
+        words = [len(text.split()) for text in texts]
         low, high = np.quantile(words, [1 / 3, 2 / 3])
-        between = (words > low) & (words <= high)
-        named = {
-            f"up to {low:.0f}": words <= low,
-            f"{low:.0f} to {high:.0f}": between,
-            f"over {high:.0f}": words > high,
-        }
-        parts |= {f"{what} of {span} words": rows.tolist() for span, rows in named.items()}
-    forms = [address_of(e["reference"]) for e in examples]
-    parts |= {f"reference says {form}": [one == form for one in forms] for form in dict.fromkeys(sorted(forms))}
+        spans, third = (
+            (f"up to {low:.0f}", f"{low:.0f} to {high:.0f}", f"over {high:.0f}"),
+            np.digitize(words, [low, high], True),
+        )
+        parts |= {f"{what} of {span} words": (third == at).tolist() for at, span in enumerate(spans)}
+    parts |= {f"reference says {one}": [form == one for form in forms] for one in sorted(set(forms))}
     focus, entries = subject(ranking), {e.name: e for e in ranking.entries}
     shown = ranking.standings[:_SLICED]
     columns = [Column("items", "text"), Column("n"), *(Column(Name(s.candidate)) for s in shown)]
-    columns += [Column(f"Δ of {name(focus.candidate, 12)}"), Column("95 %", "interval")] if focus.compared_with else []
+    columns += _of_difference(f"Δ of {name(focus.candidate, 12)}")[:2] if focus.compared_with else []
     rows: list[list[Cell]] = []
     for label, kept in parts.items():
         at, n = np.flatnonzero(kept), sum(kept)
@@ -586,11 +589,10 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
     """What training seeds and what drawings of a reply contribute to the scores, where there are several of either."""
     value, blocks = value_of(ranking), list[Block]()
     for group in ranking.groups:
-        columns = (Column("candidate", "name"), Column("training seed"), Column(value.label))
-        each = zip(group.members, group.seeds, group.values, strict=True)
-        rows: list[list[Cell]] = [
-            [Name(who), ABSENT if seed is None else str(seed), value.number(x)] for who, seed, x in each
-        ]
+        columns: tuple[Column, ...] = (_WHO, Column("training seed"), Column(value.label))
+        rows = list[list[Cell]]()
+        for who, seed, x in zip(group.members, group.seeds, group.values, strict=True):
+            rows.append([Name(who), ABSENT if seed is None else str(seed), value.number(x)])
         spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
         told = (
             f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
@@ -615,14 +617,8 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
             f"How much of the variance of {value.label} the dice have that draw a reply: of single replies, and of the "
             "score over all; the items have the rest. The replies to an item are resampled together."
         )
-        blocks.append(
-            Table(
-                (Column("candidate", "name"), Column("replies an item"), *of),
-                dice,
-                "Drawings of a reply",
-                notes=(told,),
-            )
-        )
+        columns = (_WHO, Column("replies an item"), *of)
+        blocks.append(Table(columns, dice, "Drawings of a reply", notes=(told,)))
     if blocks:
         yield Panel("seeds", "Seeds", blocks, "Seeds")
 
@@ -681,28 +677,14 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
-    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve."""
+    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve; of
+    several what each took and gave, and the settings in which the recipes differ.
+    """
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
-    blocks: list[Block] = [_costs(trained)] if len(trained) > 1 else []
-    for who, training in trained.items():
-        curve = Drawing(
-            loss_svg(training.loss, who, training.validation),
-            "Loss of each optimiser step (thin) and its running mean (thick)."
-            + (" Dashed: loss in validation, a ring around the adapter that was kept." if training.validation else ""),
-        )
-        facts = Facts(training_facts(training), Pen.HTML)
-        blocks += [Sentences((name(who),), "heading", Pen.HTML), curve, facts]
-    if blocks:
-        yield Panel("training", "Training", blocks, "Training")
-
-
-def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
-    """What each adapter's training took and gave, and the settings in which the recipes differ."""
-    recipes = [
-        {k: v for k, v in t.recipe.items() if k not in ("name", "description", "card")} for t in trained.values()
-    ]
+    names = ("name", "description", "card")
+    recipes = [{k: v for k, v in t.recipe.items() if k not in names} for t in trained.values()]
     keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
-    rows: list[list[Cell]] = []
+    rows, each = list[list[Cell]](), list[Block]()
     for (who, training), recipe in zip(trained.items(), recipes, strict=True):
         best = training.validation.best if training.validation else None
         memory = training.peak_memory_bytes
@@ -711,21 +693,24 @@ def _costs(trained: Mapping[str, TrainingSummary]) -> Table:
             f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
             f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
         ])  # fmt: skip
+        told = "Loss of each optimiser step (thin) and its running mean (thick)."
+        told += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
+        curve = Drawing(loss_svg(training.loss, who, training.validation), told)
+        each += [Sentences((name(who),), "name", Pen.HTML), curve, Facts(training_facts(training), Pen.HTML)]
     heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
-    columns = [Column("candidate", "name"), *map(Column, heads)]
     caption = "What the adapters’ trainings took, and the settings in which they differ"
-    return Table(columns, rows, caption, "Costs", breaks_at=1 + len(keys))
+    costs = Table([_WHO, *map(Column, heads)], rows, caption, "Costs", breaks_at=1 + len(keys))
+    if trained:
+        yield Panel("training", "Training", [costs, *each] if len(trained) > 1 else each, "Training")
 
 
 def runs_panel(ranking: Ranking) -> Iterator[Panel]:
     """What was run, from run.json: everything that a reader needs to run it again."""
     blocks: list[Block] = []
     for record in (run.record for run in ranking.runs):
-        blocks += [Sentences((name(record.name),), "heading", Pen.HTML)] if len(ranking.runs) > 1 else []
-        columns = (
-            Column("candidate", "name"), Column("kind", "text"), Column("read from", "code"), Column("base", "code"),
-            Column("weights sha256", "code"), Column("Time"), Column("Speed"),
-        )  # fmt: skip
+        blocks += [Sentences((name(record.name),), "name", Pen.HTML)] if len(ranking.runs) > 1 else []
+        codes = (Column(head, "code") for head in ("read from", "base", "weights sha256"))
+        columns = (_WHO, Column("kind", "text"), *codes, Column("Time"), Column("Speed"))
         rows: list[list[Cell]] = []
         for c in record.candidates:
             weights, place = c.weights_sha256 or c.key_fields.get("weights_sha256"), c.location

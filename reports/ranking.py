@@ -352,7 +352,7 @@ def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
     """Every pair on the primary value, with Holm's correction over the family."""
     pairs: Pairs = {}
     for i, entry in enumerate(entries[:-1]):
-        made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], how)
+        made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], how, 1)
         pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
     adjusted = holm([c.p for c in pairs.values()])
     return {pair: _judged(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
@@ -569,11 +569,11 @@ def _yardsticks(
     less: list[dict[tuple[str, str], Comparison]] = []
     for one in everybody:
         shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
-        made = _compare(one, [(scored[of], m) for of, m in shared], how) if shared else ()
+        made = _compare(one, [(scored[of], m) for of, m in shared], how, 1) if shared else ()
         less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})
-    main, yardsticks = {(m.name, m.values[0]) for m in metrics}, []
+    yardsticks = []
     for name, own in scored.items():
-        scores = {s.metric: s for s in _scores(own, metrics, how) if (s.metric, s.name) in main}
+        scores = {s.metric: s for s in _scores(own, metrics, how, 1)}
         versus = [{m: c for (of, m), c in each.items() if of == name} for each in less]
         floor_of = tuple(m for ideal in versus[len(entries) :] for m, c in ideal.items() if c.better)
         of_candidates = dict(zip((e.name for e in entries), versus, strict=False))
@@ -596,31 +596,34 @@ def _yardsticks(
     return tuple(yardsticks), telling
 
 
-def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling) -> Iterator[Score]:
-    """All values of all metrics that the entry has, from one drawing of resamples."""
+def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: int | None = None) -> Iterator[Score]:
+    """All values, or the first so many, of all metrics that the entry has, from one drawing of resamples."""
     mine = [m for m in metrics if m.name in entry.tables]
     tables = [entry.drawn(m.name) for m in mine]
     edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
 
     def formula(sums: FloatArray) -> FloatArray:
         parts = zip(mine, np.split(sums, edges, axis=-1), strict=True)
-        return np.concatenate([m.formula(part) for m, part in parts], axis=-1)
+        return np.concatenate([m.formula(part)[..., :first] for m, part in parts], axis=-1)
 
     table = np.concatenate(tables, axis=-1)
-    names = [(m.name, value) for m in mine for value in m.values]
-    shares = [place for place, (m, value) in enumerate((m, v) for m in mine for v in m.values) if value in m.shares]
+    names = [(m, value) for m in mine for value in m.values[:first]]
+    shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
     intervals = bootstrap(table, formula, level=LEVEL, shares=shares, **how)
-    for name, value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
-        yield Score(*name, float(value), i.low, i.high)
+    for (m, name), value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
+        yield Score(m.name, name, float(value), i.low, i.high)
 
 
-def _compare(a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resampling) -> Iterator[list[Comparison]]:
-    """Every value of each metric, compared with the entry beside it."""
-    tests = [(a.drawn(m.name), b.drawn(m.name), m.formula) for b, m in against]
-    found = paired_tests(tests, level=LEVEL, **how)
+def _compare(
+    a: Scored, against: Sequence[tuple[Scored, Metric]], how: Resampling, first: int | None = None
+) -> Iterator[list[Comparison]]:
+    """Every value, or the first so many, of each metric, compared with the entry beside it."""
+    firsts = [lambda sums, of=m.formula: of(sums)[..., :first] for _, m in against]
+    tests = [(a.drawn(m.name), b.drawn(m.name), formula) for (b, m), formula in zip(against, firsts, strict=True)]
+    found = paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
-        for name, r in zip(metric.values, results, strict=True):
+        for name, r in zip(metric.values[:first], results, strict=True):
             told = r.difference, r.interval.low, r.interval.high, r.p_value, None, r.smallest_detectable
             c = Comparison(a.name, b.name, metric.name, name, *told, None)
             made.append(_judged(c, None, metric))

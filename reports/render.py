@@ -14,7 +14,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ COLUMNS = (
     "n", "signature",
 )  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
+Say = Callable[[str], str]
+"""Says a text of the report in its language: a catalogue, or `str` for English."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Report:
 
     ranking: Ranking
     html: Path | None = None
-    say: Catalogue | None = None
+    say: Say = str
 
     def __str__(self) -> str:
         return storable(terminal(self.ranking, self.say))
@@ -91,7 +93,7 @@ def write_report(
     of the declared metric, `groups` are those of `rank`; `lang` is what people read it in, en or bn. Raises as `rank`
     and `language` do.
     """
-    say = None if lang == "en" else language(lang)
+    say = str if lang == "en" else language(lang)
     with alone(folder):
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
         files = {
@@ -105,7 +107,7 @@ def write_report(
     return Report(ranking, folder / "report.html", say)
 
 
-def write_forest(ranking: Ranking, path: Path) -> None:
+def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
     """Writes the ranking on the primary value as a forest plot, .svg or .png; UsageError for another ending."""
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
@@ -116,9 +118,8 @@ def write_forest(ranking: Ranking, path: Path) -> None:
         rows.append((name(s.candidate, 40), (score.low, score.value, score.high), text))
     base = next((s.scores[0].value for s in ranking.standings if s.candidate == ranking.base), None)
     way = "higher" if value.higher_is_better else "lower"
-    svg = forest_svg(
-        rows, f"{value.label} ({way} is better), 95 % intervals, n = {ranking.n}", base if rows[1:] else None
-    )
+    label = say(f"{value.label} ({way} is better), 95 % intervals, n = {ranking.n}")
+    svg = storable(forest_svg(rows, label, base if rows[1:] else None))
     write_text(path, png_of(svg) if path.suffix == ".png" else svg + "\n")
 
 
@@ -167,13 +168,13 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
 
 
-def terminal(ranking: Ranking, say: Catalogue | None = None) -> str:
+def terminal(ranking: Ranking, say: Say = str) -> str:
     """The report for a terminal; warnings stand last, where its reader looks first."""
     texts: list[str] = []
     notes: list[str] = []
-    drawn = spoken(panels(ranking, Pen.TEXT), say) if say else panels(ranking, Pen.TEXT)
-    for panel, blocks in drawn:
-        shown = list(filter(None, (_text(block, say("Note:") if say else "Note:") for block in blocks)))
+    told = panels(ranking, Pen.TEXT)
+    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+        shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
         # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
         text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
         is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
@@ -190,7 +191,7 @@ def _text(block: Block, note: str = "Note:") -> str:
             columns, rows = visible(block, Pen.TEXT)
             if not rows:
                 return ""
-            cells, at = _cells(columns, rows, (18, 34)), block.breaks_at
+            cells, at = _cells(columns, rows, (15, 34)), block.breaks_at
             left = sum(c.kind in ("text", "name", "wide", "code") for c in columns)
             table = aligned(cells, left)
             if at and max(map(cell_len, table.splitlines())) > WIDTH:
@@ -215,16 +216,18 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
-    """Paragraphs folded to the width of the terminal, their further lines indented."""
-    return "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in paragraphs)
+    """Paragraphs folded to the width of the terminal, further lines indented; never between a number and its %."""
+    whole = (p.replace(" %", "\xa0%") for p in paragraphs)
+    lines = "\n".join(textwrap.fill(p, WIDTH, subsequent_indent=indent, break_on_hyphens=False) for p in whole)
+    return lines.replace("\xa0", " ")
 
 
-def report_md(ranking: Ranking, say: Catalogue | None = None) -> str:
+def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    drawn = spoken(panels(ranking, Pen.MARKDOWN), say) if say else panels(ranking, Pen.MARKDOWN)
-    for panel, blocks in drawn:
-        texts = [text for block in blocks for text in _markdown(block, say("Note:") if say else "Note:")]
+    told = panels(ranking, Pen.MARKDOWN)
+    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+        texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
             found.append(f"{'#' * panel.level} {escaped(panel.title)}")
@@ -238,11 +241,8 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     Raises KeyError where the candidate is not among the ranked ones.
     """
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
-    said, table = (
-        held_against(ranking, standing, verdict_on(ranking, standing)),
-        metrics_table(ranking, standing, values),
-    )
-    flags, zeros = legend(ranking, values)
+    said = held_against(ranking, standing, verdict_on(ranking, standing))
+    table, (flags, zeros) = metrics_table(ranking, standing, values), legend(ranking, values)
     # No other table here has the primary value: every row stands.
     blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
     blocks.append(Sentences(warnings(ranking), "note"))
@@ -277,9 +277,11 @@ def escaped(text: str) -> str:
     return one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: bool = False) -> str:
+def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told = spoken(panels(ranking, Pen.HTML), say) if say else panels(ranking, Pen.HTML)
+    told, said, lang = panels(ranking, Pen.HTML), verdict(ranking), "en"
+    if isinstance(say, Catalogue):
+        told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
     drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     data = ""
@@ -296,18 +298,10 @@ def report_html(ranking: Ranking, say: Catalogue | None = None, *, is_fragment: 
         places = [[name(who), *found[id(of[who])]] for who in names]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
-        "report",
-        is_fragment=is_fragment,
-        data=data,
-        said=spoken_verdict(verdict(ranking), say) if say else verdict(ranking),
-        facts=headline_facts(ranking),
-        say=say or str,
-        lang=say.code if say else "en",
-        runs=[run.record.name for run in ranking.runs],
-        panels=drawn,
-        visible=lambda table: visible(table, Pen.HTML),
-        version=__version__,
-    )
+        "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
+        facts=headline_facts(ranking), runs=[run.record.name for run in ranking.runs], panels=drawn,
+        visible=lambda table: visible(table, Pen.HTML), version=__version__,
+    )  # fmt: skip
 
 
 def page(template: str, **parts: Any) -> str:
@@ -325,13 +319,8 @@ def templates() -> Environment:
     """The files of templates/, which escape whatever is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    how: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), **how)
     environment.filters |= {"cell": _cell, "name": _name, "svg": Markup, "pc": "{:.2f}%".format}
     return environment
 

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from bnbench.errors import RunError, UsageError
+from bnbench.errors import BnbenchError, UsageError
 from bnbench.records import AUDITS, GENERATIONS, RATINGS
 
 _LOG = logging.getLogger("bnbench")
@@ -44,7 +45,9 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
                     write()
                     seen, said = now, ""
                     _LOG.info("%s: made again", page)
-                except RunError as error:  # such as of an evaluation that is still at work: again, until it has ended
+                except (
+                    BnbenchError
+                ) as error:  # such as of an evaluation that is still at work: again, until it has ended
                     if str(error) != said:
                         said = str(error)
                         _LOG.warning("%s", said)
@@ -58,8 +61,11 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:
-    found = (path for pattern in _MADE_OF for path in folder.glob(pattern))
-    return {path: (of.st_mtime_ns, of.st_size) for path in found if (of := path.stat())}
+    found = dict[Path, tuple[int, int]]()
+    for path in (path for pattern in _MADE_OF for path in folder.glob(pattern)):
+        with suppress(FileNotFoundError):  # it may go while we look
+            found[path] = path.stat().st_mtime_ns, path.stat().st_size
+    return found
 
 
 def _of(page: Path) -> type[BaseHTTPRequestHandler]:
@@ -72,13 +78,18 @@ def _of(page: Path) -> type[BaseHTTPRequestHandler]:
             if self.path != "/" or not is_here:
                 self.send_error(HTTPStatus.NOT_FOUND if is_here else HTTPStatus.MISDIRECTED_REQUEST)
                 return
-            body = page.read_bytes()
+            try:
+                body = page.read_bytes()
+            except OSError:  # moved away
+                self.send_error(HTTPStatus.NOT_FOUND)
+                return
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # whoever asked has gone
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Requests are not logged."""

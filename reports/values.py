@@ -33,9 +33,11 @@ def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str
 
 
 def p_value(p: float | None) -> str:
-    """Four decimals under 0.001, three under 0.1, two above."""
+    """Four decimals under 0.001, three under 0.1, two above; never 0.050 of what is less."""
     if p is None or not math.isfinite(p):
         return ABSENT
+    if 0.0495 <= p < 0.05:
+        return "<0.05"
     return "<0.0001" if p < 0.00005 else f"{p:.{4 if p < 0.001 else 3 if p < 0.1 else 2}f}"
 
 
@@ -90,10 +92,16 @@ class Value:
         return number(value, self.decimals, sign=sign)
 
     def interval(self, of: Score | Comparison) -> str:
-        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none."""
+        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none.
+
+        An end of a clear difference that rounds to 0 has more decimals: the interval does not hold 0.
+        """
         if not (math.isfinite(of.low) or math.isfinite(of.high)):
             return ABSENT
-        low, high = (self.number(end, sign=isinstance(of, Comparison)) for end in (of.low, of.high))
+        is_difference = isinstance(of, Comparison)
+        near = 4 if isinstance(of, Comparison) and of.better is not None else self.decimals
+        ends = ((end, self.decimals if round(end, self.decimals) else near) for end in (of.low, of.high))
+        low, high = (number(end, decimals, sign=is_difference) for end, decimals in ends)
         return f"[{low}, {high}]"
 
 
@@ -140,15 +148,10 @@ def legend(ranking: Ranking, values: Sequence[Value]) -> tuple[list[str], list[s
     """What the flags say, and the line that names the values left out because they are 0 for all, if there are any."""
     flags = [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
     if any(ranking.unpassed(s.candidate, metric) for s in ranking.standings for metric in ranking.values):
-        flags.append(
-            f"{NOT_INFORMATIVE} not informative here: not above what replies score that nobody made for the message"
-        )
-    shown = {(v.metric, v.name) for v in values}
-    absent = [
-        ranking.metrics[metric].labels[name]
-        for metric, names in ranking.values.items()
-        for name in names
-        if (metric, name) not in shown and name not in ranking.metrics[metric].details
-    ]
+        why = "not above what replies score that nobody made for the message"
+        flags.append(f"{NOT_INFORMATIVE} not informative here: {why}")
+    shown, absent = {(v.metric, v.name) for v in values}, list[str]()
+    for metric, made in ranking.metrics.items():
+        absent += [made.labels[v] for v in made.values if (metric, v) not in shown and v not in made.details]
     who = " for every candidate" if len(ranking.standings) > 1 else ""
     return flags, [f"0{who}, and therefore not listed: {'; '.join(absent)}"] if absent else []

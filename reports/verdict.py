@@ -184,7 +184,7 @@ def warnings(ranking: Ranking) -> list[str]:
         best, worst = (primary.number(ranking.standings[at].scores[0].value) for at in (0, -1))
         here = best if len(ranking.standings) == 1 else f"{best} to {worst}"
         told.append(f"the scale of {primary.label}: {marks}; here {here}")
-    return [*told, *ranking.notes]
+    return [*told, *(name(note, 2_000) for note in ranking.notes)]
 
 
 def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:

@@ -233,7 +233,8 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
                 raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
             if is_list and isinstance(value, dict):
                 value = value.get("samples") or [value]
-            for at, row in enumerate(value, 1) if is_list else [(number, value)]:
+            rows = value if isinstance(value, list) else [value]
+            for at, row in enumerate(rows, 1) if is_list else [(number, value)]:
                 if not isinstance(row, dict):
                     raise CorpusError(f"{where}{f', row {at}' if is_list else ''}: a JSON {type(row).__name__}; {hint}")
                 yield at, row

@@ -46,7 +46,7 @@
     const flagged = (of, flags) => flags.forEach((text) => {
       of.append(Object.assign(document.createElement("span"), { className: "flag", textContent: `⚑ ${text}` }));
     });
-    for (const text of [...new Set(items.map((item) => item.message.topic))].filter(Boolean).sort()) topic.append(new Option(text));
+    for (const text of [...new Set(items.map((item) => item.message.topic))].filter(Boolean).sort()) topic.append(new Option(text, text));
     topic.hidden = topic.length < 3;
     flag.hidden = flag.length < 2;
 

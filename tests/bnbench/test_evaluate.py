@@ -475,11 +475,21 @@ def test_several_replies_are_drawn_for_each_item(undisturbed, tiny_base, tiny_ad
         evaluate(request(tiny_base, tiny_adapter, tmp_path / "b", samples=2, decoding=Decoding(greedy=True)))
 
 
+def test_a_report_in_bengali_is_asked_for_with_the_evaluation(tmp_path):
+    candidates = recorded_request(tmp_path).candidates
+    words = ["evaluate", "--out", str(tmp_path / "run"), "--metric", "chrF++", "--lang", "bn", "--limit", "3", "-q"]
+    words += [word for c in candidates for word in ("--predictions", f"{c.name}={c.location}")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "মাপকাঠি" in done.stdout and '<html lang="bn">' in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
 def test_a_gate_that_is_none_is_refused_before_anything_is_read(tmp_path):
     words = ["evaluate", "--out", str(tmp_path / "run"), "-q"]
     for more, says in (
         (["--fail-if", "chrF < base"], "there is no metric 'chrF'; did you mean 'chrF++'"),
         (["--group", "a=b,c"], "--group a=b,c: there is no candidate 'b'"),
+        (["--lang", "fr"], "--lang fr: there are en and bn"),
     ):
         done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == 2 and says in done.stderr

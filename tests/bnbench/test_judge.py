@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from bnbench.metrics.core import Texts
 from bnbench.metrics.labelled import labelled_set
 from bnbench.metrics.registry import get_metric
 from bnbench.models.candidates import Candidate, parse_candidates
+from bnbench.models.decoding import Decoding
 from bnbench.records import Rating, read_lines, read_run
 from bnbench.reports import rank, write_report
 from tests.bnbench.models.conftest import Server
@@ -354,6 +356,32 @@ def test_a_rating_belongs_to_one_reply_model_and_rubric(serve, files):
     evaluate(request(files, server, language="en"))
     assert len(server.posts()) - before == 56
     assert {r.rater.partition("-")[0] for r in ratings(files / "run")} == {"bichar|bn", "bichar|en"}
+
+
+def test_a_judge_rates_each_of_several_replies_to_an_item(serve, files, tiny_base):
+    given = {}
+
+    def by_length(texts):  # another rating for another reply
+        given[texts[0], texts[-1]] = 1 + len(texts[-1]) % 5
+        return {"empathy": 3, "relevance": 3, "fluency": 3, "overall": given[texts[0], texts[-1]]}
+
+    server = serve(by_length)
+    decoding = Decoding(max_new_tokens=8)
+    ours = {"candidates": parse_candidates(base=str(tiny_base)), "samples": 3, "decoding": decoding, "device": "cpu"}
+    out = evaluate(replace(request(files, server, primary="judge-overall"), **ours))
+    run = read_run(out)
+    lines = [json.loads(line) for line in (out / "generations.jsonl").read_text("utf-8").splitlines()]
+    (who,), drawn = run.replies, next(iter(run.drawn.values()))["judge-overall"]
+    replies = {(g["id"], g.get("sample", 0)): g["reply"] for g in lines}
+    assert len(replies) == 12 and drawn.shape == (4, 3, 2)
+    for i, example in enumerate(run.examples):
+        for k in range(3):
+            assert drawn[i, k].tolist() == [given[example["question"], replies[example["id"], k]], 1]
+    [standing] = rank([run], resamples=100).standings
+    assert standing.candidate == who and standing.scores[0].value == pytest.approx(drawn[..., 0].mean())
+    before = len(server.posts())
+    evaluate(replace(request(files, server, primary="judge-overall"), **ours))
+    assert len(server.posts()) == before
 
 
 def test_a_finished_run_is_judged_without_generating_again(serve, files, monkeypatch):

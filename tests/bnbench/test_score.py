@@ -330,6 +330,8 @@ def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, t
         ("a.csv", b"reply\nok\n\xe0\xa6\n", "line 3: not UTF-8 (byte 0xe0)"),
         ("a.csv", b"reply\n", "the file has no rows"),
         ("a.json", b'["ok"]', "row 1: a JSON str; the file must hold one list of objects"),
+        ("a.json", b"null", "row 1: a JSON NoneType; the file must hold one list of objects"),
+        ("a.json", b'{"samples": 3}', "row 1: a JSON int; the file must hold one list of objects"),
         ("a.json", b'[{"reply": "ok"},\n{oops]', "not JSON (Expecting"),
         ("a.json", b'{"reply": "ok"}\nno\n', "line 2: not JSON"),
         ("a.json", b'[{"reply": "ok"}, {"reply": 1, "id": []}, {"reply": {}}]', "row 3: 'reply' is dict, not text"),

@@ -71,9 +71,18 @@ def test_chunks_do_not_change_the_numbers(scores: FloatArray, monkeypatch: pytes
     a, b = table(scores), table(scores[::-1] + 1)
     whole = paired(a, b, mean)
     monkeypatch.setattr(module, "_CELLS", 40_000)
+    module._held.cache_clear()
     sums = module.resampled_sums(a, resamples=500)
     assert sums.shape == (500, 2)
     assert paired(a, b, mean)[0].interval.low == pytest.approx(whole[0].interval.low, abs=0.15)
+
+
+def test_weights_that_are_kept_are_those_that_are_drawn(scores: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = module.resampled_sums(table(scores), resamples=700, seed=5)
+    assert (module.resampled_sums(table(scores), resamples=700, seed=5) == kept).all()
+    monkeypatch.setattr(module, "_HELD", 0)
+    monkeypatch.setattr(module, "_held", None)
+    assert (module.resampled_sums(table(scores), resamples=700, seed=5) == kept).all()
 
 
 def test_p_and_interval_of_a_difference_are_nearly_student_s() -> None:
@@ -219,6 +228,24 @@ def test_shares_have_wilsons_interval() -> None:
     # Ten replies to each of four messages that are all alike say no more than four.
     by_cluster = bootstrap(table(np.zeros(40)), mean, shares=[0], clusters=[i // 10 for i in range(40)])[0]
     assert by_cluster.high == pytest.approx(bootstrap(table(np.zeros(4)), mean, shares=[0])[0].high)
+
+
+@pytest.mark.parametrize(("hits", "low", "high"), [((0, 0), -8.76, 8.76), ((1, 1), -8.76, 8.76), ((1, 0), 91.24, 100)])
+def test_shares_that_differ_alike_in_all_items_are_no_certainty(hits: tuple[int, int], low: float, high: float) -> None:
+    """Wilson's interval of none in 40 goes up to 8.76 %: so many other items may differ otherwise."""
+    a, b = (table(np.full(40, 100.0 * hit)) for hit in hits)
+    [[made], [mean_of]] = paired_tests([(a, b, mean), (a, b, mean)], shares=[[0]])
+    assert (made.interval.low, made.interval.high) == pytest.approx((low, high), abs=0.01)
+    assert mean_of.interval.low == mean_of.interval.high == made.difference  # of no share, whose ends nobody knows
+    by_cluster = paired_tests([(a, b, mean)], shares=[[0]], clusters=[i // 10 for i in range(40)])[0][0]
+    assert by_cluster.interval.high - by_cluster.interval.low > 40
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 20])
+def test_where_all_items_differ_by_the_same_p_is_that_of_the_sign_test(n: int) -> None:
+    made = paired(table(np.full(n, 4.0)), table(np.full(n, 3.0)), mean)[0]
+    assert made.p_value == max(2 * 0.5**n, 1 / 10_001)
+    assert (made.p_value < 0.05) == (made.interval.low > 0)
 
 
 def test_pseudo_values_of_a_mean_are_the_values_and_of_a_ratio_what_each_row_adds(scores: FloatArray) -> None:

@@ -57,6 +57,12 @@ def test_latex_has_a_row_a_candidate_and_escapes_names(make_run: Callable[..., P
     assert text.startswith("% \\usepackage{booktabs}") and "% chrF++|norm:bn1|tok:bn1|n:24|" in text
 
 
+def test_latex_takes_no_name_for_an_argument_of_the_row_before(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    ranking = rank([read_run(make_run((Spec("*base", 0.2, "base"), Spec("[2pt] x", 0.4)), n=4))], resamples=50)
+    rows = export(ranking, "latex", tmp_path).read_text(encoding="utf-8").splitlines()
+    assert [row.partition(" & ")[0] for row in rows if r"\\" in row][1:] == ["{}[2pt] x", "{}*base"]
+
+
 def test_sacrebleu_lays_systems_out_like_this(
     ranking: Ranking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,7 @@ def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
         ("chrF < base", "there is no metric 'chrF'; did you mean 'chrF\\+\\+'"),
         ("chrF++/f1 < base", "there is no value 'f1'; there are chrF"),
         ("t5: chrF++ < base", "no candidate 't5'; there are base, t4"),
+        ("chrF++ < nan", "nothing is under or over nan"),
         ("chrF++ < basis", "no candidate 'basis'; did you mean 'base'"),
     ],
 )
@@ -166,6 +168,19 @@ def test_a_gate_ends_the_command_with_4(make_run: Maker) -> None:
     assert runner.invoke(app, ["report", folder, "--fail-if", "chrF++ < base"]).exit_code == 0
     failed = runner.invoke(app, ["report", folder, "--fail-if", "chrF++ < base", "--fail-if", "chrF++ > 1"])
     assert failed.exit_code == 4 and "gate failed: demo-adapter has" in failed.stderr
+    told = [
+        "report",
+        folder,
+        "--lang",
+        "bn",
+        "--fail-if",
+        "chrF++ > 1",
+        "--fail-if",
+        "demo-adapter: chrF++ > demo-base",
+    ]
+    lines = runner.invoke(app, told).stderr.splitlines()
+    assert re.fullmatch(r"bnbench: শর্ত পূরণ হয়নি: demo-adapter-এর chrF\+\+ [\d.]+ \(chrF\+\+ > 1\)", lines[0])
+    assert len(lines) == 3 and lines[2].startswith("bnbench: শর্ত পূরণ হয়নি: demo-base-এর তুলনায় demo-adapter-এর পার্থক্য +")
     assert runner.invoke(app, ["report", folder, "--fail-if", "chrF < base"]).exit_code == 2
     grouped = runner.invoke(app, ["report", folder, "--group", "both=demo-base,demo-adapter"])
     assert grouped.exit_code == 0 and "both: one recipe, 2 seeds" in grouped.stdout

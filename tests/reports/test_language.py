@@ -164,11 +164,17 @@ def test_notes_of_a_run_in_bengali() -> None:
 
 def test_what_others_wrote_stays_as_it_is(make_run: Maker) -> None:
     ours = "rank and the base"  # a candidate may be called like a word of ours
-    folder = make_run((PAIR[0], Spec(ours, 0.3), Spec(EVIL, 0.4, replies={**EVIL_REPLIES, 9: "All metrics"})))
+    others = (Spec("copy", 0.5), Spec(EVIL, 0.4, replies={**EVIL_REPLIES, 9: "All metrics"}), Spec("stock", 0.6))
+    prompt = {"kind": "llama-3.1", "system": "Talk to people. Rank"}
+    folder = make_run((replace(PAIR[0], name="base"), Spec(ours, 0.3), *others), name="adapter", prompt=prompt)
     html = write_report([read_run(folder)], folder, resamples=50, lang="bn").html.read_text(encoding="utf-8")
     page = Page(html)
     assert page.all("img") == [] and len(page.all("script")) == 2
-    assert f'<bdi title="{ours}">{ours}</bdi>' in html
+    for called in ("base", "copy", "stock", ours):
+        assert html.count(f'<bdi title="{called}">{called}</bdi>') >= 6
+    assert '<dd dir="auto">Talk to people. Rank</dd>' in html
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\| \d(?:–\d)? \| base \|", text, re.MULTILINE)) == 2  # ranking, all pairs
     assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
 
 

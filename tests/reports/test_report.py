@@ -28,7 +28,7 @@ from bnbench.records import append_lines, read_run, unpack, write_json
 from bnbench.reports import Report, write_report
 from bnbench.reports.panels import choose
 from bnbench.reports.ranking import rank
-from bnbench.reports.render import aligned
+from bnbench.reports.render import aligned, wrapped
 from bnbench.reports.values import legend, name, number, p_value, shown_values
 from bnbench.reports.verdict import verdict, warnings
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
@@ -136,6 +136,20 @@ def test_hostile_text_stays_text(make_run: Maker) -> None:
     assert len(tables) >= 2
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_no_line_of_the_terminal_begins_with_the_sign_of_its_number() -> None:
+    text = wrapped([" ".join(["12 % broken"] * 40)], "  ")
+    assert max(map(len, text.splitlines())) <= 110 and " ".join(text.split()) == " ".join(["12 % broken"] * 40)
+    assert not re.search(r"\d\n", text) and "\n  %" not in text
+
+
+def test_notes_of_a_run_turn_no_line_around(make_run: Maker) -> None:
+    folder = make_run((PAIR[0], Spec("x", 0.4)), notes=["\u202egnp.exe thinks aloud\nbnbench: all is well"])
+    made, escaped = str(report(folder, 50)), "\\u202egnp.exe thinks aloud\\u000abnbench: all is well"
+    assert f"Note: {escaped}" in made
+    page, markdown = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    assert "\u202e" not in page.partition('id="data"')[0] + markdown and escaped in page
 
 
 def test_no_cell_of_a_name_runs_and_no_control_reaches_a_terminal(make_run: Maker) -> None:
@@ -507,7 +521,7 @@ def test_names_are_one_visible_line() -> None:
     assert name("র‍্যাব") == "র‍্যাব"
     assert name("نموذج") == "\u2068نموذج\u2069"
     assert len(name("x" * 500)) == 60
-    assert storable("ক\ud800\x00\n") == "ক\ufffd\ufffd\n"
+    assert storable("ক\ud800\x00\n\ufffe") == "ক\ufffd\ufffd\n\ufffd"  # XML has no U+FFFE
 
 
 def test_columns_are_as_wide_as_they_look() -> None:

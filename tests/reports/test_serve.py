@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -46,9 +48,18 @@ def test_one_page_is_served_and_made_again_until_ctrl_c(make_run: Callable[..., 
             said = process.stderr.readline()
             assert ("made again" if finished else "not finished") in said
         assert "পরে যোগ করা টীকা" in get("/")[1].decode()
+        # A reader who goes in the middle, and a page that was moved away, are no errors of ours.
+        (folder / "report.html").write_bytes(b"x" * 30_000_000)
+        with socket.create_connection(("127.0.0.1", int(found[1]))) as gone:
+            gone.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.recv(10)
+        (folder / "report.html").unlink()
+        assert get("/")[0] == 404
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
+        assert process.stderr.read() == ""
 
 
 def test_a_folder_in_which_another_works_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -75,8 +86,6 @@ def test_a_folder_in_which_another_works_is_tried_again(tmp_path: Path, caplog: 
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port}: .*choose another, or 0 for any"):
