@@ -226,6 +226,7 @@ def test_sigkill_in_the_middle_twice(tiny_base, tiny_adapter, tmp_path):
     """The real thing: a process killed with -9 once it has got on, twice, then the same command to its end."""
     command = [sys.executable, "-m", "bnbench", "evaluate", "--base", str(tiny_base), "--adapter", str(tiny_adapter)]
     command += ["--limit", "12", "--batch-size", "2", "--max-new-tokens", "24", "--device", "cpu", "--quiet"]
+    command += ["--metric", "chrF++", "--metric", "perplexity"]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     undisturbed = subprocess.Popen([*command, "--out", calm], **silent)

@@ -28,6 +28,7 @@ def test_one_page_is_served_and_made_again_until_ctrl_c(make_run: Callable[..., 
     with subprocess.Popen(
         [sys.executable, "-m", "bnbench", *words], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     ) as process:  # fmt: skip
         assert process.stderr
         told = process.stderr.readline()

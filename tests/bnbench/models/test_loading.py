@@ -7,6 +7,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,18 @@ def opened(base: Path, *adapters: str) -> TransformersBackend:
 
 def truth(backend: TransformersBackend, base: Path, adapter: Path | None = None) -> torch.Tensor:
     """The logits of PROBE by transformers and peft alone."""
+    return truth_of(tuple(backend._probe_ids), base, adapter)
+
+
+@cache
+def truth_of(probe: tuple[int, ...], base: Path, adapter: Path | None) -> torch.Tensor:
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = peft.PeftModel.from_pretrained(model, adapter)
-    ids = torch.tensor([backend._probe_ids])
     with torch.inference_mode():
-        logits: torch.Tensor = model.eval()(input_ids=ids).logits
+        logits: torch.Tensor = model.eval()(input_ids=torch.tensor([probe])).logits
     return logits
 
 
