@@ -658,24 +658,30 @@ def alone(folder: Path) -> Iterator[None]:
     is_new, path = not folder.exists(), folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if sys.platform != "win32":
-            import fcntl
+        try:
+            if sys.platform == "win32":
+                import msvcrt
 
-            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever was here before may just have removed the file that was opened.
-                is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-            except BlockingIOError:
-                is_ours = False
-            except OSError as error:
-                log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
-                is_ours = True
-            if not is_ours:
-                raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+            # Whoever was here before may just have removed the file that was opened.
+            is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except (BlockingIOError, PermissionError):  # the second is Windows's
+            is_ours = False
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
+            is_ours = True
+        if not is_ours:
+            raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
         try:
             yield
         finally:
             with suppress(OSError):
+                if sys.platform == "win32":
+                    file.close()  # it removes no open file
                 path.unlink()
                 if is_new:
                     folder.rmdir()  # where nothing was written

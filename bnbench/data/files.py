@@ -237,8 +237,9 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
                 why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
                 raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
             if is_list and isinstance(value, dict):
-                value = value.get("samples") or [value]
-            for at, row in enumerate(value, 1) if is_list else [(number, value)]:
+                value = value.get("samples") or value
+            rows = value if is_list and isinstance(value, list) else [value]
+            for at, row in enumerate(rows, 1 if is_list else number):
                 if not isinstance(row, dict):
                     raise CorpusError(f"{where}{f', row {at}' if is_list else ''}: a JSON {type(row).__name__}; {hint}")
                 yield at, row
