@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, RunError, UsageError
-from bnbench.progress import Lines, quiet_beside_the_first, storable, told
+from bnbench.progress import JsonLines, Lines, logs_json, quiet_beside_the_first, storable, told
 
 if TYPE_CHECKING:
     from bnbench.evaluate import EvaluationRequest
@@ -112,21 +112,30 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except BnbenchError as error:
-            code, said = error.exit_code, f"bnbench: {error}"
+            code, said = error.exit_code, str(error)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            code, said = 2, f"bnbench: {error.filename}: {error.strerror}; choose another path"
+            code, said = 2, f"{error.filename}: {error.strerror}; choose another path"
         except BrokenPipeError:
             raise  # whoever read our output has had enough: click ends quietly
         except OSError as error:  # such as a disk that is full
             where = f"{error.filename}: " if error.filename else ""
-            code, said = 1, f"bnbench: {where}{error.strerror or error}; what was written before is kept"
+            code, said = 1, f"{where}{error.strerror or error}; what was written before is kept"
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-            code, said = 130, f"bnbench: interrupted{kept}"
-            echo(err=True)
-        echo(told(said), err=True)  # it may quote a server, a file or a template of a stranger
+            code, said = 130, f"interrupted{kept}"
+            if not logs_json():
+                echo(err=True)
+        _complain(said, code)
         raise Exit(code)
+
+
+def _complain(why: str, code: int) -> None:
+    """Says on stderr why the command ends with a code; it may quote a server, a file or a template of a stranger."""
+    if logs_json():
+        logging.getLogger("bnbench").error("%s", why, extra={"fields": {"exit": code}})
+    else:
+        echo(told(f"bnbench: {why}"), err=True)
 
 
 app = Typer(
@@ -144,10 +153,14 @@ app.add_typer(human, name="human")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
+    log_json: Annotated[bool, Option("--log-json", help="Log as JSON, an object a line.")] = False,
+) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(Lines())
+        handler.setFormatter(JsonLines() if log_json else Lines())
+    logging.captureWarnings(log_json)
     logging.getLogger("bnbench").setLevel(logging.INFO)
     if version:
         echo(__version__)
@@ -505,7 +518,8 @@ def _report(
 
         gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
         if failed := failures(gates, ranking):
-            echo(storable("\n".join(f"bnbench: gate failed: {text}" for text in failed)), err=True)
+            for text in failed:
+                _complain(f"gate failed: {text}", 4)
             raise Exit(4)
 
 
