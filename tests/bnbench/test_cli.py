@@ -188,6 +188,7 @@ def test_a_log_for_machines(scored, monkeypatch, tmp_path):
         }  # fmt: skip
         assert told["message"].startswith("score: 3/3 in ") and told["time"].endswith("+00:00")
         (tmp_path / "\x1b[2J.csv").write_text("reply\n\udc95", encoding="utf-8", errors="surrogateescape")
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the last had that run's stderr
         done = run("--log-json", "score", tmp_path / "\x1b[2J.csv")
         (entry,) = map(json.loads, done.stderr.splitlines())
         assert (done.exit_code, entry["level"], entry["exit"]) == (2, "ERROR", 2)
