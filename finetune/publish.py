@@ -107,7 +107,7 @@ def publish(
         if not before.is_file() or MARK not in before.read_text(encoding="utf-8", errors="replace"):
             raise UsageError(f"--out {folder} holds files that bnbench publish did not write: name another folder")
         for pattern in (*_WRITTEN, *_TORN):
-            for file in filter(Path.is_file, folder.glob(pattern)):
+            for file in (path for path in folder.glob(pattern) if path.is_file() or path.is_symlink()):
                 file.unlink()
     write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
     # PEFT's files and the training's record, without what is only true on this machine.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -51,6 +52,8 @@ def parse_gates(
         limit: str | float = than.strip()
         with suppress(ValueError):
             limit = float(than)
+            if not math.isfinite(limit):
+                raise UsageError(f"--fail-if {text!r}: {limit} is never reached; write a number")
         metric = spelt.get(metric.casefold(), metric)
         value = value or next(iter(metrics.get(metric, ())), "")
         for what, asked, known in (
