@@ -737,10 +737,10 @@ def unpack(page: Path, folder: Path) -> list[Path]:
         raise RunError(f"{page}: a page without the data of a run; {advice}")
     try:
         stored, unfolding = base64.b64decode(found[1]), zlib.decompressobj(wbits=31)
-        text = unfolding.decompress(stored, max(MOST_BYTES, 50 * len(stored)))
+        unfolded = unfolding.decompress(stored, max(MOST_BYTES, 50 * len(stored)))
         if unfolding.unconsumed_tail:
-            raise ValueError(f"they have more than {len(text) >> 20} MiB, much more than the page")
-        held = json.loads(text)
+            raise ValueError(f"they have more than {len(unfolded) >> 20} MiB, much more than the page")
+        held = json.loads(unfolded)
         runs: list[dict[str, Any]] = held["runs"] if held["schema_version"] == 1 else []
         paths = []
         for at, files in enumerate(runs):
