@@ -54,16 +54,18 @@ def score(n: int, folder: Path) -> list[str]:
 
 
 def evaluate(n: int, folder: Path) -> list[str]:
-    """n generations: half as many items, whose messages all differ, and two candidates."""
+    """n generations: half as many items, of whose messages cleaning drops none, and two candidates."""
     chance = random.Random(2)
     (messages, references), (first, second) = make_pairs(2000, 3, distinct=16_000), make_pairs(2000, 4, distinct=16_000)
     names = ["data.jsonl", "first.jsonl", "second.jsonl"]
     files = [(folder / name).open("wb") for name in names]
     for i in range(n // 2):
         row = chance.randrange(2000)
-        # Ten words of another row make the message one that no cleaning takes for a near-duplicate.
+        # Ten words of another row make the message one that no cleaning takes for a duplicate; all are held out,
+        # so that none is dropped for being near one.
         message = " ".join([*messages[row].split(), *chance.sample(messages[chance.randrange(2000)].split() * 10, 10)])
-        told = {"id": f"item-{i}", "Topics": "বিষয়", "Question-Title": "", "Questions": f"{i} {message}"}
+        told = {"id": f"item-{i}", "Topics": "বিষয়", "Question-Title": "", "Questions": f"{i} {message}",
+                "split": "test"}  # fmt: skip
         rows = (told | {"Answers": references[row]}, {"id": told["id"], "reply": first[row]},
                 {"id": told["id"], "reply": second[row]})  # fmt: skip
         for file, one in zip(files, rows, strict=True):
@@ -72,7 +74,8 @@ def evaluate(n: int, folder: Path) -> list[str]:
         file.close()
     data, *replies = (str(folder / name) for name in names)
     given = [f"--predictions={Path(path).stem}={path}" for path in replies]
-    return ["evaluate", *given, "--data", data, "--split", "all", "--out", str(folder / "run")]
+    all_rows = ["--split", "test", "--split-sizes", f"{n}/{n}/{n}"]
+    return ["evaluate", *given, "--data", data, *all_rows, "--out", str(folder / "run")]
 
 
 def measure(words: Sequence[str]) -> tuple[float, float, float]:
@@ -101,6 +104,9 @@ def table(what: str, sizes: Sequence[int], make: Callable[[int, Path], list[str]
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
             found.append(measure(make(n, Path(folder))))
+            journal = Path(folder) / "run" / "generations.jsonl"
+            if journal.exists() and (there := journal.read_bytes().count(b"\n")) != n:
+                sys.exit(f"{there:,} generations instead of {n:,}: cleaning dropped the others")
             print(f"{n:,} {what}: {found[-1][0]:.1f} s", file=sys.stderr)
     cpu, clock, peak = np.array(found).T
     x = np.array(sizes, dtype=float)
