@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, RunError, UsageError
-from bnbench.progress import JsonLines, Lines, logs_json, quiet_beside_the_first, storable, told
+from bnbench.progress import JsonLines, Lines, logs_json, quiet_beside_the_first, shown, told
 
 if TYPE_CHECKING:
     from bnbench.evaluate import EvaluationRequest
@@ -187,7 +187,7 @@ def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
     if not as_json:
-        echo(storable(text(result)))
+        echo(shown(text(result)))
         return
     # JSON spells out the older control characters only; these, too, are the terminal's.
     written = json.dumps(plain, ensure_ascii=False, indent=2, default=vars)
@@ -237,9 +237,7 @@ def evaluate_command(
         int | None, Option(min=1, max=MANY, help="Longest reply in tokens; overrides --max-words.")
     ] = None,
     batch_size: BatchSize = None,
-    max_tokens: Annotated[
-        int, Option(min=1, max=MANY, help="Rows longer with their template are dropped, never cut.")
-    ] = 4096,
+    max_tokens: Annotated[int, Option(min=1, max=MANY, help="Rows longer with their template are dropped.")] = 4096,
     four_bit: FourBit = None,
     device: Device = None,
     seed: Seed = 42,

@@ -24,9 +24,14 @@ def storable(text: str) -> str:
     return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
+def shown(text: str) -> str:
+    """What a terminal shows: `storable`, and without marks that turn the direction of what follows them."""
+    return re.sub("[\u202a-\u202e\u2066-\u2069]", "\ufffd", storable(text))
+
+
 def told(text: str) -> str:
-    """What a terminal is told: `storable`, further lines indented, so that no text of a stranger begins like ours."""
-    return storable(text).replace("\n", "\n  ")
+    """What a terminal is told: `shown`, further lines indented, so that no text of a stranger begins like ours."""
+    return shown(text).replace("\n", "\n  ")
 
 
 class Lines(Formatter):

@@ -24,6 +24,7 @@ FORGED = "x\x1b[2J\x9b1m\nbnbench: 100 % better than base\r"
 
 def test_a_line_of_ours_cannot_be_forged() -> None:
     assert told(f"bnbench: {FORGED}") == "bnbench: x\ufffd[2J\ufffd1m\n  bnbench: 100 % better than base\ufffd"
+    assert told("a\u202e\u2066b\u200d") == "a\ufffd\ufffdb\u200d"
     entry = logging.LogRecord("bnbench", logging.INFO, "", 0, "column %s", (FORGED,), None)
     assert Lines().format(entry) == "column x\ufffd[2J\ufffd1m\n  bnbench: 100 % better than base\ufffd"
 
