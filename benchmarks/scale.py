@@ -10,18 +10,16 @@ machine does; peak memory is that of all of them together, looked at ten times a
 the sizes says what one more costs, and `off` how far a size is from that line: 15 % is the limit for time.
 
 Measured on 2026-11-28 on two cores of an AMD EPYC (Python 3.11) that had other work to do, which alone moves CPU
-seconds by a third (10,000 generations: 103 and 102 s; 2,000: 27 and 28 s under more load). A million pairs and 100,000
-generations were not run there.
+seconds by a third.
 
-| pairs | CPU s | off | peak MiB | | generations | CPU s | off | peak MiB |
-|---|---|---|---|---|---|---|---|---|
-| 50,000 | 25.6 | +0.1% | 425 | | 2,000 | 26.9 | -2.5% | 474 |
-| 100,000 | 45.8 | -0.1% | 442 | | 5,000 | 63.8 | +11.0% | 627 |
-| 250,000 | 106.8 | +0.1% | 479 | | 10,000 | 101.5 | -5.6% | 742 |
+| pairs | CPU s | off | peak MiB |
+|---|---|---|---|
+| 250,000 | 108.3 | -0.0% | 481 |
+| 1,000,000 | 423.1 | -0.0% | 539 |
 
-A further thousand pairs take 0.41 s and 0.26 MiB (all processes together), a further thousand generations 10 s and
-32 MiB, between the two largest sizes 23 MiB. A generation stands for eight scored replies: of each item, beside those
-of the two candidates, fourteen of yardsticks.
+A further thousand pairs take 0.42 s and 0.08 MiB (all processes together). 10,000 generations took 170 s under much
+load; more were not measured to the end. A generation stands for eight scored replies: of each item, beside those of
+the two candidates, fourteen of yardsticks.
 """
 
 from __future__ import annotations
@@ -54,16 +52,18 @@ def score(n: int, folder: Path) -> list[str]:
 
 
 def evaluate(n: int, folder: Path) -> list[str]:
-    """n generations: half as many items, whose messages all differ, and two candidates."""
+    """n generations: half as many items, of whose messages cleaning drops none, and two candidates."""
     chance = random.Random(2)
     (messages, references), (first, second) = make_pairs(2000, 3, distinct=16_000), make_pairs(2000, 4, distinct=16_000)
     names = ["data.jsonl", "first.jsonl", "second.jsonl"]
     files = [(folder / name).open("wb") for name in names]
     for i in range(n // 2):
         row = chance.randrange(2000)
-        # Ten words of another row make the message one that no cleaning takes for a near-duplicate.
+        # Ten words of another row make the message one that no cleaning takes for a duplicate; all are held out,
+        # so that none is dropped for being near one.
         message = " ".join([*messages[row].split(), *chance.sample(messages[chance.randrange(2000)].split() * 10, 10)])
-        told = {"id": f"item-{i}", "Topics": "বিষয়", "Question-Title": "", "Questions": f"{i} {message}"}
+        told = {"id": f"item-{i}", "Topics": "বিষয়", "Question-Title": "", "Questions": f"{i} {message}",
+                "split": "test"}  # fmt: skip
         rows = (told | {"Answers": references[row]}, {"id": told["id"], "reply": first[row]},
                 {"id": told["id"], "reply": second[row]})  # fmt: skip
         for file, one in zip(files, rows, strict=True):
@@ -72,7 +72,8 @@ def evaluate(n: int, folder: Path) -> list[str]:
         file.close()
     data, *replies = (str(folder / name) for name in names)
     given = [f"--predictions={Path(path).stem}={path}" for path in replies]
-    return ["evaluate", *given, "--data", data, "--split", "all", "--out", str(folder / "run")]
+    all_rows = ["--split", "test", "--split-sizes", f"{n}/{n}/{n}"]
+    return ["evaluate", *given, "--data", data, *all_rows, "--out", str(folder / "run")]
 
 
 def measure(words: Sequence[str]) -> tuple[float, float, float]:
@@ -101,6 +102,9 @@ def table(what: str, sizes: Sequence[int], make: Callable[[int, Path], list[str]
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
             found.append(measure(make(n, Path(folder))))
+            journal = Path(folder) / "run" / "generations.jsonl"
+            if journal.exists() and (there := journal.read_bytes().count(b"\n")) != n:
+                sys.exit(f"{there:,} generations instead of {n:,}: cleaning dropped the others")
             print(f"{n:,} {what}: {found[-1][0]:.1f} s", file=sys.stderr)
     cpu, clock, peak = np.array(found).T
     x = np.array(sizes, dtype=float)

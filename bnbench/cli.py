@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, RunError, UsageError
-from bnbench.progress import Lines, quiet_beside_the_first, storable, told
+from bnbench.progress import JsonLines, Lines, logs_json, quiet_beside_the_first, shown, told
 
 if TYPE_CHECKING:
     from bnbench.evaluate import EvaluationRequest
@@ -36,6 +36,7 @@ def _hush(quiet: bool) -> bool:
     return quiet
 
 
+MANY = 2**31 - 1  # more than any data, model or run has, and what every record can hold
 # The options that several commands have, or that need more than a line: the same one has the same words everywhere.
 Json = Annotated[bool, Option("--json", help="Print JSON instead of a text.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", callback=_hush)]
@@ -48,7 +49,7 @@ BackendName = Annotated[
     str, Option("--backend", help="What runs the models: hf (transformers), vllm, or a plug-in's name.")
 ]
 BATCH = "Prompts, or windows of a text, a batch; by default what memory holds."
-BatchSize = Annotated[int | None, Option(min=1, help=BATCH)]
+BatchSize = Annotated[int | None, Option(min=1, max=MANY, help=BATCH)]
 NF4 = "NF4 weights; by default where the graphics card is small."
 FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
 ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
@@ -67,7 +68,7 @@ SPLIT = (
 )
 Split = Annotated[str, Option(help=SPLIT)]
 Sizes = Annotated[str, Option(help="Most rows of train/validation/test.")]
-Limit = Annotated[int | None, Option(min=1, help="Take only the first N rows of the split.")]
+Limit = Annotated[int | None, Option(min=1, max=MANY, help="Take only the first N rows of the split.")]
 Trust = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
 Device = Annotated[
     str | None, Option(help="cpu or cuda (evaluate: also cuda:1 …); by default the first graphics card.")
@@ -112,21 +113,30 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except BnbenchError as error:
-            code, said = error.exit_code, f"bnbench: {error}"
+            code, said = error.exit_code, str(error)
         except (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            code, said = 2, f"bnbench: {error.filename}: {error.strerror}; choose another path"
+            code, said = 2, f"{error.filename}: {error.strerror}; choose another path"
         except BrokenPipeError:
             raise  # whoever read our output has had enough: click ends quietly
         except OSError as error:  # such as a disk that is full
             where = f"{error.filename}: " if error.filename else ""
-            code, said = 1, f"bnbench: {where}{error.strerror or error}; what was written before is kept"
+            code, said = 1, f"{where}{error.strerror or error}; what was written before is kept"
         except KeyboardInterrupt:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-            code, said = 130, f"bnbench: interrupted{kept}"
-            echo(err=True)
-        echo(told(said), err=True)  # it may quote a server, a file or a template of a stranger
+            code, said = 130, f"interrupted{kept}"
+            if not logs_json():
+                echo(err=True)
+        _complain(said, code)
         raise Exit(code)
+
+
+def _complain(why: str, code: int) -> None:
+    """Says on stderr why the command ends with a code; it may quote a server, a file or a template of a stranger."""
+    if logs_json():
+        logging.getLogger("bnbench").error("%s", why, extra={"fields": {"exit": code}})
+    else:
+        echo(told(f"bnbench: {why}"), err=True)
 
 
 app = Typer(
@@ -144,10 +154,14 @@ app.add_typer(human, name="human")
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
+    log_json: Annotated[bool, Option("--log-json", help="Log as JSON, an object a line.")] = False,
+) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(Lines())
+        handler.setFormatter(JsonLines() if log_json else Lines())
+    logging.captureWarnings(log_json)
     logging.getLogger("bnbench").setLevel(logging.INFO)
     if version:
         echo(__version__)
@@ -174,7 +188,7 @@ def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
     plain = result.summary() if as_json and hasattr(result, "summary") else result
     if not as_json:
-        echo(storable(text(result)))
+        echo(shown(text(result)))
         return
     # JSON spells out the older control characters only; these, too, are the terminal's.
     written = json.dumps(plain, ensure_ascii=False, indent=2, default=vars)
@@ -208,7 +222,7 @@ def evaluate_command(
     metric: Metrics = None,
     primary: Annotated[str, Option(help=PRIMARY)] = "chrF++",
     combine: Combine = None,
-    samples: Annotated[int, Option(min=1, help="Replies drawn for each item.")] = 1,
+    samples: Annotated[int, Option(min=1, max=1000, help="Replies drawn for each item.")] = 1,
     group: Groups = None,
     fail_if: FailIf = None,
     lang: Lang = "en",
@@ -218,12 +232,14 @@ def evaluate_command(
     greedy: Annotated[bool, Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, Option(min=0.01)] = 0.7,
     top_p: Annotated[float, Option(min=0.01, max=1.0)] = 0.9,
-    top_k: Annotated[int, Option(min=0, help="0: off.")] = 0,
+    top_k: Annotated[int, Option(min=0, max=MANY, help="0: off.")] = 0,
     repetition_penalty: Annotated[float, Option(min=0.01)] = 1.1,
-    max_words: Annotated[int, Option(min=1, help="Longest reply, in Bengali words.")] = 120,
-    max_new_tokens: Annotated[int | None, Option(min=1, help="Longest reply in tokens; overrides --max-words.")] = None,
+    max_words: Annotated[int, Option(min=1, max=MANY, help="Longest reply, in Bengali words.")] = 120,
+    max_new_tokens: Annotated[
+        int | None, Option(min=1, max=MANY, help="Longest reply in tokens; overrides --max-words.")
+    ] = None,
     batch_size: BatchSize = None,
-    max_tokens: Annotated[int, Option(min=1, help="Rows longer with their template are dropped, never cut.")] = 4096,
+    max_tokens: Annotated[int, Option(min=1, max=MANY, help="Rows longer with their template are dropped.")] = 4096,
     four_bit: FourBit = None,
     device: Device = None,
     seed: Seed = 42,
@@ -259,9 +275,11 @@ def perplexity_command(
     columns: Columns = None,
     lines: Annotated[bool, Option("--lines", help="Each line of a file without columns is a text.")] = False,
     context: Annotated[
-        int | None, Option(min=2, help="Tokens of a window; by default the model's, up to 4096.")
+        int | None, Option(min=2, max=MANY, help="Tokens of a window; by default the model's, up to 4096.")
     ] = None,
-    stride: Annotated[int | None, Option(min=1, help="Tokens that a further window scores; by default half.")] = None,
+    stride: Annotated[
+        int | None, Option(min=1, max=MANY, help="Tokens that a further window scores; by default half.")
+    ] = None,
     no_bos: Annotated[bool, Option("--no-bos", help="No BOS in front; the first token is then not scored.")] = False,
     backend: BackendName = "hf",
     batch_size: BatchSize = None,
@@ -507,8 +525,8 @@ def _report(
 
         gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
         if failed := failures(gates, ranking):
-            lead = f"bnbench: {report.say('gate failed:')}"
-            echo(storable("\n".join(f"{lead} {report.say(text)}" for text in failed)), err=True)
+            for text in failed:
+                _complain(f"{report.say('gate failed:')} {report.say(text)}", 4)
             raise Exit(4)
 
 
@@ -534,8 +552,8 @@ def _groups(items: list[str] | None) -> dict[str, tuple[str, ...]]:
 @human.command("sheet")
 def human_sheet_command(
     run: RunFolder,
-    raters: Annotated[int, Option(min=1, help="A form for each.")] = 3,
-    items: Annotated[int, Option(min=1, help="Messages on a form; all raters get the same.")] = 40,
+    raters: Annotated[int, Option(min=1, max=1000, help="A form for each.")] = 3,
+    items: Annotated[int, Option(min=1, max=MANY, help="Messages on a form; all raters get the same.")] = 40,
     pairs: Annotated[bool, Option("--pairs", help="Ask also which of two replies is better.")] = False,
     out: Annotated[Path | None, Option(help="Folder of the forms; by default RUN/human.")] = None,
     seed: Seed = 42,
@@ -651,7 +669,9 @@ def audit_command(
 @app.command("doctor")
 def doctor_command(
     base: Base = None,
-    rows: Annotated[int, Option(min=1, help="How many messages the base and one adapter would answer.")] = 300,
+    rows: Annotated[
+        int, Option(min=1, max=MANY, help="How many messages the base and one adapter would answer.")
+    ] = 300,
     four_bit: FourBit = None,
     device: Device = None,
     trust_remote_code: Trust = False,
@@ -689,7 +709,7 @@ def inspect_prompt_command(
     data: Data = None,
     columns: Columns = None,
     split: Split = "test",
-    row: Annotated[int, Option(min=0, help="Which row of the split.")] = 0,
+    row: Annotated[int, Option(min=0, max=MANY, help="Which row of the split.")] = 0,
     system: System = None,
     template: Template = None,
     every_turn: Annotated[bool, Option("--every-turn", help='As a recipe with supervise = "all" trains.')] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from logging import ERROR, WARNING, Formatter, LogRecord, disable, getLogger
 from pathlib import Path
 
@@ -22,9 +24,14 @@ def storable(text: str) -> str:
     return re.sub("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", text)
 
 
+def shown(text: str) -> str:
+    """What a terminal shows: `storable`, and without marks that turn the direction of what follows them."""
+    return re.sub("[\u202a-\u202e\u2066-\u2069]", "\ufffd", storable(text))
+
+
 def told(text: str) -> str:
-    """What a terminal is told: `storable`, further lines indented, so that no text of a stranger begins like ours."""
-    return storable(text).replace("\n", "\n  ")
+    """What a terminal is told: `shown`, further lines indented, so that no text of a stranger begins like ours."""
+    return shown(text).replace("\n", "\n  ")
 
 
 class Lines(Formatter):
@@ -33,6 +40,25 @@ class Lines(Formatter):
     def format(self, record: LogRecord) -> str:
         """The entry's message."""
         return told(super().format(record))
+
+
+class JsonLines(Formatter):
+    """A log for machines: each entry is a JSON object with its time (UTC), level, logger and message, and what `extra`
+    had as `fields`.
+    """
+
+    def format(self, record: LogRecord) -> str:
+        """The entry as a line of ASCII."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry = {"time": when, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry | getattr(record, "fields", {}))
+
+
+def logs_json() -> bool:
+    """Whether stderr is for machines, as `--log-json` sets it: then nothing but that log is written there."""
+    return any(isinstance(handler.formatter, JsonLines) for handler in getLogger().handlers)
 
 
 class Stage:
@@ -44,7 +70,7 @@ class Stage:
         self.done = self.tokens = 0
         self.start = self.shown = time.monotonic()
         self.bar = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and sys.stderr.isatty() and not logs_json():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
@@ -77,8 +103,14 @@ class Stage:
             self._tell(f" in {time.monotonic() - self.start:.1f} s")
 
     def _tell(self, how: str) -> None:
-        if not self.quiet:
-            print(f"{self.name}: {self.done}/{self.total}{how}", file=sys.stderr, flush=True)
+        if self.quiet:
+            return
+        line = f"{self.name}: {self.done}/{self.total}{how}"
+        if logs_json():
+            fields = {"stage": self.name, "done": self.done, "total": self.total, "tokens": self.tokens}
+            getLogger("bnbench.progress").info("%s", line, extra={"fields": fields})
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

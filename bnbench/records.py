@@ -40,6 +40,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 
 from bnbench.data.corpus import Example
+from bnbench.data.files import MOST_BYTES
 from bnbench.errors import RunError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import FloatArray, Metric
@@ -490,6 +491,8 @@ def read_lines(kind: type[Record], path: Path) -> list[Record]:
     left out; RunError (line number) for one that is damaged, or that was changed since `line_of` made it.
     """
     found: list[Record] = []
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path}: not a file that can be read")  # a device or a pipe may have no end
     for number, line in enumerate(_whole_lines(path) if path.exists() else (), 1):
         try:
             value = json.loads(line)
@@ -594,7 +597,8 @@ def write_text(path: Path, text: str | bytes) -> None:
     """Writes a file whole or not at all: a temporary one beside it takes its place when it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # or it may be a link to another file
+    with temporary.open("xb") as file:
         file.write(text.encode("utf-8", "replace") if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
@@ -629,6 +633,8 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
 
     A torn last line is cut off first, or it would swallow the next.
     """
+    if path.is_symlink():
+        raise RunError(f"{path} is a link, through which nothing is written; put the file itself there")
     with path.open("a+b") as file:
         if end := file.seek(0, os.SEEK_END):
             file.seek(end - 1)
@@ -655,24 +661,30 @@ def alone(folder: Path) -> Iterator[None]:
     is_new, path = not folder.exists(), folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
-        if sys.platform != "win32":
-            import fcntl
+        try:
+            if sys.platform == "win32":
+                import msvcrt
 
-            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever was here before may just have removed the file that was opened.
-                is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
-            except BlockingIOError:
-                is_ours = False
-            except OSError as error:
-                log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
-                is_ours = True
-            if not is_ours:
-                raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+            # Whoever was here before may just have removed the file that was opened.
+            is_ours = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except (BlockingIOError, PermissionError):  # the second is Windows's
+            is_ours = False
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
+            is_ours = True
+        if not is_ours:
+            raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
         try:
             yield
         finally:
             with suppress(OSError):
+                if sys.platform == "win32":
+                    file.close()  # it removes no open file
                 path.unlink()
                 if is_new:
                     folder.rmdir()  # where nothing was written
@@ -691,7 +703,7 @@ def packed(runs: Sequence[Run], more: Mapping[str, Any]) -> str:
     found = []
     for run in runs:
         record: dict[str, Any] = {}
-        for path in (run.path / name for name in _HELD if (run.path / name).exists()):
+        for path in (run.path / name for name in _HELD if (run.path / name).is_file()):
             is_list = path.suffix == ".jsonl"
             record[path.name] = list(map(json.loads, _whole_lines(path))) if is_list else json.loads(path.read_bytes())
         for at, row in enumerate(record[GENERATIONS]):  # hashes do not compress
@@ -721,7 +733,11 @@ def unpack(page: Path, folder: Path) -> list[Path]:
     if not found:
         raise RunError(f"{page}: a page without the data of a run; {advice}")
     try:
-        held = json.loads(gzip.decompress(base64.b64decode(found[1])))
+        stored, unfolding = base64.b64decode(found[1]), zlib.decompressobj(wbits=31)
+        unfolded = unfolding.decompress(stored, max(MOST_BYTES, 50 * len(stored)))
+        if unfolding.unconsumed_tail:
+            raise ValueError(f"they have more than {len(unfolded) >> 20} MiB, much more than the page")
+        held = json.loads(unfolded)
         runs: list[dict[str, Any]] = held["runs"] if held["schema_version"] == 1 else []
         paths = []
         for at, files in enumerate(runs):

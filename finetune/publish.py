@@ -34,6 +34,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
 _WRITTEN = (*_COPIED, *_TOKENIZER, "adapter_config.json", "recipe.toml", TRAINING, "loss.svg", ".eval_results/*.yaml")
+_TORN = (".*.tmp", ".eval_results/.*.tmp")  # what a kill leaves of a file
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def publish(
     copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
-    if folder.exists() and any(folder.iterdir()):
+    if {path.name for path in folder.glob("*")} - {".README.md.tmp"}:
         before = folder / "README.md"
         if not before.is_file() or MARK not in before.read_text(encoding="utf-8", errors="replace"):
             raise UsageError(f"--out {folder} holds files that bnbench publish did not write: name another folder")
-        for pattern in _WRITTEN:
-            for file in filter(Path.is_file, folder.glob(pattern)):
+        for pattern in (*_WRITTEN, *_TORN):
+            for file in (path for path in folder.glob(pattern) if path.is_file() or path.is_symlink()):
                 file.unlink()
     write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
     # PEFT's files and the training's record, without what is only true on this machine.

@@ -240,13 +240,13 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
             settings = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {where}: not valid TOML: {error}") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise RecipeError(f"recipe {where}: cannot be read: {error}") from None
         settings.setdefault("name", Path(recipe).stem)
     for key, value in (overrides or {}).items():
         try:
             settings[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             settings[key] = value
     hints, found = get_type_hints(Recipe), dict[str, Any]()
     kinds = {key: str if get_origin(kind) is Literal else kind for key, kind in hints.items() if key != "own"}

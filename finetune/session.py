@@ -130,7 +130,8 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
         more = (record.seconds, record.peak_memory_bytes, record.gain, record.validation)
         return planned, Outcome(record.steps, curve, *more)
 
-    if not job.is_file() and checkpoints.exists() and any(checkpoints.iterdir()):
+    # What a kill in the first write of all leaves there is ours.
+    if not job.is_file() and {path.name for path in checkpoints.glob("*")} - {f".{JOB}.tmp"}:
         raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     newest = newest_checkpoint(checkpoints) if job.is_file() else None
     if newest is not None:

@@ -52,8 +52,8 @@ def parse_gates(
         limit: str | float = than.strip()
         with suppress(ValueError):
             limit = float(than)
-        if limit != limit:
-            raise UsageError(f"--fail-if {text!r}: nothing is under or over nan, so this would never fail")
+            if not math.isfinite(limit):
+                raise UsageError(f"--fail-if {text!r}: {limit} is never reached; write a number")
         metric = spelt.get(metric.casefold(), metric)
         value = value or next(iter(metrics.get(metric, ())), "")
         for what, asked, known in (

@@ -184,7 +184,7 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     parts = {
         "[Content_Types].xml": made.types(), "_rels/.rels": made.package(), "xl/workbook.xml": made.workbook(),
         "xl/_rels/workbook.xml.rels": made.relations(), "xl/styles.xml": made.styles(),
-        "xl/sheet.xml": made.sheet(rows, limits),
+        "xl/worksheets/sheet1.xml": made.sheet(rows, limits),
     }  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -18,9 +18,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from bnbench.errors import CorpusError
 from bnbench.metrics.exceptions import require
@@ -59,13 +60,15 @@ _RUNS = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _INERT = re.compile(f"^'(?=[{re.escape(''.join(_RUNS))}])")
 MOST_COLUMNS = 2_000
 MOST_CHARACTERS = 10_000_000  # of one text, which is more than any book has
-MOST_BYTES = 2**29  # of a Parquet file's texts, or a hundred times its size
+MOST_BYTES = 2**29  # of what a compressed file unfolds to, or a hundred times its size
+MOST_CELLS = 2**25  # of a sheet, empty ones too: its reader makes room for all
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".eval")
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<name>[^@]+))?(?:@(?P<revision>.+))?")
 # A cell of a sheet whose formula no program has computed; one that computed an empty text says t="str".
 _FORMULA = re.compile(rb'<c r="(\w+)"(?![^>]*\bt="str")[^>]*><f\b[^>]*(?:/>|>[^<]*</f>)(?:<v ?/>|<v></v>)?</c>')
+_CELL = re.compile(rb'\br="([A-Z]{1,3})([0-9]{1,7})"')
 _NOT_TEXT = {
     b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
@@ -132,18 +135,51 @@ def place(path: Path, number: int) -> str:
     return f"{path}, {'row' if kind_of(path) in ('.parquet', '.json', '.eval', *SHEETS) else 'line'} {number}"
 
 
+def _most(path: Path) -> int:
+    return max(MOST_BYTES, 100 * path.stat().st_size)
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    if sum(part.file_size for part in archive.infolist()) > _most(path):
+        raise CorpusError(f"{path}: it unfolds to more than {_most(path) >> 20} MiB, much more than the file")
+
+
+class _Unfolding(gzip.GzipFile):
+    """A gzip file, of which no more is read than `_most`: one line may be all of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path, self.most = path, _most(path)
+
+    def _bounded(self, content: bytes) -> bytes:
+        if self.tell() > self.most:
+            raise CorpusError(f"{self.path}: it unfolds to more than {self.most >> 20} MiB, much more than the file")
+        return content
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._bounded(super().read(self.most + 1 if size is None or size < 0 else size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return self._bounded(super().read1(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._bounded(super().readline(self.most + 1))
+
+
 @contextmanager
 def _text(path: Path, newline: str) -> Iterator[TextIO]:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    def opened() -> BinaryIO:
+        return cast(BinaryIO, _Unfolding(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline=newline) as text:
+        with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline=newline) as text:
             yield text
         return
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CorpusError(f"{path}: not a whole gzip file ({error})") from None
     except UnicodeDecodeError:
         pass  # its position counts from the beginning of some buffer, so that the place is looked for anew
-    with opened(path, "rb") as lines:
+    with opened() as lines:
         for number, line in enumerate(lines, 1):
             kind = next((why for magic, why in _NOT_TEXT.items() if number == 1 and line.startswith(magic)), None)
             if kind or b"\x00" in line:
@@ -232,9 +268,9 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
                 why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
                 raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
             if is_list and isinstance(value, dict):
-                value = value.get("samples") or [value]
-            rows = value if isinstance(value, list) else [value]
-            for at, row in enumerate(rows, 1) if is_list else [(number, value)]:
+                value = value.get("samples") or value
+            rows = value if is_list and isinstance(value, list) else [value]
+            for at, row in enumerate(rows, 1 if is_list else number):
                 if not isinstance(row, dict):
                     raise CorpusError(f"{where}{f', row {at}' if is_list else ''}: a JSON {type(row).__name__}; {hint}")
                 yield at, row
@@ -245,7 +281,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
     import pyarrow.parquet
 
     number = unfolded = 0
-    most = max(MOST_BYTES, 100 * path.stat().st_size)
+    most = _most(path)
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             _check_header(path, file.schema_arrow.names)
@@ -271,15 +307,18 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
     import python_calamine as calamine
 
     try:
-        book = calamine.CalamineWorkbook.from_path(path)
-        sheet = book.get_sheet_by_index(0)
-        cells = sheet.to_python(skip_empty_area=False)
-        if kind_of(path) == ".xlsx":
-            with zipfile.ZipFile(path) as parts:
+        if kind_of(path) != ".xls":
+            with zipfile.ZipFile(path) as parts:  # first: its reader ends the process where memory ends
+                _check_archive(path, parts)
                 sheets = [parts.read(name) for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
+            for sheet in sheets:
+                _check_reach(path, sheet)
             if lacking := next(filter(None, map(_FORMULA.search, sheets)), None):
                 hint = "open the file in Excel or LibreOffice and save it"
                 raise CorpusError(f"{path}: the cell {lacking[1].decode()} is a formula without its value; {hint}")
+        book = calamine.CalamineWorkbook.from_path(path)
+        sheet = book.get_sheet_by_index(0)
+        cells = sheet.to_python(skip_empty_area=False)
     except (calamine.CalamineError, zipfile.BadZipFile, OSError) as error:
         raise CorpusError(f"{path}: not a readable workbook ({error})") from None
     # What is merged over several rows stands in the first of them; those that hold nothing else are not rows.
@@ -298,18 +337,28 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, dict(zip(header, row, strict=True))
 
 
+def _check_reach(path: Path, sheet: bytes) -> None:
+    """CorpusError where a cell stands so far out that its reader, which makes room up to it, would end the process."""
+    cells = [(int(row), column.rjust(3)) for column, row in _CELL.findall(sheet)]
+    rows, column = max((row for row, _ in cells), default=0), max((column for _, column in cells), default=b"")
+    columns = reduce(lambda n, letter: 26 * n + max(0, letter - 64), column, 0)
+    if rows * columns > MOST_CELLS:
+        raise CorpusError(f"{path}: its cells reach to row {rows:,} and column {columns:,}; remove those far out")
+
+
 def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
     import pyarrow
 
     try:
         with zipfile.ZipFile(path) as log, path.open("rb") as raw:
+            _check_archive(path, log)
             names = [one for one in log.infolist() if one.filename.startswith("samples/")]
             for number, one in enumerate(names, 1):
                 if one.compress_type == 93:  # Zstandard, which `zipfile` reads from Python 3.14 on
                     raw.seek(one.header_offset + 26)  # in a member's own head the lengths of its name and extra field
                     raw.seek(sum(int.from_bytes(raw.read(2), "little") for _ in range(2)), os.SEEK_CUR)
                     packed = io.BytesIO(raw.read(one.compress_size))
-                    content = pyarrow.input_stream(packed, compression="zstd").read()
+                    content = pyarrow.input_stream(packed, compression="zstd").read(_most(path))
                 else:
                     content = log.read(one)
                 yield number, json.loads(content)

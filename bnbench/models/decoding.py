@@ -9,6 +9,7 @@ Noise is a function of (seed, item, step, token) alone, from the counter-based g
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,10 +56,10 @@ class Decoding:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (self.temperature > 0, "above 0 (for no sampling use greedy)"),
+            "temperature": (0 < self.temperature < math.inf, "above 0 and finite (for no sampling use greedy)"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0 (1 is off)"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0 and finite (1 is off)"),
             "max_words": (self.max_words >= 1, "at least 1"),
             "max_new_tokens": (self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1"),
             "seed": (0 <= self.seed < 2**64, "from 0 to 2^64 - 1"),

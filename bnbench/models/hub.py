@@ -66,7 +66,7 @@ class ModelFiles:
             why = f"{path} holds no JSON object"
         except FileNotFoundError:
             why = f"there is no {name} in {self.folder}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             why = f"{path} cannot be read as JSON ({error})"
         raise CandidateError(f"{self.label}: {why}")
 

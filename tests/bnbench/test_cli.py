@@ -175,6 +175,31 @@ def test_score_prints_one_line_a_metric(scored):
     assert "score: 3/3" in result.stderr
 
 
+def test_a_log_for_machines(scored, monkeypatch, tmp_path):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)  # no bar all the same
+    replies, references, _ = scored
+    try:
+        done = run("--log-json", "score", replies, "--references", references, "--metric", "BLEU")
+        *_, entry = map(json.loads, done.stderr.splitlines())
+        told = {key: entry.pop(key) for key in ("time", "message")}
+        assert entry == {
+            "level": "INFO", "logger": "bnbench.progress", "stage": "score", "done": 3, "total": 3, "tokens": 0
+        }  # fmt: skip
+        assert told["message"].startswith("score: 3/3 in ") and told["time"].endswith("+00:00")
+        (tmp_path / "\x1b[2J.csv").write_text("reply\n\udc95", encoding="utf-8", errors="surrogateescape")
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the last had that run's stderr
+        done = run("--log-json", "score", tmp_path / "\x1b[2J.csv")
+        (entry,) = map(json.loads, done.stderr.splitlines())
+        assert (done.exit_code, entry["level"], entry["exit"]) == (2, "ERROR", 2)
+        assert entry["message"].endswith(
+            "[2J.csv, line 2: not UTF-8 (byte 0x95, • in Windows-1252); save the file as UTF-8"
+        )
+        assert "\x1b" not in done.stderr
+    finally:
+        logging.captureWarnings(False)
+
+
 def test_score_says_what_more_files_would_add_and_that_one_reply_has_no_interval(scored, tmp_path):
     replies, references, _ = scored
     *_, hint = run("score", replies, "--references", references).stdout.splitlines()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
 import logging
 import random
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -26,16 +28,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutations import of_bytes, of_json
 
 import bnbench
+from bnbench import records
 from bnbench.cli import app
-from bnbench.data.corpus import load_corpus
+from bnbench.data import chat, corpus, files, pairs
+from bnbench.data.corpus import Example, load_corpus, repair
 from bnbench.data.files import KINDS, iter_table, read_records
 from bnbench.data.pairs import read_ratings
 from bnbench.errors import BnbenchError
+from bnbench.finetune import recipes
+from bnbench.finetune.recipes import load_recipe
 from bnbench.finetune.tuners.base import newest_checkpoint, seal
+from bnbench.metrics import normalization, romanised, tokenization
 from bnbench.metrics.audit.findings import RECORD
+from bnbench.metrics.normalization import normalize
+from bnbench.metrics.romanised import bengali
+from bnbench.metrics.tokenization import split_sentences, tokenize
+from bnbench.models import recorded
 from bnbench.models.recorded import Predictions
+from bnbench.records import Generation, Rating, read_lines, read_record, read_training
 from bnbench.reports import render
 
+READERS = (chat, corpus, files, pairs, recipes, recorded, records, normalization, romanised, tokenization)
 REPLY = "আমি শুনছি, আপনার মনের কষ্টটা বুঝি।"
 
 
@@ -191,18 +204,55 @@ def main() -> int:
     return bool(failed)
 
 
+def feed(data: bytes, folder: Path) -> None:
+    """Gives data to one of the readers, by its first byte; none raises anything but a BnbenchError."""
+    which, content = data[0] % (len(KINDS) + 7), data[1:]
+    path = folder / "fed"
+    if which < len(KINDS):
+        parse(KINDS[which], content, folder)
+    elif which < len(KINDS) + 6:
+        for name in ("fed", "fed.toml", "run.json", "training.json"):
+            (folder / name).write_bytes(content)
+        with suppress(BnbenchError):
+            (
+                lambda: read_record(folder),
+                lambda: read_training(folder),
+                lambda: read_lines(Generation, path),
+                lambda: read_lines(Rating, path),
+                lambda: read_lines(Example, path),
+                lambda: load_recipe(folder / "fed.toml"),
+            )[which - len(KINDS)]()
+    else:
+        text = content.decode("utf-8", "replace")
+        bengali(text), tokenize(text), split_sentences(text), repair(text)
+        assert normalize(normalize(text)) == normalize(text), text
+
+
 def guided(words: list[str]) -> int:
+    """Fuzzing by coverage of the readers: if all that is loaded counts, it starts late and tries little.
+
+    What fails is written to a file in the folder where this runs, and ends it.
+    """
     import atheris
 
     folder = Path(tempfile.mkdtemp())
     logging.disable(logging.CRITICAL)
-
-    def one(data: bytes) -> None:
-        if data:
-            parse(KINDS[data[0] % len(KINDS)], data[1:], folder)
-
-    atheris.instrument_all()
-    atheris.Setup(words, one)
+    for reader in READERS:
+        members = [*vars(reader).values()]
+        members += [one for made in members if isinstance(made, type) for one in vars(made).values()]
+        for function in filter(inspect.isfunction, members):
+            if function.__module__ == reader.__name__:
+                atheris.instrument_func(function)
+    seeds = folder / "seeds"
+    seeds.mkdir()
+    made = make(folder)
+    demo = Path(bnbench.__file__).parent / "demo"
+    named = {".csv": demo / "conversations.csv", "run.json": made / "run" / "run.json"}
+    named |= {"training.json": made / "adapter" / "training.json", "fed": made / "run" / "generations.jsonl"}
+    for number, kind in enumerate((*KINDS, *["run.json", "training.json", "fed", "fed", "fed", "toml", "text"])):
+        content = named[kind].read_bytes()[:4000] if kind in named else REPLY.encode()
+        (seeds / str(number)).write_bytes(bytes([number]) + content)
+    atheris.Setup([*words, str(seeds)], lambda data: feed(data, folder) if data else None)
     atheris.Fuzz()
     return 0
 

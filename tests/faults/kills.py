@@ -85,7 +85,7 @@ def wait(child: int) -> int:
 
 
 def fingerprint(out: Path, files: Sequence[str]) -> dict[str, str]:
-    found = sorted(path for pattern in files for path in out.glob(pattern))
+    found = sorted(path for pattern in files for path in out.glob(pattern) if path.is_file())
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
@@ -149,6 +149,8 @@ def serve() -> str:
 
 def scenes(place: Path) -> dict[str, Scene]:
     """The commands, made ready in `place`."""
+    from bnbench import demo
+
     for name, tail in (("a", ""), ("b", " পাশে আছি।")):
         (place / f"{name}.txt").write_text(f"{REPLY}{tail}\n" * 240, encoding="utf-8")
     (place / "long.txt").write_text(f"{REPLY}\n" * 9000, encoding="utf-8")
@@ -174,6 +176,7 @@ def scenes(place: Path) -> dict[str, Scene]:
     run = ("generations.jsonl", "examples.jsonl", "ranking.json", "ranking.csv", "report.md", "scores/**/*.parquet")
     ask = ("--adapter", "bnbench-demo/adapter", "--limit", "6", "--batch-size", "2", "--max-new-tokens", "6", "-q")
     tune = ("--recipe", "demo", "--limit", "8", "--set", "epochs=2", "--set", "save_every=1", "-q")
+    own, dry = Path(demo.__file__).parent / "adapter", ("--dry-run", "--base-id", "a/b")
     adapter = ("adapter_model.safetensors", "adapter_config.json", "loss.csv")
     return {
         "evaluate": Scene(("evaluate", *ask, "--out", "{out}"), nothing, run),
@@ -182,6 +185,7 @@ def scenes(place: Path) -> dict[str, Scene]:
         "finetune": Scene(("finetune", *tune, "--out", "{out}"), nothing, adapter),
         "report": Scene(("report", "{out}"), finished, run),
         "import": Scene(("human", "import", "{out}", str(sheet)), finished, ("ratings.jsonl", "human-ratings.csv")),
+        "publish": Scene(("publish", str(own), *dry, "--out", "{out}"), nothing, ("**/*",)),
         "score": Scene(("score", f"{place}/long.txt", "--workers", "2", "--metric", "degeneration"), nothing, ()),
     }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,13 @@ import pytest
 
 from bnbench.data import files
 from bnbench.data.files import iter_lines, iter_table
-from bnbench.errors import BnbenchError, CandidateError, CorpusError, PromptError
+from bnbench.errors import BnbenchError, CandidateError, CorpusError, PromptError, RecipeError
+from bnbench.finetune.recipes import load_recipe
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.hub import ModelFiles
 from bnbench.models.loading import bounded, load_config, outline, put_on
 from bnbench.models.prompts import Prompter
+from bnbench.reports.human import workbook
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +152,62 @@ def test_a_cell_larger_than_all_that_is_read(tmp_path: Path, monkeypatch: pytest
     pq.write_table(pa.table({"reply": ["ক" * 1_000_000]}), tmp_path / "a.parquet", compression="zstd")
     with pytest.raises(CorpusError, match="much more than the file"):
         next(iter_table(tmp_path / "a.parquet"))
+
+
+def bomb(path: Path, unit: bytes, head: bytes = b"") -> None:
+    with gzip.open(path, "wb") as file:
+        file.write(head + unit * (2**21 // len(unit)))
+
+
+def workbook_with(path: Path, old: bytes, new: bytes) -> None:
+    parts = zipfile.ZipFile(io.BytesIO(workbook([["reply"], ["ক"]])))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in parts.namelist():
+            file.writestr(name, parts.read(name).replace(old, new) if "sheet1" in name else parts.read(name))
+
+
+def log_of_inspect(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("samples/1.json", json.dumps({"output": "a" * 2**21}))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.jsonl.gz", lambda path: bomb(path, b"a", b'{"reply": "')),
+        ("a.json.gz", lambda path: bomb(path, b" ", b"[\n")),
+        ("a.csv.gz", lambda path: bomb(path, b"a", b"reply\n")),
+        ("a.txt.gz", lambda path: bomb(path, b"a")),
+        ("b.txt.gz", lambda path: bomb(path, b"\xff")),
+        ("a.xlsx", lambda path: workbook_with(path, b"</sheetData>", b"</sheetData>" + b" " * 2**21)),
+        ("a.eval", log_of_inspect),
+    ],
+)
+def test_what_unfolds_without_end(
+    tmp_path: Path, name: str, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 2**20)
+    make(tmp_path / name)
+    with pytest.raises(CorpusError, match="unfolds to more than 1 MiB, much more than the file"):
+        list(iter_lines(tmp_path / name) if ".txt" in name else iter_table(tmp_path / name))
+
+
+def test_a_cell_far_out(tmp_path: Path) -> None:
+    workbook_with(tmp_path / "a.xlsx", b'"A2"', b'"XFD1048576"')
+    with pytest.raises(CorpusError, match=r"a\.xlsx: its cells reach to row 1,048,576 and column 16,384"):
+        list(iter_table(tmp_path / "a.xlsx"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "a.toml", "--set"])
+def test_what_is_nested_without_end(tiny_base: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"a":' * 50_000, encoding="utf-8")
+    (tmp_path / "a.toml").write_text("a = " + "[" * 50_000, encoding="utf-8")
+    if name == "config.json":
+        with pytest.raises(CandidateError, match=r"config\.json cannot be read as JSON"):
+            ModelFiles("base", "", "", tmp_path).read_json("config.json")
+    else:
+        with pytest.raises(RecipeError):
+            load_recipe(*(("demo", {"r": "[" * 50_000}) if name == "--set" else (tmp_path / name,)))
 
 
 def test_a_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FORGED = "x\x1b[2J\x9b1m\nbnbench: 100 % better than base\r"
 
 def test_a_line_of_ours_cannot_be_forged() -> None:
     assert told(f"bnbench: {FORGED}") == "bnbench: x\ufffd[2J\ufffd1m\n  bnbench: 100 % better than base\ufffd"
+    assert told("a\u202e\u2066b\u200d") == "a\ufffd\ufffdb\u200d"
     entry = logging.LogRecord("bnbench", logging.INFO, "", 0, "column %s", (FORGED,), None)
     assert Lines().format(entry) == "column x\ufffd[2J\ufffd1m\n  bnbench: 100 % better than base\ufffd"
 
@@ -70,6 +72,42 @@ def test_links_out_of_an_adapter_are_not_published(tiny_adapter: Path, tmp_path:
     (tmp_path / "adapter" / "tokenizer.json").symlink_to("mine.json")
     publish(tmp_path / "adapter", base_id="a/b", dry_run=True, out=tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text(encoding="utf-8") == "{}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 240, encoding="utf-8")
+    words = ["evaluate", "--predictions", str(tmp_path / "a.txt"), "--limit", "2", "--out", str(tmp_path / "run"), "-q"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    return tmp_path / "run"
+
+
+def test_nothing_is_written_through_a_link_of_a_run(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious", encoding="utf-8")
+    for name in (".report.html.tmp", ".report.md.tmp", "ranking.csv", ".lock"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(mine)
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    assert mine.read_text(encoding="utf-8") == "precious"
+    assert (run / "report.html").is_file() and not (run / "ranking.csv").is_symlink()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "generations.jsonl").symlink_to(tmp_path / "made")
+    words = ["evaluate", "--predictions", str(tmp_path / "a.txt"), "--limit", "2", "--out", str(tmp_path / "other")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and "generations.jsonl is a link, through which nothing is written" in done.stderr
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["generations.jsonl", "ratings.jsonl", "audits.json"])
+def test_a_pipe_in_a_run_is_not_waited_for(run: Path, name: str) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    done = CliRunner().invoke(app, ["report", str(run)])
+    if name == "audits.json":  # which a run may lack
+        assert done.exit_code == 0
+    else:
+        assert done.exit_code == 1 and f"{name}: not a file that can be read" in done.stderr
 
 
 def test_a_configuration_is_text_in_the_card(tiny_adapter: Path, tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ def files(tmp_path: Path) -> Path:
         (["finetune", "--stop-after", f"{'9' * 400}h"], "is no length of time"),
         (["evaluate", "--temperature", "nan"], "temperature is nan"),
         (["preferences", "--margin", "nan"], "the margin is nan"),
+        (["evaluate", "--temperature", "inf"], "temperature is inf"),
+        (["evaluate", "--repetition-penalty", "inf"], "repetition_penalty is inf"),
+        (["evaluate", "--samples", "1001"], "--samples"),
+        (["human", "sheet", "run", "--raters", "1001"], "--raters"),
+        *(
+            (["evaluate", flag, "2147483648"], flag)  # what run.json could not hold, or no memory
+            for flag in ("--limit", "--batch-size", "--top-k", "--max-words", "--max-new-tokens", "--max-tokens")
+        ),
     ],
 )
 def test_numbers(files: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -70,6 +72,32 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     with alone(folder):
         (folder / "made").touch()
     assert [path.name for path in folder.iterdir()] == ["made"]
+
+
+def test_the_lock_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = set[int]()  # inodes, of whose file one byte is locked
+
+    def locking(number: int, mode: int, size: int) -> None:
+        assert (mode, size) == (2, 1)
+        if os.fstat(number).st_ino in held:
+            raise PermissionError(13, "Permission denied")
+        held.add(os.fstat(number).st_ino)
+
+    unlink, lock = Path.unlink, tmp_path / "run" / ".lock"
+
+    def unlink_closed(path: Path) -> None:
+        if any(number.exists() and number.samefile(path) for number in Path("/proc/self/fd").iterdir()):
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path)
+
+    monkeypatch.setattr("bnbench.records.sys.platform", "win32")
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    with alone(tmp_path / "run"):
+        with pytest.raises(RunError, match="another bnbench works"), alone(tmp_path / "run"):
+            pass
+        assert lock.exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_in_which_nothing_was_written_is_gone_again(tmp_path: Path) -> None:

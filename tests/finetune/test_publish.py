@@ -280,6 +280,16 @@ def test_a_copy_that_was_cut_short(write: Callable[..., Published], monkeypatch:
     assert (write().folder / "adapter_model.safetensors").is_file()
 
 
+def test_what_a_kill_left_is_not_published(write: Callable[..., Published], tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    folder.mkdir()
+    (folder / ".README.md.tmp").write_text("half", encoding="utf-8")  # a kill in the first write of all
+    whole = sorted(path.name for path in write(out=folder).folder.iterdir())
+    (folder / ".recipe.toml.tmp").write_text("half", encoding="utf-8")
+    assert sorted(path.name for path in write(out=folder).folder.iterdir()) == whole
+    assert "README.md" in whole and not any(name.endswith(".tmp") for name in whole)
+
+
 @pytest.mark.parametrize("damage", [{"parameters": {}}, {"base": {}}, {"packages": None}])
 def test_a_damaged_record(
     damage: dict[str, Any], write: Callable[..., Published], undisturbed: FinetuneResult, tmp_path: Path

@@ -196,6 +196,14 @@ def test_finished_training_is_given_again(copied: FinetuneRequest, undisturbed: 
     assert (copied.output / "adapter_model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_what_a_kill_in_the_first_write_left_is_no_file_of_others(request_for: Request) -> None:
+    request = request_for("killed", rows=8, stop_after=0.0)
+    (request.output / "checkpoints").mkdir(parents=True)
+    (request.output / "checkpoints" / ".job.json.tmp").write_text("{", encoding="utf-8")
+    assert finetune(request).steps == 1
+    assert not (request.output / "checkpoints" / ".job.json.tmp").exists()
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_request_is_refused_by_name(
     request_for: Request, make_base: Any, tiny_tokenizer: Any, tmp_path: Path, finished: bool

@@ -153,7 +153,7 @@ def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
         ("chrF < base", "there is no metric 'chrF'; did you mean 'chrF\\+\\+'"),
         ("chrF++/f1 < base", "there is no value 'f1'; there are chrF"),
         ("t5: chrF++ < base", "no candidate 't5'; there are base, t4"),
-        ("chrF++ < nan", "nothing is under or over nan"),
+        ("chrF++ < nan", "nan is never reached; write a number"),
         ("chrF++ < basis", "no candidate 'basis'; did you mean 'base'"),
     ],
 )

@@ -466,7 +466,7 @@ def test_a_page_holds_no_ratings_of_people(make_run: Maker) -> None:
     ("page", "says"),
     [
         ("<p>another page</p>", "a page without the data of a run; name a report.html that this bnbench wrote"),
-        ('<script type="application/gzip" id="data">AAAA</script>', "its data are damaged (Not a gzipped file"),
+        ('<script type="application/gzip" id="data">AAAA</script>', "its data are damaged (Error -3 while"),
         ({"schema_version": 2, "runs": []}, "its data are of another schema"),
         ({"schema_version": 1, "runs": [{"../../run.json": {}}]}, "damaged (a file called ../../run.json)"),
         ({"schema_version": 1, "runs": [{"scores/../../x.parquet": {}}]}, "damaged (a file called scores/../"),

@@ -170,6 +170,8 @@ def test_bom_and_mojibake_are_read_as_what_they_were(tmp_path):
         ("bad.jsonl", b'{"Questions": "a"}\n{oops\n', "line 2: not JSON"),
         ("a.xlsx", b"x", "not a readable workbook"),
         ("a.json", b"[]", "the file has no rows"),
+        ("a.json", b"0", "a.json, row 1: a JSON int; the file must hold one list of objects"),
+        ("a.json", b'{\n"samples": 5\n}', "a.json, row 1: a JSON int; the file must hold one list of objects"),
         ("a.csv.gz", b"x", "not a whole gzip file"),
         ("a.csv.zip", b"x", "unpack it first"),
         ("no-bom.csv", "Questions,Answers\nকী?,হুম\n".encode("utf-16-le"), "UTF-16 or no text at all"),
