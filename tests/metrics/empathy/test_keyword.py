@@ -31,7 +31,7 @@ COLD = "হোস্টেল সুপারের কাছে লিখিত
 # The lexicon without the weights of single words, for what the phrases alone earn.
 PHRASES = Path(tempfile.mkdtemp()) / "phrases.toml"
 PHRASES.write_text(
-    (files("bnbench.metrics.empathy") / "lexicons/bn.toml").read_text("utf-8").replace('weights = "bn_words.json"', "")
+    (files("bnbench.metrics.empathy") / "lexicons/bn.toml").read_text("utf-8").replace("words = true", "")
 )
 
 
