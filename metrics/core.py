@@ -22,7 +22,7 @@ from bnbench.metrics.significance import Interval, PairedResult, block_sums, boo
 FloatArray = npt.NDArray[np.float64]
 Made = TypeVar("Made")
 
-SCORING_VERSION = "0.3"
+SCORING_VERSION = "0.4"
 """Part of every signature: it moves when a score can move, not with each release."""
 _log = logging.getLogger("bnbench")
 
@@ -180,7 +180,7 @@ class Metric(ABC):
         """Column sums (..., k) to scores (..., v), for any leading dimensions; defined (never NaN) on all-zero sums."""
 
     def signature(self, n: int) -> str:
-        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.3`."""
+        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.4`."""
         choices = (f"{key}:{value}" for key, value in self.choices.items())
         return "|".join([self.name, *choices, f"n:{n}", f"bnbench:{SCORING_VERSION}"])
 

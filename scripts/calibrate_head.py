@@ -23,6 +23,7 @@ from bnbench.metrics.empathy.head import BUCKETS, PAIR, buckets, pieces
 from bnbench.metrics.labelled import LabelledReply, calibration_set
 
 RIDGE, FEWEST = 0.5, 3  # the penalty, in mean squared lengths; in how many replies a part or pair must stand
+HARD = frozenset({"plain_warm", "belittling", "dismissive"})  # what is told apart worst, and counts twice
 
 
 def fit(data: Sequence[LabelledReply]) -> bytes:
@@ -50,7 +51,8 @@ def fit(data: Sequence[LabelledReply]) -> bytes:
 
     empathic = np.array([row.empathic or row.kind == "mismatched" for row in rows])
     target = np.column_stack([np.where(empathic, 1.0, -1.0), [row.levels for row in rows]])
-    weight = np.where(empathic, 0.5 / empathic.mean(), 0.5 / (1 - empathic.mean()))
+    weight = np.where([row.kind in HARD for row in rows], 2.0, 1.0)
+    weight /= np.where(empathic, weight[empathic].sum(), weight[~empathic].sum()) * 2 / len(rows)
     constants = (weight[:, None] * target).sum(axis=0) / weight.sum()
     root = np.sqrt(weight)[:, None]
     penalty = RIDGE * np.diag(products).mean() * np.eye(len(rows))

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from calibrate_head import fit
 
 from bnbench.metrics.audit.agreement import auc, group_numbers, kendall
 from bnbench.metrics.core import FloatArray, Texts
@@ -27,7 +28,6 @@ from bnbench.metrics.empathy.head import Head, load_head
 from bnbench.metrics.empathy.semantic import FEATURES, Reader, Seen, calibrate, credits, load_anchors
 from bnbench.metrics.labelled import LabelledSet, calibration_set, read_labelled
 from bnbench.metrics.relevance import fitting
-from calibrate_head import fit
 
 FOLDS = 10
 

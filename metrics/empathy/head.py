@@ -44,7 +44,7 @@ _marks: Memo[str] = Memo(_mark)
 
 
 def pieces(text: str) -> list[str]:
-    """The different words of a text in Bengali script, and its different pairs of neighbours, sentence ends among them."""
+    """The different words of a text in Bengali script, and its different neighbouring pairs, with sentence ends."""
     marked = [_END, *filter(None, map(_marks.__getitem__, preparation().tokens(text))), _END]
     pairs = dict.fromkeys(pairwise(marked))
     pairs.pop((_END, _END), None)
@@ -102,8 +102,8 @@ def heard(texts: Texts) -> FloatArray:
 def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:
     """What replies earned, (n, 3), 0-1, as surely as they are empathic, and for this person.
 
-    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `fitting` does; `left` (n,) is what a reply keeps of the
-    general kindness in its words.
+    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `fitting` does; `left` (n,) is what a reply keeps of
+    the general kindness in its words.
     """
     found = earned * by_words[:, :1] * fit[:, None]
     found[:, 0] = (1 - GENERAL) * found[:, 0] + GENERAL * left * by_words[:, 1] / 2

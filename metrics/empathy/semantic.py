@@ -20,7 +20,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from bnbench.metrics.audit.agreement import group_numbers
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
@@ -128,7 +127,7 @@ class Sentence(NamedTuple):
 class Seen(NamedTuple):
     """What a `Reader` sees of n replies, all 0 where one has no sentence of its own.
 
-    `features` (n, 3, 8); `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without a sentence of its own.
+    `features` (n, 3, 8); `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without an own sentence.
     """
 
     features: FloatArray
@@ -306,7 +305,7 @@ def kept_calibration(reader: Reader) -> Calibration:
 
 
 def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: FloatArray) -> FloatArray:
-    """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and by words (`weighed`) in equal parts."""
+    """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and words in equal parts, `weighed`."""
     levels = (calibration.levels(seen) + by_words[:, 1:]) / 2
     return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
 
@@ -371,4 +370,5 @@ class SemanticEmpathy(EmpathyMetric):
     def choices(self) -> Mapping[str, object]:
         """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
         made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
-        return {**made_of, "head": load_head().id, "pol": load_polarity().id, "fit": fitted().id, **preparation().choices}
+        rules = {"head": load_head().id, "pol": load_polarity().id, "fit": fitted().id}
+        return {**made_of, **rules, **preparation().choices}
