@@ -282,7 +282,10 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
         "original-semantic enc:bn-static",
         *("length", "constant", "copy of the message", "question mark"),
     ]
-    assert both.count("agreement with the labels") == 1 and max(map(len, both.splitlines())) <= 110
+    assert (
+        both.count("agreement with the labels") == 1
+        and max(len(line) for line in both.splitlines() if "|" not in line) <= 110
+    )
 
 
 def test_a_plain_audit_is_the_audit_again(original: AuditReport, tmp_path: Path) -> None:
