@@ -18,20 +18,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from calibrate_head import fit
 
 from bnbench.metrics.audit.agreement import auc, group_numbers, kendall
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, in_bengali
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
-from bnbench.metrics.empathy.semantic import FEATURES, Reader, Seen, calibrate, load_anchors
+from bnbench.metrics.empathy.head import Head, load_head
+from bnbench.metrics.empathy.semantic import FEATURES, Reader, Seen, calibrate, credits, load_anchors
 from bnbench.metrics.labelled import LabelledSet, calibration_set, read_labelled
 from bnbench.metrics.relevance import fitting
 
 FOLDS = 10
 
 
-def cross_validated(reader: Reader, data: LabelledSet) -> FloatArray:
-    """Scores (n, 3), 0-100, of n replies, each from coefficients that have seen neither its message nor it."""
+def cross_validated(reader: Reader, data: LabelledSet, head: Head | None) -> FloatArray:
+    """Scores (n, 3), 0-100, of n replies, each from coefficients that have seen neither its message nor it, and so for
+    the head where none is given.
+    """
     fold = group_numbers(data.ids) % FOLDS
     texts = in_bengali(Texts.of(data.replies, messages=data.messages))
     seen, fits = reader.seen(texts), fitting(texts)
@@ -41,7 +45,8 @@ def cross_validated(reader: Reader, data: LabelledSet) -> FloatArray:
         found = calibrate(reader, LabelledSet(rows, data.source, data.sha256))
         chosen = fold == left_out
         part = Seen(*(each[chosen] for each in seen))
-        scores[chosen] = 50 * found.levels(part) * (part.left * fits[chosen])[:, None]
+        by_words = (head or Head(fit(rows))).read(np.array(texts.replies, dtype=object)[chosen])
+        scores[chosen] = 100 * credits(part, found, by_words, fits[chosen])
     return scores
 
 
@@ -56,7 +61,7 @@ def main() -> None:
     reader = Reader(words_only(load_encoder(given.encoder)), load_anchors())
 
     print(f"{data.source}: {len(data)} replies, {reader.encoder.id}, {reader.anchors.id}, cross-validated by message")
-    scores, groups = cross_validated(reader, data), group_numbers(data.ids)
+    scores, groups = cross_validated(reader, data, given.data and load_head()), group_numbers(data.ids)
     none = np.zeros((0, int(groups.max()) + 1))  # no resamples: no intervals are shown
     print(f"AUC, empathic against the rest: {auc(scores.mean(axis=1), data.empathic, groups, none).value:.3f}")
     for name, ours, levels in zip(MECHANISMS, scores.T, data.levels.T.astype(np.float64), strict=True):

@@ -14,6 +14,7 @@ import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
+from bnbench.metrics.empathy.head import heard, load_head, weighed
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon, load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
@@ -32,7 +33,7 @@ STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
 ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
-WORDS, WORDS_FROM = 0.4, 0.2  # what each level by single words earns that is above so much, beside the phrases
+WORDS = 0.4  # what each level by the head earns beside the phrases
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
@@ -87,8 +88,13 @@ class KeywordEmpathy(EmpathyMetric):
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
-        table = np.array(credits, dtype=np.float64).reshape(len(texts), len(self.columns) - 1)
-        return table * fitting(texts)[:, None] if lexicon.constants else table
+        table = np.array(credits, dtype=np.float64).reshape(len(texts), -1)
+        if not lexicon.words:
+            return table[:, : len(self.columns) - 1]
+        # What the words say: phrases count in proportion to their mean level, and each level adds some.
+        by_words, levels = heard(texts), heard(texts)[:, 1:]
+        earned = levels.mean(axis=1, keepdims=True) * table[:, :3] + WORDS * levels * table[:, 3:4]
+        return weighed(np.minimum(1, earned), by_words, fitting(texts), table[:, 4])
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""
@@ -106,7 +112,7 @@ class KeywordEmpathy(EmpathyMetric):
     @property
     def choices(self) -> Mapping[str, object]:
         """The lexicon, and where its phrases are words, what takes comfort back and how texts become words."""
-        fit = {"fit": fitted().id} if self.lexicon.constants else {}
+        fit = {"head": load_head().id, "fit": fitted().id} if self.lexicon.words else {}
         words = {"pol": load_polarity().id, **fit, **preparation().choices} if self._mechanisms else {}
         return {"lex": self.lexicon.signature, **words}
 
@@ -203,12 +209,6 @@ class _Message:
         return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
 
 
-def said(reply: str, message: str) -> list[str]:
-    """The words of a reply that the weights of the lexicon `bn` are of: not copied, listed, quoted or the message's."""
-    lexicon = load_lexicon("bn")
-    return list(_Reading(lexicon, bengali(reply), _Message(lexicon, bengali(message))).said)
-
-
 _Placed = tuple[Entry, tuple[int, ...], str]  # an entry, the places of its words, and its polarity there
 
 
@@ -224,7 +224,7 @@ class _Match(NamedTuple):
 class _Reading:
     """A reply as its message sees it: what matches, and of that, what each match that counts earns, and what speaks
     against empathy. `own` and `anchored` are keys of its content words, and of those among them that are the message's;
-    `said` are all its words but those. What is copied, listed or quoted is in none of them.
+    what is copied, listed or quoted is in neither of them.
     """
 
     def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
@@ -240,8 +240,6 @@ class _Reading:
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
-        words = zip(self.text.words, self.void, self.text.quoted, strict=True)
-        self.said = dict.fromkeys(word for word, void, quoted in words if not (void or quoted))  # in order: sums round
         polarity, self.left = load_polarity(), 1.0
         for sentence, phrases, advice in zip(sentences, found, advising, strict=True):
             # A sentence that takes comfort back speaks for nothing, and of what the others say little is left.
@@ -275,9 +273,6 @@ class _Reading:
             if not self.void[place] and lexicon.content[word]:
                 content.setdefault(word, set()).add(place)
         anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
-        for word in anchors:
-            self.said.pop(word, None)
-
         matches: list[_Match] = []
         claimed, places_of_stock = set[int](), set[int]()
         for entry, places, polarity in self._standing(sentence, phrases, anchored=bool(anchors)):
@@ -340,7 +335,9 @@ class _Reading:
         return [(entry, places, polarity) for _, entry, places, polarity in sorted(kept, key=lambda item: item[0])]
 
     def credits(self) -> list[float]:
-        """Three numbers in 0-1."""
+        """Five numbers in 0-1: what the phrases earn for each mechanism, and what is left of what the words do, and of
+        their general kindness, which stock phrases have too.
+        """
         factor = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
@@ -349,14 +346,5 @@ class _Reading:
         levels = dict.fromkeys(MECHANISMS, 0.0)
         for match, earned in self.earning:
             levels[match.entry.mechanism] += earned
-        phrases = [factor * fits * level / FULL_LEVELS for level in levels.values()]
-        if not self.lexicon.constants or not self.said:
-            return phrases
-        # The words that are left, each by itself, say how empathic the reply is: phrases count in proportion, and what
-        # the words say beyond the usual counts too.
-        by_words = list(
-            map(sum, zip(self.lexicon.constants, *map(self.lexicon.weights.__getitem__, self.said), strict=True))
-        )
-        mean = min(2.0, max(0.0, sum(by_words) / len(by_words)))
-        beyond = (factor * WORDS * max(0.0, min(2.0, level) - WORDS_FROM) for level in by_words)
-        return [min(1.0, mean * credit + more) for credit, more in zip(phrases, beyond, strict=True)]
+        own = not all(map(max, self.void, self.text.quoted))
+        return [*(factor * fits * level / FULL_LEVELS for level in levels.values()), factor * own, self.left * own]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 import tomllib
 import unicodedata
@@ -25,7 +24,7 @@ from bnbench.metrics.tokenization import is_word, tokenize
 
 # What a file and each [[group]] of it may have: a string, tables, one of several choices, or a list of strings (where
 # the list here is not empty, of these).
-_FILE: dict[str, Any] = {"name": str, "version": str, "scoring": ("mechanisms", "substrings"), "weights": str}
+_FILE: dict[str, Any] = {"name": str, "version": str, "scoring": ("mechanisms", "substrings"), "words": (True, False)}
 _FILE |= {"group": dict, "classes": dict, "endings": dict, "patterns": [], "stamps": [], "advising": []}
 _FILE |= {"negators": [], "nonfinite": [], "common": [], "address": []}
 _GROUP: dict[str, Any] = {"mechanism": MECHANISMS, "level": (1, 2), "polarity": ("support", "against")}
@@ -37,12 +36,11 @@ _DEFAULTS = {
     "negation": "turns",
     "family": "",
     "stock": False,
-    "weights": "",
+    "words": False,
 }
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
 _LONGEST_WORD = 100  # characters of what has endings; anything longer is noise, and would have hundreds
 _MAX_GAP = 20
-_WEIGHTLESS = [0.0, 0.0, 0.0]
 _FOLDER = Path(__file__).parent / "lexicons"
 _normalised = lru_cache(maxsize=100_000)(normalize)  # most stems and endings stand in many patterns
 
@@ -74,14 +72,13 @@ class Lexicon:
 
     `you` are the words of class `you`, `persons` those of `you` and `me`; empty where the lexicon has none. `stems` has
     for each normalised word the word and what is left of it without each ending that it may have; `keys` the word
-    without person and, one after the other, its endings: no stem, but the same for all its forms. `weights` has for
-    each word what it adds to the levels of the three mechanisms, from `constants` on; without a file of weights there
-    are no constants.
+    without person and, one after the other, its endings: no stem, but the same for all its forms. `words` says whether
+    what the head hears in a reply's words counts beside the phrases.
     """
 
-    def __init__(self, table: Mapping[str, Any], text: str, sha256: str, weights: Mapping[str, Any]) -> None:
+    def __init__(self, table: Mapping[str, Any], text: str, sha256: str) -> None:
         given = _checked(table, _FILE)
-        self.scoring, self.patterns, self.sha256 = given["scoring"], given["patterns"], sha256
+        self.scoring, self.patterns, self.words = given["scoring"], given["patterns"], given["words"]
         self.signature = f"{given['name']}.{given['version']}-{sha256[:8]}"
         self.entries: dict[str, Entry] = {}
         for number, group in enumerate(given["group"], 1):
@@ -111,13 +108,6 @@ class Lexicon:
         self.stems: Memo[frozenset[str]] = Memo(self._stems)
         self.keys: Memo[str] = Memo(self._key)
         self.content = Memo(lambda word: word not in self.persons and not self.is_common(word))
-        known: Mapping[str, list[float]] = weights.get("words", {})
-        self.constants: list[float] = weights.get("constants", [])
-        self.weights: Memo[list[float]] = Memo(lambda word: known.get(self.form(word), _WEIGHTLESS))
-
-    def form(self, word: str) -> str:
-        """What stands for all forms of a word in a file of weights: itself where it is short, or of a person."""
-        return word if len(word) <= 3 else self.keys[word] or word
 
     def _stems(self, word: str) -> frozenset[str]:
         found = {word}
@@ -272,16 +262,13 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
         raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
     try:
         file = _FOLDER / f"{name}.toml" if name in names else Path(name)
-        raw, words = file.read_bytes(), b""
+        raw = file.read_bytes()
         text = raw.decode("utf-8")
-        table = tomllib.loads(text)
-        if isinstance(table.get("weights"), str):  # a JSON file beside it, made by scripts/calibrate_words.py
-            words = (file.parent / table["weights"]).read_bytes()
-        return Lexicon(table, text, hashlib.sha256(raw + words).hexdigest(), json.loads(words or b"{}"))
+        return Lexicon(tomllib.loads(text), text, hashlib.sha256(raw).hexdigest())
     except OSError as error:
         raise UsageError(f"lexicon {name}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"lexicon {name}: not a TOML file in UTF-8, or its weights no JSON: {error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"lexicon {name}: not a TOML file in UTF-8: {error}") from error
     except UsageError as error:
         raise UsageError(f"lexicon {name}: {error}") from error
 

@@ -20,10 +20,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from bnbench.metrics.audit.agreement import group_numbers
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
+from bnbench.metrics.empathy.head import heard, load_head, weighed
 from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
@@ -36,21 +36,18 @@ from bnbench.metrics.tokenization import is_word, preparation
 # The classes of anchors that contrast with all three mechanisms; `not_<mechanism>` contrast with one of them.
 CONTRASTS = ("advice", "dismissive", "generic", "stamps", "refusing", "off_topic")
 HEADS = (*MECHANISMS, *CONTRASTS, "empathic")
-FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "refusing", "relevance", "learnt")
+FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps", "refusing", "relevance")
 """What a mechanism's model sees. `mechanism` is the highest value of its own head among the reply's own sentences,
-`relevance` the log odds that `bnbench.metrics.relevance` gives, `learnt` a linear head of the mean vector of those
-sentences that was fitted to labelled replies; the others are means of heads."""
+`relevance` the log odds that `bnbench.metrics.relevance` gives; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
 _FOLDER = Path(__file__).parent / "anchors"
 CALIBRATION = _FOLDER / "calibration.json"
-_ARRAYS = ("mean", "scale", "weights", "thresholds", "head")
+_ARRAYS = ("mean", "scale", "weights", "thresholds")
 _PERSONS = ("আমি", "আমা", "আপনি", "আপনা", "আপনে", "তুমি", "তোমা", "তুই", "তোর", "তোকে")
 
-# What `calibrate` takes: the ridge penalties on weights and on the learnt head, and in how many parts the head is
-# fitted, so that it never sees the reply that it judges.
-RIDGE, LEARNT_RIDGE, FOLDS = 5.0, 5.0, 5
-CHAINS = range(2, 8)  # how many stamps are chained
+RIDGE = 5.0  # the penalty on the weights that `calibrate` fits
+CHAINS = range(2, 8)  # how many stamps it chains
 
 _log = logging.getLogger("bnbench")
 
@@ -75,10 +72,9 @@ def load_anchors() -> Anchors:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coefficients of the three models, shapes (3, 9), (3, 9), (3, 9), (3, 2), and what they were fitted for.
+    """Coefficients of the three models, shapes (3, 8), (3, 8), (3, 8), (3, 2), and what they were fitted for.
 
-    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]). `head` (d + 1, 3) gives the
-    last feature from the mean vector of a reply's sentences, its last row the constants.
+    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]).
     """
 
     encoder: str
@@ -87,13 +83,10 @@ class Calibration:
     scale: FloatArray
     weights: FloatArray
     thresholds: FloatArray
-    head: FloatArray
 
     def levels(self, seen: Seen) -> FloatArray:
         """Expected levels 0-2, shape (n, 3), of n replies."""
-        features = seen.features.copy()
-        features[..., -1] = seen.means @ self.head[:-1] + self.head[-1]
-        logits = ((features - self.mean) / self.scale * self.weights).sum(axis=-1)
+        logits = ((seen.features - self.mean) / self.scale * self.weights).sum(axis=-1)
         levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
         return levels
 
@@ -134,12 +127,10 @@ class Sentence(NamedTuple):
 class Seen(NamedTuple):
     """What a `Reader` sees of n replies, all 0 where one has no sentence of its own.
 
-    `features` (n, 3, 9), the last of each 0, since it is the calibration's; `means` (n, d), the mean vectors of their
-    sentences; `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without a sentence of its own.
+    `features` (n, 3, 8); `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without an own sentence.
     """
 
     features: FloatArray
-    means: FloatArray
     left: FloatArray
 
 
@@ -195,20 +186,19 @@ class Reader:
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        vectors, heads = self.heads(list(row_of))
+        _, heads = self.heads(list(row_of))
         chance = chances(texts, "relevance")
         odds = np.log(chance / (1 - chance))
 
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
-        means, means_of = np.zeros((len(own), vectors.shape[1])), [HEADS.index(name) for name in FEATURES[1:-2]]
+        means_of = [HEADS.index(name) for name in FEATURES[1:-1]]
         for place, sentences in enumerate(own):
             if rows := [row_of[text] for text in sentences]:
                 mean = heads[rows].mean(axis=0)
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
-                made[place, :, 1:-1] = [*mean[means_of], odds[place]]
-                means[place] = vectors[rows].mean(axis=0) - self._mean
+                made[place, :, 1:] = [*mean[means_of], odds[place]]
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
-        return Seen(made, means, np.array(left, dtype=np.float64))
+        return Seen(made, np.array(left, dtype=np.float64))
 
     def sentences(self, reply: str, asked: Collection[str]) -> list[Sentence]:
         """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
@@ -241,7 +231,7 @@ class Reader:
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """The coefficients that fit an encoder's features to labelled replies.
 
-    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of nine features and two
+    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of eight features and two
     thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
     score 0 by rule and are left out.
     """
@@ -261,30 +251,13 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
     seen = reader.seen(in_bengali(texts))
     whole = seen.left == 1
-    features, means, levels = seen.features[whole], seen.means[whole], levels[whole]
-    # What the linear head says of a reply here comes from one that has seen no reply to its message: the models would
-    # trust it too much.
-    fold = group_numbers([row.id for row in rows])[whole] % FOLDS
-    for left_out in range(FOLDS):
-        learning, rest = fold != left_out, fold == left_out
-        head = _head(means[learning], levels[learning])
-        features[rest, :, -1] = means[rest] @ head[:-1] + head[-1]
-    head = _head(means, levels)
-
+    features, levels = seen.features[whole], levels[whole]
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     standard = (features - mean) / scale
     models = [_fit(standard[:, m], levels[:, m]) for m in range(len(MECHANISMS))]
-    found = (mean, scale, *map(np.stack, zip(*models, strict=True)), head)
+    found = (mean, scale, *map(np.stack, zip(*models, strict=True)))
     return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
-
-
-def _head(means: FloatArray, levels: FloatArray) -> FloatArray:
-    """Ridge regression of levels (n, 3) on mean vectors (n, d): (d + 1, 3), the last row the unpenalised constants."""
-    rows = np.column_stack([means, np.ones(len(means))])
-    penalty = np.diag([*[LEARNT_RIDGE] * means.shape[1], 0.0])
-    found: FloatArray = np.linalg.solve(rows.T @ rows + penalty, rows.T @ levels)
-    return found
 
 
 def _fit(features: FloatArray, levels: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -331,6 +304,12 @@ def kept_calibration(reader: Reader) -> Calibration:
     return made
 
 
+def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: FloatArray) -> FloatArray:
+    """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and words in equal parts, `weighed`."""
+    levels = (calibration.levels(seen) + by_words[:, 1:]) / 2
+    return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
+
+
 class SemanticEmpathy(EmpathyMetric):
     """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes.
 
@@ -368,9 +347,8 @@ class SemanticEmpathy(EmpathyMetric):
         raise UsageError(f"{of}, not for {' and '.join(wanted)}. Make one: {how}")
 
     def per_reply(self, texts: Texts) -> FloatArray:
-        """n x 3: half the expected level of each mechanism, 0-1; 0 for a reply without a sentence of its own."""
-        seen = self.reader.seen(texts)
-        return self.calibration.levels(seen) * (seen.left * fitting(texts))[:, None] / 2
+        """n x 3: `credits`, 0 for a reply without a sentence of its own."""
+        return credits(self.reader.seen(texts), self.calibration, heard(texts), fitting(texts))
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
@@ -392,4 +370,5 @@ class SemanticEmpathy(EmpathyMetric):
     def choices(self) -> Mapping[str, object]:
         """The encoder, the anchors and the calibration, each with a hash, and how texts become words."""
         made_of = {"enc": self.reader.encoder.id, "anchors": self.reader.anchors.id, "cal": self.calibration.id}
-        return {**made_of, "pol": load_polarity().id, "fit": fitted().id, **preparation().choices}
+        rules = {"head": load_head().id, "pol": load_polarity().id, "fit": fitted().id}
+        return {**made_of, **rules, **preparation().choices}

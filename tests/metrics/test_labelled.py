@@ -86,27 +86,23 @@ def test_neither_length_nor_question_marks_give_the_label_away() -> None:
 
 def test_the_blind_set_is_what_its_card_says() -> None:
     data = blind_set()
-    assert len(data) == 612 and set(Counter(data.ids).values()) == {6} and len(set(data.replies)) == 612
-    parts = (data, *map(data.part, HALVES))
-    assert card_row("messages", THIRD) == [len(set(part.ids)) for part in parts]
+    assert len(data) == 1020 and set(Counter(data.ids).values()) == {6} and len(set(data.replies)) == 1020
     with files("bnbench.metrics.labelled").joinpath("blind_bn.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    by_half = [[line for line in lines if half in ("", line["half"])] for half in ("", *HALVES)]
+    by_writers = [[line for line in lines if line["id"][0] in writers] for writers in ("pqrst", "pqr", "st")]
+    assert card_row("messages", THIRD) == [len({line["id"] for line in some}) for some in by_writers]
     for names, column in (
         (("warm", "plain_warm"), "kind"),
         (("belittling", "negated"), "kind"),
         (("dialect",), "variety"),
     ):
-        counts = [[sum(line[column] == name for line in some) for name in names] for some in by_half]
-        assert ", ".join(map(str, counts[0])) in THIRD and ", ".join(map(str, counts[2])) in THIRD
+        counts = [[sum(line[column] == name for line in some) for name in names] for some in by_writers]
+        assert all(", ".join(map(str, each)) in THIRD for each in counts)
     for name in MECHANISMS:
-        pairs = [[(int(line[f"{name}_first"]), int(line[f"{name}_second"])) for line in some] for some in by_half]
-        assert card_row(f"α {name}", THIRD) == pytest.approx(list(map(krippendorff_alpha, pairs)), abs=0.0005)
+        pairs = [[(int(line[f"{name}_first"]), int(line[f"{name}_second"])) for line in some] for some in by_writers]
+        assert card_row(f"α {name}", THIRD) == pytest.approx(list(map(krippendorff_alpha, pairs)), abs=0.0006)
+    assert {line["half"] for line in lines} == {"development"}
     for line in lines:
-        development = line["id"][0] == "q" or (
-            line["id"][0] == "p" and hashlib.sha256(f"42:{line['id']}".encode()).digest()[0] < 128
-        )
-        assert (line["half"] == "development") == development
         for name in MECHANISMS:  # the final label is one of the two, or lies between them
             assert line[name] in (line[f"{name}_first"], line[f"{name}_second"], "1")
         if line["kind"] in ("negated", "mismatched"):
@@ -114,8 +110,8 @@ def test_the_blind_set_is_what_its_card_says() -> None:
 
 
 def test_our_metrics_learn_from_no_held_out_reply() -> None:
-    held_out = {row.reply for data in (labelled_set(), blind_set()) for row in data.part("held-out").rows}
-    assert len(calibration_set()) == 240 + 312 + 480
+    held_out = {row.reply for row in labelled_set("held-out").rows}
+    assert len(calibration_set()) == 240 + 1020 + 480
     assert held_out.isdisjoint(calibration_set().replies)
 
 

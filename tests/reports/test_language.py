@@ -29,7 +29,7 @@ ALL = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "perple
 NAMES = set(
     f"""chrF BLEU ROUGE AUC Holm Jaccard distinct CPU CPUs GiB BOM UTC Ctrl Linux sha template perplexity degeneration
     diversity combined keyword semantic empathy lex original norm tok smooth exp eff yes stem enc static anchors cal
-    parts pol fit relevance address dialogue Wilson group rsLoRA DoRA LoRA NEFTune learning rate seed bnbench json
+    parts pol head fit relevance address dialogue Wilson group rsLoRA DoRA LoRA NEFTune learning rate seed bnbench json
     jsonl csv ranking generations python torch transformers peft trl bitsandbytes tokenizers pandas
     sacrebleu numpy float lora cosine adamw all linear none llama cpu top test held out demo base adapter third
     conversations page total count topic lyrics friend sorry {ADAPTER} {BASE}""".split()

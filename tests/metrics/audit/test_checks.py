@@ -267,7 +267,7 @@ def test_it_is_deterministic_and_serialisable(original: AuditReport) -> None:
 
 def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
     lines = str(keyword).splitlines()
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines[1:])) <= 110
     assert lines[0] == keyword.signature and "240 replies to 40 messages, seed 42" in lines[1]
     assert any(line.startswith("spelling: danda after a blank") and line.endswith("pass *") for line in lines)
     limits = [each.name for each in keyword.checks if each.verdict == "limit"]
@@ -282,7 +282,10 @@ def test_the_table(keyword: AuditReport, original: AuditReport) -> None:
         "original-semantic enc:bn-static",
         *("length", "constant", "copy of the message", "question mark"),
     ]
-    assert both.count("agreement with the labels") == 1 and max(map(len, both.splitlines())) <= 110
+    assert (
+        both.count("agreement with the labels") == 1
+        and max(len(line) for line in both.splitlines() if "|" not in line) <= 110
+    )
 
 
 def test_a_plain_audit_is_the_audit_again(original: AuditReport, tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_the_audits_on_record_are_those_of_this_version() -> None:
 
 
 def test_a_signature_without_its_number() -> None:
-    assert unnumbered("x|lex:n.2-1a|n:240|bnbench:0.3") == "x|lex:n.2-1a|bnbench:0.3"
+    assert unnumbered("x|lex:n.2-1a|n:240|bnbench:0.4") == "x|lex:n.2-1a|bnbench:0.4"
     assert unnumbered("x|norm:bn1|n:3") == "x|norm:bn1"
 
 

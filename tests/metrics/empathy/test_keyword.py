@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
+from bnbench.metrics.empathy.head import load_head
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
 from bnbench.metrics.empathy.lexicon import load_lexicon, load_polarity
 from bnbench.metrics.evaluation import evaluate_pairs
@@ -27,10 +27,10 @@ STUFFED = "আমি দুঃখিত, কষ্ট বুঝতে পার�
 COLD = "হোস্টেল সুপারের কাছে লিখিত আবেদন করে ছুটি নাও। ট্রেনের টিকিট অনলাইনে কাটলে সময় বাঁচবে।"
 
 
-# The lexicon without the weights of single words, for what the phrases alone earn.
+# The lexicon without what the head hears, for what the phrases alone earn.
 PHRASES = Path(tempfile.mkdtemp()) / "phrases.toml"
 PHRASES.write_text(
-    (files("bnbench.metrics.empathy") / "lexicons/bn.toml").read_text("utf-8").replace('weights = "bn_words.json"', "")
+    (files("bnbench.metrics.empathy") / "lexicons/bn.toml").read_text("utf-8").replace("words = true", "")
 )
 
 
@@ -64,10 +64,10 @@ def test_result_has_what_the_issue_asks_for() -> None:
     assert result.value == pytest.approx(result.per_item.mean())
     assert list(result.scores) == ["keyword_empathy", *MECHANISMS]
     assert result.interval.low <= result.value <= result.interval.high
-    sha = load_lexicon("bn").sha256[:8]
     assert (
         result.signature
-        == f"keyword-empathy|lex:bn.3-{sha}|pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.3"
+        == f"keyword-empathy|lex:{load_lexicon('bn').signature}|pol:{load_polarity().id}|head:{load_head().id}"
+        f"|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.4"
     )
     assert str(result).startswith("keyword-empathy ")
 
@@ -443,32 +443,10 @@ def test_whose_heart_it_is(reply: str, mechanism: str) -> None:
     assert {span.mechanism for span in found if span.level == 2} == {mechanism}
 
 
-def test_single_words_weigh_beside_the_phrases() -> None:
-    lexicon = load_lexicon("bn")
-    assert lexicon.constants and not load_lexicon(PHRASES).constants
-    assert lexicon.weights["কষ্টটা"] == lexicon.weights["কষ্টের"] != [0.0, 0.0, 0.0]  # all forms of one word
-    assert lexicon.weights["zqxw"] == [0.0, 0.0, 0.0]
+def test_words_weigh_beside_the_phrases() -> None:
+    assert load_lexicon("bn").words and not load_lexicon(PHRASES).words
     assert score(COLD, MESSAGE) == 0  # by phrases nothing, and by words hardly more
     message = "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছি না।"
     warmer = "চশমাটার কথা পড়ে বুকটা ভারী হয়ে গেল। টেবিলের ওপর ওটা দেখলে বাবার কোন কথাটা সবচেয়ে বেশি মনে পড়ে তোমার?"
     cold, warm, copied = KeywordEmpathy().score([COLD, warmer, message], messages=[message] * 3).per_item
     assert cold < 8 < 30 < warm and copied == 0
-
-
-def test_the_script_gives_the_shipped_words(tmp_path: Path) -> None:
-    out, root = tmp_path / "words.json", Path(__file__).parents[3]
-    subprocess.run([sys.executable, "scripts/calibrate_words.py", "--out", str(out)], cwd=root, check=True)
-    shipped = files("bnbench.metrics.empathy") / "lexicons/bn_words.json"
-    made, known = (json.loads(text)["words"] for text in (out.read_text("utf-8"), shipped.read_text("utf-8")))
-    assert abs(len(made) - len(known)) < 10
-    shared = sorted(made.keys() & known.keys())
-    assert np.allclose([made[word] for word in shared], [known[word] for word in shared], atol=0.002)
-
-
-def test_a_lexicon_whose_weights_are_missing_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        PHRASES.read_text("utf-8").replace('version = "3"', 'version = "3"\nweights = "none.json"'), "utf-8"
-    )
-    with pytest.raises(UsageError, match="cannot be read"):
-        KeywordEmpathy(file)

@@ -17,6 +17,7 @@ import pytest
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
+from bnbench.metrics.empathy.head import load_head
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.empathy.semantic import (
     CALIBRATION,
@@ -46,7 +47,7 @@ REPLIES = {
     "copy": "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছ না।",
 }
 EMPATHIC = ("warm", "seen", "asking")
-OWN = f"pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1"
+OWN = f"head:{load_head().id}|pol:{load_polarity().id}|fit:{fitted().id}|norm:bn1|tok:bn1"
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,9 @@ def test_saying_it_twice_earns_nothing(metric: SemanticEmpathy) -> None:
     assert once == pytest.approx(twice) and looping == 0
 
 
-def test_a_copied_sentence_counts_for_nothing(metric: SemanticEmpathy) -> None:
+def test_a_copied_sentence_earns_nothing(metric: SemanticEmpathy) -> None:
     alone, beside = scores(metric, REPLIES["warm"], MESSAGE.split("।")[0] + "। " + REPLIES["warm"])
-    assert alone == pytest.approx(beside)
+    assert 0.8 * alone < beside < alone  # the head hears it too
     assert scores(metric, "", "।?", MESSAGE) == [0, 0, 0]
 
 
@@ -174,7 +175,7 @@ def test_a_calibration_for_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_signature_names_encoder_anchors_and_calibration(metric: SemanticEmpathy) -> None:
     anchors, calibration = load_anchors().id, load_calibration().id
     assert metric.signature(3) == (
-        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|{OWN}|n:3|bnbench:0.3"
+        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|{OWN}|n:3|bnbench:0.4"
     )
     assert get_metric("semantic-empathy").signature(3) == metric.signature(3)
 
@@ -232,7 +233,7 @@ def test_any_model_is_calibrated_once(model: Path, cache: Path, monkeypatch: pyt
     found = first.signature(2)
     own = calibrate(Reader(load_encoder(model), load_anchors()), calibration_set())
     assert re.fullmatch(
-        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|{re.escape(OWN)}\|n:2\|bnbench:0.3",
+        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|{re.escape(OWN)}\|n:2\|bnbench:0.4",
         found,
     )
     replies, messages = list(REPLIES.values()), [MESSAGE] * len(REPLIES)

@@ -1,0 +1,110 @@
+"""What the words of a reply say of its empathy: a linear head on parts of words and pairs of words.
+
+Fitted to labelled replies by `scripts/calibrate_head.py`; how, and what it is worth: `head/README.md`. Since it sees
+parts of words, it knows a word in forms, spellings and dialects that it was not fitted to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+
+from bnbench.metrics.core import FloatArray, Texts
+from bnbench.metrics.normalization import Memo
+from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation
+
+SHIPPED = Path(__file__).parent / "head" / "model.safetensors"
+BUCKETS = 2**16  # the rows of the table, which parts and pairs share by the crc32 of their UTF-8
+PARTS = range(2, 6)  # characters in a part, its word between < and >
+PAIR = 3.0  # the value of a pair of neighbouring words, where a part has 1
+SLOPE = 8.0  # from the regression of -1 and +1 to a chance
+GENERAL = 0.1  # the part of emotional reaction that is anybody's: general kindness shows a little of it
+_END = "|"  # stands for the beginning and end of a sentence in pairs
+
+
+def buckets(piece: str) -> list[int]:
+    """The rows of the table for the parts of a word, or for a pair of words with a space between."""
+    marked = f"<{piece}>"
+    parts = [marked[at : at + size] for size in PARTS for at in range(len(marked) - size + 1)]
+    whole = [marked] if len(marked) > PARTS[-1] else []
+    return [zlib.crc32(each.encode()) % BUCKETS for each in ([piece] if " " in piece else parts + whole)]
+
+
+def _mark(token: str) -> str:
+    return token if is_word(token) else _END if token in SENTENCE_ENDS else ""
+
+
+_marks: Memo[str] = Memo(_mark)
+
+
+def pieces(text: str) -> list[str]:
+    """The different words of a text in Bengali script, and its different neighbouring pairs, with sentence ends."""
+    marked = [_END, *filter(None, map(_marks.__getitem__, preparation().tokens(text))), _END]
+    pairs = dict.fromkeys(pairwise(marked))
+    pairs.pop((_END, _END), None)
+    return [*(word for word in dict.fromkeys(marked) if word != _END), *map(" ".join, pairs)]
+
+
+class Head:
+    """A head from the bytes of its file; `id` is 8 hex digits of their sha256.
+
+    A reply is the vector of its pieces: each part of a word counts its rarity, each pair `PAIR` times that, and the
+    vector has unit length, so that how long a reply is does not matter.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        from safetensors.numpy import load  # here, since importing a metric must stay cheap
+
+        self.id = hashlib.sha256(data).hexdigest()[:8]
+        tensors = load(data)
+        self._rarity = tensors["rarity"].astype(np.float64)
+        self._weights, self._constants = tensors["weights"].astype(np.float64), tensors["constants"]
+        self._rows: Memo[tuple[float, ...]] = Memo(self._row)
+
+    def read(self, texts: Iterable[str]) -> FloatArray:
+        """(n, 4) for n texts in Bengali script: the chance, 0-1, that a reply is empathic, whoever it is for, and the
+        expected levels 0-2 of the three mechanisms. All 0 where nothing in it is known.
+        """
+        rows = [list(map(self._rows.__getitem__, pieces(text))) or [(0.0,) * 5] for text in texts]
+        sizes = np.array(list(map(len, rows)), dtype=np.intp)
+        table = np.array(list(chain.from_iterable(rows)), dtype=np.float64).reshape(-1, 5)
+        sums = np.add.reduceat(table, np.cumsum(sizes) - sizes) if len(rows) else table
+        known = sums[:, 4:] > 0
+        said = sums[:, :4] / np.sqrt(np.where(known, sums[:, 4:], 1)) + self._constants
+        chance = 1 / (1 + np.exp(-SLOPE * said[:, :1]))
+        found: FloatArray = np.where(known, np.hstack([chance, said[:, 1:].clip(0, 2)]), 0)
+        return found
+
+    def _row(self, piece: str) -> tuple[float, ...]:
+        """What a piece adds to the four sums, and to the square of the vector's length."""
+        places = buckets(piece)
+        rarity = self._rarity[places] * (PAIR if " " in piece else 1)
+        return (*(rarity @ self._weights[places]).tolist(), float(rarity @ rarity))
+
+
+@lru_cache(maxsize=1)
+def load_head() -> Head:
+    """The head that ships with bnbench."""
+    return Head(SHIPPED.read_bytes())
+
+
+def heard(texts: Texts) -> FloatArray:
+    """`Head.read` of the replies, once for both empathy scorers."""
+    return texts.derived("head", lambda: load_head().read(texts.replies))
+
+
+def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:
+    """What replies earned, (n, 3), 0-1, as surely as they are empathic, and for this person.
+
+    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `fitting` does; `left` (n,) is what a reply keeps of
+    the general kindness in its words.
+    """
+    found = earned * by_words[:, :1] * fit[:, None]
+    found[:, 0] = (1 - GENERAL) * found[:, 0] + GENERAL * left * by_words[:, 1] / 2
+    return found
