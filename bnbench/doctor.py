@@ -103,13 +103,9 @@ class Health:
 
 
 def examine(
-    base: str | None = None,
-    items: int = 300,
-    device: str | None = None,
-    quantise: bool | None = None,
-    *,
+    base: str | None = None, items: int = 300, device: str | None = None, quantise: bool | None = None, *,
     trust_remote_code: bool = False,
-) -> Health:
+) -> Health:  # fmt: skip
     """Looks at this machine and, for a base that is named, at what `items` messages would take.
 
     Raises CandidateError for a base that cannot be had; of one on the hub only configuration and tokenizer are fetched.

@@ -122,13 +122,11 @@ class Estimate:
     def summary(self) -> dict[str, Any]:
         """Plain JSON values, in GiB."""
         return {
-            "cards": self.cards,
-            "peak_gib": round(self.peak / 2**30, 2),
+            "cards": self.cards, "peak_gib": round(self.peak / 2**30, 2),
             "terms_gib": {k: round(v / 2**30, 2) for k, v in self.terms.items()},
-            "largest_pass_tokens": self.largest_pass,
-            "seconds": None if self.seconds is None else round(self.seconds),
+            "largest_pass_tokens": self.largest_pass, "seconds": None if self.seconds is None else round(self.seconds),
             "card": self.gpu,
-        }
+        }  # fmt: skip
 
     def __str__(self) -> str:
         shown = {k: v for k, v in self.terms.items() if v >= 0.005 * 2**30}

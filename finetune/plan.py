@@ -191,13 +191,10 @@ class Plan(Job):
         if self.start:
             more["start_sha256"] = ModelFiles("", "", "", self.start).weights_sha256()
         return {
-            **more,
-            "recipe": self.recipe.influences(),
+            **more, "recipe": self.recipe.influences(),
             "data": {"fingerprint": self.fingerprint, "rows": len(self.rows), "rows_sha256": rows_sha256(self.rows)},
-            "base": self.base.hashes,
-            "prompt": dict(self.prompt),
-            "dtype": self.precision.dtype_name,
-        }
+            "base": self.base.hashes, "prompt": dict(self.prompt), "dtype": self.precision.dtype_name,
+        }  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
         """The numbers of a dry run, as plain JSON values."""

@@ -211,17 +211,11 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
         drawn["training"] = table_md([["", ""], *map(list, facts)])
     keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "peft_version")
     card = hub.ModelCard.from_template(
-        data,
-        template_path=str(_TEMPLATES / "card.md.j2"),
-        mark=MARK,
-        escaped=escaped,
-        title=name,
-        kind=escaped(str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA")),
-        base=source.base,
+        data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name,
+        kind=escaped(str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA")), base=source.base,
         snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
-        adapter=", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None),
-        **drawn,
-    )
+        adapter=", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None), **drawn,
+    )  # fmt: skip
     return f"{card}\n"
 
 

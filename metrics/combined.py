@@ -201,16 +201,11 @@ def combine(
     best = drawn >= drawn.max(axis=1, keepdims=True) - _TIE
     first = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     return Combined(
-        weights=declared,
-        parts={who: {name: float(parts[who][name]) for name in declared} for who in names},
-        scores=dict(zip(names, (table @ own).tolist(), strict=True)),
-        order_kept=float(kept.all(axis=1).mean()),
-        order_kept_near=float(kept_near.all(axis=1).mean()),
-        neighbours=tuple(Neighbours(*pair) for pair in pairs),
-        first=dict(zip(names, first.tolist(), strict=True)),
-        draws=draws,
-        seed=seed,
-    )
+        weights=declared, parts={who: {name: float(parts[who][name]) for name in declared} for who in names},
+        scores=dict(zip(names, (table @ own).tolist(), strict=True)), order_kept=float(kept.all(axis=1).mean()),
+        order_kept_near=float(kept_near.all(axis=1).mean()), neighbours=tuple(Neighbours(*pair) for pair in pairs),
+        first=dict(zip(names, first.tolist(), strict=True)), draws=draws, seed=seed,
+    )  # fmt: skip
 
 
 def weighted(weights: Mapping[str, float]) -> str:

@@ -189,16 +189,10 @@ class Metric(ABC):
         return "|".join([self.name, *choices, f"n:{n}", f"bnbench:{SCORING_VERSION}"])
 
     def score(
-        self,
-        predictions: Sequence[str],
-        references: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        *,
-        messages: Sequence[str] | None = None,
-        likelihoods: npt.ArrayLike | None = None,
-        clusters: Sequence[Hashable] | None = None,
-        resamples: int = 10_000,
-        seed: int = 42,
-    ) -> Result:
+        self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]] | None = None, *,
+        messages: Sequence[str] | None = None, likelihoods: npt.ArrayLike | None = None,
+        clusters: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 42,
+    ) -> Result:  # fmt: skip
         """Score n predictions, each against its reference(s); `clusters` names the dialogue each belongs to.
 
         Raises `InputError` on unequal lengths, no predictions, or where something the metric needs is not given.
@@ -287,13 +281,10 @@ class Texts:
 
     @classmethod
     def of(
-        cls,
-        replies: Sequence[str],
-        references: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        messages: Sequence[str] | None = None,
-        likelihoods: npt.ArrayLike | None = None,
+        cls, replies: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        messages: Sequence[str] | None = None, likelihoods: npt.ArrayLike | None = None,
         cut: Sequence[bool] | None = None,
-    ) -> Texts:
+    ) -> Texts:  # fmt: skip
         """Texts from any sequences: lists, tuples, arrays, columns of a data frame.
 
         Raises `InputError` for what iterates over something else than the texts (one string, a dict, a set, a whole

@@ -98,14 +98,9 @@ class Degeneration(LexicalMetric):
             message = "".join(map(character, words(texts.messages[at]))) if texts.messages else ""
             fours = [encoded[i : i + 4] for i in range(len(encoded) - 3)]
             broken = [  # empty, cut, replacement, template, loop, wrong_script, copy
-                not own,
-                texts.cut is not None and texts.cut[at],
-                "replacement" in seen,
-                "template" in seen,
-                loops,
-                2 * foreign > letters,
-                len(own) >= 4 and LCSseq.similarity(encoded, message) >= COPIED * len(own),
-            ]
+                not own, texts.cut is not None and texts.cut[at], "replacement" in seen, "template" in seen, loops,
+                2 * foreign > letters, len(own) >= 4 and LCSseq.similarity(encoded, message) >= COPIED * len(own),
+            ]  # fmt: skip
             unfinished = bool(own) and not _ENDED.search(reply)
             too_short = bool(lengths) and len(own) < SHORT * min(lengths)
             too_long = bool(lengths) and len(own) > LONG * max(lengths)

@@ -34,18 +34,11 @@ class Results(dict[str, Result]):
 
 
 def evaluate_pairs(
-    predictions: Sequence[str],
-    references: Sequence[str] | Sequence[Sequence[str]] | None = None,
-    metrics: Sequence[str | Metric] | None = None,
-    *,
-    messages: Sequence[str] | None = None,
-    likelihoods: npt.ArrayLike | None = None,
-    cut: Sequence[bool] | None = None,
-    clusters: Sequence[Hashable] | None = None,
-    resamples: int = 10_000,
-    seed: int = 42,
-    progress: Progress = None,
-) -> Results:
+    predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    metrics: Sequence[str | Metric] | None = None, *, messages: Sequence[str] | None = None,
+    likelihoods: npt.ArrayLike | None = None, cut: Sequence[bool] | None = None,
+    clusters: Sequence[Hashable] | None = None, resamples: int = 10_000, seed: int = 42, progress: Progress = None,
+) -> Results:  # fmt: skip
     """Score n predictions with several metrics, by default all that what is given allows; results by the metric's name.
 
     `metrics` are names (as `get_metric` takes them) or `Metric`s. `progress` is called with the number of replies done
@@ -63,14 +56,9 @@ def evaluate_pairs(
 
 
 def evaluate_stream(
-    stream: Iterable[Texts],
-    metrics: Sequence[str | Metric],
-    *,
-    workers: int = 1,
-    resamples: int = 10_000,
-    seed: int = 42,
-    progress: Progress = None,
-) -> Results:
+    stream: Iterable[Texts], metrics: Sequence[str | Metric], *, workers: int = 1, resamples: int = 10_000,
+    seed: int = 42, progress: Progress = None,
+) -> Results:  # fmt: skip
     """Score more texts than fit in memory: `stream` gives them some at a time, in order.
 
     The results equal those of `evaluate_pairs` on all at once, intervals included; only `per_item` is not kept above

@@ -60,11 +60,9 @@ class OriginalScores:
 
 
 def original_scores(
-    replies: Sequence[str],
-    references: Sequence[str],
-    encode: Encode | None = None,
+    replies: Sequence[str], references: Sequence[str], encode: Encode | None = None,
     messages: Sequence[str] | None = None,
-) -> OriginalScores:
+) -> OriginalScores:  # fmt: skip
     """All figures of the original for n replies and their references.
 
     With `messages`, what the replies answer, `corrected` also has bnbench's keyword empathy. `encode` maps n strings

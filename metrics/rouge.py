@@ -36,13 +36,9 @@ class ROUGE(LexicalMetric, MeanMetric):
     needs = frozenset({"references"})
 
     def __init__(
-        self,
-        norm: str | Normalizer = "bn1",
-        tokenizer: str = "bn1",
-        types: Sequence[str] | None = None,
-        *,
+        self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1", types: Sequence[str] | None = None, *,
         profile: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         known: tuple[str, ...] = TYPES
         if profile is not None:
             if profile != "csebuetnlp" or (norm, tokenizer) != ("bn1", "bn1"):

@@ -72,15 +72,9 @@ class PairedResult:
 
 
 def bootstrap(
-    table: FloatArray,
-    formula: Formula,
-    *,
-    resamples: int = 10_000,
-    seed: int = 42,
-    level: float = 0.95,
-    clusters: Clusters = None,
-    shares: Sequence[int] = (),
-) -> list[Interval]:
+    table: FloatArray, formula: Formula, *, resamples: int = 10_000, seed: int = 42, level: float = 0.95,
+    clusters: Clusters = None, shares: Sequence[int] = (),
+) -> list[Interval]:  # fmt: skip
     """Bootstrap-t intervals of every value that `formula` makes of the (n, k) table's column sums.
 
     A table of m training seeds is (m, n, k), and the interval is of what any seed would give: both are drawn.
@@ -119,14 +113,9 @@ def pseudo_values(blocks: FloatArray, formula: Formula) -> FloatArray:
 
 
 def paired_tests(
-    comparisons: Sequence[tuple[FloatArray, FloatArray, Formula]],
-    *,
-    resamples: int = 10_000,
-    seed: int = 42,
-    level: float = 0.95,
-    clusters: Clusters = None,
-    shares: Sequence[Sequence[int]] = (),
-) -> list[list[PairedResult]]:
+    comparisons: Sequence[tuple[FloatArray, FloatArray, Formula]], *, resamples: int = 10_000, seed: int = 42,
+    level: float = 0.95, clusters: Clusters = None, shares: Sequence[Sequence[int]] = (),
+) -> list[list[PairedResult]]:  # fmt: skip
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
     A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once

@@ -237,14 +237,9 @@ class Corpus:
 
 
 def load_corpus(
-    source: str | Path,
-    *,
-    columns: Mapping[str, str] | None = None,
-    sizes: SplitSizes = SplitSizes(),
-    seed: int = 42,
-    max_tokens: int | None = None,
-    count_tokens: TokenCounter | None = None,
-) -> Corpus:
+    source: str | Path, *, columns: Mapping[str, str] | None = None, sizes: SplitSizes = SplitSizes(), seed: int = 42,
+    max_tokens: int | None = None, count_tokens: TokenCounter | None = None,
+) -> Corpus:  # fmt: skip
     """Reads, repairs, cleans and splits a corpus: each row falls to the side that it and `seed` alone draw.
 
     Args:
@@ -332,14 +327,9 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
 
 
 def divide(
-    source: str,
-    examples: Sequence[tuple[Example, str]],
-    steps: Sequence[Step],
-    sizes: SplitSizes,
-    seed: int = 42,
-    lengths: Sequence[int] = (),
-    max_tokens: int | None = None,
-) -> Corpus:
+    source: str, examples: Sequence[tuple[Example, str]], steps: Sequence[Step], sizes: SplitSizes, seed: int = 42,
+    lengths: Sequence[int] = (), max_tokens: int | None = None,
+) -> Corpus:  # fmt: skip
     """The corpus of clean examples: split by message, or as the side that stands with an example says.
 
     Those longer than `max_tokens` are left out, then what is over `sizes`, and then what is nearly a held-out row of

@@ -444,13 +444,9 @@ def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
 
 
 def match_columns(
-    source: str | Path,
-    header: Sequence[str],
-    columns: Mapping[str, str],
-    fields: Mapping[str, str],
-    needed: Iterable[str],
-    hint: str = "",
-) -> list[str | None]:
+    source: str | Path, header: Sequence[str], columns: Mapping[str, str], fields: Mapping[str, str],
+    needed: Iterable[str], hint: str = "",
+) -> list[str | None]:  # fmt: skip
     """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name.
 
     Raises CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.

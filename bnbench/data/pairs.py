@@ -93,14 +93,9 @@ class PairSet:
 
 
 def load_pairs(
-    source: str | None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    sizes: SplitSizes | None = None,
-    seed: int = 42,
-    max_tokens: int | None = None,
-    count_tokens: TokenCounter | None = None,
-) -> Preferences:
+    source: str | None, *, columns: Mapping[str, str] | None = None, sizes: SplitSizes | None = None, seed: int = 42,
+    max_tokens: int | None = None, count_tokens: TokenCounter | None = None,
+) -> Preferences:  # fmt: skip
     """Reads and splits the pairs of a file or hub data set; None: those of the bundled labelled replies, development
     half to train on and the other held out.
 
@@ -224,14 +219,9 @@ def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
 
 
 def preferences(
-    ratings: Path | None,
-    out: Path,
-    *,
-    margin: float = 0.5,
-    columns: Mapping[str, str] | None = None,
-    rating_columns: Sequence[str] = (),
-    half: str | None = None,
-) -> PairSet:
+    ratings: Path | None, out: Path, *, margin: float = 0.5, columns: Mapping[str, str] | None = None,
+    rating_columns: Sequence[str] = (), half: str | None = None,
+) -> PairSet:  # fmt: skip
     """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
 
     `half` of the bundled ones is "development" (None too), "held-out", or "both": then a column `split` holds the

@@ -91,14 +91,9 @@ def by_name(texts: Sequence[str], candidates: Sequence[Candidate | Spec]) -> dic
 
 
 def parse_candidates(
-    base: str | None = None,
-    adapters: Sequence[str] = (),
-    predictions: Sequence[str] = (),
-    endpoints: Sequence[str] = (),
-    *,
-    trust_remote_code: bool = False,
-    needs_files: bool = True,
-) -> tuple[Candidate, ...]:
+    base: str | None = None, adapters: Sequence[str] = (), predictions: Sequence[str] = (),
+    endpoints: Sequence[str] = (), *, trust_remote_code: bool = False, needs_files: bool = True,
+) -> tuple[Candidate, ...]:  # fmt: skip
     """What the command line names, checked and resolved: the base, its adapters, endpoints, recorded replies.
 
     An adapter without `base` brings the base that its configuration names. With nothing given, the bundled demo.

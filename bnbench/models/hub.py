@@ -253,13 +253,9 @@ def find_model(
 
 
 def resolve_base(
-    name: str,
-    revision: str | None = None,
-    *,
-    folder: Path | None = None,
-    trust_remote_code: bool = False,
+    name: str, revision: str | None = None, *, folder: Path | None = None, trust_remote_code: bool = False,
     weights: bool = True,
-) -> Base:
+) -> Base:  # fmt: skip
     """A base to train on, by folder or hub id; raises as `find_model` does.
 
     `folder` is where the files lie if `name` is only what the adapter should say. Without `weights` the configuration

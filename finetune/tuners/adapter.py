@@ -231,13 +231,8 @@ def recipe_of_adapter(recipe: Recipe, start: Path) -> Recipe:
     named = config.get("target_modules")
     targets = tuple(sorted(map(str, named))) if isinstance(named, list) else ()
     odd = (
-        "use_dora",
-        "modules_to_save",
-        "rank_pattern",
-        "alpha_pattern",
-        "target_parameters",
-        "trainable_token_indices",
-    )
+        "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices",
+    )  # fmt: skip
     unlike = [key for key in odd if config.get(key)]
     if str(config.get("peft_type")).upper() != "LORA" or config.get("bias", "none") != "none" or unlike or not targets:
         why = f"its {', '.join(unlike)}" if unlike else "what it is"

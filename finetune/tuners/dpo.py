@@ -80,14 +80,11 @@ class PreferenceTuner(AdapterTuner):
         adapted = peft.PeftModel.from_pretrained(base, job.start, is_trainable=True) if job.start else None
         before = {n: p.detach().float() for n, p in adapted.named_parameters() if p.requires_grad} if adapted else {}
         trainer = IdsTrainer(
-            model=adapted or base,
-            args=arguments,
-            data_collator=DataCollatorForPreference(pad_token_id=job.pad_id),
+            model=adapted or base, args=arguments, data_collator=DataCollatorForPreference(pad_token_id=job.pad_id),
             train_dataset=datasets.Dataset.from_list(pairs),
             processing_class=Prompter.load(job.base, trust_remote_code=job.trust_remote_code).tokenizer,
-            peft_config=None if adapted else lora_config(base, job.recipe),
-            callbacks=[monitor],
-        )
+            peft_config=None if adapted else lora_config(base, job.recipe), callbacks=[monitor],
+        )  # fmt: skip
         for name, parameter in trainer.model.named_parameters():
             if ".ref." in name:  # TRL's copy of the adapter that it goes on with, rounded like that
                 parameter.data = before[name.replace(".ref.", ".default.")].clone()

@@ -44,13 +44,9 @@ Moves = dict[int, float]  # by a row's number: how far its score moves
 
 
 def audits(
-    metrics: Sequence[str | Metric],
-    data: str | Path | None = None,
-    half: str | None = None,
-    *,
-    seed: int = 42,
+    metrics: Sequence[str | Metric], data: str | Path | None = None, half: str | None = None, *, seed: int = 42,
     resamples: int = 2000,
-) -> list[AuditReport]:
+) -> list[AuditReport]:  # fmt: skip
     """One audit for each metric, by name or as it is, on a labelled file or the shipped set.
 
     `half` is "development", "held-out" or, for all, None; of the shipped set None is the held-out half. Raises as

@@ -306,11 +306,9 @@ class _Reading:
         lexicon, ends = self.lexicon, self.text.clause_ends
         conditions = {
             "you": not lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
-            "question": sentence.question,
-            "statement": not sentence.question,
-            "anchored": anchored,
+            "question": sentence.question, "statement": not sentence.question, "anchored": anchored,
             "no advice": not self.advises,
-        }
+        }  # fmt: skip
         present = {phrase for phrase, _ in phrases}
         kept = []
         for phrase, words in phrases:

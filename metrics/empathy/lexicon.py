@@ -31,13 +31,8 @@ _GROUP: dict[str, Any] = {"mechanism": MECHANISMS, "level": (1, 2), "polarity": 
 _GROUP |= {"negation": ("turns", "cancels", "keeps"), "family": str, "stock": (True, False), "phrases": []}
 _GROUP |= {"when": ["you", "question", "statement", "anchored", "no advice"], "excludes": []}
 _DEFAULTS = {
-    "scoring": "mechanisms",
-    "polarity": "support",
-    "negation": "turns",
-    "family": "",
-    "stock": False,
-    "words": False,
-}
+    "scoring": "mechanisms", "polarity": "support", "negation": "turns", "family": "", "stock": False, "words": False,
+}  # fmt: skip
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
 _LONGEST_WORD = 100  # characters of what has endings; anything longer is noise, and would have hundreds
 _MAX_GAP = 20
