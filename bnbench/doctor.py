@@ -58,10 +58,10 @@ class Need:
     seconds: float
 
     def __str__(self) -> str:
+        from bnbench.finetune.memory import duration
+
         fits = "fits" if self.memory_gib <= self.memory_there_gib else "does NOT fit: take a smaller base, or --4bit"
         where = "are here" if self.fetched else "are still to be fetched"
-        minutes = math.ceil(self.seconds / 60)
-        took = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         return (
             f"\n{self.items} items, {self.base} and one adapter\n"
             f"  parameters  {self.parameters / 1e9:.3g} billion, {self.dtype}, 4 bits: {self.quantisation}\n"
@@ -70,7 +70,8 @@ class Need:
             f"{self.batch}: {fits}\n"
             f"  disk        {self.weights_gib:.2f} GiB of weights, which {where}; {self.run_folder_gib:.3f} GiB in the "
             f"run folder; {self.free_gib:.1f} GiB are free\n"
-            f"  time        about {took} at most, if every reply takes its {self.new_tokens} tokens; a rough figure"
+            f"  time        about {duration(self.seconds)} at most, if every reply takes its {self.new_tokens} tokens; "
+            "a rough figure"
         )
 
 
@@ -95,9 +96,8 @@ class Health:
         lines += ["\ncomputes on", *(f"  {name:<14}{value}" for name, value in self.device.items())]
         lines += [f"  {'dtype':<14}{self.precision}", "\nextras"]
         for extra, lacks in self.extras.items():
-            lines.append(
-                f"  {extra:<14}" + (f'lacks {", ".join(lacks)}: pip install "bnbench[{extra}]"' if lacks else "ok")
-            )
+            told = f'lacks {", ".join(lacks)}: pip install "bnbench[{extra}]"' if lacks else "ok"
+            lines.append(f"  {extra:<14}{told}")
         lines += ["\ncaches", *(f"  {name:<14}{value}" for name, value in self.caches.items())]
         return "\n".join([*lines, *([str(self.need)] if self.need else [])])
 
@@ -118,10 +118,8 @@ def examine(
             found["device"] |= {"accelerator": card.name, "memory": f"{card.memory / GIB:.1f} GiB"}
     caches = dict[str, Any]()
     if find_spec("huggingface_hub"):
-        hub = require("huggingface_hub", extra="models")
-        place = Path(
-            os.environ.get("HF_HUB_CACHE") or require("huggingface_hub.constants", extra="models").HF_HUB_CACHE
-        )
+        hub, known = (require(f"huggingface_hub{part}", extra="models") for part in ("", ".constants"))
+        place = Path(os.environ.get("HF_HUB_CACHE") or known.HF_HUB_CACHE)
         size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file() and not p.is_symlink())
         caches["hub"] = f"{place}: {size / GIB:.1f} GiB{', offline' if is_offline() else ''}"
         caches["HF_TOKEN"] = "is set" if hub.get_token() else "is not set: gated and private models cannot be had"

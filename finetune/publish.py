@@ -138,9 +138,7 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
         if not HUB_ID.fullmatch(base_id):
             raise UsageError(f"--base-id {base_id}: write it as owner/name, as on the hub")
         base, revision = base_id, revision if base_id == named else None
-    elif (cached := hub_id(path)) and HUB_ID.fullmatch(
-        cached
-    ):  # a folder of the hub's cache, whose path says id and commit
+    elif (cached := hub_id(path)) and HUB_ID.fullmatch(cached):  # in the hub's cache, whose paths say id and commit
         base, revision = cached, path.resolve().name
     elif named.startswith(BUNDLED) or not HUB_ID.fullmatch(named) or path.is_dir() or (files.folder / named).is_dir():
         raise UsageError(

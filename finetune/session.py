@@ -122,9 +122,8 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
         _check_same(record.identity, planned)
         if not (output / "adapter_model.safetensors").is_file():
             how = f"put it back, or remove {records.TRAINING} to make it again from the last checkpoint"
-            raise TrainingError(
-                f"{output}: this training is finished, but its adapter_model.safetensors is gone; {how}"
-            )
+            why = "this training is finished, but its adapter_model.safetensors is gone"
+            raise TrainingError(f"{output}: {why}; {how}")
         _log.info("%s already holds this training, finished", output)
         curve = tuple(Point(*point) for point in record.loss)
         more = (record.seconds, record.peak_memory_bytes, record.gain, record.validation)
@@ -141,9 +140,8 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
             why = f"{job} cannot be read ({error}): choose another folder, or remove this one"
             raise TrainingError(why) from None
     elif (output / "adapter_config.json").exists():
-        raise TrainingError(
-            f"{output} holds an adapter without {records.TRAINING}: choose another folder, or remove it"
-        )
+        what = f"{output} holds an adapter without {records.TRAINING}"
+        raise TrainingError(f"{what}: choose another folder, or remove it")
     records.write_json(job, planned.identity())
     _log.info("%s", planned)
     return replace(planned, resume=newest), None

@@ -45,9 +45,8 @@ class Sounds:
     def __init__(self) -> None:
         table = tomllib.loads((Path(__file__).parent / "romanised.toml").read_text("utf-8"))
         self.english, self.english_share = frozenset(table["english"]), table["english_share"]
-        self._of, self._latin, self._left_out, self._short = (
-            table[k] for k in ("sounds", "latin", "left_out", "short")
-        )
+        self._of, self._latin = table["sounds"], table["latin"]
+        self._left_out, self._short = table["left_out"], table["short"]
         self._joined, self._most = {**_ONE_SIGN, **table["joined"]}, table["most"]
         self._heard = {pair: cost for two, cost in table["heard"].items() for pair in (two, two[::-1])}
         # Every known word under its consonants, with what its rank costs and how it sounds.

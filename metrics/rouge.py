@@ -42,9 +42,8 @@ class ROUGE(LexicalMetric, MeanMetric):
         known: tuple[str, ...] = TYPES
         if profile is not None:
             if profile != "csebuetnlp" or (norm, tokenizer) != ("bn1", "bn1"):
-                raise UsageError(
-                    f'ROUGE profile {profile!r}: there is "csebuetnlp", which has its own norm and tokenizer'
-                )
+                there = '"csebuetnlp", which has its own norm and tokenizer'
+                raise UsageError(f"ROUGE profile {profile!r}: there is {there}")
             self.name = f"{self.name}-{profile}"  # type: ignore[misc]  # so that both can stand in one run
             norm, tokenizer, known = "none", profile, TYPES[:3]
         types = known if types is None else types

@@ -253,9 +253,8 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                     found[at] = new, where
         if faults:
             more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-            raise UsageError(
-                "\n".join([f"{counted(len(faults), 'fault')}, nothing was imported:", *faults[:_SHOWN], *more])
-            )
+            head = f"{counted(len(faults), 'fault')}, nothing was imported:"
+            raise UsageError("\n".join([head, *faults[:_SHOWN], *more]))
         new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
         append_lines(folder / RATINGS, new_ones)
         raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))

@@ -49,9 +49,8 @@ class Rated(Metric):
 
     def statistics(self, texts: Texts) -> FloatArray:
         """Raises UsageError: people read a run, not any text."""
-        raise UsageError(
-            f"{self.name} is of a run that people read, not of {len(texts)} replies: `bnbench human sheet`"
-        )
+        what = f"a run that people read, not of {len(texts)} replies"
+        raise UsageError(f"{self.name} is of {what}: `bnbench human sheet`")
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """The first sum over the second, which is the number of answers; 0 where there are none."""

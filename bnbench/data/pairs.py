@@ -139,8 +139,7 @@ def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> Non
     for example, side in sided:
         before = sides.setdefault(message_of(example), side)
         if before != side:
-            both = f"{before or 'none'} and {side or 'none'}"
-            what = f"the column 'split' puts one message on two sides ({both})"
+            what = f"the column 'split' puts one message on two sides ({before or 'none'} and {side or 'none'})"
             raise CorpusError(f"{source}: {what}: {example.question[:60]!r}")
 
 
@@ -227,13 +226,11 @@ def preferences(
     `half` of the bundled ones is "development" (None too), "held-out", or "both": then a column `split` holds the
     held-out half out. Raises CorpusError.
     """
+    named = columns or rating_columns
     for is_wrong, why in (
         (out.exists(), f"{out} exists: name another file"),
         (out.suffix != ".csv", f"{out}: pairs are written as .csv"),
-        (
-            not ratings and (columns or rating_columns),
-            "--columns and --rating are for a file of ratings, none is given",
-        ),
+        (not ratings and named, "--columns and --rating are for a file of ratings, none is given"),
         (ratings and half, f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given"),
     ):
         if is_wrong:

@@ -127,9 +127,8 @@ def parse_candidates(
         found.append(Candidate(name, "predictions", spec.location, folder=folder, weights_sha256=sha))
     names = [candidate.name for candidate in found]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise CandidateError(
-            f"two candidates are called {twice[0]!r}: put a name in front of one, such as --adapter mine=…"
-        )
+        how = "put a name in front of one, such as --adapter mine=…"
+        raise CandidateError(f"two candidates are called {twice[0]!r}: {how}")
     return tuple(found)
 
 
@@ -237,9 +236,8 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
     most = max((size for shape in files.shapes().values() for size in shape), default=0)
     ranks = {"r": config.get("r"), **(config.get("rank_pattern") or {})}
     if large := [f"{key} {rank}" for key, rank in ranks.items() if isinstance(rank, int) and rank > most]:
-        raise CandidateError(
-            f"{label}: its adapter_config.json asks for {large[0]}, and no tensor of its file is so large"
-        )
+        why = f"its adapter_config.json asks for {large[0]}, and no tensor of its file is so large"
+        raise CandidateError(f"{label}: {why}")
     copies = [part for part in config.get("layer_replication") or () if isinstance(part, list) and len(part) == 2]
     if sum(end - start for start, end in copies if isinstance(start, int) and isinstance(end, int)) > 1000:
         raise CandidateError(f"{label}: layer_replication of its adapter_config.json makes more than 1,000 layers")

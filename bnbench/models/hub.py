@@ -51,9 +51,8 @@ class ModelFiles:
         """The names of the files in the folder, broken links left out; CandidateError for JSON that nobody needs."""
         found = [p for p in self.folder.iterdir() if p.is_file()]
         if large := [p for p in found if p.suffix == ".json" and p.stat().st_size > MOST_JSON]:
-            raise CandidateError(
-                f"{self.label}: {large[0]} is larger than {MOST_JSON >> 20} MiB, which no such file is"
-            )
+            why = f"{large[0]} is larger than {MOST_JSON >> 20} MiB, which no such file is"
+            raise CandidateError(f"{self.label}: {why}")
         return frozenset(p.name for p in found)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -135,11 +134,9 @@ def file_sha256(path: Path) -> str:
         return target.name
     seen = target.stat()
     # A file that was put in the place of another has another time of change, whatever its other times say.
-    sign = f"{target}\0{seen.st_size}\0{seen.st_mtime_ns}\0{seen.st_ctime_ns}\0{seen.st_ino}".encode(
-        "utf-8", "surrogateescape"
-    )
+    sign = "\0".join(map(str, (target, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)))
     folder = Path(os.environ.get("BNBENCH_CACHE") or Path.home() / ".cache" / "bnbench")
-    note = folder / "sha256" / hashlib.sha256(sign).hexdigest()
+    note = folder / "sha256" / hashlib.sha256(sign.encode("utf-8", "surrogateescape")).hexdigest()
     try:
         if _SHA256.fullmatch(known := note.read_text(encoding="utf-8")):
             return known
@@ -227,11 +224,8 @@ def find_model(
     config = files.read_json("config.json") if "config.json" in names else {}
     why = ""
     if "config.json" not in names:
-        why = f"there is no config.json in {place}, so this is not a model"
-        if _ADAPTER in names:
-            why = (
-                f"there is no config.json in {place}, only an {_ADAPTER}: to evaluate an adapter, give it as --adapter"
-            )
+        only = f"only an {_ADAPTER}: to evaluate an adapter, give it as --adapter"
+        why = f"there is no config.json in {place}, {only if _ADAPTER in names else 'so this is not a model'}"
     elif "auto_map" in config and not trust_remote_code:
         why = "it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
     # Two ways in which transformers would load something else, or something more, than `weights()`.

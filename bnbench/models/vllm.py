@@ -152,9 +152,8 @@ class VllmBackend(LocalModels):
             raise
         except Exception as error:  # anything may come out of an engine
             why = f"vLLM {self.vllm.__version__} cannot serve it ({one_line(error.__cause__ or error)})"
-            raise CandidateError(
-                f"{label}: {why}; try --backend hf, or VLLM_LOGGING_LEVEL=ERROR to see more"
-            ) from error
+            how = "try --backend hf, or VLLM_LOGGING_LEVEL=ERROR to see more"
+            raise CandidateError(f"{label}: {why}; {how}") from error
         log.info("%s in vLLM, cards: %d; %s", self.files.location, self.n_cards, self.precision["reason"])
 
     def generate(
@@ -199,13 +198,9 @@ class VllmBackend(LocalModels):
         block = 1 if config is None else config.cache_config.block_size
         # What is not computed is filled with anything, which a tokenizer could not read.
         can_reuse = self.memory is not None and not any(self.prompter(c).stop_texts for c in self.candidates)
-        how = {"max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs": True, "detokenize": False}
-        params = [
-            self.vllm.SamplingParams(
-                temperature=0, skip_reading_prefix_cache=not can_reuse or start % block == 0, **how
-            )
-            for start in starts
-        ]
+        how = {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs": True, "detokenize": False}
+        anew = [not can_reuse or start % block == 0 for start in starts]
+        params = [self.vllm.SamplingParams(**how, skip_reading_prefix_cache=whole) for whole in anew]
         known = [done.prompt_logprobs for done in self._run(candidate, rows, starts, params)]
         return [
             -math.fsum(of[at][row[at]].logprob for at in range(start, len(row)))

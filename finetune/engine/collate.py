@@ -65,19 +65,15 @@ def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pa
         raise TrainingError(f"the pad token {pad} is an end token: a model trained so never learns to stop")
     longest = max(len(row.ids) for row in rows)
     lasts = [(row, [label for label in row.labels[1:] if label != IGNORED][-1:]) for row in rows]
-    for bad, why in (
-        (
-            [row for row in rows if len(row.ids) > max_tokens],
-            f"longer than max_tokens = {max_tokens} (the longest has {longest}) and would be cut: "
-            "drop them with the corpus option max_tokens, or raise max_tokens in the recipe",
-        ),
-        ([row for row, last in lasts if not last], "without a supervised token: is the reply empty?"),
-        (
-            [row for row, last in lasts if last and last[0] not in stops],
-            f"whose last supervised token is no end token (end tokens: {', '.join(map(str, stops))}): "
-            "the chat template does not close the reply; see `bnbench inspect-prompt`",
-        ),
-    ):
+    unended = [row for row, last in lasts if last and last[0] not in stops]
+    faults = {
+        f"longer than max_tokens = {max_tokens} (the longest has {longest}) and would be cut: drop them with the "
+        "corpus option max_tokens, or raise max_tokens in the recipe": [r for r in rows if len(r.ids) > max_tokens],
+        "without a supervised token: is the reply empty?": [row for row, last in lasts if not last],
+        f"whose last supervised token is no end token (end tokens: {', '.join(map(str, stops))}): "
+        "the chat template does not close the reply; see `bnbench inspect-prompt`": unended,
+    }
+    for why, bad in faults.items():
         if bad:
             raise TrainingError(f"{len(bad)} of {len(rows)} rows (the first has the id {bad[0].id}): {why}")
 
@@ -185,9 +181,7 @@ def make_pass(rows: Sequence[Row], pad_id: int | None = None) -> Pass:
         together = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_id)
         width, lengths = together.shape[1], ()
         positions = torch.arange(width).expand(len(rows), -1)
-        wanted = torch.stack([F.pad(label[1:], (0, width + 1 - len(label)), value=IGNORED) for label in labels]).view(
-            -1
-        )
+        wanted = torch.cat([F.pad(label[1:], (0, width + 1 - len(label)), value=IGNORED) for label in labels])
     # What stands at i predicts the label at i + 1, which was moved there.
     index = (wanted != IGNORED).nonzero()[:, 0]
     return Pass(together, positions, index, wanted[index], lengths)

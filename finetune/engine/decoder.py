@@ -45,9 +45,8 @@ def make_lean_decoder(model: Any, device: str) -> None:
         projections = tuple(found for found in map(operands, inside) if found)
         if len(projections) < len(NAMES):
             return
-        layer.parts = Parts(
-            layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, projections, swiglu.apply
-        )
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        layer.parts = Parts(*norms, layer.self_attn, projections, swiglu.apply)
     for layer in layers:
         layer.__class__ = LeanLayer
 

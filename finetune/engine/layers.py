@@ -121,9 +121,8 @@ def operands(module: Any) -> Operands | None:
         return Operands(weight, linear.bias)
     name = module.active_adapters[0]
     rate = getattr(module.lora_dropout[name], "p", 0.0)  # PEFT's of rate 0 is an Identity
-    return Operands(
-        weight, linear.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name], rate
-    )
+    lora = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    return Operands(weight, linear.bias, *lora, rate)
 
 
 def make_lean(model: Any) -> None:

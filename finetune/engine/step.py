@@ -245,9 +245,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, job: Job, model: Any, monitor: Monitor, **more: Any) -> None:
         arguments, recipe = training_arguments(job, **more), job.recipe
-        self.packs = (
-            pack(job.rows, recipe.tokens_per_row) if recipe.packing_over == "epoch" and recipe.packing else None
-        )
+        over_epoch = recipe.packing and recipe.packing_over == "epoch"
+        self.packs = pack(job.rows, recipe.tokens_per_row) if over_epoch else None
         data, self.lora_plus = self.packs or job.rows, recipe.lora_plus
         super().__init__(model=model, args=arguments, train_dataset=data, data_collator=list, callbacks=[monitor])
         self.monitor, self.rows = monitor, job.rows

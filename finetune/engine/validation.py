@@ -45,9 +45,8 @@ class Validator(TrainerCallback):  # type: ignore[misc]
         """What was found so far."""
         keys = ("step", "validation_bits", "validation_loss")
         curve = tuple(tuple(e[key] for key in keys) for e in self.trainer.state.log_history if keys[1] in e)
-        return Validation(
-            rows=len(self.job.validation), characters=self.job.validation_characters, curve=curve, stopped=self.stopped
-        )
+        rows, characters = len(self.job.validation), self.job.validation_characters
+        return Validation(rows=rows, characters=characters, curve=curve, stopped=self.stopped)
 
     def validate(self) -> None:
         """One measurement, into the log history (and to trackers)."""

@@ -103,10 +103,8 @@ def audit(
         for is_sentinel, scorers in ((False, found), (True, sentinels))
         for name, measures in scorers.items()
     )
-    checks = [
-        *_reply_checks(scores[_MAIN], moves, data, resamples, seed),
-        *_label_checks(scores, ours, sentinels, data),
-    ]
+    checks = [*_reply_checks(scores[_MAIN], moves, data, resamples, seed)]
+    checks += _label_checks(scores, ours, sentinels, data)
     about = (metric.name, metric.signature(len(data)), data.source, data.sha256, len(data), len(set(data.ids)))
     return AuditReport(*about, seed, resamples, tuple(checks), standings)
 

@@ -226,12 +226,10 @@ def trust(
             measured = {main: AUC, **{value: f"tau {value}" for value in others if f"tau {value}" in labels}}
             beaten = {}
             for value, check in ((value, labels[of]) for value, of in measured.items()):
-                n = check.numbers
                 if check.verdict != PASSES:
-                    beaten[value] = (
-                        f"not better than the sentinel “{n['sentinel']}” ({'AUC' if check.name == AUC else 'τ'} "
-                        f"{n['value']:.2f} against {n['sentinel_value']:.2f})"
-                    )
+                    n, what = check.numbers, "AUC" if check.name == AUC else "τ"
+                    than = f"{what} {n['value']:.2f} against {n['sentinel_value']:.2f}"
+                    beaten[value] = f"not better than the sentinel “{n['sentinel']}” ({than})"
             of_replies = [check for check in audit.checks if check.group != "labels"]
             fails, limits = (tuple(c.name for c in of_replies if c.verdict == kind) for kind in (FAILS, LIMIT))
             data = audit.data, audit.data_sha256, audit.replies, audit.messages

@@ -212,9 +212,8 @@ class Matcher:
         def literal(text: str) -> str:
             tokens = tokenize(text)
             if len(tokens) != 1 or not is_word(tokens[0]):
-                raise UsageError(
-                    f"pattern {phrase!r}: {text!r} is not one word; write words apart, with a space between"
-                )
+                how = "write words apart, with a space between"
+                raise UsageError(f"pattern {phrase!r}: {text!r} is not one word; {how}")
             return tokens[0]
 
         words, suffixes, refused = set[str](), set[str](), set[str]()

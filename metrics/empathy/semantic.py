@@ -237,15 +237,12 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """
     # Stuffed replies count as level 0, since what is said to everybody is not said to this person; and so do chains of
     # the anchors' stamps, under one message after the other.
-    stamps = [
-        text for text, label in zip(reader.anchors.sentences, reader.anchors.labels, strict=True) if label == "stamps"
-    ]
+    anchors = zip(reader.anchors.sentences, reader.anchors.labels, strict=True)
+    stamps = [text for text, label in anchors if label == "stamps"]
     steps = [(first, size) for size in CHAINS for first in range(0, len(stamps), 2)]
     chains = [" ".join(stamps[(first + 7 * n) % len(stamps)] for n in range(size)) for first, size in steps]
-    rows = [
-        *data.rows,
-        *(replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False)),
-    ]
+    rows = [*data.rows]
+    rows += [replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False)]
     stuffed = np.array([row.kind == "stuffed" for row in rows])
     levels = np.where(stuffed[:, None], 0, np.array([row.levels for row in rows]))
     texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
@@ -354,10 +351,8 @@ class SemanticEmpathy(EmpathyMetric):
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        sentences, anchors = (
-            self.reader.sentences(bengali(reply), self.reader.beginnings(bengali(message))),
-            self.reader.anchors,
-        )
+        asked, anchors = self.reader.beginnings(bengali(message)), self.reader.anchors
+        sentences = self.reader.sentences(bengali(reply), asked)
         vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
