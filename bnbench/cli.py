@@ -258,9 +258,8 @@ def evaluate_command(
         split_sizes=split_sizes, limit=limit, systems=system or (), templates=template or (), combine=combine,
         judge=judge, judge_language=judge_language, judge_pairs=judge_pairs, metrics=metric or (), out=out,
         primary=primary, decoding=decoding, backend=backend, tokenizer=tokenizer, batch_size=batch_size,
-        max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code,
-        overwrite=overwrite, command=_command_line(), quiet=quiet, samples=samples,
-        groups=_groups(group) if group else {},
+        max_tokens=max_tokens, quantise=four_bit, device=device, trust_remote_code=trust_remote_code, quiet=quiet,
+        overwrite=overwrite, command=_command_line(), samples=samples, groups=_groups(group) if group else {},
     )  # fmt: skip
     if fail_if or group or lang != "en":
         _check_asked(request, fail_if or [], lang)
