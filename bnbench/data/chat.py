@@ -114,8 +114,7 @@ def _turns(where: str, value: object, speaker_of_text: str) -> list[Turn]:
     turns = []
     for turn in value:
         found = turn if isinstance(turn, dict) else {}
-        speaker, text = found.get("role", found.get("from")), found.get("content", found.get("value"))
-        text = _joined(text)
+        speaker, text = found.get("role", found.get("from")), _joined(found.get("content", found.get("value")))
         if not isinstance(speaker, str) or not isinstance(text, str | None):
             form = "each has 'role' and 'content', or 'from' and 'value'"
             raise CorpusError(f"{where}: {turn!s:.60} is no turn of a conversation; {form}")

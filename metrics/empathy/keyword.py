@@ -187,9 +187,8 @@ class _Message:
         self.run = min(COPIED_WORDS, len(words))
         self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
         content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
-        self.stems, self.content = (
-            set[str]().union(*map(lexicon.stems.__getitem__, some)) for some in (words, content)
-        )
+        stems = lexicon.stems.__getitem__
+        self.stems, self.content = (set[str]().union(*map(stems, some)) for some in (words, content))
 
     def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
         """Which words stand in a run that the message has too, or in a statement or reply that is mostly such words."""
