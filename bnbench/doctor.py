@@ -118,8 +118,8 @@ def examine(
             found["device"] |= {"accelerator": card.name, "memory": f"{card.memory / GIB:.1f} GiB"}
     caches = dict[str, Any]()
     if find_spec("huggingface_hub"):
-        hub, known = (require(f"huggingface_hub{part}", extra="models") for part in ("", ".constants"))
-        place = Path(os.environ.get("HF_HUB_CACHE") or known.HF_HUB_CACHE)
+        hub, constants = (require(f"huggingface_hub{part}", extra="models") for part in ("", ".constants"))
+        place = Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
         size = sum(p.stat().st_size for p in place.rglob("*") if p.is_file() and not p.is_symlink())
         caches["hub"] = f"{place}: {size / GIB:.1f} GiB{', offline' if is_offline() else ''}"
         caches["HF_TOKEN"] = "is set" if hub.get_token() else "is not set: gated and private models cannot be had"

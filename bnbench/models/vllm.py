@@ -199,8 +199,8 @@ class VllmBackend(LocalModels):
         # What is not computed is filled with anything, which a tokenizer could not read.
         can_reuse = self.memory is not None and not any(self.prompter(c).stop_texts for c in self.candidates)
         how = {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs": True, "detokenize": False}
-        anew = [not can_reuse or start % block == 0 for start in starts]
-        params = [self.vllm.SamplingParams(**how, skip_reading_prefix_cache=whole) for whole in anew]
+        skips = [not can_reuse or start % block == 0 for start in starts]
+        params = [self.vllm.SamplingParams(**how, skip_reading_prefix_cache=skip) for skip in skips]
         known = [done.prompt_logprobs for done in self._run(candidate, rows, starts, params)]
         return [
             -math.fsum(of[at][row[at]].logprob for at in range(start, len(row)))

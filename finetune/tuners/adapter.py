@@ -237,8 +237,8 @@ def recipe_of_adapter(recipe: Recipe, start: Path) -> Recipe:
     if str(config.get("peft_type")).upper() != "LORA" or config.get("bias", "none") != "none" or unlike or not targets:
         why = f"its {', '.join(unlike)}" if unlike else "what it is"
         raise RecipeError(f"adapter {start}: only a LoRA of plain linear layers can be gone on with, because of {why}")
-    rank = {"r": config["r"], "alpha": config["lora_alpha"], "rslora": bool(config.get("use_rslora"))}
-    return replace(recipe, targets=targets, **rank)
+    taken = {"r": config["r"], "alpha": config["lora_alpha"], "rslora": bool(config.get("use_rslora"))}
+    return replace(recipe, targets=targets, **taken)
 
 
 def count_parameters(base: str | Path | Any, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[int, int]:
