@@ -101,6 +101,8 @@ def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict
             group, label = "Without a yardstick", f"{label} ({outcome(c)})" if c else label
         elif lost[metric]:
             group = f"Not informative here ({NOT_INFORMATIVE}), as a yardstick is not passed"
+        elif any(metric in y.scores and metric not in y.floor_of for y in ranking.yardsticks[1:]):
+            group = "Passing the yardsticks that the reference itself passes, which are not all"
         groups.setdefault(group, []).append(label)
     told += [f"{group}: {listed(these)}." for group, these in groups.items()]
     best = sorted((t for t in ranking.telling.values() if t.low > 0.5), key=lambda t: -t.value)

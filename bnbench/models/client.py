@@ -95,9 +95,7 @@ class Client:
         self._key()
 
     def models(self) -> list[dict[str, str]]:
-        """The names of the models that each server lists, and who owns each, none where it has no list; a server that
-        is down, or that refuses the key, is known at once.
-        """
+        """Each server's models, and who owns each; none without a list. One that is down or refuses the key raises."""
 
         async def ask() -> list[dict[str, str]]:
             found = []

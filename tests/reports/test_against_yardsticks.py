@@ -80,7 +80,8 @@ def test_who_passes_and_what_is_said(poor: Path) -> None:
     assert "degeneration" not in by_name(ranking)["another"].floor_of + by_name(ranking)["stock"].floor_of
     assert [c.other for c in ranking.unpassed("কপি", "degeneration")] == ["a copy of the message"]
     said = " ".join(verdict(ranking).details)
-    assert "Passing every yardstick: chrF++, BLEU, ROUGE-L" in said
+    assert "Passing every yardstick: chrF++, BLEU and ROUGE-L." in said
+    assert "that the reference itself passes, which are not all: keyword empathy and broken replies, %." in said
     assert re.search(r"Without a yardstick: bits per character \(better\)\.", said)
 
 
