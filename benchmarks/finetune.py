@@ -39,6 +39,11 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "t4-r16-all-linear at 4096": ("t4-r16-all-linear", ["--length", "4096", "--steps", "7"]),
     "t4 without liger at 4096": ("t4", ["--length", "4096", "--steps", "7", "--no-liger"]),
     "t4 in 13 GiB": ("t4", ["--set", "memory_gib=13"]),
+    "dpo at 2048": ("dpo", ["--length", "2048", "--steps", "7", "--set", "accumulate=2"]),
+    "dpo on 16 bits at 1024": (
+        "dpo",
+        ["--length", "1024", "--steps", "7", "--set", "accumulate=2", "--set", "quantisation=none"],
+    ),
     "t4 in float16": ("t4", ["--set", "precision=float16", "--set", "memory_gib=13", "--cap", "14.5"]),
 }
 DEFAULT = ["original", "unsloth", "t4", "t4 at 4096", "t4-r16-all-linear at 4096"]
@@ -69,7 +74,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     import torch
     from qlora_baseline import CHECKPOINT, rows
 
-    from bnbench.finetune.engine.collate import Row
+    from bnbench.finetune.engine.collate import IGNORED, Row
     from bnbench.finetune.plan import recipe_precision
     from bnbench.finetune.recipes import load_recipe
     from bnbench.finetune.tuners.base import Job
@@ -78,6 +83,15 @@ def make_job(args: argparse.Namespace, ends: list[float]):
 
     recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))
     data = [tuple(r.tolist()) for r in rows(args.steps * recipe.samples_per_step, args.length)]
+    samples = [Row(str(i), ids, ids) for i, ids in enumerate(data)]
+    if recipe.tuner == "dpo":  # a quarter of a row is the prompt of both replies; the second is the first backwards
+        prompts = [ids[: len(ids) // 4] for ids in data]
+        replies = [(ids[len(p) :], ids[: len(p) - 1 : -1]) for ids, p in zip(data, prompts, strict=True)]
+        samples = [
+            Row(f"{i}", p + reply, (IGNORED,) * len(p) + reply)
+            for i, (p, pair) in enumerate(zip(prompts, replies, strict=True))
+            for reply in pair
+        ]
 
     def at_step_end() -> bool:
         torch.cuda.synchronize()
@@ -87,7 +101,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     return Job(
         recipe=recipe,
         base=Base("base llama-8b", str(CHECKPOINT), "", CHECKPOINT, "llama-8b"),
-        rows=tuple(Row(str(i), ids, ids) for i, ids in enumerate(data)),
+        rows=tuple(samples),
         pad_id=128004,
         precision=recipe_precision(recipe, Device.of("cuda"), 8_030_261_248),
         device="cuda",
@@ -108,13 +122,13 @@ def measure(args: argparse.Namespace) -> None:
         sys.modules["liger_kernel"] = None  # type: ignore[assignment]
     if args.cap:
         torch.cuda.set_per_process_memory_fraction(args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-    from bnbench.finetune.tuners.adapter import AdapterTuner
+    from bnbench.finetune.recipes import get_tuner
 
     trains_in_turn()
     ends: list[float] = []
     job = make_job(args, ends)
     start = time.time()
-    outcome = profiled(job, args.profile) if args.profile else AdapterTuner().train(job)
+    outcome = profiled(job, args.profile) if args.profile else get_tuner(job.recipe.tuner).train(job)
     steps = [b - a for a, b in pairwise(ends[4:])]
     expected = expectation(job)
     told = {

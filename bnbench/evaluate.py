@@ -12,8 +12,9 @@ import logging
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
-from bnbench.metrics.core import Metric, Texts, statistics
+from bnbench.metrics.core import FloatArray, Metric, Texts, statistics
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
@@ -41,7 +42,9 @@ from bnbench.progress import stage
 if TYPE_CHECKING:
     from bnbench.judge import Judge
 
-EVERY_NEED = frozenset({"references", "messages", "likelihoods", "rivals"})
+ALONE = frozenset({"references", "messages"})
+EVERY_NEED = ALONE | {"likelihoods", "rivals"}
+Tables = dict[str, FloatArray]  # of metrics, by their names
 
 log = logging.getLogger("bnbench")
 
@@ -312,7 +315,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         with ThreadPoolExecutor(1) as aside:
             given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
-            record = _generate(work, plan[start:], record)
+            record, ahead = _generate(work, plan[start:], record, aside)
         generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
         texts = _texts(work, generations)
         if request.judge:  # scoring only looks its ratings up
@@ -321,7 +324,7 @@ def evaluate(request: EvaluationRequest) -> Path:
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
         scoring = time.monotonic()
-        computed = _score(work, texts)
+        computed = _score(work, texts, ahead)
         stages = {
             **record.stages,
             "generate": round(sum(c.seconds or 0.0 for c in record.candidates), 3),
@@ -472,11 +475,16 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     return start
 
 
-def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> records.RunRecord:
-    """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch.
+def _generate(
+    work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor
+) -> tuple[records.RunRecord, dict[str, Future[Tables]]]:
+    """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch,
+    and the tables that are counted aside of candidates who answered all of their messages here.
 
     Where only recorded replies are left nothing is loaded, timed or shown: copying them takes no time.
     """
+    unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
+    ahead, own = dict[str, Future[Tables]](), defaultdict[str, list[records.Generation]](list)
     quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
@@ -498,19 +506,25 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
                 replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
                 if len(replies) != len(prompts):
                     raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
-                rows: list[Any] = [(None,) * 4] * len(prompts)
+                generations = [
+                    records.Generation(
+                        key, name, e.id, reply.text, reply.tokens, reply.hit_limit, *unknown, reply.refused, sample
+                    )
+                    for key, (e, sample), reply in zip(batch.keys, examples, replies, strict=True)
+                ]
+                own[name] += generations
+                if len(own[name]) == len(work.examples) * entrant.draws:
+                    # Most metrics ask for no likelihood: they need not wait for it, or for the other candidates.
+                    ahead[name] = aside.submit(_count, work, own.pop(name))
                 if first := [at for at, (_, sample) in enumerate(examples) if not sample]:
                     # The likelihood of an item's reference, once.
                     references = [examples[at][0].reference for at in first]
                     scored = entrant.backend.score(entrant.candidate, [prompts[at] for at in first], references)
                     for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
-                        rows[at] = (nll, *map(int, counts))
-                generations = [
-                    records.Generation(
-                        key, name, e.id, reply.text, reply.tokens, reply.hit_limit, *(*row, reply.refused, sample)
-                    )
-                    for key, (e, sample), reply, row in zip(batch.keys, examples, replies, rows, strict=True)
-                ]
+                        tokens, size, characters = map(int, counts)
+                        generations[at] = replace(
+                            generations[at], nll=nll, nll_tokens=tokens, bytes=size, characters=characters
+                        )
                 records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
@@ -524,13 +538,13 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
         raise _partial(work.request, error) from error
-    return record
+    return record, ahead
 
 
 def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:
-    """What is scored of each candidate, in the order of the items, all replies to an item together."""
-    replies = {(g.candidate, g.id, g.sample): g for g in generations}
-    draws, found = {entrant.candidate.name: entrant.draws for entrant in work.entrants}, {}
+    """What is scored of each candidate here, in the order of the items, all replies to an item together."""
+    replies, here = {(g.candidate, g.id, g.sample): g for g in generations}, {g.candidate for g in generations}
+    draws, found = {e.candidate.name: e.draws for e in work.entrants if e.candidate.name in here}, {}
     for name, k in draws.items():
         items = [(e, sample) for e in work.examples for sample in range(k)]
         own = [replies[name, e.id, sample] for e, sample in items]
@@ -553,8 +567,16 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
     return found
 
 
-def _score(work: Work, texts: Mapping[str, Texts]) -> list[Metric]:
-    """Writes every candidate's statistics; returns the metrics that were computed for any of them.
+def _count(work: Work, generations: Sequence[records.Generation]) -> Tables:
+    """The tables of what can be counted of one candidate's replies alone, without a likelihood or a call."""
+    (own,) = _texts(work, generations).values()
+    alone = [m for m in work.measures.metrics if not m.parts and m.needs <= ALONE and not hasattr(m, "judge")]
+    return {m.name: t for m, t in zip(alone, statistics(own, alone), strict=True)}
+
+
+def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[Tables]]) -> list[Metric]:
+    """Writes every candidate's statistics, those counted `ahead` among them; returns the metrics that were computed for
+    any of them.
 
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
@@ -563,7 +585,10 @@ def _score(work: Work, texts: Mapping[str, Texts]) -> list[Metric]:
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
-            tables = {m.name: t for m, t in zip(metrics, statistics(own, metrics), strict=True)}
+            tables = ahead[name].result() if name in ahead else {}
+            rest = [m for m in metrics if m.name not in tables]
+            tables |= {m.name: t for m, t in zip(rest, statistics(own, rest), strict=True)}
+            tables = {m.name: tables[m.name] for m in metrics}
             rows = [one for one in ids for _ in range(len(own) // len(ids))]
             records.write_scores(work.request.out, name, rows, tables, {m.name: m.columns for m in metrics})
             used.update(tables)

@@ -7,10 +7,12 @@ of this project's own texts, the most frequent first (`bn_words.txt`, CC0). What
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections import defaultdict
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +66,12 @@ class Sounds:
         for letters, sound in self._latin.items():
             heard = heard.replace(letters, sound)
         heard = _DOUBLE.sub(r"\1", _ASPIRATE.sub("H", heard))
-        costs = [(self._cost(heard, sounds), rare, known) for rare, known, sounds in self._by_frame[_frame(heard)]]
-        likely = [(cost + rare, known) for cost, rare, known in costs if cost <= self._most]
-        return min(likely)[1] if likely else word
+        best = (math.inf, word)
+        for rare, known, sounds in self._by_frame.get(_frame(heard), ()):
+            cost = self._cost(heard, sounds, min(self._most, best[0] - rare + 1e-9))  # which no sum's rounding passes
+            if cost <= self._most:
+                best = min(best, (cost + rare, known))
+        return best[1]
 
     def _said(self, word: str) -> str:
         """A Bengali word in Latin sounds."""
@@ -81,16 +86,28 @@ class Sounds:
                 found += "" if after in _SIGNS or after == "B" else "O"
         return _DOUBLE.sub(r"\1", found)
 
-    def _cost(self, heard: str, sounds: str) -> float:
-        """What a Latin word costs as a spelling of a Bengali word's sounds: a weighted edit distance."""
-        row = np.cumsum([0.0, *(self._left_out.get(letter, 1.0) for letter in sounds)]).tolist()
+    def _cost(self, heard: str, sounds: str, limit: float) -> float:
+        """What a Latin word costs as a spelling of a Bengali word's sounds: a weighted edit distance.
+
+        Infinite above `limit`, which a row of the table shows early: no way through it gets cheaper.
+        """
+        out: dict[str, float] = self._left_out
+        heard_as: dict[str, float] = self._heard
+        without = [out.get(letter, 1.0) for letter in sounds]
+        row: list[float] = [0.0, *accumulate(without)]
         for letter in heard:
-            last, row = row, [row[0] + self._left_out.get(letter, 1.0)]
+            last, alone = row, out.get(letter, 1.0)
+            before = last[0] + alone
+            row = [before]
             for place, other in enumerate(sounds):
-                same = 0.0 if letter == other else self._heard.get(letter + other, 1.0)
-                put_in = last[place + 1] + self._left_out.get(letter, 1.0)
-                row.append(min(last[place] + same, put_in, row[place] + self._left_out.get(other, 1.0)))
-        return float(row[-1])
+                same = last[place] if letter == other else last[place] + heard_as.get(letter + other, 1.0)
+                put_in, left_out = last[place + 1] + alone, before + without[place]
+                before = same if same <= put_in else put_in
+                before = before if before <= left_out else left_out
+                row.append(before)
+            if min(row) > limit:
+                return math.inf
+        return row[-1]
 
 
 def _frame(sounds: str) -> str:
