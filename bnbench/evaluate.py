@@ -508,7 +508,7 @@ def _generate(
                     raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
                 generations = [
                     records.Generation(
-                        key, name, e.id, reply.text, reply.tokens, reply.hit_limit, *unknown, reply.refused, sample
+                        key, name, e.id, reply.text, reply.tokens, reply.hit_limit, *(*unknown, reply.refused, sample)
                     )
                     for key, (e, sample), reply in zip(batch.keys, examples, replies, strict=True)
                 ]
