@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bnbench.finetune.engine.layers import Operands, attend, multiply, multiply_backward, operands
 from bnbench.finetune.memory import ALLOCATOR
+from bnbench.models import kernels
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 """Classes of transformers whose layers are these: RMSNorm, rotary attention, RMSNorm, SwiGLU, without anything else."""
@@ -146,6 +147,8 @@ class _Rotation(torch.autograd.Function):
 
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:
     """(rows, T, heads, d) turned by (rows, T, d) angles, forth (1) or back (-1)."""
+    if kernels.usable(x.device):
+        return kernels.turn(x, cos, sin, sign=sign)
     half, sin = x.shape[-1] // 2, sin[:, :, None]
     y = x * cos[:, :, None]
     y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)

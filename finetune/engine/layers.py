@@ -13,12 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from bnbench.errors import TrainingError
+from bnbench.models import kernels
 from bnbench.models.precision import unpack
 
 ATTENTION = "bnbench_packed"
 """The `attn_implementation` under which transformers finds `attend`; it has no mask function, so none is ever built."""
 CUDNN_FROM, CUDNN_STEP = 1024, 512
 """Tokens of a sample from which cuDNN attends to it, and the multiples of which it sees."""
+Drops = torch.Tensor | tuple[int, int] | None
+"""What dropout left out: a mask of a byte an element, the seed of `kernels.drop`, or nothing."""
 Weight = Callable[[], torch.Tensor]
 """Gives a frozen layer's (out, in) weight in the dtype of the arithmetic, for as long as the caller holds it."""
 
@@ -163,26 +166,42 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: torch.Tensor, a: Any, b: Any, by: Operands, rate: float) -> torch.Tensor:
         y = F.linear(flat, by.weight(), by.bias)
-        mask = low = None
+        drops = low = None
         if a is not None:
-            low, mask = _low(flat, a, rate)  # low is kept: with r = 8 a 512th of the input
+            low, drops = _low(flat, a, rate)  # low is kept: with r = 8 a 512th of the input
             y.addmm_(low, b.to(flat.dtype).t(), alpha=by.scale)
         # The frozen layer alone needs nothing of its input for the gradient of it.
+        mask, ctx.seed = (None, drops) if isinstance(drops, tuple) else (drops, None)
         ctx.save_for_backward(flat if a is not None else None, mask, low)
-        ctx.by, ctx.kept = by, 1 - rate
+        ctx.by, ctx.rate = by, rate
         return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
         flat, mask, low = ctx.saved_tensors
-        found = _gradients(upstream[0], flat, mask, low, ctx.by, ctx.kept, needs_input=ctx.needs_input_grad[0])
+        drops, needs_input = ctx.seed or mask, ctx.needs_input_grad[0]
+        found = _gradients(upstream[0], flat, drops, low, ctx.by, ctx.rate, needs_input=needs_input)
         return (*found, None, None)
 
 
-def _low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """D(x) Aᵀ, (n, r), and the mask: a byte an element, while the dropped input is x ∘ mask / (1 − rate) again."""
-    dropped, mask = torch.native_dropout(flat, rate, True) if rate else (flat, None)
-    return dropped @ a.to(flat.dtype).t(), mask
+def _low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> tuple[torch.Tensor, Drops]:
+    """D(x) Aᵀ, (n, r), and what says which elements were dropped."""
+    drops: Drops = None
+    if rate and kernels.usable(flat.device) and flat.numel() < kernels.LIMIT:
+        drops = kernels.next_seed(flat.device)
+        flat = kernels.drop(flat, rate, drops)
+    elif rate:
+        flat, drops = torch.native_dropout(flat, rate, True)
+    return flat @ a.to(flat.dtype).t(), drops
+
+
+def _dropped(x: torch.Tensor, drops: Drops, rate: float, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """D(x) with the same drops again, added to `plus` where it is given."""
+    if isinstance(drops, tuple):
+        return kernels.drop(x, rate, drops, plus)
+    if drops is not None:
+        x = torch.ops.aten.native_dropout_backward(x, drops, 1 / (1 - rate))
+    return x if plus is None else plus.add_(x)
 
 
 def add_noise(model: Any, alpha: float) -> None:
@@ -209,33 +228,32 @@ def add_noise(model: Any, alpha: float) -> None:
 
 
 def _gradients(
-    g: torch.Tensor, flat: Any, mask: Any, low: Any, by: Operands, kept: float, *, needs_input: bool
+    g: torch.Tensor, flat: Any, drops: Drops, low: Any, by: Operands, rate: float, *, needs_input: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """∂L/∂x, ∂L/∂A and ∂L/∂B, with g = ∂L/∂y (n, out), kept = 1 − dropout and D(x) = x ∘ mask / kept:
+    """∂L/∂x, ∂L/∂A and ∂L/∂B, with g = ∂L/∂y (n, out):
 
-    ∂L/∂A = (s g B)ᵀ D(x),  ∂L/∂B = s gᵀ (D(x) Aᵀ),  ∂L/∂x = g W + (s g B A) ∘ mask / kept.
+    ∂L/∂A = (s g B)ᵀ D(x),  ∂L/∂B = s gᵀ (D(x) Aᵀ),  ∂L/∂x = g W + D(s g B A).
     """
-    masked = partial(torch.ops.aten.native_dropout_backward, mask=mask, scale=1 / kept)
     da = db = dx = gb = None
     if by.a is not None and by.b is not None:
         gb = (g @ by.b.to(g.dtype)).mul_(by.scale)  # s g B, (n, r), for A's gradient and for x's
         # The dropped input is as wide as the input, and is gone before the input's gradient is made.
-        da = (gb.t() @ (flat if mask is None else masked(flat))).to(by.a.dtype)
+        da = (gb.t() @ _dropped(flat, drops, rate)).to(by.a.dtype)
         db = (g.t() @ low).to(by.b.dtype).mul_(by.scale)
     if needs_input:
         dx = g @ by.weight()
         if gb is not None and by.a is not None:
-            if mask is None:
+            if drops is None:
                 dx.addmm_(gb, by.a.to(dx.dtype))
             else:
-                dx.add_(masked(gb @ by.a.to(dx.dtype)))
+                _dropped(gb @ by.a.to(dx.dtype), drops, rate, dx)
     return dx, da, db
 
 
 def multiply_backward(g: torch.Tensor, x: torch.Tensor, by: Operands, *, drops: bool) -> tuple[torch.Tensor, ...]:
     """The gradients of `multiply` where it did not run: ∂L/∂x, and ∂L/∂A and ∂L/∂B where there is LoRA."""
-    flat, low, mask, rate = x.reshape(-1, x.shape[-1]), None, None, by.dropout if drops else 0.0
+    flat, low, dropped, rate = x.reshape(-1, x.shape[-1]), None, None, by.dropout if drops else 0.0
     if by.a is not None:
-        low, mask = _low(flat, by.a, rate)
-    dx, *others = _gradients(g.reshape(-1, g.shape[-1]), flat, mask, low, by, 1 - rate, needs_input=True)
+        low, dropped = _low(flat, by.a, rate)
+    dx, *others = _gradients(g.reshape(-1, g.shape[-1]), flat, dropped, low, by, rate, needs_input=True)
     return (dx.view_as(x), *(d for d in others if d is not None))  # type: ignore[union-attr]

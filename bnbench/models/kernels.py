@@ -1,0 +1,138 @@
+"""Kernels of our own in Triton: what torch does in several passes over a card's memory, in one.
+
+Where they are not `usable` their callers go torch's way; `benchmarks/gradients.py` compares both on the card at hand.
+In a kernel every name in capitals is a number that Triton compiles it for.
+"""
+
+# ruff: noqa: N803
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+triton: Any = None  # torch for the CPU comes without it
+tl: Any = None
+if find_spec("triton"):
+    triton, tl = import_module("triton"), import_module("triton.language")
+
+_log = logging.getLogger("bnbench")
+LIMIT = 2**31 - 2**20  # elements of a tensor, which are counted in 32 bits
+
+
+@lru_cache(maxsize=8)
+def usable(device: torch.device) -> bool:
+    """Whether they run on a device: a card of compute capability 8 or above, with Triton and a compiler for it."""
+    if not triton or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        drop(torch.ones(1, device=device), 0.5, (0, 0))
+    except Exception as error:  # of a compiler, which may be anything
+        _log.warning("Triton does not work here, torch's own kernels are slower: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def next_seed(device: torch.device) -> tuple[int, int]:
+    """For `drop`, from the device's generator: it moves on, so whoever sets it back has the same drops again."""
+    generator = torch.cuda.default_generators[device.index]
+    place = generator.get_offset()
+    generator.set_offset(place + 4)
+    return generator.initial_seed() % 2**31, place // 4 % 2**31
+
+
+def _compiled(function: Any) -> Any:
+    # Triton would compile anew for seeds that 16 divides.
+    return triton.jit(function, do_not_specialize=["first", "second", "below"]) if triton else function
+
+
+@_compiled
+def _unpack(
+    packed: Any, absmax: Any, code: Any, inner: Any, codes: Any, offset: Any, whole: Any, blocks: Any,
+    NESTED: tl.constexpr, INNER: tl.constexpr, HALF: tl.constexpr, MANY: tl.constexpr,
+) -> None:  # fmt: skip # pragma: no cover
+    block = tl.program_id(0) * MANY + tl.arange(0, MANY)
+    here = block < blocks
+    scale = tl.load(absmax + block, mask=here)
+    if NESTED:
+        scale = tl.load(codes + scale.to(tl.int32), mask=here) * tl.load(inner + block // INNER, mask=here)
+        scale += tl.load(offset)
+    byte = tl.load(packed + block[:, None] * HALF + tl.arange(0, HALF)[None, :], mask=here[:, None])
+    high = tl.load(code + (byte >> 4).to(tl.int32)) * scale[:, None]
+    low = tl.load(code + (byte & 15).to(tl.int32)) * scale[:, None]
+    place = block[:, None] * (2 * HALF) + tl.arange(0, 2 * HALF)[None, :]
+    tl.store(whole + place, tl.interleave(high, low), mask=here[:, None])
+
+
+def unpack_nf4(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix of bitsandbytes' NF4 numbers, two a byte, and their `QuantState`: to the bit what it makes of them."""
+    whole, blocks = torch.empty(state.shape, dtype=dtype, device=packed.device), state.absmax.numel()
+    inner, codes, size = (
+        (state.state2.absmax, state.state2.code, state.state2.blocksize) if state.nested else (None,) * 3
+    )
+    _unpack[(triton.cdiv(blocks, 64),)](
+        packed, state.absmax, state.code, inner, codes, state.offset, whole, blocks,
+        NESTED=state.nested, INNER=size or 1, HALF=state.blocksize // 2, MANY=64, enable_fp_fusion=False,
+    )  # fmt: skip
+    return whole
+
+
+@_compiled
+def _drop(
+    x: Any, plus: Any, y: Any, n: Any, first: Any, second: Any, below: Any, scale: Any, ADDS: tl.constexpr,
+    SIZE: tl.constexpr,
+) -> None:  # fmt: skip # pragma: no cover
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    here = at < n
+    # MurmurHash3's finaliser (Appleby 2011), twice, of the place and the two halves of the seed.
+    chance = at.to(tl.uint32) ^ first.to(tl.uint32)
+    for turn in tl.static_range(2):
+        chance ^= chance >> 16
+        chance *= 0x85EBCA6B
+        chance ^= chance >> 13
+        chance *= 0xC2B2AE35
+        chance ^= chance >> 16
+        if turn == 0:
+            chance ^= second.to(tl.uint32)
+    kept = tl.where((chance >> 1).to(tl.int32) >= below, tl.load(x + at, mask=here).to(tl.float32) * scale, 0.0)
+    if ADDS:
+        kept += tl.load(plus + at, mask=here).to(tl.float32)
+    tl.store(y + at, kept, mask=here)
+
+
+def drop(x: torch.Tensor, rate: float, seed: tuple[int, int], plus: torch.Tensor | None = None) -> torch.Tensor:
+    """Dropout of a contiguous x, added to `plus` in place where it is given; one seed drops the same of any x."""
+    y = torch.empty_like(x) if plus is None else plus
+    n = x.numel()
+    _drop[(triton.cdiv(n, 4096),)](
+        x, plus, y, n, *seed, round(rate * 2**31), 1 / (1 - rate), ADDS=plus is not None, SIZE=4096
+    )
+    return y
+
+
+@_compiled
+def _turn(
+    x: Any, cos: Any, sin: Any, y: Any, heads: Any, half: Any, sign: Any, HEADS: tl.constexpr, HALF: tl.constexpr
+) -> None:  # pragma: no cover
+    token, head, place = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = place < half
+    here, angle = (head < heads) & inside, token * 2 * half + place
+    first = (token * heads + head) * 2 * half + place
+    a, b = tl.load(x + first, mask=here).to(tl.float32), tl.load(x + first + half, mask=here).to(tl.float32)
+    cos_a, cos_b = tl.load(cos + angle, mask=inside), tl.load(cos + angle + half, mask=inside)
+    sin_a, sin_b = tl.load(sin + angle, mask=inside), tl.load(sin + angle + half, mask=inside)
+    tl.store(y + first, a * cos_a - b * sin_a * sign, mask=here)
+    tl.store(y + first + half, b * cos_b + a * sin_b * sign, mask=here)
+
+
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:
+    """(rows, T, heads, d) turned by (rows, T, d) angles, forth (1) or back (-1), as rotary embeddings are."""
+    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+    y, (rows, size, heads, width) = torch.empty_like(x), x.shape
+    half, power = width // 2, triton.next_power_of_2
+    _turn[(rows * size,)](x, cos, sin, y, heads, half, sign, HEADS=power(heads), HALF=power(half))
+    return y
