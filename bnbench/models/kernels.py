@@ -51,10 +51,10 @@ def _compiled(function: Any) -> Any:
 
 
 @_compiled
-def _unpack(
-    packed: Any, absmax: Any, code: Any, inner: Any, codes: Any, offset: Any, whole: Any, blocks: Any,
+def _unpack(  # type: ignore[no-untyped-def]
+    packed, absmax, code, inner, codes, offset, whole, blocks,
     NESTED: tl.constexpr, INNER: tl.constexpr, HALF: tl.constexpr, MANY: tl.constexpr,
-) -> None:  # fmt: skip # pragma: no cover
+):  # fmt: skip # pragma: no cover
     block = tl.program_id(0) * MANY + tl.arange(0, MANY)
     here = block < blocks
     scale = tl.load(absmax + block, mask=here)
@@ -82,10 +82,9 @@ def unpack_nf4(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Te
 
 
 @_compiled
-def _drop(
-    x: Any, plus: Any, y: Any, n: Any, first: Any, second: Any, below: Any, scale: Any, ADDS: tl.constexpr,
-    SIZE: tl.constexpr,
-) -> None:  # fmt: skip # pragma: no cover
+def _drop(  # type: ignore[no-untyped-def]
+    x, plus, y, n, first, second, below, scale, ADDS: tl.constexpr, SIZE: tl.constexpr
+):  # pragma: no cover
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     here = at < n
     # MurmurHash3's finaliser (Appleby 2011), twice, of the place and the two halves of the seed.
@@ -115,9 +114,9 @@ def drop(x: torch.Tensor, rate: float, seed: tuple[int, int], plus: torch.Tensor
 
 
 @_compiled
-def _turn(
-    x: Any, cos: Any, sin: Any, y: Any, heads: Any, half: Any, sign: Any, HEADS: tl.constexpr, HALF: tl.constexpr
-) -> None:  # pragma: no cover
+def _turn(  # type: ignore[no-untyped-def]
+    x, cos, sin, y, heads, half, sign, HEADS: tl.constexpr, HALF: tl.constexpr
+):  # pragma: no cover
     token, head, place = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = place < half
     here, angle = (head < heads) & inside, token * 2 * half + place

@@ -211,12 +211,14 @@ class Recomputation:
         def run(kept: int) -> tuple[int, int]:
             # Bytes alive after a forward pass with so many layers kept, and at most while it ran.
             self.keep(kept)
+            cuda.empty_cache()  # each pass of its own sort leaves other gaps
             cuda.reset_peak_memory_stats()
             loss = forward()  # noqa: F841 - its graph is what is measured
             return cuda.memory_allocated(), cuda.max_memory_allocated()
 
         one, _ = run(1)
         none, at_most = run(0)
+        cuda.empty_cache()
         cuda.reset_peak_memory_stats()
         step()
         peak = cuda.max_memory_allocated()
