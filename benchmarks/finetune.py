@@ -7,10 +7,8 @@ needs a card that holds them all, and train one after another), and the table gi
 run. The data are those of `qlora_baseline.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
 effective batch 4. Memory is what PyTorch reserved at most.
 
-On one H100 80GB (2026-11-24, one call, --together, three runs each): original 2.67 s a step (2.43-2.81) and 14.6 GiB,
-Unsloth 1.07 s (1.07-1.16) and 6.1 GiB, t4 0.52 s (0.50-0.64) and 6.6 GiB: 5.1 and 2.05 times as fast. With rows of
-4,096 tokens (estimate in brackets): original 17.9 GiB, t4 6.64 (6.40), t4 without liger 6.96 (6.85), t4-r16-all-linear
-7.19 (7.17), lora-16bit 16.8 (17.2); t4 in float16 within 13 GiB, 50 steps under a cap of 14.5 GiB: 12.6 (13.0).
+On one H200 (2026-11-29): t4 0.26-0.32 s a step and 6.3 GiB, at rows of 4,096 tokens 1.42 s and 6.31 GiB; Unsloth at
+its best 0.497 s (four samples padded), and 1.50 s and 6.42 GiB. Estimates beside measurements: `finetune/memory.py`.
 """
 
 from __future__ import annotations

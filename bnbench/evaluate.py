@@ -479,9 +479,8 @@ def _generate(
     work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor
 ) -> tuple[records.RunRecord, dict[str, Future[Tables]]]:
     """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch,
-    and the tables that are counted aside of candidates who answered all of their messages here.
-
-    Where only recorded replies are left nothing is loaded, timed or shown: copying them takes no time.
+    and the tables, counted aside, of candidates who answered all of their messages here. Where only recorded replies
+    are left nothing is loaded, timed or shown: copying them takes no time.
     """
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
     ahead, own = dict[str, Future[Tables]](), defaultdict[str, list[records.Generation]](list)
@@ -516,15 +515,12 @@ def _generate(
                 if len(own[name]) == len(work.examples) * entrant.draws:
                     # Most metrics ask for no likelihood: they need not wait for it, or for the other candidates.
                     ahead[name] = aside.submit(_count, work, own.pop(name))
-                if first := [at for at, (_, sample) in enumerate(examples) if not sample]:
-                    # The likelihood of an item's reference, once.
+                if first := [at for at, (_, sample) in enumerate(examples) if not sample]:  # an item's reference once
                     references = [examples[at][0].reference for at in first]
                     scored = entrant.backend.score(entrant.candidate, [prompts[at] for at in first], references)
                     for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
-                        tokens, size, characters = map(int, counts)
-                        generations[at] = replace(
-                            generations[at], nll=nll, nll_tokens=tokens, bytes=size, characters=characters
-                        )
+                        sizes: Any = zip(("nll_tokens", "bytes", "characters"), map(int, counts), strict=True)
+                        generations[at] = replace(generations[at], nll=nll, **dict(sizes))
                 records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)

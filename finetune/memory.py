@@ -2,9 +2,10 @@
 
     peak = weights + adapter + gradients + optimizer + activations kept + max(one layer, loss chunk) + allocator
 
-The terms hold for decoders of Llama's plan. Measured on one H100 with Llama-3.1-8B's shape, GiB reserved, estimate in
-brackets: t4 at rows of 4,096 tokens 6.64 (6.40), without Liger's kernels 6.96 (6.85); t4-r16-all-linear 7.19 (7.17);
-lora-16bit 16.8 (17.2); t4 in float16 with memory_gib = 13: 12.6 (13.0). No T4 was at hand: its time is arithmetic.
+The terms hold for decoders of Llama's plan. Measured on one H200 with Llama-3.1-8B's shape, GiB reserved, estimate in
+brackets: t4 at rows of 4,096 tokens 6.31 (6.40), mixed 6.33 (6.40); t4-r16-all-linear 6.64 (7.02); t4 with memory_gib =
+13, in bfloat16 and in float16, 13.2 (13.0); dpo on pairs of 2,048 tokens 7.96 (8.59), on 16 bits at 1,024 16.6 (17.4);
+on one H100, before, lora-16bit 16.8 (17.2). No T4 was at hand: its time is arithmetic.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ CARDS: Mapping[str, float] = {
 """GiB that a card of so many GB gives to programs."""
 EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
 """The same in float32 and, below compute capability 8, in bfloat16, which these GPUs only emulate."""
-REACHED = 0.35
-"""Share of that rate which a step reaches (H100, rows of 4,096 tokens: 2.1 s for four of them)."""
+REACHED, REACHED_PLAIN = 0.5, 0.35
+"""Share of that rate which a step reaches (H200, rows of 4,096 tokens: 1.42 s for four of them), and which it does
+without kernels of our own: under TRL's trainer, and below compute capability 8."""
 CHUNK_BYTES = 2**28
 """Of one chunk's float32 logits: 523 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
-HOST = 0.014
-"""Seconds that a layer's kernels take to launch, forward and backward (the H100 machine's CPU: 0.5 s a step)."""
+HOST = 0.0095
+"""Seconds that a layer's kernels take to launch, forward and backward (the H200 machine's CPU: 0.3 s a step)."""
 SAMPLES, MEAN_TOKENS = 4000, 660
 """The original project's training set, which `outlook` is for."""
 
@@ -164,7 +166,7 @@ def estimate(
     largest = largest_rows(rows, most, budget)
     tokens = count_tokens(largest) if recipe.packing else len(largest) * len(largest[0].ids)
     fused = find_spec("liger_kernel") is not None if fused is None else fused
-    saved = _saved(shape, recipe, size, fused and not recipe.pairs)  # TRL's trainer takes the layers as they are
+    saved = _saved(shape, recipe, size, fused and not recipe.pairs, gpu)  # TRL's trainer takes the layers as they are
 
     # NF4 is half a byte, and a scale for 64 weights: one byte and a float32 for 256 such scales where they are
     # quantised too, else a float32 (Dettmers et al. 2023, QLoRA, section 3). Embeddings and norms stay as they are.
@@ -213,7 +215,7 @@ def _adapted(recipe: Recipe, *names: str) -> int:
     return len(names) if recipe.targets == (ALL_LINEAR,) else len(set(names) & set(recipe.targets))
 
 
-def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
+def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool, gpu: str) -> float:
     """Bytes a token of what one layer keeps for its backward pass when it is not recomputed, its input left out.
 
     Counted as in Korthikanti et al. (2022, section 4.1), for a frozen layer: a linear map without an adapter needs its
@@ -228,8 +230,10 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool) -> float:
     masks = shape.hidden * (attention + gates) + shape.queries * output + shape.inner * down
     if recipe.pairs or recipe.dora:  # PEFT's own forward: every adapted module has a copy of its input
         elements += masks
-    eager = 0 if fused else 20 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
-    return size * elements + eager + (masks if recipe.dropout else 0)  # a dropout's mask is a byte an element
+    eager = 0 if fused else 8 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
+    # A dropout's mask is a byte an element, where none of our kernels makes it again.
+    has_masks = recipe.dropout and (recipe.dora or gpu_of(gpu) in EMULATED_RATE)
+    return size * elements + eager + (masks if has_masks else 0)
 
 
 def _seconds(
@@ -239,7 +243,8 @@ def _seconds(
     known = gpu_of(gpu)
     if known is None or not get_tuner(recipe.tuner).timed:
         return None
-    rate = PEAK_RATE[known]
+    rate, is_plain = PEAK_RATE[known], recipe.pairs or known in EMULATED_RATE
+    reached = REACHED_PLAIN if is_plain else REACHED
     if recipe.precision in ("bfloat16", "float32"):
         rate = EMULATED_RATE.get(known, rate)
     # A pass is two operations a weight and token (Kaplan et al. 2020, section 2.1): one forward, one backward to the
@@ -250,14 +255,14 @@ def _seconds(
     tokens = count_tokens(rows) / count_samples(rows, recipe) * recipe.samples_per_step * steps
     share = sum(row.supervised for row in rows) / count_tokens(rows)
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
-    arithmetic = tokens * (2.0 * passes * shape.block + head) / (REACHED * rate)
+    arithmetic = tokens * (2.0 * passes * shape.block + head) / (reached * rate)
     per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
     training = max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
     if not validation:
         return training
     # Before the first step, then and when, and after the last: one forward pass each.
     times = 1 + math.ceil(steps / recipe.validate_every)
-    return training + times * count_tokens(validation) * 2.0 * shape.block / (REACHED * rate)
+    return training + times * count_tokens(validation) * 2.0 * shape.block / (reached * rate)
 
 
 def chunk_positions(vocabulary: int) -> int:

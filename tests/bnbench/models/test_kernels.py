@@ -1,0 +1,52 @@
+"""The kernels in Triton's interpreter, where Triton is installed; on a card `benchmarks/gradients.py` tries them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bnbench.models import kernels
+
+SCRIPT = """
+import bitsandbytes, torch
+from bnbench.finetune.engine.decoder import turn
+from bnbench.models import kernels
+
+torch.manual_seed(0)
+for nested in (True, False):
+    for shape in ((96, 130), (64, 3)):
+        packed, state = bitsandbytes.functional.quantize_4bit(
+            torch.randn(shape), compress_statistics=nested, quant_type="nf4"
+        )
+        whole = bitsandbytes.functional.dequantize_4bit(packed, state)
+        assert torch.equal(kernels.unpack_nf4(packed, state, torch.float32), whole)
+x = torch.randn(300, 257)
+for rate in (0.05, 0.5):
+    y = kernels.drop(x, rate, (12345, 7))
+    kept = y != 0
+    assert abs(kept.float().mean() - 1 + rate) < 0.005
+    assert torch.equal(y[kept], (x * (1 / (1 - rate)))[kept])
+    assert torch.equal(kernels.drop(torch.ones_like(x), rate, (12345, 7)) != 0, kept)
+    other = kernels.drop(x, rate, (12345, 8)) != 0
+    assert abs((other == kept).float().mean() - rate**2 - (1 - rate) ** 2) < 0.01
+    plus = torch.randn_like(x)
+    torch.testing.assert_close(kernels.drop(x, rate, (12345, 7), plus.clone()), plus + y)
+for width, heads in ((128, 4), (96, 3)):
+    x, cos, sin = torch.randn(2, 5, heads, width), torch.randn(2, 5, width), torch.randn(2, 5, width)
+    for sign in (1, -1):
+        torch.testing.assert_close(kernels.turn(x, cos, sin, sign=sign), turn(x, cos, sin, sign=sign))
+"""
+
+
+def test_kernels_give_what_torch_gives() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True)
+
+
+def test_the_processor_goes_torchs_way() -> None:
+    assert not kernels.usable(torch.device("cpu"))
