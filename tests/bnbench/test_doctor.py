@@ -67,7 +67,7 @@ def test_what_an_evaluation_needs(tiny_base: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_time_on_a_cpu_is_that_of_a_run(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of a small base takes one thread; a second one that waits for its turn makes a product 1000 times slower."""
+    """A run of a small base takes one thread; a second one that waits for its turn slows it a thousand times."""
     threads, used = torch.get_num_threads(), list[int]()
     monkeypatch.setattr(doctor, "_product", lambda *_: used.append(torch.get_num_threads()) or 0.0)
     try:
