@@ -130,7 +130,9 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
         alone = "It was evaluated alone, so this says nothing about whether it is better than another model."
         return Verdict(claim, evidence, (alone,), "alone", caveat(ranking, standing))
     c = standing.versus_base[0]
-    this, other = name(c.candidate), f"{'its base ' if standing.is_own_base else ''}{name(c.other)}"
+    this, other = name(c.candidate), name(c.other)
+    if standing.is_own_base:  # which is often called just that, by its folder
+        other = "its base" if c.other == "base" else f"its base {other}"
     by = f"{value.number(c.difference, sign=True)} {value.label}"
     p = p_value(c.p if c.p_holm is None else c.p_holm)
     p = (f"p < {p[1:]}" if p.startswith("<") else f"p = {p}") + (" by Holm" if len(ranking.pairs) > 1 else "")
