@@ -170,7 +170,8 @@ class Plan(Job):
             f"{self.unpacked and f', since {self.unpacked}'}\n"
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
-            f"weights {self.precision.quantisation}, {self.precision.reason}\n"
+            f"weights {'in NF4' if self.precision.quantisation == 'nf4' else 'not quantised'}, arithmetic in "
+            f"{self.precision.reason}\n"
             f"{self._beside()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():

@@ -150,7 +150,7 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     is_known = c.smallest_detectable > 0 and ranking.dialogues > 1  # where items do not vary, nothing can be said
     details = details if is_known else []
     if standing.kind == "adapter" and standing.candidate not in [group.name for group in ranking.groups]:
-        details.append("It speaks of this training run: what another seed would give, only several can tell (--group).")
+        details.append("This is one training run: what another seed would give, only several of them can tell.")
     but = caveat(ranking, standing) if c.better else ""
     return Verdict(claim, evidence, tuple(details), outcome(c), but)
 
