@@ -58,6 +58,7 @@ DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/na
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = "FIELD=COLUMN where the names of {} differ; may be repeated. Fields: {}."
 CORPUS = "topic, title, question, reference, dialogue"
+TRAINED = f"{CORPUS}; of pairs topic, title, question, chosen, rejected"
 Columns = Annotated[list[str] | None, Option(help=COLUMNS.format("the data", CORPUS))]
 SPLIT = (
     "Which rows: test, validation, train or all; to train on, train or all. By default evaluate takes all, but test "
@@ -306,10 +307,7 @@ def finetune_command(
     recipe: Annotated[str | None, Option(help="A shipped recipe or a TOML file; without --base demo, else t4.")] = None,
     base: Base = None,
     data: Data = None,
-    columns: Annotated[
-        list[str] | None,
-        Option(help=COLUMNS.format("the data", f"{CORPUS}; of pairs topic, title, question, chosen, rejected")),
-    ] = None,
+    columns: Annotated[list[str] | None, Option(help=COLUMNS.format("the data", TRAINED))] = None,
     split: Split = "train",
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,

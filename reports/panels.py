@@ -863,7 +863,8 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
         "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
         f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
-        "Precision": f"weights {'in NF4' if is_packed else 'not quantised'}, arithmetic in {training.precision.get('reason')}",
+        "Precision": f"weights {'in NF4' if is_packed else 'not quantised'}, arithmetic in "
+        f"{training.precision.get('reason')}",
         "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
         f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
         "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "
