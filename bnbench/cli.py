@@ -694,10 +694,10 @@ def corpus_command(
     as_json: Json = False,
 ) -> None:
     """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
-    from bnbench.data.corpus import Corpus, SplitSizes, demo_corpus, load_corpus, write_dropped
+    from bnbench.data.corpus import Corpus, SplitSizes, load_corpus, write_dropped
 
     sizes = SplitSizes.parse(split_sizes)
-    corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed) if data else demo_corpus()
+    corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed)
     if dropped is not None:
         write_dropped(corpus, dropped)
     _print(corpus, as_json, Corpus.table)

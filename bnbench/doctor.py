@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench import __version__
-from bnbench.data.corpus import demo_corpus
+from bnbench.data.corpus import load_corpus
 from bnbench.errors import require
 from bnbench.models.candidates import parse_spec
 from bnbench.models.decoding import Decoding
@@ -175,7 +175,7 @@ def estimate_need(base: str, items: int, card: Device, quantise: bool | None, tr
 
     # A batch: as many rows as leave half of what the weights leave.
     prompter = Prompter.load(files, trust_remote_code=trust)
-    rows = [prompter.prompt(example) for example in demo_corpus().splits["test"]]
+    rows = [prompter.prompt(example) for example in load_corpus(None).splits["test"]]
     longest, new = max(len(row.ids) for row in rows), prompter.limited(Decoding()).max_new_tokens or 0
     a_row = 2 * size * shape.layers * shape.keys * (longest + new)
     there = card.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -24,7 +24,7 @@ import numpy as np
 
 from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
-from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
+from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
@@ -370,10 +370,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         limits["count_tokens"] = lambda rows: [
             max(n) for n in zip(*(p.count_tokens(rows) for p in telling), strict=True)
         ]
-    if request.data is None:
-        corpus = demo_corpus(**limits)
-    else:
-        corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+    corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+    if request.data is not None:
         corpus, request = _test_rows(corpus, request)
         log.info("%s: %s", request.data, corpus.describe())
     examples = corpus.select(request.split or "test", request.limit)

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, load_corpus
+from bnbench.data.corpus import Conversation, Example, SplitSizes, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
@@ -112,7 +112,7 @@ def finetune_request(
         corpus, chosen["pairs"] = found.corpus, found.select(split, limit)
         chosen["held_out"] = found.held_out(split)[:limit]
     else:
-        corpus = load_corpus(data, columns=columns, sizes=sizes, **limits) if data else demo_corpus(**limits)
+        corpus = load_corpus(data, columns=columns, sizes=sizes, **limits)
         chosen["examples"] = corpus.select(split, limit)
         chosen["validation"] = corpus.splits.get("validation", ())[:limit] if split == "train" else ()
     if not corpus.is_split:

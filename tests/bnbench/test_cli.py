@@ -92,13 +92,18 @@ def test_version():
         (["score", "none.csv", "--columns", "reply"], "FIELD=COLUMN"),
         (["score", "none.csv", "--profile", "orignal"], "original"),
         (["score", "none.csv", "--workers", "0"], "workers"),
-        (["inspect-prompt", "--row", "9999"], "row 9999"),
+        (["inspect-prompt", "--row", "40"], "there is no row 40 in the split test: its 40 are counted from 0"),
+        (["inspect-prompt", "--row", "240", "--split", "all"], "no row 240 in the whole file: its 240 are counted"),
+        (["inspect-prompt", "--row", "2", "--data", "two.csv"], "no row 2 in the whole file: its 2 are counted"),
+        *(([name, "--columns", "question=x"], "give --data too") for name in ("evaluate", "corpus", "inspect-prompt")),
     ],
 )
 def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "folder").mkdir()
+    rows = "question,answer\nঘুম আসে না।,রাতে হাঁটুন।\nমন খারাপ।,কথা বলুন।\n"
+    (tmp_path / "two.csv").write_text(rows, encoding="utf-8")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*arguments)
     assert result.exit_code == 2, result.output
