@@ -452,11 +452,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
-        try:
-            command = f" ({records.read_record(out).command})"
-        except RunError:
-            command = ""
-        raise RunError(f"{out} holds another run{command}; name another --out, or start anew with --overwrite")
+        other = ["its replies are not those of this plan"]
+        with suppress(RunError):  # a record that cannot be read
+            other = records.differences(records.read_record(out), _begin(work, going_on=False)) or other
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        what = f"{out} holds another run: {'; '.join(other[:3])}{more}"
+        raise RunError(f"{what}. Name another --out, or start anew with --overwrite")
     whole = start = 0
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)
