@@ -164,6 +164,8 @@ class Plan(Job):
             unit = "full rows"
         kind = ("rs" * self.recipe.rslora) + ("DoRA" if self.recipe.dora else "LoRA")
         rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
+        # Of a CPU no rate is known, and what shares its memory with a training neither.
+        here = "no card here: the CPU trains, and only its first steps can tell how long; with a card instead:\n"
         text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
             f"{kind} of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
@@ -172,7 +174,7 @@ class Plan(Job):
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {'in NF4' if self.precision.quantisation == 'nf4' else 'not quantised'}, arithmetic in "
             f"{self.precision.reason}\n"
-            f"{self._beside()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
+            f"{self._beside()}{here if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
