@@ -78,12 +78,12 @@ def evaluate(args: argparse.Namespace, program: str) -> Found:
 
 def prompts(args: argparse.Namespace) -> list[Any]:
     """The prompts of the same rows, longest first."""
-    from bnbench.data.corpus import demo_corpus
+    from bnbench.data.corpus import load_corpus
     from bnbench.models.hub import find_model
     from bnbench.models.prompts import Prompter
 
     prompter = Prompter.load(find_model("base", str(args.model)))
-    corpus = demo_corpus(max_tokens=4096, count_tokens=prompter.count_tokens)
+    corpus = load_corpus(None, max_tokens=4096, count_tokens=prompter.count_tokens)
     return sorted(map(prompter.prompt, corpus.select("all", args.items)), key=lambda prompt: -len(prompt.ids))
 
 

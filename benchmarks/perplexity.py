@@ -42,12 +42,12 @@ COLUMNS = {
 
 def texts(args: argparse.Namespace) -> list[str]:
     """Texts of nearly as many tokens as a window has, each from another place of the conversations."""
-    from bnbench.data.corpus import demo_corpus
+    from bnbench.data.corpus import load_corpus
     from bnbench.models.hub import find_model
     from bnbench.models.prompts import Prompter
 
     prompter = Prompter.load(find_model("base", str(args.model)))
-    words = " ".join(f"{e.question} {e.reference}" for e in demo_corpus().select("all")).split()
+    words = " ".join(f"{e.question} {e.reference}" for e in load_corpus(None).select("all")).split()
     made = []
     for row in range(args.rows):
         start, n = row * 997 % len(words), args.context

@@ -56,12 +56,10 @@ ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in 
 Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
-COLUMNS = (
-    "FIELD=COLUMN where the file's names differ; may be repeated. Fields: topic, title, question, reference, "
-    "dialogue; of pairs also chosen, rejected; of replies message, reply, reference, title, topic, id; of plain texts "
-    "text."
-)
-Columns = Annotated[list[str] | None, Option(help=COLUMNS)]
+COLUMNS = "FIELD=COLUMN where the names of {} differ; may be repeated. Fields: {}."
+CORPUS = "topic, title, question, reference, dialogue"
+TRAINED = f"{CORPUS}; of pairs topic, title, question, chosen, rejected"
+Columns = Annotated[list[str] | None, Option(help=COLUMNS.format("the data", CORPUS))]
 SPLIT = (
     "Which rows: test, validation, train or all; to train on, train or all. By default evaluate takes all, but test "
     "where the file names its splits or a candidate was trained on it."
@@ -271,7 +269,7 @@ def perplexity_command(
     texts: Annotated[list[str], Argument(help="Files that are one text each; tables and hub ids with a column text.")],
     base: Base = None,
     adapter: Adapters = None,
-    columns: Columns = None,
+    columns: Annotated[list[str] | None, Option(help=COLUMNS.format("a table", "text"))] = None,
     lines: Annotated[bool, Option("--lines", help="Each line of a file without columns is a text.")] = False,
     context: Annotated[
         int | None, Option(min=2, max=MANY, help="Tokens of a window; by default the model's, up to 4096.")
@@ -309,7 +307,7 @@ def finetune_command(
     recipe: Annotated[str | None, Option(help="A shipped recipe or a TOML file; without --base demo, else t4.")] = None,
     base: Base = None,
     data: Data = None,
-    columns: Columns = None,
+    columns: Annotated[list[str] | None, Option(help=COLUMNS.format("the data", TRAINED))] = None,
     split: Split = "train",
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,
@@ -360,7 +358,9 @@ def preferences_command(
     out: Annotated[Path, Option(help="CSV to write, for finetune --recipe dpo --data.")] = Path("pairs.csv"),
     margin: Annotated[float, Option(help="How much lower the rejected reply is rated, at least.")] = 0.5,
     rating: Annotated[list[str] | None, Option(help="A column of ratings; repeated: their mean counts.")] = None,
-    columns: Columns = None,
+    columns: Annotated[
+        list[str] | None, Option(help=COLUMNS.format("the ratings", "topic, title, message, reply"))
+    ] = None,
     half: Half = None,
     as_json: Json = False,
 ) -> None:
@@ -610,7 +610,9 @@ def score_command(
     messages: Annotated[Path | None, Option(help="File of what the replies answer.")] = None,
     metric: Metrics = None,
     combine: Combine = None,
-    columns: Columns = None,
+    columns: Annotated[
+        list[str] | None, Option(help=COLUMNS.format("the files", "reply, reference, message, title, id"))
+    ] = None,
     profile: Annotated[
         str, Option(help="bnbench, or original: the original's figures and the right ones.")
     ] = "bnbench",
@@ -692,10 +694,10 @@ def corpus_command(
     as_json: Json = False,
 ) -> None:
     """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
-    from bnbench.data.corpus import Corpus, SplitSizes, demo_corpus, load_corpus, write_dropped
+    from bnbench.data.corpus import Corpus, SplitSizes, load_corpus, write_dropped
 
     sizes = SplitSizes.parse(split_sizes)
-    corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed) if data else demo_corpus()
+    corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed)
     if dropped is not None:
         write_dropped(corpus, dropped)
     _print(corpus, as_json, Corpus.table)

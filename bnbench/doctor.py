@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from bnbench import __version__
-from bnbench.data.corpus import demo_corpus
+from bnbench.data.corpus import load_corpus
 from bnbench.errors import require
 from bnbench.models.candidates import parse_spec
 from bnbench.models.decoding import Decoding
-from bnbench.models.hf import MOST_ROWS
+from bnbench.models.hf import MOST_ROWS, ONE_THREAD_BELOW
 from bnbench.models.hub import find_model, is_offline
 from bnbench.models.loading import load_config, outline
 from bnbench.models.precision import Device, choose_precision
@@ -71,7 +71,7 @@ class Need:
             f"  disk        {self.weights_gib:.2f} GiB of weights, which {where}; {self.run_folder_gib:.3f} GiB in the "
             f"run folder; {self.free_gib:.1f} GiB are free\n"
             f"  time        about {duration(self.seconds)} at most, if every reply takes its {self.new_tokens} tokens; "
-            "a rough figure"
+            "a rough figure, with the machine as busy as it is now"
         )
 
 
@@ -175,7 +175,7 @@ def estimate_need(base: str, items: int, card: Device, quantise: bool | None, tr
 
     # A batch: as many rows as leave half of what the weights leave.
     prompter = Prompter.load(files, trust_remote_code=trust)
-    rows = [prompter.prompt(example) for example in demo_corpus().splits["test"]]
+    rows = [prompter.prompt(example) for example in load_corpus(None).splits["test"]]
     longest, new = max(len(row.ids) for row in rows), prompter.limited(Decoding()).max_new_tokens or 0
     a_row = 2 * size * shape.layers * shape.keys * (longest + new)
     there = card.memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -183,6 +183,8 @@ def estimate_need(base: str, items: int, card: Device, quantise: bool | None, tr
     batch = max(1, min(fits, items))
     memory = held + batch * (a_row + 8.0 * shape.vocabulary)  # and two copies of the logits, in float32
 
+    if card.type == "cpu" and count < ONE_THREAD_BELOW:  # as `TransformersBackend.load` does, for its reason
+        require("torch", extra="models").set_num_threads(1)
     products = (shape.block + shape.vocabulary * shape.hidden) / (shape.hidden * shape.inner)
     step = products * _product(card.type, chosen.dtype_name, batch, shape.hidden, shape.inner)
     step += shape.layers * LAUNCH.get(card.type, LAUNCH["cuda"])
@@ -196,13 +198,16 @@ def estimate_need(base: str, items: int, card: Device, quantise: bool | None, tr
 
 
 def _product(device: str, dtype: str, rows: int, width: int, out: int) -> float:
-    """Seconds of one product of `rows` with a matrix of the model's, the median of nine after a first one."""
+    """Seconds of one product of `rows` with a matrix of the model's: the mean of what half a second takes.
+
+    The mean, since what other programs take of a busy machine they take of a run, too.
+    """
     torch = require("torch", extra="models")
     number = getattr(torch, dtype)
     left, right = (torch.ones(n, width, dtype=number, device=device) for n in (rows, out))
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
+    done, start = -1, time.perf_counter()
+    while done < 1 or time.perf_counter() - start < 0.5:
         (left @ right.T).sum().item()  # waits for a card to be done
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[4]
+        done += 1
+        start = start if done else time.perf_counter()  # the first one, which prepares, counts for nothing
+    return (time.perf_counter() - start) / done

@@ -25,7 +25,7 @@ import numpy as np
 
 from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
-from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, demo_corpus, load_corpus
+from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
 from bnbench.metrics.combined import NAME as COMBINED
@@ -373,10 +373,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         limits["count_tokens"] = lambda rows: [
             max(n) for n in zip(*(p.count_tokens(rows) for p in telling), strict=True)
         ]
-    if request.data is None:
-        corpus = demo_corpus(**limits)
-    else:
-        corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+    corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+    if request.data is not None:
         corpus, request = _test_rows(corpus, request)
         log.info("%s: %s", request.data, corpus.describe())
     examples = corpus.select(request.split or "test", request.limit)
@@ -457,11 +455,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
-        try:
-            command = f" ({records.read_record(out).command})"
-        except RunError:
-            command = ""
-        raise RunError(f"{out} holds another run{command}; name another --out, or start anew with --overwrite")
+        other = ["its replies are not those of this plan"]
+        with suppress(RunError):  # a record that cannot be read
+            other = records.differences(records.read_record(out), _begin(work, going_on=False)) or other
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        what = f"{out} holds another run: {'; '.join(other[:3])}{more}"
+        raise RunError(f"{what}. Name another --out, or start anew with --overwrite")
     whole = start = 0
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)

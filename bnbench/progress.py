@@ -64,8 +64,8 @@ def logs_json() -> bool:
 class Stage:
     """One stage under way: a rich bar on a terminal, else a line every 15 seconds and at the end; or nothing."""
 
-    def __init__(self, name: str, total: int, *, quiet: bool = False) -> None:
-        self.name, self.total = name, total
+    def __init__(self, name: str, total: int, *, unit: str = "items", quiet: bool = False) -> None:
+        self.name, self.total, self.unit = name, total, unit
         self.quiet = quiet = quiet or getLogger("bnbench").level >= WARNING  # as -q sets it
         self.done = self.tokens = 0
         self.start = self.shown = time.monotonic()
@@ -88,7 +88,7 @@ class Stage:
         left = (self.total - self.done) * seconds / self.done if self.done else 0.0
         tokens_per_second = f" · {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
         remains = f"{left:.0f} s left" if left < 600 else f"{left / 60:.0f} min left"
-        rate = f"{note}{note and ' · '}{self.done / seconds:.1f} items/s{tokens_per_second} · {remains}"
+        rate = f"{note}{note and ' · '}{self.done / seconds:.1f} {self.unit}/s{tokens_per_second} · {remains}"
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
         elif now - self.shown >= PLAIN_EVERY_SECONDS:
@@ -114,9 +114,9 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, total: int, *, quiet: bool = False) -> Iterator[Stage]:
-    """Shows one stage of `total` items while the block runs, which calls `advance` after each batch."""
-    with closing(Stage(name, total, quiet=quiet)) as one:
+def stage(name: str, total: int, *, unit: str = "items", quiet: bool = False) -> Iterator[Stage]:
+    """Shows one stage of `total` items (or units) while the block runs, which calls `advance` after each batch."""
+    with closing(Stage(name, total, unit=unit, quiet=quiet)) as one:
         yield one
 
 

@@ -473,6 +473,24 @@ def read_record(folder: Path) -> RunRecord:
     return found
 
 
+def differences(before: RunRecord, now: RunRecord) -> list[str]:
+    """What the replies of both depend on and is another in the second: `temperature was 0.7 and is 0.5 now`."""
+    both = {c.name for c in before.candidates} & {c.name for c in now.candidates}
+
+    def settings(run: RunRecord) -> dict[str, Any]:
+        corpus, candidates = run.corpus, run.candidates
+        data = {"data": corpus.name, "split": corpus.split, "limit": corpus.limit, "fingerprint": corpus.fingerprint}
+        found = {"candidates": ", ".join(c.name for c in candidates), **data, **run.decoding}
+        found |= {"system": run.prompt.get("system"), "samples": run.samples, "batch_size": run.batch_size}
+        keys = [(c, key, value) for c in candidates if c.name in both for key, value in c.key_fields.items()]
+        return found | {f"{key} of {c.name}": value for c, key, value in keys}
+
+    then = settings(before)
+    pairs = {key: (then.get(key), value) for key, value in settings(now).items() if then.get(key) != value}
+    said = {key: [f"{value:.32}" if value else "none" for value in map(str, pair)] for key, pair in pairs.items()}
+    return [f"{key} was {old} and is {new} now" for key, (old, new) in said.items()]
+
+
 def read_training(folder: Path) -> TrainingRecord | None:
     """training.json of an adapter's folder; None where there is none, or one of another tool or schema.
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Conversation, Example, SplitSizes, demo_corpus, load_corpus
+from bnbench.data.corpus import Conversation, Example, SplitSizes, load_corpus
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.errors import MissingExtraError, RecipeError, require
 from bnbench.finetune.engine import processes
@@ -112,7 +112,7 @@ def finetune_request(
         corpus, chosen["pairs"] = found.corpus, found.select(split, limit)
         chosen["held_out"] = found.held_out(split)[:limit]
     else:
-        corpus = load_corpus(data, columns=columns, sizes=sizes, **limits) if data else demo_corpus(**limits)
+        corpus = load_corpus(data, columns=columns, sizes=sizes, **limits)
         chosen["examples"] = corpus.select(split, limit)
         chosen["validation"] = corpus.splits.get("validation", ())[:limit] if split == "train" else ()
     if not corpus.is_split:
@@ -164,14 +164,17 @@ class Plan(Job):
             unit = "full rows"
         kind = ("rs" * self.recipe.rslora) + ("DoRA" if self.recipe.dora else "LoRA")
         rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
+        # Of a CPU no rate is known, and what shares its memory with a training neither.
+        here = "no card here: the CPU trains, and only its first steps can tell how long; with a card instead:\n"
         text = (
             f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
             f"{kind} of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
             f"{self.unpacked and f', since {self.unpacked}'}\n"
             f"{samples}, the longest {longest} tokens; {self.steps} steps of "
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
-            f"weights {self.precision.quantisation}, {self.precision.reason}\n"
-            f"{self._beside()}{'no card here; ' if self.device == 'cpu' else ''}{self.estimate}"
+            f"weights {'in NF4' if self.precision.quantisation == 'nf4' else 'not quantised'}, arithmetic in "
+            f"{self.precision.reason}\n"
+            f"{self._beside()}{here if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"

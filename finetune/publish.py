@@ -194,7 +194,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
     if evaluation is not None:
         ranking, standing = evaluation
         run = ranking.runs[0].record
-        drawn = {"ranking": ranking, "run": run, "primary": value_of(ranking).label}
+        drawn = {"ranking": ranking, "standing": standing, "run": run, "primary": value_of(ranking).label}
         drawn["verdict"], drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
         prompt = prompt or run.prompt
     if record is not None:

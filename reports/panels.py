@@ -846,7 +846,7 @@ PANELS = (  # a line each
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
     recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
-    targets = recipe.get("targets")
+    targets, is_packed = recipe.get("targets"), training.precision.get("quantisation") == "nf4"
     kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
     more = "".join(
         f", {name} {recipe[key]:g}"
@@ -863,7 +863,8 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
         "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
         f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
-        "Precision": f"weights {training.precision.get('quantisation')}, {training.precision.get('reason')}",
+        "Precision": f"weights {'in NF4' if is_packed else 'not quantised'}, arithmetic in "
+        f"{training.precision.get('reason')}",
         "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
         f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
         "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "

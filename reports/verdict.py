@@ -130,7 +130,9 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
         alone = "It was evaluated alone, so this says nothing about whether it is better than another model."
         return Verdict(claim, evidence, (alone,), "alone", caveat(ranking, standing))
     c = standing.versus_base[0]
-    this, other = name(c.candidate), f"{'its base ' if standing.is_own_base else ''}{name(c.other)}"
+    this, other = name(c.candidate), name(c.other)
+    if standing.is_own_base:  # which is often called just that, by its folder
+        other = "its base" if c.other == "base" else f"its base {other}"
     by = f"{value.number(c.difference, sign=True)} {value.label}"
     p = p_value(c.p if c.p_holm is None else c.p_holm)
     p = (f"p < {p[1:]}" if p.startswith("<") else f"p = {p}") + (" by Holm" if len(ranking.pairs) > 1 else "")
@@ -148,7 +150,7 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     is_known = c.smallest_detectable > 0 and ranking.dialogues > 1  # where items do not vary, nothing can be said
     details = details if is_known else []
     if standing.kind == "adapter" and standing.candidate not in [group.name for group in ranking.groups]:
-        details.append("It speaks of this training run: what another seed would give, only several can tell (--group).")
+        details.append("This is one training run: what another seed would give, only several of them can tell.")
     but = caveat(ranking, standing) if c.better else ""
     return Verdict(claim, evidence, tuple(details), outcome(c), but)
 

@@ -237,18 +237,24 @@ class Corpus:
 
 
 def load_corpus(
-    source: str | Path, *, columns: Mapping[str, str] | None = None, sizes: SplitSizes = SplitSizes(), seed: int = 42,
-    max_tokens: int | None = None, count_tokens: TokenCounter | None = None,
+    source: str | Path | None, *, columns: Mapping[str, str] | None = None, sizes: SplitSizes = SplitSizes(),
+    seed: int = 42, max_tokens: int | None = None, count_tokens: TokenCounter | None = None,
 ) -> Corpus:  # fmt: skip
     """Reads, repairs, cleans and splits a corpus: each row falls to the side that it and `seed` alone draw.
 
     Args:
-        source: a table or chat data (see `files.KINDS`, `chat`) in a file or on the hub (`owner/name[@revision]`).
+        source: a file or hub id (`owner/name[@revision]`) of a table or chat data (`files.KINDS`, `chat`); None: ours.
         columns: our name (of `READ`) → the file's, where they differ from `files.COLUMNS`.
         max_tokens: rows longer than this by `count_tokens`, after the chat template, are dropped whole, never cut.
 
     Raises CorpusError where the source cannot be read, lacks a column, or has no row left.
     """
+    if source is None:
+        if columns:
+            raise CorpusError("--columns says what the columns of --data are called: give --data too")
+        with resources.as_file(resources.files("bnbench.demo") / "conversations.csv") as path:
+            ours = load_corpus(path, sizes=sizes, seed=seed, max_tokens=max_tokens, count_tokens=count_tokens)
+            return replace(ours, source="bnbench demo")
     records = plain_rows(source, files.read_records(source), columns or {})
     header = files.header_of(records.values())
     is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
@@ -290,13 +296,6 @@ def load_corpus(
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
     corpus = divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens)
     return replace(corpus, rows=tuple(rows), fell={**corpus.fell, **fell})
-
-
-def demo_corpus(max_tokens: int | None = None, count_tokens: TokenCounter | None = None) -> Corpus:
-    """The bundled conversations (240 rows, 160/40/40), written for this project, CC0."""
-    with resources.as_file(resources.files("bnbench.demo") / "conversations.csv") as path:
-        corpus = load_corpus(path, max_tokens=max_tokens, count_tokens=count_tokens)
-    return replace(corpus, source="bnbench demo")
 
 
 def check_split(split: str) -> None:

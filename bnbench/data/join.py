@@ -43,8 +43,13 @@ class TextFile:
     ids: str | None = None
 
     @classmethod
-    def of(cls, path: Path, field: str, columns: Mapping[str, str]) -> TextFile:
-        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none."""
+    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None) -> TextFile:
+        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none.
+
+        Without `columns`, as in a run, they have their usual names.
+        """
+        hint = f"Call the right one {field!r}{'' if columns is None else f', or name it with --columns {field}=NAME'}"
+        columns = columns or {}
         files.check_columns(columns, FIELDS)
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
@@ -54,7 +59,6 @@ class TextFile:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
         if (column := files.find_column(path, header, field, columns.get(field))) is None:
-            hint = f"Call the right one {field!r}, or tell `bnbench score` --columns {field}=NAME"
             raise CorpusError(f"{path}: no column holds a {field}; the columns are {', '.join(header)}. {hint}")
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
         others = [name for name in header if name != column and files.plain_name(name) in usual]

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bnbench.data.corpus import Conversation, Example, demo_corpus, load_corpus
+from bnbench.data.corpus import Conversation, Example, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
 from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
@@ -380,10 +380,11 @@ def inspect_prompts(
             template=template.get(one.name, template.get("", "auto")),
             trust_remote_code=trust_remote_code,
         )
-    corpus = load_corpus(data, columns=columns) if data else demo_corpus()
+    corpus = load_corpus(data, columns=columns)
     examples = corpus.select(split)
     if row >= len(examples):
-        raise CorpusError(f"{corpus.source}: row {row} of {split} does not exist; there are {len(examples)}, from 0")
+        side = f"the split {split}" if corpus.is_split and split != "all" else "the whole file"
+        raise CorpusError(f"{corpus.source}: there is no row {row} in {side}: its {len(examples)} are counted from 0")
     return made, examples[row]
 
 

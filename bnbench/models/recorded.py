@@ -68,7 +68,7 @@ class Predictions:
     def read(cls, path: Path) -> Predictions:
         """Reads a file as `bnbench score` does; CandidateError also for a null, which is no empty reply."""
         try:
-            file = TextFile.of(path, "reply", {})
+            file = TextFile.of(path, "reply")
             rows = list(file.rows())
         except CorpusError as error:
             raise CandidateError(f"predictions {error}") from None
@@ -76,7 +76,7 @@ class Predictions:
             raise CandidateError(f"predictions {path}: the file is empty")
         messages: tuple[str, ...] = ()
         with suppress(CorpusError):  # the replies were read from this file before: it has no column of messages
-            beside = TextFile.of(path, "message", {})
+            beside = TextFile.of(path, "message")
             try:
                 messages = tuple(comparable(texts[0]) for _, _, texts in beside.rows()) if beside.column else ()
             except CorpusError as error:  # such as a prompt that is a list of turns

@@ -64,7 +64,7 @@ class AdapterTuner(Tuner):
             if tracker:
                 trainer.add_callback(tracker)
             left = job.steps - (job.resume.step if job.resume else 0)
-            with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
+            with stage("train", left, unit="steps", quiet=processes.index() > 0) as monitor.bar:
                 try:
                     trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
                 finally:

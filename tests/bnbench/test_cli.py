@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from bnbench import __version__, cli
 from bnbench.cli import app
+from bnbench.data import join, pairs
+from bnbench.data.corpus import READ
 from bnbench.metrics import BLEU, default_metrics
 
 HEAVY = {"torch", "transformers", "peft", "trl", "pandas", "datasets", "sacrebleu"}
@@ -90,13 +92,18 @@ def test_version():
         (["score", "none.csv", "--columns", "reply"], "FIELD=COLUMN"),
         (["score", "none.csv", "--profile", "orignal"], "original"),
         (["score", "none.csv", "--workers", "0"], "workers"),
-        (["inspect-prompt", "--row", "9999"], "row 9999"),
+        (["inspect-prompt", "--row", "40"], "there is no row 40 in the split test: its 40 are counted from 0"),
+        (["inspect-prompt", "--row", "240", "--split", "all"], "no row 240 in the whole file: its 240 are counted"),
+        (["inspect-prompt", "--row", "2", "--data", "two.csv"], "no row 2 in the whole file: its 2 are counted"),
+        *(([name, "--columns", "question=x"], "give --data too") for name in ("evaluate", "corpus", "inspect-prompt")),
     ],
 )
 def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "folder").mkdir()
+    rows = "question,answer\nঘুম আসে না।,রাতে হাঁটুন।\nমন খারাপ।,কথা বলুন।\n"
+    (tmp_path / "two.csv").write_text(rows, encoding="utf-8")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*arguments)
     assert result.exit_code == 2, result.output
@@ -286,8 +293,24 @@ def test_every_command_prints_json_and_an_option_means_the_same_everywhere():
         assert "--json" in {word for option in options for word in option.opts}, name
         for option in options:
             said.setdefault(option.name, set()).add(option.help)
-    assert {name for name, texts in said.items() if len(texts) > 1} == {"out", "data"}  # another file for each
+    assert {name for name, texts in said.items() if len(texts) > 1} == {
+        "out",
+        "data",
+        "columns",
+    }  # another file for each
     assert not any("[" in text or text[-1] != "." for texts in said.values() for text in texts if text)
+
+
+def test_an_advice_names_options_of_its_own_command(tmp_path):
+    (tmp_path / "p.csv").write_text("id,উত্তর\n1,ভালো আছি।\n", encoding="utf-8")
+    said = "p.csv: no column holds a reply; the columns are id, উত্তর. Call the right one 'reply'"
+    scored, ran = run("score", tmp_path / "p.csv"), run("evaluate", "--predictions", tmp_path / "p.csv")
+    assert f"{said}, or name it with --columns reply=NAME\n" in scored.stderr and f"{said}\n" in ran.stderr
+    fields = {"evaluate": [*READ], "score": [*join.FIELDS], "preferences": [*pairs.RATED], "perplexity": ["text"]}
+    commands = get_command(app).commands
+    for name, known in fields.items():
+        told = next(p.help for p in commands[name].params if p.name == "columns")
+        assert told.rstrip(".").partition("Fields: ")[2].split(", ") == known, name
 
 
 def test_a_prompt_as_json():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from bnbench import __version__, doctor
@@ -63,6 +64,18 @@ def test_what_an_evaluation_needs(tiny_base: Path, monkeypatch: pytest.MonkeyPat
     # Three batches of each candidate, a step of which has two layers and 32 products of the widths of this model.
     parts = (small.parameters - 400 * 32) / (32 * 64), 2 * doctor.LAUNCH["cpu"]
     assert small.seconds == pytest.approx(2 * 3 * small.new_tokens * (parts[0] * 0.001 + parts[1]), rel=0.01)
+
+
+def test_time_on_a_cpu_is_that_of_a_run(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a small base takes one thread; a second one that waits for its turn slows it a thousand times."""
+    threads, used = torch.get_num_threads(), list[int]()
+    monkeypatch.setattr(doctor, "_product", lambda *_: used.append(torch.get_num_threads()) or 0.0)
+    try:
+        torch.set_num_threads(4)
+        doctor.estimate_need(str(tiny_base), 8, Device("cpu"), None, False)
+    finally:
+        torch.set_num_threads(threads)
+    assert used == [1]
 
 
 def test_a_card_takes_as_many_rows_as_it_holds(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

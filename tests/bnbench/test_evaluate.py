@@ -138,14 +138,26 @@ def test_replies_under_another_name_are_another_run(tmp_path):
         if name == "ক":
             assert read_run(evaluate(asked)).record.candidates[0].tokens_per_second is None
         else:
-            with pytest.raises(RunError, match="holds another run"):
+            with pytest.raises(RunError, match=r"holds another run: candidates was ক and is খ now\. Name"):
                 evaluate(asked)
 
 
-def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, tiny_adapter):
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (
+            {"decoding": Decoding(greedy=True, max_new_tokens=13)},
+            "greedy was False and is True now; max_new_tokens was ",
+        ),
+        ({"limit": 5}, "limit was 10 and is 5 now. Name"),
+        ({"batch_size": 5}, "batch_size was 4 and is 5 now. Name"),
+        ({"system": {"": "none"}}, "system was আপনি একজন সহানুভূতিশীল বাংলা কথো and is none now; template_sha of "),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_and_kept(undisturbed, tiny_base, tiny_adapter, other, said):
     before = (undisturbed / "generations.jsonl").read_bytes()
-    with pytest.raises(RunError, match="--overwrite"):
-        evaluate(request(tiny_base, tiny_adapter, undisturbed, decoding=Decoding(greedy=True, max_new_tokens=12)))
+    with pytest.raises(RunError, match=f"{undisturbed} holds another run: {said}"):
+        evaluate(request(tiny_base, tiny_adapter, undisturbed, **other))
     assert (undisturbed / "generations.jsonl").read_bytes() == before
 
 

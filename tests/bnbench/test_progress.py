@@ -48,7 +48,7 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
 def test_a_note_and_minutes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 120.0, 121.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with stage("train", 1000) as one:
+    with stage("train", 1000, unit="steps") as one:
         one.advance(10, 1000, "loss 2.100 · 6.5 GiB")
-    told = "train: 10/1000 · loss 2.100 · 6.5 GiB · 0.5 items/s · 50 tokens/s · 33 min left"
+    told = "train: 10/1000 · loss 2.100 · 6.5 GiB · 0.5 steps/s · 50 tokens/s · 33 min left"
     assert capsys.readouterr().err.splitlines()[0] == told

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from bnbench import score as scoring
-from bnbench.data.corpus import demo_corpus
+from bnbench.data.corpus import load_corpus
 from bnbench.data.files import iter_lines, iter_table
 from bnbench.data.join import TextFile
 from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
 from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
 from bnbench.score import score, score_files
 
-EXAMPLES = demo_corpus().select("test")
+EXAMPLES = load_corpus(None).select("test")
 REFERENCES = [e.reference for e in EXAMPLES]
 REPLIES = [" ".join(r.split()[: 5 + i % 20]) for i, r in enumerate(REFERENCES)]
 MESSAGES = [f"{e.title} {e.question}".strip() for e in EXAMPLES]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bnbench.finetune import (
     recipe_list,
     recipe_table,
 )
+from bnbench.finetune.memory import outlook
 from bnbench.finetune.plan import recipe_precision
 from bnbench.models.hub import resolve_base
 from bnbench.models.precision import Device
@@ -203,6 +205,12 @@ def test_recipe_table() -> None:
     assert estimates["demo"] is None and "on T4: 6.6 GiB at 4,096 tokens, 4,000 samples in about" in table
     assert estimates["original-t4"]["seconds"] == pytest.approx(9.7 * 3600, rel=0.2)  # as long as it did take
     assert estimates["lora-16bit"]["card"] == "L4" and estimates["t4"]["peak_gib"] < 7.2
+
+
+def test_recipes_leave_time_and_memory_to_the_estimate() -> None:
+    figure = re.compile(r"\b(GiB|hours?|minutes|times|half|third|fifth|faster|slower)\b|\d %")
+    for recipe in map(load_recipe, list_recipes()):
+        assert outlook(recipe) is None or not figure.search(f"{recipe.description} {recipe.card}"), recipe.name
 
 
 def test_request_from_a_file(tiny_base: Path, tmp_path: Path) -> None:

@@ -110,6 +110,16 @@ def test_the_hub_reads_the_evaluation(write: Callable[..., Published], run: Path
     assert entry.value == value and entry.source_url == f"https://huggingface.co/{REPO}" and "n:6" in str(entry.notes)
 
 
+def test_a_card_explains_itself(write: Callable[..., Published], run: Path) -> None:
+    """Its reader has never seen bnbench: names are told what they stand for, and flags of commands stay out."""
+    text = (write(run=run).folder / "README.md").read_text(encoding="utf-8")
+    names = r"Here আমার\|অ্যাডাপ্টার is this adapter and ভিত্তি its base, which answered the same messages without it."
+    assert names in text and "Yardsticks are replies that nobody made for the message: " in text
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text.split("---\n")[2], flags=re.DOTALL)
+    assert not re.search(r"--\w|weights none|\bIt speaks", prose), prose
+    assert re.search(r"not quantised, arithmetic in float32, because", prose)
+
+
 def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) -> None:
     folder = write(run=run).folder
     text = (folder / "README.md").read_text(encoding="utf-8").replace(" ∅ |", " |")

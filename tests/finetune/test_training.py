@@ -195,4 +195,4 @@ def test_an_adapter_that_did_not_change_is_not_done(request_for: Request, monkey
 def test_nothing_is_printed_to_stdout(request_for: Request, capsys: pytest.CaptureFixture[str]) -> None:
     finetune(request_for(rows=4))
     out, err = capsys.readouterr()
-    assert out == "" and "train (steps): 3/3" in err
+    assert out == "" and "train: 3/3" in err

@@ -132,6 +132,7 @@ def test_a_verdict_in_bengali(make_run: Maker) -> None:
     for name, these, says in (
         ("pair", SPECS, rf"{ADAPTER} তার ভিত্তি-মডেল {BASE}-এর চেয়ে ভালো: \+[\d.]+ chrF\+\+ \(95 % আস্থা-ব্যবধান .* থেকে "),
         ("broken", specs, rf"{ADAPTER} তার ভিত্তি-মডেল {BASE}-এর চেয়ে খারাপ: −[\d.]+ chrF\+\+ \(95 % .*\)।"),
+        ("base", (replace(SPECS[0], name="base"), SPECS[1]), rf"{ADAPTER} তার ভিত্তি-মডেলের চেয়ে ভালো: "),
         ("alone", SPECS[:1], rf"{BASE}-এর স্কোর [\d.]+ chrF\+\+; 40টি বার্তা \(95 % আস্থা-ব্যবধান "),
     ):  # fmt: skip
         folder = make_run(these, name=name)

@@ -247,6 +247,7 @@ def test_the_csv_has_a_row_for_each_candidate_and_value(make_run: Maker) -> None
         ((PAIR[0], Spec(ADAPTER, 0.16, base=PAIR[0].location)), 40, r"The 40 items cannot tell .* from its "),
         (PAIR, 1, r"One item cannot tell demo-adapter from its base demo-base: "),
         ((Spec("a", 0.3, "base"), Spec("b", 0.3)), 40, r"b and its base a have the same chrF\+\+"),
+        ((Spec("base", 0.1, "base", location="b"), Spec("a", 0.9, base="b")), 40, r"a is better than its base by \+"),
         ((*PAIR, Spec("third", 0.42)), 40, r"Any of (third|demo-adapter) or .* may be the best of the 3"),
         ((*PAIR, Spec("third", 1.0)), 40, r"third is the best of the 3 candidates on chrF\+\+\."),
         ((Spec(BASE, 0.9, "base", location="b"), Spec(ADAPTER, 0.1, base="b")), 40, r".* is worse than its .* by −"),

@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 import pandas as pd
 import pytest
 
-from bnbench.data.corpus import SplitSizes, demo_corpus, load_corpus, write_dropped
+from bnbench.data.corpus import SplitSizes, load_corpus, write_dropped
 from bnbench.errors import CorpusError
 
 HEADER = ("Topics", "Question-Title", "Questions", "Answers")
@@ -200,7 +200,7 @@ def test_split_sizes_that_make_no_sense(text):
 
 
 def test_the_bundled_conversations():
-    corpus = demo_corpus()
+    corpus = load_corpus(None)
     assert {k: len(v) for k, v in corpus.splits.items()} == {"train": 160, "validation": 40, "test": 40}
     assert sum(s.dropped + s.changed for s in corpus.steps) == 0
     everything = corpus.select("all")

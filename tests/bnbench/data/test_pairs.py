@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bnbench.cli import app
-from bnbench.data.corpus import Example, SplitSizes, demo_corpus, load_corpus, make_example
+from bnbench.data.corpus import Example, SplitSizes, load_corpus, make_example
 from bnbench.data.pairs import RatedReply, labelled_pairs, load_pairs, make_pairs, preferences, read_ratings
 from bnbench.errors import CorpusError
 from bnbench.metrics.labelled import labelled_set
@@ -130,7 +130,7 @@ def test_without_a_file_the_held_out_half_is_held_out() -> None:
 
 def many(count: int, replies: int) -> list[tuple[str, ...]]:
     """Pairs of real messages, each with the reply that it has and some made worse."""
-    messages = demo_corpus().select("all")[:count]
+    messages = load_corpus(None).select("all")[:count]
     return [(e.topic, e.question, e.reference, f"{BAD} {j}") for e in messages for j in range(replies)]
 
 

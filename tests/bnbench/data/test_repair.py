@@ -1,7 +1,7 @@
 import ftfy
 import pytest
 
-from bnbench.data.corpus import demo_corpus, is_lost, repair
+from bnbench.data.corpus import is_lost, load_corpus, repair
 
 TEXT = "এটা সত্যিই খারাপ। আপনি কি ভালো আছেন? ৫০% ঠিক — “হ্যাঁ”"
 
@@ -50,7 +50,7 @@ def test_what_is_no_damage_stays(text):
     assert repair(text) == text
 
 
-TEXTS = [text for e in demo_corpus().select("all") for text in (e.question, e.reference)]
+TEXTS = [text for e in load_corpus(None).select("all") for text in (e.question, e.reference)]
 DAMAGE = {  # how a text was damaged, and how many of the 480 are mended
     "a blank for the no-break space": (lambda t: as_cp1252(t).replace("\u00a0", " "), 480),
     "the same, read wrongly twice": (lambda t: as_cp1252(as_cp1252(t)).replace("\u00a0", " "), 480),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bnbench.data.corpus import Corpus, Example, demo_corpus, load_corpus
+from bnbench.data.corpus import Corpus, Example, load_corpus
 from bnbench.errors import CandidateError, RunError
 from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.models import BackendOptions
@@ -104,7 +104,7 @@ def test_a_dropped_row_takes_its_reply_along(tmp_path: Path) -> None:
 
 
 def test_the_bundled_data_have_an_order_too(tmp_path: Path) -> None:
-    corpus, text = demo_corpus(), (files("bnbench.demo") / "conversations.csv").read_text(encoding="utf-8")
+    corpus, text = load_corpus(None), (files("bnbench.demo") / "conversations.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     mine = record(tmp_path / "mine.jsonl", answers(rows))
     assert is_perfect(mine, corpus, corpus.select("test", 7)) and is_perfect(mine, corpus, corpus.select("all"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnbench.data.corpus import demo_corpus, make_example
+from bnbench.data.corpus import load_corpus, make_example
 from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.metrics.registry import get_metric
 from bnbench.models.candidates import parse_candidates
@@ -64,7 +64,9 @@ def test_they_score_what_bnbench_score_gives_for_such_files(bundled: Run, tmp_pa
     messages = tmp_path / "messages.jsonl"
     messages.write_text("".join(json.dumps(e) + "\n" for e in asked), encoding="utf-8")
     texts = {y.name: y.text for y in bundled.record.yardsticks}
-    assert texts["stock"] == STOCK_REPLY and texts["central"] in {e.reference for e in demo_corpus().splits["train"]}
+    assert texts["stock"] == STOCK_REPLY and texts["central"] in {
+        e.reference for e in load_corpus(None).splits["train"]
+    }
     for name in ("copy", "stock", "central"):
         replies = tmp_path / f"{name}.jsonl"
         lines = [{"id": e["id"], "reply": texts[name] or e["question"]} for e in bundled.examples]
@@ -102,7 +104,7 @@ def test_halves_of_a_reference_share_no_sentence(tmp_path: Path) -> None:
 
 
 def test_halves_that_belong_together_are_told_among_others_of_like_length() -> None:
-    references = [e.reference for e in demo_corpus().splits["test"]]
+    references = [e.reference for e in load_corpus(None).splits["test"]]
     chrf, first, second = get_metric("chrF++"), *zip(*map(_halves, references), strict=True)
     lengths, won = np.array(list(map(len, first))), []
     for i, half in enumerate(second):

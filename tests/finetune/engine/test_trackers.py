@@ -100,9 +100,9 @@ def test_a_tracker_that_is_not_there(request_for: Request, monkeypatch: pytest.M
 def test_one_line_has_loss_speed_and_time(request_for: Request, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(progress, "PLAIN_EVERY_SECONDS", 0.0)
     result = finetune(request_for(rows=8))
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train (steps): ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: ")]
     found = [
-        re.fullmatch(r".*: (\d)/6 · loss ([\d.]+) · [\d.]+ items/s · (\d+) tokens/s · \d+ s left", x)
+        re.fullmatch(r".*: (\d)/6 · loss ([\d.]+) · [\d.]+ steps/s · (\d+) tokens/s · \d+ s left", x)
         for x in lines[:-1]
     ]
     assert [(int(m[1]), float(m[2])) for m in found if m] == [(p.step, round(p.loss, 3)) for p in result.curve]
