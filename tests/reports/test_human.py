@@ -257,7 +257,7 @@ def test_a_filled_form_comes_back_and_ranks(run: Path, kind: str) -> None:
     files = [save(run / f"r{n}{kind}", answer(run, f"rater-{n}", same(TRUE))) for n in (1, 2)]
     made = import_ratings(run, files)
     texts = len(answer(run, "rater-1", same(TRUE)))
-    assert (made.added, made.known, made.missing) == (2 * 4 * texts, 0, 0)
+    assert (made.added, made.known, made.missing) == (2 * 4 * texts, 0, {})
     ranking = rank([read_run(run)], resamples=400, primary="human-overall")
     found = [(s.candidate, s.scores[0].value, s.best_rank, s.worst_rank) for s in ranking.standings]
     order = ["better-adapter", "third-adapter", "ভিত্তি-মডেল"]
@@ -284,7 +284,7 @@ def test_bengali_digits_count_and_what_is_left_out_is_missing(run: Path) -> None
     rows[0] |= {"empathy": "৫", "fluency": ""}
     del rows[1]["overall"]
     made = import_ratings(run, [save(run / "r.csv", rows)])
-    assert made.missing == 2
+    assert made.missing == {"rater-1": 2}
     key = next(json.loads(line) for line in (run / "human-key.jsonl").read_text("utf-8").splitlines())
     first = [r for r in read_lines(Rating, run / "ratings.jsonl") if r.key == key["key"]]
     assert {r.criterion: r.value for r in first}["empathy"] == 5
@@ -322,6 +322,27 @@ def test_every_fault_is_told_by_file_row_and_column_and_nothing_is_imported(run:
     assert not (run / "ratings.jsonl").exists()
     with pytest.raises(UsageError, match="no column 'code'"):
         import_ratings(run, [save(run / "other.csv", [{"rater": "x", "reply": "y"}])])
+
+
+def test_a_form_without_an_answer_is_no_success(run: Path) -> None:
+    made = make_sheets(run, raters=2, items=4)
+    filled = save(run / "filled.csv", answer(run, "rater-1", same(TRUE)))
+    for kind in (".csv", ".xlsx"):
+        empty = run / "human" / f"rater-2{kind}"
+        with pytest.raises(UsageError) as caught:
+            import_ratings(run, [filled, empty])
+        fault = f"{empty}: no answer in the form rater-2; fill in empathy, relevance, fluency, overall, or leave it out"
+        assert str(caught.value).splitlines() == ["1 fault, nothing was imported:", fault]
+    assert not (run / "ratings.jsonl").exists()
+    # In a table of two forms the one that nobody filled in is named.
+    both = [*read_form(run / "human" / "rater-2.csv"), *answer(run, "rater-1", same(TRUE))]
+    with pytest.raises(UsageError, match=r"both\.csv: no answer in the form rater-2;"):
+        import_ratings(run, [save(run / "both.csv", both)])
+    # Two raters who each left something out are told apart.
+    parts = [save(run / f"part-{n}.csv", answer(run, f"rater-{n}", same(TRUE))[n:]) for n in (1, 2)]
+    assert import_ratings(run, parts).missing == {"rater-1": 4, "rater-2": 8}
+    assert made.before == 0
+    assert str(make_sheets(run, raters=1, items=4)).startswith("Forms of earlier sheets still count (2); these come")
 
 
 def test_a_table_sorted_by_some_of_its_columns_is_refused(run: Path) -> None:
@@ -367,11 +388,14 @@ def test_a_form_comes_back_in_parts_and_after_a_torn_line(run: Path) -> None:
     rows = answer(run, "rater-1", same(TRUE))
     half = save(run / "half.json", rows[:5])
     made = import_ratings(run, [half])
-    assert (made.added, made.missing) == (20, 4 * len(rows) - 20)
+    assert (made.added, made.missing) == (20, {"rater-1": 4 * len(rows) - 20})
+    assert f"20 answers added, 0 were there, {4 * len(rows) - 20} missing (rater-1 {4 * len(rows) - 20})" in str(made)
+    # What came back before is not missing from what comes back after it.
+    assert import_ratings(run, [save(run / "other.json", rows[6:])]).missing == {"rater-1": 4}
     path = run / "ratings.jsonl"
     path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
     made = import_ratings(run, [save(run / "whole.json", rows)])
-    assert (made.added, made.known) == (4 * len(rows) - 19, 19)
+    assert (made.added, made.known, made.missing) == (5, 4 * len(rows) - 5, {})
     assert len(read_lines(Rating, path)) == 4 * len(rows)
 
 
