@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +25,8 @@ from bnbench.errors import UsageError
 from bnbench.metrics import get_metric
 from bnbench.records import Rating, append_lines, read_lines, read_run, write_text
 from bnbench.reports.human import draw, import_ratings, make_sheets, workbook
-from bnbench.reports.people import CRITERIA, alpha, coincidences, plan, read_people, text_key, with_ratings
+from bnbench.reports.panels import Table, people_panel
+from bnbench.reports.people import CRITERIA, agreement, alpha, coincidences, plan, read_people, text_key, with_ratings
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import people_report, write_report
 from tests.reports.conftest import Spec
@@ -522,6 +524,29 @@ def test_one_rater_agrees_with_nobody(run: Path) -> None:
     assert found["means"]["better-adapter"]["human-overall"]["value"] == 4.0
     assert "nan" not in text
     assert re.search(r"severity of rater-1( +–){4}\n", text)
+
+
+def test_a_metric_that_makes_no_difference_has_no_tau_and_one_that_contradicts_people_a_negative(run: Path) -> None:
+    make_sheets(run, raters=1, items=12)
+    worst_first = {who: 6 - level for who, level in TRUE.items()}
+    import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(worst_first)))])
+    ranking = rank([read_run(run)], resamples=100)
+    loaded = ranking.runs[0]
+    alike = {
+        who: {**own, "degeneration": np.zeros_like(own["degeneration"])} for who, own in loaded.tables.items()
+    }  # fmt: skip
+    found = agreement(replace(loaded, tables=alike), ranking.metrics)
+    tau, over_candidates = found.metrics["degeneration"]
+    assert (np.isnan([tau.value, tau.low, tau.high]).all(), over_candidates) == (True, None)
+    assert found.summary()["metrics"]["degeneration"] == [{"value": None, "low": None, "high": None}, None]
+    against, order = found.metrics["chrF++"]
+    assert against.low <= against.value < -0.2
+    assert (order, found.by_pairs) == (-1.0, False)
+    blocks = next(people_panel(replace(ranking, runs=(replace(loaded, tables=alike),)))).blocks
+    table = blocks[-1]
+    assert isinstance(table, Table)
+    assert table.rows[1] == ["degeneration", "–", "–"]
+    assert table.notes == ("–: the metric or people make no difference between the replies.",)
 
 
 def test_wins_come_from_pairs_where_people_were_asked_for_them(run: Path) -> None:
