@@ -304,11 +304,13 @@ class Plan:
     items: Mapping[int, int]
 
     def __str__(self) -> str:
-        level = f"5 % two-sided{f' over {self.pairs} pairs (Bonferroni)' if self.pairs > 1 else ''}"
+        family = f" over {self.pairs} pairs (Bonferroni)" if self.pairs > 1 else ""
+        level = f"{100 * self.power:g} % power at 5 % two-sided{family}"
+        width, agreed = len(str(max(self.items.values()))), f"{self.alpha:.2f}".replace("-", "\N{MINUS SIGN}")
         return "\n".join([
-            f"To see a difference of {self.difference:g} in {self.criterion} with {self.power:.0%} power at {level}:",
-            *(f"  {raters} rater{'s' * (raters > 1)} a text: {n} items" for raters, n in self.items.items()),
-            f"From Krippendorff’s α {self.alpha:.2f}, a spread of {self.spread:.2f} points between items and of "
+            f"To see a difference of {self.difference:g} in {self.criterion} with {level}:",
+            *(f"  {m} {'raters' if m > 1 else 'rater':<6} a text: {n:>{width}} items" for m, n in self.items.items()),
+            f"From Krippendorff’s α {agreed}, a spread of {self.spread:.2f} points between items and of "
             f"{self.noise:.2f} between raters, as seen so far.",
         ])  # fmt: skip
 

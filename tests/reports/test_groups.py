@@ -180,7 +180,9 @@ def test_a_gate_ends_the_command_with_4(make_run: Maker) -> None:
     ]
     lines = runner.invoke(app, told).stderr.splitlines()
     assert re.fullmatch(r"bnbench: শর্ত পূরণ হয়নি: demo-adapter-এর chrF\+\+ [\d.]+ \(chrF\+\+ > 1\)", lines[0])
-    assert len(lines) == 3 and lines[2].startswith("bnbench: শর্ত পূরণ হয়নি: demo-base-এর তুলনায় demo-adapter-এর পার্থক্য +")
+    assert len(lines) == 3 and lines[2].startswith(
+        "bnbench: শর্ত পূরণ হয়নি: chrF++-এ demo-base-এর তুলনায় demo-adapter-এর পার্থক্য +"
+    )
     assert runner.invoke(app, ["report", folder, "--fail-if", "chrF < base"]).exit_code == 2
     grouped = runner.invoke(app, ["report", folder, "--group", "both=demo-base,demo-adapter"])
     assert grouped.exit_code == 0 and "both: one recipe, 2 seeds" in grouped.stdout

@@ -590,6 +590,7 @@ def test_a_plan_recovers_the_spread_and_has_the_power_that_it_promises(make_run:
         critical = 1.96 + (1.96**3 + 1.96) / (4 * n)
         assert (np.abs(t) > critical).mean() == pytest.approx(0.80, abs=0.02)
     assert list(made.items) == [1, 2, 3, 4, 5]
+    assert "α −0.12, a spread" in str(replace(made, alpha=-0.123))
     assert sorted(made.items.values(), reverse=True) == list(made.items.values())
     assert plan(read_run(run), difference=0.6).items[1] < made.items[1] / 3
 
@@ -632,7 +633,9 @@ def test_the_commands(run: Path) -> None:
         "human", "import", run, *files
     )
     assert json.loads(done("human", "agreement", run, "--json"))["alpha"]["overall"]["value"] == 1.0
-    assert "1 rater a text:" in done("human", "plan", run)
+    planned = done("human", "plan", run).splitlines()
+    assert planned[0].startswith("To see a difference of 0.3 in overall with 80 % power at 5 % two-sided over 3 pairs")
+    assert re.fullmatch(r"  1 rater  a text: +\d+ items", planned[1]) and len({len(line) for line in planned[1:6]}) == 1
     text = done("report", run, "--primary", "human-overall")
     assert text.splitlines()[0] == "better-adapter is the best of the 3 candidates on human overall."
     assert max(map(len, io.StringIO(text))) <= 112
