@@ -501,7 +501,8 @@ def _report(
             places |= dict.fromkeys(unpack(path, Path(room, str(at))) if is_page else [path], path)
         try:
             runs = [read_run(place) for place in places]
-            report = write_report(runs, out or folders[0], audits=audits, primary=primary, groups=groups, lang=lang)
+            asked: dict[str, Any] = {"audits": audits, "primary": primary, "groups": groups, "fail_if": fail_if or ()}
+            report = write_report(runs, out or folders[0], lang=lang, **asked)
         except RunError as error:  # nobody knows where the runs of a page lay
             told = str(error)
             for place, path in places.items():
@@ -519,11 +520,10 @@ def _report(
         place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
         written += [str(export(ranking, wanted, place, dataset)) for wanted in exports]
     _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", *written)))
-    if fail_if:
-        from bnbench.reports.gates import failures, parse_gates
+    if report.gates:
+        from bnbench.reports.gates import failures
 
-        gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings])
-        if failed := failures(gates, ranking):
+        if failed := failures(report.gates, ranking):
             for text in failed:
                 _complain(f"{report.say('gate failed:')} {report.say(text)}", 4)
             raise Exit(4)

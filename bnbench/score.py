@@ -18,6 +18,7 @@ from bnbench.metrics.core import PART, Metric, Result, Texts
 from bnbench.metrics.evaluation import evaluate_stream
 from bnbench.metrics.original import OriginalScores, original_scores
 from bnbench.metrics.registry import default_metrics, get_metric
+from bnbench.metrics.significance import FEW, TOO_FEW
 from bnbench.progress import stage
 
 PROFILES = ("bnbench", "original")
@@ -53,7 +54,8 @@ class Scores:
         scale = "0–100, " if all(result.of.is_percent for result in self.results.values()) else ""
         head = f"{self.n:,} {'reply' if self.n == 1 else 'replies'}, {several}; {scale}↑ higher is better, ↓ lower"
         lines = [f"{'↑' if r.of.higher_is_better else '↓'} {r}" for r in self.results.values()]
-        return "\n".join([head, *lines, *([self.hint] if self.hint else [])])
+        few = f"{self.n} replies: {TOO_FEW}" if 1 < self.n < FEW else ""
+        return "\n".join([head, *lines, *filter(None, (few, self.hint))])
 
 
 def score(

@@ -20,6 +20,7 @@ from bnbench.errors import BnbenchError, CandidateError, CorpusError, UsageError
 from bnbench.metrics.core import Result, Texts, paired_test
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.perplexity import Perplexity
+from bnbench.metrics.significance import FEW, TOO_FEW
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate
 from bnbench.models.prompts import Prompter
@@ -72,7 +73,8 @@ class Perplexities:
                 lines[-1] += f"; to {table[1][0]} {change} [{low}, {high}], p = {p_value(found['p'])}"
         bos = "BOS in front of each" if self.bos else "without BOS"
         read = f"in windows of {self.context:,} tokens, a new one every {self.stride:,}, {bos}; lower is better"
-        return "\n".join([f"{counted(told['texts'], 'text')} {read}", aligned(table), *lines, told["signature"]])
+        few = [f"{told['texts']} texts: {TOO_FEW}"] if lines and told["texts"] < FEW else []
+        return "\n".join([f"{counted(told['texts'], 'text')} {read}", aligned(table), *lines, *few, told["signature"]])
 
 
 def perplexity(

@@ -56,6 +56,11 @@ class OriginalScores:
             cells = ((getattr(self, key), 4), (self.corrected.get(name), 2))
             shown = ["–" if value is None else f"{value:.{digits}f}" for value, digits in cells]
             lines.append(f"{name:<18}" + "".join(f"{cell:>12}" for cell in shown))
+        if self.semantic is None:  # what a dash stands for
+            how = "original_scores(replies, references, encode) in Python takes one"
+            lines.append(f"semantic-empathy needs the original's encoder, and combined takes keyword-empathy; {how}")
+        if "keyword-empathy" not in self.corrected:
+            lines.append("keyword-empathy as it should be reads what the replies answer: --messages FILE")
         return "\n".join([*lines, f"{self.signature}|n:{self.n}"])
 
 

@@ -12,6 +12,7 @@ import re
 import secrets
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,16 +58,19 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sheets:
-    """The files that were written, and how much one rater has to do."""
+    """The files that were written, and how much one rater has to do; `before` counts the forms of earlier sheets."""
 
     files: tuple[str, ...]
     key: str
     items: int
     pages: int
+    before: int = 0
 
     def __str__(self) -> str:
         told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
-        return "\n".join([told, *self.files, f"The key is {self.key}: whoever rates must not see it."])
+        earlier = [f"Forms of earlier sheets still count ({self.before}); these come on top, for further raters."]
+        key = f"The key is {self.key}: whoever rates must not see it."
+        return "\n".join([*(earlier if self.before else ()), told, *self.files, key])
 
 
 def make_sheets(
@@ -115,7 +119,7 @@ def make_sheets(
         append_lines(folder / KEY, key)
         for path, content in files.items():
             write_text(path, content)
-    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters)
+    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters, before)
 
 
 def _cut(text: str) -> str:
@@ -198,17 +202,21 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import added to ratings.jsonl; `missing` are answers that forms which were begun leave out."""
+    """What an import added to ratings.jsonl; `missing` is how many answers each rater has still to give on the forms
+    that came back.
+    """
 
     raters: tuple[str, ...]
     added: int
     known: int
-    missing: int
+    missing: Mapping[str, int]
     table: str
 
     def __str__(self) -> str:
-        told = f"{self.added} answers added, {self.known} were there, {self.missing} missing"
-        return f"{', '.join(map(name, self.raters))}: {told}\n{self.table}: all ratings, also for `bnbench preferences`"
+        told = f"{self.added} answers added, {self.known} were there, {sum(self.missing.values())} missing"
+        left = f" ({', '.join(f'{name(rater)} {n}' for rater, n in self.missing.items())})" if self.missing else ""
+        who = ", ".join(map(name, self.raters))
+        return f"{who}: {told}{left}\n{self.table}: all ratings, also for `bnbench preferences`"
 
 
 def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False) -> Imported:
@@ -216,7 +224,8 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     human-ratings.csv.
 
     With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
-    and column, and where two files of one rater contradict each other, or one the ratings on record.
+    and column, where a form holds no answer at all, and where two files of one rater contradict each other, or one the
+    ratings on record.
     """
     with alone(folder):
         run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
@@ -226,7 +235,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
         found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
         for path in files:
-            seen, records = set[tuple[str, str]](), read_records(path)
+            seen, records, empty = set[tuple[str, str]](), read_records(path), dict[str, bool]()
             if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
                 how = "give back a form of `bnbench human sheet` as it was"
                 raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
@@ -241,7 +250,9 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                 faults += [f"{where}, {column}: {why}" for column, why in wrong]
                 if wrong:
                     continue
-                begun |= {(shown[code].form, rater)} if values else set()
+                form = shown[code].form
+                empty[form] = empty.get(form, True) and not values
+                begun |= {(form, rater)} if values else set()
                 for criterion, value in values.items():
                     new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value)
                     at = new.key, new.rater, criterion
@@ -251,6 +262,8 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                         how = "give one of two people another name, or take the later answers with --replace"
                         faults.append(f"{where}, {criterion}: {why}; {how}")
                     found[at] = new, where
+            how = f"fill in {', '.join(CRITERIA)}, or leave it out"
+            faults += [f"{path}: no answer in the form {form}; {how}" for form, is_so in empty.items() if is_so]
         if faults:
             more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
             head = f"{counted(len(faults), 'fault')}, nothing was imported:"
@@ -258,9 +271,13 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
         new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
         append_lines(folder / RATINGS, new_ones)
         raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
-        asked = sum(len(_asked(line)) for form, _ in begun for line in shown.values() if line.form == form)
+        asked = {
+            (line.key, f"{PERSON}{rater}", criterion)
+            for form, rater in begun for line in shown.values() if line.form == form for criterion in _asked(line)
+        }  # fmt: skip
+        left = Counter(rater.removeprefix(PERSON) for _, rater, _ in sorted(asked - found.keys() - before.keys()))
         write_text(folder / TABLE, ratings_csv(run))
-    return Imported(raters, len(new_ones), len(found) - len(new_ones), asked - len(found), str(folder / TABLE))
+    return Imported(raters, len(new_ones), len(found) - len(new_ones), left, str(folder / TABLE))
 
 
 def _asked(line: Shown) -> tuple[str, ...]:

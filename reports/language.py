@@ -34,6 +34,15 @@ from bnbench.reports.verdict import Verdict
 _TEMPLATES = Path(__file__).parent / "templates"
 _PLACE = re.compile(r"\{(\w+)\}")
 _SENTENCE = re.compile(r"(?<=[.?!]) (?=[A-Z“])")  # a boundary
+# What a Bengali word takes of -এর, -এ, -কে and -তে, written as one word, by the sound that it ends in; a name in other
+# letters keeps the hyphen.
+_ENDINGS = (
+    (re.compile("(?<=[ক-হ\u09bc\u09dc-\u09df])-এ(র?)(?![\u0980-\u09ff])"), r"ে\1"),
+    (re.compile("(?<=[\u09be-\u09cc])-এর(?![\u0980-\u09ff])"), "র"),
+    (re.compile("(?<=[\u09be\u09c7\u09cb])-এ(?![\u0980-\u09ff])"), "য়"),
+    (re.compile("(?<=[\u09bf-\u09c4])-এ(?![\u0980-\u09ff])"), "তে"),
+    (re.compile("(?<=[\u0980-\u09cc])-(কে|তে)(?![\u0980-\u09ff])"), r"\1"),
+)
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
@@ -54,7 +63,7 @@ class Catalogue:
         self.said = dict(entries)
         self.patterns = [
             (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
-            for key, value in sorted(self.entries.items(), key=lambda entry: -len(_PLACE.sub("", entry[0])))
+            for key, value in sorted(self.entries.items(), key=_order)
             if _PLACE.search(key)
         ]
 
@@ -71,6 +80,8 @@ class Catalogue:
         for pattern, value in self.patterns if said is None and re.search("[A-Za-z]", plain) else ():
             if found := pattern.fullmatch(plain):
                 said = value.format(**{place: self._part(place, part) for place, part in found.groupdict().items()})
+                for ending, joint in _ENDINGS:
+                    said = ending.sub(joint, said)
                 break
         return text if said in (None, plain) else said + (self.stop if plain != text else "")
 
@@ -81,6 +92,11 @@ class Catalogue:
             if between.search(text):
                 return joint.join(self._part(place, part) for part in between.split(text))
         return self(text)
+
+
+def _order(entry: tuple[str, str]) -> tuple[bool, int]:
+    """Which key is tried first: what parts a claim from its but, else the one with most letters of its own."""
+    return ", but {" not in entry[0], -len(_PLACE.sub("", entry[0]))
 
 
 def _pattern(part: str) -> str:

@@ -451,10 +451,16 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     ranked = [(s.candidate, found.means.get(s.candidate, {})) for s in ranking.standings]
     rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in ranked]
     columns = [_WHO, *(Column(metric.removeprefix("human-")) for metric in shown)]
-    tables.append(Table(columns, rows, "What people gave: means, 1–5, and comparisons won, %", breaks_at=4))
+    told = "Wins: of all comparisons with another candidate’s reply the share that was won, a tie half. "
+    asked = "A rater was shown two replies and said which is better."
+    told += asked if found.by_pairs else "A reply wins where the same rater gave it the higher overall rating."
+    tables.append(Table(columns, rows, "What people gave: means, 1–5, and wins, %", notes=(told,), breaks_at=4))
     rows = [[metric, _estimate(of), number(whole)] for metric, (of, whole) in found.metrics.items()]
     columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
-    tables.append(Table(columns, rows, "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"))
+    has_none = any(of.value != of.value for of, _ in found.metrics.values())
+    why = ["–: the metric or people make no difference between the replies."] if has_none else []
+    caption = "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"
+    tables.append(Table(columns, rows, caption, notes=tuple(why)))
     # The page has no captions over its tables.
     blocks = [block for table in tables for block in (Sentences((table.caption,), "heading", Pen.HTML), table)]
     yield Panel("people", "What people say", blocks, "People")
@@ -497,7 +503,9 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
         measures = [m.replace("tau ", "τ ").replace("_", " ") for m in about.scorers[0].measures]
         cells: list[list[Cell]] = []
         for one in scorers.values():
-            found = map(_estimate, one.measures.values())
+            # Without an order (a constant) tau is 0 / 0.
+            alike = {m for m, x in one.measures.items() if m.startswith("tau") and x.low == x.high == x.value == 0}
+            found = (ABSENT if m in alike else _estimate(x) for m, x in one.measures.items())
             cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else "", True), *found])
         columns = (Column("scorer", "name"), *map(Column, measures))
         blocks.append(Sentences((lead,), "lead", Pen.HTML))

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import UsageError
-from bnbench.metrics.audit.agreement import kendall
+from bnbench.metrics.audit.agreement import kendall, tie_threshold
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
 from bnbench.metrics.significance import bootstrap
@@ -58,7 +58,10 @@ class Rated(Metric):
 
 
 _TOLD = {of: (f"mean rating of {of} by people, 1-5, higher is better", False) for of in CRITERIA}
-_TOLD["wins"] = "share of comparisons that were won before people, a tie half, 0-100, higher is better", True
+_TOLD["wins"] = (
+    "share of comparisons with other candidates that people decided for it, a tie half, 0-100, higher is better",
+    True,
+)
 Empathy, Relevance, Fluency, Overall, Wins = (
     type(of.title(), (Rated,), {"__doc__": told, "name": f"human-{of}", "description": told, "is_percent": is_percent})
     for of, (told, is_percent) in _TOLD.items()
@@ -199,7 +202,8 @@ class Agreement:
 
     `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how many points lower than
     the others one rates the same texts. `means` are what each candidate got, by metric. `metrics` has Kendall's tau-b
-    with human-overall by metric: over single replies, ties calibrated, and over candidates (None under three).
+    with human-overall by metric: over single replies, ties calibrated, and over candidates (None under three); NaN or
+    None where all are alike. `by_pairs` says whether wins are of comparisons asked for, else of overall ratings.
     """
 
     raters: int
@@ -209,6 +213,7 @@ class Agreement:
     severity: Mapping[str, Mapping[str, Estimate]]
     means: Mapping[str, Mapping[str, Estimate]]
     metrics: Mapping[str, tuple[Estimate, float | None]]
+    by_pairs: bool
 
     def summary(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
@@ -246,13 +251,15 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
                 means.setdefault(candidate, {})[name] = estimate(table[seen, c], mean, seen)
     against = _against(run, metrics, people, seed)
     alphas = {criterion: estimate(coincidences(x), alpha) for criterion, x in flat.items()}
-    return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against)
+    return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against, people.by_pairs)
 
 
 def _against(
     run: Run, metrics: Mapping[str, Metric], people: People, seed: int
 ) -> dict[str, tuple[Estimate, float | None]]:
-    """Each metric's tau-b with the mean overall rating, over replies and over candidates; positive is agreement."""
+    """Each metric's tau-b with the mean overall rating, over replies and over candidates; positive is agreement. NaN
+    and None where all are alike to the metric or to people: tau-b is then 0 / 0.
+    """
     table, found = people.tables()["human-overall"], dict[str, tuple[Estimate, float | None]]()
     rows, which = np.nonzero((table[..., 1] > 0) & people.own)
     seen, groups = np.unique(rows, return_inverse=True)
@@ -264,11 +271,15 @@ def _against(
             continue
         turn = 1.0 if metric.higher_is_better else -1.0
         single = turn * np.nan_to_num(metric.formula(np.stack(tables, axis=1))[rows, which, 0], posinf=0.0, neginf=0.0)
-        per_reply = kendall(single, liked, groups, weights.astype(np.float64)).estimate
+        per_reply = Estimate(*[math.nan] * 3)
+        if np.ptp(single) and np.ptp(liked):
+            # Where no threshold makes it agree with people, the one that ties all would hide that it contradicts them.
+            tied = threshold if (threshold := tie_threshold(single, liked)) < np.ptp(single) else 0.0
+            per_reply = kendall(single, liked, groups, weights.astype(np.float64), tied).estimate
         # Candidates are compared by their scores on the items that people saw.
         scores = turn * np.array([metric.formula(own[seen].sum(axis=0))[0] for own in tables])
         order = kendall(scores, means, np.arange(len(scores)), np.zeros((0, len(scores))), 0.0).value
-        found[name] = per_reply, order if len(scores) > 2 else None
+        found[name] = per_reply, order if len(scores) > 2 and np.ptp(scores) and np.ptp(means) else None
     return found
 
 
@@ -293,11 +304,13 @@ class Plan:
     items: Mapping[int, int]
 
     def __str__(self) -> str:
-        level = f"5 % two-sided{f' over {self.pairs} pairs (Bonferroni)' if self.pairs > 1 else ''}"
+        family = f" over {self.pairs} pairs (Bonferroni)" if self.pairs > 1 else ""
+        level = f"{100 * self.power:g} % power at 5 % two-sided{family}"
+        width, agreed = len(str(max(self.items.values()))), f"{self.alpha:.2f}".replace("-", "\N{MINUS SIGN}")
         return "\n".join([
-            f"To see a difference of {self.difference:g} in {self.criterion} with {self.power:.0%} power at {level}:",
-            *(f"  {raters} rater{'s' * (raters > 1)} a text: {n} items" for raters, n in self.items.items()),
-            f"From Krippendorff’s α {self.alpha:.2f}, a spread of {self.spread:.2f} points between items and of "
+            f"To see a difference of {self.difference:g} in {self.criterion} with {level}:",
+            *(f"  {m} {'raters' if m > 1 else 'rater':<6} a text: {n:>{width}} items" for m, n in self.items.items()),
+            f"From Krippendorff’s α {agreed}, a spread of {self.spread:.2f} points between items and of "
             f"{self.noise:.2f} between raters, as seen so far.",
         ])  # fmt: skip
 

@@ -28,6 +28,7 @@ from bnbench.errors import UsageError
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
+from bnbench.reports.gates import Gate, parse_gates
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import (
     Block,
@@ -69,6 +70,7 @@ class Report:
     ranking: Ranking
     html: Path | None = None
     say: Say = str
+    gates: tuple[Gate, ...] = ()
 
     def __str__(self) -> str:
         return storable(terminal(self.ranking, self.say))
@@ -85,17 +87,19 @@ def write_report(
     audits: Path | None = None,
     primary: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    fail_if: Sequence[str] = (),
     lang: str = "en",
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
-    of the declared metric, `groups` are those of `rank`; `lang` is what people read it in, en or bn. Raises as `rank`
-    and `language` do.
+    of the declared metric, `groups` are those of `rank`, `fail_if` the texts of gates; `lang` is what people read it
+    in, en or bn. Raises as `rank`, `parse_gates` and `language` do, before anything is written.
     """
     say = str if lang == "en" else language(lang)
     with alone(folder):
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
+        gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings]) if fail_if else ()
         files = {
             "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
             "ranking.csv": ranking_csv(ranking),
@@ -104,7 +108,7 @@ def write_report(
         }
         for file, text in files.items():
             write_text(folder / file, storable(text))
-    return Report(ranking, folder / "report.html", say)
+    return Report(ranking, folder / "report.html", say, gates)
 
 
 def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:

@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bnbench.metrics.significance import FEW, TOO_FEW
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.values import ABSENT, NOT_INFORMATIVE, counted, items_of, name, number, p_value, value_of
+from bnbench.reports.values import ABSENT, NOT_INFORMATIVE, counted, items_of, name, number, p_value, percent, value_of
 
-FEW_ITEMS = 30
-_MEASURED = (
-    "of 10 or 20 items the 95 % ones held the truth in 91 to 97 of 100 simulations, and in 60 to 77 where a few "
-    "replies hold nearly all of a ratio"
-)
 _IN_FULL = 3  # as many comparisons get a sentence each; more are listed by outcome
 _LISTED = 6  # as many candidates' lengths are listed
 _MANY, _MOST = 10, 50  # per cent of the replies: a fault is named; no "better" stands without it
@@ -117,7 +113,7 @@ def caveat(ranking: Ranking, standing: Standing) -> str:
     lost = sorted(ranking.unpassed(standing.candidate, ranking.primary), key=lambda c: c.better is None)
     told = [f"{'below' if c.better is False else 'not to be told from'} {c.other}" for c in lost[:1]]
     broken = standing.value("degeneration", "degenerate") or 0
-    told += [f"{broken:.0f} % of its replies are broken"] if broken >= _MOST else []
+    told += [f"{percent(broken)} of its replies are broken"] if broken >= _MOST else []
     return f", but {' and '.join(told)}" if told else ""
 
 
@@ -164,18 +160,20 @@ def warnings(ranking: Ranking) -> list[str]:
     """What a reader must know before the numbers: too few items, what is wrong with the replies and how long they are,
     what the scale means, then the run's own notes.
     """
-    few = f"{items_of(ranking)}: too few to trust the intervals; {_MEASURED}"
+    few = f"{items_of(ranking)}: {TOO_FEW}"
     alone = "1 item" if ranking.n == 1 else "1 dialogue"
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
-    told = [one if ranking.dialogues == 1 else few] if ranking.dialogues < FEW_ITEMS else []
+    told = [one if ranking.dialogues == 1 else few] if ranking.dialogues < FEW else []
     labels = ranking.metrics["degeneration"].labels if "degeneration" in ranking.metrics else {}
     of_all = {s.candidate: {kind: s.value("degeneration", kind) or 0 for kind in labels} for s in ranking.standings}
     for who, shares in list(of_all.items())[:_LISTED]:
         wrong = sorted((k for k in _WRONG if shares.get(k, 0) >= _MANY), key=lambda k: -shares[k])
-        kinds = ", ".join(f"{shares[k]:.0f} % {labels[k].removesuffix(', %').removesuffix(' replies')}" for k in wrong)
+        named = {k: labels[k].removesuffix(", %").removesuffix(" replies") for k in wrong}
+        kinds = ", ".join(f"{percent(shares[k])} {label}" for k, label in named.items())
         told += [f"{name(who)}, of its replies: {kinds}"] if kinds else []
-    if rest := [shares.get("degenerate", 0) for shares in list(of_all.values())[_LISTED:]]:
-        told += [f"{len(rest)} more, of their replies: {min(rest):.0f} to {max(rest):.0f} % broken"] if labels else []
+    if labels and (rest := [shares["degenerate"] for shares in list(of_all.values())[_LISTED:]]):
+        low, high = percent(min(rest)).removesuffix(" %"), percent(max(rest))
+        told.append(f"{len(rest)} more, of their replies: {low} to {high} broken")
     means = {e.name: sum(len(g.reply.split()) for g in e.replies) / ranking.n for e in ranking.entries}
     lengths = [f"{name(s.candidate, 36)} {means[s.candidate]:.0f}" for s in ranking.standings[:_LISTED]]
     if others := [means[s.candidate] for s in ranking.standings[_LISTED:]]:

@@ -173,7 +173,8 @@ def test_score_prints_one_line_a_metric(scored):
     replies, references, messages = scored
     result = run("score", replies, "--references", references, "--messages", messages)
     assert result.exit_code == 0, result.output
-    head, *lines = result.stdout.splitlines()
+    head, *lines, few = result.stdout.splitlines()
+    assert few.startswith("3 replies: too few to trust the intervals; ")
     assert head == "3 replies, 95 % bootstrap intervals; 0–100, ↑ higher is better, ↓ lower"
     names = [line.split()[1] for line in lines]
     assert names == [metric.name for metric in default_metrics(frozenset({"references", "messages"}))]

@@ -421,6 +421,11 @@ def test_the_original_s_figures_beside_the_right_ones(tmp_path):
     assert lines[1].split() == ["BLEU", f"{made.bleu:.4f}", f"{made.corrected['BLEU']:.2f}"]
     assert [line.split()[1] for line in lines[2:5]] == ["0.0000"] * 3
     assert lines[-1].startswith("original|norm:none") and lines[-1].endswith(f"n:{len(REPLIES)}")
+    why = "semantic-empathy needs the original's encoder, and combined takes keyword-empathy; original_scores("
+    assert lines[-2].startswith(why)
+    without = str(original_scores(REPLIES, REFERENCES, lambda texts: [[1.0]] * len(texts))).splitlines()
+    assert without[-2] == "keyword-empathy as it should be reads what the replies answer: --messages FILE"
+    assert not any(line.startswith(why) for line in without)
     json.dumps(made.summary())
     with pytest.raises(UsageError, match="leave the metrics"):
         score(replies, [references], metrics=["BLEU"], profile="original")
@@ -428,6 +433,12 @@ def test_the_original_s_figures_beside_the_right_ones(tmp_path):
         score(replies, [references], profile="orignal")
     with pytest.raises(InputError, match="reply 1 has 2 references"):
         score(replies, [references, references], profile="original")
+
+
+def test_few_replies_are_said_to_be_few(tmp_path):
+    for n, is_few in ((2, True), (29, True), (30, False), (1, False)):
+        said = str(score(write(tmp_path / f"{n}.jsonl", [{"reply": REPLIES[i % 3]} for i in range(n)])))
+        assert (f"\n{n} replies: too few to trust the intervals; of 10 or 20 items" in said) == is_few
 
 
 PEAK = """

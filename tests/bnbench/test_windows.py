@@ -241,5 +241,8 @@ def test_command(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     text = CliRunner().invoke(app, words).stdout
     assert "15 texts in windows of 2,048 tokens, a new one every 1,024, BOS in front of each" in text
     assert f"to b {change['difference']:+.4f}".replace("-", MINUS) in text
+    assert "15 texts: too few to trust the intervals; of 10 or 20 items" in text
+    path.write_text("\n".join(TEXTS * 6), encoding="utf-8")
+    assert "too few" not in CliRunner().invoke(app, words).stdout
     too_long = CliRunner().invoke(app, [*words, "--context", "4096"])
     assert (too_long.exit_code, "--context 4096: the model has room for 2048 tokens" in too_long.stderr) == (2, True)

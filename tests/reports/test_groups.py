@@ -180,8 +180,17 @@ def test_a_gate_ends_the_command_with_4(make_run: Maker) -> None:
     ]
     lines = runner.invoke(app, told).stderr.splitlines()
     assert re.fullmatch(r"bnbench: শর্ত পূরণ হয়নি: demo-adapter-এর chrF\+\+ [\d.]+ \(chrF\+\+ > 1\)", lines[0])
-    assert len(lines) == 3 and lines[2].startswith("bnbench: শর্ত পূরণ হয়নি: demo-base-এর তুলনায় demo-adapter-এর পার্থক্য +")
-    assert runner.invoke(app, ["report", folder, "--fail-if", "chrF < base"]).exit_code == 2
+    assert len(lines) == 3 and lines[2].startswith(
+        "bnbench: শর্ত পূরণ হয়নি: chrF++-এ demo-base-এর তুলনায় demo-adapter-এর পার্থক্য +"
+    )
+    # A gate that names nothing is refused before anything is written.
+    before = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+    for path in Path(folder).glob("re*.*"):
+        path.unlink()
+    refused = runner.invoke(app, ["report", folder, "--fail-if", "chrF < base"])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "there is no metric 'chrF'; did you mean 'chrF++'?" in refused.stderr
+    assert not list(Path(folder).glob("re*.*")) and "report.html" in before
     grouped = runner.invoke(app, ["report", folder, "--group", "both=demo-base,demo-adapter"])
     assert grouped.exit_code == 0 and "both: one recipe, 2 seeds" in grouped.stdout
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +25,8 @@ from bnbench.errors import UsageError
 from bnbench.metrics import get_metric
 from bnbench.records import Rating, append_lines, read_lines, read_run, write_text
 from bnbench.reports.human import draw, import_ratings, make_sheets, workbook
-from bnbench.reports.people import CRITERIA, alpha, coincidences, plan, read_people, text_key, with_ratings
+from bnbench.reports.panels import Table, people_panel
+from bnbench.reports.people import CRITERIA, agreement, alpha, coincidences, plan, read_people, text_key, with_ratings
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import people_report, write_report
 from tests.reports.conftest import Spec
@@ -257,7 +259,7 @@ def test_a_filled_form_comes_back_and_ranks(run: Path, kind: str) -> None:
     files = [save(run / f"r{n}{kind}", answer(run, f"rater-{n}", same(TRUE))) for n in (1, 2)]
     made = import_ratings(run, files)
     texts = len(answer(run, "rater-1", same(TRUE)))
-    assert (made.added, made.known, made.missing) == (2 * 4 * texts, 0, 0)
+    assert (made.added, made.known, made.missing) == (2 * 4 * texts, 0, {})
     ranking = rank([read_run(run)], resamples=400, primary="human-overall")
     found = [(s.candidate, s.scores[0].value, s.best_rank, s.worst_rank) for s in ranking.standings]
     order = ["better-adapter", "third-adapter", "ভিত্তি-মডেল"]
@@ -284,7 +286,7 @@ def test_bengali_digits_count_and_what_is_left_out_is_missing(run: Path) -> None
     rows[0] |= {"empathy": "৫", "fluency": ""}
     del rows[1]["overall"]
     made = import_ratings(run, [save(run / "r.csv", rows)])
-    assert made.missing == 2
+    assert made.missing == {"rater-1": 2}
     key = next(json.loads(line) for line in (run / "human-key.jsonl").read_text("utf-8").splitlines())
     first = [r for r in read_lines(Rating, run / "ratings.jsonl") if r.key == key["key"]]
     assert {r.criterion: r.value for r in first}["empathy"] == 5
@@ -322,6 +324,27 @@ def test_every_fault_is_told_by_file_row_and_column_and_nothing_is_imported(run:
     assert not (run / "ratings.jsonl").exists()
     with pytest.raises(UsageError, match="no column 'code'"):
         import_ratings(run, [save(run / "other.csv", [{"rater": "x", "reply": "y"}])])
+
+
+def test_a_form_without_an_answer_is_no_success(run: Path) -> None:
+    made = make_sheets(run, raters=2, items=4)
+    filled = save(run / "filled.csv", answer(run, "rater-1", same(TRUE)))
+    for kind in (".csv", ".xlsx"):
+        empty = run / "human" / f"rater-2{kind}"
+        with pytest.raises(UsageError) as caught:
+            import_ratings(run, [filled, empty])
+        fault = f"{empty}: no answer in the form rater-2; fill in empathy, relevance, fluency, overall, or leave it out"
+        assert str(caught.value).splitlines() == ["1 fault, nothing was imported:", fault]
+    assert not (run / "ratings.jsonl").exists()
+    # In a table of two forms the one that nobody filled in is named.
+    both = [*read_form(run / "human" / "rater-2.csv"), *answer(run, "rater-1", same(TRUE))]
+    with pytest.raises(UsageError, match=r"both\.csv: no answer in the form rater-2;"):
+        import_ratings(run, [save(run / "both.csv", both)])
+    # Two raters who each left something out are told apart.
+    parts = [save(run / f"part-{n}.csv", answer(run, f"rater-{n}", same(TRUE))[n:]) for n in (1, 2)]
+    assert import_ratings(run, parts).missing == {"rater-1": 4, "rater-2": 8}
+    assert made.before == 0
+    assert str(make_sheets(run, raters=1, items=4)).startswith("Forms of earlier sheets still count (2); these come")
 
 
 def test_a_table_sorted_by_some_of_its_columns_is_refused(run: Path) -> None:
@@ -367,11 +390,14 @@ def test_a_form_comes_back_in_parts_and_after_a_torn_line(run: Path) -> None:
     rows = answer(run, "rater-1", same(TRUE))
     half = save(run / "half.json", rows[:5])
     made = import_ratings(run, [half])
-    assert (made.added, made.missing) == (20, 4 * len(rows) - 20)
+    assert (made.added, made.missing) == (20, {"rater-1": 4 * len(rows) - 20})
+    assert f"20 answers added, 0 were there, {4 * len(rows) - 20} missing (rater-1 {4 * len(rows) - 20})" in str(made)
+    # What came back before is not missing from what comes back after it.
+    assert import_ratings(run, [save(run / "other.json", rows[6:])]).missing == {"rater-1": 4}
     path = run / "ratings.jsonl"
     path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
     made = import_ratings(run, [save(run / "whole.json", rows)])
-    assert (made.added, made.known) == (4 * len(rows) - 19, 19)
+    assert (made.added, made.known, made.missing) == (5, 4 * len(rows) - 5, {})
     assert len(read_lines(Rating, path)) == 4 * len(rows)
 
 
@@ -500,6 +526,29 @@ def test_one_rater_agrees_with_nobody(run: Path) -> None:
     assert re.search(r"severity of rater-1( +–){4}\n", text)
 
 
+def test_a_metric_that_makes_no_difference_has_no_tau_and_one_that_contradicts_people_a_negative(run: Path) -> None:
+    make_sheets(run, raters=1, items=12)
+    worst_first = {who: 6 - level for who, level in TRUE.items()}
+    import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(worst_first)))])
+    ranking = rank([read_run(run)], resamples=100)
+    loaded = ranking.runs[0]
+    alike = {
+        who: {**own, "degeneration": np.zeros_like(own["degeneration"])} for who, own in loaded.tables.items()
+    }  # fmt: skip
+    found = agreement(replace(loaded, tables=alike), ranking.metrics)
+    tau, over_candidates = found.metrics["degeneration"]
+    assert (np.isnan([tau.value, tau.low, tau.high]).all(), over_candidates) == (True, None)
+    assert found.summary()["metrics"]["degeneration"] == [{"value": None, "low": None, "high": None}, None]
+    against, order = found.metrics["chrF++"]
+    assert against.low <= against.value < -0.2
+    assert (order, found.by_pairs) == (-1.0, False)
+    blocks = next(people_panel(replace(ranking, runs=(replace(loaded, tables=alike),)))).blocks
+    table = blocks[-1]
+    assert isinstance(table, Table)
+    assert table.rows[1] == ["degeneration", "–", "–"]
+    assert table.notes == ("–: the metric or people make no difference between the replies.",)
+
+
 def test_wins_come_from_pairs_where_people_were_asked_for_them(run: Path) -> None:
     make_sheets(run, raters=2, items=10, pairs=True)
     rate = same(TRUE)
@@ -541,6 +590,7 @@ def test_a_plan_recovers_the_spread_and_has_the_power_that_it_promises(make_run:
         critical = 1.96 + (1.96**3 + 1.96) / (4 * n)
         assert (np.abs(t) > critical).mean() == pytest.approx(0.80, abs=0.02)
     assert list(made.items) == [1, 2, 3, 4, 5]
+    assert "α −0.12, a spread" in str(replace(made, alpha=-0.123))
     assert sorted(made.items.values(), reverse=True) == list(made.items.values())
     assert plan(read_run(run), difference=0.6).items[1] < made.items[1] / 3
 
@@ -583,7 +633,9 @@ def test_the_commands(run: Path) -> None:
         "human", "import", run, *files
     )
     assert json.loads(done("human", "agreement", run, "--json"))["alpha"]["overall"]["value"] == 1.0
-    assert "1 rater a text:" in done("human", "plan", run)
+    planned = done("human", "plan", run).splitlines()
+    assert planned[0].startswith("To see a difference of 0.3 in overall with 80 % power at 5 % two-sided over 3 pairs")
+    assert re.fullmatch(r"  1 rater  a text: +\d+ items", planned[1]) and len({len(line) for line in planned[1:6]}) == 1
     text = done("report", run, "--primary", "human-overall")
     assert text.splitlines()[0] == "better-adapter is the best of the 3 candidates on human overall."
     assert max(map(len, io.StringIO(text))) <= 112

@@ -74,6 +74,6 @@ def test_a_form_is_filled_in_by_keyboard_closed_reopened_and_imported(
         context.close()
     assert said == []
     made = import_ratings(run, [tmp_path / "rater-1.json"])
-    assert (made.raters, made.missing) == (("রিতা",), 0)
+    assert (made.raters, made.missing) == (("রিতা",), {})
     standings = rank([read_run(run)], resamples=400, primary="human-overall").standings
     assert [s.candidate for s in standings] == ["better-adapter", "third-adapter", "ভিত্তি-মডেল"]

@@ -15,9 +15,10 @@ import pytest
 import bnbench
 import bnbench.reports.language as module
 from bnbench.errors import UsageError
-from bnbench.records import as_json, read_run, read_training
+from bnbench.records import Rating, append_lines, as_json, read_run, read_training
 from bnbench.reports import write_report
 from bnbench.reports.language import Catalogue
+from bnbench.reports.people import BETTER, CRITERIA, text_key
 from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, Spec
 from tests.reports.test_report import EVIL, EVIL_REPLIES, Page
 
@@ -130,15 +131,43 @@ def test_nothing_of_ours_is_left_in_english(make_run: Maker, case: str) -> None:
 def test_a_verdict_in_bengali(make_run: Maker) -> None:
     specs = (SPECS[0], replace(SPECS[1], replies=MOST_BROKEN))
     for name, these, says in (
-        ("pair", SPECS, rf"{ADAPTER} তার ভিত্তি-মডেল {BASE}-এর চেয়ে ভালো: \+[\d.]+ chrF\+\+ \(95 % আস্থা-ব্যবধান .* থেকে "),
-        ("broken", specs, rf"{ADAPTER} তার ভিত্তি-মডেল {BASE}-এর চেয়ে খারাপ: −[\d.]+ chrF\+\+ \(95 % .*\)।"),
-        ("base", (replace(SPECS[0], name="base"), SPECS[1]), rf"{ADAPTER} তার ভিত্তি-মডেলের চেয়ে ভালো: "),
-        ("alone", SPECS[:1], rf"{BASE}-এর স্কোর [\d.]+ chrF\+\+; 40টি বার্তা \(95 % আস্থা-ব্যবধান "),
+        ("pair", SPECS, rf"{ADAPTER} তার বেস মডেল {BASE}-এর চেয়ে ভালো: chrF\+\+-এর পার্থক্য \+[\d.]+ \(95 % .* থেকে "),
+        ("broken", specs, rf"{ADAPTER} তার বেস মডেল {BASE}-এর চেয়ে খারাপ: chrF\+\+-এর পার্থক্য −[\d.]+ \(95 % .*\)।"),
+        ("base", (replace(SPECS[0], name="base"), SPECS[1]), rf"{ADAPTER} তার বেস মডেলের চেয়ে ভালো: chrF\+\+-এর "),
+        ("alone", SPECS[:1], rf"40টি বার্তায় {BASE}-এর স্কোর: chrF\+\+ [\d.]+ \(95 % আস্থা-ব্যবধান "),
     ):  # fmt: skip
         folder = make_run(these, name=name)
         text = " ".join(str(write_report([read_run(folder)], folder, resamples=400, lang="bn")).split())
         assert re.match(says, text), text[:300]
         assert "40টি বার্তা" in text and "দ্রষ্টব্য: উত্তরপ্রতি গড় শব্দসংখ্যা: " in text
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_what_people_say_in_bengali(make_run: Maker, pairs: bool) -> None:
+    folder = make_run(SEEDS, n=30, metrics=("chrF++", "degeneration"), **REAL)
+    run, rows = read_run(folder), [Rating("gone", "human:মিতা", "overall", 3.0)]
+    for rater, severity in (("মিতা", 0), ("রিতা", 1)):
+        for i, example in enumerate(run.examples[:12]):
+            texts = [generations[i].reply for generations in run.replies.values()]
+            for level, text in enumerate(texts, 2):
+                key = text_key(example["id"], text)
+                rows += [Rating(key, f"human:{rater}", of, float(level - severity)) for of in CRITERIA]
+            asked = text_key(example["id"], *texts[:2])
+            rows += [Rating(asked, f"human:{rater}", BETTER, float(i % 3))] if pairs else []
+    append_lines(folder / "ratings.jsonl", rows)
+    run = read_run(folder)
+    run = replace(run, record=replace(run.record, corpus=replace(run.record.corpus, steps=())))
+    made = write_report([run], folder, resamples=100, lang="bn", primary="human-overall")
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    known = {"human", "overall", "fluency", "wins", "raters", "items", "pairs", "ratings", "Krippendorff", "Kendall"}
+    for left in (left_in_english(made.html.read_text(encoding="utf-8")), english(str(made)), english(markdown)):
+        assert left <= known
+    for told in (
+        "মানুষকে যে 12টি বার্তার কথা জিজ্ঞেস করা হয়েছে (30টির মধ্যে), ক্রম শুধু সেগুলোর উপর", "রিতার কড়াকড়ি",
+        "মানুষের 1টি জবাব এমন উত্তরের, যা এই রানে আর নেই", "মানুষের বিচারে সামগ্রিক মান অনুযায়ী 3টি প্রার্থীর মধ্যে third সেরা।",
+        "সমান হলে অর্ধেক। বিচারককে দুটি উত্তর" if pairs else "একই বিচারক যে উত্তরে সামগ্রিক মানে বেশি নম্বর দিয়েছেন, সেটি জেতে।",
+    ):  # fmt: skip
+        assert told in markdown
 
 
 def test_notes_of_a_run_in_bengali() -> None:
@@ -190,6 +219,46 @@ def test_how_a_catalogue_is_read() -> None:
     assert say("loop and loop") == "loop আর চক্র"
     assert say("3 items. Loop.") == "3টি বার্তা। Loop."
     assert (say("12.5"), say(""), say("বাংলা")) == ("12.5", "", "বাংলা")
+
+
+def test_a_bengali_word_takes_its_ending_without_a_hyphen() -> None:
+    say = module.language("bn")
+    for english, bengali in (
+        ("In human relevance, x is below a stock reply", "মানুষের বিচারে প্রাসঙ্গিকতায় x এগুলোর চেয়ে কম পায়: একটা বাঁধাধরা উত্তর"),
+        ("In human overall, x is below a stock reply", "মানুষের বিচারে সামগ্রিক মানে x এগুলোর চেয়ে কম পায়: একটা বাঁধাধরা উত্তর"),
+        ("below another item’s reference", "অন্য বার্তার আদর্শ উত্তরের চেয়েও কম পায়"),
+        ("severity of মিতু", "মিতুর কড়াকড়ি"),
+        ("severity of সজীব", "সজীবের কড়াকড়ি"),
+        ("severity of rater-1", "rater-1-এর কড়াকড়ি"),
+        ("রিতা is better than its base ভিত্তি-মডেল by +0.46 human overall (95 % 0.1 to 0.8, p = 0.02)",
+         "রিতা তার বেস মডেল ভিত্তি-মডেলের চেয়ে ভালো: মানুষের বিচারে সামগ্রিক মানের পার্থক্য +0.46 "
+         "(95 % আস্থা-ব্যবধান 0.1 থেকে 0.8, p = 0.02)"),
+        ("a is better than b by +1.2 human empathy (95 % 0.1 to 0.8, p = 0.02), but below a stock reply",
+         "a b-এর চেয়ে ভালো: মানুষের বিচারে সহমর্মিতার পার্থক্য +1.2 (95 % আস্থা-ব্যবধান 0.1 থেকে 0.8, p = 0.02), "
+         "তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
+        ("a is the best of the 3 candidates on human overall, but 60 % of its replies are broken",
+         "মানুষের বিচারে সামগ্রিক মান অনুযায়ী 3টি প্রার্থীর মধ্যে a সেরা, তবে এর 60 % উত্তরই ত্রুটিপূর্ণ"),
+        ("a scores 3.2 chrF++ on 40 items (95 % 2.1 to 4.3), but below a stock reply",
+         "40টি বার্তায় a-এর স্কোর: chrF++ 3.2 (95 % আস্থা-ব্যবধান 2.1 থেকে 4.3), তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
+        ("মিনি thinks aloud in 3 of 40 replies; <think>…</think> is not scored",
+         "40টির মধ্যে 3টি উত্তরে মিনি আগে লিখে লিখে ভেবেছে; <think>…</think> অংশটুকু মাপা হয়নি"),
+        ("demo was trained on 3 of the 40 test rows: its scores here say nothing about new messages",
+         "পরীক্ষার 40টি সারির 3টি দিয়ে demo-কে প্রশিক্ষণ দেওয়া হয়েছে: এখানে তার স্কোর নতুন বার্তা সম্বন্ধে কিছুই বলে না"),
+    ):  # fmt: skip
+        assert say(english) == bengali
+
+
+def test_one_word_for_one_thing_wherever_we_speak_bengali() -> None:
+    """What the report, the readme and the raters' form call a thing, and what none of them calls it."""
+    entries, root = tomllib.loads(BENGALI.read_text(encoding="utf-8")), Path(__file__).parents[2]
+    readme = (root / "README.bn.md").read_text(encoding="utf-8")
+    form = (BENGALI.parent / "human.html.j2").read_text(encoding="utf-8")
+    interval = entries["95 % {a} to {b}"].split()[2]
+    for term in (interval, *(entries[key] for key in ("base", "adapter", "yardstick", "seed", "empathy", "Ranking"))):
+        assert term in readme, term
+    rivals = ("ব্যবধি", "আস্থা-অন্তর", "সহানুভূতি", "ভিত্তি-মডেল", "বীজ", "উপাত্ত", "স্তম্ভ", "মেমরি", "মতৈক্য")
+    for name, text in (("bn.toml", " ".join(entries.values())), ("README.bn.md", readme), ("the form", form)):
+        assert [rival for rival in rivals if rival in text] == [], name
 
 
 def test_the_catalogue_is_whole() -> None:
