@@ -724,9 +724,11 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
                     yield f"{',' if line else ''}{dumps(row)}"
                 yield "]"
             else:
-                for place, (column, of) in enumerate(pd.read_parquet(path).items()):
+                frame = pd.read_parquet(path)
+                for place, column in enumerate(frame):
+                    cells = frame[column].tolist()
                     # Whole numbers are written as such: most statistics are counts.
-                    whole = [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in of]
+                    whole = [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in cells]
                     yield f"{',' if place else '{'}{dumps(str(column))}:{dumps(whole)}"
                 yield "}"
         yield "}"
