@@ -726,9 +726,9 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
             else:
                 frame = pd.read_parquet(path)
                 for place, column in enumerate(frame):
-                    cells = frame[column].tolist()
+                    of = frame[column].tolist()
                     # Whole numbers are written as such: most statistics are counts.
-                    whole = [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in cells]
+                    whole = [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in of]
                     yield f"{',' if place else '{'}{dumps(str(column))}:{dumps(whole)}"
                 yield "}"
         yield "}"
