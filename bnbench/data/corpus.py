@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 
 import ftfy
 import numpy as np
+import numpy.typing as npt
 import regex
 
 from bnbench.data import files
@@ -390,22 +390,55 @@ def _draw(seed: int, *texts: str) -> float:
 
 
 def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Example, ...]:
-    """The examples that are no near-duplicate of a held-out one."""
-    texts = (normalize(f"{e.question} {e.reference}") for e in (*held_out, *examples))
-    grams_of = ({text[i : i + 5] for i in range(max(1, len(text) - 4))} for text in texts)
-    # An index of the held-out 5-grams: comparing each example with each held-out one would take hours on a large file.
-    found: dict[str, list[int]] = {}
-    sizes = np.zeros(len(held_out), dtype=np.int64)
-    for i, grams in enumerate(islice(grams_of, len(held_out))):
-        sizes[i] = len(grams)
-        for gram in grams:
-            found.setdefault(gram, []).append(i)
-    index, kept = {gram: np.array(where) for gram, where in found.items()}, []
-    for example, mine in zip(examples, grams_of, strict=True):
-        hits = [index[gram] for gram in mine if gram in index]
-        if hits:
-            common = np.bincount(np.concatenate(hits), minlength=len(sizes))
-            if np.max(common / (sizes + len(mine) - common)) >= NEAR_DUPLICATE:
+    """The examples that are no near-duplicate of a held-out one.
+
+    Sets with a Jaccard similarity of t share t of the larger one at least. So of the rarest 1 - t of each, and m more,
+    they share m: only held-out texts that do are compared whole (a prefix filter, which is exact: Xiao et al. 2008,
+    Wang, Li & Feng 2012). Comparing each with each would take hours on a large file.
+    """
+    if not (examples and held_out):
+        return tuple(examples)
+    texts = [normalize(f"{e.question} {e.reference}") for e in (*held_out, *examples)]
+    # A 5-gram is a number whose digits are places in the alphabet of these texts: of over 7,000 signs it is a hash.
+    signs = np.array(sorted(map(ord, set().union(*texts))), dtype=np.uint32)
+    powers = np.array([(len(signs) + 1 | 1) ** i % 2**64 for i in range(5)], dtype=np.uint64)
+
+    def grams(text: str) -> npt.NDArray[np.uint64]:
+        places = np.searchsorted(signs, np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)) + 1
+        padded = np.pad(places.astype(np.uint64), (0, max(0, 5 - len(places))))
+        return np.unique(np.lib.stride_tricks.sliding_window_view(padded, 5) @ powers)
+
+    def rarest(n: int) -> int:
+        return n - int(NEAR_DUPLICATE * n) + n // 10 + 1
+
+    # From here on a 5-gram is its place in the order of how many held-out texts have it, the rarest first.
+    found = [grams(text) for text in texts[: len(held_out)]]
+    sizes = np.array([len(own) for own in found])
+    known, places, counts = np.unique(np.concatenate(found), return_inverse=True, return_counts=True)
+    rank = np.argsort(np.argsort(counts, kind="stable"))
+    rows = [np.sort(own) for own in np.split(rank[places], np.cumsum(sizes)[:-1])]
+    heads = [own[: rarest(len(own))] for own in rows]
+    order = np.argsort(np.concatenate(heads), kind="stable")
+    having = np.repeat(np.arange(len(rows)), [len(head) for head in heads])[order]
+    starts = np.searchsorted(np.concatenate(heads)[order], np.arange(len(known) + 1))
+    is_mine, kept = np.zeros(len(known), dtype=bool), []
+    for example, text in zip(examples, texts[len(held_out) :], strict=True):
+        own = grams(text)
+        at = np.minimum(np.searchsorted(known, own), len(known) - 1)
+        mine = np.sort(rank[at[known[at] == own]])
+        # Those that no held-out text has are rarer still.
+        head = mine[: max(0, rarest(len(own)) - (len(own) - len(mine)))]
+        many = starts[head + 1] - starts[head]
+        hits = having[np.repeat(starts[head] - np.cumsum(many) + many, many) + np.arange(many.sum())]
+        near, common = np.unique(hits, return_counts=True)
+        less, more = np.minimum(sizes[near], len(own)), np.maximum(sizes[near], len(own))
+        near = near[(common > less // 10) & (less >= NEAR_DUPLICATE * more - 1e-6)]
+        if len(near):
+            is_mine[mine] = True
+            edges = np.cumsum([0, *sizes[near][:-1]])
+            common = np.add.reduceat(is_mine[np.concatenate([rows[i] for i in near])], edges, dtype=np.int64)
+            is_mine[mine] = False
+            if np.max(common / (sizes[near] + len(own) - common)) >= NEAR_DUPLICATE:
                 continue
         kept.append(example)
     return tuple(kept)

@@ -55,6 +55,7 @@ _PAD_TOKENS = (
 _FIXED_DATE = "26 Jul 2024"
 TEMPLATE_FILE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _NO_CLOCK = f"{{% macro strftime_now(format) %}}{_FIXED_DATE}{{% endmacro %}}"
+_MOST_GROWTH = 1_000
 # The same text with its nukta composed or apart.
 _TOPIC_PART = re.compile("\\s*বিষ(?:\u09af\u09bc|\u09df):\\s*\\{topic\\}")
 
@@ -161,6 +162,16 @@ class Prompter:
         transformers, folder = require("transformers", extra="models"), files.folder
         own = adapter if adapter and any((adapter / name).is_file() for name in TOKENIZERS) else folder
         with explained(files.label, f"the tokenizer in {own} cannot be read"):
+            # A normaliser that doubles a text forty times ends the process, as the library finds no memory for it.
+            file = own / "tokenizer.json"
+            parts, times = [json.loads(file.read_bytes()).get("normalizer")] if file.is_file() else [], 1
+            while parts:
+                part = parts.pop()
+                parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+                if isinstance(part, dict) and part.get("type") == "Replace":
+                    times *= max(1, len(part["content"]))
+            if times > _MOST_GROWTH:
+                raise ValueError(f"its normaliser can make a text over {_MOST_GROWTH:,} times as long")
             tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
         if adapter:
             with explained(f"adapter {adapter}", "its chat template cannot be read"):

@@ -210,6 +210,23 @@ def test_what_is_nested_without_end(tiny_base: Path, tmp_path: Path, name: str) 
             load_recipe(*(("demo", {"r": "[" * 50_000}) if name == "--set" else (tmp_path / name,)))
 
 
+def test_a_normaliser_that_doubles_a_text_again_and_again(tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    path = tmp_path / "base" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    twice = {"type": "Replace", "pattern": {"String": "ক"}, "content": "কক"}
+
+    def load(times: int) -> Prompter:
+        halves = [{"type": "Sequence", "normalizers": [twice] * n} for n in (times // 2, times - times // 2)]
+        changed = tokenizer | {"normalizer": {"type": "Sequence", "normalizers": halves}}
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        return Prompter.load(ModelFiles("base", "", "", tmp_path / "base"))
+
+    assert load(9).tokenizer.backend_tokenizer.normalizer.normalize_str("ক") == "ক" * 2**9
+    with pytest.raises(CandidateError, match="its normaliser can make a text over 1,000 times as long"):
+        load(40)
+
+
 def test_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"ক\n{'a' * 10_000_001}\n", encoding="utf-8")
     with pytest.raises(CorpusError, match=r"a\.txt, line 2: a text of 10,000,002 characters"):

@@ -43,6 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("report", "{folder}/run"),
         ("human", "sheet", "{folder}/run"),
         ("human", "import", "{folder}/run", "{folder}/a.csv"),
+        ("publish", "bnbench-demo/adapter", "--dry-run", "--base-id", "a/b", "--out", "{folder}/run"),
     ],
     ids=lambda words: "-".join(words[:2]),
 )

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from bnbench.cli import app
-from bnbench.errors import BnbenchError, CandidateError, TrainingError, UsageError
+from bnbench.errors import BnbenchError, CandidateError, RunError, TrainingError, UsageError
 from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.finetune import Exported, export
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import locate
-from bnbench.records import read_run
+from bnbench.records import alone, read_run
 from bnbench.reports import rank
 
 DEMO = "bnbench-demo/adapter"
@@ -86,6 +86,8 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
         refused(UsageError, "0.0 GiB are needed and 0.0 are free; free some")
+    with alone(tmp_path / ".out.busy"), pytest.raises(RunError, match="another bnbench works in this folder"):
+        export(DEMO, out)
     adapter = tmp_path / "adapter"
     shutil.copytree(locate("adapter", DEMO).folder, adapter)
     weights = load_file(adapter / "adapter_model.safetensors")

@@ -8,8 +8,9 @@ from xml.sax.saxutils import escape
 import pandas as pd
 import pytest
 
-from bnbench.data.corpus import SplitSizes, load_corpus, write_dropped
+from bnbench.data.corpus import SplitSizes, divide, load_corpus, make_example, write_dropped
 from bnbench.errors import CorpusError
+from bnbench.metrics.normalization import normalize
 
 HEADER = ("Topics", "Question-Title", "Questions", "Answers")
 WORDS = [
@@ -129,6 +130,32 @@ def test_no_near_duplicate_crosses_the_split(tmp_path):
     corpus = load_corpus(write_csv(tmp_path / "a.csv", data, (*HEADER, "split")))
     assert {k: len(v) for k, v in corpus.splits.items()} == {"train": 49, "validation": 0, "test": 51}
     assert corpus.steps[-1].dropped == 1
+
+
+@pytest.mark.parametrize("kind", ["edited", "few words", "few letters", "many signs"])
+def test_near_duplicates_are_those_of_a_comparison_of_each_with_each(kind):
+    chance, signs = random.Random(3), [chr(0x4E00 + i) for i in range(8000)]
+    demo = [e.reference.split() for e in load_corpus(None).select("all")[:40]] * 6
+    parts = [chance.choices(signs, k=90) for _ in range(80)] * 3  # more signs than a 5-gram has exact numbers for
+    texts = {
+        "edited": [" ".join(chance.choice(WORDS) if chance.random() < 0.06 else w for w in words) for words in demo],
+        "few words": [" ".join(chance.choices(WORDS[:3], k=chance.randrange(2, 40))) for _ in demo],
+        "few letters": ["".join(chance.choices("কখ", k=chance.randrange(1, 16))) for _ in demo],
+        "many signs": ["".join(own[chance.randrange(30) :]) for own in parts],
+    }[kind]
+    examples = [make_example("", "", text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]
+    examples = list({e.id: e for e in examples}.values())
+
+    def grams(example):
+        text = normalize(f"{example.question} {example.reference}")
+        return {text[i : i + 5] for i in range(max(1, len(text) - 4))}
+
+    held, others = examples[::4], [e for at, e in enumerate(examples) if at % 4]
+    sets = list(map(grams, held))
+    near = {e.id for e in others if any(len(a & (b := grams(e))) / len(a | b) >= 0.7 for a in sets)}
+    corpus = divide("x", [(e, "test") for e in held] + [(e, "train") for e in others], [], SplitSizes())
+    assert {e.id for e in others} - {e.id for e in corpus.splits["train"]} == near
+    assert 5 < len(near) < len(others) - 5
 
 
 def test_columns_in_any_order_under_any_name_and_from_any_file(tmp_path):
