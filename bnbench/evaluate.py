@@ -30,13 +30,13 @@ from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import Metric, Texts, statistics
-from bnbench.metrics.registry import default_metrics, get_metric
+from bnbench.metrics.registry import DEFAULT, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.models.yardsticks import write_yardsticks
-from bnbench.progress import stage
+from bnbench.progress import Stage
 
 if TYPE_CHECKING:
     from bnbench.judge import Judge
@@ -217,7 +217,7 @@ def choose_measures(
         known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
         return next(known, None) or take(get_metric(name), instead=not names)
 
-    for metric in map(get_metric, names) if names else default_metrics(EVERY_NEED):
+    for metric in map(get_metric, names or DEFAULT):
         take(metric)
     for metric in judge.metrics if judge else ():
         take(metric, instead=True)
@@ -480,7 +480,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
     quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
-        with stage("load", 1, quiet=quiet) as loading:
+        with Stage("load", 1, quiet=quiet) as loading:
             for backend in dict.fromkeys(entrant.backend for entrant in models.values()):
                 backend.load()
             loading.advance(1)
@@ -488,7 +488,7 @@ def _generate(work: Work, plan: Sequence[Batch], record: records.RunRecord) -> r
         record = replace(record, stages=stages | {"load": round(took, 3)})
     seconds = {c.name: c.seconds for c in record.candidates}
     try:
-        with stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
+        with Stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
                 start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
                 prompts = [entrant.prompts[i] for i, _ in batch.items]
@@ -559,7 +559,7 @@ def _score(work: Work, texts: Mapping[str, Texts]) -> list[Metric]:
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
     ids, used = [e.id for e in work.examples], set[str]()
-    with stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
+    with Stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]

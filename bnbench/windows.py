@@ -118,12 +118,12 @@ def perplexity(
         read = {id(p): _read(p, texts, context, stride, bos=bos) for p in prompters.values()}
     if not all(windows for windows, _ in read.values()):
         raise CorpusError(f"{', '.join(sources)}: there is nothing to score (without BOS a text needs two tokens)")
-    with progress.stage("load", 1, quiet=quiet) as loading:
+    with progress.Stage("load", 1, quiet=quiet) as loading:
         backend.load()
         loading.advance(1)
 
     results, numbers, metric = dict[str, Result](), dict[str, int](), Perplexity()
-    with progress.stage("score", sum(len(read[id(p)][0]) for p in prompters.values()), quiet=quiet) as scoring:
+    with progress.Stage("score", sum(len(read[id(p)][0]) for p in prompters.values()), quiet=quiet) as scoring:
         for candidate in candidates:
             windows, scored = read[id(prompters[candidate.name])]
             table, numbers[candidate.name] = np.zeros((len(texts), 4)), len(windows)

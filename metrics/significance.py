@@ -84,7 +84,7 @@ def bootstrap(
     """
     blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
     n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
-    reach = _critical(_reaches(values, [(spread, freedom)], resamples, seed), level)
+    _, reach = _reaches(values, [(spread, freedom)], resamples, seed, level)
     variance = values.var(axis=0) + n * spread
     # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
     low = np.maximum(whole - reach, values.min(axis=0))
@@ -135,8 +135,8 @@ def paired_tests(
         found = [seed_variance(x, formula) for x, (_, _, formula) in zip(side, comparisons, strict=True)]
         noise.append((np.concatenate([spread for spread, _ in found]), np.concatenate([free for _, free in found])))
     values, whole = np.hstack(gaps), np.concatenate(observed)
-    n, reaches, near = len(values), _reaches(values, noise, resamples, seed), whole.round(9)
-    reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
+    n, (reaches, reach), near = len(values), _reaches(values, noise, resamples, seed, level), whole.round(9)
+    p_values = (reaches >= np.abs(near)).mean(axis=0)
     variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
     detectable = _DETECTABLE * np.sqrt(variance)
     # Where all items differ alike, resamples do not say what others would do: p is then that of the sign test, and of
@@ -171,9 +171,10 @@ def seed_variance(table: FloatArray, formula: Formula) -> tuple[FloatArray, Floa
 
 
 def _reaches(
-    values: FloatArray, noise: Sequence[tuple[FloatArray, FloatArray]], resamples: int, seed: int
-) -> FloatArray:
-    """How far each resample's mean is from the mean of n values, in its own standard errors, times that of the mean.
+    values: FloatArray, noise: Sequence[tuple[FloatArray, FloatArray]], resamples: int, seed: int, level: float
+) -> tuple[FloatArray, FloatArray]:
+    """How far each resample's mean is from the mean of n values, in its own standard errors, times that of the mean;
+    and of these distances the largest, (v,), at which p is not under 1 - level.
 
     (n, v) to (resamples + 1, v): what was observed is one of the possible resamples, so that p is never 0, and is as
     far as can be. To nine decimals: sums of the same values in another order are no difference. `noise` has variances
@@ -190,14 +191,9 @@ def _reaches(
             own += n * spread * generator.chisquare(freedom, size=own.shape) / freedom
             variance = variance + n * spread
     far = np.sqrt(np.divide(means**2 * variance, own, out=np.zeros_like(means), where=own > 0))
-    return np.vstack([np.full_like(variance, np.inf), far.round(9)])
-
-
-def _critical(reaches: FloatArray, level: float) -> FloatArray:
-    """The largest distance at which p is not under 1 - level, one for each column of `_reaches`."""
+    reaches = np.vstack([np.full_like(variance, np.inf), far.round(9)])
     as_far = math.ceil(round((1 - level) * len(reaches), 6))
-    found: FloatArray = -np.partition(-reaches, as_far - 1, axis=0)[as_far - 1]
-    return found
+    return reaches, -np.partition(-reaches, as_far - 1, axis=0)[as_far - 1]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

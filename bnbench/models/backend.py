@@ -24,8 +24,7 @@ from bnbench.metrics.registry import Registry
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256
-from bnbench.models.loading import load_config, trained_tokens
-from bnbench.models.precision import Device, choose_precision
+from bnbench.models.loading import Device, choose_precision, load_config, trained_tokens
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
 from bnbench.records import TRAINING
 
@@ -175,6 +174,7 @@ class LocalModels(Backend):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
+        self.computed_by: Mapping[str, Any] = {}  # the part of `identity` that says which code, in which version
         self.adapters = {c.name: c for c in candidates if c.kind == "adapter"}
         require("torch", extra="models")
         first, trust = candidates[0], options.trust_remote_code
@@ -225,6 +225,7 @@ class LocalModels(Backend):
         """Content rather than place: a folder that was moved is the same candidate."""
         adapter, prompter = candidate if candidate.kind == "adapter" else None, self.prompter(candidate)
         return {
+            **self.computed_by,
             "base": self.files.location if self.files.commit else "",
             "base_revision": self.files.commit,
             "base_sha256": self._base_sha256,

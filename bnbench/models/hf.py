@@ -9,7 +9,7 @@ import gc
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -18,8 +18,7 @@ from bnbench.errors import CandidateError, require
 from bnbench.models.backend import BackendOptions, LocalModels, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.loading import explained, load_base, put_on, trained_tokens
-from bnbench.models.precision import make_portable
+from bnbench.models.loading import explained, load_base, make_portable, put_on, trained_tokens
 from bnbench.models.prompts import PROBE, Prompt, pad_id
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
@@ -36,6 +35,7 @@ class TransformersBackend(LocalModels):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
+        self.computed_by = {"backend": "hf", "backend_version": VERSION, "transformers": version("transformers")}
         if self.adapters:
             require("peft", extra="models")
         self.pad = pad_id(self._asked.tokenizer, self.text.vocab_size, self._asked.stop_ids)
@@ -56,11 +56,6 @@ class TransformersBackend(LocalModels):
         tokens = set().union(*map(trained_tokens, self.adapter_files.values()))
         self._probe_ids = (*self._asked.prompt(PROBE).ids, *sorted(tokens.intersection(range(self.text.vocab_size))))
         self._whole_logits = False
-
-    def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """As `LocalModels.identity`, and what computes."""
-        own = {"backend": "hf", "backend_version": VERSION, "transformers": version("transformers")}
-        return own | dict(super().identity(candidate))
 
     def load(self) -> None:
         """Reads the weights, and proves that every adapter changes the logits, and nothing else's.

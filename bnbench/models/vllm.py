@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example
@@ -58,6 +58,7 @@ class VllmBackend(LocalModels):
             os.environ.setdefault(name, value)
         self.vllm = require("vllm", extra="vllm")
         super().__init__(candidates, options)
+        self.computed_by = {"backend": "vllm", "backend_version": VERSION, "vllm": str(self.vllm.__version__)}
         seen = require("vllm.platforms", extra="vllm").current_platform.device_type
         if self.device != seen:
             why = f"vLLM {self.vllm.__version__} runs on {seen or 'no device that it finds here'}, not on {self.device}"
@@ -88,11 +89,6 @@ class VllmBackend(LocalModels):
             reason = f"{heads} attention heads ({keys} of keys) cannot be shared by more evenly"
             log.warning("%s: %d of %d cards are used: %s", self.files.location, even[-1], seen, reason)
         return even[-1]
-
-    def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """As `LocalModels.identity`, and what computes."""
-        own = {"backend": "vllm", "backend_version": VERSION, "vllm": str(self.vllm.__version__)}
-        return own | dict(super().identity(candidate))
 
     def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """The engine is made for the longest row of the run: its prompt and reference, and the token drawn after it."""

@@ -12,7 +12,7 @@ from bnbench.data.corpus import Example
 from bnbench.metrics.core import Metric, Texts, statistics
 from bnbench.metrics.empathy.encoder import load_encoder
 from bnbench.metrics.tokenization import preparation
-from bnbench.progress import stage
+from bnbench.progress import Stage
 from bnbench.records import YardstickRecord, write_scores
 
 DRAWINGS = 5  # of another item's reference
@@ -54,7 +54,7 @@ def write_yardsticks(
     made = {name: one for name, one in made.items() if one[2]}
     counted = [m for m in metrics if not m.parts and m.needs <= {"references", "messages"}]
     ids, names = [e.id for e in examples], {c.name: c.columns for c in counted}
-    with stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
+    with Stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
         for name, (_, _, columns) in made.items():
             m, against = len(columns), tuple((text,) for text in (second if name in HALVES else references))
             texts = Texts(tuple(chain(*columns)), against * m, messages * m)

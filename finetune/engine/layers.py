@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
 from bnbench.errors import TrainingError
-from bnbench.models.precision import unpack
+from bnbench.models.loading import unpack
 
 ATTENTION = "bnbench_packed"
 """The `attn_implementation` under which transformers finds `attend`; it has no mask function, so none is ever built."""

@@ -20,8 +20,8 @@ from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Job, Outcome, Tuner
 from bnbench.models import loading
 from bnbench.models.hub import ModelFiles, with_weights
-from bnbench.models.precision import Device, make_portable
-from bnbench.progress import quiet, stage
+from bnbench.models.loading import Device, make_portable
+from bnbench.progress import Stage, quiet
 from bnbench.records import Gain, write_json
 
 
@@ -64,7 +64,7 @@ class AdapterTuner(Tuner):
             if tracker:
                 trainer.add_callback(tracker)
             left = job.steps - (job.resume.step if job.resume else 0)
-            with stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
+            with Stage("train (steps)", left, quiet=processes.index() > 0) as monitor.bar:
                 try:
                     trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
                 finally:

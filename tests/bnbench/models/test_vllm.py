@@ -26,7 +26,7 @@ from bnbench.models import BackendOptions, get_backend, vllm
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import ModelFiles
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 from bnbench.records import read_run
 
 Make = Callable[..., Any]
