@@ -359,7 +359,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = get_backend(name)(own, options)
     answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
-    prompters = {candidate.name: backend.prompter(candidate) for candidate, backend in answering}
+    prompters = {candidate.name: backend.prompters[candidate.name] for candidate, backend in answering}
     distinct = {id(p): p for p in prompters.values()}  # candidates that are asked alike share one, and its prompts
 
     # A row is too long if it is for any of the candidates that can tell.

@@ -192,7 +192,7 @@ class TransformersBackend(LocalModels):
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
-        asked = self.prompter(candidate)
+        asked = self.prompters[candidate.name]
         limited = asked.limited(decoding)
         with self._active(candidate) as lm:
             how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad}
