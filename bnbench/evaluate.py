@@ -133,12 +133,6 @@ class Batch:
     keys: tuple[str, ...]
 
 
-def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
-    """runs/<candidates>[-<data>]: the same command finds the same folder again."""
-    names = "-".join(records.slug(c.name) for c in candidates)
-    return Path("runs") / (names if data is None else f"{names}-{records.slug(Path(data).stem)}")
-
-
 def make_request(
     base: str | None,
     adapters: Sequence[str],
@@ -186,8 +180,10 @@ def make_request(
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
     formats = {"system": systems, "template": templates}
     options |= {name: by_name(texts, candidates) for name, texts in formats.items() if texts}
+    # By default runs/<candidates>[-<data>]: the same command finds the same folder again.
+    named = [*(c.name for c in candidates), *([Path(data).stem] if data else [])]
     return EvaluationRequest(
-        candidates, out or default_folder(candidates, data), data, columns, sizes, split,
+        candidates, out or Path("runs") / "-".join(map(records.slug, named)), data, columns, sizes, split,
         metrics=tuple(metrics), combine=weights, judge=rater, **options,
     )  # fmt: skip
 

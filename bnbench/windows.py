@@ -127,7 +127,9 @@ def perplexity(
         for candidate in candidates:
             windows, scored = read[id(prompters[candidate.name])]
             table, numbers[candidate.name] = np.zeros((len(texts), 4)), len(windows)
-            for part in _batches(backend, windows, batch_size):
+            sizes = backend.batch_sizes([len(ids) for _, ids, _ in windows], 0)
+            for size in sizes if batch_size is None else [batch_size] * -(-len(windows) // batch_size):
+                part, windows = windows[:size], windows[size:]
                 for (at, ids, start), nll in zip(part, _likelihood(backend, candidate, part), strict=True):
                     table[at, :2] += nll, len(ids) - start
                 scoring.advance(len(part), sum(len(ids) for _, ids, _ in part))
@@ -180,15 +182,6 @@ def _read(
         given = prompter.tokenizer.decode(ids[:1]).rstrip("\ufffd") if begin is None else ""
         scored.append(text.strip().removeprefix(given))  # a character of which only the first bytes are given counts
     return sorted(windows, key=lambda window: -len(window[1])), scored
-
-
-def _batches(backend: Backend, windows: Sequence[Window], size: int | None) -> Iterator[Sequence[Window]]:
-    """The windows, `size` at a time or as many as the backend asks for."""
-    n = len(windows)
-    begin = 0
-    for one in backend.batch_sizes([len(ids) for _, ids, _ in windows], 0) if size is None else [size] * -(-n // size):
-        yield windows[begin : begin + one]
-        begin += one
 
 
 def _likelihood(backend: Backend, candidate: Candidate, windows: Sequence[Window]) -> Sequence[float]:

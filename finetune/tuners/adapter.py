@@ -78,7 +78,7 @@ class AdapterTuner(Tuner):
                 gain = self.gain(job, trainer)
                 if processes.index() == 0:
                     save_adapter(job, trainer.model)
-        peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
+        peak = processes.reduce(torch.cuda.max_memory_reserved(), "MAX") if job.device == "cuda" else None
         return Outcome(steps, curve, seconds, peak, gain, validator.found if validator else None)
 
     def load(self, job: Job) -> Any:

@@ -185,7 +185,7 @@ class _Message:
         keys = [lexicon.keys[word] for word in words]
         self.run = min(COPIED_WORDS, len(words))
         self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
-        content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
+        content = [word for word in words if lexicon.common and lexicon.content[word]]
         stems = lexicon.stems.__getitem__
         self.stems, self.content = (set[str]().union(*map(stems, some)) for some in (words, content))
 
