@@ -110,8 +110,7 @@ def perplexity(
         raise UsageError(f"--context {context}: the model has room for {backend.context} tokens")
     if not 0 < stride < context:
         raise UsageError(f"--stride {stride}: it must be less than the {context} tokens of a window")
-    # Candidates that are asked alike share a prompter, and so their windows.
-    prompters = backend.prompters
+    prompters = backend.prompters  # candidates that are asked alike share one, and so their windows
     if any(p.tokenizer is None for p in prompters.values()) or type(backend).likelihood is Backend.likelihood:
         raise CandidateError(f"the backend {options.name} gives no tokenizer or no likelihoods; use another")
     with progress.quiet():  # transformers warns of a text that is longer than the context
