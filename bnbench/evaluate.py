@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +84,6 @@ class EvaluationRequest:
     overwrite: bool = False
     command: str = "bnbench evaluate"
     quiet: bool = False
-
-    def backend_of(self, candidate: Candidate) -> str:
-        """The name of the backend that answers for a candidate."""
-        return {"predictions": "recorded", "endpoint": "endpoint"}.get(candidate.kind, self.backend)
 
 
 @dataclass(frozen=True)
@@ -196,32 +193,30 @@ def choose_measures(
     Raises UsageError for an unknown name (with the nearest), two metrics of one name, a judge's metric without it, and
     a combined score that ranks without weights or has a part of which lower is better.
     """
-    chosen: dict[str, Metric] = {}
-
-    def take(made: Metric, *, instead: bool = False) -> Metric:
-        other = chosen.get(made.name)
-        if other and not instead:
+    asked = [get_metric(name) for name in names]
+    usual = (*(asked or map(get_metric, DEFAULT)), *(judge.metrics if judge else ()))
+    chosen, found = {metric.name: metric for metric in usual}, list[Metric]()
+    ranks_by_combined = primary.casefold() == COMBINED
+    for name in (*(combine or ()), *(() if ranks_by_combined else (primary,))):
+        # The chosen metric of this name, with or without its argument; where there is none, a new one.
+        known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
+        if (metric := next(known, None)) is None:
+            metric = get_metric(name)
+            asked.append(metric)
+            chosen[metric.name] = metric
+        found.append(metric)
+    if combine:
+        asked.append(CombinedScore(combine, found[: len(combine)]))
+        chosen[COMBINED] = asked[-1]
+    if ranks_by_combined and COMBINED not in chosen:
+        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
+    primary = COMBINED if ranks_by_combined else found[-1].name
+    for one, other in combinations(asked, 2):
+        if one.name == other.name:
             raise UsageError(
-                f"{other.spelling} and {made.spelling}: a run has one {made.name}; name one of them, and make another "
+                f"{one.spelling} and {other.spelling}: a run has one {one.name}; name one of them, and make another "
                 "run for the other"
             )
-        chosen[made.name] = made
-        return made
-
-    def find(name: str) -> Metric:
-        """The chosen metric of this name, with or without its argument; where there is none, a new one."""
-        known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
-        return next(known, None) or take(get_metric(name), instead=not names)
-
-    for metric in map(get_metric, names or DEFAULT):
-        take(metric)
-    for metric in judge.metrics if judge else ():
-        take(metric, instead=True)
-    if combine:
-        take(CombinedScore(combine, [find(name) for name in combine]))
-    if primary.casefold() == COMBINED and COMBINED not in chosen:
-        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
-    primary = find(primary).name
     for metric in chosen.values():
         if getattr(metric, "judge", judge) is not judge:
             raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
@@ -231,22 +226,6 @@ def choose_measures(
     combined = chosen.pop(COMBINED, None)
     weights = combined.weights if isinstance(combined, CombinedScore) else {}
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
-
-
-def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
-    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one;
-    the candidates `without` give no likelihoods.
-    """
-    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
-    for metric in measures.metrics:
-        most = 0 if metric.name == measures.primary else len(request.candidates) - 1
-        if "likelihoods" in metric.needs and len(without) > most and metric.name.casefold() in asked:
-            who = (
-                f"{', '.join(without)} cannot give" if len(without) < len(request.candidates) else "none of them gives"
-            )
-            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
-            what = f"it needs likelihoods, which {who}"
-            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
 
 
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
@@ -277,8 +256,6 @@ def evaluate(request: EvaluationRequest) -> Path:
         path = request.out / "run.json"
         if path.is_file() and not request.overwrite:
             _check_declared(request, measures)
-        kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
-        _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
         if request.samples > 1 and request.decoding.greedy:
             raise UsageError(
                 f"--samples {request.samples} with --greedy: without sampling all replies to an item are the same"
@@ -292,8 +269,6 @@ def evaluate(request: EvaluationRequest) -> Path:
         if request.judge and request.judge.pairs and len(request.candidates) < 2:
             raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
         work = _prepare(request, measures)
-        # A server shows what it gives only when it is asked.
-        _check_needs(request, measures, work.silent)
         plan = _plan(work)
         start = _resume(work, plan)
         record = _begin(work, going_on=start > 0)
@@ -347,14 +322,27 @@ def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
-    """Opens the backends, reads the data and asks each candidate's prompter; no weights are read."""
-    backends: dict[str, Backend] = {}
-    for name in dict.fromkeys(map(request.backend_of, request.candidates)):
-        own = [c for c in request.candidates if request.backend_of(c) == name]
+    """Opens the backends, reads the data and asks each candidate's prompter; no weights are read.
+
+    Raises UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one.
+    """
+    backends, kinds = dict[str, Backend](), {"predictions": "recorded", "endpoint": "endpoint"}
+    names = {c.name: kinds.get(c.kind, request.backend) for c in request.candidates}
+    for name in dict.fromkeys(names.values()):
+        own = [c for c in request.candidates if names[c.name] == name]
         how = (request.tokenizer, request.system, request.template)
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = get_backend(name)(own, options)
-    answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
+    answering = [(c, backends[names[c.name]]) for c in request.candidates]
+    silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
+    asked_for = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
+    for metric in measures.metrics:
+        most = 0 if metric.name == measures.primary else len(answering) - 1
+        if "likelihoods" in metric.needs and len(silent) > most and metric.name.casefold() in asked_for:
+            who = f"{', '.join(silent)} cannot give" if len(silent) < len(answering) else "none of them gives"
+            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
+            what = f"it needs likelihoods, which {who}"
+            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
     prompters = {candidate.name: backend.prompters[candidate.name] for candidate, backend in answering}
     distinct = {id(p): p for p in prompters.values()}  # candidates that are asked alike share one, and its prompts
 
@@ -384,7 +372,6 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         Entrant(c, backend, *asked[id(prompters[c.name])], 1 if c.kind == "predictions" else request.samples)
         for c, backend in answering
     )
-    silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
     return Work(request, measures, corpus, examples, entrants, silent)
 
 
