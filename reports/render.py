@@ -71,7 +71,16 @@ class Report:
     say: Say = str
 
     def __str__(self) -> str:
-        return storable(terminal(self.ranking, self.say))
+        """For a terminal; warnings stand last, where its reader looks first."""
+        told, say = panels(self.ranking, Pen.TEXT), self.say
+        texts, notes = list[str](), list[str]()
+        for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+            shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
+            # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
+            text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
+            is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
+            (notes if is_note else texts).append(text)
+        return storable("\n\n".join(filter(None, [*texts, *notes])))
 
     def _repr_html_(self) -> str:
         return report_html(self.ranking, self.say, is_fragment=True)
@@ -166,20 +175,6 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     """Heads and cells as text, names of candidates fitted into these limits."""
     lines = [([c.head for c in columns], limits[0]), *((row, limits[1]) for row in rows)]
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
-
-
-def terminal(ranking: Ranking, say: Say = str) -> str:
-    """The report for a terminal; warnings stand last, where its reader looks first."""
-    texts: list[str] = []
-    notes: list[str] = []
-    told = panels(ranking, Pen.TEXT)
-    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
-        shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
-        # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
-        text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
-        is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
-        (notes if is_note else texts).append(text)
-    return "\n\n".join(filter(None, [*texts, *notes]))
 
 
 def _text(block: Block, note: str = "Note:") -> str:
