@@ -45,8 +45,8 @@ from bnbench.reports.panels import (
 )  # fmt: skip
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
-from bnbench.reports.values import FLAG, legend, name, shown_values, value_of
-from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
+from bnbench.reports.values import ABSENT, FLAG, items_of, legend, name, shown_values, value_of
+from bnbench.reports.verdict import held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -277,6 +277,19 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
     told, said, lang = panels(ranking, Pen.HTML), verdict(ranking), "en"
     if isinstance(say, Catalogue):
         told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
+    # The numbers that matter most: label, number, and what belongs to it in small.
+    primary, first = value_of(ranking), ranking.standings[0].scores[0]
+    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
+    facts = [
+        ("Items", f"{ranking.n:,}", items_of(ranking).partition(" in ")[2] or "answered by all"),
+        ("Candidates", str(len(ranking.standings)), ""),
+        (f"Best {primary.label}" if ranking.pairs else primary.label, primary.number(first.value), ends),
+    ]
+    versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
+    least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
+    if least and ranking.dialogues > 1:
+        span = dict.fromkeys(primary.number(x) for x in (least[0], least[-1]))
+        facts.append(("Detectable difference", "–".join(span), primary.label))
     drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     data = ""
@@ -294,7 +307,7 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
         "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
-        facts=headline_facts(ranking), runs=[run.record.name for run in ranking.runs], panels=drawn,
+        facts=facts, runs=[run.record.name for run in ranking.runs], panels=drawn,
         visible=lambda table: visible(table, Pen.HTML), version=__version__,
     )  # fmt: skip
 
