@@ -77,7 +77,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
     from bnbench.finetune.recipes import load_recipe
     from bnbench.finetune.tuners.base import Job
     from bnbench.models.hub import Base
-    from bnbench.models.precision import Device
+    from bnbench.models.loading import Device
 
     recipe = load_recipe(args.one, dict(item.split("=", 1) for item in args.set))
     data = [tuple(r.tolist()) for r in rows(args.steps * recipe.samples_per_step, args.length)]

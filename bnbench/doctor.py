@@ -22,8 +22,7 @@ from bnbench.models.candidates import parse_spec
 from bnbench.models.decoding import Decoding
 from bnbench.models.hf import MOST_ROWS, ONE_THREAD_BELOW
 from bnbench.models.hub import find_model, is_offline
-from bnbench.models.loading import load_config, outline
-from bnbench.models.precision import Device, choose_precision
+from bnbench.models.loading import Device, choose_precision, load_config, outline
 from bnbench.models.prompts import Prompter
 from bnbench.records import describe_environment
 

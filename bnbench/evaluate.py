@@ -18,6 +18,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,13 @@ from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import FloatArray, Metric, Texts, statistics
-from bnbench.metrics.registry import default_metrics, get_metric
+from bnbench.metrics.registry import DEFAULT, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.prompts import Prompt, Prompter
 from bnbench.models.yardsticks import write_yardsticks
-from bnbench.progress import stage
+from bnbench.progress import Stage
 
 if TYPE_CHECKING:
     from bnbench.judge import Judge
@@ -87,10 +88,6 @@ class EvaluationRequest:
     command: str = "bnbench evaluate"
     quiet: bool = False
 
-    def backend_of(self, candidate: Candidate) -> str:
-        """The name of the backend that answers for a candidate."""
-        return {"predictions": "recorded", "endpoint": "endpoint"}.get(candidate.kind, self.backend)
-
 
 @dataclass(frozen=True)
 class Measures:
@@ -134,12 +131,6 @@ class Batch:
     entrant: Entrant
     items: tuple[tuple[int, int], ...]
     keys: tuple[str, ...]
-
-
-def default_folder(candidates: Sequence[Candidate], data: str | None) -> Path:
-    """runs/<candidates>[-<data>]: the same command finds the same folder again."""
-    names = "-".join(records.slug(c.name) for c in candidates)
-    return Path("runs") / (names if data is None else f"{names}-{records.slug(Path(data).stem)}")
 
 
 def make_request(
@@ -189,8 +180,10 @@ def make_request(
     candidates = parse_candidates(*given, trust_remote_code=trust, needs_files=backend.needs_files)
     formats = {"system": systems, "template": templates}
     options |= {name: by_name(texts, candidates) for name, texts in formats.items() if texts}
+    # By default runs/<candidates>[-<data>]: the same command finds the same folder again.
+    named = [*(c.name for c in candidates), *([Path(data).stem] if data else [])]
     return EvaluationRequest(
-        candidates, out or default_folder(candidates, data), data, columns, sizes, split,
+        candidates, out or Path("runs") / "-".join(map(records.slug, named)), data, columns, sizes, split,
         metrics=tuple(metrics), combine=weights, judge=rater, **options,
     )  # fmt: skip
 
@@ -203,32 +196,30 @@ def choose_measures(
     Raises UsageError for an unknown name (with the nearest), two metrics of one name, a judge's metric without it, and
     a combined score that ranks without weights or has a part of which lower is better.
     """
-    chosen: dict[str, Metric] = {}
-
-    def take(made: Metric, *, instead: bool = False) -> Metric:
-        other = chosen.get(made.name)
-        if other and not instead:
+    asked = [get_metric(name) for name in names]
+    usual = (*(asked or map(get_metric, DEFAULT)), *(judge.metrics if judge else ()))
+    chosen, found = {metric.name: metric for metric in usual}, list[Metric]()
+    ranks_by_combined = primary.casefold() == COMBINED
+    for name in (*(combine or ()), *(() if ranks_by_combined else (primary,))):
+        # The chosen metric of this name, with or without its argument; where there is none, a new one.
+        known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
+        if (metric := next(known, None)) is None:
+            metric = get_metric(name)
+            asked.append(metric)
+            chosen[metric.name] = metric
+        found.append(metric)
+    if combine:
+        asked.append(CombinedScore(combine, found[: len(combine)]))
+        chosen[COMBINED] = asked[-1]
+    if ranks_by_combined and COMBINED not in chosen:
+        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
+    primary = COMBINED if ranks_by_combined else found[-1].name
+    for one, other in combinations(asked, 2):
+        if one.name == other.name:
             raise UsageError(
-                f"{other.spelling} and {made.spelling}: a run has one {made.name}; name one of them, and make another "
+                f"{one.spelling} and {other.spelling}: a run has one {one.name}; name one of them, and make another "
                 "run for the other"
             )
-        chosen[made.name] = made
-        return made
-
-    def find(name: str) -> Metric:
-        """The chosen metric of this name, with or without its argument; where there is none, a new one."""
-        known = (m for m in chosen.values() if name.casefold() in (m.name.casefold(), m.spelling.casefold()))
-        return next(known, None) or take(get_metric(name), instead=not names)
-
-    for metric in map(get_metric, names) if names else default_metrics(EVERY_NEED):
-        take(metric)
-    for metric in judge.metrics if judge else ():
-        take(metric, instead=True)
-    if combine:
-        take(CombinedScore(combine, [find(name) for name in combine]))
-    if primary.casefold() == COMBINED and COMBINED not in chosen:
-        raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
-    primary = find(primary).name
     for metric in chosen.values():
         if getattr(metric, "judge", judge) is not judge:
             raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
@@ -238,22 +229,6 @@ def choose_measures(
     combined = chosen.pop(COMBINED, None)
     weights = combined.weights if isinstance(combined, CombinedScore) else {}
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
-
-
-def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
-    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one;
-    the candidates `without` give no likelihoods.
-    """
-    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
-    for metric in measures.metrics:
-        most = 0 if metric.name == measures.primary else len(request.candidates) - 1
-        if "likelihoods" in metric.needs and len(without) > most and metric.name.casefold() in asked:
-            who = (
-                f"{', '.join(without)} cannot give" if len(without) < len(request.candidates) else "none of them gives"
-            )
-            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
-            what = f"it needs likelihoods, which {who}"
-            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
 
 
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
@@ -284,8 +259,6 @@ def evaluate(request: EvaluationRequest) -> Path:
         path = request.out / "run.json"
         if path.is_file() and not request.overwrite:
             _check_declared(request, measures)
-        kinds = {c.name: get_backend(request.backend_of(c)) for c in request.candidates}
-        _check_needs(request, measures, [n for n, kind in kinds.items() if kind.likelihood is Backend.likelihood])
         if request.samples > 1 and request.decoding.greedy:
             raise UsageError(
                 f"--samples {request.samples} with --greedy: without sampling all replies to an item are the same"
@@ -299,8 +272,6 @@ def evaluate(request: EvaluationRequest) -> Path:
         if request.judge and request.judge.pairs and len(request.candidates) < 2:
             raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
         work = _prepare(request, measures)
-        # A server shows what it gives only when it is asked.
-        _check_needs(request, measures, work.silent)
         plan = _plan(work)
         start = _resume(work, plan)
         record = _begin(work, going_on=start > 0)
@@ -354,15 +325,28 @@ def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
-    """Opens the backends, reads the data and asks each candidate's prompter; no weights are read."""
-    backends: dict[str, Backend] = {}
-    for name in dict.fromkeys(map(request.backend_of, request.candidates)):
-        own = [c for c in request.candidates if request.backend_of(c) == name]
+    """Opens the backends, reads the data and asks each candidate's prompter; no weights are read.
+
+    Raises UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one.
+    """
+    backends, kinds = dict[str, Backend](), {"predictions": "recorded", "endpoint": "endpoint"}
+    names = {c.name: kinds.get(c.kind, request.backend) for c in request.candidates}
+    for name in dict.fromkeys(names.values()):
+        own = [c for c in request.candidates if names[c.name] == name]
         how = (request.tokenizer, request.system, request.template)
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = get_backend(name)(own, options)
-    answering = [(c, backends[request.backend_of(c)]) for c in request.candidates]
-    prompters = {candidate.name: backend.prompter(candidate) for candidate, backend in answering}
+    answering = [(c, backends[names[c.name]]) for c in request.candidates]
+    silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
+    asked_for = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
+    for metric in measures.metrics:
+        most = 0 if metric.name == measures.primary else len(answering) - 1
+        if "likelihoods" in metric.needs and len(silent) > most and metric.name.casefold() in asked_for:
+            who = f"{', '.join(silent)} cannot give" if len(silent) < len(answering) else "none of them gives"
+            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
+            what = f"it needs likelihoods, which {who}"
+            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
+    prompters = {candidate.name: backend.prompters[candidate.name] for candidate, backend in answering}
     distinct = {id(p): p for p in prompters.values()}  # candidates that are asked alike share one, and its prompts
 
     # A row is too long if it is for any of the candidates that can tell.
@@ -389,7 +373,6 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
         Entrant(c, backend, *asked[id(prompters[c.name])], 1 if c.kind == "predictions" else request.samples)
         for c, backend in answering
     )
-    silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
     return Work(request, measures, corpus, examples, entrants, silent)
 
 
@@ -486,7 +469,7 @@ def _generate(
     quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
-        with stage("load", 1, quiet=quiet) as loading:
+        with Stage("load", 1, quiet=quiet) as loading:
             for backend in dict.fromkeys(entrant.backend for entrant in models.values()):
                 backend.load()
             loading.advance(1)
@@ -494,7 +477,7 @@ def _generate(
         record = replace(record, stages=stages | {"load": round(took, 3)})
     seconds = {c.name: c.seconds for c in record.candidates}
     try:
-        with stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
+        with Stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
                 start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
                 prompts = [entrant.prompts[i] for i, _ in batch.items]
@@ -576,7 +559,7 @@ def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[Ta
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
     ids, used = [e.id for e in work.examples], set[str]()
-    with stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
+    with Stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]

@@ -23,7 +23,7 @@ from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
 from bnbench.metrics.labelled import LabelledSet, labelled_set
 from bnbench.models.candidates import Candidate, parse_candidates
 from bnbench.models.client import MOST_AT_ONCE, Client
-from bnbench.progress import stage
+from bnbench.progress import Stage
 from bnbench.records import Rating, append_lines, read_lines
 
 SCALES = {2: dict.fromkeys(("overall", "empathy", "relevance", "fluency"), range(1, 6)), 3: {"better": range(3)}}
@@ -81,7 +81,7 @@ class Judge:
         """
         asked = {self._key(question): question for question in questions}
         new, client = [key for key in asked if key not in self._said], Client(self._urls, self.model)
-        with stage("judge", len(new), quiet=self.quiet or not new) as progress:
+        with Stage("judge", len(new), quiet=self.quiet or not new) as progress:
             for start in range(0, len(new), MOST_AT_ONCE):
                 window = new[start : start + MOST_AT_ONCE]
                 self._ask(client, {key: asked[key] for key in window})

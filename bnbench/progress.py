@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from logging import ERROR, WARNING, Formatter, LogRecord, disable, getLogger
 from pathlib import Path
@@ -61,8 +61,10 @@ def logs_json() -> bool:
     return any(isinstance(handler.formatter, JsonLines) for handler in getLogger().handlers)
 
 
-class Stage:
-    """One stage under way: a rich bar on a terminal, else a line every 15 seconds and at the end; or nothing."""
+class Stage(AbstractContextManager["Stage"]):
+    """One stage of `total` items while a block runs, which calls `advance` after each batch: a rich bar on a terminal,
+    else a line every 15 seconds and at the end; or nothing.
+    """
 
     def __init__(self, name: str, total: int, *, unit: str = "items", quiet: bool = False) -> None:
         self.name, self.total, self.unit = name, total, unit
@@ -95,8 +97,7 @@ class Stage:
             self.shown = now
             self._tell(f" · {rate}")
 
-    def close(self) -> None:
-        """Ends the stage's display."""
+    def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
         else:
@@ -113,15 +114,8 @@ class Stage:
             print(line, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def stage(name: str, total: int, *, unit: str = "items", quiet: bool = False) -> Iterator[Stage]:
-    """Shows one stage of `total` items (or units) while the block runs, which calls `advance` after each batch."""
-    with closing(Stage(name, total, unit=unit, quiet=quiet)) as one:
-        yield one
-
-
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It
-# would have served a path that `models.precision` never takes. The import is what warns, so this stands before it.
+# would have served a path that `models.loading` never takes. The import is what warns, so this stands before it.
 getLogger("bitsandbytes.backends.cpu.ops").setLevel(ERROR)
 
 

@@ -19,7 +19,7 @@ from bnbench.metrics.evaluation import evaluate_stream
 from bnbench.metrics.original import OriginalScores, original_scores
 from bnbench.metrics.registry import default_metrics, get_metric
 from bnbench.metrics.significance import FEW, TOO_FEW
-from bnbench.progress import stage
+from bnbench.progress import Stage
 
 PROFILES = ("bnbench", "original")
 _PART_CHARACTERS = 4_000_000  # of the texts that are scored at once
@@ -114,7 +114,7 @@ def score_files(
     given = frozenset(need for need, there in (("references", files[1]), ("messages", files[2])) if there)
     chosen = _metrics(metrics, given, CombinedScore(combine) if combine else None)
     n = files[0].checked[0]
-    with join(*files) as rows, stage("score", n, quiet=quiet) as progress:
+    with join(*files) as rows, Stage("score", n, quiet=quiet) as progress:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = workers or (cores if n >= _PARALLEL_FROM else 1)
         thoughts = {"replies": 0, "references": 0}

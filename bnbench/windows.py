@@ -112,24 +112,25 @@ def perplexity(
         raise UsageError(f"--context {context}: the model has room for {backend.context} tokens")
     if not 0 < stride < context:
         raise UsageError(f"--stride {stride}: it must be less than the {context} tokens of a window")
-    # Candidates that are asked alike share a prompter, and so their windows.
-    prompters = {candidate.name: backend.prompter(candidate) for candidate in candidates}
+    prompters = backend.prompters  # candidates that are asked alike share one, and so their windows
     if any(p.tokenizer is None for p in prompters.values()) or type(backend).likelihood is Backend.likelihood:
         raise CandidateError(f"the backend {options.name} gives no tokenizer or no likelihoods; use another")
     with progress.quiet():  # transformers warns of a text that is longer than the context
         read = {id(p): _read(p, texts, context, stride, bos=bos) for p in prompters.values()}
     if not all(windows for windows, _ in read.values()):
         raise CorpusError(f"{', '.join(sources)}: there is nothing to score (without BOS a text needs two tokens)")
-    with progress.stage("load", 1, quiet=quiet) as loading:
+    with progress.Stage("load", 1, quiet=quiet) as loading:
         backend.load()
         loading.advance(1)
 
     results, numbers, metric = dict[str, Result](), dict[str, int](), Perplexity()
-    with progress.stage("score", sum(len(read[id(p)][0]) for p in prompters.values()), quiet=quiet) as scoring:
+    with progress.Stage("score", sum(len(read[id(p)][0]) for p in prompters.values()), quiet=quiet) as scoring:
         for candidate in candidates:
             windows, scored = read[id(prompters[candidate.name])]
             table, numbers[candidate.name] = np.zeros((len(texts), 4)), len(windows)
-            for part in _batches(backend, windows, batch_size):
+            sizes = backend.batch_sizes([len(ids) for _, ids, _ in windows], 0)
+            for size in sizes if batch_size is None else [batch_size] * -(-len(windows) // batch_size):
+                part, windows = windows[:size], windows[size:]
                 for (at, ids, start), nll in zip(part, _likelihood(backend, candidate, part), strict=True):
                     table[at, :2] += nll, len(ids) - start
                 scoring.advance(len(part), sum(len(ids) for _, ids, _ in part))
@@ -182,15 +183,6 @@ def _read(
         given = prompter.tokenizer.decode(ids[:1]).rstrip("\ufffd") if begin is None else ""
         scored.append(text.strip().removeprefix(given))  # a character of which only the first bytes are given counts
     return sorted(windows, key=lambda window: -len(window[1])), scored
-
-
-def _batches(backend: Backend, windows: Sequence[Window], size: int | None) -> Iterator[Sequence[Window]]:
-    """The windows, `size` at a time or as many as the backend asks for."""
-    n = len(windows)
-    begin = 0
-    for one in backend.batch_sizes([len(ids) for _, ids, _ in windows], 0) if size is None else [size] * -(-n // size):
-        yield windows[begin : begin + one]
-        begin += one
 
 
 def _likelihood(backend: Backend, candidate: Candidate, windows: Sequence[Window]) -> Sequence[float]:

@@ -27,8 +27,7 @@ from bnbench.finetune.tuners.adapter import adapt, linear_parameters, own_attent
 from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.normalization import normalize
 from bnbench.models.hub import BUNDLED, ModelFiles, resolve_base
-from bnbench.models.loading import outline
-from bnbench.models.precision import Device, Precision, choose_precision
+from bnbench.models.loading import Device, Precision, choose_precision, outline
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
 from bnbench.records import alone, slug

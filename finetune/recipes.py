@@ -22,7 +22,7 @@ from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
 from bnbench.metrics.registry import Registry
-from bnbench.models.precision import Quantisation
+from bnbench.models.loading import Quantisation
 from bnbench.records import typed, write_text
 
 ALL_LINEAR = "all-linear"

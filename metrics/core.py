@@ -163,14 +163,14 @@ class Metric(ABC):
         """Where `shares` stand in `values`."""
         return [place for place, value in enumerate(self.values) if value in self.shares]
 
-    @property
+    @cached_property
     def labels(self) -> Mapping[str, str]:
         """What a reader's table calls each value: the main one, called after its metric, by the metric's name."""
         main = {self.name.casefold(), self.name.casefold().replace("-", "_"), "score", "value"}
         title = self.name.replace("-", " ")
         return {value: title if value.casefold() in main else value.replace("_", " ") for value in self.values}
 
-    @property
+    @cached_property
     def choices(self) -> Mapping[str, object]:
         """Every choice that moves the score, by its key in the signature."""
         return {}

@@ -180,6 +180,7 @@ RULES = (
     Rule("full_stop", partial(_FULL_STOP.sub, _sentence_end), "sentence"),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
+_OF_TEXT, _OF_WORD, _OF_SENTENCE = ([r for r in RULES if scope in r.scope] for scope in ("text", "word", "sentence"))
 PROFILES = ("bn1", "none", "nfc", "indicnlp")
 _FROM = {"graphemes": "regex", "intl": "sacrebleu", "indicnlp": "indic-nlp-library"}
 
@@ -244,12 +245,12 @@ class Normalizer:
             return str(_indicnlp().normalize(text)) if self.profile == "indicnlp" else text
         while True:
             before = text
-            for rule in self._scoped("text") if any(map(text.__contains__, _BRACKETS)) else ():
-                text = rule.apply(text)
+            for rule in _OF_TEXT if any(map(text.__contains__, _BRACKETS)) else ():
+                text = text if rule.name in self.off else rule.apply(text)
             lines = (" ".join(filter(None, map(self.words.__getitem__, line.split()))) for line in text.splitlines())
             text = "\n".join(filter(None, lines))
-            for rule in self._scoped("sentence"):
-                text = rule.apply(text)
+            for rule in _OF_SENTENCE:
+                text = text if rule.name in self.off else rule.apply(text)
             # Without its zero-width characters it may be a template remnant now, and is looked at again.
             if text == before or not any(map(text.__contains__, _BRACKETS)):
                 return text
@@ -263,7 +264,7 @@ class Normalizer:
     @lru_cache(maxsize=64)  # noqa: B019 - one memory for all equal ones is what is wanted
     def words(self) -> Memo[str]:
         """Whitespace-delimited words after the rules that see no further (other profiles than bn1 have done all)."""
-        rules = self._scoped("word") if self.profile == "bn1" else []
+        rules = [rule for rule in _OF_WORD if rule.name not in self.off] if self.profile == "bn1" else []
         for_plain = [rule for rule in rules if rule.name in _RULES_FOR_PLAIN]
 
         def normalised(word: str) -> str:
@@ -277,9 +278,6 @@ class Normalizer:
             return word
 
         return Memo(normalised)
-
-    def _scoped(self, scope: str) -> list[Rule]:
-        return [rule for rule in RULES if scope in rule.scope and rule.name not in self.off]
 
 
 @lru_cache(maxsize=1)

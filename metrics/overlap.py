@@ -52,11 +52,7 @@ class LexicalMetric(Metric):
 
     def __init__(self, norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> None:
         self.preparation: Preparation = preparation(norm, tokenizer)
-
-    @property
-    def choices(self) -> Mapping[str, object]:
-        """`norm`, `tok` and what is fixed."""
-        return {**self.preparation.choices, **self.fixed}
+        self.choices = {**self.preparation.choices, **self.fixed}
 
 
 class Pairs:

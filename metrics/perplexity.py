@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -35,11 +34,7 @@ class Perplexity(Metric):
 
     def __init__(self, norm: str | Normalizer = "bn1") -> None:
         self.normalizer = normalizer(norm)
-
-    @property
-    def choices(self) -> Mapping[str, object]:
-        """`norm`."""
-        return {"norm": self.normalizer.signature}
+        self.choices = {"norm": self.normalizer.signature}
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 4: nll in nats, tokens, bytes, characters; `InputError` on a row that is negative or not finite."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -19,6 +19,7 @@ from bnbench.metrics.exceptions import BnbenchError, UsageError
 _log = logging.getLogger("bnbench")
 
 
+@dataclass(frozen=True)
 class Registry:
     """The things of one kind by name; capitals do not matter.
 
@@ -27,8 +28,10 @@ class Registry:
     plug-in that does not load is named in the log and skipped: it never stops who did not ask for it.
     """
 
-    def __init__(self, group: str, kind: str, built_in: Mapping[str, str], error: type[BnbenchError] = UsageError):
-        self.group, self.kind, self.built_in, self.error = group, kind, dict(built_in), error
+    group: str
+    kind: str
+    built_in: dict[str, str]
+    error: type[BnbenchError] = UsageError
 
     def names(self) -> tuple[str, ...]:
         """The names that `get` knows: the built-in ones in their order, then those of the plug-ins that load."""

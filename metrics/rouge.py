@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import compress
 from typing import ClassVar, Literal
@@ -49,19 +49,15 @@ class ROUGE(LexicalMetric, MeanMetric):
         types = known if types is None else types
         if unknown := [kind for kind in types if kind not in known]:
             raise UsageError(f"no {self.name} type {unknown[0]!r}; there are {', '.join(known)}")
-        super().__init__(norm, tokenizer)
         self.profile, self.fixed = profile, {"stem": "yes" if profile else "no"}
+        super().__init__(norm, tokenizer)
         self.types = tuple(types)
         parts = [f"{kind}_{part}" for kind in self.types for part in ("precision", "recall")]
         self.values = (*self.types, *parts)
         self.columns = (*self.values, "replies")
         self.details = frozenset({*parts, *self.types} & {*parts, "rougeLsum"})
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """`ROUGE-L`, as papers write it."""
-        whose = f" ({self.profile})" if self.profile else ""
-        return {**super().labels, **{kind: kind.replace("rouge", "ROUGE-") + whose for kind in self.types}}
+        whose = f" ({profile})" if profile else ""
+        self.labels = {**self.labels, **{kind: kind.replace("rouge", "ROUGE-") + whose for kind in self.types}}
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x (3 types): F of each type, then precision and recall of each, on 0-1."""

@@ -46,8 +46,8 @@ from bnbench.reports.panels import (
 )  # fmt: skip
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
-from bnbench.reports.values import FLAG, legend, name, shown_values, value_of
-from bnbench.reports.verdict import headline_facts, held_against, outcome, verdict, verdict_on, warnings
+from bnbench.reports.values import ABSENT, FLAG, items_of, legend, name, shown_values, value_of
+from bnbench.reports.verdict import held_against, outcome, verdict, verdict_on, warnings
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -73,7 +73,16 @@ class Report:
     gates: tuple[Gate, ...] = ()
 
     def __str__(self) -> str:
-        return storable(terminal(self.ranking, self.say))
+        """For a terminal; warnings stand last, where its reader looks first."""
+        told, say = panels(self.ranking, Pen.TEXT), self.say
+        texts, notes = list[str](), list[str]()
+        for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+            shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
+            # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
+            text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
+            is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
+            (notes if is_note else texts).append(text)
+        return storable("\n\n".join(filter(None, [*texts, *notes])))
 
     def _repr_html_(self) -> str:
         return report_html(self.ranking, self.say, is_fragment=True)
@@ -170,20 +179,6 @@ def _cells(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], limits: tu
     """Heads and cells as text, names of candidates fitted into these limits."""
     lines = [([c.head for c in columns], limits[0]), *((row, limits[1]) for row in rows)]
     return [[name(x.text, limit) if isinstance(x, Name) else str(x or "") for x in line] for line, limit in lines]
-
-
-def terminal(ranking: Ranking, say: Say = str) -> str:
-    """The report for a terminal; warnings stand last, where its reader looks first."""
-    texts: list[str] = []
-    notes: list[str] = []
-    told = panels(ranking, Pen.TEXT)
-    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
-        shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
-        # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
-        text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
-        is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
-        (notes if is_note else texts).append(text)
-    return "\n\n".join(filter(None, [*texts, *notes]))
 
 
 def _text(block: Block, note: str = "Note:") -> str:
@@ -286,6 +281,19 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
     told, said, lang = panels(ranking, Pen.HTML), verdict(ranking), "en"
     if isinstance(say, Catalogue):
         told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
+    # The numbers that matter most: label, number, and what belongs to it in small.
+    primary, first = value_of(ranking), ranking.standings[0].scores[0]
+    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
+    facts = [
+        ("Items", f"{ranking.n:,}", items_of(ranking).partition(" in ")[2] or "answered by all"),
+        ("Candidates", str(len(ranking.standings)), ""),
+        (f"Best {primary.label}" if ranking.pairs else primary.label, primary.number(first.value), ends),
+    ]
+    versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
+    least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
+    if least and ranking.dialogues > 1:
+        span = dict.fromkeys(primary.number(x) for x in (least[0], least[-1]))
+        facts.append(("Detectable difference", "–".join(span), primary.label))
     drawn = [(p, [(type(b).__name__.lower(), b) for b in blocks]) for p, blocks in told if blocks]
     listed = next((block for _, blocks in drawn for _, block in blocks if isinstance(block, Replies)), None)
     data = ""
@@ -303,7 +311,7 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
         "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
-        facts=headline_facts(ranking), runs=[run.record.name for run in ranking.runs], panels=drawn,
+        facts=facts, runs=[run.record.name for run in ranking.runs], panels=drawn,
         visible=lambda table: visible(table, Pen.HTML), version=__version__,
     )  # fmt: skip
 

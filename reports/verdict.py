@@ -8,7 +8,7 @@ from typing import Literal
 
 from bnbench.metrics.significance import FEW, TOO_FEW
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.values import ABSENT, NOT_INFORMATIVE, counted, items_of, name, number, p_value, percent, value_of
+from bnbench.reports.values import NOT_INFORMATIVE, counted, items_of, name, number, p_value, percent, value_of
 
 _IN_FULL = 3  # as many comparisons get a sentence each; more are listed by outcome
 _LISTED = 6  # as many candidates' lengths are listed
@@ -187,20 +187,3 @@ def warnings(ranking: Ranking) -> list[str]:
         here = best if len(ranking.standings) == 1 else f"{best} to {worst}"
         told.append(f"the scale of {primary.label}: {marks}; here {here}")
     return [*told, *(name(note, 2_000) for note in ranking.notes)]
-
-
-def headline_facts(ranking: Ranking) -> list[tuple[str, str, str]]:
-    """The numbers that matter most: label, number, and what belongs to it in small."""
-    primary, first = value_of(ranking), ranking.standings[0].scores[0]
-    ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
-    facts = [
-        ("Items", f"{ranking.n:,}", items_of(ranking).partition(" in ")[2] or "answered by all"),
-        ("Candidates", str(len(ranking.standings)), ""),
-        (f"Best {primary.label}" if ranking.pairs else primary.label, primary.number(first.value), ends),
-    ]
-    versus = [c for s in ranking.standings if (c := s.versus(primary.metric, primary.name))]
-    least = sorted(c.smallest_detectable for c in versus if c.smallest_detectable > 0)
-    if least and ranking.dialogues > 1:
-        span = dict.fromkeys(primary.number(x) for x in (least[0], least[-1]))
-        facts.append(("Detectable difference", "–".join(span), primary.label))
-    return facts

@@ -16,12 +16,12 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO
 
 from bnbench.errors import CorpusError
 from bnbench.metrics.exceptions import require
@@ -168,9 +168,7 @@ class _Unfolding(gzip.GzipFile):
 
 @contextmanager
 def _text(path: Path, newline: str) -> Iterator[TextIO]:
-    def opened() -> BinaryIO:
-        return cast(BinaryIO, _Unfolding(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
+    opened: Callable[[], Any] = partial(_Unfolding, path) if path.suffix.lower() == ".gz" else partial(path.open, "rb")
     try:
         with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline=newline) as text:
             yield text

@@ -24,8 +24,7 @@ from bnbench.metrics.registry import Registry
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256
-from bnbench.models.loading import load_config, trained_tokens
-from bnbench.models.precision import Device, choose_precision
+from bnbench.models.loading import Device, choose_precision, load_config, trained_tokens
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
 from bnbench.records import TRAINING
 
@@ -91,14 +90,11 @@ class Backend(ABC):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self.context: int | None = None  # most tokens of a row, where that is known
-        self._prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
+        # How each is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids.
+        self.prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
         # For run.json: in what was computed, and why.
         reason = f"chosen by the backend {options.name}"
         self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
-
-    def prompter(self, candidate: Candidate) -> Prompter:
-        """How a candidate is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids."""
-        return self._prompters[candidate.name]
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""
@@ -107,7 +103,7 @@ class Backend(ABC):
             "model": candidate.location,
             "revision": candidate.revision,
             "base": candidate.base or "",
-            "template_sha": self.prompter(candidate).template_sha,
+            "template_sha": self.prompters[candidate.name].template_sha,
         }
 
     def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:  # noqa: B027 - a default
@@ -133,7 +129,7 @@ class Backend(ABC):
 
     def gives_likelihoods(self, candidate: Candidate) -> bool:
         """Whether `likelihood` will give numbers, as far as that is known now."""
-        return type(self).likelihood is not Backend.likelihood and self.prompter(candidate).tokenizer is not None
+        return type(self).likelihood is not Backend.likelihood and self.prompters[candidate.name].tokenizer is not None
 
     def score(self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]) -> FloatArray | None:
         """(n, 4): nll, tokens, bytes, characters of each reference given its prompt; None as for `likelihood`.
@@ -142,7 +138,7 @@ class Backend(ABC):
         place is part of a reply. Bytes (UTF-8) and characters (code points) are of the bn1-normalised reference
         without any end, the same for all candidates and all spellings.
         """
-        prompter = self.prompter(candidate)
+        prompter = self.prompters[candidate.name]
         if not self.gives_likelihoods(candidate):
             return None
         answers = [prompter.answer(reference) for reference in references]
@@ -175,6 +171,7 @@ class LocalModels(Backend):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
+        self.computed_by: Mapping[str, Any] = {}  # the part of `identity` that says which code, in which version
         self.adapters = {c.name: c for c in candidates if c.kind == "adapter"}
         require("torch", extra="models")
         first, trust = candidates[0], options.trust_remote_code
@@ -204,8 +201,8 @@ class LocalModels(Backend):
                 how: dict[str, Any] = {"system": system, "template": template, "trust_remote_code": trust}
                 made[key] = Prompter.load(self.files, adapter=own, **how)
             made[key].check_vocabulary(files.label if files else self.files.label, rows)
-            self._prompters[c.name] = made[key]
-        self._asked = self._prompters[first.name]
+            self.prompters[c.name] = made[key]
+        self._asked = self.prompters[first.name]
 
         device = Device.of(options.device or "auto")
         self.device = device.type if options.device in (None, "auto") else str(options.device)
@@ -223,8 +220,9 @@ class LocalModels(Backend):
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """Content rather than place: a folder that was moved is the same candidate."""
-        adapter, prompter = candidate if candidate.kind == "adapter" else None, self.prompter(candidate)
+        adapter, prompter = candidate if candidate.kind == "adapter" else None, self.prompters[candidate.name]
         return {
+            **self.computed_by,
             "base": self.files.location if self.files.commit else "",
             "base_revision": self.files.commit,
             "base_sha256": self._base_sha256,

@@ -114,13 +114,14 @@ class EndpointBackend(Backend):
         owners = {c.name: _owner(clients[c.name], c) for c in candidates}
         self._served = {name: self._find_out(name, clients[name], told.get(name), own) for name, own in owners.items()}
         for name, one in self._served.items():
+            self.prompters[name] = one.prompter
             if missing := [p for p in one.unsupported if p not in _OPTIONAL]:
                 log.warning("%s: its server does not take %s, so the run does without", name, ", ".join(missing))
         self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
 
     def _find_out(self, name: str, client: Client, told: Prompter | None, owner: str) -> Served:
         """How the model may be asked: by token ids if there is a tokenizer and the server takes them, else by chat."""
-        plain, per_word = self._prompters[name], TOKENS_PER_WORD
+        plain, per_word = self.prompters[name], TOKENS_PER_WORD
         if told:
             ids, per_word = told.prompt(PROBE).ids, (told.limited(Decoding(max_words=1000)).max_new_tokens or 0) / 1000
             try:
@@ -151,10 +152,6 @@ class EndpointBackend(Backend):
         if not short < longer:
             return served
         return replace(served, tokens_per_word=max(1.0, (longer - short) / len(" ".join(SENTENCES).split())))
-
-    def prompter(self, candidate: Candidate) -> Prompter:
-        """That of the tokenizer, or, where the server writes the prompts, one that gives it the texts."""
-        return self._served[candidate.name].prompter
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The model's name, and how it is asked; where it is served may change from session to session."""

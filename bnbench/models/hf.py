@@ -9,7 +9,7 @@ import gc
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -18,8 +18,7 @@ from bnbench.errors import CandidateError, require
 from bnbench.models.backend import BackendOptions, LocalModels, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.loading import explained, load_base, put_on, trained_tokens
-from bnbench.models.precision import make_portable
+from bnbench.models.loading import explained, load_base, make_portable, put_on, trained_tokens
 from bnbench.models.prompts import PROBE, Prompt, pad_id
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
@@ -36,6 +35,7 @@ class TransformersBackend(LocalModels):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
+        self.computed_by = {"backend": "hf", "backend_version": VERSION, "transformers": version("transformers")}
         if self.adapters:
             require("peft", extra="models")
         self.pad = pad_id(self._asked.tokenizer, self.text.vocab_size, self._asked.stop_ids)
@@ -56,11 +56,6 @@ class TransformersBackend(LocalModels):
         tokens = set().union(*map(trained_tokens, self.adapter_files.values()))
         self._probe_ids = (*self._asked.prompt(PROBE).ids, *sorted(tokens.intersection(range(self.text.vocab_size))))
         self._whole_logits = False
-
-    def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """As `LocalModels.identity`, and what computes."""
-        own = {"backend": "hf", "backend_version": VERSION, "transformers": version("transformers")}
-        return own | dict(super().identity(candidate))
 
     def load(self) -> None:
         """Reads the weights, and proves that every adapter changes the logits, and nothing else's.
@@ -147,7 +142,15 @@ class TransformersBackend(LocalModels):
         with explained(label, "it cannot compute"), torch.inference_mode(), self._active(candidate) as lm:
             logits = lm(input_ids=ids).logits
             if candidate.kind == "base":
-                self._whole_logits = not inference.matches(lm, ids, logits)
+                # Whether `head` on the hidden states gives what the model itself gives.
+                given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+                try:
+                    body = inference.call(lm.base_model, **given)
+                    mine = inference.head(lm, body.last_hidden_state).float()
+                    is_known = mine.shape == logits.shape and torch.allclose(mine, logits.float(), rtol=1e-3, atol=1e-3)
+                except AttributeError:  # what it calls its base model has a head too, or it has no embedding for a head
+                    is_known = False
+                self._whole_logits = not is_known
                 other = torch.cat([ids[:, :-1], ids[:, :1]], -1)
                 # A model that sees what it is scored on changes what it said before when a later token is another.
                 gap = (logits[:, :-1].float() - lm(input_ids=other).logits[:, :-1].float()).abs().max()
@@ -197,7 +200,7 @@ class TransformersBackend(LocalModels):
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
-        asked = self.prompter(candidate)
+        asked = self.prompters[candidate.name]
         limited = asked.limited(decoding)
         with self._active(candidate) as lm:
             how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad}

@@ -262,7 +262,7 @@ def negative_log_likelihoods(
     """The sum of -log p (nats) over each row's tokens from its start on, given all before them.
 
     `starts` is where each row's answer begins, at least 1; `pad` fills the right of shorter rows, masked and never
-    scored; `whole_logits`, for a model whose head `matches` does not know, takes all logits from it, row by row.
+    scored; `whole_logits`, for a model whose head `head` does not know, takes all logits from it, row by row.
     """
     if whole_logits and len(rows) > 1:
         pairs = zip(rows, starts, strict=True)
@@ -300,15 +300,3 @@ def head(model: Any, hidden: Tensor) -> Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
-
-
-@torch.inference_mode()
-def matches(model: Any, ids: Tensor, logits: Tensor) -> bool:
-    """Whether `head` on the hidden states gives the `logits` that the model itself gave for `ids` (1, length)."""
-    try:
-        mask = torch.ones_like(ids)
-        body = call(model.base_model, input_ids=ids, attention_mask=mask, use_cache=False)
-        mine = head(model, body.last_hidden_state)
-    except AttributeError:  # what it calls its base model has a head too, or it has no embedding for a head
-        return False
-    return mine.shape == logits.shape and torch.allclose(mine.float(), logits.float(), rtol=1e-3, atol=1e-3)

@@ -29,7 +29,7 @@ class RecordedReplies(Backend):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         asked = Prompter("recorded")  # the file does not say how the model was asked
-        self._prompters = {candidate.name: asked for candidate in candidates}
+        self.prompters = {candidate.name: asked for candidate in candidates}
         self.precision = self.precision | {"reason": "recorded replies: no model was run"}
         self._files = {c.name: Predictions.read(Path(c.location)) for c in candidates}
         self._paired: dict[str, Pairing] = {}

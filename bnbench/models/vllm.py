@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example
@@ -58,6 +58,7 @@ class VllmBackend(LocalModels):
             os.environ.setdefault(name, value)
         self.vllm = require("vllm", extra="vllm")
         super().__init__(candidates, options)
+        self.computed_by = {"backend": "vllm", "backend_version": VERSION, "vllm": str(self.vllm.__version__)}
         seen = require("vllm.platforms", extra="vllm").current_platform.device_type
         if self.device != seen:
             why = f"vLLM {self.vllm.__version__} runs on {seen or 'no device that it finds here'}, not on {self.device}"
@@ -89,14 +90,9 @@ class VllmBackend(LocalModels):
             log.warning("%s: %d of %d cards are used: %s", self.files.location, even[-1], seen, reason)
         return even[-1]
 
-    def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """As `LocalModels.identity`, and what computes."""
-        own = {"backend": "vllm", "backend_version": VERSION, "vllm": str(self.vllm.__version__)}
-        return own | dict(super().identity(candidate))
-
     def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """The engine is made for the longest row of the run: its prompt and reference, and the token drawn after it."""
-        prompters = {id(p): p for p in map(self.prompter, self.candidates)}.values()
+        prompters = {id(p): p for p in self.prompters.values()}.values()
         self.longest = max(max(p.count_tokens(examples), default=0) for p in prompters) + 1
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
@@ -107,7 +103,7 @@ class VllmBackend(LocalModels):
 
     def arguments(self) -> dict[str, Any]:
         """What the engine is told. Nothing is left to the model's own generation configuration."""
-        prompters = list(map(self.prompter, self.candidates))
+        prompters = list(self.prompters.values())
         probe = max(len(p.prompt(PROBE).ids) for p in prompters) + 1
         told: dict[str, Any] = {
             "model": str(self.files.folder), "trust_remote_code": self.options.trust_remote_code,
@@ -144,7 +140,7 @@ class VllmBackend(LocalModels):
                 self.engine = self.vllm.LLM(**self.arguments())
                 for candidate in (Candidate("", "base", self.files.location), *self.adapters.values()):
                     label = f"{candidate.kind} {candidate.location}"
-                    row = self.prompter(self.candidates[0]).prompt(PROBE).ids
+                    row = self.prompters[self.candidates[0].name].prompt(PROBE).ids
                     nll = self.likelihood(candidate, [row], [1])[0]
                     self.check_answer(candidate, is_finite=math.isfinite(nll), is_base_s=nll == plain)
                     plain = nll if plain is None else plain
@@ -160,7 +156,7 @@ class VllmBackend(LocalModels):
         self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
     ) -> list[Reply]:
         """One reply a prompt, under a seed of the item's own."""
-        prompter = self.prompter(candidate)
+        prompter = self.prompters[candidate.name]
         limited, stop = prompter.limited(decoding), prompter.stop_ids
         how: dict[str, Any] = {
             "max_tokens": limited.max_new_tokens, "repetition_penalty": decoding.repetition_penalty,
@@ -197,7 +193,7 @@ class VllmBackend(LocalModels):
         config = getattr(getattr(self.engine, "llm_engine", None), "vllm_config", None)
         block = 1 if config is None else config.cache_config.block_size
         # What is not computed is filled with anything, which a tokenizer could not read.
-        can_reuse = self.memory is not None and not any(self.prompter(c).stop_texts for c in self.candidates)
+        can_reuse = self.memory is not None and not any(self.prompters[c.name].stop_texts for c in self.candidates)
         how = {"temperature": 0, "max_tokens": 1, "prompt_logprobs": 0, "flat_logprobs": True, "detokenize": False}
         skips = [not can_reuse or start % block == 0 for start in starts]
         params = [self.vllm.SamplingParams(**how, skip_reading_prefix_cache=skip) for skip in skips]

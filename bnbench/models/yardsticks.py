@@ -12,7 +12,7 @@ from bnbench.data.corpus import Example
 from bnbench.metrics.core import Metric, Texts, statistics
 from bnbench.metrics.empathy.encoder import load_encoder
 from bnbench.metrics.tokenization import preparation
-from bnbench.progress import stage
+from bnbench.progress import Stage
 from bnbench.records import YardstickRecord, write_scores
 
 DRAWINGS = 5  # of another item's reference
@@ -37,7 +37,14 @@ def write_yardsticks(
     messages = tuple(f"{e.title} {e.question}".strip() for e in examples)
     # Each yardstick: what it is called, the one text it is (or ""), and m columns of n replies.
     n, drawn = len(examples), list(drawings(messages, seed))
-    first, second = zip(*map(_halves, references), strict=True)
+    # The first and the second half of each reference's sentences; of its words where it has one sentence.
+    first, second = list[str](), list[str]()
+    for text in references:
+        sentences = preparation().split_sentences(text)
+        parts = sentences if len(sentences) > 1 else text.split()
+        middle = (len(parts) + 1) // 2
+        first.append(" ".join(parts[:middle]))
+        second.append(" ".join(parts[middle:]))
     central = ""
     if train:
         vectors = load_encoder().encode(train)
@@ -54,7 +61,7 @@ def write_yardsticks(
     made = {name: one for name, one in made.items() if one[2]}
     counted = [m for m in metrics if not m.parts and m.needs <= {"references", "messages"}]
     ids, names = [e.id for e in examples], {c.name: c.columns for c in counted}
-    with stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
+    with Stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
         for name, (_, _, columns) in made.items():
             m, against = len(columns), tuple((text,) for text in (second if name in HALVES else references))
             texts = Texts(tuple(chain(*columns)), against * m, messages * m)
@@ -78,11 +85,3 @@ def drawings(messages: Sequence[str], seed: int) -> Iterator[list[int]]:
         others = np.empty(n, dtype=np.intp)
         others[order] = np.roll(order, -most)
         yield others.tolist()
-
-
-def _halves(text: str) -> tuple[str, str]:
-    """The first and the second half of its sentences; of its words where it has one sentence."""
-    parts = preparation().split_sentences(text)
-    parts = parts if len(parts) > 1 else text.split()
-    middle = (len(parts) + 1) // 2
-    return " ".join(parts[:middle]), " ".join(parts[middle:])

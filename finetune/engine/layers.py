@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from bnbench.errors import TrainingError
 from bnbench.models import kernels
-from bnbench.models.precision import unpack
+from bnbench.models.loading import unpack
 
 ATTENTION = "bnbench_packed"
 """The `attn_implementation` under which transformers finds `attend`; it has no mask function, so none is ever built."""

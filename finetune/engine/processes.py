@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from bnbench.errors import BnbenchError, RecipeError, TrainingError, require
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 
 def count() -> int:
@@ -82,28 +83,16 @@ def first(make: Callable[[], T]) -> T:
     return told[0]  # type: ignore[no-any-return]
 
 
-def largest(value: int) -> int:
-    """The largest of all processes' values. Waits for them."""
+def reduce(value: Number, how: Literal["MAX", "SUM"]) -> Number:
+    """The largest, or the sum, of all processes' numbers, the same in each. Waits for them."""
     if count() == 1:
         return value
     import torch
 
-    told = torch.tensor(value)
+    told = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
     with company():
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return int(told)
-
-
-def total(value: float) -> float:
-    """The sum of all processes' values, the same in each. Waits for them."""
-    if count() == 1:
-        return value
-    import torch
-
-    told = torch.tensor(value, dtype=torch.float64)
-    with company():
-        torch.distributed.all_reduce(told)
-    return float(told)
+        torch.distributed.all_reduce(told, getattr(torch.distributed.ReduceOp, how))
+    return type(value)(told)
 
 
 def refuse(error: BnbenchError) -> NoReturn:
@@ -137,7 +126,7 @@ class Stop:
     def __call__(self) -> bool:
         """True once a signal came or the time is up, in whichever process."""
         # 1 stands for the time: the signals heard have higher numbers.
-        why = largest(self.signal or int(time.monotonic() >= self._end))
+        why = reduce(self.signal or int(time.monotonic() >= self._end), "MAX")
         if why > 1:
             self.signal = why
         return why > 0

@@ -232,7 +232,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seals the checkpoint that the trainer has written, once each process has added its file."""
-        processes.largest(0)  # waits for them all
+        processes.reduce(0, "MAX")  # waits for them all
         if processes.index() == 0:
             seal(self.job.checkpoints / f"checkpoint-{state.global_step}", self.seconds)
             write_curve(self.job.output / "loss.csv", curve_of(state.log_history))

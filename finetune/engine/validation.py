@@ -55,7 +55,7 @@ class Validator(TrainerCallback):  # type: ignore[misc]
             for one_pass in self.passes:
                 nats += float(self.trainer.compute_loss(model, one_pass, num_items_in_batch=1))
         model.train()
-        nats = processes.total(nats)
+        nats = processes.reduce(nats, "SUM")
         bits = nats / math.log(2) / self.job.validation_characters
         logs_step = self.trainer.control.should_log
         self.trainer.log({"validation_bits": bits, "validation_loss": nats / self.tokens})

@@ -20,8 +20,8 @@ from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
 from bnbench.finetune.tuners.base import Job, Outcome, Tuner
 from bnbench.models import loading
 from bnbench.models.hub import ModelFiles, with_weights
-from bnbench.models.precision import Device, make_portable
-from bnbench.progress import quiet, stage
+from bnbench.models.loading import Device, make_portable
+from bnbench.progress import Stage, quiet
 from bnbench.records import Gain, write_json
 
 
@@ -64,7 +64,7 @@ class AdapterTuner(Tuner):
             if tracker:
                 trainer.add_callback(tracker)
             left = job.steps - (job.resume.step if job.resume else 0)
-            with stage("train", left, unit="steps", quiet=processes.index() > 0) as monitor.bar:
+            with Stage("train", left, unit="steps", quiet=processes.index() > 0) as monitor.bar:
                 try:
                     trainer.train(resume_from_checkpoint=str(job.resume.folder) if job.resume else None)
                 finally:
@@ -78,7 +78,7 @@ class AdapterTuner(Tuner):
                 gain = self.gain(job, trainer)
                 if processes.index() == 0:
                     save_adapter(job, trainer.model)
-        peak = processes.largest(torch.cuda.max_memory_reserved()) if job.device == "cuda" else None
+        peak = processes.reduce(torch.cuda.max_memory_reserved(), "MAX") if job.device == "cuda" else None
         return Outcome(steps, curve, seconds, peak, gain, validator.found if validator else None)
 
     def load(self, job: Job) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from bnbench.finetune.engine.collate import Row
 from bnbench.finetune.recipes import Recipe
 from bnbench.models.hub import Base
-from bnbench.models.precision import Device, Precision
+from bnbench.models.loading import Device, Precision
 from bnbench.records import Gain, Validation, typed, write_json, write_text
 
 _SEAL = "sealed.json"

@@ -26,9 +26,9 @@ from bnbench.finetune.recipes import Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner, lora_config
 from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.significance import paired_tests
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 from bnbench.models.prompts import Prompter
-from bnbench.progress import stage
+from bnbench.progress import Stage
 from bnbench.records import Gain
 
 
@@ -115,7 +115,7 @@ class PreferenceTuner(AdapterTuner):
         if not job.held_out:
             return None
         pairs, size, model, found = as_pairs(job.held_out), job.recipe.batch_size, trainer.model.eval(), []
-        with torch.no_grad(), trainer.accelerator.autocast(), stage("held-out pairs", len(pairs), unit="pairs") as bar:
+        with torch.no_grad(), trainer.accelerator.autocast(), Stage("held-out pairs", len(pairs), unit="pairs") as bar:
             for start in range(0, len(pairs), size):
                 # TRL's collator: first the chosen rows of the batch, then the rejected ones.
                 batch = trainer.data_collator(pairs[start : start + size])

@@ -15,7 +15,7 @@ from bnbench.errors import RecipeError, require
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe
 from bnbench.finetune.tuners.adapter import AdapterTuner
 from bnbench.finetune.tuners.base import Job, Outcome
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

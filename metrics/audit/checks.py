@@ -259,13 +259,8 @@ class OriginalSemantic(MeanMetric):
     columns, values = ("semantic", "replies"), ("semantic",)
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+        self._encoder, self.choices = encoder, {"enc": encoder.id}
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 1: the score of each reply, 0-1."""
         return semantic_scores(texts.replies, self._encoder.encode)[:, None] / 100
-
-    @property
-    def choices(self) -> Mapping[str, object]:
-        """The encoder."""
-        return {"enc": self._encoder.id}

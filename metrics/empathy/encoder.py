@@ -109,16 +109,18 @@ class StaticEncoder:
             begins = (np.cumsum(lengths) - lengths)[filled]
             flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
             sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
+            # With a length there is one more component before the sum is made a unit vector: a short text says less for
+            # certain, and leans to where all do. Two more after it, and the cosine of two texts falls with the ratio of
+            # their lengths.
             if self._length:
-                # One more component before the sum is made a unit vector: a short text says less for certain, and leans
-                # to where all do. Two more after it, and the cosine of two texts falls with the ratio of their lengths.
+                sums = np.column_stack([sums, np.full(len(sums), self._length.start)])
+            norms = np.sqrt(np.einsum("ij,ij->i", sums, sums))[:, None]
+            unit = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+            if self._length:
                 angle = self._length.turn * np.log1p(lengths[filled])[:, None]
-                unit = _unit(np.column_stack([sums, np.full(len(sums), self._length.start)]))
                 turned = [self._length.weight * np.cos(angle), self._length.weight * np.sin(angle)]
-                sums = np.column_stack([unit, *turned]) / np.sqrt(1 + self._length.weight**2)
-            else:
-                sums = _unit(sums)
-            found[start + filled] = sums
+                unit = np.column_stack([unit, *turned]) / np.sqrt(1 + self._length.weight**2)
+            found[start + filled] = unit
         return found
 
     @cached_property
@@ -218,12 +220,6 @@ def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
 def words_only(encoder: Encoder) -> Encoder:
     """The encoder without what a static one adds of length, for scores that length must not drive."""
     return encoder.words if isinstance(encoder, StaticEncoder) else encoder
-
-
-def _unit(rows: Vectors) -> Vectors:
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    made: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return made
 
 
 def _check(texts: Sequence[str]) -> None:

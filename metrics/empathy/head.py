@@ -36,16 +36,10 @@ def buckets(piece: str) -> list[int]:
     return [zlib.crc32(each.encode()) % BUCKETS for each in ([piece] if " " in piece else parts + whole)]
 
 
-def _mark(token: str) -> str:
-    return token if is_word(token) else _END if token in SENTENCE_ENDS else ""
-
-
-_marks: Memo[str] = Memo(_mark)
-
-
 def pieces(text: str) -> list[str]:
     """The different words of a text in Bengali script, and its different neighbouring pairs, with sentence ends."""
-    marked = [_END, *filter(None, map(_marks.__getitem__, preparation().tokens(text))), _END]
+    tokens = preparation().tokens(text)
+    marked = [_END, *(_END if t in SENTENCE_ENDS else t for t in tokens if t in SENTENCE_ENDS or is_word(t)), _END]
     pairs = dict.fromkeys(pairwise(marked))
     pairs.pop((_END, _END), None)
     return [*(word for word in dict.fromkeys(marked) if word != _END), *map(" ".join, pairs)]

@@ -130,13 +130,13 @@ class _Words:
         self.text = text = normalize(raw)
         self.words, self.starts = list[str](), list[int]()
         self.quoted, self.clause_ends = list[bool](), list[bool]()
-        self.sentences: list[_Sentence] = []
+        self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
         closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
         last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items()}
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             found = text.index(token, at)
             if "\n" in text[at:found]:
-                self._end_sentence()
+                breaks.append((len(self.words), False))
             at = found + len(token)
             if is_word(token):
                 self.words.append(token)
@@ -155,14 +155,13 @@ class _Words:
             elif mark in _QUOTATION and not in_word and last[mark] >= at:
                 closing = _QUOTATION[mark]
             if token in SENTENCE_ENDS:
-                self._end_sentence(question=token == "?")
-        self._end_sentence()
-
-    def _end_sentence(self, question: bool = False) -> None:
-        start = self.sentences[-1].end if self.sentences else 0
-        if start < len(self.words):
-            self.clause_ends[-1] = True
-            self.sentences.append(_Sentence(start, len(self.words), question))
+                breaks.append((len(self.words), token == "?"))
+        start = 0
+        for end, question in (*breaks, (len(self.words), False)):
+            if start < end:
+                self.clause_ends[end - 1] = True
+                self.sentences.append(_Sentence(start, end, question))
+                start = end
 
 
 def listed(part_ends: Sequence[bool]) -> list[bool]:
@@ -186,7 +185,7 @@ class _Message:
         keys = [lexicon.keys[word] for word in words]
         self.run = min(COPIED_WORDS, len(words))
         self.runs = {tuple(keys[start : start + self.run]) for start in range(len(keys) - self.run + 1)}
-        content = [word for word in words if lexicon.common and not lexicon.is_common(word)]
+        content = [word for word in words if lexicon.common and lexicon.content[word]]
         stems = lexicon.stems.__getitem__
         self.stems, self.content = (set[str]().union(*map(stems, some)) for some in (words, content))
 

@@ -102,7 +102,9 @@ class Lexicon:
         self._longest = max(map(len, self._endings), default=0)
         self.stems: Memo[frozenset[str]] = Memo(self._stems)
         self.keys: Memo[str] = Memo(self._key)
-        self.content = Memo(lambda word: word not in self.persons and not self.is_common(word))
+        # No content of a reply's own: persons, `address`, and `common` in any form.
+        others = self.persons | self.address
+        self.content = Memo(lambda word: word not in others and self.common.isdisjoint(self.stems[word]))
 
     def _stems(self, word: str) -> frozenset[str]:
         found = {word}
@@ -115,10 +117,6 @@ class Lexicon:
     def _key(self, word: str) -> str:
         shorter = "" if word in self.persons else min(self.stems[word], key=len)
         return shorter if shorter in ("", word) else self.keys[shorter]
-
-    def is_common(self, word: str) -> bool:
-        """Whether a normalised word is of `address`, or of `common` in any form: no content of a reply's own."""
-        return word in self.address or not self.common.isdisjoint(self.stems[word])
 
 
 class _Element(NamedTuple):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bnbench import __version__, doctor
 from bnbench.cli import app
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 
 
 def run(*words: str) -> Any:

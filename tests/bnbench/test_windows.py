@@ -134,8 +134,10 @@ class Uniform(Backend):
 
     tokenizer: Any = None
 
-    def prompter(self, candidate: Candidate) -> Prompter:
-        return Prompter.of(self.tokenizer) if self.tokenizer else super().prompter(candidate)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        if self.tokenizer:
+            self.prompters = dict.fromkeys(self.prompters, Prompter.of(self.tokenizer))
 
     def generate(self, *_: Any) -> Any:
         raise AssertionError("nothing is to be generated")

@@ -26,7 +26,7 @@ from bnbench.finetune import (
 from bnbench.finetune.memory import outlook
 from bnbench.finetune.plan import recipe_precision
 from bnbench.models.hub import resolve_base
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 from bnbench.models.prompts import Prompter
 
 Request = Callable[..., FinetuneRequest]

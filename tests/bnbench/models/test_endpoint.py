@@ -141,7 +141,7 @@ def test_with_a_tokenizer_prompts_are_token_ids(serve: Serve, model: Model, demo
     server = serve(model)
     made = backend(server)
     (candidate,), prompt = made.candidates, demo.prompt(PROBE)
-    assert made.prompter(candidate).prompt(PROBE) == prompt
+    assert made.prompters[candidate.name].prompt(PROBE) == prompt
     seen = len(server.seen)
     (reply,) = made.generate(candidate, [prompt], ["item"], Decoding(greedy=True, max_new_tokens=40))
     (asked,) = server.posts()[seen - 1 :]
@@ -169,7 +169,7 @@ def test_without_a_tokenizer_the_server_writes_the_prompt(serve: Serve, model: M
     server = serve(model)
     made = backend(server, tokenizer=None)
     (candidate,) = made.candidates
-    prompt = made.prompter(candidate).prompt(PROBE)
+    prompt = made.prompters[candidate.name].prompt(PROBE)
     (reply,) = made.generate(candidate, [prompt], ["item"], Decoding(greedy=True, max_words=10))
     asked = server.posts()[-1]
     assert [(m["role"], m["content"]) for m in asked["messages"]] == [("system", prompt.system), ("user", prompt.user)]
@@ -207,7 +207,7 @@ def test_a_template_without_a_system_role(serve: Serve, model: Model) -> None:
     model.change = only_users
     server = serve(model)
     made = backend(server, tokenizer=None)
-    prompt = made.prompter(made.candidates[0]).prompt(PROBE)
+    prompt = made.prompters[made.candidates[0].name].prompt(PROBE)
     made.generate(made.candidates[0], [prompt], ["item"], Decoding(greedy=True, max_new_tokens=8))
     assert server.posts()[-1]["messages"] == [{"role": "user", "content": f"{prompt.system}\n\n{prompt.user}"}]
     assert made.identity(made.candidates[0])["folds_system"] is True
@@ -220,7 +220,9 @@ def test_what_a_server_refuses_is_left_out_and_on_record(
     server = serve(model)
     made = backend(server)
     (candidate,) = made.candidates
-    (reply,) = made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["a"], Decoding(max_new_tokens=40))
+    (reply,) = made.generate(
+        candidate, [made.prompters[candidate.name].prompt(PROBE)], ["a"], Decoding(max_new_tokens=40)
+    )
     assert not {"top_k", "repetition_penalty", "return_token_ids"} & server.posts()[-1].keys()
     assert server.posts()[-1]["seed"] >= 0
     assert reply.text in REPLIES  # from the text, as no ids come back
@@ -234,7 +236,7 @@ def test_llama_cpp_is_asked_in_its_own_words(serve: Serve, model: Model) -> None
     model.owner = "llamacpp"
     server = serve(model)
     made = backend(server)
-    made.generate(*made.candidates, [made.prompter(made.candidates[0]).prompt(PROBE)], ["a"], Decoding())
+    made.generate(*made.candidates, [made.prompters[made.candidates[0].name].prompt(PROBE)], ["a"], Decoding())
     asked = server.posts()[-1]
     assert (asked["repeat_penalty"], asked["repeat_last_n"], asked["min_p"]) == (1.1, 2**17, 0.0)
     assert "repetition_penalty" not in asked
@@ -255,7 +257,7 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
     replies = []
     for item in "abcd":
         replies += made.generate(
-            candidate, [made.prompter(candidate).prompt(PROBE)], [item], Decoding(max_new_tokens=9)
+            candidate, [made.prompters[candidate.name].prompt(PROBE)], [item], Decoding(max_new_tokens=9)
         )
     assert [(r.text, r.hit_limit, r.refused) for r in replies] == [
         ("আপনি একা ন", True, False),
@@ -265,11 +267,13 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
     ]
     # What no server should say ends in words of ours, or in what can be read of it.
     model.change = lambda handler, body, answer: {"choices": [{"message": "?", "token_ids": 5}], "usage": [1]}
-    (reply,) = made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
+    (reply,) = made.generate(
+        candidate, [made.prompters[candidate.name].prompt(PROBE)], ["e"], Decoding(max_new_tokens=9)
+    )
     assert (reply.text, reply.tokens) == ("", None)
     model.change = lambda handler, body, answer: {"choices": []}
     with pytest.raises(EndpointError, match=r"base: an answer without choices: {'choices': \[\]}"):
-        made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
+        made.generate(candidate, [made.prompters[candidate.name].prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
     # An answer in parts, of which one is what a model thought.
     parts = [
         {"type": "thinking", "thinking": []},
@@ -277,7 +281,9 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
         {"type": "text", "text": "একা নন।"},
     ]
     model.change = lambda handler, body, answer: {"choices": [{"message": {"content": parts}}]}
-    (reply,) = made.generate(candidate, [made.prompter(candidate).prompt(PROBE)], ["e"], Decoding(max_new_tokens=9))
+    (reply,) = made.generate(
+        candidate, [made.prompters[candidate.name].prompt(PROBE)], ["e"], Decoding(max_new_tokens=9)
+    )
     assert reply.text == "আপনি একা নন।"
 
 
@@ -288,7 +294,7 @@ def test_counts_and_token_ids_that_cannot_be(serve: Serve, model: Model, ids: An
     model.change = lambda handler, body, answer: {
         "choices": [{"text": "আপনি একা নন।", "token_ids": ids}], "usage": {"completion_tokens": count}
     }  # fmt: skip
-    prompt = made.prompter(made.candidates[0]).prompt(PROBE)
+    prompt = made.prompters[made.candidates[0].name].prompt(PROBE)
     (reply,) = made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
     assert (reply.text, reply.tokens) == ("আপনি একা নন।", None)
 

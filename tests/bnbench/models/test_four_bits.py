@@ -13,7 +13,7 @@ import torch
 from bnbench.models.backend import BackendOptions
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.hf import TransformersBackend
-from bnbench.models.precision import make_portable, unpack
+from bnbench.models.loading import make_portable, unpack
 from tests.conftest import pretend_avx512bf16
 
 Layers = list[torch.Tensor]

@@ -157,7 +157,7 @@ def test_architectures(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
         assert torch.equal(both._probe(candidate), truth(both, base, folder))
 
     # Padded rows of a batch answer as each does alone by transformers' own `generate`.
-    prompter = both.prompter(plain)
+    prompter = both.prompters[plain.name]
     prompts = [prompter.prompt(PROBE), prompter.prompt(PROBE.__class__("খ", "", "", "মন ভালো নেই।", ""))]
     drawn = both.generate(plain, prompts, ["ক", "খ"], Decoding(greedy=True, max_new_tokens=6))
     model = model.eval()
@@ -214,8 +214,8 @@ def test_adapter_with_tokens_of_its_own(
     both = opened(tiny_base, f"own={tmp_path / 'own'}", f"other={tiny_adapter}")
     base, own, other = both.candidates
     assert both._apart == ["own"]
-    assert "<ভাব>" in both.prompter(own).tokenizer.get_vocab()
-    ids = torch.tensor([both.prompter(base).prompt(PROBE).ids])
+    assert "<ভাব>" in both.prompters[own.name].tokenizer.get_vocab()
+    ids = torch.tensor([both.prompters[base.name].prompt(PROBE).ids])
     with torch.inference_mode():
         assert torch.equal(both._probe(own), model.eval()(input_ids=ids).logits)
     assert torch.equal(both._probe(base), truth(both, tiny_base))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bnbench.errors import UsageError
-from bnbench.models.precision import Device, Precision, choose_precision
+from bnbench.models.loading import Device, Precision, choose_precision
 
 GIB = 2**30
 T4 = Device("cuda", "Tesla T4", (7, 5), 15 * GIB)

@@ -212,7 +212,7 @@ def test_replies_are_joined_by_id(tmp_path: Path) -> None:
     replies = opened.generate(found[0], [], ["item-3", "item-0"], Decoding())
     assert [r.text for r in replies] == ["উত্তর item-3", "উত্তর item-0"]
     assert opened.score(found[0], [], []) is None
-    assert opened.prompter(found[0]).prompt(EXAMPLES[0]).text == "প্রশ্ন 0"
+    assert opened.prompters[found[0].name].prompt(EXAMPLES[0]).text == "প্রশ্ন 0"
     assert opened.identity(found[0])["predictions_sha256"] == file_sha256(tmp_path / "p.jsonl")
 
 

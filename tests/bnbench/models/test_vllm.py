@@ -26,7 +26,7 @@ from bnbench.models import BackendOptions, get_backend, vllm
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import ModelFiles
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 from bnbench.records import read_run
 
 Make = Callable[..., Any]
@@ -167,7 +167,7 @@ def open_backend(candidates: Sequence[Any], name: str = "vllm", **options: Any) 
     """A backend that knows the items of the run, and the prompts that it will be asked."""
     backend = get_backend(name)(candidates, BackendOptions(name, **{"device": "cpu", **options}))
     backend.bind(EXAMPLES)
-    prompts = [backend.prompter(candidates[0]).prompt(e) for e in EXAMPLES]
+    prompts = [backend.prompters[candidates[0].name].prompt(e) for e in EXAMPLES]
     backend.batch_sizes([len(p.ids) for p in prompts], 24)
     return backend, prompts
 
@@ -195,8 +195,8 @@ def test_replies_and_likelihoods_are_those_of_hf(tiny_base: Path, tiny_adapter: 
 def test_end_tokens_and_limits(tiny_base: Path) -> None:
     candidates = parse_candidates(str(tiny_base))
     (ours, prompts), (theirs, _) = open_backend(candidates), open_backend(candidates, "hf")
-    stop = (*ours.prompter(candidates[0]).stop_ids, *range(256, 400))  # so that some replies end early
-    ours._asked = theirs._asked = replace(ours.prompter(candidates[0]), stop_ids=stop)
+    stop = (*ours.prompters[candidates[0].name].stop_ids, *range(256, 400))  # so that some replies end early
+    ours._asked = theirs._asked = replace(ours.prompters[candidates[0].name], stop_ids=stop)
     replies = ours.generate(candidates[0], prompts, IDS, GREEDY)
     assert replies == theirs.generate(candidates[0], prompts, IDS, GREEDY)
     assert {r.hit_limit for r in replies} >= {False} and all(r.tokens <= 24 for r in replies)
@@ -209,7 +209,7 @@ def test_a_stop_text_ends_a_plain_reply_as_in_hf(tmp_path: Path, make_tokenizer:
     (ours, prompts), (theirs, _) = open_backend(candidates), open_backend(candidates, "hf")
     whole = [r.text for r in theirs.generate(candidates[0], prompts, IDS, GREEDY)]
     said = whole[0][len(whole[0]) // 2 :][:2]
-    stopping = replace(ours.prompter(candidates[0]), stop_texts=(said,))
+    stopping = replace(ours.prompters[candidates[0].name], stop_texts=(said,))
     for backend in (ours, theirs):
         backend._prompters[candidates[0].name] = stopping
     replies = ours.generate(candidates[0], prompts, IDS, GREEDY)
@@ -328,7 +328,7 @@ def test_what_the_engine_is_told(tiny_base: Path, tiny_adapter: Path, make_adapt
     assert told["model"] == str(tiny_base) and told["dtype"] == "float32" and told["load_format"] == "safetensors"
     assert (told["max_lora_rank"], told["max_loras"], told["max_cpu_loras"]) == (32, 1, 2)
     assert told["lora_target_modules"] == ["o_proj", "q_proj", "v_proj"]
-    prompter = backend.prompter(candidates[0])
+    prompter = backend.prompters[candidates[0].name]
     longest = max(len(p.ids) + max(24, len(prompter.answer(r)) + 1) for p, r in zip(prompts, REFERENCES, strict=True))
     assert told["max_model_len"] == longest and not told["enable_prefix_caching"]
     assert backend.batch_sizes([9] * 600, 5) == [200, 200, 200] and backend.batch_sizes([], 5) == []

@@ -16,7 +16,7 @@ from bnbench.finetune.engine.step import prepare, summed_loss
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
 from bnbench.finetune.tuners.adapter import adapt
-from bnbench.models.precision import make_portable
+from bnbench.models.loading import make_portable
 
 LENGTHS = (97, 3, 41, 12, 230, 5)
 

@@ -16,7 +16,7 @@ import bnbench
 from bnbench.errors import RecipeError
 from bnbench.finetune import FinetuneRequest, Job, Outcome, Point, Tuner, finetune, get_tuner, load_recipe
 from bnbench.finetune.recipes import TUNERS
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 
 
 class MyTuner(Tuner):

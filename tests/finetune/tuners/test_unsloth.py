@@ -18,7 +18,7 @@ from bnbench.errors import MissingExtraError, RecipeError
 from bnbench.finetune import FinetuneRequest, finetune, load_recipe, plan
 from bnbench.finetune.engine.collate import IGNORED
 from bnbench.finetune.tuners.unsloth import UnslothTuner
-from bnbench.models.precision import Device
+from bnbench.models.loading import Device
 
 planning = import_module("bnbench.finetune.plan")
 Request = Callable[..., FinetuneRequest]
