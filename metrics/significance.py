@@ -4,7 +4,8 @@ What an item adds to a score, whatever the formula, is its pseudo-value: n f(all
 is the item's own value; the mean of all is the score. So one way serves means, ratios of sums and BLEU alike, and one
 question is asked of a score and of a difference (bootstrap-t): a resample of n items is a row of multinomial weights,
 and how far its mean is from the score, in its own standard errors, says how far the score may be from the truth. The
-interval of a difference and its p come from the same resamples: it excludes 0 where p < 1 - level, and only there.
+interval of a difference and its p come from the same resamples: it excludes 0 where p < 1 - level, and only there. A
+score has no p: each of its ends is the farther one of the symmetric and the equal-tailed interval.
 
 The weights depend on n, their number and the seed alone: all candidates and metrics are resampled alike, so comparisons
 are paired.
@@ -13,9 +14,9 @@ Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` block
 and the blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000
 resamples have.
 
-Sources: Efron & Tibshirani 1993 (jackknife, bootstrap-t); Hall 1988 (why symmetric); Wilson 1927 (shares); Koehn 2004
-(paired bootstrap); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007 (resampling whole
-clusters). `benchmarks/simulation.py` measures how often they are right.
+Sources: Efron & Tibshirani 1993 (jackknife, bootstrap-t); Hall 1988 (symmetric and equal-tailed); Wilson 1927 (shares);
+Korn & Graubard 1998 (of clusters); Koehn 2004 (paired bootstrap); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1));
+Holm 1979; Field & Welsh 2007 (resampling whole clusters). `benchmarks/simulation.py` measures how often they are right.
 """
 
 from __future__ import annotations
@@ -89,20 +90,23 @@ def bootstrap(
     """
     blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
     n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
-    reach = _critical(_reaches(values, [(spread, freedom)], resamples, seed), level)
-    variance = values.var(axis=0) + n * spread
+    side = (1 + level) / 2
+    reaches, variance = _reaches(values, [(spread, freedom)], resamples, seed), values.var(axis=0) + n * spread
+    both, upper, lower = (_critical(x, p) for x, p in ((np.abs(reaches), level), (reaches, side), (-reaches, side)))
     # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
-    low = np.maximum(whole - reach, values.min(axis=0))
-    high = np.minimum(whole + reach, values.max(axis=0))
+    low = np.maximum(whole - np.maximum(both, upper), values.min(axis=0))
+    high = np.minimum(whole + np.maximum(both, lower), values.max(axis=0))
     rows = formula(blocks)
     low = np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low)
     high = np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high)
     for i in shares if n > 1 else ():
-        # As many independent rows as have the variance found; where all rows are alike, each cluster counts once.
-        share, z = whole[i] / 100, NormalDist().inv_cdf((1 + level) / 2)
-        of = 1e4 * share * (1 - share) * n / variance[i] if variance[i] > 1e-9 else n
+        # As many independent rows as have the variance found; where all rows are alike, each cluster counts once. The
+        # variance of clusters is an estimate, for which Student's t stands (Fisher & Cornish 1960: its expansion).
+        share, z = whole[i] / 100, NormalDist().inv_cdf(side)
+        t = z + (z**3 + z) / (4 * (n - 1)) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * (n - 1) ** 2) if clusters else z
+        of = 1e4 * share * (1 - share) * n / variance[i] * (z / t) ** 2 if variance[i] > 1e-9 else n
         middle, half = share + z * z / 2 / of, z * math.sqrt((share * (1 - share) + z * z / 4 / of) / of)
-        low[i], high[i] = (100 * max(0.0, min(1.0, (middle + side * half) / (1 + z * z / of))) for side in (-1, 1))
+        low[i], high[i] = (100 * max(0.0, min(1.0, (middle + sign * half) / (1 + z * z / of))) for sign in (-1, 1))
     ends = np.stack([low, high], axis=1).round(9) + (math.nan if n == 1 else 0.0)
     return [Interval(low, high, level) for low, high in ends.tolist()]
 
@@ -140,7 +144,7 @@ def paired_tests(
         found = [seed_variance(x, formula) for x, (_, _, formula) in zip(side, comparisons, strict=True)]
         noise.append((np.concatenate([spread for spread, _ in found]), np.concatenate([free for _, free in found])))
     values, whole = np.hstack(gaps), np.concatenate(observed)
-    n, reaches, near = len(values), _reaches(values, noise, resamples, seed), whole.round(9)
+    n, reaches, near = len(values), np.abs(_reaches(values, noise, resamples, seed)), whole.round(9)
     reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
     variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
     detectable = _DETECTABLE * np.sqrt(variance)
@@ -178,7 +182,7 @@ def seed_variance(table: FloatArray, formula: Formula) -> tuple[FloatArray, Floa
 def _reaches(
     values: FloatArray, noise: Sequence[tuple[FloatArray, FloatArray]], resamples: int, seed: int
 ) -> FloatArray:
-    """How far each resample's mean is from the mean of n values, in its own standard errors, times that of the mean.
+    """How far each resample's mean is above the mean of n values, in its own standard errors, times that of the mean.
 
     (n, v) to (resamples + 1, v): what was observed is one of the possible resamples, so that p is never 0, and is as
     far as can be. To nine decimals: sums of the same values in another order are no difference. `noise` has variances
@@ -194,7 +198,7 @@ def _reaches(
             means += np.sqrt(spread) * generator.standard_normal((resamples, 1))
             own += n * spread * generator.chisquare(freedom, size=own.shape) / freedom
             variance = variance + n * spread
-    far = np.sqrt(np.divide(means**2 * variance, own, out=np.zeros_like(means), where=own > 0))
+    far = means * np.sqrt(np.divide(variance, own, out=np.zeros_like(means), where=own > 0))
     return np.vstack([np.full_like(variance, np.inf), far.round(9)])
 
 

@@ -182,7 +182,7 @@ def test_agrees_with_sacrebleu(pairs: tuple[list[str], list[str]]) -> None:
     _, resampled = _bootstrap_resample(stats, peer, n_samples=2000)
     centre, reach = estimate_ci(np.array([s.score for s in resampled]))
     a, b = metric.score(predictions, references), metric.score(other, references)
-    assert a.interval.high - a.interval.low == pytest.approx(2 * reach, rel=0.08)
+    assert 2 * reach < a.interval.high - a.interval.low < 2.2 * reach  # theirs are percentiles, which are narrower
     assert (a.interval.low + a.interval.high) / 2 == pytest.approx(centre, abs=0.25)
     base = {"BLEU": (stats, peer._aggregate_and_compute(stats))}
     _, found = _paired_ar_test(base, "other", others, [theirs], {"BLEU": peer}, n_samples=2000, seed=1)
@@ -228,6 +228,29 @@ def test_shares_have_wilsons_interval() -> None:
     # Ten replies to each of four messages that are all alike say no more than four.
     by_cluster = bootstrap(table(np.zeros(40)), mean, shares=[0], clusters=[i // 10 for i in range(40)])[0]
     assert by_cluster.high == pytest.approx(bootstrap(table(np.zeros(4)), mean, shares=[0])[0].high)
+    # 40 clusters of three rows that agree are 40 rows, but for Student's t with 39 degrees of freedom.
+    hits, z, t = 100.0 * (np.arange(40) < 8), NormalDist().inv_cdf(0.975), 2.022691
+    of = bootstrap(table(np.repeat(hits, 3)), mean, shares=[0], clusters=[i // 3 for i in range(120)])[0]
+    n = 40 * (z / t) ** 2
+    half = 100 * z / (1 + z * z / n) * math.sqrt(0.2 * 0.8 / n + z * z / 4 / n**2)
+    assert of.high - of.low == pytest.approx(2 * half, rel=1e-4)
+    plain = bootstrap(table(hits), mean, shares=[0])[0]
+    assert of.low < plain.low and of.high > plain.high
+
+
+def test_of_skew_items_each_end_is_the_farther_one_of_the_symmetric_and_the_equal_tailed_interval() -> None:
+    x = 5 + np.random.default_rng(4).lognormal(0, 0.6, 40)
+    around = x - x.mean()
+    sums = module.resampled_sums(np.column_stack([around, around**2]), resamples=4_000, seed=42) / 40
+    t = sums[:, 0] / np.sqrt(sums[:, 1] - sums[:, 0] ** 2) * x.std()
+    equal_tailed, symmetric = np.quantile(t, [0.975, 0.025]), np.quantile(np.abs(t), 0.95)
+    made = bootstrap(table(x), mean, resamples=4_000)[0]
+    assert -equal_tailed[1] > 1.1 * symmetric > 1.2 * equal_tailed[0]
+    ends = x.mean() - symmetric, x.mean() - equal_tailed[1]
+    assert (made.low, made.high) == pytest.approx(ends, rel=0.01)
+    # Items that lie evenly around their mean have one interval, whichever way it is made.
+    even = bootstrap(table(np.concatenate([x, -x])), mean, resamples=20_000)[0]
+    assert even.high == pytest.approx(-even.low, rel=0.05)
 
 
 @pytest.mark.parametrize(("hits", "low", "high"), [((0, 0), -8.76, 8.76), ((1, 1), -8.76, 8.76), ((1, 0), 91.24, 100)])
