@@ -40,8 +40,8 @@ Clusters = Sequence[Hashable] | None
 BLOCKS = 10_000
 FEW = 30  # items under which intervals are not to be trusted, as measured by `benchmarks/simulation.py`
 TOO_FEW = (
-    "too few to trust the intervals; of 10 or 20 items the 95 % ones held the truth in 91 to 97 of 100 simulations, "
-    "and in 60 to 77 where a few replies hold nearly all of a ratio"
+    "too few to trust the intervals; of 10 or 20 items the 95 % ones held the truth in 91 to 98 of 100 simulations, "
+    "and in 59 to 79 where a few replies hold nearly all of a ratio"
 )
 _CELLS = 2_000_000  # weights at once: 16 MB as float64
 _HELD = 2**25  # counts that are kept for the next table, a byte each

@@ -63,7 +63,7 @@ class Catalogue:
         self.said = dict(entries)
         self.patterns = [
             (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
-            for key, value in sorted(self.entries.items(), key=lambda entry: -len(_PLACE.sub("", entry[0])))
+            for key, value in sorted(self.entries.items(), key=_order)
             if _PLACE.search(key)
         ]
 
@@ -92,6 +92,11 @@ class Catalogue:
             if between.search(text):
                 return joint.join(self._part(place, part) for part in between.split(text))
         return self(text)
+
+
+def _order(entry: tuple[str, str]) -> tuple[bool, int]:
+    """Which key is tried first: what parts a claim from its but, else the one with most letters of its own."""
+    return ", but {" not in entry[0], -len(_PLACE.sub("", entry[0]))
 
 
 def _pattern(part: str) -> str:

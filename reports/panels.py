@@ -503,7 +503,9 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
         measures = [m.replace("tau ", "τ ").replace("_", " ") for m in about.scorers[0].measures]
         cells: list[list[Cell]] = []
         for one in scorers.values():
-            found = map(_estimate, one.measures.values())
+            # Without an order (a constant) tau is 0 / 0.
+            alike = {m for m, x in one.measures.items() if m.startswith("tau") and x.low == x.high == x.value == 0}
+            found = (ABSENT if m in alike else _estimate(x) for m, x in one.measures.items())
             cells.append([Name(short_name(one.name), "sentinel" if one.sentinel else "", True), *found])
         columns = (Column("scorer", "name"), *map(Column, measures))
         blocks.append(Sentences((lead,), "lead", Pen.HTML))

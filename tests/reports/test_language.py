@@ -232,6 +232,13 @@ def test_a_bengali_word_takes_its_ending_without_a_hyphen() -> None:
         ("রিতা is better than its base ভিত্তি-মডেল by +0.46 human overall (95 % 0.1 to 0.8, p = 0.02)",
          "রিতা তার বেস মডেল ভিত্তি-মডেলের চেয়ে ভালো: মানুষের বিচারে সামগ্রিক মানের পার্থক্য +0.46 "
          "(95 % আস্থা-ব্যবধান 0.1 থেকে 0.8, p = 0.02)"),
+        ("a is better than b by +1.2 human empathy (95 % 0.1 to 0.8, p = 0.02), but below a stock reply",
+         "a b-এর চেয়ে ভালো: মানুষের বিচারে সহমর্মিতার পার্থক্য +1.2 (95 % আস্থা-ব্যবধান 0.1 থেকে 0.8, p = 0.02), "
+         "তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
+        ("a is the best of the 3 candidates on human overall, but 60 % of its replies are broken",
+         "মানুষের বিচারে সামগ্রিক মান অনুযায়ী 3টি প্রার্থীর মধ্যে a সেরা, তবে এর 60 % উত্তরই ত্রুটিপূর্ণ"),
+        ("a scores 3.2 chrF++ on 40 items (95 % 2.1 to 4.3), but below a stock reply",
+         "40টি বার্তায় a-এর স্কোর: chrF++ 3.2 (95 % আস্থা-ব্যবধান 2.1 থেকে 4.3), তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
         ("মিনি thinks aloud in 3 of 40 replies; <think>…</think> is not scored",
          "40টির মধ্যে 3টি উত্তরে মিনি আগে লিখে লিখে ভেবেছে; <think>…</think> অংশটুকু মাপা হয়নি"),
         ("demo was trained on 3 of the 40 test rows: its scores here say nothing about new messages",

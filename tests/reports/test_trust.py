@@ -38,6 +38,9 @@ def test_an_audited_metric_is_shown_with_its_figures(make_run: Maker, recorded: 
     assert f"{auc.value:.2f} <small>[{auc.low:.2f}, {auc.high:.2f}]</small>" in section
     for name in ("keyword-empathy lex:original.1", "original-semantic enc:bn-static", "length", "copy of the message"):
         assert name in section
+    # The sentinel that is the same for every reply has no order.
+    [row] = [row for row in section.split("<tr") if ">constant<" in row]
+    assert row.count(">–<") == 3 and "0.50" in row and "0.00 <small>" not in row
     for limit in [check.name for check in made.checks if check.verdict == "limit"]:
         assert limit in section
     assert "Can these metrics be trusted?" in (folder / "report.md").read_text(encoding="utf-8")
