@@ -61,9 +61,11 @@ class Catalogue:
         self.code, self.stop = code, entries.get(".", ".")
         self.entries = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
         self.said = dict(entries)
+        # A claim is parted from its but before all else.
+        keys = sorted(self.entries, key=lambda key: (", but {" not in key, -len(_PLACE.sub("", key))))
         self.patterns = [
-            (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
-            for key, value in sorted(self.entries.items(), key=_order)
+            (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), self.entries[key])
+            for key in keys
             if _PLACE.search(key)
         ]
 
@@ -92,11 +94,6 @@ class Catalogue:
             if between.search(text):
                 return joint.join(self._part(place, part) for part in between.split(text))
         return self(text)
-
-
-def _order(entry: tuple[str, str]) -> tuple[bool, int]:
-    """Which key is tried first: what parts a claim from its but, else the one with most letters of its own."""
-    return ", but {" not in entry[0], -len(_PLACE.sub("", entry[0]))
 
 
 def _pattern(part: str) -> str:
