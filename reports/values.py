@@ -32,11 +32,6 @@ def number(value: float | None, decimals: int = 2, *, sign: bool = False) -> str
     return shown.replace("-", MINUS)
 
 
-def percent(value: float) -> str:
-    """`12.5 %`, `15 %`: a share in per cent, with the decimal that it has."""
-    return f"{round(value, 1):g} %"
-
-
 def p_value(p: float | None) -> str:
     """Four decimals under 0.001, three under 0.1, two above; never 0.050 of what is less."""
     if p is None or not math.isfinite(p):

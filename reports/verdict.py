@@ -113,7 +113,7 @@ def caveat(ranking: Ranking, standing: Standing) -> str:
     lost = sorted(ranking.unpassed(standing.candidate, ranking.primary), key=lambda c: c.better is None)
     told = [f"{'below' if c.better is False else 'not to be told from'} {c.other}" for c in lost[:1]]
     broken = standing.value("degeneration", "degenerate") or 0
-    told += [f"{percent(broken)} of its replies are broken"] if broken >= _MOST else []
+    told += [f"{number(broken, 1).removesuffix('.0')} % of its replies are broken"] if broken >= _MOST else []
     return f", but {' and '.join(told)}" if told else ""
 
 
@@ -169,11 +169,11 @@ def warnings(ranking: Ranking) -> list[str]:
     for who, shares in list(of_all.items())[:_LISTED]:
         wrong = sorted((k for k in _WRONG if shares.get(k, 0) >= _MANY), key=lambda k: -shares[k])
         named = {k: labels[k].removesuffix(", %").removesuffix(" replies") for k in wrong}
-        kinds = ", ".join(f"{percent(shares[k])} {label}" for k, label in named.items())
+        kinds = ", ".join(f"{number(shares[k], 1).removesuffix('.0')} % {label}" for k, label in named.items())
         told += [f"{name(who)}, of its replies: {kinds}"] if kinds else []
     if labels and (rest := [shares["degenerate"] for shares in list(of_all.values())[_LISTED:]]):
-        low, high = percent(min(rest)).removesuffix(" %"), percent(max(rest))
-        told.append(f"{len(rest)} more, of their replies: {low} to {high} broken")
+        low, high = (number(share, 1).removesuffix(".0") for share in (min(rest), max(rest)))
+        told.append(f"{len(rest)} more, of their replies: {low} to {high} % broken")
     means = {e.name: sum(len(g.reply.split()) for g in e.replies) / ranking.n for e in ranking.entries}
     lengths = [f"{name(s.candidate, 36)} {means[s.candidate]:.0f}" for s in ranking.standings[:_LISTED]]
     if others := [means[s.candidate] for s in ranking.standings[_LISTED:]]:
