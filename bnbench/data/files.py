@@ -391,6 +391,7 @@ def read_records(source: str | Path) -> dict[str, Row]:
     check_source(source)
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     hub = require("huggingface_hub", extra="models")
+    away = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     if hub_id and not hub.constants.HF_HUB_OFFLINE:
         try:
             hub.HfApi().dataset_info(hub_id["path"], revision=hub_id["revision"], timeout=4)
@@ -401,6 +402,9 @@ def read_records(source: str | Path) -> dict[str, Row]:
             hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         parts = datasets.load_dataset(**hub_id.groupdict() if hub_id else {})
+    except ConnectionError:
+        why = f"there is no such file, the cache of `datasets` has no such data set, and {away}"
+        raise CorpusError(f"{source}: {why}; give a file ({', '.join(KINDS[:6])} …)") from None
     except Exception as error:
         # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"

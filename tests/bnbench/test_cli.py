@@ -111,10 +111,40 @@ def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message
     assert "Traceback" not in result.output
 
 
-def test_a_folder_without_a_run_exits_1(tmp_path):
-    result = run("report", tmp_path)
-    assert result.exit_code == 1
-    assert "no run.json" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        # What was asked for or given is at fault, whatever it is.
+        *((words, 2) for words in (
+            ["report", "folder"], ["report", "file"], ["report", "none"], ["report", "damaged"],
+            ["compare", "folder", "damaged"], ["compare", "file", "page.html"],
+            ["human", "sheet", "folder"], ["human", "import", "folder", "none.csv"], ["human", "agreement", "none"],
+            ["score", "none.txt"], ["score", "folder"], ["score", "file", "--metric", "BLEUU"],
+            ["corpus", "none.csv"], ["corpus", "file"], ["corpus", "two.csv", "--split-sizes", "x"],
+            ["audit", "BLEUU"], ["audit", "--data", "none.csv"], ["preferences", "none.csv"],
+            ["evaluate", "--base", "folder"], ["evaluate", "--adapter", "none/at/all"],
+            ["evaluate", "--judge", "nowhere"],
+            ["perplexity", "none.txt"], ["perplexity", "file"], ["inspect-prompt", "--template", "none.jinja"],
+            ["finetune", "--recipe", "none.toml"], ["finetune", "--data", "two.csv", "--out", "foreign"],
+            ["publish", "folder", "--dry-run"], ["publish", "none", "--dry-run"], ["export", "folder"],
+            ["doctor", "--device", "tpu"], ["doctor", "--base", "folder"], ["nothing"], ["report"],
+        )),
+        # The work or a server failed: later the same command may do.
+        (["evaluate", "--endpoint", "http://127.0.0.1:9#m"], 1),
+    ],
+)  # fmt: skip
+def test_exit_codes(arguments, code, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("folder", "damaged", "foreign/checkpoints"):
+        (tmp_path / name).mkdir(parents=True)
+    rows = "question,answer\nঘুম আসে না।,রাতে হাঁটুন।\nমন খারাপ।,কথা বলুন।\n"
+    empty = ("file", "page.html", "foreign/adapter_config.json", "foreign/checkpoints/x")
+    for name, text in {**dict.fromkeys(empty, ""), "two.csv": rows, "damaged/run.json": "{"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    done = run(*arguments)
+    assert done.exit_code == code, done.output
+    assert done.output and "Traceback" not in done.output
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path):
