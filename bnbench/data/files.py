@@ -487,7 +487,7 @@ def match_columns(
         what = " and ".join(faults)
         names = " ".join(f"--columns {field}=NAME" for field in lacking)
         hint = f". Name {'each' if lacking[1:] else 'the right one'} with {names}{hint}" if lacking else ""
-        raise CorpusError(f"{source}: {what}; the columns are {', '.join(header)}{hint}")
+        raise CorpusError(f"{source}: {what}; the columns are {', '.join(header) or 'none'}{hint}")
     return list(found.values())
 
 

@@ -70,6 +70,13 @@ def test_version():
         (["evaluate", "--columns", "questoin=x", "--data", "none.csv"], "did you mean 'question'?"),
         (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\n  model no/model: "),
         (["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"], "file\n  predictions x.csv: no such file"),
+        (["evaluate", "--base", "file"], "base file: file is a file; name its folder"),
+        (["evaluate", "--adapter", "none"], "none@main is not in the hub cache "),
+        (
+            ["evaluate", "--predictions", "r.txt", "--predictions", "r.txt"],
+            "'r': put a name in front of one, such as --p",
+        ),
+        (["score", "none.json"], "no column holds a reply; the columns are none. Call"),
         (["evaluate", "--predictions", "folder"], "predictions folder: a folder; name a file in it"),
         (["evaluate", "--data", "folder"], "folder: a folder; name a file in it"),
         (["evaluate", "--data", "x" * 300 + ".csv"], "File name too long"),
@@ -103,7 +110,8 @@ def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     rows = "question,answer\nঘুম আসে না।,রাতে হাঁটুন।\nমন খারাপ।,কথা বলুন।\n"
-    (tmp_path / "two.csv").write_text(rows, encoding="utf-8")
+    for name, text in {"two.csv": rows, "r.txt": "আমি শুনছি।\n", "none.json": "{}"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*arguments)
     assert result.exit_code == 2, result.output
