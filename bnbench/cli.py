@@ -507,7 +507,8 @@ def _report(
             told = str(error)
             for place, path in places.items():
                 told = told.replace(str(place), str(path))
-            raise RunError(told) from None
+            error.args = (told,)
+            raise
     ranking = report.ranking
     if forest:
         from bnbench.reports.render import write_forest

@@ -92,7 +92,7 @@ class Health:
 
     def __str__(self) -> str:
         lines = [f"bnbench {self.bnbench}", *(f"  {name:<14}{version}" for name, version in self.packages.items())]
-        lines += ["\ncomputes on", *(f"  {name:<14}{value}" for name, value in self.device.items())]
+        lines += ["\ncomputes on", *(f"  {name:<14}{value or 'none'}" for name, value in self.device.items())]
         lines += [f"  {'dtype':<14}{self.precision}", "\nextras"]
         for extra, lacks in self.extras.items():
             told = f'lacks {", ".join(lacks)}: pip install "bnbench[{extra}]"' if lacks else "ok"

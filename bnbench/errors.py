@@ -1,6 +1,7 @@
 """The exception tree of bnbench. Catch `BnbenchError` for all of it; each message says what, where and how to fix it.
 
-The command line exits with the error's `exit_code`: 1 failure, 2 usage or configuration, 3 partial (all is kept).
+The command line exits with the error's `exit_code`: 2 where what was asked for or given is at fault, so that the same
+command fails again; 1 where the work, a server or the machine failed; 3 partial (all is kept).
 """
 
 from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, require
@@ -27,8 +28,8 @@ class RecipeError(UsageError):
     """A fine-tuning recipe with an unknown key, a wrong type, or settings that contradict each other."""
 
 
-class RunError(BnbenchError):
-    """A run folder that is damaged, or that belongs to another set of arguments."""
+class RunError(UsageError):
+    """A folder of a run or a training that is damaged, or of another set of arguments."""
 
 
 class EndpointError(BnbenchError, RuntimeError):
@@ -43,7 +44,7 @@ class EndpointError(BnbenchError, RuntimeError):
 
 
 class TrainingError(BnbenchError):
-    """Training that cannot go on: a checkpoint that does not fit, a loss that is not a number."""
+    """Training, or what is made of it, that cannot go on: a loss that is not a number, a full disk, a refusing hub."""
 
 
 class PartialRunError(BnbenchError):

@@ -695,7 +695,9 @@ def alone(folder: Path) -> Iterator[None]:
             log.warning("%s: this file system has no locks (%s): start no second command on it", folder, error)
             is_ours = True
         if not is_ours:
-            raise RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+            busy = RunError(f"{folder}: another bnbench works in this folder; wait for its end, or name another")
+            busy.exit_code = 1  # later the same command is right
+            raise busy
         try:
             yield
         finally:

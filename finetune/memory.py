@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from bnbench.errors import TrainingError
+from bnbench.errors import RecipeError
 from bnbench.finetune.engine.collate import Row, count_samples, count_tokens, largest_rows
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
@@ -139,12 +139,12 @@ class Estimate:
         return f"estimated peak on {self.gpu}: {peak} ({terms}){time}\n{self.cards}"
 
     def check_fits(self, memory: int, name: str) -> None:
-        """Raises TrainingError that names the largest term when it cannot fit in `memory` bytes of the GPU `name`."""
+        """Raises RecipeError that names the largest term when it cannot fit in `memory` bytes of the GPU `name`."""
         needed = sum(self.terms.values())
         if needed <= memory:
             return
         largest = max(self.terms, key=lambda term: self.terms[term])
-        raise TrainingError(
+        raise RecipeError(
             f"this training needs about {needed / 2**30:.1f} GiB and {name} has {memory / 2**30:.1f}; the largest "
             f"part: {largest}, {self.terms[largest] / 2**30:.1f} GiB. {_ADVICE.get(largest, 'Take a smaller base')}; "
             f"{self.cards}"

@@ -155,7 +155,8 @@ def _modelfile(asked: Prompter, slots: Prompter, model: str) -> str:
     system = asked.prompt(Example("", "", "", "{{ .Prompt }}", "")).system
     ends = [asked.end, *(asked.tokenizer.convert_ids_to_tokens(list(asked.stop_ids))), *asked.stop_texts]
     usual = Decoding()
-    parameters = {"temperature": usual.temperature, "top_p": usual.top_p, "repeat_penalty": usual.repetition_penalty}
+    parameters = {"temperature": usual.temperature, "top_p": usual.top_p, "top_k": usual.top_k}
+    parameters |= {"repeat_penalty": usual.repetition_penalty, "repeat_last_n": -1}  # of all tokens, not the last 64
     lines = [
         f"FROM ./{model}",
         f'TEMPLATE """{template}{{{{ .Response }}}}{asked.end}"""',

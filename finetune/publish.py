@@ -84,7 +84,8 @@ def publish(
     if create_pr and repo is None and not Path(spec.location).is_dir():
         repo = spec.location
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
-        raise UsageError(f"--repo {repo or ''}: name the repository as owner/name, or give --dry-run")
+        asked = f"--repo {repo} is no owner/name" if repo else "no repository is named"
+        raise UsageError(f"{asked}: give --repo owner/name to push to it, or --dry-run to look at the folder first")
     if create_pr and private:
         raise UsageError("--private makes a repository, --create-pr is for one that is there: leave one of them out")
     source = _read_adapter(spec, base_id)
@@ -234,7 +235,7 @@ def _push(folder: Path, repo: str, private: bool, create_pr: bool) -> str:
     hub = require("huggingface_hub", extra="models")
     again = f"{folder} is ready; the same command tries again"
     if is_offline():
-        raise TrainingError(f"{repo}: not pushed, because HF_HUB_OFFLINE is set; {again}")
+        raise UsageError(f"{repo}: not pushed, because HF_HUB_OFFLINE is set; {again}")
     token = hub.get_token()
     if token is None:
         raise UsageError(f"{repo}: not pushed, because there is no token: set HF_TOKEN to one that may write; {again}")

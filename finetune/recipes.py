@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
+from bnbench.metrics.files import read_small
 from bnbench.metrics.registry import Registry
 from bnbench.models.loading import Quantisation
 from bnbench.records import typed, write_text
@@ -236,7 +237,7 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
     else:
         where = str(recipe)
         try:
-            text = Path(recipe).read_text(encoding="utf-8") if where.endswith(".toml") else recipe_text(where)
+            text = read_small(recipe).decode() if where.endswith(".toml") else recipe_text(where)
             settings = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {where}: not valid TOML: {error}") from None

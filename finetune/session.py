@@ -77,9 +77,8 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
     `request.output` receives the adapter, training.json, loss.csv, loss.svg, and checkpoints/ on the way. Of several
     processes (`accelerate launch`, torchrun), which all call this, the first one writes, and all get the result.
 
-    Raises RecipeError, CandidateError, PromptError or MissingExtraError for what cannot be done, TrainingError for
-    rows that must not be trained on, a folder of another training or a GPU too small, and PartialRunError where SIGTERM
-    or Ctrl-C stopped it: a checkpoint of the last step is saved then.
+    Raises as `plan` for what cannot be done, RunError for a folder of another training, TrainingError where the work
+    fails, and PartialRunError where SIGTERM or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
     with processes.meet(request.device), ExitStack() as held:
         planned, outcome = processes.first(lambda: _begin(request, held))
@@ -116,14 +115,14 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
         try:
             record = records.read_training(output)
         except RunError as error:
-            raise TrainingError(f"{error}; or choose another folder") from None
+            raise RunError(f"{error}; or choose another folder") from None
         if record is None:
-            raise TrainingError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
+            raise RunError(f"{output / records.TRAINING} is not what this bnbench writes: choose another folder")
         _check_same(record.identity, planned)
         if not (output / "adapter_model.safetensors").is_file():
             how = f"put it back, or remove {records.TRAINING} to make it again from the last checkpoint"
             why = "this training is finished, but its adapter_model.safetensors is gone"
-            raise TrainingError(f"{output}: {why}; {how}")
+            raise RunError(f"{output}: {why}; {how}")
         _log.info("%s already holds this training, finished", output)
         curve = tuple(Point(*point) for point in record.loss)
         more = (record.seconds, record.peak_memory_bytes, record.gain, record.validation)
@@ -131,31 +130,31 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
 
     # What a kill in the first write of all leaves there is ours.
     if not job.is_file() and {path.name for path in checkpoints.glob("*")} - {f".{JOB}.tmp"}:
-        raise TrainingError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
+        raise RunError(f"{checkpoints} holds files that bnbench did not write: choose another output folder")
     newest = newest_checkpoint(checkpoints) if job.is_file() else None
     if newest is not None:
         try:
             _check_same(records.typed(Mapping[str, Any], json.loads(job.read_text(encoding="utf-8"))), planned)
         except (OSError, ValueError, RecursionError) as error:
             why = f"{job} cannot be read ({error}): choose another folder, or remove this one"
-            raise TrainingError(why) from None
+            raise RunError(why) from None
     elif (output / "adapter_config.json").exists():
         what = f"{output} holds an adapter without {records.TRAINING}"
-        raise TrainingError(f"{what}: choose another folder, or remove it")
+        raise RunError(f"{what}: choose another folder, or remove it")
     records.write_json(job, planned.identity())
     _log.info("%s", planned)
     return replace(planned, resume=newest), None
 
 
 def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
-    """Raises TrainingError that names what the training in the folder has otherwise, `before` being its identity."""
+    """Raises RunError that names what the training in the folder has otherwise, `before` being its identity."""
     now, recipe = planned.identity(), before.get("recipe")
     then = recipe if isinstance(recipe, dict) else {}
     parts = [part for part in {**before, **now} if part != "recipe"]
     changed = [part for part in parts if before.get(part) != now.get(part)]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if other := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
-        raise TrainingError(
+        raise RunError(
             f"{planned.output} belongs to another training; different: {'; '.join(other)}. "
             "Give the same request to go on with it, or choose another folder"
         )

@@ -68,6 +68,7 @@ _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<name>[^@]+))?(?:@(?P<revision>.+))?")
 # A cell of a sheet whose formula no program has computed; one that computed an empty text says t="str".
 _FORMULA = re.compile(rb'<c r="(\w+)"(?![^>]*\bt="str")[^>]*><f\b[^>]*(?:/>|>[^<]*</f>)(?:<v ?/>|<v></v>)?</c>')
+_REPEATED = re.compile(rb'\bnumber-(?:columns|rows)-repeated=["\']([0-9]{1,9})["\']')
 _CELL = re.compile(rb'\br="([A-Z]{1,3})([0-9]{1,7})"')
 _NOT_TEXT = {
     b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
@@ -82,7 +83,8 @@ def check_file(path: Path, kinds: Sequence[str] = ()) -> None:
     """Raises CorpusError unless there is a file at `path` that may be read, of one of these kinds, if any are named."""
     try:
         if not path.is_file():
-            raise CorpusError(f"{path}: {'a folder; name a file in it' if path.is_dir() else 'no such file'}")
+            other = "a device or a pipe; name a file" if path.exists() else "no such file"
+            raise CorpusError(f"{path}: {'a folder; name a file in it' if path.is_dir() else other}")
     except OSError as error:  # such as a name that is too long, or a folder above it that may not be entered
         raise CorpusError(f"{path}: {error.strerror}") from None
     if not os.access(path, os.R_OK):
@@ -309,6 +311,9 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
             with zipfile.ZipFile(path) as parts:  # first: its reader ends the process where memory ends
                 _check_archive(path, parts)
                 sheets = [parts.read(name) for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
+                tables = parts.read("content.xml").split(b"<table:table ") if "content.xml" in parts.namelist() else ()
+            for table in tables:
+                _check_repeats(path, table)
             for sheet in sheets:
                 _check_reach(path, sheet)
             if lacking := next(filter(None, map(_FORMULA.search, sheets)), None):
@@ -342,6 +347,22 @@ def _check_reach(path: Path, sheet: bytes) -> None:
     columns = reduce(lambda n, letter: 26 * n + max(0, letter - 64), column, 0)
     if rows * columns > MOST_CELLS:
         raise CorpusError(f"{path}: its cells reach to row {rows:,} and column {columns:,}; remove those far out")
+
+
+def _check_repeats(path: Path, table: bytes) -> None:
+    """CorpusError where cells that an .ods file says to be repeated would fill the memory, as `_check_reach`.
+
+    What is empty is repeated up to the sheet's edge by every program, and left out by the reader.
+    """
+    rows = columns = 0
+    for row in table.split(b"<table:table-row")[1:]:
+        parts = re.split(rb"<table:(?:covered-)?table-cell", row)  # first that of the row itself
+        times, *each = (int(found[1]) if (found := _REPEATED.search(part)) else 1 for part in parts)
+        if full := [at for at, part in enumerate(parts) if b"office:value" in part or b"<text:" in part]:
+            rows, columns = rows + times, max(columns, sum(each[: full[-1]]))
+    if rows * columns > MOST_CELLS:
+        where = f"{rows:,} rows and {columns:,} columns"
+        raise CorpusError(f"{path}: its cells are repeated over {where}; remove the copies")
 
 
 def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
@@ -389,6 +410,7 @@ def read_records(source: str | Path) -> dict[str, Row]:
     check_source(source)
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     hub = require("huggingface_hub", extra="models")
+    away = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     if hub_id and not hub.constants.HF_HUB_OFFLINE:
         try:
             hub.HfApi().dataset_info(hub_id["path"], revision=hub_id["revision"], timeout=4)
@@ -399,6 +421,9 @@ def read_records(source: str | Path) -> dict[str, Row]:
             hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         parts = datasets.load_dataset(**hub_id.groupdict() if hub_id else {})
+    except ConnectionError:
+        why = f"there is no such file, the cache of `datasets` has no such data set, and {away}"
+        raise CorpusError(f"{source}: {why}; give a file ({', '.join(KINDS[:6])} …)") from None
     except Exception as error:
         # `datasets` raises whatever the hub, the network or a parser raised; the user needs one line with the id.
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -460,7 +485,7 @@ def match_columns(
         what = " and ".join(faults)
         names = " ".join(f"--columns {field}=NAME" for field in lacking)
         hint = f". Name {'each' if lacking[1:] else 'the right one'} with {names}{hint}" if lacking else ""
-        raise CorpusError(f"{source}: {what}; the columns are {', '.join(header)}{hint}")
+        raise CorpusError(f"{source}: {what}; the columns are {', '.join(header) or 'none'}{hint}")
     return list(found.values())
 
 

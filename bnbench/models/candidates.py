@@ -126,9 +126,9 @@ def parse_candidates(
         folder, sha = str(path.parent), file_sha256(path)
         found.append(Candidate(name, "predictions", spec.location, folder=folder, weights_sha256=sha))
     names = [candidate.name for candidate in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        how = "put a name in front of one, such as --adapter mine=…"
-        raise CandidateError(f"two candidates are called {twice[0]!r}: {how}")
+    if twice := [c for c in found if names.count(c.name) > 1]:
+        how = f"put a name in front of one, such as --{twice[-1].kind} mine=…"
+        raise CandidateError(f"two candidates are called {twice[0].name!r}: {how}")
     return tuple(found)
 
 

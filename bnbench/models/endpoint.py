@@ -116,7 +116,7 @@ class EndpointBackend(Backend):
         for name, one in self._served.items():
             self.prompters[name] = one.prompter
             if missing := [p for p in one.unsupported if p not in _OPTIONAL]:
-                log.warning("%s: its server does not take %s, so the run does without", name, ", ".join(missing))
+                log.warning("%s: its server does not take %s: its own values hold", name, ", ".join(missing))
         self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
 
     def _find_out(self, name: str, client: Client, told: Prompter | None, owner: str) -> Served:
@@ -222,7 +222,11 @@ def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
     while True:
         body = served.body(prompt, Decoding(max_new_tokens=1), "") | {"temperature": 0.0}
         try:
-            return served, served.client.post(served.path, body)
+            answer = served.client.post(served.path, body)
+            if answer.get("system_fingerprint") == "fp_ollama":  # it takes every name and reads OpenAI's alone
+                ignored = tuple(name for name in body if name not in needed | {"top_p", "seed", "stop"})
+                served = replace(served, unsupported=(*served.unsupported, *ignored))
+            return served, answer
         except EndpointError as error:
             extras = [name for name in body if name not in needed]
             if error.status not in (400, 422) or not extras:

@@ -166,8 +166,9 @@ def locate(label: str, location: str, revision: str = "", patterns: Sequence[str
             why = f"is a folder, which has no revision {revision!r}; leave out @{revision}"
             raise CandidateError(f"{label}: {location} {why}")
         return ModelFiles(label, location, "", folder)
-    if not _HUB_ID.fullmatch(location):
-        raise CandidateError(f"{label}: there is no folder {location}")
+    if folder.is_file() or not _HUB_ID.fullmatch(location):
+        why = f"{location} is a file; name its folder" if folder.is_file() else f"there is no folder {location}"
+        raise CandidateError(f"{label}: {why}")
     hub = _hub()
     cache = os.environ.get("HF_HUB_CACHE") or hub.constants.HF_HUB_CACHE
     try:
@@ -181,7 +182,8 @@ def locate(label: str, location: str, revision: str = "", patterns: Sequence[str
     except hub.errors.LocalEntryNotFoundError:
         offline = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
         fetch = f"hf download {location}" + (f" --revision {revision}" if revision else "")
-        why = f"is not in the hub cache {cache}, and {offline}; where there is a network, fetch it with `{fetch}`"
+        why = f"is not in the hub cache {cache} nor a folder here, and {offline}; "
+        why += f"where there is a network, fetch it with `{fetch}`"
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
         why = f"cannot be fetched ({str(error).strip().splitlines()[0]})"
     raise CandidateError(f"{label}: {location}@{revision or 'main'} {why}")

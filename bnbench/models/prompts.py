@@ -20,6 +20,7 @@ from typing import Any
 
 from bnbench.data.corpus import Conversation, Example, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
+from bnbench.metrics.files import read_small
 from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
@@ -427,7 +428,7 @@ def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, 
         own = own.get("default")
     if wanted not in TEMPLATES:
         try:
-            wanted, own = "chat", Path(wanted).read_text(encoding="utf-8")
+            wanted, own = "chat", read_small(wanted).decode()
         except (OSError, ValueError) as error:
             names = ", ".join(TEMPLATES)
             raise PromptError(

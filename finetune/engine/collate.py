@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from bnbench.data.corpus import Example
-from bnbench.errors import TrainingError
+from bnbench.errors import CorpusError, PromptError
 from bnbench.models.prompts import Prompter
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def make_rows(examples: Sequence[Example], prompts: Prompter, loss: str, supervi
 
 
 def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pad: int) -> None:
-    """Raises TrainingError for rows that make a training fail quietly, with their number and the first one's id.
+    """Raises CorpusError for rows that make a training fail quietly, with their number and the first one's id.
 
     A row too long would be cut, end-of-turn first; one whose last supervised token is no stop never teaches to end.
     """
     if not rows:
-        raise TrainingError("there is no example to train on")
+        raise CorpusError("there is no example to train on")
     if pad in stops:
-        raise TrainingError(f"the pad token {pad} is an end token: a model trained so never learns to stop")
+        raise PromptError(f"the pad token {pad} is an end token: a model trained so never learns to stop")
     longest = max(len(row.ids) for row in rows)
     lasts = [(row, [label for label in row.labels[1:] if label != IGNORED][-1:]) for row in rows]
     unended = [row for row, last in lasts if last and last[0] not in stops]
@@ -75,7 +75,7 @@ def check_rows(rows: Sequence[Row], *, max_tokens: int, stops: Sequence[int], pa
     }
     for why, bad in faults.items():
         if bad:
-            raise TrainingError(f"{len(bad)} of {len(rows)} rows (the first has the id {bad[0].id}): {why}")
+            raise CorpusError(f"{len(bad)} of {len(rows)} rows (the first has the id {bad[0].id}): {why}")
 
 
 def rows_sha256(rows: Sequence[Row]) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.metrics.exceptions import UsageError
+from bnbench.metrics.files import read_small
 
 WIDTH = 110
 RECORD = Path(__file__).parent.parent / "labelled" / "audited.json"
@@ -162,7 +163,7 @@ def unnumbered(signature: str) -> str:
 def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
     """The audits of a file. Raises `UsageError` where there is none, or it holds something else."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(read_small(path))
         if not isinstance(found, list) or not found:
             raise ValueError
         for plain in found:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.exceptions import UsageError
+from bnbench.metrics.files import read_small
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 
@@ -254,7 +255,7 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
         raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
     try:
         file = _FOLDER / f"{name}.toml" if name in names else Path(name)
-        raw = file.read_bytes()
+        raw = read_small(file)
         text = raw.decode("utf-8")
         return Lexicon(tomllib.loads(text), text, hashlib.sha256(raw).hexdigest())
     except OSError as error:

@@ -113,7 +113,7 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: {'no file, but a folder, a device or a pipe' if path.exists() else 'no such file'}")
     data, source = path.read_bytes(), path.name
     try:
         text = data.decode("utf-8-sig")

@@ -70,6 +70,13 @@ def test_version():
         (["evaluate", "--columns", "questoin=x", "--data", "none.csv"], "did you mean 'question'?"),
         (["evaluate", "--base", "no/model", "--data", "none.csv"], "none.csv: no such file\n  model no/model: "),
         (["evaluate", "--predictions", "a=x.csv", "--data", "none.csv"], "file\n  predictions x.csv: no such file"),
+        (["evaluate", "--base", "file"], "base file: file is a file; name its folder"),
+        (["evaluate", "--adapter", "none"], "none@main is not in the hub cache "),
+        (
+            ["evaluate", "--predictions", "r.txt", "--predictions", "r.txt"],
+            "'r': put a name in front of one, such as --p",
+        ),
+        (["score", "none.json"], "no column holds a reply; the columns are none. Call"),
         (["evaluate", "--predictions", "folder"], "predictions folder: a folder; name a file in it"),
         (["evaluate", "--data", "folder"], "folder: a folder; name a file in it"),
         (["evaluate", "--data", "x" * 300 + ".csv"], "File name too long"),
@@ -103,7 +110,8 @@ def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message
     (tmp_path / "file").write_text("", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     rows = "question,answer\nঘুম আসে না।,রাতে হাঁটুন।\nমন খারাপ।,কথা বলুন।\n"
-    (tmp_path / "two.csv").write_text(rows, encoding="utf-8")
+    for name, text in {"two.csv": rows, "r.txt": "আমি শুনছি।\n", "none.json": "{}"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(*arguments)
     assert result.exit_code == 2, result.output
@@ -111,10 +119,40 @@ def test_a_wrong_request_is_one_clear_message_and_exit_code_2(arguments, message
     assert "Traceback" not in result.output
 
 
-def test_a_folder_without_a_run_exits_1(tmp_path):
-    result = run("report", tmp_path)
-    assert result.exit_code == 1
-    assert "no run.json" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        # What was asked for or given is at fault, whatever it is.
+        *((words, 2) for words in (
+            ["report", "folder"], ["report", "file"], ["report", "none"], ["report", "damaged"],
+            ["compare", "folder", "damaged"], ["compare", "file", "page.html"],
+            ["human", "sheet", "folder"], ["human", "import", "folder", "none.csv"], ["human", "agreement", "none"],
+            ["score", "none.txt"], ["score", "folder"], ["score", "file", "--metric", "BLEUU"],
+            ["corpus", "none.csv"], ["corpus", "file"], ["corpus", "two.csv", "--split-sizes", "x"],
+            ["audit", "BLEUU"], ["audit", "--data", "none.csv"], ["preferences", "none.csv"],
+            ["evaluate", "--base", "folder"], ["evaluate", "--adapter", "none/at/all"],
+            ["evaluate", "--judge", "nowhere"],
+            ["perplexity", "none.txt"], ["perplexity", "file"], ["inspect-prompt", "--template", "none.jinja"],
+            ["finetune", "--recipe", "none.toml"], ["finetune", "--data", "two.csv", "--out", "foreign"],
+            ["publish", "folder", "--dry-run"], ["publish", "none", "--dry-run"], ["export", "folder"],
+            ["doctor", "--device", "tpu"], ["doctor", "--base", "folder"], ["nothing"], ["report"],
+        )),
+        # The work or a server failed: later the same command may do.
+        (["evaluate", "--endpoint", "http://127.0.0.1:9#m"], 1),
+    ],
+)  # fmt: skip
+def test_exit_codes(arguments, code, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("folder", "damaged", "foreign/checkpoints"):
+        (tmp_path / name).mkdir(parents=True)
+    rows = "question,answer\nঘুম আসে না।,রাতে হাঁটুন।\nমন খারাপ।,কথা বলুন।\n"
+    empty = ("file", "page.html", "foreign/adapter_config.json", "foreign/checkpoints/x")
+    for name, text in {**dict.fromkeys(empty, ""), "two.csv": rows, "damaged/run.json": "{"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    done = run(*arguments)
+    assert done.exit_code == code, done.output
+    assert done.output and "Traceback" not in done.output
 
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def test_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert told["precision"] == "float32, because the CPU computes 16-bit numbers no faster"
     assert told["caches"]["hub"] == f"{tmp_path}: 0.0 GiB, offline" and told["caches"]["HF_TOKEN"] == "is set"
     assert told["need"] is None and "canary" not in done.stdout
-    assert "\nextras\n" in run("--device", "cpu").stdout
+    shown = run("--device", "cpu").stdout
+    assert "\nextras\n" in shown and "None" not in shown and re.search("accelerator +none\n", shown)
 
 
 def test_an_extra_is_told_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import re
 import shutil
 import time
 import zipfile
@@ -15,11 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from bnbench.cli import app
 from bnbench.data import files
 from bnbench.data.files import iter_lines, iter_table
-from bnbench.errors import BnbenchError, CandidateError, CorpusError, PromptError, RecipeError
+from bnbench.errors import BnbenchError, CandidateError, CorpusError, PromptError, RecipeError, UsageError
 from bnbench.finetune.recipes import load_recipe
+from bnbench.metrics.audit.findings import read_audits
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.hub import ModelFiles
 from bnbench.models.loading import bounded, load_config, outline, put_on
@@ -231,3 +236,67 @@ def test_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(f"ক\n{'a' * 10_000_001}\n", encoding="utf-8")
     with pytest.raises(CorpusError, match=r"a\.txt, line 2: a text of 10,000,002 characters"):
         list(iter_lines(tmp_path / "a.txt"))
+
+
+ODS = (
+    '<office:document-content xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
+    'xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0" '
+    'xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0"><office:body><office:spreadsheet>'
+    '<table:table table:name="S">{}</table:table></office:spreadsheet></office:body></office:document-content>'
+)
+
+
+@pytest.mark.parametrize(
+    ("cells", "rows", "says"),
+    [
+        ("", 'rows-repeated="1048570"', ""),  # empty up to the sheet's edge, as every program writes it
+        ("<text:p>ক</text:p>", 'rows-repeated="99000000"', "over 99,000,002 rows and 2 columns; remove the copies"),
+        ("<text:p>ক</text:p>", 'columns-repeated="99000000"', "over 3 rows and 99,000,000 columns; remove the copies"),
+    ],
+)
+def test_cells_that_a_sheet_repeats(tmp_path: Path, cells: str, rows: str, says: str) -> None:
+    def row(*texts: str) -> str:
+        cells = (f'<table:table-cell office:value-type="string"><text:p>{t}</text:p></table:table-cell>' for t in texts)
+        return f"<table:table-row>{''.join(cells)}</table:table-row>"
+
+    more = f"table:number-{rows}"
+    of_row, of_cell = (more, "") if "rows" in more else ("", more)
+    last = f"<table:table-row {of_row}><table:table-cell {of_cell}>{cells}</table:table-cell></table:table-row>"
+    written = row("question", "answer"), row("রাতে ঘুম আসে না।", "রাতে একটু হাঁটুন।")
+    with zipfile.ZipFile(tmp_path / "a.ods", "w") as book:
+        book.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        kind = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"
+        book.writestr("META-INF/manifest.xml", f'<manifest:manifest xmlns:manifest="{kind}"/>')
+        book.writestr("content.xml", ODS.format("".join((*written, last))))
+    done = CliRunner().invoke(app, ["corpus", str(tmp_path / "a.ods"), "--json"])
+    if says:
+        assert done.exit_code == 2 and says in done.stderr
+    else:
+        assert json.loads(done.stdout)["splits"] == {"all": 1}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("finetune", "--dry-run", "--recipe", "{}.toml"), ("inspect-prompt", "--template", "{}"),
+        ("audit", "keyword-empathy:{}.toml"), ("audit", "chrF++", "--data", "{}"),
+        ("score", "{}"), ("corpus", "{}.csv"), ("perplexity", "{}"),
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["pipe", "zero", "large"])
+def test_files_without_an_end(words: tuple[str, ...], kind: str, tmp_path: Path) -> None:
+    """A pipe that nobody writes to, a device that never ends and a file of gigabytes are one line, at once."""
+    if kind == "large" and words[0] not in ("finetune", "inspect-prompt"):
+        pytest.skip("data may be large")
+    for path in (tmp_path / "x", tmp_path / "x.toml", tmp_path / "x.csv"):
+        if kind == "large":
+            with path.open("wb") as file:
+                file.truncate(2**36)
+        else:
+            os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    done = CliRunner().invoke(app, [word.format(tmp_path / "x") for word in words])
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1 and re.search("device|pipe|larger than 16 MiB", done.stderr)
+    with pytest.raises(UsageError, match=r"device|larger than 16 MiB"):
+        read_audits(tmp_path / "x")

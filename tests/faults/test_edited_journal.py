@@ -47,7 +47,7 @@ def test_a_run(whole: Path, tmp_path: Path, name: str, edit: Callable[[bytes], b
     if name == "generations.jsonl":  # the items are written anew from the data
         told.append(evaluate(tmp_path / "copy"))
     for done in told:
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert done.stderr.startswith(f"bnbench: {path}, line 1: damaged (") and done.stderr.count("\n") == 1
         assert "nothing was changed; put the file back as it was, or delete the line" in done.stderr
     assert {one: one.read_bytes() for one in path.parent.rglob("*") if one.is_file()} == before

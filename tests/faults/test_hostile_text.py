@@ -95,7 +95,7 @@ def test_nothing_is_written_through_a_link_of_a_run(run: Path, tmp_path: Path) -
     (tmp_path / "other" / "generations.jsonl").symlink_to(tmp_path / "made")
     words = ["evaluate", "--predictions", str(tmp_path / "a.txt"), "--limit", "2", "--out", str(tmp_path / "other")]
     done = CliRunner().invoke(app, words)
-    assert done.exit_code == 1 and "generations.jsonl is a link, through which nothing is written" in done.stderr
+    assert done.exit_code == 2 and "generations.jsonl is a link, through which nothing is written" in done.stderr
     assert not (tmp_path / "made").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_pipe_in_a_run_is_not_waited_for(run: Path, name: str) -> None:
     if name == "audits.json":  # which a run may lack
         assert done.exit_code == 0
     else:
-        assert done.exit_code == 1 and f"{name}: not a file that can be read" in done.stderr
+        assert done.exit_code == 2 and f"{name}: not a file that can be read" in done.stderr
 
 
 def test_a_configuration_is_text_in_the_card(tiny_adapter: Path, tmp_path: Path) -> None:

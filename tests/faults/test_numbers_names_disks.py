@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import bnbench
 from bnbench.cli import _command_line, app
-from bnbench.errors import TrainingError
+from bnbench.errors import RunError, TrainingError
 from bnbench.finetune import finetune, finetune_request
 from bnbench.finetune.tuners.adapter import AdapterTuner
 from bnbench.records import read_record
@@ -74,7 +74,7 @@ def test_names_that_are_not_utf_8(files: Path) -> None:
     assert CliRunner().invoke(app, [*asked, "--out", str(files / "run")]).exit_code == 0
     assert read_record(files / "run").candidates[0].name == "n?.txt"
     done = CliRunner().invoke(app, [*asked, "--out", str(files / os.fsdecode(b"r\xff"))])
-    assert done.exit_code == 1 and "this name is not UTF-8" in done.stderr
+    assert done.exit_code == 2 and "this name is not UTF-8" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["evaluate", "finetune"])
@@ -122,7 +122,7 @@ def test_an_adapter_that_is_gone(tmp_path: Path) -> None:
     done = finetune(finetune_request("demo", out=tmp_path / "a", **SMALL))
     assert done.finished
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    with pytest.raises(TrainingError, match=r"is finished, but its adapter_model\.safetensors is gone; put it back"):
+    with pytest.raises(RunError, match=r"is finished, but its adapter_model\.safetensors is gone; put it back"):
         finetune(finetune_request("demo", out=tmp_path / "a", **SMALL))
 
 

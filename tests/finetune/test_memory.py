@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bnbench.errors import TrainingError
+from bnbench.errors import RecipeError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
 from bnbench.finetune.engine.collate import Collate, Row
 from bnbench.finetune.engine.decoder import Recomputation
@@ -88,12 +88,10 @@ def test_largest_pass_is_the_collator_s() -> None:
 def test_too_small_a_gpu_is_refused_by_the_largest_term() -> None:
     lora = peak(load_recipe("lora-16bit"))
     lora.check_fits(24 * 2**30, "an L4")
-    with pytest.raises(
-        TrainingError, match=r"needs about 1\d\.\d GiB and a T4 has 14\.6; the largest part: weights, 14"
-    ):
+    with pytest.raises(RecipeError, match=r"needs about 1\d\.\d GiB and a T4 has 14\.6; the largest part: weights, 14"):
         lora.check_fits(int(14.6 * 2**30), "a T4")
     peak(load_recipe("t4")).check_fits(8 * 2**30, "a laptop's GPU")
-    with pytest.raises(TrainingError, match=r"the largest part: activations kept.*non-reentrant"):
+    with pytest.raises(RecipeError, match=r"the largest part: activations kept.*non-reentrant"):
         peak(load_recipe("t4"), checkpointing="none").check_fits(8 * 2**30, "a laptop's GPU")
 
 
@@ -174,5 +172,5 @@ def test_how_many_cards_a_70b_shape_needs(changes: dict[str, Any], said: str) ->
     assert said in found.cards and said in str(found) and found.summary()["cards"] == found.cards
     if not changes:
         assert 34 < found.terms["weights"] / 2**30 < 36
-        with pytest.raises(TrainingError, match=r"a T4 has 14.6; the largest part: weights, .*; one card of 48 GB"):
+        with pytest.raises(RecipeError, match=r"a T4 has 14.6; the largest part: weights, .*; one card of 48 GB"):
             found.check_fits(int(14.6 * 2**30), "a T4")

@@ -58,6 +58,7 @@ def test_the_modelfile_has_the_adapters_template(merged: Exported) -> None:
     assert text.startswith(f'FROM ./\nTEMPLATE """{written}"""\n')
     assert 'SYSTEM """আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী।"""' in text
     assert 'PARAMETER stop "<|eot_id|>"\n' in text and "PARAMETER repeat_penalty 1.1\n" in text
+    assert "PARAMETER top_k 0\nPARAMETER repeat_penalty 1.1\nPARAMETER repeat_last_n -1\n" in text
     assert "<|begin_of_text|>" not in text  # llama.cpp puts it in front itself
     assert str(merged).endswith(f"ollama create demo -f {merged.modelfile}")
 

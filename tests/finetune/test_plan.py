@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bnbench.errors import CandidateError, MissingExtraError, RecipeError, TrainingError
+from bnbench.errors import CandidateError, CorpusError, MissingExtraError, RecipeError
 from bnbench.finetune import (
     FinetuneRequest,
     count_parameters,
@@ -100,7 +100,7 @@ def test_dry_run_numbers(request_for: Request) -> None:
 
 
 def test_rows_that_would_be_cut_are_refused(request_for: Request) -> None:
-    with pytest.raises(TrainingError, match=r"22 of 22 rows .* longer than max_tokens = 32"):
+    with pytest.raises(CorpusError, match=r"22 of 22 rows .* longer than max_tokens = 32"):
         plan(request_for(overrides={"max_tokens": "32"}))
 
 

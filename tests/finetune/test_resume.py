@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import bnbench
-from bnbench.errors import PartialRunError, TrainingError
+from bnbench.errors import PartialRunError, RunError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
 from bnbench.finetune.engine.processes import Stop
 
@@ -185,7 +185,7 @@ def test_checkpoints_of_nobody_knows_what(copied: FinetuneRequest) -> None:
     job = copied.output / "checkpoints" / "job.json"
     for text in ("{", "[1]"):
         job.write_text(text, encoding="utf-8")
-        with pytest.raises(TrainingError, match=r"job\.json cannot be read .*: choose another folder"):
+        with pytest.raises(RunError, match=r"job\.json cannot be read .*: choose another folder"):
             finetune(copied)
 
 
@@ -211,13 +211,13 @@ def test_another_request_is_refused_by_name(
     request = request_for(rows=8, stop_after=None if finished else 0.0)
     finetune(request)
     other = make_base(tmp_path / "other", tiny_tokenizer, intermediate_size=96)
-    with pytest.raises(TrainingError, match=r"different: recipe: learning_rate \(then 0\.002, now 0\.001\)\."):
+    with pytest.raises(RunError, match=r"different: recipe: learning_rate \(then 0\.002, now 0\.001\)\."):
         finetune(replace(request, overrides={**request.overrides, "learning_rate": "1e-3"}))
-    with pytest.raises(TrainingError, match=r"different: data\."):
+    with pytest.raises(RunError, match=r"different: data\."):
         finetune(replace(request, examples=request.examples[:-1]))
-    with pytest.raises(TrainingError, match=r"different: base\."):
+    with pytest.raises(RunError, match=r"different: base\."):
         finetune(replace(request, base=str(other)))
-    with pytest.raises(TrainingError, match=r"different: data; prompt\."):
+    with pytest.raises(RunError, match=r"different: data; prompt\."):
         finetune(replace(request, system="আপনি একজন শিক্ষক।"))
 
 
@@ -228,7 +228,7 @@ def test_a_record_that_is_not_ours_is_left_alone(request_for: Request, record: s
     request = request_for("theirs")
     request.output.mkdir()
     (request.output / "training.json").write_text(record, encoding="utf-8")
-    with pytest.raises(TrainingError, match=rf"{why}.*choose another folder"):
+    with pytest.raises(RunError, match=rf"{why}.*choose another folder"):
         finetune(request)
     assert (request.output / "training.json").read_text(encoding="utf-8") == record
 
@@ -237,11 +237,11 @@ def test_files_of_others_are_left_alone(request_for: Request) -> None:
     request = request_for("theirs")
     foreign = request.output / "checkpoints" / "checkpoint-7"
     foreign.mkdir(parents=True)
-    with pytest.raises(TrainingError, match="did not write"):
+    with pytest.raises(RunError, match="did not write"):
         finetune(request)
     assert foreign.exists()
     request = request_for("adapter")
     request.output.mkdir()
     (request.output / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"adapter without training\.json"):
+    with pytest.raises(RunError, match=r"adapter without training\.json"):
         finetune(request)

@@ -80,7 +80,7 @@ def test_seeds_are_found_in_the_records_of_trainings(make_run: Maker) -> None:
     trained(folder, t42=("seed", 0), t43=("r", 16))  # the same training twice is no other seed
     assert ranked(folder).groups == ()
     single = ranked(make_run(name="single"))
-    assert "It speaks of this training run" in report_md(single)
+    assert "This is one training run" in report_md(single)
 
 
 def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
@@ -111,7 +111,7 @@ def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
     other = make_run(PAIR, name="other", n=10, metrics=("chrF++",))
     assert runner.invoke(app, ["report", str(other)]).exit_code == 0
     refused = runner.invoke(app, ["compare", pages[0], str(other / "report.html"), "--out", str(out)])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert f"{other / 'report.html'} (10 items) and {pages[0]} (12 items) cannot be compared" in refused.stderr
 
 

@@ -353,6 +353,20 @@ def test_a_hub_data_set_with_a_configuration(tmp_path, monkeypatch):
             load_corpus(typo)
 
 
+def test_without_a_network_a_hub_data_set_is_one_line_with_what_to_do(monkeypatch):
+    hub, datasets = pytest.importorskip("huggingface_hub"), pytest.importorskip("datasets")
+
+    def away(**_):
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr(datasets, "load_dataset", away)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CorpusError) as caught:
+        load_corpus("owner/name")
+    said = "there is no such file, the cache of `datasets` has no such data set, and HF_HUB_OFFLINE is set; give a file"
+    assert str(caught.value).startswith(f"owner/name: {said} (.csv, .tsv, ")
+
+
 def test_all_columns_that_are_missing_are_named_at_once(tmp_path):
     path = write_csv(tmp_path / "a.csv", [("ক", "খ")], ("x", "y"))
     with pytest.raises(CorpusError) as caught:

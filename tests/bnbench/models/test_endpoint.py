@@ -227,7 +227,7 @@ def test_what_a_server_refuses_is_left_out_and_on_record(
     assert server.posts()[-1]["seed"] >= 0
     assert reply.text in REPLIES  # from the text, as no ids come back
     assert made.identity(candidate)["unsupported"] == ["top_k", "repetition_penalty", "return_token_ids"]
-    assert "base: its server does not take top_k, repetition_penalty, so the run does without" in caplog.text
+    assert "base: its server does not take top_k, repetition_penalty: its own values hold" in caplog.text
     assert "not taking top_k, repetition_penalty, return_token_ids" in made.precision["reason"]
 
 
@@ -240,6 +240,25 @@ def test_llama_cpp_is_asked_in_its_own_words(serve: Serve, model: Model) -> None
     asked = server.posts()[-1]
     assert (asked["repeat_penalty"], asked["repeat_last_n"], asked["min_p"]) == (1.1, 2**17, 0.0)
     assert "repetition_penalty" not in asked
+
+
+def test_what_ollama_ignores_in_silence_is_said(
+    serve: Serve, model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its /v1 has no penalty for repetition: greedy replies loop there and not elsewhere, which a reader must know."""
+    model.change = lambda handler, body, answer: answer | {"system_fingerprint": "fp_ollama"}
+    server = serve(model)
+    with caplog.at_level("WARNING", "bnbench"):
+        done = evaluate("--endpoint", f"{server.url}#base", "--out", str(tmp_path / "run"), "--metric", "chrF++")
+    assert done.exit_code == 0, done.output
+    assert "base: its server does not take top_k, repetition_penalty: its own values hold" in caplog.text
+    asked = server.posts()[-1]
+    assert asked["top_p"] == 0.9 and not {"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"} & {*asked}
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert "not taking top_k, min_p, repetition_penalty" in record["precision"]["reason"]
+    assert "repetition_penalty" in record["candidates"][0]["key_fields"]["unsupported"]
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "not taking top_k, min_p, repetition_penalty" in report
 
 
 def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Model, demo: Prompter) -> None:

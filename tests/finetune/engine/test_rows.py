@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bnbench.data.corpus import Conversation, Example
-from bnbench.errors import TrainingError
+from bnbench.errors import CorpusError, PromptError
 from bnbench.finetune.engine.collate import IGNORED, Row, check_rows, make_rows, rows_sha256
 from bnbench.models.prompts import Prompter
 
@@ -54,27 +54,27 @@ def test_good_rows_pass() -> None:
 def test_rows_that_would_be_cut_are_counted() -> None:
     long = [row([IGNORED] * 10 + [9], "long"), row([3] * 12 + [9], "longer")]
     with pytest.raises(
-        TrainingError, match=r"2 of 3 rows \(the first has the id long\): longer than max_tokens = 10 .*has 13"
+        CorpusError, match=r"2 of 3 rows \(the first has the id long\): longer than max_tokens = 10 .*has 13"
     ):
         check([row([IGNORED, 9]), *long])
 
 
 def test_row_without_supervision() -> None:
-    with pytest.raises(TrainingError, match=r"1 of 2 rows \(the first has the id mute\): without a supervised token"):
+    with pytest.raises(CorpusError, match=r"1 of 2 rows \(the first has the id mute\): without a supervised token"):
         check([row([IGNORED, 9]), row([IGNORED, IGNORED], "mute")])
-    with pytest.raises(TrainingError, match="without a supervised token"):
+    with pytest.raises(CorpusError, match="without a supervised token"):
         check([row([9, IGNORED])])  # the first token is predicted from nothing
 
 
 def test_row_that_does_not_end() -> None:
-    with pytest.raises(TrainingError, match="last supervised token is no end token"):
+    with pytest.raises(CorpusError, match="last supervised token is no end token"):
         check([row([IGNORED, 9, 4])])
 
 
 def test_no_rows_and_pad_that_ends() -> None:
-    with pytest.raises(TrainingError, match="no example"):
+    with pytest.raises(CorpusError, match="no example"):
         check([])
-    with pytest.raises(TrainingError, match="pad token 9 is an end token"):
+    with pytest.raises(PromptError, match="pad token 9 is an end token"):
         check([row([IGNORED, 9])], pad=9)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bnbench.data.corpus import make_example
 from bnbench.data.pairs import Pair
-from bnbench.errors import PartialRunError, RecipeError, TrainingError
+from bnbench.errors import PartialRunError, RecipeError, RunError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune, finetune_request, load_recipe, plan
 from bnbench.finetune.engine.collate import IGNORED, Row
 from bnbench.finetune.engine.processes import Stop
@@ -338,7 +338,7 @@ def test_gone_on_with_and_stopped_it_ends_with_the_same_bytes(pairs_for: Make, s
     assert (first.finished, first.steps) == (False, 1)
     last = finetune(going_on(pairs_for, supervised, "stopped"))
     assert last.resumed_from == 1 and same(last, whole)
-    with pytest.raises(TrainingError, match=r"belongs to another training; different: .*start_sha256"):
+    with pytest.raises(RunError, match=r"belongs to another training; different: .*start_sha256"):
         finetune(pairs_for("stopped"))
 
 
