@@ -8,7 +8,7 @@ from typing import Literal
 
 from bnbench.metrics.significance import FEW, TOO_FEW
 from bnbench.reports.ranking import Comparison, Ranking, Standing
-from bnbench.reports.values import NOT_INFORMATIVE, counted, items_of, name, number, p_value, percent, value_of
+from bnbench.reports.values import NOT_INFORMATIVE, counted, items_of, name, number, p_value, value_of
 
 _IN_FULL = 3  # as many comparisons get a sentence each; more are listed by outcome
 _LISTED = 6  # as many candidates' lengths are listed
