@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
+from bnbench.metrics.dialects import standard
 from bnbench.metrics.normalization import Memo
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation
 
@@ -37,7 +38,7 @@ def buckets(piece: str) -> list[int]:
 
 
 def _mark(token: str) -> str:
-    return token if is_word(token) else _END if token in SENTENCE_ENDS else ""
+    return standard()[token] if is_word(token) else _END if token in SENTENCE_ENDS else ""
 
 
 _marks: Memo[str] = Memo(_mark)
@@ -102,7 +103,7 @@ def heard(texts: Texts) -> FloatArray:
 def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:
     """What replies earned, (n, 3), 0-1, as surely as they are empathic, and for this person.
 
-    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `fitting` does; `left` (n,) is what a reply keeps of
+    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `chances` says of it; `left` (n,) is what a reply keeps of
     the general kindness in its words.
     """
     found = earned * by_words[:, :1] * fit[:, None]

@@ -29,7 +29,7 @@ from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
 from bnbench.metrics.normalization import Memo
-from bnbench.metrics.relevance import chances, fitted, fitting
+from bnbench.metrics.relevance import chances, fitted
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
@@ -345,7 +345,7 @@ class SemanticEmpathy(EmpathyMetric):
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: `credits`, 0 for a reply without a sentence of its own."""
-        return credits(self.reader.seen(texts), self.calibration, heard(texts), fitting(texts))
+        return credits(self.reader.seen(texts), self.calibration, heard(texts), chances(texts, "fit"))
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
