@@ -29,7 +29,7 @@ from bnbench.metrics.empathy.semantic import FEATURES, Reader, Seen, calibrate, 
 from bnbench.metrics.labelled import LabelledSet, calibration_set, read_labelled
 from bnbench.metrics.relevance import chances
 
-FOLDS = 10
+FOLDS = 5
 
 
 def cross_validated(reader: Reader, data: LabelledSet, head: Head | None) -> FloatArray:

@@ -41,6 +41,7 @@ FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps"
 `relevance` the log odds that `bnbench.metrics.relevance` gives; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
+HEARD = 1.25  # the level that words alone show at most; else one strong stock reply is as good as a person's own
 _FOLDER = Path(__file__).parent / "anchors"
 CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds")
@@ -303,7 +304,7 @@ def kept_calibration(reader: Reader) -> Calibration:
 
 def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: FloatArray) -> FloatArray:
     """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and words in equal parts, `weighed`."""
-    levels = (calibration.levels(seen) + by_words[:, 1:]) / 2
+    levels = (calibration.levels(seen) + by_words[:, 1:].clip(max=HEARD)) / 2
     return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
 
 
