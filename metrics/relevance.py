@@ -1,8 +1,9 @@
 """Whether a reply answers this message: of what it speaks, how much is the message's, how much of something else.
 
 Two features of a reply's content words, each with the weight of its rarity in a fixed bank of texts, the messages that
-our metrics learn from with their replies: a form of a word that few of them have says whose reply it is. Content are those that the lexicon
-of keyword-empathy has not as common, and what a person is called by (দাদু), since the message may be about him.
+our metrics learn from with their replies: a form of a word that few of them have says whose reply it is. Content are
+those that the lexicon of keyword-empathy has not as common, and what a person is called by (দাদু), since the message
+may be about him.
 
 * `heard`: log(1 + the weight of the words that are forms of the message's);
 * `elsewhere`: log(1 + the weight of the others).
@@ -25,10 +26,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, MeanMetric, Texts
-from bnbench.metrics.dialects import standard
 from bnbench.metrics.empathy import in_bengali
 from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.normalization import Memo
+from bnbench.metrics.romanised import standard
 from bnbench.metrics.tokenization import is_word, preparation
 
 CALIBRATION = Path(__file__).parent / "relevance.json"

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
-from bnbench.metrics.dialects import standard
 from bnbench.metrics.normalization import Memo
+from bnbench.metrics.romanised import standard
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation
 
 SHIPPED = Path(__file__).parent / "head" / "model.safetensors"
@@ -103,8 +103,8 @@ def heard(texts: Texts) -> FloatArray:
 def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:
     """What replies earned, (n, 3), 0-1, as surely as they are empathic, and for this person.
 
-    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `chances` says of it; `left` (n,) is what a reply keeps of
-    the general kindness in its words.
+    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `chances` says of it; `left` (n,) is what a reply keeps
+    of the general kindness in its words.
     """
     found = earned * by_words[:, :1] * fit[:, None]
     found[:, 0] = (1 - GENERAL) * found[:, 0] + GENERAL * left * by_words[:, 1] / 2

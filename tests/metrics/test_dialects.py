@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bnbench.metrics.dialects import standard
 from bnbench.metrics.normalization import normalize
+from bnbench.metrics.romanised import standard
 
 FORMS = {
     "তোঁয়ার": "তোমার", "হামার": "আমার", "হইছে": "হয়েছে", "লাইগ্যা": "জন্য",  # of the table
