@@ -1,8 +1,9 @@
 """Whether a reply answers this message: of what it speaks, how much is the message's, how much of something else.
 
-Two features of a reply's content words, each with the weight of its rarity among a fixed bank of messages, those of the
-development halves: a form of a word that few messages have says whose reply it is. Content are those that the lexicon
-of keyword-empathy has not as common, and what a person is called by (দাদু), since the message may be about him.
+Two features of a reply's content words, each with the weight of its rarity in a fixed bank of texts, the messages that
+our metrics learn from with their replies: a form of a word that few of them have says whose reply it is. Content are
+those that the lexicon of keyword-empathy has not as common, and what a person is called by (দাদু), since the message
+may be about him.
 
 * `heard`: log(1 + the weight of the words that are forms of the message's);
 * `elsewhere`: log(1 + the weight of the others).
@@ -28,12 +29,11 @@ from bnbench.metrics.core import FloatArray, MeanMetric, Texts
 from bnbench.metrics.empathy import in_bengali
 from bnbench.metrics.empathy.lexicon import load_lexicon
 from bnbench.metrics.normalization import Memo
+from bnbench.metrics.romanised import standard
 from bnbench.metrics.tokenization import is_word, preparation
 
 CALIBRATION = Path(__file__).parent / "relevance.json"
-FITTING = 0.8  # the fit from which on empathy counts whole
-COPIED = 5
-MISPLACED = 0.05  # what is left of the empathy of a reply that answers somebody else
+COPIED, BEGINNING = 5, 4  # words in a row that are copied; letters that are a word’s beginning
 
 
 class ContentWords:
@@ -44,15 +44,20 @@ class ContentWords:
     """
 
     def __init__(self, counts: Mapping[str, int], messages: int) -> None:
-        lexicon, self._tokens = load_lexicon("bn"), preparation().tokens
-        self.stems = lexicon.stems
+        lexicon = load_lexicon("bn")
+        # Words are forms of each other that have a stem or, in a dialect's endings that we do not know, a beginning.
+        self.forms = Memo(lambda word: lexicon.stems[word] | {f"{word[:BEGINNING]}-"})
 
         def weight(word: str) -> float:
-            if not is_word(word) or word in lexicon.persons or not lexicon.common.isdisjoint(self.stems[word]):
+            if not is_word(word) or word in lexicon.persons or not lexicon.common.isdisjoint(lexicon.stems[word]):
                 return 0.0
             return float(np.log((messages + 1) / (counts.get(lexicon.keys[word], 0) + 0.5)))
 
         self.weights: Memo[float] = Memo(weight)
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text, regional words in their standard form."""
+        return list(map(standard().__getitem__, preparation().tokens(text)))
 
     def of(self, words: Iterable[str]) -> list[tuple[str, float]]:
         """The different content words in order, each with its weight."""
@@ -65,17 +70,17 @@ class ContentWords:
         """
         asked = {}
         for message in dict.fromkeys(texts.messages or ()):
-            tokens = self._tokens(message)
-            forms = frozenset().union(*(self.stems[word] for word, _ in self.of(tokens)))
+            tokens = self.tokens(message)
+            forms = frozenset().union(*(self.forms[word] for word, _ in self.of(tokens)))
             asked[message] = forms, set(_runs(tokens))
         found = []
         for reply, message in zip(texts.replies, texts.messages or (), strict=True):
-            (forms, runs), tokens = asked[message], self._tokens(reply)
+            (forms, runs), tokens = asked[message], self.tokens(reply)
             if not runs.isdisjoint(_runs(tokens)):
                 for start in [start for start, run in enumerate(_runs(tokens)) if run in runs]:
                     tokens[start : start + COPIED] = [""] * COPIED
             words = self.of(tokens) if forms else []
-            heard = sum(weight for word, weight in words if not forms.isdisjoint(self.stems[word]))
+            heard = sum(weight for word, weight in words if not forms.isdisjoint(self.forms[word]))
             found.append((heard, max(0.0, sum(weight for _, weight in words) - heard)))
         return np.log1p(np.array(found, dtype=np.float64).reshape(-1, 2))
 
@@ -108,12 +113,6 @@ def chances(texts: Texts, model: str) -> FloatArray:
     found = texts.derived("relevance", lambda: fitted().content.features(texts))
     chance: FloatArray = 1 / (1 + np.exp(-(found * weights[:-1]).sum(axis=1) - weights[-1]))
     return chance
-
-
-def fitting(texts: Texts) -> FloatArray:
-    """What the empathy of each reply counts, (n,): all where `fit` is `FITTING` or more, `MISPLACED` where it is 0."""
-    share: FloatArray = MISPLACED + (1 - MISPLACED) * np.minimum(chances(texts, "fit") / FITTING, 1)
-    return share
 
 
 class Relevance(MeanMetric):

@@ -1,4 +1,4 @@
-"""Bengali that is written in Latin letters (ami bujhte parchi), put into Bengali script word by word.
+"""Bengali in Latin letters (ami bujhte parchi) put into Bengali script, and regional words in their standard form.
 
 People spell it as they hear it: ছ is chh, ch or s, অ is o or nothing, য-ফলা doubles or is left out. So a Latin word is
 taken for the known Bengali word that sounds most like it, and of equals for the more frequent one. Known are the words
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+import unicodedata
 from collections import defaultdict
 from functools import lru_cache
 from itertools import accumulate
@@ -17,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bnbench.metrics.normalization import Memo
+from bnbench.metrics.normalization import Memo, normalize
 
 _LATIN, _BENGALI = re.compile("[A-Za-z]"), re.compile("[\u0985-\u09b9\u09ce\u09dc-\u09df]")
 _WORD = re.compile("(?<![A-Za-z0-9@._/-])[A-Za-z]+(?![A-Za-z0-9@_/]|\\.[A-Za-z])")
 _ASPIRATE, _DOUBLE = re.compile("(?<=[kgjtdbr])h"), re.compile(r"([a-z])\1+")
+_CONSONANT = "(?:[\u0995-\u09b9]\u09bc?)"  # as bn1 has them
+_FOLDER = Path(__file__).parent
 _SIGNS = frozenset("ািীুূেোৃৈৌ্ঃ")
 _ONE_SIGN = {"\u09af\u09bc": "\u09df", "\u09a1\u09bc": "\u09dc", "\u09a2\u09bc": "\u09dd"}  # য় ড় ঢ়
 _TO_FRAME = str.maketrans({**dict.fromkeys("aeiouyOYBNH"), "c": "s", "f": "p"})
@@ -45,7 +48,7 @@ class Sounds:
     """What `romanised.toml` says; `known` has for a Latin word in small letters the Bengali word, or itself."""
 
     def __init__(self) -> None:
-        table = tomllib.loads((Path(__file__).parent / "romanised.toml").read_text("utf-8"))
+        table = tomllib.loads((_FOLDER / "romanised.toml").read_text("utf-8"))
         self.english, self.english_share = frozenset(table["english"]), table["english_share"]
         self._of, self._latin = table["sounds"], table["latin"]
         self._left_out, self._short = table["left_out"], table["short"]
@@ -53,7 +56,7 @@ class Sounds:
         self._heard = {pair: cost for two, cost in table["heard"].items() for pair in (two, two[::-1])}
         # Every known word under its consonants, with what its rank costs and how it sounds.
         self._by_frame: dict[str, list[tuple[float, str, str]]] = defaultdict(list)
-        for rank, word in enumerate((Path(__file__).parent / "bn_words.txt").read_text("utf-8").split(), 1):
+        for rank, word in enumerate(_words(), 1):
             sounds = self._said(word)
             for frame in {_frame(sounds), _frame(sounds.replace("B", "b").replace("N", "n"))}:
                 self._by_frame[frame].append((table["frequent"] * float(np.log10(rank)), word, sounds))
@@ -113,6 +116,35 @@ class Sounds:
 def _frame(sounds: str) -> str:
     """The consonants of a word, by which it is looked up, less what people leave out or write in several ways."""
     return _DOUBLE.sub(r"\1", sounds.replace("ng", "n").translate(_TO_FRAME))
+
+
+def _words() -> list[str]:
+    return (_FOLDER / "bn_words.txt").read_text("utf-8").split()
+
+
+@lru_cache(maxsize=1)
+def standard() -> Memo[str]:
+    """Of each normalised word its standard form, or itself where none is known: তোঁয়ার and তুমার are তোমার. The regional
+    words and rules are those of `dialects.toml`; a rule counts where it leads to a known word.
+    """
+    # As NFC has it, and bn1: য় and ড় are two code points.
+    table = tomllib.loads(unicodedata.normalize("NFC", (_FOLDER / "dialects.toml").read_text("utf-8")))
+    words = {normalize(word): normalize(forms).split() for word, forms in table["words"].items()}
+    forms = {form: word for word, regional in words.items() for form in regional}
+    known = {*normalize(" ".join(_words())).split(), *words}
+    sounds, endings = (
+        [(re.compile(pattern.replace("C", _CONSONANT)), to) for pattern, to in table["rules"][name]]
+        for name in ("sounds", "endings")
+    )
+
+    def found(word: str) -> str:
+        heard = [word]
+        if word not in known and word not in forms:
+            heard += [new for rule, to in sounds if (new := rule.sub(to, word)) != word]
+            heard += [new for each in heard for rule, to in endings if (new := rule.sub(to, each)) != each]
+        return next((forms.get(each, each) for each in heard if each in forms or each in known), word)
+
+    return Memo(found)
 
 
 @lru_cache(maxsize=1)

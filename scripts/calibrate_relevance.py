@@ -4,8 +4,8 @@
 
 Answers are replies of every kind but generic ones to their own message; the same replies put under the 7th and 13th
 message further on, at half weight, and replies written as mismatched, twice, are none. A generic reply is an answer at
-a quarter, so that it scores low and not 0. `fit` learns from empathic replies alone. The bank is the messages of the
-development halves. Before it writes the file, it prints what cross-validation by message gives. No held-out half is
+a quarter, so that it scores low and not 0. `fit` learns from empathic replies alone. The bank is the messages with
+their replies. Before it writes the file, it prints what cross-validation by message gives. No held-out half is
 read here.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +22,13 @@ import numpy as np
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import in_bengali
 from bnbench.metrics.empathy.lexicon import load_lexicon
-from bnbench.metrics.labelled import LabelledReply, blind_set, calibration_set, labelled_set
+from bnbench.metrics.labelled import LabelledReply, calibration_set
 from bnbench.metrics.relevance import ContentWords
 from bnbench.metrics.romanised import bengali
-from bnbench.metrics.tokenization import tokenize
 
 GENERIC, OTHER = frozenset({"weak", "generic", "stuffed"}), frozenset({"copy", "negated", "mismatched"})
 SHIFTS, FOLDS, RIDGE = (7, 13), 5, 1.0
+FEWEST = 3  # messages that have a word, in themselves or a reply; one that fewer have counts as one that none has
 
 
 class Pair(NamedTuple):
@@ -77,12 +77,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     given = parser.parse_args()
-    halves = labelled_set("development"), blind_set().part("development")
-    bank = {bengali(message) for half in halves for message in half.messages}
+    bank = defaultdict(set)
+    for row in calibration_set().rows:
+        bank[row.id] |= {bengali(row.message), bengali(row.reply)}
     lexicon, plain = load_lexicon("bn"), ContentWords({}, len(bank))
-    counts = Counter(
-        key for text in bank for key in {lexicon.keys[word] for word, _ in plain.of(tokenize(text))} - {""}
-    )
+    words = [{word for text in texts for word, _ in plain.of(plain.tokens(text))} for texts in bank.values()]
+    every = Counter(key for each in words for key in {lexicon.keys[word] for word in each} - {""})
+    counts = {key: count for key, count in every.items() if count >= FEWEST}
 
     found = pairs(calibration_set().rows)
     texts = in_bengali(Texts.of([pair.reply for pair in found], messages=[pair.message for pair in found]))

@@ -27,9 +27,9 @@ from bnbench.metrics.empathy.encoder import load_encoder, words_only
 from bnbench.metrics.empathy.head import Head, load_head
 from bnbench.metrics.empathy.semantic import FEATURES, Reader, Seen, calibrate, credits, load_anchors
 from bnbench.metrics.labelled import LabelledSet, calibration_set, read_labelled
-from bnbench.metrics.relevance import fitting
+from bnbench.metrics.relevance import chances
 
-FOLDS = 10
+FOLDS = 5
 
 
 def cross_validated(reader: Reader, data: LabelledSet, head: Head | None) -> FloatArray:
@@ -38,7 +38,7 @@ def cross_validated(reader: Reader, data: LabelledSet, head: Head | None) -> Flo
     """
     fold = group_numbers(data.ids) % FOLDS
     texts = in_bengali(Texts.of(data.replies, messages=data.messages))
-    seen, fits = reader.seen(texts), fitting(texts)
+    seen, fits = reader.seen(texts), chances(texts, "fit")
     scores = np.zeros((len(data), len(MECHANISMS)))
     for left_out in range(FOLDS):
         rows = tuple(row for row, number in zip(data.rows, fold, strict=True) if number != left_out)

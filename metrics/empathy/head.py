@@ -17,6 +17,7 @@ import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.normalization import Memo
+from bnbench.metrics.romanised import standard
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation
 
 SHIPPED = Path(__file__).parent / "head" / "model.safetensors"
@@ -37,9 +38,10 @@ def buckets(piece: str) -> list[int]:
 
 
 def pieces(text: str) -> list[str]:
-    """The different words of a text in Bengali script, and its different neighbouring pairs, with sentence ends."""
-    tokens = preparation().tokens(text)
-    marked = [_END, *(_END if t in SENTENCE_ENDS else t for t in tokens if t in SENTENCE_ENDS or is_word(t)), _END]
+    """The different words of a text in Bengali script, in their standard form, and its different neighbouring pairs, with sentence ends."""
+    tokens, known = preparation().tokens(text), standard()
+    marked = [_END if t in SENTENCE_ENDS else known[t] for t in tokens if t in SENTENCE_ENDS or is_word(t)]
+    marked = [_END, *marked, _END]
     pairs = dict.fromkeys(pairwise(marked))
     pairs.pop((_END, _END), None)
     return [*(word for word in dict.fromkeys(marked) if word != _END), *map(" ".join, pairs)]
@@ -96,8 +98,8 @@ def heard(texts: Texts) -> FloatArray:
 def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:
     """What replies earned, (n, 3), 0-1, as surely as they are empathic, and for this person.
 
-    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `fitting` does; `left` (n,) is what a reply keeps of
-    the general kindness in its words.
+    `by_words` (n, 4) is what `Head.read` gives, `fit` (n,) what `chances` says of it; `left` (n,) is what a reply keeps
+    of the general kindness in its words.
     """
     found = earned * by_words[:, :1] * fit[:, None]
     found[:, 0] = (1 - GENERAL) * found[:, 0] + GENERAL * left * by_words[:, 1] / 2

@@ -18,7 +18,7 @@ from bnbench.metrics.empathy.head import heard, load_head, weighed
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon, load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
-from bnbench.metrics.relevance import fitted, fitting
+from bnbench.metrics.relevance import chances, fitted
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation, tokenize
 
@@ -33,7 +33,7 @@ STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
 ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
-WORDS = 0.4  # what each level by the head earns beside the phrases
+WORDS = 0.8  # what each level by the head earns beside the phrases
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
@@ -94,7 +94,7 @@ class KeywordEmpathy(EmpathyMetric):
         # What the words say: phrases count in proportion to their mean level, and each level adds some.
         by_words, levels = heard(texts), heard(texts)[:, 1:]
         earned = levels.mean(axis=1, keepdims=True) * table[:, :3] + WORDS * levels * table[:, 3:4]
-        return weighed(np.minimum(1, earned), by_words, fitting(texts), table[:, 4])
+        return weighed(np.minimum(1, earned), by_words, chances(texts, "fit"), table[:, 4])
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""

@@ -29,7 +29,7 @@ from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
 from bnbench.metrics.normalization import Memo
-from bnbench.metrics.relevance import chances, fitted, fitting
+from bnbench.metrics.relevance import chances, fitted
 from bnbench.metrics.romanised import bengali
 from bnbench.metrics.tokenization import is_word, preparation
 
@@ -41,6 +41,7 @@ FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps"
 `relevance` the log odds that `bnbench.metrics.relevance` gives; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
+HEARD = 1.25  # the level that words alone show at most; else one strong stock reply is as good as a person's own
 _FOLDER = Path(__file__).parent / "anchors"
 CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds")
@@ -303,7 +304,7 @@ def kept_calibration(reader: Reader) -> Calibration:
 
 def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: FloatArray) -> FloatArray:
     """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and words in equal parts, `weighed`."""
-    levels = (calibration.levels(seen) + by_words[:, 1:]) / 2
+    levels = (calibration.levels(seen) + by_words[:, 1:].clip(max=HEARD)) / 2
     return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
 
 
@@ -345,7 +346,7 @@ class SemanticEmpathy(EmpathyMetric):
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: `credits`, 0 for a reply without a sentence of its own."""
-        return credits(self.reader.seen(texts), self.calibration, heard(texts), fitting(texts))
+        return credits(self.reader.seen(texts), self.calibration, heard(texts), chances(texts, "fit"))
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""

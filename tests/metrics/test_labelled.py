@@ -86,10 +86,12 @@ def test_neither_length_nor_question_marks_give_the_label_away() -> None:
 
 def test_the_blind_set_is_what_its_card_says() -> None:
     data = blind_set()
-    assert len(data) == 1428 and set(Counter(data.ids).values()) == {6} and len(set(data.replies)) == 1428
+    assert len(data) == 1788 and set(Counter(data.ids).values()) == {6} and len(set(data.replies)) == 1788
     with files("bnbench.metrics.labelled").joinpath("blind_bn.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    by_writers = [[line for line in lines if line["id"][0] in writers] for writers in ("pqrstuv", "pqr", "st", "uv")]
+    by_writers = [
+        [line for line in lines if line["id"][0] in writers] for writers in ("defpqrstuv", "pqr", "st", "def", "uv")
+    ]
     assert card_row("messages", THIRD) == [len({line["id"] for line in some}) for some in by_writers]
     for names, column in (
         (("warm", "plain_warm"), "kind"),
@@ -112,7 +114,7 @@ def test_the_blind_set_is_what_its_card_says() -> None:
 def test_our_metrics_learn_from_no_held_out_reply() -> None:
     held_out = {row.reply for data in (labelled_set(), blind_set()) for row in data.part("held-out").rows}
     assert len(held_out) == 240 + 408
-    assert len(calibration_set()) == 240 + 1020 + 480
+    assert len(calibration_set()) == 240 + 1380 + 480
     assert held_out.isdisjoint(calibration_set().replies)
 
 

@@ -12,7 +12,7 @@ import pytest
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy, get_metric
 from bnbench.metrics.core import Texts
 from bnbench.metrics.labelled import blind_set
-from bnbench.metrics.relevance import CALIBRATION, MISPLACED, Relevance, fitted, fitting
+from bnbench.metrics.relevance import CALIBRATION, Relevance, chances, fitted
 
 ROOT = Path(__file__).parents[2]
 MESSAGE = "বাবা গত মাসে মারা গেছেন। ওঁর চশমাটা এখনও টেবিলের ওপর রাখা, সরাতে পারছি না।"
@@ -55,8 +55,16 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 def test_empty_texts_have_a_score_and_nothing_is_misplaced_without_a_message() -> None:
     assert np.isfinite(relevance(("", ""), ("", MESSAGE), ("🙂", "?"), (REPLY, ""))).all()
-    assert fitting(Texts.of([REPLY], messages=[""])).tolist() == [1.0]
-    assert MISPLACED < fitting(Texts.of([REPLY], messages=[OTHER]))[0] < 0.5
+    unsaid, elsewhere = chances(Texts.of([REPLY, REPLY], messages=["", OTHER]), "fit")
+    assert elsewhere < 0.25 < 0.85 < unsaid
+
+
+def test_regional_words_are_heard_as_standard_ones_and_by_their_beginnings() -> None:
+    message = "আঁর চশমাখান টেবিলত রাইখ্যি, হাপা মারা গেইয়ে ফর তুন ন ধরি।"
+    regional, standard, other = relevance(
+        ("চশমাডা টেবিলো থাউক।", message), ("চশমাটা টেবিলে থাক।", message), ("ছাতাডা আলমারিত থাউক।", message)
+    )
+    assert regional > other + 30 and standard > other + 30
 
 
 @pytest.mark.parametrize("metric", [KeywordEmpathy(), SemanticEmpathy()], ids=["keyword", "semantic"])
