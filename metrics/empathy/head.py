@@ -38,7 +38,7 @@ def buckets(piece: str) -> list[int]:
 
 
 def pieces(text: str) -> list[str]:
-    """The different words of a text in Bengali script, in their standard form, and its different neighbouring pairs, with sentence ends."""
+    """The different words of a text in Bengali script, in their standard form, and its different neighbouring pairs."""
     tokens, known = preparation().tokens(text), standard()
     marked = [_END if t in SENTENCE_ENDS else known[t] for t in tokens if t in SENTENCE_ENDS or is_word(t)]
     marked = [_END, *marked, _END]
