@@ -231,6 +231,21 @@ def choose_measures(
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
 
 
+def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
+    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one;
+    the candidates `without` give no likelihoods.
+    """
+    asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
+    n = len(request.candidates)
+    for metric in measures.metrics:
+        most = 0 if metric.name == measures.primary else n - 1
+        if "likelihoods" in metric.needs and len(without) > most and metric.name.casefold() in asked:
+            who = f"{', '.join(without)} cannot give" if len(without) < n else "none of them gives"
+            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
+            what = f"it needs likelihoods, which {who}"
+            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
+
+
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
     """RunError where the run that lies in the folder began with another primary metric or combined score."""
     began = records.read_record(request.out)
@@ -325,27 +340,19 @@ def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
-    """Opens the backends, reads the data and asks each candidate's prompter; no weights are read.
-
-    Raises UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one.
-    """
+    """Opens the backends, reads the data and asks each candidate's prompter; no weights are read."""
     backends, kinds = dict[str, Backend](), {"predictions": "recorded", "endpoint": "endpoint"}
     names = {c.name: kinds.get(c.kind, request.backend) for c in request.candidates}
-    for name in dict.fromkeys(names.values()):
+    classes = {name: get_backend(name) for name in dict.fromkeys(names.values())}
+    _check_needs(request, measures, [c for c, of in names.items() if classes[of].likelihood is Backend.likelihood])
+    for name, kind in classes.items():
         own = [c for c in request.candidates if names[c.name] == name]
         how = (request.tokenizer, request.system, request.template)
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
-        backends[name] = get_backend(name)(own, options)
+        backends[name] = kind(own, options)
     answering = [(c, backends[names[c.name]]) for c in request.candidates]
     silent = tuple(c.name for c, backend in answering if not backend.gives_likelihoods(c))
-    asked_for = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
-    for metric in measures.metrics:
-        most = 0 if metric.name == measures.primary else len(answering) - 1
-        if "likelihoods" in metric.needs and len(silent) > most and metric.name.casefold() in asked_for:
-            who = f"{', '.join(silent)} cannot give" if len(silent) < len(answering) else "none of them gives"
-            others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
-            what = f"it needs likelihoods, which {who}"
-            raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
+    _check_needs(request, measures, silent)  # a server shows what it gives only when it is asked
     prompters = {candidate.name: backend.prompters[candidate.name] for candidate, backend in answering}
     distinct = {id(p): p for p in prompters.values()}  # candidates that are asked alike share one, and its prompts
 
