@@ -211,7 +211,7 @@ def test_a_stop_text_ends_a_plain_reply_as_in_hf(tmp_path: Path, make_tokenizer:
     said = whole[0][len(whole[0]) // 2 :][:2]
     stopping = replace(ours.prompters[candidates[0].name], stop_texts=(said,))
     for backend in (ours, theirs):
-        backend._prompters[candidates[0].name] = stopping
+        backend.prompters[candidates[0].name] = stopping
     replies = ours.generate(candidates[0], prompts, IDS, GREEDY)
     assert replies == theirs.generate(candidates[0], prompts, IDS, GREEDY)
     assert said in whole[0] and said not in replies[0].text and not replies[0].hit_limit
