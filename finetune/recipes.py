@@ -220,8 +220,8 @@ def recipe_text(name: str) -> str:
 def copy_recipe(name: str, path: Path) -> None:
     """Writes a shipped recipe to a file of the user's own; RecipeError when there is one already."""
     text = recipe_text(name)
-    if path.exists():
-        raise RecipeError(f"{path} exists: name another file")
+    if path.exists() or path.suffix != ".toml":
+        raise RecipeError(f"{path} {'exists' if path.exists() else 'is no .toml file'}: name another file")
     write_text(path, text)
 
 
