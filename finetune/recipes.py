@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
-from bnbench.metrics.files import read_small
+from bnbench.metrics.exceptions import read_small
 from bnbench.metrics.registry import Registry
 from bnbench.models.precision import Quantisation
 from bnbench.records import typed, write_text
