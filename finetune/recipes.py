@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rapidfuzz import fuzz, process
 
 from bnbench.errors import RecipeError
-from bnbench.metrics.files import read_small
+from bnbench.metrics.exceptions import read_small
 from bnbench.metrics.registry import Registry
 from bnbench.models.loading import Quantisation
 from bnbench.records import typed, write_text
@@ -220,8 +220,8 @@ def recipe_text(name: str) -> str:
 def copy_recipe(name: str, path: Path) -> None:
     """Writes a shipped recipe to a file of the user's own; RecipeError when there is one already."""
     text = recipe_text(name)
-    if path.exists():
-        raise RecipeError(f"{path} exists: name another file")
+    if path.exists() or path.suffix != ".toml":
+        raise RecipeError(f"{path} {'exists' if path.exists() else 'is no .toml file'}: name another file")
     write_text(path, text)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import stat
+from pathlib import Path
 from typing import Any
+
+MOST_WRITTEN = 2**24
 
 
 class BnbenchError(Exception):
@@ -36,3 +41,15 @@ def require(module: str, *, extra: str, by: str = "") -> Any:
             raise  # it is there, but something that it needs is not
         what = f"{by} needs {package}" if by else f"{module} is not installed"
         raise MissingExtraError(f'{what}: pip install "bnbench[{extra}]"') from None
+
+
+def read_small(path: str | Path) -> bytes:
+    """The bytes of a file; OSError for a device or a pipe, which may have no end, and for more than
+    `MOST_WRITTEN` bytes: it is for what people write by hand, a recipe, a template, a lexicon, a record of audits.
+    """
+    found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no file, but a folder, a device or a pipe", str(path))
+    if found.st_size > MOST_WRITTEN:
+        raise OSError(errno.EFBIG, f"larger than {MOST_WRITTEN >> 20} MiB", str(path))
+    return Path(path).read_bytes()

@@ -56,8 +56,8 @@ class Device:
         name = ("cuda" if cuda.is_available() else "cpu") if name == "auto" else name
         try:
             chosen = torch.device(name)
-        except RuntimeError as error:
-            raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        except RuntimeError:
+            raise UsageError(f"--device {name}: there is no such device; use cpu, cuda, cuda:1 … or mps") from None
         if chosen.type == "cuda":
             if (chosen.index or 0) >= (seen := cuda.device_count()):
                 raise UsageError(f"--device {name}: torch {torch.__version__} sees {seen} CUDA cards; use cpu")

@@ -20,7 +20,7 @@ from typing import Any
 
 from bnbench.data.corpus import Conversation, Example, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
-from bnbench.metrics.files import read_small
+from bnbench.metrics.exceptions import read_small
 from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bnbench.metrics.exceptions import UsageError
-from bnbench.metrics.files import read_small
+from bnbench.metrics.exceptions import UsageError, read_small
 
 WIDTH = 110
 RECORD = Path(__file__).parent.parent / "labelled" / "audited.json"

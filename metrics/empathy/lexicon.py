@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnbench.metrics.empathy import MECHANISMS
-from bnbench.metrics.exceptions import UsageError
-from bnbench.metrics.files import read_small
+from bnbench.metrics.exceptions import UsageError, read_small
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 

@@ -71,6 +71,8 @@ def test_copied_recipe_gives_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "mine.toml").read_text(encoding="utf-8") == recipe_text("t4")
     with pytest.raises(RecipeError, match="exists: name another file"):
         copy_recipe("demo", tmp_path / "mine.toml")
+    with pytest.raises(RecipeError, match=r"mine is no \.toml file: name another"):
+        copy_recipe("demo", tmp_path / "mine")
 
 
 def test_file_may_leave_out_keys(tmp_path: Path) -> None:

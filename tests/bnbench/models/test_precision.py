@@ -41,7 +41,7 @@ def test_the_user_decides_about_four_bits() -> None:
 
 
 def test_unknown_and_absent_devices() -> None:
-    with pytest.raises(UsageError, match="--device toaster"):
+    with pytest.raises(UsageError, match="--device toaster: there is no such device; use cpu, cuda"):
         Device.of("toaster")
     with pytest.raises(UsageError, match=r"--device cuda:99.*CUDA cards"):
         Device.of("cuda:99")
