@@ -84,9 +84,7 @@ def publish(
     if create_pr and repo is None and not Path(spec.location).is_dir():
         repo = spec.location
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
-        raise UsageError(
-            f"{f'--repo {repo}' if repo else 'publish'}: give --repo owner/name to push to it, or --dry-run"
-        )
+        raise UsageError(f"{f'--repo {repo}' if repo else 'publish'}: give --repo owner/name to push to, or --dry-run")
     if create_pr and private:
         raise UsageError("--private makes a repository, --create-pr is for one that is there: leave one of them out")
     source = _read_adapter(spec, base_id)
