@@ -84,8 +84,7 @@ def publish(
     if create_pr and repo is None and not Path(spec.location).is_dir():
         repo = spec.location
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
-        asked = f"--repo {repo} is no owner/name" if repo else "no repository is named"
-        raise UsageError(f"{asked}: give --repo owner/name to push to it, or --dry-run to look at the folder first")
+        raise UsageError(f"{f'--repo {repo}' if repo else 'publish'}: give --repo owner/name to push to, or --dry-run")
     if create_pr and private:
         raise UsageError("--private makes a repository, --create-pr is for one that is there: leave one of them out")
     source = _read_adapter(spec, base_id)

@@ -319,7 +319,7 @@ def test_what_is_no_adapter(write: Callable[..., Published], tiny_base: Path, tm
     (tmp_path / "half" / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CandidateError, match=r"no adapter_model\.safetensors"):
         write(tmp_path / "half")
-    with pytest.raises(UsageError, match="give --repo owner/name to push to it, or --dry-run"):
+    with pytest.raises(UsageError, match="give --repo owner/name to push to, or --dry-run"):
         write(dry_run=False)
 
 
@@ -420,7 +420,7 @@ def test_a_pull_request_for_an_adapter_of_the_hub(
     assert hub.files.keys() >= {"README.md", "adapter_model.safetensors", "training.json", "loss.csv"}
     assert f'"{REPO}"' in hub.files["README.md"].decode()  # the snippet loads it from there
     # A folder's own needs to be told where to.
-    with pytest.raises(UsageError, match="give --repo owner/name to push to it"):
+    with pytest.raises(UsageError, match="give --repo owner/name to push to"):
         write(dry_run=False, create_pr=True)
     assert write(repo=REPO, dry_run=False, create_pr=True).url == PULL
     with pytest.raises(UsageError, match="--private makes a repository, --create-pr is for one that is there"):
@@ -473,4 +473,4 @@ def test_on_the_command_line(undisturbed: FinetuneResult, tmp_path: Path, monkey
     assert done.exit_code == 0 and json.loads(done.stdout) == {"folder": str(tmp_path / "x"), "url": None}
     for more in ([], ["--dry-run", "--repo", "mine"]):
         refused = CliRunner().invoke(app, ["publish", str(undisturbed.output), *more])
-        assert refused.exit_code == 2 and re.search("give --repo owner/name to push to it", refused.stderr)
+        assert refused.exit_code == 2 and re.search("give --repo owner/name to push to", refused.stderr)
