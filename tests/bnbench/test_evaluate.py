@@ -1,14 +1,15 @@
 import csv
 import json
+import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from importlib import metadata
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,24 +237,29 @@ def test_an_unknown_primary_metric_is_refused_before_anything_is_loaded(tmp_path
 
 def test_sigkill_in_the_middle_twice(tiny_base, tiny_adapter, tmp_path):
     """The real thing: a process killed with -9 once it has got on, twice, then the same command to its end."""
-    command = [sys.executable, "-m", "bnbench", "evaluate", "--base", str(tiny_base), "--adapter", str(tiny_adapter)]
-    command += ["--limit", "12", "--batch-size", "2", "--max-new-tokens", "24", "--device", "cpu", "--quiet"]
-    command += ["--metric", "chrF++", "--metric", "perplexity"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    words = ["evaluate", "--base", str(tiny_base), "--adapter", str(tiny_adapter)]
+    words += ["--limit", "12", "--batch-size", "2", "--max-new-tokens", "24", "--device", "cpu", "--quiet"]
+    words += ["--metric", "chrF++", "--metric", "perplexity"]
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    undisturbed = subprocess.Popen([*command, "--out", calm], **silent)
-    journal = killed / "generations.jsonl"
-    for _ in range(2):
-        size = journal.stat().st_size if journal.exists() else 0
-        process = subprocess.Popen([*command, "--out", killed], **silent)
-        while not (journal.exists() and journal.stat().st_size > size):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    again = subprocess.run([*command, "--out", killed], capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert undisturbed.wait() == 0
+    code = (  # forked from one that has imported the libraries, which takes far longer than the run
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "import peft, transformers.models.llama.modeling_llama\nfrom kills import fork, wait\n"
+        "killed = Path(sys.argv[1])\njournal, words = killed / 'generations.jsonl', [*sys.argv[2:], '--out', killed]\n"
+        "for _ in range(2):\n"
+        "    size = journal.stat().st_size if journal.exists() else 0\n"
+        "    child = fork([*map(str, words)])\n"
+        "    while not (journal.exists() and journal.stat().st_size > size):\n"
+        "        assert os.waitpid(child, os.WNOHANG) == (0, 0)\n"
+        "        time.sleep(0.01)\n"
+        "    os.kill(child, signal.SIGKILL)\n"
+        "    assert wait(child) == -signal.SIGKILL\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1] / "faults"), *sys.path])
+    command = [sys.executable, "-c", code, killed, *words]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, check=True)
+    for out in (killed, calm):
+        done = CliRunner().invoke(app, [*words, "--out", str(out)])
+        assert done.exit_code == 0, done.output
     for name in ("generations.jsonl", "ranking.json"):
         assert (killed / name).read_bytes() == (calm / name).read_bytes()
 

@@ -139,6 +139,7 @@ def truth_of(probe: tuple[int, ...], base: Path, adapter: Path | None) -> torch.
     return logits
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", BASES)
 def test_architectures(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
     torch.manual_seed(3)
@@ -168,6 +169,7 @@ def test_architectures(kind: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
         assert reply.text == prompter.decode(whole[0, ids.shape[1] :].tolist(), cut=reply.hit_limit or False)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_kinds_of_adapters(kind: str, tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     config = ADAPTERS[kind]()
