@@ -136,7 +136,7 @@ def test_no_module_name_stands_twice() -> None:
 
 
 @pytest.mark.xfail(
-    strict=True, reason="missed: 46 files and 446 functions, with yardsticks, relevance, clusters, slices, locks"
+    strict=True, reason="missed: 45 files and 431 functions, with yardsticks, relevance, clusters, slices, locks"
 )
 def test_evaluation_is_a_short_walk(walk: tuple[int, int]) -> None:
     files, functions = walk
@@ -145,7 +145,7 @@ def test_evaluation_is_a_short_walk(walk: tuple[int, int]) -> None:
 
 def test_evaluation_walks_no_further_than_it_does(walk: tuple[int, int]) -> None:
     files, functions = walk
-    assert files <= 46 and functions <= 450
+    assert files <= 45 and functions <= 431
 
 
 @pytest.fixture(scope="module")
