@@ -154,7 +154,7 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> P
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: a training ends with a garbage collection, which took half a second over it all."""
+    """What was imported stays: no collection, and each load and training has one, walks through it again."""
     gc.collect()
     gc.freeze()
 

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import bnbench
+from bnbench.cli import app
 
 PACKAGE = Path(__file__).parent / "plugin_package"
 FILES = ("metric.py", "backend.py", "tuner.py")
@@ -61,12 +63,21 @@ def test_a_metric_and_a_backend(installed: dict[str, str], tmp_path: Path) -> No
     assert "asks back, %" in (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_tuner_whose_adapter_is_evaluated(installed: dict[str, str], tmp_path: Path) -> None:
-    words = ["finetune", "--recipe", "demo", "--set", "tuner=plain", "--set", "epochs=1", "--limit", "12"]
-    made = json.loads(run(installed, tmp_path, *words, "--out", "adapter", "--json"))
-    assert made["finished"] and made["steps"] == made["total_steps"]
-    words = ["evaluate", "--adapter", "adapter", "--limit", "4", "--max-new-tokens", "4", "--out", "r", "--json"]
-    assert len(json.loads(run(installed, tmp_path, *words))["standings"]) == 2
+def test_a_tuner_whose_adapter_is_evaluated(
+    installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In this process, which has the libraries in it; its own path finds the package as a new process' would.
+    monkeypatch.syspath_prepend(installed["PYTHONPATH"].split(os.pathsep)[0])
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for words in (
+        ["finetune", "--recipe", "demo", "--set", "tuner=plain", "--set", "epochs=1", "--limit", "12", "--out", "mine"],
+        ["evaluate", "--adapter", "mine", "--limit", "4", "--max-new-tokens", "4", "--out", "r"],
+    ):
+        done = CliRunner().invoke(app, [*words, "--json"])
+        assert done.exit_code == 0, done.stderr
+        made.append(json.loads(done.stdout))
+    assert made[0]["finished"] and made[0]["steps"] == made[0]["total_steps"] and len(made[1]["standings"]) == 2
 
 
 def test_they_are_known_by_name(installed: dict[str, str], tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_a_run_holds_everything_that_a_report_needs(undisturbed):
     assert len({g.key for g in run.replies["ভিত্তি"] + run.replies["অ্যাডাপ্টার"]}) == 20
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_cut_anywhere_ends_with_the_same_bytes(undisturbed, tiny_base, tiny_adapter, tmp_path, seed):
     whole = (undisturbed / "generations.jsonl").read_bytes()
@@ -235,6 +236,7 @@ def test_an_unknown_primary_metric_is_refused_before_anything_is_loaded(tmp_path
         evaluate(EvaluationRequest(candidates=(), out=tmp_path, primary="chrF+++"))
 
 
+@pytest.mark.no_cover
 def test_sigkill_in_the_middle_twice(tiny_base, tiny_adapter, tmp_path):
     """The real thing: a process killed with -9 once it has got on, twice, then the same command to its end."""
     words = ["evaluate", "--base", str(tiny_base), "--adapter", str(tiny_adapter)]

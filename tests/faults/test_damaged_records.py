@@ -27,6 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield fuzz.make(tmp_path_factory.mktemp("damaged"))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_record_is_told_in_words(whole: Path, name: str) -> None:
     path, read = next(one for one in fuzz.targets(whole) if one[0].name == name)
@@ -39,6 +40,7 @@ def test_a_damaged_record_is_told_in_words(whole: Path, name: str) -> None:
             raise
 
 
+@pytest.mark.no_cover
 @given(st.sampled_from(KINDS), st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_parser_raises_anything_else(tmp_path: Path, kind: str, content: bytes) -> None:

@@ -26,6 +26,7 @@ def evaluate(folder: Path, run: str = "run") -> Result:
     return CliRunner().invoke(app, ["evaluate", *words])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "edit",
     [

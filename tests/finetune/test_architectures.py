@@ -87,6 +87,7 @@ def adapted(planned: Plan, base: Any) -> Any:
     return model
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_plan_is_what_training_does(kind: str, bases: dict[str, Path], tmp_path: Path) -> None:
     targets, why = SAID[kind]
@@ -182,6 +183,7 @@ def test_attention_is_tried_before_it_trains(
 
 
 # Tuples in place of named outputs are seen when the base first computes, which a dry run does not.
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", [kind for kind in BROKEN if kind != "tuples"])
 def test_broken_bases_in_a_dry_run(
     kind: str, tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

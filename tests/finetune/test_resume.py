@@ -104,6 +104,7 @@ def train_till_torn(request: FinetuneRequest, step: int) -> int:
     return subprocess.run(command, input=as_json(request), text=True, cwd=root, env=environment, check=False).returncode
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("recipe", ["t4"])
 def test_killed_in_a_checkpoint_and_stopped_again_ends_like_an_undisturbed_run(
     request_for: Request,
@@ -124,6 +125,7 @@ def test_killed_in_a_checkpoint_and_stopped_again_ends_like_an_undisturbed_run(
     assert resumed.resumed_from == 7 and same(resumed, undisturbed)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("recipe", "number", "code"), [("demo", signal.SIGTERM, 3), ("demo", signal.SIGINT, 130), ("t4", signal.SIGTERM, 3)]
 )
@@ -146,6 +148,7 @@ def test_signal_saves_the_step_and_the_same_request_goes_on(
     assert same(resumed, undisturbed)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("recipe", ["demo", "t4"])
 def test_time_limit_returns_unfinished_and_goes_on(request_for: Request, undisturbed: FinetuneResult) -> None:
     first = finetune(request_for("timed", stop_after=0.0))

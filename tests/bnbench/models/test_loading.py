@@ -358,6 +358,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", BROKEN)
 def test_bases_that_do_not_load_whole(kind: str, tiny_base: Path, tmp_path: Path) -> None:
     folder, (damage, why) = shutil.copytree(tiny_base, tmp_path / "base"), BROKEN[kind]

@@ -75,6 +75,7 @@ def test_bits_are_those_of_the_kept_adapter(tiny_base: Path, tmp_path: Path, pac
         assert nats * tokens == pytest.approx(bits * math.log(2) * found.characters)
 
 
+@pytest.mark.no_cover
 def test_the_training_is_as_it_is_without(whole: tuple[str, FinetuneResult], tiny_base: Path, tmp_path: Path) -> None:
     recipe, result = whole
     without = finetune(ask(tiny_base, tmp_path / "out", recipe, overrides={"validate_every": "0"}))
@@ -89,6 +90,7 @@ def same(a: FinetuneResult, b: FinetuneResult) -> bool:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("at", "resumed_from"), [(0, 0), (4, 3), (12, 9), (16, 15)])
 def test_stopped_in_a_validation_it_ends_with_the_same_bytes(
     whole: tuple[str, FinetuneResult], tiny_base: Path, tmp_path: Path, monkeypatch: Any, at: int, resumed_from: int
