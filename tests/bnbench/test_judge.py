@@ -477,21 +477,26 @@ def test_audit_of_a_judge_prints_the_table_and_goes_on_from_its_ratings(serve, l
     assert len(ratings(files / "kept")) == 4 * 48
 
 
-def test_audit_of_a_judge_that_fails_midway_is_partial_and_says_how_many_calls(serve, labelled, files, caplog):
-    seen, (_, data) = Counter(), labelled
+def test_audit_of_a_judge_that_fails_midway_is_partial_and_goes_on(serve, labelled, files, caplog, monkeypatch):
+    monkeypatch.setattr("bnbench.judge.MOST_AT_ONCE", 16)
+    server, (_, data), left = serve(), labelled, [40]
+    plain = server.act
 
     def failing(handler, path, body):
-        seen["asked"] += 1
-        return says(fair(texts_in(body))) if seen["asked"] <= 40 else 401
+        with server.lock:
+            left[0] -= 1
+        return plain(handler, path, body) if left[0] >= 0 else handler.say(403, {"error": "কোটা শেষ"})
 
-    server = Server(failing)
+    server.act = failing
     words = ["audit", "--judge", f"{server.url}#bichar", "--data", str(data), "--out", str(files / "kept")]
     with caplog.at_level("INFO", logger="bnbench"):
         ended = CliRunner().invoke(app, words)
-    server.close()
-    assert ended.exit_code == 3 and f"Ratings are kept in {files / 'kept'}; go on with: bnbench" in ended.stderr
+        assert ended.exit_code == 3 and f"Ratings are kept in {files / 'kept'}; go on with: bnbench" in ended.stderr
+        assert len(ratings(files / "kept")) == 4 * 32  # two windows of 16 questions
+        server.act = plain
+        assert CliRunner().invoke(app, words).exit_code == 0
     assert "bichar rates 48 labelled replies, 48 calls" in caplog.text
-    assert 0 < len(ratings(files / "kept")) < 4 * 48
+    assert "bichar rates 48 labelled replies, 16 calls" in caplog.text
 
 
 def test_a_judge_is_not_asked_about_replies_that_cannot_be_audited(serve, labelled, files):
