@@ -305,18 +305,18 @@ def audit_ratings(path: Path, data: LabelledSet, columns: Sequence[str] = (), *,
     Of several rows of one reply, such as one for each rater, the mean counts. Raises CorpusError as `read_ratings`
     does, with `columns` those of ratings, and InputError for a row that is none of the labelled replies.
     """
-    labelled = {make_example("", "", *map(repair, (row.message, row.reply))).id: row for row in data.rows}
-    given: dict[str, list[float]] = {}
+    keys = [make_example("", "", *map(repair, (row.message, row.reply))).id for row in data.rows]  # of any spelling
+    given: dict[str, list[float]] = {key: [] for key in keys}
     for one in read_ratings(path, ratings=columns):
         key = make_example("", "", one.example.question, one.example.reference).id
-        if key not in labelled:
+        if key not in given:
             what = f"this message with this reply is not in {data.source}"
             raise InputError(f"{one.place}: {what}; name the labelled replies by --data and --half, or remove the row")
-        given.setdefault(key, []).append(one.rating)
-    rows = {(row.message, row.reply): fmean(given[key]) for key, row in labelled.items() if key in given}
-    source = data.source if len(rows) == len(labelled) else f"{data.source}, {len(rows)} of {len(labelled)} rated"
-    part = LabelledSet([row for row in data.rows if (row.message, row.reply) in rows], source, data.sha256)
-    return audit(Ratings(rows), part, seed=seed, perturb=False)
+        given[key].append(one.rating)
+    rated = [(row, fmean(given[key])) for row, key in zip(data.rows, keys, strict=True) if given[key]]
+    source = data.source if len(rated) == len(data) else f"{data.source}, {len(rated)} of {len(data)} rated"
+    part = LabelledSet([row for row, _ in rated], source, data.sha256)
+    return audit(Ratings({(row.message, row.reply): mean for row, mean in rated}), part, seed=seed, perturb=False)
 
 
 def labelled_part() -> LabelledSet:
