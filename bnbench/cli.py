@@ -100,6 +100,10 @@ FAIL_IF = (
 FailIf = Annotated[list[str] | None, Option(help=FAIL_IF)]
 Lang = Annotated[str, Option(help="Of the report: en or bn.")]
 RunFolder = Annotated[Path, Argument(help="A run folder.")]
+JUDGE = "URL#MODEL of a server: a language model that rates the replies."
+JudgeAddress = Annotated[str | None, Option("--judge", help=JUDGE)]
+JudgeLanguage = Annotated[str, Option(help="Of its rubric: bn or en.")]
+RatingColumns = Annotated[list[str] | None, Option(help="A column of ratings; repeated: their mean counts.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
 
@@ -224,8 +228,8 @@ def evaluate_command(
     group: Groups = None,
     fail_if: FailIf = None,
     lang: Lang = "en",
-    judge: Annotated[str | None, Option(help="URL#MODEL of a server: a language model that rates the replies.")] = None,
-    judge_language: Annotated[str, Option(help="Of its rubric: bn or en.")] = "bn",
+    judge: JudgeAddress = None,
+    judge_language: JudgeLanguage = "bn",
     judge_pairs: Annotated[bool, Option("--judge-pairs", help="It compares the candidates in pairs, too.")] = False,
     greedy: Annotated[bool, Option("--greedy", help="No sampling.")] = False,
     temperature: Annotated[float, Option(min=0.01)] = 0.7,
@@ -357,7 +361,7 @@ def preferences_command(
     ] = None,
     out: Annotated[Path, Option(help="CSV to write, for finetune --recipe dpo --data.")] = Path("pairs.csv"),
     margin: Annotated[float, Option(help="How much lower the rejected reply is rated, at least.")] = 0.5,
-    rating: Annotated[list[str] | None, Option(help="A column of ratings; repeated: their mean counts.")] = None,
+    rating: RatingColumns = None,
     columns: Annotated[
         list[str] | None, Option(help=COLUMNS.format("the ratings", "topic, title, message, reply"))
     ] = None,
@@ -656,13 +660,35 @@ def audit_command(
     metrics: Annotated[list[str] | None, Argument(help="By default keyword-empathy and semantic-empathy.")] = None,
     data: Annotated[Path | None, Option(help=LABELLED)] = None,
     half: Half = None,
+    ratings: Annotated[Path | None, Option(help="People's ratings: a table with message, reply, rating.")] = None,
+    rating: RatingColumns = None,
+    judge: JudgeAddress = None,
+    judge_language: JudgeLanguage = "bn",
+    out: Annotated[Path | None, Option(help="Folder of the judge's ratings, from which it goes on.")] = None,
     seed: Seed = 42,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Try to break a metric: spellings, changed replies, labels, sentinels that must not win. Exit code 4: it broke."""
-    from bnbench.metrics.audit import audits, audits_text
+    """Try to break a metric: spellings, changed replies, labels, sentinels that must not win. Exit code 4: it broke.
 
-    reports = audits(metrics or ["keyword-empathy", "semantic-empathy"], data, half, seed=seed)
+    With --ratings or --judge instead of metrics: how people's ratings of the replies, or a judge's, agree with labels.
+    """
+    from bnbench.metrics.audit import audits, audits_text
+    from bnbench.metrics.labelled import replies_to_audit
+
+    if sum(map(bool, (metrics, ratings, judge))) > 1 or (rating and not ratings) or (out and not judge):
+        raise UsageError("audit metrics, --ratings or --judge; --rating belongs to --ratings, and --out to --judge")
+    if ratings:
+        from bnbench.judge import audit_ratings
+
+        reports = [audit_ratings(ratings, replies_to_audit(data, half), rating or (), seed=seed)]
+    elif judge:
+        from bnbench.judge import Judge, audit_judge
+
+        rater, replies = Judge(judge, judge_language, quiet=quiet), replies_to_audit(data, half)
+        reports = audit_judge(rater, replies, out, seed=seed, command=_command_line())
+    else:
+        reports = audits(metrics or ["keyword-empathy", "semantic-empathy"], data, half, seed=seed)
     _print([report.as_dict() for report in reports], as_json, lambda _: audits_text(reports))
     if not all(report.passed for report in reports):
         raise Exit(4)

@@ -1,6 +1,7 @@
-"""A judge: a language model behind an OpenAI-compatible server that rates replies, one at a time or in pairs.
+"""Ratings of replies: by a judge, and, to be audited as it is, by people.
 
-It is asked once for each text, by a rubric of `rubrics/`, and its metrics are tables of what it said. A rating is kept
+A judge is a language model behind an OpenAI-compatible server that rates replies, one at a time or in pairs. It
+is asked once for each text, by a rubric of `rubrics/`, and its metrics are tables of what it said. A rating is kept
 under a hash of all that it depends on, so that one of another reply, model or rubric is never taken for it.
 """
 
@@ -12,19 +13,24 @@ import re
 import tomllib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from bnbench.errors import EndpointError, UsageError
+from bnbench.data.corpus import make_example, repair
+from bnbench.data.pairs import read_ratings
+from bnbench.errors import EndpointError, InputError, PartialRunError, UsageError
 from bnbench.metrics.audit import AuditReport, audit
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
+from bnbench.metrics.audit.checks import check_auditable
+from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
 from bnbench.metrics.labelled import LabelledSet, labelled_set
 from bnbench.models.candidates import Candidate, parse_candidates
 from bnbench.models.client import MOST_AT_ONCE, Client
 from bnbench.progress import Stage
-from bnbench.records import Rating, append_lines, read_lines
+from bnbench.records import RATINGS, Rating, alone, append_lines, log, read_lines
 
 SCALES = {2: dict.fromkeys(("overall", "empathy", "relevance", "fluency"), range(1, 6)), 3: {"better": range(3)}}
 """By the number of texts in a question: what is asked, and the whole numbers that answer it."""
@@ -130,13 +136,17 @@ class Judge:
             self._extras = {}  # a server that does not know what only models that think have a use for
             return self._post(client, bodies)
 
-    def audits(self) -> list[AuditReport]:
-        """How far its ratings of empathy, and overall, agree with labels: on a part of the shipped replies."""
-        data = labelled_part()
+    def audits(self, data: LabelledSet | None = None, *, seed: int = 42) -> list[AuditReport]:
+        """How far its ratings of empathy, and overall, agree with labels: by default of a part of the shipped replies.
+
+        Raises InputError for replies that cannot be audited before it is asked, EndpointError as `answers` does.
+        """
+        data = data or labelled_part()
+        check_auditable(Overall(self), data)
         answers = self.answers([(row.message, row.reply) for row in data.rows])
         rated = [row for row, answer in zip(data.rows, answers, strict=True) if answer]
         part = LabelledSet(rated, data.source, data.sha256)
-        return [audit(metric(self), part, perturb=False) for metric in (Overall, Empathy)]
+        return [audit(metric(self), part, seed=seed, perturb=False) for metric in (Overall, Empathy)]
 
     def rate(self, candidates: Sequence[Texts]) -> list[str]:
         """Asks all that its metrics need of the candidates' texts; notes on what is missing and what hangs on order."""
@@ -251,6 +261,62 @@ class Wins(Judged):
                     won = _won(*orders)
                     table[row] += (100 * (0.5 if won is None else won), 1)
         return table
+
+
+def audit_judge(
+    judge: Judge, data: LabelledSet, out: Path | None, *, seed: int = 42, command: str = ""
+) -> list[AuditReport]:
+    """`Judge.audits`; with `out`, a folder, it goes on from the ratings that are there, and keeps new ones.
+
+    Raises as `Judge.audits`, but PartialRunError, with `command`, where ratings were kept.
+    """
+    with alone(out) if out else nullcontext():
+        if out:
+            judge.keep(out / RATINGS)
+        new = len({judge._key((row.message, row.reply)) for row in data.rows} - judge._said.keys())
+        again = "an answer that cannot be read is asked for once more"
+        log.info("%s rates %d labelled replies, %d calls: %s", judge.model, len(data), new, again)
+        try:
+            return judge.audits(data, seed=seed)
+        except EndpointError as error:
+            if out and (out / RATINGS).exists():
+                raise PartialRunError(f"{error}\nRatings are kept in {out}; go on with: {command}") from None
+            raise
+
+
+class Ratings(MeanMetric):
+    """The mean of what people gave each of the labelled replies that they rated: `rated` is by message and reply."""
+
+    name, description = "ratings", "mean rating of each reply in a file of ratings, higher is better"
+    columns, values, needs = ("rating", "replies"), ("ratings",), frozenset({"messages"})
+    is_percent, scale = False, 1
+
+    def __init__(self, rated: Mapping[tuple[str, str], float]) -> None:
+        self.rated, self.choices = rated, {"of": _sha256(sorted(map(str, rated.items())))[:8]}
+
+    def per_reply(self, texts: Texts) -> FloatArray:
+        """n x 1: the rating of each reply, all of which have one."""
+        return np.array([[self.rated[key]] for key in zip(texts.messages or (), texts.replies, strict=True)])
+
+
+def audit_ratings(path: Path, data: LabelledSet, columns: Sequence[str] = (), *, seed: int = 42) -> AuditReport:
+    """How far a file of ratings agrees with the labels of the replies that it rates; the others are left out.
+
+    Of several rows of one reply, such as one for each rater, the mean counts. Raises CorpusError as `read_ratings`
+    does, with `columns` those of ratings, and InputError for a row that is none of the labelled replies.
+    """
+    keys = [make_example("", "", *map(repair, (row.message, row.reply))).id for row in data.rows]  # of any spelling
+    given: dict[str, list[float]] = {key: [] for key in keys}
+    for one in read_ratings(path, ratings=columns):
+        key = make_example("", "", one.example.question, one.example.reference).id
+        if key not in given:
+            what = f"this message with this reply is not in {data.source}"
+            raise InputError(f"{one.place}: {what}; name the labelled replies by --data and --half, or remove the row")
+        given[key].append(one.rating)
+    rated = [(row, fmean(given[key])) for row, key in zip(data.rows, keys, strict=True) if given[key]]
+    source = data.source if len(rated) == len(data) else f"{data.source}, {len(rated)} of {len(data)} rated"
+    part = LabelledSet([row for row, _ in rated], source, data.sha256)
+    return audit(Ratings({(row.message, row.reply): mean for row, mean in rated}), part, seed=seed, perturb=False)
 
 
 def labelled_part() -> LabelledSet:

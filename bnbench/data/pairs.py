@@ -63,11 +63,13 @@ class Preferences:
 
 @dataclass(frozen=True)
 class RatedReply:
-    """A reply to a message with the mean of its ratings; `side` is the split that the message belongs to, or empty."""
+    """A reply to a message with the mean of its ratings; `side` is the split that the message belongs to, or empty;
+    `place` is the file and row, where it is of a file."""
 
     example: Example
     rating: float
     side: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
         if not (example.question and example.reference):
             raise CorpusError(f"{where}: the message or the reply is empty; remove the row")
         if values:
-            found.append(RatedReply(example, fmean(values), files.side_of(row)))
+            found.append(RatedReply(example, fmean(values), files.side_of(row), where))
     _refuse_straddling(str(path), ((rated.example, rated.side) for rated in found))
     return found
 

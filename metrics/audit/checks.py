@@ -21,7 +21,7 @@ from bnbench.metrics.empathy import MECHANISMS
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.keyword import KeywordEmpathy
 from bnbench.metrics.exceptions import InputError
-from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, read_labelled
+from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, replies_to_audit
 from bnbench.metrics.original import semantic_scores
 from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import bootstrap, resampled_sums
@@ -53,9 +53,9 @@ def audits(
     `audit` and `read_labelled` do, before anything is scored.
     """
     chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
-    labelled = labelled_set(half or "held-out") if data is None else read_labelled(data, half)
+    labelled = replies_to_audit(data, half)
     for metric in chosen:
-        _check_auditable(metric, labelled)
+        check_auditable(metric, labelled)
     return [audit(metric, labelled, seed=seed, resamples=resamples) for metric in chosen]
 
 
@@ -70,7 +70,7 @@ def audit(
     nothing else, fewer than 5 messages, more than 4,000 rows, or too few replies to give references.
     """
     data = labelled_set("held-out") if data is None else data
-    _check_auditable(metric, data)
+    check_auditable(metric, data)
     replies = data.replies if perturb else ()
     spelt = {name: {row: spell(reply) for row, reply in enumerate(replies)} for name, spell in SPELLINGS.items()}
     variants = {n: {row: text for row, text in of.items() if text != data.replies[row]} for n, of in spelt.items()}
@@ -109,7 +109,8 @@ def audit(
     return AuditReport(*about, seed, resamples, tuple(checks), standings)
 
 
-def _check_auditable(metric: Metric, data: LabelledSet) -> None:
+def check_auditable(metric: Metric, data: LabelledSet) -> None:
+    """Raises `InputError` as `audit` does, before anything is scored."""
     if unmet := sorted(metric.needs - {"references", "messages"}):
         raise InputError(f"{metric.name} cannot be audited: it needs {', '.join(unmet)}, which labelled replies lack")
     empathic = int(data.empathic.sum())

@@ -137,6 +137,11 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
     return LabelledSet(rows, source, hashlib.sha256(data).hexdigest()).part(half)
 
 
+def replies_to_audit(data: str | Path | None, half: str | None) -> LabelledSet:
+    """A labelled file, or one half of it; without a file the half of the shipped set, by default the held-out one."""
+    return labelled_set(half or "held-out") if data is None else read_labelled(data, half)
+
+
 def _row(place: str, record: dict[str, str]) -> LabelledReply:
     if None in record:
         raise InputError(f"{place}: more fields than columns; put texts that hold the delimiter in quotes")

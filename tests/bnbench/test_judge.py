@@ -1,10 +1,13 @@
 """A judge against a scripted server: what it is asked, what is made of its answers, and that nothing is asked twice."""
 
+import csv
+import io
 import json
 import pickle
 import re
 from collections import Counter
 from dataclasses import replace
+from importlib.resources import files as resources
 
 import numpy as np
 import pytest
@@ -42,6 +45,7 @@ COLD = {
     "m4": "অন্য বন্ধু খুঁজে নিন।",
 }
 EMPATHIC = {row.reply for row in labelled_set().rows if row.kind == "empathic"} | set(WARM.values())
+SHIPPED = resources("bnbench.metrics.labelled") / "empathy_bn.csv"
 TEXTS = re.compile(r"\[(message|reply|reply [12]) ([0-9a-f]{12})\]\n(.*?)\n\[/\1 \2\]", re.DOTALL)
 
 
@@ -424,6 +428,134 @@ def test_a_judge_of_a_candidates_own_family_is_named(serve, files):
     [note] = judge.kin(others)
     assert note.startswith("the judge Llama-3.3-70B-Instruct and t4 are of one family (llama)")
     assert Judge(f"{serve().url}#bichar").kin([Candidate("x", "endpoint", "Bichar")]) != []
+
+
+def audited(*words):
+    ended = CliRunner().invoke(app, ["audit", *map(str, words), "--json"])
+    assert ended.exit_code in (0, 4), ended.stderr
+    return json.loads(ended.stdout), ended.exit_code
+
+
+def auc_of(found):
+    return found["standings"][0]["measures"]["AUC"]["value"]
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """The replies to eight held-out messages, and the file that has them."""
+    whole = list(csv.DictReader(io.StringIO(SHIPPED.read_text(encoding="utf-8"))))
+    eight = sorted({row["id"] for row in whole if row["half"] == "held-out"})[:8]
+    rows = [row for row in whole if row["id"] in eight]
+    write_table(tmp_path / "labelled.csv", rows)
+    return rows, tmp_path / "labelled.csv"
+
+
+def write_table(path, rows):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def rated(rows, rating):
+    return [{"message": row["message"], "reply": row["reply"], "rating": rating(row)} for row in rows]
+
+
+def test_audit_of_a_judge_prints_the_table_and_goes_on_from_its_ratings(serve, labelled, files):
+    server, (rows, data) = serve(), labelled
+    words = ["--judge", f"{server.url}#bichar", "--data", data, "--out", files / "kept"]
+    (overall, empathy), code = audited(*words)
+    assert code == 0 and len(server.posts()) == len(rows) == 48 and overall["replies"] == 48
+    assert (overall["metric"], empathy["metric"]) == ("judge-overall", "judge-empathy")
+    assert auc_of(overall) == auc_of(empathy) == 1 and overall["trustworthy"]
+    checks = {
+        check["name"]: check["verdict"] for check in overall["checks"] if check["group"] in ("change", "spelling")
+    }
+    assert len(checks) == 21 and set(checks.values()) == {"not applicable"}  # nobody rated changed texts
+    assert audited(*words) == ([overall, empathy], 0) and len(server.posts()) == 48
+    assert len(ratings(files / "kept")) == 4 * 48
+
+
+def test_audit_of_a_judge_that_fails_midway_is_partial_and_goes_on(serve, labelled, files, caplog, monkeypatch):
+    monkeypatch.setattr("bnbench.judge.MOST_AT_ONCE", 16)
+    server, (_, data), left = serve(), labelled, [40]
+    plain = server.act
+
+    def failing(handler, path, body):
+        with server.lock:
+            left[0] -= 1
+        return plain(handler, path, body) if left[0] >= 0 else handler.say(403, {"error": "কোটা শেষ"})
+
+    server.act = failing
+    words = ["audit", "--judge", f"{server.url}#bichar", "--data", str(data), "--out", str(files / "kept")]
+    with caplog.at_level("INFO", logger="bnbench"):
+        ended = CliRunner().invoke(app, words)
+        assert ended.exit_code == 3 and f"Ratings are kept in {files / 'kept'}; go on with: bnbench" in ended.stderr
+        assert len(ratings(files / "kept")) == 4 * 32  # two windows of 16 questions
+        server.act = plain
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert "bichar rates 48 labelled replies, 48 calls" in caplog.text
+    assert "bichar rates 48 labelled replies, 16 calls" in caplog.text
+
+
+def test_a_judge_is_not_asked_about_replies_that_cannot_be_audited(serve, labelled, files):
+    server, (rows, _) = serve(), labelled
+    data = write_table(files / "cold.csv", [row for row in rows if row["kind"] != "empathic"])
+    ended = CliRunner().invoke(app, ["audit", "--judge", f"{server.url}#bichar", "--data", str(data)])
+    assert ended.exit_code == 2 and "0 of 32 replies are empathic" in ended.stderr and not server.posts()
+
+
+@pytest.mark.parametrize(
+    ("rating", "auc", "code"),
+    [
+        (lambda row: "৫" if row["kind"] == "empathic" else "১", 1.0, 0),
+        (lambda row: 3, 0.5, 4),
+        (lambda row: 1 if row["kind"] == "empathic" else 5, 0.0, 4),
+    ],
+    ids=["perfect", "constant", "inverted"],
+)
+def test_audit_of_ratings(labelled, tmp_path, rating, auc, code):
+    rows, data = labelled
+    table = write_table(tmp_path / "rated.csv", rated(rows, rating))
+    ([found], ended) = audited("--ratings", table, "--data", data)
+    assert (auc_of(found), ended, found["trustworthy"]) == (auc, code, auc == 1)
+    assert found["metric"] == "ratings" and found["data"] == "labelled.csv" and found["replies"] == 48
+    kinds = {check["name"]: check["numbers"]["mean_change"] for check in found["checks"] if check["n"] == 8 and
+             check["group"] == "kind"}  # fmt: skip
+    assert kinds and set(kinds.values()) == {{1.0: -4.0, 0.5: 0.0, 0.0: 4.0}[auc]}
+
+
+def test_raters_of_one_reply_are_averaged_and_what_nobody_rated_is_left_out(labelled, tmp_path):
+    rows, data = labelled
+    first, second = ({"empathic": 5, "cold": 2}, {"empathic": 2, "cold": 3})  # together 3.5 and 2.5
+    lines = [
+        *rated(rows, lambda row: first.get(row["kind"], "")),
+        *rated(rows, lambda row: second.get(row["kind"], "")),
+    ]
+    [found], _ = audited("--ratings", write_table(tmp_path / "rated.csv", lines), "--data", data)
+    some = sum(row["kind"] in first for row in rows)
+    assert found["replies"] == some < 48 and found["data"] == f"labelled.csv, {some} of 48 rated"
+    [cold] = [check for check in found["checks"] if check["group"] == "kind"]
+    assert (cold["name"], cold["numbers"]["mean_change"], auc_of(found)) == ("cold", -1.0, 1.0)
+
+
+def test_a_rating_of_an_unknown_reply_is_met_by_its_line(labelled, tmp_path):
+    rows, data = labelled
+    lines = rated(rows, lambda row: 3)
+    lines[4]["reply"] = "এই উত্তর কেউ লেখেনি।"
+    table = write_table(tmp_path / "rated.csv", lines)
+    ended = CliRunner().invoke(app, ["audit", "--ratings", str(table), "--data", str(data)])
+    told = "rated.csv, line 6: this message with this reply is not in labelled.csv; name the labelled replies by --data"
+    assert ended.exit_code == 2 and told in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["BLEU", "--ratings", "x.csv"], ["--rating", "empathy"], ["--out", "kept"], ["--judge", "u", "BLEU"]]
+)
+def test_audit_takes_metrics_ratings_or_a_judge(words):
+    ended = CliRunner().invoke(app, ["audit", *words])
+    assert ended.exit_code == 2 and "audit metrics, --ratings or --judge" in ended.stderr
 
 
 # ----------------------------------------------------------------------------------------------------- other commands
