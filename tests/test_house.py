@@ -109,7 +109,7 @@ def test_size() -> None:
     assert not {name: n for name, n in functions.items() if n > 60}
     assert 8 <= statistics.median(functions.values()) <= 12
     # No aim but what there is: it holds the house from growing in silence until `test_size_that_is_meant` passes.
-    bound, total = 21_366, sum(lines.values())
+    bound, total = 21_825, sum(lines.values())
     assert total <= bound, f"{total} lines: shorten, or raise this bound by the lines that you add and say why"
 
 
