@@ -46,7 +46,8 @@ TOO_FEW = (
 _CELLS = 2_000_000  # weights at once: 16 MB as float64
 _HELD = 2**25  # counts that are kept for the next table, a byte each
 _FLOOR = 1 / 16  # of a resample's variance: one that missed the few items that differ would divide by nothing
-_DETECTABLE = 1.959964 + 0.841621  # z(.975) + z(.80): two-sided alpha .05, power 80 %
+_POWER = 0.841621  # z(.80): power 80 %
+_DETECTABLE = 1.959964 + _POWER  # z(.975): two-sided alpha .05
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,11 @@ def paired_tests(
     values, whole = np.hstack(gaps), np.concatenate(observed)
     n, reaches, near = len(values), np.abs(_reaches(values, noise, resamples, seed)), whole.round(9)
     reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
-    variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + sum(spread for spread, _ in noise)
+    by_seeds = sum(spread for spread, _ in noise)
+    variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + by_seeds
     detectable = _DETECTABLE * np.sqrt(variance)
+    # Of two or three seeds the interval is far wider than a normal one, and what it misses is larger as much.
+    detectable = np.where(by_seeds > 0, np.maximum(detectable, reach + _POWER * np.sqrt(variance)), detectable)
     # Where all items differ alike, resamples do not say what others would do: p is then that of the sign test, and of
     # shares that differ in none of n items as many may differ as Wilson's interval of none in n holds.
     alike, z2 = variance < 1e-12, NormalDist().inv_cdf((1 + level) / 2) ** 2
