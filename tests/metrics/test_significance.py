@@ -320,7 +320,7 @@ def test_several_seeds_are_drawn_as_well_as_the_items() -> None:
     assert np.mean([one.p_value < 0.05 for one in found]) <= 0.07
     assert np.mean(alone) > 0.2  # one seed of each takes the seed's luck for the recipe's
     assert all((one.interval.low <= 0 <= one.interval.high) == (one.p_value >= 0.05) for one in found)
-    # What three seeds would often miss is what they mostly find, and no less.
+    # What would often go undetected is more than what the interval reaches, wide as it is of three seeds.
     assert all(one.smallest_detectable > one.interval.high - one.difference for one in found)
     spread, freedom = module.seed_variance(a, mean)
     assert freedom[0] == 2 and spread[0] == pytest.approx(np.var([t[:, 0].mean() for t in a], ddof=1) / 3)
