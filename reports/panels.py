@@ -440,7 +440,8 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     """How far people who rated the run agree with each other, what they gave, and how far metrics agree with them."""
     if "human-overall" not in ranking.metrics:
         return
-    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
+    groups = {g.name: g.members for g in ranking.groups}
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
     over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
     rows: list[list[Cell]] = [["Krippendorff’s α, ordinal", *map(_estimate, found.alpha.values())]]
     rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]

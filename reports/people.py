@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from statistics import NormalDist
@@ -22,7 +22,7 @@ from bnbench.errors import UsageError
 from bnbench.metrics.audit.agreement import kendall, tie_threshold
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
-from bnbench.metrics.significance import bootstrap
+from bnbench.metrics.significance import bootstrap, over_seeds
 from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lines
 
 CRITERIA = ("empathy", "relevance", "fluency", "overall")
@@ -201,9 +201,9 @@ class Agreement:
     """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items.
 
     `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how many points lower than
-    the others one rates the same texts. `means` are what each candidate got, by metric. `metrics` has Kendall's tau-b
-    with human-overall by metric: over single replies, ties calibrated, and over candidates (None under three); NaN or
-    None where all are alike. `by_pairs` says whether wins are of comparisons asked for, else of overall ratings.
+    the others one rates the same texts. `means` are what each candidate, or group of them, got by metric.
+    `metrics` has Kendall's tau-b with human-overall: over single replies, ties calibrated, and over candidates (None
+    under three); NaN or None where all are alike. `by_pairs`: wins are of comparisons asked for, else of ratings.
     """
 
     raters: int
@@ -221,8 +221,12 @@ class Agreement:
         return plain
 
 
-def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000) -> Agreement:
-    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people.
+def agreement(
+    run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000, *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Agreement:  # fmt: skip
+    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people. `groups` of candidates
+    have means as they have scores in a ranking: over items and members.
 
     Raises UsageError without ratings.
     """
@@ -234,7 +238,7 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
 
     def estimate(table: FloatArray, formula: Any, clusters: Any = items) -> Estimate:
         [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=clusters.tolist())
-        return Estimate(float(formula(table.sum(axis=0))[0]), interval.low, interval.high)
+        return Estimate(float(formula(over_seeds(table).sum(axis=0))[0]), interval.low, interval.high)
 
     mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
     for criterion, x in flat.items():
@@ -244,11 +248,14 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
             found = estimate(table, mean) if table[:, 1].any() else Estimate(*[math.nan] * 3)  # nobody to compare with
             severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
-    seen = np.unique(items)
+    seen, names = np.unique(items), list(run.replies)
+    of: dict[str, Any] = {name: c for c, name in enumerate(names)}
+    of |= {name: [names.index(one) for one in members] for name, members in (groups or {}).items()}
     for name, table in people.tables().items():
-        for c, candidate in enumerate(run.replies):
-            if table[:, c, 1].any():
-                means.setdefault(candidate, {})[name] = estimate(table[seen, c], mean, seen)
+        for candidate, at in of.items():
+            own = table[seen].swapaxes(0, 1)[at]  # of a group one table a member
+            if own[..., 1].any(axis=-1).all():
+                means.setdefault(candidate, {})[name] = estimate(own, mean, seen)
     against = _against(run, metrics, people, seed)
     alphas = {criterion: estimate(coincidences(x), alpha) for criterion, x in flat.items()}
     return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against, people.by_pairs)

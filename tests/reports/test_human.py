@@ -514,6 +514,20 @@ def test_agreement_recovers_what_simulated_raters_were_told(make_run: Maker) -> 
     assert "Krippendorff’s α" in html.read_text(encoding="utf-8")
 
 
+def test_a_group_has_the_means_of_its_members(make_run: Maker) -> None:
+    run = make_run(THREE, n=30, metrics=METRICS, groups={"g": ("better-adapter", "third-adapter")})
+    make_sheets(run, raters=1, items=12)
+    import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
+    made, text = people_report(run, resamples=200)
+    means = made.means["g"]
+    assert (means["human-overall"].value, made.means["better-adapter"]["human-overall"].value) == (3.5, 4.0)
+    standing = next(s for s in rank([read_run(run)], resamples=200).standings if s.candidate == "g")
+    for criterion in (*CRITERIA, "wins"):
+        score = standing.score(f"human-{criterion}", f"human_{criterion}")
+        assert score is not None and score.value == pytest.approx(means[f"human-{criterion}"].value)
+    assert re.search(r"\ng +3\.50 \[", text)
+
+
 def test_one_rater_agrees_with_nobody(run: Path) -> None:
     make_sheets(run, raters=1, items=10)
     import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
