@@ -362,15 +362,15 @@ def test_a_table_sorted_by_some_of_its_columns_is_refused(run: Path) -> None:
 
 
 def test_raters_conflict_by_name_alone(run: Path) -> None:
-    make_sheets(run, raters=2, items=4)
+    make_sheets(run, raters=3, items=4)
     one = save(run / "one.json", answer(run, "rater-1", same(TRUE), "রিতা"))
     strict = {who: level - 1 for who, level in TRUE.items()}
     other = save(run / "other.json", answer(run, "rater-2", same(strict), "রিতা"))
     with pytest.raises(UsageError, match=r"other.json, row 1, empathy: রিতা gave \d here and \d in .*one.json, row"):
         import_ratings(run, [one, other])
     assert not (run / "ratings.jsonl").exists()
-    # Under two names both stand, also where each filled in the same form.
-    third = save(run / "third.json", answer(run, "rater-1", same(strict), "মিতা"))
+    # Under two names both stand.
+    third = save(run / "third.json", answer(run, "rater-3", same(strict), "মিতা"))
     assert import_ratings(run, [one, third]).raters == ("রিতা", "মিতা")
     before = (run / "ratings.jsonl").read_bytes()
     with pytest.raises(UsageError, match=r"row 1, empathy: রিতা gave \d here and \d in ratings.jsonl.*--replace"):
@@ -383,6 +383,30 @@ def test_raters_conflict_by_name_alone(run: Path) -> None:
     people = read_people(read_run(run))
     assert people is not None
     assert np.nanmean(people.given["overall"][..., people.raters.index("human:রিতা")]) == pytest.approx(2, abs=0.2)
+
+
+def test_a_form_is_of_one_person_whose_name_is_spelt_in_any_case(run: Path) -> None:
+    make_sheets(run, raters=2, items=4)
+    rows = answer(run, "rater-2", same(TRUE))
+    one = save(run / "one.json", rows)
+    again, mita = (
+        save(run / f"{i}.json", [{**r, "rater": who} for r in rows]) for i, who in enumerate((" Rater-2 ", "মিতা"))
+    )
+    both = save(run / "both.json", [{**r, "rater": ("রিতা", "মিতা")[i % 2]} for i, r in enumerate(rows)])
+    of = "but the form rater-2 was filled in by"
+    with pytest.raises(
+        UsageError, match=rf"^1 fault.*\n.*both.json, row 2, rater: মিতা, {of} রিতা; a form is of one person"
+    ):
+        import_ratings(run, [both])
+    assert import_ratings(run, [one]).added == 4 * len(rows)
+    made = import_ratings(run, [again])
+    assert (made.raters, made.added, made.known) == (("rater-2",), 0, 4 * len(rows))
+    with pytest.raises(UsageError, match=rf"^1 fault.*\n.*1.json, row 1, rater: মিতা, {of} rater-2"):
+        import_ratings(run, [mita], replace=True)
+    # Another form is another person's.
+    import_ratings(run, [save(run / "other.json", answer(run, "rater-1", same(TRUE), "মিতা"))])
+    people = read_people(read_run(run))
+    assert people is not None and people.raters == ("human:rater-2", "human:মিতা")
 
 
 def test_a_form_comes_back_in_parts_and_after_a_torn_line(run: Path) -> None:
