@@ -57,14 +57,13 @@ class Rated(Metric):
         return ratio(sums[..., :1], sums[..., 1:])
 
 
-_TOLD = {of: (f"mean rating of {of} by people, 1-5, higher is better", False) for of in CRITERIA}
-_TOLD["wins"] = (
-    "share of comparisons with other candidates that people decided for it, a tie half, 0-100, higher is better",
-    True,
-)
+_MEAN = "mean rating of {} by people, 1-5, higher is better"
+_TOLD: dict[str, Any] = {of: {"description": _MEAN.format(of), "bounds": (1, LEVELS)} for of in CRITERIA}
+_WON = "share of comparisons with other candidates that people decided for it, a tie half, 0-100, higher is better"
+_TOLD["wins"] = {"description": _WON, "bounds": (0, 100), "is_percent": True}
 Empathy, Relevance, Fluency, Overall, Wins = (
-    type(of.title(), (Rated,), {"__doc__": told, "name": f"human-{of}", "description": told, "is_percent": is_percent})
-    for of, (told, is_percent) in _TOLD.items()
+    type(of.title(), (Rated,), {**own, "__doc__": own["description"], "name": f"human-{of}"})
+    for of, own in _TOLD.items()
 )
 
 
@@ -236,8 +235,9 @@ def agreement(
     rated = people.own & ~np.isnan(np.stack(list(people.given.values()))).all(axis=(0, -1))
     items, flat = np.nonzero(rated)[0], {criterion: x[rated] for criterion, x in people.given.items()}  # texts x raters
 
-    def estimate(table: FloatArray, formula: Any, clusters: Any = items) -> Estimate:
-        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=clusters.tolist())
+    def estimate(table: FloatArray, formula: Any, ends: tuple[float, float], clusters: Any = items) -> Estimate:
+        these = clusters.tolist()
+        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=these, bounds=[ends])
         return Estimate(float(formula(over_seeds(table).sum(axis=0))[0]), interval.low, interval.high)
 
     mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
@@ -246,18 +246,21 @@ def agreement(
         gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
         for r, rater in enumerate(people.raters):
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
-            found = estimate(table, mean) if table[:, 1].any() else Estimate(*[math.nan] * 3)  # nobody to compare with
+            # Of one reply that others rated, as of none, nothing is known of how strict someone is.
+            found = (
+                estimate(table, mean, (1 - LEVELS, LEVELS - 1)) if table[:, 1].sum() > 1 else Estimate(*[math.nan] * 3)
+            )
             severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
     seen, names = np.unique(items), list(run.replies)
     of: dict[str, Any] = {name: c for c, name in enumerate(names)}
     of |= {name: [names.index(one) for one in members] for name, members in (groups or {}).items()}
-    for name, table in people.tables().items():
+    for (name, table), told in zip(people.tables().items(), _TOLD.values(), strict=True):
         for candidate, at in of.items():
             own = table[seen].swapaxes(0, 1)[at]  # of a group one table a member
             if own[..., 1].any(axis=-1).all():
-                means.setdefault(candidate, {})[name] = estimate(own, mean, seen)
+                means.setdefault(candidate, {})[name] = estimate(own, mean, told["bounds"], seen)
     against = _against(run, metrics, people, seed)
-    alphas = {criterion: estimate(coincidences(x), alpha) for criterion, x in flat.items()}
+    alphas = {criterion: estimate(coincidences(x), alpha, (-math.inf, 1)) for criterion, x in flat.items()}
     return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against, people.by_pairs)
 
 

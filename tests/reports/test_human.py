@@ -552,6 +552,28 @@ def test_a_group_has_the_means_of_its_members(make_run: Maker) -> None:
     assert re.search(r"\ng +3\.50 \[", text)
 
 
+def test_no_interval_leaves_the_scale_and_one_reply_tells_no_severity(run: Path) -> None:
+    make_sheets(run, raters=3, items=6)
+    drawn = sorted({row["item"] for row in map(json.loads, (run / "human-key.jsonl").read_text("utf-8").splitlines())})
+
+    def extreme(item: str, who: Sequence[str]) -> dict[str, int]:
+        return dict.fromkeys(CRITERIA, 5 if item in drawn[:3] else 1)
+
+    for n in (1, 2, 3):  # the second rates what is good, the third a single reply
+        rows = answer(run, f"rater-{n}", extreme, rows=slice(1 if n == 3 else None))
+        rows = [row for row in rows if n != 2 or row["overall"] == 5]
+        import_ratings(run, [save(run / f"{n}.json", rows)])
+    made, text = people_report(run, resamples=200)
+    ends = [(e.low, e.high) for of in made.means.values() for m, e in of.items() if m != "human-wins"]
+    assert min(ends)[0] >= 1 and max(high for _, high in ends) == 5  # unbounded some are beyond
+    assert all(-4 <= e.low <= e.high <= 4 for who in ("rater-1", "rater-2") for e in made.severity[who].values())
+    assert re.search(r"severity of rater-3( +–){4}\n", text)
+    scores = [
+        s.score(f"human-{c}", f"human_{c}") for s in rank([read_run(run)], resamples=200).standings for c in CRITERIA
+    ]
+    assert all(score and 1 <= score.low <= score.high <= 5 for score in scores)
+
+
 def test_one_rater_agrees_with_nobody(run: Path) -> None:
     make_sheets(run, raters=1, items=10)
     import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
