@@ -245,7 +245,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
     # What yardsticks score, and whom the verdict speaks of against them.
-    who, made_by = subject(ranking).candidate, "replies that nobody made for the message, without a rank (p unadjusted)"
+    who, made_by = subject(ranking).candidate, "replies that no candidate gave, without a rank (p unadjusted)"
     columns = [Column("yardstick", "name"), Column(primary.label), _ENDS, *_of_difference(f"Δ of {name(who, 12)}")]
     rows = []
     for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
