@@ -236,8 +236,7 @@ def agreement(
     items, flat = np.nonzero(rated)[0], {criterion: x[rated] for criterion, x in people.given.items()}  # texts x raters
 
     def estimate(table: FloatArray, formula: Any, ends: tuple[float, float], clusters: Any = items) -> Estimate:
-        these = clusters.tolist()
-        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=these, bounds=[ends])
+        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=list(clusters), bounds=[ends])
         return Estimate(float(formula(over_seeds(table).sum(axis=0))[0]), interval.low, interval.high)
 
     mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
@@ -246,10 +245,8 @@ def agreement(
         gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
         for r, rater in enumerate(people.raters):
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
-            # Of one reply that others rated, as of none, nothing is known of how strict someone is.
-            found = (
-                estimate(table, mean, (1 - LEVELS, LEVELS - 1)) if table[:, 1].sum() > 1 else Estimate(*[math.nan] * 3)
-            )
+            is_known = table[:, 1].sum() > 1  # one reply that others rated does not say how strict someone is
+            found = estimate(table, mean, (1 - LEVELS, LEVELS - 1)) if is_known else Estimate(*[math.nan] * 3)
             severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
     seen, names = np.unique(items), list(run.replies)
     of: dict[str, Any] = {name: c for c, name in enumerate(names)}
