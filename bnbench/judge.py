@@ -208,7 +208,7 @@ class Judged(Metric):
 class MeanRating(Judged):
     """The mean of the ratings by one criterion, 1-5. A reply without a rating is not counted."""
 
-    columns = ("sum", "ratings")
+    columns, bounds = ("sum", "ratings"), (1, 5)
 
     def questions(self, texts: Texts) -> list[Question]:
         """One for each reply."""

@@ -90,13 +90,14 @@ class Generation:
 @dataclass(frozen=True)
 class Rating:
     """What one rater gave one text by one criterion; `key` is a hash of all that the rating depends on. `PERSON` stands
-    before a person's name, and before no model's.
+    before a person's name, and before no model's; `code` is where on the person's form it was given.
     """
 
     key: str
     rater: str
     criterion: str
     value: float
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

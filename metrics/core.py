@@ -86,7 +86,7 @@ class Result:
     def intervals(self) -> Mapping[str, Interval]:
         """The 95 % interval of every value, by its name: bootstrap-t over replies, Wilson's where it is a share."""
         how: dict[str, Any] = {"resamples": self.resamples, "seed": self.seed, "shares": self.of.share_places}
-        found = bootstrap(self.table, self.of.formula, clusters=self.clusters, **how)
+        found = bootstrap(self.table, self.of.formula, clusters=self.clusters, bounds=[self.of.bounds], **how)
         return dict(zip(self.of.values, found, strict=True))
 
     @property
@@ -146,6 +146,7 @@ class Metric(ABC):
     values: tuple[str, ...]
     description: ClassVar[str]
     is_percent: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (-np.inf, np.inf)  # of intervals, where items do not show the scale
     higher_is_better: ClassVar[bool] = True
     needs: frozenset[str] = frozenset()
     details: frozenset[str] = frozenset()

@@ -80,14 +80,14 @@ class PairedResult:
 
 def bootstrap(
     table: FloatArray, formula: Formula, *, resamples: int = 10_000, seed: int = 42, level: float = 0.95,
-    clusters: Clusters = None, shares: Sequence[int] = (),
+    clusters: Clusters = None, shares: Sequence[int] = (), bounds: Sequence[tuple[float, float]] = (),
 ) -> list[Interval]:  # fmt: skip
     """Bootstrap-t intervals of every value that `formula` makes of the (n, k) table's column sums.
 
     A table of m training seeds is (m, n, k), and the interval is of what any seed would give: both are drawn.
     `clusters` names the dialogue of each row: whole dialogues are resampled. `shares` are the places of values that are
-    shares of rows in per cent, which get Wilson's intervals: of none in 40 not [0, 0]. Raises `InputError` on an empty
-    table; what one row (or cluster) alone gives is NaN.
+    shares of rows in per cent, which get Wilson's intervals: of none in 40 not [0, 0]. `bounds` are the ends of
+    each value's scale, or of all. Raises `InputError` on an empty table; what one row (or cluster) alone gives is NaN.
     """
     blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
     n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
@@ -97,9 +97,9 @@ def bootstrap(
     # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
     low = np.maximum(whole - np.maximum(both, upper), values.min(axis=0))
     high = np.minimum(whole + np.maximum(both, lower), values.max(axis=0))
-    rows = formula(blocks)
-    low = np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low)
-    high = np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high)
+    rows, (least, most) = formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T
+    low = np.maximum(np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low), least)
+    high = np.minimum(np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high), most)
     for i in shares if n > 1 else ():
         # As many independent rows as have the variance found; where all rows are alike, each cluster counts once. The
         # variance of clusters is an estimate, for which Student's t stands (Fisher & Cornish 1960: its expansion).

@@ -225,7 +225,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
 
     With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
     and column, where a form holds no answer at all, and where two files of one rater contradict each other, or one the
-    ratings on record.
+    ratings on record. A form is of one person, whose name is the same in whatever case.
     """
     with alone(folder):
         run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
@@ -233,16 +233,14 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
             how = f"`bnbench human sheet {folder}`"
             raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; {how}")
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
+        spelt = {(rater := r.rater.removeprefix(PERSON)).casefold(): rater for r, _ in before.values()}
+        owners = {shown[r.code].form: r.rater.removeprefix(PERSON) for r, _ in before.values() if r.code in shown}
         found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
         for path in files:
-            seen, records, empty = set[tuple[str, str]](), read_records(path), dict[str, bool]()
-            if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
-                how = "give back a form of `bnbench human sheet` as it was"
-                raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
-            for where, row in records.items():
-                if not "".join(map(as_text, row.values())).strip():  # what a spreadsheet leaves under the last row
-                    continue
+            seen, empty = set[tuple[str, str]](), dict[str, bool]()
+            for where, row in _filled(path).items():
                 code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
+                rater = spelt.setdefault(rater.casefold(), rater)
                 values, wrong = _answers(row, shown.get(code), run)
                 wrong += [("rater", "no name")] if values and not rater else []
                 wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
@@ -252,9 +250,12 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                     continue
                 form = shown[code].form
                 empty[form] = empty.get(form, True) and not values
+                if values and (owner := owners.setdefault(form, rater)) != rater and (form, rater) not in begun:
+                    why = f"{name(rater)}, but the form {form} was filled in by {name(owner)}"
+                    faults.append(f"{where}, rater: {why}; a form is of one person, under one name")
                 begun |= {(form, rater)} if values else set()
                 for criterion, value in values.items():
-                    new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value)
+                    new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value, code)
                     at = new.key, new.rater, criterion
                     other, there = found.get(at, ({} if replace else before).get(at, (new, "")))
                     if other.value != value:
@@ -268,16 +269,23 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
             more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
             head = f"{counted(len(faults), 'fault')}, nothing was imported:"
             raise UsageError("\n".join([head, *faults[:_SHOWN], *more]))
-        new_ones = [rating for at, (rating, _) in found.items() if at not in before or before[at][0] != rating]
+        new_ones = [new for at, (new, _) in found.items() if at not in before or before[at][0].value != new.value]
         append_lines(folder / RATINGS, new_ones)
         raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
-        asked = {
-            (line.key, f"{PERSON}{rater}", criterion)
-            for form, rater in begun for line in shown.values() if line.form == form for criterion in _asked(line)
-        }  # fmt: skip
+        whole = [(line, rater) for form, rater in begun for line in shown.values() if line.form == form]
+        asked = {(line.key, f"{PERSON}{rater}", criterion) for line, rater in whole for criterion in _asked(line)}
         left = Counter(rater.removeprefix(PERSON) for _, rater, _ in sorted(asked - found.keys() - before.keys()))
         write_text(folder / TABLE, ratings_csv(run))
     return Imported(raters, len(new_ones), len(found) - len(new_ones), left, str(folder / TABLE))
+
+
+def _filled(path: Path) -> dict[str, Mapping[str, Any]]:
+    """The rows of a form by where they stand, less the empty ones that a spreadsheet leaves under the last."""
+    records = read_records(path)
+    if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
+        how = "give back a form of `bnbench human sheet` as it was"
+        raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
+    return {where: row for where, row in records.items() if "".join(map(as_text, row.values())).strip()}
 
 
 def _asked(line: Shown) -> tuple[str, ...]:

@@ -245,7 +245,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     table = Table(columns, rows, caption, "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
     # What yardsticks score, and whom the verdict speaks of against them.
-    who, made_by = subject(ranking).candidate, "replies that nobody made for the message, without a rank (p unadjusted)"
+    who, made_by = subject(ranking).candidate, "replies that no candidate gave, without a rank (p unadjusted)"
     columns = [Column("yardstick", "name"), Column(primary.label), _ENDS, *_of_difference(f"Δ of {name(who, 12)}")]
     rows = []
     for y in (y for y in ranking.yardsticks if primary.metric in y.scores):
@@ -440,7 +440,8 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     """How far people who rated the run agree with each other, what they gave, and how far metrics agree with them."""
     if "human-overall" not in ranking.metrics:
         return
-    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
+    groups = {g.name: g.members for g in ranking.groups}
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
     over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
     rows: list[list[Cell]] = [["Krippendorff’s α, ordinal", *map(_estimate, found.alpha.values())]]
     rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]

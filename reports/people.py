@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from statistics import NormalDist
@@ -22,7 +22,7 @@ from bnbench.errors import UsageError
 from bnbench.metrics.audit.agreement import kendall, tie_threshold
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
-from bnbench.metrics.significance import bootstrap
+from bnbench.metrics.significance import bootstrap, over_seeds
 from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lines
 
 CRITERIA = ("empathy", "relevance", "fluency", "overall")
@@ -57,14 +57,13 @@ class Rated(Metric):
         return ratio(sums[..., :1], sums[..., 1:])
 
 
-_TOLD = {of: (f"mean rating of {of} by people, 1-5, higher is better", False) for of in CRITERIA}
-_TOLD["wins"] = (
-    "share of comparisons with other candidates that people decided for it, a tie half, 0-100, higher is better",
-    True,
-)
+_MEAN = "mean rating of {} by people, 1-5, higher is better"
+_TOLD: dict[str, Any] = {of: {"description": _MEAN.format(of), "bounds": (1, LEVELS)} for of in CRITERIA}
+_WON = "share of comparisons with other candidates that people decided for it, a tie half, 0-100, higher is better"
+_TOLD["wins"] = {"description": _WON, "bounds": (0, 100), "is_percent": True}
 Empathy, Relevance, Fluency, Overall, Wins = (
-    type(of.title(), (Rated,), {"__doc__": told, "name": f"human-{of}", "description": told, "is_percent": is_percent})
-    for of, (told, is_percent) in _TOLD.items()
+    type(of.title(), (Rated,), {**own, "__doc__": own["description"], "name": f"human-{of}"})
+    for of, own in _TOLD.items()
 )
 
 
@@ -201,9 +200,9 @@ class Agreement:
     """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items.
 
     `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how many points lower than
-    the others one rates the same texts. `means` are what each candidate got, by metric. `metrics` has Kendall's tau-b
-    with human-overall by metric: over single replies, ties calibrated, and over candidates (None under three); NaN or
-    None where all are alike. `by_pairs` says whether wins are of comparisons asked for, else of overall ratings.
+    the others one rates the same texts. `means` are what each candidate, or group of them, got by metric.
+    `metrics` has Kendall's tau-b with human-overall: over single replies, ties calibrated, and over candidates (None
+    under three); NaN or None where all are alike. `by_pairs`: wins are of comparisons asked for, else of ratings.
     """
 
     raters: int
@@ -221,8 +220,12 @@ class Agreement:
         return plain
 
 
-def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000) -> Agreement:
-    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people.
+def agreement(
+    run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000, *,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> Agreement:  # fmt: skip
+    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people. `groups` of candidates
+    have means as they have scores in a ranking: over items and members.
 
     Raises UsageError without ratings.
     """
@@ -232,9 +235,9 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
     rated = people.own & ~np.isnan(np.stack(list(people.given.values()))).all(axis=(0, -1))
     items, flat = np.nonzero(rated)[0], {criterion: x[rated] for criterion, x in people.given.items()}  # texts x raters
 
-    def estimate(table: FloatArray, formula: Any, clusters: Any = items) -> Estimate:
-        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=clusters.tolist())
-        return Estimate(float(formula(table.sum(axis=0))[0]), interval.low, interval.high)
+    def estimate(table: FloatArray, formula: Any, ends: tuple[float, float], clusters: Any = items) -> Estimate:
+        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=list(clusters), bounds=[ends])
+        return Estimate(float(formula(over_seeds(table).sum(axis=0))[0]), interval.low, interval.high)
 
     mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
     for criterion, x in flat.items():
@@ -242,15 +245,19 @@ def agreement(run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples
         gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
         for r, rater in enumerate(people.raters):
             table = np.column_stack([np.nan_to_num(gap[:, r]), ~np.isnan(gap[:, r])])
-            found = estimate(table, mean) if table[:, 1].any() else Estimate(*[math.nan] * 3)  # nobody to compare with
+            is_known = table[:, 1].sum() > 1  # one reply that others rated does not say how strict someone is
+            found = estimate(table, mean, (1 - LEVELS, LEVELS - 1)) if is_known else Estimate(*[math.nan] * 3)
             severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
-    seen = np.unique(items)
-    for name, table in people.tables().items():
-        for c, candidate in enumerate(run.replies):
-            if table[:, c, 1].any():
-                means.setdefault(candidate, {})[name] = estimate(table[seen, c], mean, seen)
+    seen, names = np.unique(items), list(run.replies)
+    of: dict[str, Any] = {name: c for c, name in enumerate(names)}
+    of |= {name: [names.index(one) for one in members] for name, members in (groups or {}).items()}
+    for (name, table), told in zip(people.tables().items(), _TOLD.values(), strict=True):
+        for candidate, at in of.items():
+            own = table[seen].swapaxes(0, 1)[at]  # of a group one table a member
+            if own[..., 1].any(axis=-1).all():
+                means.setdefault(candidate, {})[name] = estimate(own, mean, told["bounds"], seen)
     against = _against(run, metrics, people, seed)
-    alphas = {criterion: estimate(coincidences(x), alpha) for criterion, x in flat.items()}
+    alphas = {criterion: estimate(coincidences(x), alpha, (-math.inf, 1)) for criterion, x in flat.items()}
     return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against, people.by_pairs)
 
 

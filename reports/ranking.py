@@ -609,7 +609,8 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
     table = np.concatenate(tables, axis=-1)
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
-    intervals = bootstrap(table, formula, level=LEVEL, shares=shares, **how)
+    bounds = [m.bounds for m, _ in names]
+    intervals = bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
     for (m, name), value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
         yield Score(m.name, name, float(value), i.low, i.high)
 

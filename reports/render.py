@@ -164,7 +164,8 @@ def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreemen
     """
     ranking = rank([read_run(folder)], resamples=resamples)
     blocks = [block for panel in people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
-    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed)
+    groups = {g.name: g.members for g in ranking.groups}
+    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
     return found, storable("\n\n".join(map(_text, blocks)))
 
 

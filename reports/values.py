@@ -148,7 +148,7 @@ def legend(ranking: Ranking, values: Sequence[Value]) -> tuple[list[str], list[s
     """What the flags say, and the line that names the values left out because they are 0 for all, if there are any."""
     flags = [f"{FLAG} not to be trusted as a measure of empathy: {v.label} is {v.flag}" for v in values if v.flag]
     if any(ranking.unpassed(s.candidate, metric) for s in ranking.standings for metric in ranking.values):
-        why = "not above what replies score that nobody made for the message"
+        why = "not better than replies that nobody made for the message"
         flags.append(f"{NOT_INFORMATIVE} not informative here: {why}")
     shown, absent = {(v.metric, v.name) for v in values}, list[str]()
     for metric, made in ranking.metrics.items():

@@ -362,15 +362,15 @@ def test_a_table_sorted_by_some_of_its_columns_is_refused(run: Path) -> None:
 
 
 def test_raters_conflict_by_name_alone(run: Path) -> None:
-    make_sheets(run, raters=2, items=4)
+    make_sheets(run, raters=3, items=4)
     one = save(run / "one.json", answer(run, "rater-1", same(TRUE), "রিতা"))
     strict = {who: level - 1 for who, level in TRUE.items()}
     other = save(run / "other.json", answer(run, "rater-2", same(strict), "রিতা"))
     with pytest.raises(UsageError, match=r"other.json, row 1, empathy: রিতা gave \d here and \d in .*one.json, row"):
         import_ratings(run, [one, other])
     assert not (run / "ratings.jsonl").exists()
-    # Under two names both stand, also where each filled in the same form.
-    third = save(run / "third.json", answer(run, "rater-1", same(strict), "মিতা"))
+    # Under two names both stand.
+    third = save(run / "third.json", answer(run, "rater-3", same(strict), "মিতা"))
     assert import_ratings(run, [one, third]).raters == ("রিতা", "মিতা")
     before = (run / "ratings.jsonl").read_bytes()
     with pytest.raises(UsageError, match=r"row 1, empathy: রিতা gave \d here and \d in ratings.jsonl.*--replace"):
@@ -383,6 +383,30 @@ def test_raters_conflict_by_name_alone(run: Path) -> None:
     people = read_people(read_run(run))
     assert people is not None
     assert np.nanmean(people.given["overall"][..., people.raters.index("human:রিতা")]) == pytest.approx(2, abs=0.2)
+
+
+def test_a_form_is_of_one_person_whose_name_is_spelt_in_any_case(run: Path) -> None:
+    make_sheets(run, raters=2, items=4)
+    rows = answer(run, "rater-2", same(TRUE))
+    one = save(run / "one.json", rows)
+    again, mita = (
+        save(run / f"{i}.json", [{**r, "rater": who} for r in rows]) for i, who in enumerate((" Rater-2 ", "মিতা"))
+    )
+    both = save(run / "both.json", [{**r, "rater": ("রিতা", "মিতা")[i % 2]} for i, r in enumerate(rows)])
+    of = "but the form rater-2 was filled in by"
+    with pytest.raises(
+        UsageError, match=rf"^1 fault.*\n.*both.json, row 2, rater: মিতা, {of} রিতা; a form is of one person"
+    ):
+        import_ratings(run, [both])
+    assert import_ratings(run, [one]).added == 4 * len(rows)
+    made = import_ratings(run, [again])
+    assert (made.raters, made.added, made.known) == (("rater-2",), 0, 4 * len(rows))
+    with pytest.raises(UsageError, match=rf"^1 fault.*\n.*1.json, row 1, rater: মিতা, {of} rater-2"):
+        import_ratings(run, [mita], replace=True)
+    # Another form is another person's.
+    import_ratings(run, [save(run / "other.json", answer(run, "rater-1", same(TRUE), "মিতা"))])
+    people = read_people(read_run(run))
+    assert people is not None and people.raters == ("human:rater-2", "human:মিতা")
 
 
 def test_a_form_comes_back_in_parts_and_after_a_torn_line(run: Path) -> None:
@@ -512,6 +536,42 @@ def test_agreement_recovers_what_simulated_raters_were_told(make_run: Maker) -> 
     html = write_report([read_run(run)], run, resamples=400, primary="human-overall").html
     assert html is not None
     assert "Krippendorff’s α" in html.read_text(encoding="utf-8")
+
+
+def test_a_group_has_the_means_of_its_members(make_run: Maker) -> None:
+    run = make_run(THREE, n=30, metrics=METRICS, groups={"g": ("better-adapter", "third-adapter")})
+    make_sheets(run, raters=1, items=12)
+    import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
+    made, text = people_report(run, resamples=200)
+    means = made.means["g"]
+    assert (means["human-overall"].value, made.means["better-adapter"]["human-overall"].value) == (3.5, 4.0)
+    standing = next(s for s in rank([read_run(run)], resamples=200).standings if s.candidate == "g")
+    for criterion in (*CRITERIA, "wins"):
+        score = standing.score(f"human-{criterion}", f"human_{criterion}")
+        assert score is not None and score.value == pytest.approx(means[f"human-{criterion}"].value)
+    assert re.search(r"\ng +3\.50 \[", text)
+
+
+def test_no_interval_leaves_the_scale_and_one_reply_tells_no_severity(run: Path) -> None:
+    make_sheets(run, raters=3, items=6)
+    drawn = sorted({row["item"] for row in map(json.loads, (run / "human-key.jsonl").read_text("utf-8").splitlines())})
+
+    def extreme(item: str, who: Sequence[str]) -> dict[str, int]:
+        return dict.fromkeys(CRITERIA, 5 if item in drawn[:3] else 1)
+
+    for n in (1, 2, 3):  # the second rates what is good, the third a single reply
+        rows = answer(run, f"rater-{n}", extreme, rows=slice(1 if n == 3 else None))
+        rows = [row for row in rows if n != 2 or row["overall"] == 5]
+        import_ratings(run, [save(run / f"{n}.json", rows)])
+    made, text = people_report(run, resamples=200)
+    ends = [(e.low, e.high) for of in made.means.values() for m, e in of.items() if m != "human-wins"]
+    assert min(ends)[0] >= 1 and max(high for _, high in ends) == 5  # unbounded some are beyond
+    assert all(-4 <= e.low <= e.high <= 4 for who in ("rater-1", "rater-2") for e in made.severity[who].values())
+    assert re.search(r"severity of rater-3( +–){4}\n", text)
+    scores = [
+        s.score(f"human-{c}", f"human_{c}") for s in rank([read_run(run)], resamples=200).standings for c in CRITERIA
+    ]
+    assert all(score and 1 <= score.low <= score.high <= 5 for score in scores)
 
 
 def test_one_rater_agrees_with_nobody(run: Path) -> None:

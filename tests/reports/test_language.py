@@ -17,7 +17,7 @@ import bnbench.reports.language as module
 from bnbench.errors import UsageError
 from bnbench.records import Rating, append_lines, as_json, read_run, read_training
 from bnbench.reports import write_report
-from bnbench.reports.language import Catalogue
+from bnbench.reports.language import Catalogue, language
 from bnbench.reports.people import BETTER, CRITERIA, text_key
 from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, Spec
 from tests.reports.test_report import EVIL, EVIL_REPLIES, Page
@@ -219,6 +219,16 @@ def test_how_a_catalogue_is_read() -> None:
     assert say("loop and loop") == "loop আর চক্র"
     assert say("3 items. Loop.") == "3টি বার্তা। Loop."
     assert (say("12.5"), say(""), say("বাংলা")) == ("12.5", "", "বাংলা")
+
+
+def test_what_no_metric_tells_and_what_yardsticks_are_in_bengali() -> None:
+    say = language("bn")
+    none = say(
+        "A reply that belongs to its message is told from another item’s by none of the metrics, on these items."
+    )
+    assert none == "কোন উত্তর কোন বার্তার, এই বার্তাগুলোয় তা কোনো মেট্রিকই চিনতে পারে না।"
+    heading = say("Yardsticks on chrF++: replies that no candidate gave, without a rank (p unadjusted)")
+    assert heading.startswith("chrF++-এর মাপকাঠি: এমন সব উত্তর যা কোনো প্রার্থীর দেওয়া নয়;")
 
 
 def test_a_bengali_word_takes_its_ending_without_a_hyphen() -> None:
