@@ -543,10 +543,13 @@ def _check_asked(request: EvaluationRequest, fail_if: list[str], lang: str) -> N
 
     if lang != "en":
         language(lang)
-    names = [candidate.name for candidate in request.candidates]
-    check_groups(request.groups, names)
+    check_groups(request.groups, [candidate.name for candidate in request.candidates])
+    # A group stands, as in the ranking, for its members, and is of its first one's kind.
+    groups = {member: (name, member == of[0]) for name, of in request.groups.items() for member in of}
+    named = ((*groups.get(c.name, (c.name, True)), c.kind) for c in request.candidates)
+    kinds = {name: kind for name, is_first, kind in named if is_first}
     chosen = choose_measures(request.primary, request.metrics, request.combine, request.judge).metrics
-    parse_gates(fail_if, {m.name: m.values for m in chosen}, [*request.groups, *names])
+    parse_gates(fail_if, {m.name: m.values for m in chosen}, kinds)
 
 
 def _groups(items: list[str] | None) -> dict[str, tuple[str, ...]]:

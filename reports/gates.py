@@ -6,7 +6,7 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -35,13 +35,14 @@ class Gate:
 
 
 def parse_gates(
-    texts: Sequence[str], metrics: Mapping[str, Sequence[str]], candidates: Collection[str]
+    texts: Sequence[str], metrics: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
 ) -> tuple[Gate, ...]:
-    """The gates that are spelt out, of these metrics (with their values) and candidates.
+    """The gates that are spelt out, of these metrics (with their values) and candidates (with their kinds).
 
-    Raises UsageError for another form, or a name that is not among them (with those that are).
+    Raises UsageError for another form, a name that is not among them (with those that are), or a gate that cannot fail:
+    against a base that is not there, or of a candidate against itself alone.
     """
-    gates = []
+    gates, base = [], next((who for who, kind in candidates.items() if kind == "base"), None)
     for text in texts:
         found = _FORM.fullmatch(text.strip())
         if not found:
@@ -59,13 +60,19 @@ def parse_gates(
         for what, asked, known in (
             ("metric", metric, list(metrics)),
             ("value", value, metrics.get(metric, ())),
-            ("candidate", who or BASE, (BASE, *candidates)),
-            ("candidate", limit if isinstance(limit, str) else BASE, (BASE, *candidates)),
+            ("candidate", who, list(candidates)),
+            ("candidate", limit, [*([BASE] if base else []), *candidates]),
         ):
-            if asked not in known:
+            if asked == BASE and what == "candidate" and not base and BASE not in known:
+                instead = f"name a candidate ({', '.join(known)}) or a number"
+                raise UsageError(f"--fail-if {text!r}: this run has no base; {instead}")
+            if isinstance(asked, str) and asked and asked not in known:
                 near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
                 hint = f"did you mean {near[0]!r}? There are" if near else "there are"
                 raise UsageError(f"--fail-if {text!r}: there is no {what} {asked!r}; {hint} {', '.join(known)}")
+        other = limit if limit in candidates else base
+        if isinstance(limit, str) and set([who] if who else candidates) <= {other}:
+            raise UsageError(f"--fail-if {text!r}: it compares {other} with itself alone; name another, or a number")
         gates.append(Gate(text, who, metric, value, sign, limit))
     return tuple(gates)
 
@@ -76,7 +83,7 @@ def failures(gates: Sequence[Gate], ranking: Ranking) -> list[str]:
     A number is held against the score; another candidate only where the items can tell the two, as in the report: a
     gate that is run every day would else fail of chance every other day. `<=` and `>=` fail where they cannot, too.
     """
-    said = []
+    said, named = [], {s.candidate for s in ranking.standings}
     for gate in gates:
         value, holds = value_of(ranking, gate.metric, gate.value), _SIGNS[gate.sign]
         for s in ranking.standings:
@@ -87,7 +94,7 @@ def failures(gates: Sequence[Gate], ranking: Ranking) -> list[str]:
                 if own is None or math.isnan(own) or holds(own, gate.than):
                     said.append(f"{name(s.candidate)} has {value.number(own)} {value.label} ({gate.text})")
                 continue
-            other = s.compared_with if gate.than == BASE else gate.than
+            other = gate.than if gate.than in named else s.compared_with  # a candidate may be called base
             c = s.versus(gate.metric, gate.value) if other == s.compared_with else None
             c = c or (compare(ranking, s.candidate, other, gate.metric, gate.value) if other else None)
             if c and holds(0.0 if c.better is None else c.difference, 0.0):

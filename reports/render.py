@@ -108,7 +108,7 @@ def write_report(
     say = str if lang == "en" else language(lang)
     with alone(folder):
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
-        gates = parse_gates(fail_if, ranking.values, [s.candidate for s in ranking.standings]) if fail_if else ()
+        gates = parse_gates(fail_if, ranking.values, {e.name: e.record.kind for e in ranking.entries})
         files = {
             "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
             "ranking.csv": ranking_csv(ranking),

@@ -514,4 +514,17 @@ def test_a_gate_that_is_none_is_refused_before_anything_is_read(tmp_path):
     ):
         done = CliRunner().invoke(app, [*words, *more])
         assert done.exit_code == 2 and says in done.stderr
+    for name in ("good", "copy", "odd"):
+        (tmp_path / f"{name}.txt").write_text("আমি শুনছি।\n", encoding="utf-8")
+        words += ["--predictions", str(tmp_path / f"{name}.txt")]
+    grouped = [*words, "--group", "g=good,copy"]
+    for asked, gate, says in (
+        (words, "chrF++ < base", "this run has no base; name a candidate (good, copy, odd) or a number"),
+        (grouped, "odd: chrF++ < good", "there is no candidate 'good'; there are g, odd\n"),
+        (grouped, "odd: chrF++ < odd", "it compares odd with itself alone"),
+        (["evaluate", "-q", "--group", "g=demo-adapter,demo-base"], "chrF++ < base", "this run has no base"),
+        (["evaluate", "-q", "--group", "g=demo-base,demo-adapter"], "chrF++ < base", "compares g with itself alone"),
+    ):
+        done = CliRunner().invoke(app, [*asked, "--fail-if", gate])
+        assert done.exit_code == 2 and says in done.stderr
     assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bnbench.records import read_run
 from bnbench.reports import Ranking, Report, rank
 from bnbench.reports.gates import failures, parse_gates
 from bnbench.reports.render import report_md
-from tests.reports.conftest import PAIR, Spec
+from tests.reports.conftest import PAIR, PREDICTIONS, Spec
 
 Maker = Callable[..., Path]
 BASE = PAIR[0]
@@ -132,9 +133,10 @@ def test_groups_that_are_none(groups: dict[str, tuple[str, ...]], says: str, mak
 def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
     ranking = ranked(make_run(SEEDS))
     metrics, names = ranking.values, [s.candidate for s in ranking.standings]
+    kinds = {e.name: e.record.kind for e in ranking.entries}
 
     def failed(*texts: str) -> list[str]:
-        return failures(parse_gates(texts, metrics, names), ranking)
+        return failures(parse_gates(texts, metrics, kinds), ranking)
 
     assert failed("chrF++ < base", "CHRF++ < 5", "perplexity/bits_per_character > base") == []
     assert len(failed("chrF++ > base")) == 3  # not `weak`, which the items cannot tell from its base
@@ -152,14 +154,48 @@ def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
         ("chrF++ is low", "write 'METRIC < base'"),
         ("chrF < base", "there is no metric 'chrF'; did you mean 'chrF\\+\\+'"),
         ("chrF++/f1 < base", "there is no value 'f1'; there are chrF"),
-        ("t5: chrF++ < base", "no candidate 't5'; there are base, t4"),
+        ("t5: chrF++ < base", "no candidate 't5'; there are org/b, t4$"),
         ("chrF++ < nan", "nan is never reached; write a number"),
         ("chrF++ < basis", "no candidate 'basis'; did you mean 'base'"),
     ],
 )
 def test_gates_that_are_none(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        parse_gates([text], {"chrF++": ("chrF++",), "BLEU": ("BLEU",)}, ["t4"])
+        parse_gates([text], {"chrF++": ("chrF++",), "BLEU": ("BLEU",)}, {"org/b": "base", "t4": "adapter"})
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds", "says"),
+    [
+        ("chrF++ < base", {"a": "predictions", "b": "endpoint"}, r"no base; name a candidate \(a, b\) or a number"),
+        ("base: chrF++ < 5", {"a": "predictions"}, "this run has no base"),
+        ("a: chrF++ < basis", {"a": "predictions", "b": "predictions"}, "no candidate 'basis'; there are a, b$"),
+        ("base: chrF++ < 5", {"org/b": "base", "t4": "adapter"}, "no candidate 'base'; there are org/b, t4$"),
+        ("chrF++ < base", {"org/b": "base"}, "compares org/b with itself alone; name another, or a number"),
+        ("org/b: chrF++ < base", {"org/b": "base", "t4": "adapter"}, "compares org/b with itself alone"),
+        ("t4: chrF++ < t4", {"org/b": "base", "t4": "adapter"}, "compares t4 with itself alone"),
+    ],
+)
+def test_gates_that_could_never_fail(text: str, kinds: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_gates([text], {"chrF++": ("chrF++",)}, kinds)
+
+
+def test_a_gate_against_a_base_that_is_not_there_writes_nothing(make_run: Maker) -> None:
+    folder = make_run(PREDICTIONS[:1])
+    report = ["report", str(folder), "--fail-if"]
+    refused = CliRunner().invoke(app, [*report, "chrF++ < base"])
+    assert refused.exit_code == 2 and "this run has no base; name a candidate (demo-base)" in refused.stderr
+    assert not (folder / "ranking.json").exists()
+    assert CliRunner().invoke(app, [*report, "chrF++ < 1"]).exit_code == 0
+
+
+def test_a_candidate_called_base_is_the_one_that_a_gate_names(make_run: Maker) -> None:
+    better, worse = PREDICTIONS[1], replace(PREDICTIONS[0], name="base")
+    ranking = ranked(make_run((better, worse)))
+    kinds = {e.name: e.record.kind for e in ranking.entries}
+    (said,) = failures(parse_gates(["chrF++ > base"], ranking.values, kinds), ranking)
+    assert said.startswith("demo-adapter is +") and " to base, " in said
 
 
 def test_a_gate_ends_the_command_with_4(make_run: Maker) -> None:
