@@ -95,7 +95,7 @@ GROUP = "NAME=A,B,C: candidates that differ in their training seed alone rank as
 Groups = Annotated[list[str] | None, Option(help=GROUP)]
 FAIL_IF = (
     "'METRIC < base', a number or another candidate instead; CANDIDATE: in front for one of them. Exit code 4 where it "
-    "is so, and the items can tell; may be repeated."
+    "is so: of two candidates only where the items can tell; may be repeated."
 )
 FailIf = Annotated[list[str] | None, Option(help=FAIL_IF)]
 Lang = Annotated[str, Option(help="Of the report: en or bn.")]

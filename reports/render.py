@@ -108,7 +108,8 @@ def write_report(
     say = str if lang == "en" else language(lang)
     with alone(folder):
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
-        gates = parse_gates(fail_if, ranking.values, {e.name: e.record.kind for e in ranking.entries})
+        kinds = {e.name: e.record.kind for e in ranking.entries}
+        gates = parse_gates(fail_if, ranking.values, kinds) if fail_if else ()
         files = {
             "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
             "ranking.csv": ranking_csv(ranking),

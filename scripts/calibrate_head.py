@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from bnbench.data.corpus import demo_corpus
+from bnbench.data.corpus import load_corpus
 from bnbench.metrics.core import Texts
 from bnbench.metrics.empathy import in_bengali
 from bnbench.metrics.empathy.head import BUCKETS, PAIR, buckets, pieces
@@ -31,7 +31,7 @@ HARD = frozenset({"plain_warm", "belittling", "dismissive"})  # what is told apa
 
 def fit(data: Sequence[LabelledReply]) -> bytes:
     """The file of a head that is fitted to these replies."""
-    rows, splits = [row for row in data if row.kind != "copy"], demo_corpus().splits
+    rows, splits = [row for row in data if row.kind != "copy"], load_corpus(None).splits
     bundled = [example.reference for split in ("train", "validation") for example in splits[split]]
     texts = in_bengali(Texts.of([*(row.reply for row in rows), *bundled]))
     found = [[(at, PAIR if " " in p else 1.0) for p in pieces(text) for at in buckets(p)] for text in texts.replies]

@@ -354,9 +354,9 @@ def test_a_table_sorted_by_some_of_its_columns_is_refused(run: Path) -> None:
     import_ratings(run, [save(run / "whole.csv", rows)])
     replies = sorted(row["reply"] for row in rows)
     apart = [{**row, "reply": reply} for row, reply in zip(rows, replies, strict=True)]
-    wrong = sum(row["reply"] != reply for row, reply in zip(rows, replies, strict=True))
+    wrong = [line for line, (row, reply) in enumerate(zip(rows, replies, strict=True), 2) if row["reply"] != reply]
     with pytest.raises(
-        UsageError, match=f"{wrong} faults, .*\n.*line 2, reply: not the one of this code; sort and copy"
+        UsageError, match=f"{len(wrong)} faults, .*\n.*line {wrong[0]}, reply: not the one of this code; sort and copy"
     ):
         import_ratings(run, [save(run / "apart.csv", apart)], replace=True)
 
@@ -666,7 +666,7 @@ def test_what_is_not_there_is_said(run: Path) -> None:
         (("human", "plan", run), 2, "needs ratings of overall of two candidates by two people"),
         (("human", "plan", run, "--criterion", "length"), 2, "one of empathy, relevance"),
         (("human", "import", run, run / "run.json"), 2, "no sheet was made of this run"),
-        (("human", "sheet", run.parent), 1, "not a run folder"),
+        (("human", "sheet", run.parent), 2, "not a run folder"),
         (("report", run, "--primary", "human-overall"), 2, "has no human-overall"),
         (
             ("evaluate", "--primary", "human-overall", "--out", run.parent / "x"),
