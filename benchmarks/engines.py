@@ -45,7 +45,7 @@ def prepare(args: argparse.Namespace) -> None:
         args.device = "cuda" if shutil.which("nvidia-smi") else "cpu"
     if args.shape:
         args.model = Path("/tmp/llama8b")
-        make = "import sys, qlora_baseline; qlora_baseline.make_checkpoint(sys.argv[1])"
+        make = "import sys, peers; peers.make_checkpoint(sys.argv[1])"
         subprocess.run([sys.executable, "-c", make, str(args.tokenizer or "")], cwd=HERE, check=True)
         if not (args.model / "tokenizer.json").exists():
             for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own, the variants take turns (with --together they load at the same time, which
 needs a card that holds them all, and train one after another), and the table gives medians and ratios of this very
-run. The data are those of `qlora_baseline.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
+run. The data are those of `peers.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
 effective batch 4. Memory is what PyTorch reserved at most.
 
 On one H200 (2026-11-29): t4 0.26-0.32 s a step and 6.3 GiB, at rows of 4,096 tokens 1.42 s and 6.31 GiB; Unsloth at
@@ -26,17 +26,31 @@ from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+AT = ["--length", "4096", "--steps", "7"]
+PEERS = ["original", "trl", "unsloth", "unsloth-padded"]
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "original": ("original", []),
+    "original at 4096": ("original", ["4096"]),
+    "trl": ("trl", []),
+    "trl at 4096": ("trl", ["4096"]),
     "unsloth": ("unsloth", []),
+    "unsloth padded": ("unsloth-padded", []),
+    "unsloth at 4096": ("unsloth", ["4096"]),
     "t4": ("t4", []),
-    "original at 4096": ("original", ["--length", "4096", "--steps", "7"]),
-    "unsloth at 4096": ("unsloth", ["--length", "4096", "--steps", "7"]),
-    "t4 at 4096": ("t4", ["--length", "4096", "--steps", "7"]),
+    "t4 at 4096": ("t4", AT),
     "t4-r16-all-linear": ("t4-r16-all-linear", []),
-    "t4-r16-all-linear at 4096": ("t4-r16-all-linear", ["--length", "4096", "--steps", "7"]),
-    "t4 without liger at 4096": ("t4", ["--length", "4096", "--steps", "7", "--no-liger"]),
+    "t4-r16-all-linear at 4096": ("t4-r16-all-linear", AT),
+    "t4 without liger at 4096": ("t4", [*AT, "--no-liger"]),
     "t4 in 13 GiB": ("t4", ["--set", "memory_gib=13"]),
+    "t4 in 40 GiB": ("t4", ["--set", "memory_gib=40"]),
+    "t4 in 40 GiB at 4096": ("t4", [*AT, "--set", "memory_gib=40"]),
+    "t4 on two cards": ("t4", ["--cards", "2"]),
+    "t4 on two cards at 4096": ("t4", [*AT, "--cards", "2"]),
+    "t4 in float32": ("t4", ["--steps", "8", "--set", "precision=float32", "--set", "dropout=0"]),
+    "t4 in float32 on two cards": (
+        "t4",
+        ["--steps", "8", "--set", "precision=float32", "--set", "dropout=0", "--cards", "2"],
+    ),
     "dpo at 2048": ("dpo", ["--length", "2048", "--steps", "7", "--set", "accumulate=2"]),
     "dpo on 16 bits at 1024": (
         "dpo",
@@ -44,10 +58,11 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     ),
     "t4 in float16": ("t4", ["--set", "precision=float16", "--set", "memory_gib=13", "--cap", "14.5"]),
 }
-DEFAULT = ["original", "unsloth", "t4", "t4 at 4096", "t4-r16-all-linear at 4096"]
+DEFAULT = ["trl", "unsloth", "unsloth padded", "t4", "t4 in 40 GiB"]
+DEFAULT += [f"{name} at 4096" for name in ("unsloth", "t4", "t4 in 40 GiB", "t4-r16-all-linear")]
 
 
-MAKE = "import sys, qlora_baseline; qlora_baseline.make_checkpoint(sys.argv[1])"
+MAKE = "import sys, peers; peers.make_checkpoint(sys.argv[1])"
 
 
 def parse() -> argparse.Namespace:
@@ -60,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--one", metavar="RECIPE", help="measure one recipe in this process and print JSON")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--length", type=int)
+    parser.add_argument("--cards", type=int, default=1, help="so many processes, one a card, share each step")
     parser.add_argument("--cap", type=float, help="GiB of the card's memory that may be used")
     parser.add_argument("--no-liger", action="store_true", help="as if liger-kernel were not installed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -70,7 +86,7 @@ def parse() -> argparse.Namespace:
 def make_job(args: argparse.Namespace, ends: list[float]):
     """The job that `bnbench finetune` would make of the baseline's rows."""
     import torch
-    from qlora_baseline import CHECKPOINT, rows
+    from peers import CHECKPOINT, rows
 
     from bnbench.finetune.engine.collate import IGNORED, Row
     from bnbench.finetune.plan import recipe_precision
@@ -113,21 +129,23 @@ def make_job(args: argparse.Namespace, ends: list[float]):
 def measure(args: argparse.Namespace) -> None:
     sys.path.insert(0, str(HERE.parent))
     import torch
-    from qlora_baseline import make_checkpoint
+    from peers import make_checkpoint, warm
 
     make_checkpoint(None)
     if args.no_liger:
         sys.modules["liger_kernel"] = None  # type: ignore[assignment]
     if args.cap:
         torch.cuda.set_per_process_memory_fraction(args.cap * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    from bnbench.finetune.engine import processes
     from bnbench.finetune.recipes import get_tuner
 
     trains_in_turn()
     ends: list[float] = []
     job = make_job(args, ends)
     start = time.time()
-    outcome = profiled(job, args.profile) if args.profile else get_tuner(job.recipe.tuner).train(job)
-    steps = [b - a for a, b in pairwise(ends[4:])]
+    with processes.meet("cuda"):
+        outcome = profiled(job, args.profile) if args.profile else get_tuner(job.recipe.tuner).train(job)
+    steps = [b - a for a, b in pairwise(ends[warm(args.length) :])]
     expected = expectation(job)
     told = {
         "variant": args.one,
@@ -139,17 +157,18 @@ def measure(args: argparse.Namespace) -> None:
         "wall_s": round(time.time() - start, 1),
         "steps_s": round(ends[-1] - ends[0], 2),
         "median_step_s": round(statistics.median(steps), 3) if steps else None,
-        "losses": [round(p.loss, 3) for p in outcome.curve[:: max(1, len(outcome.curve) // 8)]],
+        "losses": [round(p.loss, 6) for p in outcome.curve[:: max(1, len(outcome.curve) // 8)]],
         "estimated_s": round(expected.seconds or 0, 1),
         "estimated_gib": round(expected.peak / 2**30, 2),
         "peak_allocated_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
     }
-    print(json.dumps(told))
+    if processes.index() == 0:
+        print(json.dumps(told))
 
 
 def trains_in_turn() -> None:
-    from qlora_baseline import wait_for_turn
+    from peers import wait_for_turn
 
     from bnbench.finetune.engine.step import StepTrainer
 
@@ -165,7 +184,7 @@ def trains_in_turn() -> None:
 def expectation(job):
     """What `bnbench finetune --dry-run` says of the job."""
     import torch
-    from qlora_baseline import CHECKPOINT
+    from peers import CHECKPOINT
     from transformers import AutoConfig
 
     from bnbench.finetune.memory import Shape, estimate
@@ -213,12 +232,11 @@ def profiled(job, path: Path):
 
 def start(name: str, args: argparse.Namespace, environment: dict[str, str]) -> subprocess.Popen:
     recipe, options = VARIANTS[name]
-    if recipe in ("original", "unsloth"):
-        command = [sys.executable, str(HERE / "qlora_baseline.py"), recipe, *options]
-        command += ["--tokenizer", args.tokenizer] if args.tokenizer else []
-    else:
-        command = [sys.executable, __file__, "--one", recipe, *options]
-    if recipe == "unsloth":
+    command = [sys.executable, str(HERE / "peers.py"), recipe, *options]
+    if recipe not in PEERS:
+        together = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, *(together if "--cards" in options else []), __file__, "--one", recipe, *options]
+    elif recipe.startswith("unsloth"):
         path = args.unsloth + os.pathsep + environment.get("PYTHONPATH", "")
         environment = {**environment, "PYTHONPATH": path}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -246,7 +264,7 @@ def repetition(names: list[str], args: argparse.Namespace) -> list[list[dict]]:
 def table(results: dict[str, list[dict]]) -> str:
     medians = {n: statistics.median(r["median_step_s"] for r in found) for n, found in results.items() if found}
     lines = [
-        "| variant | runs | s a step, median (range) | × original | × unsloth | reserved GiB |",
+        "| variant | runs | s a step, median (range) | × TRL | × Unsloth | reserved GiB |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
@@ -255,10 +273,9 @@ def table(results: dict[str, list[dict]]) -> str:
             continue
         seconds = [r["median_step_s"] for r in found]
         at = " at 4096" if name.endswith("at 4096") else ""
-        ratios = [
-            f"{medians[p] / medians[name]:.2f}" if (p := peer + at) in medians else ""
-            for peer in ("original", "unsloth")
-        ]
+        unsloth = [medians[p] for p in (f"unsloth{at}", f"unsloth padded{at}") if p in medians]  # its faster mode
+        peers = [medians.get(f"trl{at}"), min(unsloth, default=None)]
+        ratios = [f"{peer / medians[name]:.2f}" if peer else "" for peer in peers]
         spread = f"{medians[name]:.3f} ({min(seconds):.3f}–{max(seconds):.3f})"
         reserved = max(r["peak_reserved_gib"] for r in found)
         lines.append(f"| {name} | {len(found)} | {spread} | {' | '.join(ratios)} | {reserved} |")

@@ -24,10 +24,17 @@ _log = logging.getLogger("bnbench")
 LIMIT = 2**31 - 2**20  # elements of a tensor, which are counted in 32 bits
 
 
-@lru_cache(maxsize=8)
 def usable(device: torch.device) -> bool:
-    """Whether they run on a device: a card of compute capability 8 or above, with Triton and a compiler for it."""
-    if not triton or device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    """Whether they run on a device: a card of compute capability 8 or above, with Triton and a compiler for it.
+
+    Triton launches on torch's current card, so that another one (of a base over several) goes torch's way.
+    """
+    return bool(triton) and device.type == "cuda" and device.index == torch.cuda.current_device() and _works(device)
+
+
+@lru_cache(maxsize=8)
+def _works(device: torch.device) -> bool:
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
         drop(torch.ones(1, device=device), 0.5, (0, 0))
@@ -104,7 +111,8 @@ def _drop(  # type: ignore[no-untyped-def]
 
 
 def drop(x: torch.Tensor, rate: float, seed: tuple[int, int], plus: torch.Tensor | None = None) -> torch.Tensor:
-    """Dropout of a contiguous x, added to `plus` in place where it is given; one seed drops the same of any x."""
+    """Dropout of x, added to a contiguous `plus` in place where it is given; one seed drops the same of any x."""
+    x = x.contiguous()
     y = torch.empty_like(x) if plus is None else plus
     n = x.numel()
     _drop[(triton.cdiv(n, 4096),)](

@@ -1,6 +1,6 @@
 """LoRA through Unsloth's patched models: on our rows and loss, ending in PEFT files like any other.
 
-Unsloth's part: loading, the adapter, checkpointing, its kernels (driven as in `benchmarks/qlora_baseline.py`). It has
+Unsloth's part: loading, the adapter, checkpointing, its kernels (driven as in `benchmarks/peers.py`). It has
 a GPU to itself, draws its own dropout, and prints to stdout, which is for results.
 """
 
