@@ -286,15 +286,15 @@ def unpack(weight: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     if weight.device.type == "cuda":
-        # `dequantize_4bit` itself goes twice through torch's dispatcher of Python operators, for each weight of each
-        # layer: a fifth of the time of a short training step (H200).
-        from bitsandbytes.backends.cuda.ops import _dequantize_4bit_impl, _dequantize_blockwise_impl
-
         from bnbench.models import kernels
 
         state, absmax, number = weight.quant_state, weight.quant_state.absmax, dtype or weight.quant_state.dtype
         if state.quant_type == "nf4" and kernels.usable(weight.device) and state.shape.numel() % state.blocksize == 0:
             return kernels.unpack_nf4(weight.data, state, number)
+        # `dequantize_4bit` itself goes twice through torch's dispatcher of Python operators, for each weight of each
+        # layer: a fifth of the time of a short training step (H200).
+        from bitsandbytes.backends.cuda.ops import _dequantize_4bit_impl, _dequantize_blockwise_impl
+
         if state.nested:
             inner, absmax = state.state2, torch.empty_like(absmax, dtype=torch.float32)
             _dequantize_blockwise_impl(state.absmax, inner.absmax, inner.code, inner.blocksize, torch.float32, absmax)

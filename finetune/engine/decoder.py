@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bnbench.finetune.engine.layers import Operands, attend, multiply, multiply_backward, operands
+from bnbench.finetune.engine.layers import Operands, attend, multiply, multiply_backward
 from bnbench.finetune.memory import ALLOCATOR
 from bnbench.models import kernels
 
@@ -35,15 +35,19 @@ class Parts(NamedTuple):
     swiglu: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_lean_decoder(model: Any, device: str) -> None:
-    """Makes LeanLayers of a PEFT model's decoder layers, where all are of `LAYERS` and carry nothing but plain LoRA."""
+def make_lean_decoder(model: Any, device: str, known: dict[Any, Operands]) -> None:
+    """Makes LeanLayers of a PEFT model's decoder layers, where all are of `LAYERS` and carry nothing but plain LoRA.
+
+    `known` is what `make_lean` found.
+    """
     swiglu: Any = _SwiGLU
-    if device == "cuda" and find_spec("liger_kernel"):  # it keeps two tensors of the inner width; torch's kernels five
+    by_own = kernels.usable(next(model.parameters()).device)
+    if device == "cuda" and not by_own and find_spec("liger_kernel"):  # its gradients need no memory of their own
         swiglu = import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction
     layers = [module for module in model.modules() if type(module).__name__ in LAYERS]
     for layer in layers:
         inside = [*(getattr(layer.self_attn, n) for n in NAMES[:4]), *(getattr(layer.mlp, n) for n in NAMES[4:])]
-        projections = tuple(found for found in map(operands, inside) if found)
+        projections = tuple(known[module] for module in inside if module in known)
         if len(projections) < len(NAMES):
             return
         norms = layer.input_layernorm, layer.post_attention_layernorm
@@ -162,12 +166,13 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return kernels.swiglu(gate, up) if kernels.usable(gate.device) else F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, up = ctx.saved_tensors
-        g = upstream[0]
+        (gate, up), g = ctx.saved_tensors, upstream[0]
+        if kernels.usable(gate.device):
+            return kernels.swiglu_backward(gate, up, g)
         d_up = F.silu(gate).mul_(g)
         return torch.ops.aten.silu_backward(g * up, gate), d_up
 

@@ -70,7 +70,8 @@ def attend(
         elif suits_cudnn and n >= CUDNN_FROM:
             # cuDNN's kernel for Hopper takes half of flash's time, but makes a plan for every new length: so there are
             # few of them. What is padded comes after all queries, so none sees it.
-            q, k, v = (F.pad(x, (0, 0, 0, -n % CUDNN_STEP)) for x in (q, k, v))
+            if n % CUDNN_STEP:
+                q, k, v = (F.pad(x, (0, 0, 0, -n % CUDNN_STEP)) for x in (q, k, v))
             with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
                 one = F.scaled_dot_product_attention(q, k, v, **how)[:, :, :n]
         else:
@@ -100,12 +101,17 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 class Operands(NamedTuple):
-    """What a linear layer multiplies with: y = x Wᵀ + bias, and LoRA's part where it has one (A and B, else None)."""
+    """What a linear layer multiplies with: y = x Wᵀ + bias, and LoRA's part where it has one (A and B, else None).
+
+    `a` and `b` are trained; `cast_a` and `cast_b` are they in the dtype of the arithmetic, as of the last `cast`.
+    """
 
     weight: Weight
     bias: torch.Tensor | None
-    a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
+    a: Any = None
+    b: Any = None
+    cast_a: Any = None
+    cast_b: Any = None
     scale: float = 0.0
     dropout: float = 0.0
 
@@ -124,25 +130,36 @@ def operands(module: Any) -> Operands | None:
         return Operands(weight, linear.bias)
     name = module.active_adapters[0]
     rate = getattr(module.lora_dropout[name], "p", 0.0)  # PEFT's of rate 0 is an Identity
-    lora = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
-    return Operands(weight, linear.bias, *lora, rate)
+    lora = module.lora_A[name].weight, module.lora_B[name].weight
+    dtype = linear.weight.quant_state.dtype if hasattr(linear.weight, "quant_state") else linear.weight.dtype
+    a, b = (x if x.dtype == dtype else torch.empty_like(x, dtype=dtype, requires_grad=False) for x in lora)
+    return Operands(weight, linear.bias, *lora, a, b, module.scaling[name], rate)
 
 
-def make_lean(model: Any) -> None:
+def make_lean(model: Any) -> dict[Any, Operands]:
     """Replaces the forward of every LoRA layer around a linear one, and of every other 4-bit layer, of a PEFT model.
 
     PEFT's modules go on holding the parameters and writing the files. A layer launches a third of the kernels, keeps
-    the input once for all its adapters, and keeps no product.
+    the input once for all its adapters, and keeps no product. Gives the operands by module; `cast` goes before a pass.
     """
     from peft.tuners.lora import LoraLayer
 
     inside: set[Any] = set()
-    for module in model.modules():  # a LoRA layer comes before the one in it
-        found = operands(module)
-        if found and isinstance(module, LoraLayer):
+    known = {module: found for module in model.modules() if (found := operands(module))}
+    for module, found in known.items():  # a LoRA layer comes before the one in it
+        if isinstance(module, LoraLayer):
             inside.add(module.get_base_layer())
-        if found and (found.a is not None or (hasattr(module.weight, "quant_state") and module not in inside)):
+        if found.a is not None or (hasattr(module.weight, "quant_state") and module not in inside):
             module.forward = partial(_forward, module, found)
+    return known
+
+
+def cast(known: dict[Any, Operands]) -> None:
+    """Brings `cast_a` and `cast_b` of all layers up to the trained matrices: once a pass, where a layer needs six."""
+    pairs = [p for by in known.values() for p in ((by.cast_a, by.a), (by.cast_b, by.b)) if p[0] is not p[1]]
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_([copy for copy, _ in pairs], [trained for _, trained in pairs])
 
 
 def _forward(module: Any, by: Operands, x: torch.Tensor) -> torch.Tensor:
@@ -168,8 +185,8 @@ class _Linear(torch.autograd.Function):
         y = F.linear(flat, by.weight(), by.bias)
         drops = low = None
         if a is not None:
-            low, drops = _low(flat, a, rate)  # low is kept: with r = 8 a 512th of the input
-            y.addmm_(low, b.to(flat.dtype).t(), alpha=by.scale)
+            low, drops = _low(flat, by.cast_a, rate)  # low is kept: with r = 8 a 512th of the input
+            y.addmm_(low, by.cast_b.t(), alpha=by.scale)
         # The frozen layer alone needs nothing of its input for the gradient of it.
         mask, ctx.seed = (None, drops) if isinstance(drops, tuple) else (drops, None)
         ctx.save_for_backward(flat if a is not None else None, mask, low)
@@ -192,7 +209,7 @@ def _low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> tuple[torch.Tensor
         flat = kernels.drop(flat, rate, drops)
     elif rate:
         flat, drops = torch.native_dropout(flat, rate, True)
-    return flat @ a.to(flat.dtype).t(), drops
+    return flat @ a.t(), drops
 
 
 def _dropped(x: torch.Tensor, drops: Drops, rate: float, plus: torch.Tensor | None = None) -> torch.Tensor:
@@ -236,7 +253,7 @@ def _gradients(
     """
     da = db = dx = gb = None
     if by.a is not None and by.b is not None:
-        gb = (g @ by.b.to(g.dtype)).mul_(by.scale)  # s g B, (n, r), for A's gradient and for x's
+        gb = (g @ by.cast_b).mul_(by.scale)  # s g B, (n, r), for A's gradient and for x's
         # The dropped input is as wide as the input, and is gone before the input's gradient is made.
         da = (gb.t() @ _dropped(flat, drops, rate)).to(by.a.dtype)
         db = (g.t() @ low).to(by.b.dtype).mul_(by.scale)
@@ -244,9 +261,9 @@ def _gradients(
         dx = g @ by.weight()
         if gb is not None and by.a is not None:
             if drops is None:
-                dx.addmm_(gb, by.a.to(dx.dtype))
+                dx.addmm_(gb, by.cast_a)
             else:
-                _dropped(gb @ by.a.to(dx.dtype), drops, rate, dx)
+                _dropped(gb @ by.cast_a, drops, rate, dx)
     return dx, da, db
 
 
@@ -254,6 +271,6 @@ def multiply_backward(g: torch.Tensor, x: torch.Tensor, by: Operands, *, drops: 
     """The gradients of `multiply` where it did not run: ∂L/∂x, and ∂L/∂A and ∂L/∂B where there is LoRA."""
     flat, low, dropped, rate = x.reshape(-1, x.shape[-1]), None, None, by.dropout if drops else 0.0
     if by.a is not None:
-        low, dropped = _low(flat, by.a, rate)
+        low, dropped = _low(flat, by.cast_a, rate)
     dx, *others = _gradients(g.reshape(-1, g.shape[-1]), flat, dropped, low, by, rate, needs_input=True)
     return (dx.view_as(x), *(d for d in others if d is not None))  # type: ignore[union-attr]

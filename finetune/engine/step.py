@@ -20,7 +20,7 @@ from bnbench.errors import TrainingError
 from bnbench.finetune.engine import processes
 from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, count_tokens, make_pass, pack, share
 from bnbench.finetune.engine.decoder import Recomputation, make_lean_decoder
-from bnbench.finetune.engine.layers import ATTENTION, make_lean
+from bnbench.finetune.engine.layers import ATTENTION, Operands, cast, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
 from bnbench.progress import Stage
@@ -62,8 +62,8 @@ def prepare(model: Any, device: str) -> None:
     model.train(trains)
     if not plain:
         _log.warning("%s does more to its logits than a frozen head: they are made whole, not in chunks", name)
-    make_lean(model)
-    make_lean_decoder(model, device)
+    known = make_lean(model)
+    make_lean_decoder(model, device, known)
     if device == "cuda" and embedding.weight is not head.weight and embedding not in trained:
         embedding.to("cpu")
         if head.weight.shape == embedding.weight.shape:
@@ -71,14 +71,24 @@ def prepare(model: Any, device: str) -> None:
             # middle 0.4 GiB more were reserved (Llama-3.1-8B, rows of 4,096 tokens).
             head.weight.data = head.weight.data.clone()
         embedding._apply = lambda *_, **__: embedding  # whatever moves the model leaves it there
-        look_up = partial(type(embedding).forward, embedding)
-        # From pinned memory the copy to the GPU waits for nobody.
-        embedding.forward = lambda ids: look_up(ids).pin_memory().to(place, non_blocking=True)
-    base.forward = partial(_loss_of_pass, base, type(base).forward if not plain else None, place)
+        embedding.forward = partial(_look_up, embedding, place)
+    base.forward = partial(_loss_of_pass, base, type(base).forward if not plain else None, place, known)
 
 
-def _loss_of_pass(base: Any, whole: Any, place: torch.device, *, one_pass: Pass, **_: Any) -> dict[str, torch.Tensor]:
+def _look_up(embedding: Any, place: torch.device, ids: torch.Tensor) -> torch.Tensor:
+    """An embedding's rows from the CPU's memory, in pinned memory, from which the copy to the GPU waits for nobody."""
+    if type(embedding) is not torch.nn.Embedding or place.type != "cuda":  # Gemma's has a scale
+        return type(embedding).forward(embedding, ids).pin_memory().to(place, non_blocking=True)  # type: ignore[no-any-return]
+    rows = torch.empty(ids.numel(), embedding.embedding_dim, dtype=embedding.weight.dtype, pin_memory=True)
+    torch.index_select(embedding.weight.detach(), 0, ids.flatten(), out=rows)  # there at once, without a copy
+    return rows.view(*ids.shape, -1).to(place, non_blocking=True)
+
+
+def _loss_of_pass(
+    base: Any, whole: Any, place: torch.device, known: dict[Any, Operands], *, one_pass: Pass, **_: Any
+) -> dict[str, torch.Tensor]:
     """The forward of the model; `whole` is its own, where its logits are more than the head's."""
+    cast(known)
     ids = one_pass.ids.to(base.get_input_embeddings().weight.device)
     on_place = partial(torch.Tensor.to, device=place, non_blocking=True)
     positions, index, targets = map(on_place, (one_pass.positions, one_pass.index, one_pass.targets))

@@ -13,7 +13,7 @@ from bnbench.models import kernels
 
 SCRIPT = """
 import bitsandbytes, torch
-from bnbench.finetune.engine.decoder import turn
+from bnbench.finetune.engine.decoder import _SwiGLU, turn
 from bnbench.models import kernels
 
 torch.manual_seed(0)
@@ -39,6 +39,14 @@ for width, heads in ((128, 4), (96, 3)):
     x, cos, sin = torch.randn(2, 5, heads, width), torch.randn(2, 5, width), torch.randn(2, 5, width)
     for sign in (1, -1):
         torch.testing.assert_close(kernels.turn(x, cos, sin, sign=sign), turn(x, cos, sin, sign=sign))
+gate, up, g = (torch.randn(3, 1500).requires_grad_() for _ in range(3))
+y = _SwiGLU.apply(gate, up)
+wanted = torch.autograd.grad(y, (gate, up), g)
+torch.testing.assert_close(kernels.swiglu(gate.detach(), up.detach()), y)
+found = kernels.swiglu_backward(gate.detach().clone(), up.detach().clone(), g.detach())
+torch.testing.assert_close(found, wanted)
+across = x.transpose(1, 2)
+assert torch.equal(kernels.drop(across, 0.5, (3, 4)), kernels.drop(across.contiguous(), 0.5, (3, 4)))
 """
 
 
