@@ -192,3 +192,32 @@ def swiglu_backward(gate: torch.Tensor, up: torch.Tensor, g: torch.Tensor) -> tu
     g, n = g.contiguous(), gate.numel()
     _launch(_gate, triton.cdiv(n, 4096), (gate, up, g, None), (n,), True, 4096)
     return gate, up
+
+
+@_compiled
+def _surprise(z, target, nats, WIDTH: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def] # pragma: no cover
+    row = tl.program_id(0).to(tl.int64)
+    z += row * WIDTH
+    wanted, at = tl.load(target + row), tl.arange(0, SIZE)
+    chosen = tl.load(z + wanted).to(tl.float32)  # the reductions below make every thread wait for it
+    most, total = tl.full((SIZE,), -3e38, tl.float32), tl.zeros((SIZE,), tl.float32)
+    for start in range(0, WIDTH, SIZE):  # Milakov and Gimelshein (2018): the largest, and the sum beside it
+        x = tl.load(z + start + at, mask=start + at < WIDTH, other=-float("inf")).to(tl.float32)
+        now = tl.maximum(most, x)
+        total = total * tl.exp(most - now) + tl.exp(x - now)
+        most = now
+    peak = tl.max(most, 0)
+    whole = tl.sum(total * tl.exp(most - peak), 0)
+    tl.store(nats + row, tl.log(whole) + peak - chosen)
+    for start in range(0, WIDTH, SIZE):
+        x = tl.load(z + start + at, mask=start + at < WIDTH, other=0.0).to(tl.float32)
+        share = tl.exp(x - peak) / whole - tl.where(start + at == wanted, 1.0, 0.0)
+        tl.store(z + start + at, share, mask=start + at < WIDTH)
+
+
+def surprise(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """log Σ_v exp z_v − z_target in nats, (n,), of (n, vocabulary) logits, which become softmax(z) − onehot(target)."""
+    n, width = logits.shape
+    nats = torch.empty(n, dtype=torch.float32, device=logits.device)
+    _launch(_surprise, n, (logits, target, nats), (), width, 4096)
+    return nats

@@ -8,15 +8,13 @@ are left out here; they go on holding the parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bnbench.finetune.engine.layers import Operands, attend, multiply, multiply_backward
+from bnbench.finetune.engine.layers import Low, Operands, attend, lora_gradients, make_low, multiply_flat
 from bnbench.finetune.memory import ALLOCATOR
 from bnbench.models import kernels
 
@@ -32,26 +30,20 @@ class Parts(NamedTuple):
     second_norm: Any
     attention: Any
     projections: tuple[Operands, ...]
-    swiglu: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_lean_decoder(model: Any, device: str, known: dict[Any, Operands]) -> None:
+def make_lean_decoder(model: Any, known: dict[Any, Operands]) -> None:
     """Makes LeanLayers of a PEFT model's decoder layers, where all are of `LAYERS` and carry nothing but plain LoRA.
 
     `known` is what `make_lean` found.
     """
-    swiglu: Any = _SwiGLU
-    by_own = kernels.usable(next(model.parameters()).device)
-    if device == "cuda" and not by_own and find_spec("liger_kernel"):  # its gradients need no memory of their own
-        swiglu = import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction
     layers = [module for module in model.modules() if type(module).__name__ in LAYERS]
     for layer in layers:
         inside = [*(getattr(layer.self_attn, n) for n in NAMES[:4]), *(getattr(layer.mlp, n) for n in NAMES[4:])]
         projections = tuple(known[module] for module in inside if module in known)
         if len(projections) < len(NAMES):
             return
-        norms = layer.input_layernorm, layer.post_attention_layernorm
-        layer.parts = Parts(*norms, layer.self_attn, projections, swiglu.apply)
+        layer.parts = Parts(layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, projections)
     for layer in layers:
         layer.__class__ = LeanLayer
 
@@ -67,63 +59,143 @@ class LeanLayer(torch.nn.Module):
         lengths: tuple[int, ...] = (), **_: Any,
     ) -> torch.Tensor:  # fmt: skip
         """As the layer of transformers; rows are `lengths`, one after another."""
-        parts, down, drops = self.parts, self.parts.projections[-1], self.training
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            trained = [t for p in parts.projections for t in (p.a, p.b) if t is not None]
-            whole: torch.Tensor = _Recomputed.apply(parts, lengths, *position_embeddings, hidden, *trained)  # type: ignore[no-untyped-call]
-            return whole
-        residual, gated = before_down(parts, hidden, *position_embeddings, lengths, drops=drops)
-        return residual + multiply(gated, down, drops=drops)
+        trained = [t for p in self.parts.projections for t in (p.a, p.b) if t is not None]
+        keeps = torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training)
+        how = (self.parts, lengths, *position_embeddings, self.training)
+        return _Layer.apply(keeps, how, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def before_down(
-    parts: Parts, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, lengths: tuple[int, ...], *, drops: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The layer up to its last product: what that is added to (rows, T, width), and what it takes (rows, T, inner)."""
-    (rows, size), attention = hidden.shape[:2], parts.attention
-    q, k, v, o, gate, up, _ = parts.projections
-    x = F.rms_norm(hidden, hidden.shape[2:], parts.first_norm.weight, parts.first_norm.variance_epsilon)
-    heads = [multiply(x, p, drops=drops).view(rows, size, -1, attention.head_dim) for p in (q, k, v)]
-    heads[:2] = [_Rotation.apply(turned, cos, sin) for turned in heads[:2]]  # type: ignore[no-untyped-call]
-    query, key, value = (head.transpose(1, 2) for head in heads)
-    # A layer of Qwen has a window, or None, of its own; Mistral's are all as the configuration says.
-    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-    settings = {"scaling": attention.scaling, "sliding_window": window}
-    mixed, _ = attend(attention, query, key, value, None, lengths=lengths, **settings)
-    residual = hidden + multiply(mixed.reshape(rows, size, -1), o, drops=drops)
-    x = F.rms_norm(residual, residual.shape[2:], parts.second_norm.weight, parts.second_norm.variance_epsilon)
-    return residual, parts.swiglu(multiply(x, gate, drops=drops), multiply(x, up, drops=drops))
+class _Run:
+    """A pass through a layer: what of its forward pass the backward pass needs, flat, (rows · T, …).
+
+    With `keeps` norms and attention keep graphs of their own, and all else is theirs that use it here. `holds` says
+    whether the weights of gate and up, once unpacked, stay there.
+    """
+
+    gate: Any
+    up: Any
+
+    def __init__(self, parts: Parts, lengths: Any, cos: torch.Tensor, sin: torch.Tensor, drops: bool) -> None:
+        self.parts, self.lengths, self.angles, self.drops = parts, lengths, (cos, sin), drops
+        self.lows = [Low()] * len(NAMES)
+        self.found: list[tuple[Any, Any]] = [(None, None)] * len(NAMES)  # the gradients of A and B
+        self.weights: list[Any] = [None, None]
+
+    def before_down(self, hidden: torch.Tensor, *, keeps: bool, holds: bool = False) -> None:
+        """The layer over (rows, T, width) up to its gates."""
+        (rows, size, width), attention = hidden.shape, self.parts.attention
+        self.x, self.first = _node(self.parts.first_norm, keeps, hidden.reshape(-1, width))
+        q, k, v = (self.multiply(i, self.x).view(rows, size, -1, attention.head_dim) for i in range(3))
+        q, k = (turn(turned, *self.angles, sign=1) for turned in (q, k))
+        mixed, self.attended = _node(self.attend, keeps, q, k, v)
+        self.mixed = mixed.reshape(rows * size, -1)
+        self.residual = hidden.reshape(-1, width) + self.multiply(3, self.mixed)
+        self.second_x, self.second = _node(self.parts.second_norm, keeps, self.residual)
+        if holds:
+            self.weights = [by.weight() for by in self.parts.projections[4:6]]
+        self.gate, self.up = (self.multiply(i, self.second_x, self.weights[i - 4]) for i in (4, 5))
+
+    def attend(self, *heads: torch.Tensor) -> torch.Tensor:
+        """Of (rows, T, heads, d) queries, keys and values."""
+        attention = self.parts.attention
+        # A layer of Qwen has a window, or None, of its own; Mistral's are all as the configuration says.
+        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+        q, k, v = (x.transpose(1, 2) for x in heads)
+        settings = {"scaling": attention.scaling, "sliding_window": window, "lengths": self.lengths}
+        return attend(attention, q, k, v, None, **settings)[0]
+
+    def rate(self, i: int) -> float:
+        """Of the dropout before a projection's LoRA."""
+        return self.parts.projections[i].dropout if self.drops else 0.0
+
+    def multiply(self, i: int, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """By the projection of that number."""
+        y, self.lows[i] = multiply_flat(x, self.parts.projections[i], self.rate(i), self.lows[i], weight)
+        return y
+
+    def back(self, i: int, g: torch.Tensor, x: Any, dx: Any = None, weight: Any = None) -> torch.Tensor:
+        """Through that projection: ∂L/∂x, added to `dx` where it is given; finds the gradients of A and B."""
+        by = self.parts.projections[i]
+        weight = by.weight() if weight is None else weight
+        dx = g @ weight if dx is None else dx.addmm_(g, weight)
+        self.found[i] = lora_gradients(g, x, self.lows[i], by, self.rate(i), dx)
+        return dx  # type: ignore[no-any-return]
+
+    def backward(self, g: torch.Tensor, d_gated: torch.Tensor, *, needs_input: bool) -> torch.Tensor | None:
+        """∂L/∂hidden from ∂L/∂y and the part of ∂L/∂gated that comes through the frozen weight, (n, …) each."""
+        down, rate = self.parts.projections[6], self.rate(6)
+        gated = swiglu(self.gate, self.up) if down.a is not None else None
+        self.found[6] = lora_gradients(g, gated, self.lows[6], down, rate, d_gated)
+        d_gate, d_up = swiglu_backward(self.gate, self.up, d_gated)
+        dx = self.back(4, d_gate, self.second_x, weight=self.weights[0])
+        dx = self.back(5, d_up, self.second_x, dx, self.weights[1])
+        del d_gated, d_gate, d_up, gated
+        self.gate = self.up = None
+        self.weights = [None, None]
+        g = _through(self.second, dx)[0].add_(g)
+        heads = _through(self.attended, self.back(3, g, self.mixed))
+        turned = [turn(heads[0], *self.angles, sign=-1), turn(heads[1], *self.angles, sign=-1), heads[2]]
+        dx = self.back(0, turned[0].reshape(len(g), -1), self.x)
+        for i in (1, 2):
+            dx = self.back(i, turned[i].reshape(len(g), -1), self.x, dx)
+        return _through(self.first, dx)[0].add_(g) if needs_input else None
 
 
-class _Recomputed(torch.autograd.Function):
-    """A layer that keeps its input alone, and runs again up to its last product before its gradients are taken."""
+def _node(function: Callable[..., torch.Tensor], keeps: bool, *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """What a function gives, and, with `keeps`, a graph of it alone."""
+    if not keeps:
+        return function(*inputs), None
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        y = function(*leaves)
+    return y.detach(), (y, leaves)
+
+
+def _through(node: Any, g: Any) -> tuple[torch.Tensor, ...]:
+    """The gradients of a node's inputs, from that of what it gave."""
+    y, leaves = node
+    found: tuple[torch.Tensor, ...] = torch.autograd.grad(y, leaves, g.view_as(y))
+    return found
+
+
+class _Layer(torch.autograd.Function):
+    """A layer as one node: autograd's own, one an operation, took the host longer than a fast card computes.
+
+    Recomputed, it keeps its input alone, and runs again up to its last product before its gradients are taken.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, parts: Parts, lengths: Any, cos: torch.Tensor, sin: torch.Tensor, hidden: torch.Tensor, *_: Any
-    ) -> torch.Tensor:
+    def forward(ctx: Any, keeps: bool, how: tuple[Any, ...], hidden: torch.Tensor, *_: Any) -> torch.Tensor:
+        ctx.random, run = random_state(hidden.device), _Run(*how)
+        run.before_down(hidden, keeps=keeps)
+        down = run.multiply(6, swiglu(run.gate, run.up))
+        if keeps:
+            ctx.run = run
+            return (run.residual + down).view_as(hidden)
         ctx.save_for_backward(hidden)
-        ctx.how = parts, lengths, cos, sin
-        ctx.random = random_state(hidden.device)
-        residual, gated = before_down(parts, hidden, cos, sin, lengths, drops=True)
-        return residual.add_(multiply(gated, parts.projections[-1], drops=True))
+        # A product of rank r and a seed are small enough to stay; masks are made again, and then all of them.
+        ctx.run, ctx.how = None, how
+        ctx.lows = run.lows if not any(isinstance(low.drops, torch.Tensor) for low in run.lows) else None
+        return run.residual.add_(down).view_as(hidden)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-        (parts, lengths, cos, sin), g = ctx.how, upstream[0]
-        (hidden,), needs_hidden = ctx.saved_tensors, ctx.needs_input_grad[4]
-        hidden, now = hidden.detach().requires_grad_(needs_hidden), random_state(hidden.device)
-        random_state(hidden.device, ctx.random)  # it must drop the same
-        with torch.enable_grad():
-            residual, gated = before_down(parts, hidden, cos, sin, lengths, drops=True)
-        # The last product itself is not needed again, which saves a quarter of the recomputation.
-        d_gated, *of_down = multiply_backward(g, gated.detach(), parts.projections[-1], drops=True)
-        random_state(hidden.device, now)
-        trained = [t for p in parts.projections[:-1] for t in (p.a, p.b) if t is not None]
-        inputs = [*([hidden] if needs_hidden else []), *trained]
-        found = list(torch.autograd.grad((residual, gated), inputs, (g, d_gated))) if inputs else []
-        d_hidden = found.pop(0) if needs_hidden else None
-        return (None, None, None, None, d_hidden, *found, *of_down)
+        g = upstream[0].reshape(-1, upstream[0].shape[-1])
+        (run, ctx.run), needs_hidden = (ctx.run, None), ctx.needs_input_grad[2]
+        # Needs nothing of what is computed again, and leaves an unpacked weight's room to it.
+        down = (run or _Run(*ctx.how)).parts.projections[6]
+        d_gated = g @ down.weight()
+        if run is None:
+            (hidden,), run, device = ctx.saved_tensors, _Run(*ctx.how), g.device
+            run.lows, now = ctx.lows or run.lows, random_state(device)
+            random_state(device, ctx.random)  # it must drop the same
+            run.before_down(hidden, keeps=True, holds=True)
+            if down.a is not None and run.lows[6].product is None:
+                run.lows[6] = make_low(swiglu(run.gate, run.up), down.cast_a, run.rate(6))
+            random_state(device, now)
+        d_hidden = run.backward(g, d_gated, needs_input=needs_hidden)
+        d_hidden = d_hidden.view_as(upstream[0]) if needs_hidden else None
+        return (None, None, d_hidden, *(d for pair in run.found for d in pair if d is not None))
 
 
 def random_state(device: torch.device, state: Any = None) -> Any:
@@ -134,23 +206,12 @@ def random_state(device: torch.device, state: Any = None) -> Any:
     return torch.get_rng_state() if state is None else torch.set_rng_state(state)
 
 
-class _Rotation(torch.autograd.Function):
-    """(rows, T, heads, d) queries or keys turned by the angles of their positions (Su et al. 2021): with x = (x₁, x₂)
-    halves of a head (x₁ cos − x₂ sin, x₂ cos + x₁ sin). The gradient is the turn back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.angles = cos, sin
-        return turn(x, cos, sin, sign=1)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return turn(upstream[0], *ctx.angles, sign=-1), None, None
-
-
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:
-    """(rows, T, heads, d) turned by (rows, T, d) angles, forth (1) or back (-1)."""
+    """(rows, T, heads, d) queries or keys turned by their positions' angles, (rows, T, d), forth (1) or back (-1).
+
+    With x = (x₁, x₂) the halves of a head, (x₁ cos − x₂ sin, x₂ cos + x₁ sin) (Su et al. 2021). The gradient of the one
+    is the other.
+    """
     if kernels.usable(x.device):
         return kernels.turn(x, cos, sin, sign=sign)
     half, sin = x.shape[-1] // 2, sin[:, :, None]
@@ -160,21 +221,17 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) ->
     return y
 
 
-class _SwiGLU(torch.autograd.Function):
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) ∘ up (Shazeer 2020)."""
+    return kernels.swiglu(gate, up) if kernels.usable(gate.device) else F.silu(gate).mul_(up)
 
-    @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        return kernels.swiglu(gate, up) if kernels.usable(gate.device) else F.silu(gate).mul_(up)
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        (gate, up), g = ctx.saved_tensors, upstream[0]
-        if kernels.usable(gate.device):
-            return kernels.swiglu_backward(gate, up, g)
-        d_up = F.silu(gate).mul_(g)
-        return torch.ops.aten.silu_backward(g * up, gate), d_up
+def swiglu_backward(gate: torch.Tensor, up: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its gradients, from ∂L/∂y; what is given is overwritten."""
+    if kernels.usable(gate.device):
+        return kernels.swiglu_backward(gate, up, g)
+    d_up = F.silu(gate).mul_(g)
+    return torch.ops.aten.silu_backward.grad_input(g.mul_(up), gate, grad_input=g), d_up
 
 
 class Recomputation:

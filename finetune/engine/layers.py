@@ -173,43 +173,52 @@ def multiply(x: torch.Tensor, by: Operands, *, drops: bool) -> torch.Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + bias + s · D(x) Aᵀ Bᵀ with s = alpha / r and D dropout (Hu et al. 2021, section 4.1).
+class Low(NamedTuple):
+    """What LoRA's gradients need of a forward pass beside the input: D(x) Aᵀ, (n, r), and what was dropped."""
 
-    x is (n, in), y (n, out). W (out, in) is frozen, in 4 bits where the base is quantised (QLoRA, Dettmers et al.
-    2023); A (r, in) and B (out, r) are float32, multiplied in x's dtype; None of both is the frozen layer alone.
-    """
+    product: torch.Tensor | None = None
+    drops: Drops = None
+
+
+def multiply_flat(
+    flat: torch.Tensor, by: Operands, rate: float, low: Low | None = None, weight: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Low]:  # fmt: skip
+    """(n, out) products of (n, in) numbers, and what LoRA's gradients need; `low` and `weight` where they are there."""
+    y = F.linear(flat, by.weight() if weight is None else weight, by.bias)
+    if by.a is not None:
+        low = low if low and low.product is not None else make_low(flat, by.cast_a, rate)
+        y.addmm_(low.product, by.cast_b.t(), alpha=by.scale)  # type: ignore[arg-type]
+    return y, low or Low()
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + bias + s D(x) Aᵀ Bᵀ for a frozen (out, in) W, with D the dropout; A and B are None without LoRA."""
 
     @staticmethod
     def forward(ctx: Any, flat: torch.Tensor, a: Any, b: Any, by: Operands, rate: float) -> torch.Tensor:
-        y = F.linear(flat, by.weight(), by.bias)
-        drops = low = None
-        if a is not None:
-            low, drops = _low(flat, by.cast_a, rate)  # low is kept: with r = 8 a 512th of the input
-            y.addmm_(low, by.cast_b.t(), alpha=by.scale)
+        y, (product, drops) = multiply_flat(flat, by, rate)
         # The frozen layer alone needs nothing of its input for the gradient of it.
         mask, ctx.seed = (None, drops) if isinstance(drops, tuple) else (drops, None)
-        ctx.save_for_backward(flat if a is not None else None, mask, low)
+        ctx.save_for_backward(flat if a is not None else None, mask, product)  # with r = 8 a 512th of the input
         ctx.by, ctx.rate = by, rate
         return y
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-        flat, mask, low = ctx.saved_tensors
-        drops, needs_input = ctx.seed or mask, ctx.needs_input_grad[0]
-        found = _gradients(upstream[0], flat, drops, low, ctx.by, ctx.rate, needs_input=needs_input)
-        return (*found, None, None)
+        (flat, mask, product), by, g = ctx.saved_tensors, ctx.by, upstream[0]
+        dx = g @ by.weight() if ctx.needs_input_grad[0] else None
+        return (dx, *lora_gradients(g, flat, Low(product, ctx.seed or mask), by, ctx.rate, dx), None, None)
 
 
-def _low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> tuple[torch.Tensor, Drops]:
-    """D(x) Aᵀ, (n, r), and what says which elements were dropped."""
+def make_low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> Low:
+    """By a newly drawn dropout of that rate."""
     drops: Drops = None
     if rate and kernels.usable(flat.device) and flat.numel() < kernels.LIMIT:
         drops = kernels.next_seed(flat.device)
         flat = kernels.drop(flat, rate, drops)
     elif rate:
         flat, drops = torch.native_dropout(flat, rate, True)
-    return flat @ a.t(), drops
+    return Low(flat @ a.t(), drops)
 
 
 def _dropped(x: torch.Tensor, drops: Drops, rate: float, plus: torch.Tensor | None = None) -> torch.Tensor:
@@ -244,33 +253,21 @@ def add_noise(model: Any, alpha: float) -> None:
     embedding.register_forward_hook(noise)
 
 
-def _gradients(
-    g: torch.Tensor, flat: Any, drops: Drops, low: Any, by: Operands, rate: float, *, needs_input: bool
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """∂L/∂x, ∂L/∂A and ∂L/∂B, with g = ∂L/∂y (n, out):
+def lora_gradients(
+    g: torch.Tensor, flat: Any, low: Low, by: Operands, rate: float, dx: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    """∂L/∂A and ∂L/∂B (None without LoRA), with g = ∂L/∂y (n, out), and LoRA's part of ∂L/∂x added to `dx`:
 
     ∂L/∂A = (s g B)ᵀ D(x),  ∂L/∂B = s gᵀ (D(x) Aᵀ),  ∂L/∂x = g W + D(s g B A).
     """
-    da = db = dx = gb = None
-    if by.a is not None and by.b is not None:
-        gb = (g @ by.cast_b).mul_(by.scale)  # s g B, (n, r), for A's gradient and for x's
-        # The dropped input is as wide as the input, and is gone before the input's gradient is made.
-        da = (gb.t() @ _dropped(flat, drops, rate)).to(by.a.dtype)
-        db = (g.t() @ low).to(by.b.dtype).mul_(by.scale)
-    if needs_input:
-        dx = g @ by.weight()
-        if gb is not None and by.a is not None:
-            if drops is None:
-                dx.addmm_(gb, by.cast_a)
-            else:
-                _dropped(gb @ by.cast_a, drops, rate, dx)
-    return dx, da, db
-
-
-def multiply_backward(g: torch.Tensor, x: torch.Tensor, by: Operands, *, drops: bool) -> tuple[torch.Tensor, ...]:
-    """The gradients of `multiply` where it did not run: ∂L/∂x, and ∂L/∂A and ∂L/∂B where there is LoRA."""
-    flat, low, dropped, rate = x.reshape(-1, x.shape[-1]), None, None, by.dropout if drops else 0.0
-    if by.a is not None:
-        low, dropped = _low(flat, by.cast_a, rate)
-    dx, *others = _gradients(g.reshape(-1, g.shape[-1]), flat, dropped, low, by, rate, needs_input=True)
-    return (dx.view_as(x), *(d for d in others if d is not None))  # type: ignore[union-attr]
+    if by.a is None:
+        return None, None
+    gb = (g @ by.cast_b).mul_(by.scale)  # s g B, (n, r), for A's gradient and for x's
+    # The dropped input is as wide as the input, and is gone before the input's gradient is made.
+    da = (gb.t() @ _dropped(flat, low.drops, rate)).to(by.a.dtype)
+    db = (g.t() @ low.product).to(by.b.dtype).mul_(by.scale)  # type: ignore[operator]
+    if dx is not None and low.drops is None:
+        dx.addmm_(gb, by.cast_a)
+    elif dx is not None:
+        _dropped(gb @ by.cast_a, low.drops, rate, dx)
+    return da, db

@@ -23,6 +23,7 @@ from bnbench.finetune.engine.decoder import Recomputation, make_lean_decoder
 from bnbench.finetune.engine.layers import ATTENTION, Operands, cast, make_lean
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.tuners.base import Job, Point, seal, write_curve
+from bnbench.models import kernels
 from bnbench.progress import Stage
 
 _log = logging.getLogger("bnbench.finetune")
@@ -63,7 +64,7 @@ def prepare(model: Any, device: str) -> None:
     if not plain:
         _log.warning("%s does more to its logits than a frozen head: they are made whole, not in chunks", name)
     known = make_lean(model)
-    make_lean_decoder(model, device, known)
+    make_lean_decoder(model, known)
     if device == "cuda" and embedding.weight is not head.weight and embedding not in trained:
         embedding.to("cpu")
         if head.weight.shape == embedding.weight.shape:
@@ -121,8 +122,14 @@ class _SummedLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         size = chunk_positions(head.out_features)
         for h, t, g in zip(*(torch.split(x, size) for x in (hidden, targets, gradient)), strict=True):
-            # One float32 buffer (chunk, vocabulary) is in turn logits, exponentials, probabilities and gradient.
-            logits = head(h).float()
+            # One buffer (chunk, vocabulary), float32 in torch's way, is in turn logits, probabilities and gradient.
+            logits = head(h)
+            if kernels.usable(h.device):
+                total += kernels.surprise(logits, t).sum()
+                if ctx.needs_input_grad[0]:
+                    torch.mm(logits, head.weight, out=g)
+                continue
+            logits = logits.float()
             logits -= logits.amax(-1, keepdim=True)
             chosen = logits.gather(-1, t[:, None])
             sums = logits.exp_().sum(-1, keepdim=True)

@@ -13,7 +13,7 @@ from bnbench.models import kernels
 
 SCRIPT = """
 import bitsandbytes, torch
-from bnbench.finetune.engine.decoder import _SwiGLU, turn
+from bnbench.finetune.engine.decoder import swiglu, swiglu_backward, turn
 from bnbench.models import kernels
 
 torch.manual_seed(0)
@@ -39,12 +39,16 @@ for width, heads in ((128, 4), (96, 3)):
     x, cos, sin = torch.randn(2, 5, heads, width), torch.randn(2, 5, width), torch.randn(2, 5, width)
     for sign in (1, -1):
         torch.testing.assert_close(kernels.turn(x, cos, sin, sign=sign), turn(x, cos, sin, sign=sign))
-gate, up, g = (torch.randn(3, 1500).requires_grad_() for _ in range(3))
-y = _SwiGLU.apply(gate, up)
-wanted = torch.autograd.grad(y, (gate, up), g)
-torch.testing.assert_close(kernels.swiglu(gate.detach(), up.detach()), y)
-found = kernels.swiglu_backward(gate.detach().clone(), up.detach().clone(), g.detach())
-torch.testing.assert_close(found, wanted)
+gate, up, g = (torch.randn(3, 1500) for _ in range(3))
+torch.testing.assert_close(kernels.swiglu(gate, up), swiglu(gate, up))
+found = kernels.swiglu_backward(gate.clone(), up.clone(), g)
+torch.testing.assert_close(found, swiglu_backward(gate, up, g.clone()))
+logits, target = torch.randn(5, 9001) * 9, torch.tensor([0, 9000, 17, 4096, 4095])
+leaf = logits.clone().requires_grad_()
+nats = torch.nn.functional.cross_entropy(leaf, target, reduction="none")
+nats.sum().backward()
+torch.testing.assert_close(kernels.surprise(logits, target), nats.detach())
+torch.testing.assert_close(logits, leaf.grad)
 across = x.transpose(1, 2)
 assert torch.equal(kernels.drop(across, 0.5, (3, 4)), kernels.drop(across.contiguous(), 0.5, (3, 4)))
 """
