@@ -221,8 +221,8 @@ def profiled(job, path: Path):
         busy = sum(e.time_range.elapsed_us() for e in device) / 1e6
         text = f"kernels {len(device)}, busy {busy:.3f} s, launched in {launched:.3f} s (profiled)\n"
         average = found.key_averages()
-        text += average.table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=70)
-        text += average.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=70)
+        text += average.table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=70)
+        text += average.table(sort_by="self_cpu_time_total", row_limit=60, max_name_column_width=70)
         path.write_text(text, encoding="utf-8")
         return result
 

@@ -8,6 +8,7 @@ are left out here; they go on holding the parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,7 @@ class _Run:
 
     def __init__(self, parts: Parts, lengths: Any, cos: torch.Tensor, sin: torch.Tensor, drops: bool) -> None:
         self.parts, self.lengths, self.angles, self.drops = parts, lengths, (cos, sin), drops
+        self.norms = [partial(_norm, norm) for norm in (parts.first_norm, parts.second_norm)]
         self.lows = [Low()] * len(NAMES)
         self.found: list[tuple[Any, Any]] = [(None, None)] * len(NAMES)  # the gradients of A and B
         self.weights: list[Any] = [None, None]
@@ -84,13 +86,13 @@ class _Run:
     def before_down(self, hidden: torch.Tensor, *, keeps: bool, holds: bool = False) -> None:
         """The layer over (rows, T, width) up to its gates."""
         (rows, size, width), attention = hidden.shape, self.parts.attention
-        self.x, self.first = _node(self.parts.first_norm, keeps, hidden.reshape(-1, width))
+        self.x, self.first = _node(self.norms[0], keeps, hidden.reshape(-1, width))
         q, k, v = (self.multiply(i, self.x).view(rows, size, -1, attention.head_dim) for i in range(3))
         q, k = (turn(turned, *self.angles, sign=1) for turned in (q, k))
         mixed, self.attended = _node(self.attend, keeps, q, k, v)
         self.mixed = mixed.reshape(rows * size, -1)
         self.residual = hidden.reshape(-1, width) + self.multiply(3, self.mixed)
-        self.second_x, self.second = _node(self.parts.second_norm, keeps, self.residual)
+        self.second_x, self.second = _node(self.norms[1], keeps, self.residual)
         if holds:
             self.weights = [by.weight() for by in self.parts.projections[4:6]]
         self.gate, self.up = (self.multiply(i, self.second_x, self.weights[i - 4]) for i in (4, 5))
@@ -141,6 +143,11 @@ class _Run:
         return _through(self.first, dx)[0].add_(g) if needs_input else None
 
 
+def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    # Not by the module, which Liger may have put a slower way into.
+    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
 def _node(function: Callable[..., torch.Tensor], keeps: bool, *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """What a function gives, and, with `keeps`, a graph of it alone."""
     if not keeps:
@@ -189,7 +196,7 @@ class _Layer(torch.autograd.Function):
             (hidden,), run, device = ctx.saved_tensors, _Run(*ctx.how), g.device
             run.lows, now = ctx.lows or run.lows, random_state(device)
             random_state(device, ctx.random)  # it must drop the same
-            run.before_down(hidden, keeps=True, holds=True)
+            run.before_down(hidden, keeps=True, holds=down.a is None)  # else gated's own gradients take the room
             if down.a is not None and run.lows[6].product is None:
                 run.lows[6] = make_low(swiglu(run.gate, run.up), down.cast_a, run.rate(6))
             random_state(device, now)
