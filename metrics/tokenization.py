@@ -66,6 +66,10 @@ class Preparation:
     normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"
 
+    def __post_init__(self) -> None:
+        if self.tokenizer not in TOKENIZERS:
+            raise UsageError(f"no tokeniser {self.tokenizer!r}; there are {', '.join(TOKENIZERS)}")
+
     @property
     def choices(self) -> dict[str, str]:
         """The part of a signature: norm and tok."""
@@ -108,8 +112,6 @@ class Preparation:
 
 def preparation(norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> Preparation:
     """The preparation of these choices; UsageError for a tokeniser that is not known."""
-    if tokenizer not in TOKENIZERS:
-        raise UsageError(f"no tokeniser {tokenizer!r}; there are {', '.join(TOKENIZERS)}")
     return Preparation(normalizer(norm), tokenizer)
 
 
