@@ -16,7 +16,7 @@ import regex
 from rapidfuzz.distance import LCSseq
 
 from bnbench.metrics.core import FloatArray, Texts, ratio
-from bnbench.metrics.normalization import EMOJI, flags
+from bnbench.metrics.normalization import EMOJI, Memo, flags
 from bnbench.metrics.overlap import LexicalMetric, Vocabulary
 from bnbench.metrics.tokenization import Preparation, is_word, preparation
 
@@ -168,12 +168,18 @@ def nonsense(texts: Texts) -> BoolArray:
 def _readings(texts: Texts, prepared: Preparation) -> list[_Reading]:
     found = []
     for words in (_words(texts, prepared, raw) for raw in texts.replies):
-        text, pairs = " ".join(words), len(words) - 1
-        foreign = len(_FOREIGN_LETTER.findall(text))
-        loops = pairs - len(set(pairwise(words))) > 2 and loop(words, _times_words)  # any has three pairs again
-        loops = loops or any(loop(word, _times_letters) for word in words if len(word) >= 10 and _LETTER.search(word))
-        found.append(_Reading(words, foreign + len(_BENGALI_LETTER.findall(text)), foreign, loops))
+        letters, foreign, loops = map(sum, zip((0, 0, 0), *map(_read.__getitem__, words), strict=True))
+        repeats = len(words) - 1 - len(set(pairwise(words))) > 2  # any loop of words has three pairs again
+        found.append(_Reading(words, letters, foreign, loops > 0 or (repeats and loop(words, _times_words))))
     return found
+
+
+@Memo
+def _read(word: str) -> tuple[int, int, bool]:
+    """How many letters a word has, how many of them are foreign, and whether it loops."""
+    foreign = len(_FOREIGN_LETTER.findall(word))
+    loops = len(word) >= 10 and _LETTER.search(word) is not None and loop(word, _times_letters)
+    return foreign + len(_BENGALI_LETTER.findall(word)), foreign, loops
 
 
 def loop(symbols: Block, times: Callable[[Block], float]) -> bool:

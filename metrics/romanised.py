@@ -141,7 +141,7 @@ def standard() -> Memo[str]:
         heard = [word]
         if word not in known and word not in forms and _BENGALI.search(word):
             heard += [new for rule, to in sounds if (new := rule.sub(to, word)) != word]
-            heard += [new for each in heard for rule, to in endings if (new := rule.sub(to, each)) != each]
+            heard += [rule.sub(to, each) for each in heard for rule, to in endings if rule.search(each)]
         return next((forms.get(each, each) for each in heard if each in forms or each in known), word)
 
     return Memo(found)

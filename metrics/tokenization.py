@@ -54,9 +54,8 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
     return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 
 
-def is_word(token: str) -> bool:
-    """Whether a token has a letter, a digit or an emoji, and is no punctuation or symbol, which ROUGE leaves out."""
-    return token[:1].isalnum() or _HAS_WORD.search(token) is not None
+is_word = Memo(lambda token: token[:1].isalnum() or _HAS_WORD.search(token) is not None).__getitem__
+"""Whether a token has a letter, a digit or an emoji, and is no punctuation or symbol, which ROUGE leaves out."""
 
 
 @dataclass(frozen=True)

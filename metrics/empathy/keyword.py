@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -128,38 +129,38 @@ class _Words:
 
     def __init__(self, raw: str) -> None:
         self.text = text = normalize(raw)
-        self.words, self.starts = list[str](), list[int]()
-        self.quoted, self.clause_ends = list[bool](), list[bool]()
+        self.words, self.starts = words, starts = list[str](), list[int]()
+        self.quoted, self.clause_ends = quoted, clause_ends = list[bool](), list[bool]()
         self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
         closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
         last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items()}
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
+            if text[at] == "\n":  # else one space stands there, or the token
+                breaks.append((len(words), False))
             found = text.index(token, at)
-            if "\n" in text[at:found]:
-                breaks.append((len(self.words), False))
             at = found + len(token)
             if is_word(token):
-                self.words.append(token)
-                self.starts.append(found)
-                self.quoted.append(bool(closing))
-                self.clause_ends.append(False)
+                words.append(token)
+                starts.append(found)
+                quoted.append(closing != "")
+                clause_ends.append(False)
                 continue
-            if self.words and token != "-":  # সুখ-দুঃখ is one thing
-                self.clause_ends[-1] = True
+            if words and token != "-":  # সুখ-দুঃখ is one thing
+                clause_ends[-1] = True
             # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
             # rest is a case ending (‘না’টা).
-            mark, in_word = text[found], is_word(text[found - 1 : found]) and is_word(text[at : at + 1])
-            if closing:
-                apostrophe = in_word and mark in "'’" and not _CASE_ENDING.match(text, at)
-                closing = "" if mark == closing and not apostrophe else closing
-            elif mark in _QUOTATION and not in_word and last[mark] >= at:
-                closing = _QUOTATION[mark]
-            if token in SENTENCE_ENDS:
-                breaks.append((len(self.words), token == "?"))
+            if token == closing or (not closing and last.get(token, 0) >= at):
+                in_word = is_word(text[found - 1 : found]) and is_word(text[at : at + 1])
+                if closing and not (in_word and token in "'’" and not _CASE_ENDING.match(text, at)):
+                    closing = ""
+                elif not closing and not in_word:
+                    closing = _QUOTATION[token]
+            elif token in SENTENCE_ENDS:
+                breaks.append((len(words), token == "?"))
         start = 0
-        for end, question in (*breaks, (len(self.words), False)):
+        for end, question in (*breaks, (len(words), False)):
             if start < end:
-                self.clause_ends[end - 1] = True
+                clause_ends[end - 1] = True
                 self.sentences.append(_Sentence(start, end, question))
                 start = end
 
@@ -167,8 +168,9 @@ class _Words:
 def listed(part_ends: Sequence[bool]) -> list[bool]:
     """Which words of a sentence stand in a row of `LISTED` short parts, of whether a part ends with each word."""
     found = [False] * len(part_ends)
+    ends = [place for place, ends in enumerate(part_ends, 1) if ends]
     begun = row = short = 0  # where the part and the row of short parts begin, and how many parts the row has
-    for end in (place + 1 for place, ends in enumerate(part_ends) if ends):
+    for end in ends if len(ends) >= LISTED else ():
         short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
         if short >= LISTED:
             new = row if short == LISTED else begun
@@ -196,11 +198,11 @@ class _Message:
             words = text.words[sentence.start : sentence.end]
             copied = [False] * len(words)
             keys = [lexicon.keys[word] for word in words]
-            for start in range(len(words) - self.run + 1 if self.run else 0):
-                if tuple(keys[start : start + self.run]) in self.runs:
+            for start, run in enumerate(zip(*(keys[start:] for start in range(self.run)), strict=False)):
+                if run in self.runs:
                     copied[start : start + self.run] = [True] * self.run
             others = [word for word in words if word not in lexicon.persons]
-            known = sum(not self.stems.isdisjoint(lexicon.stems[word]) for word in others)
+            known = len(others) - sum(map(self.stems.isdisjoint, map(lexicon.stems.__getitem__, others)))
             # A question may ask in the message's words.
             mostly = not sentence.question and known >= COPIED_SHARE * len(others)
             everything += [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
@@ -236,6 +238,7 @@ class _Reading:
         self.advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
         lists = (each for s in sentences for each in listed(self.text.clause_ends[s.start : s.end]))
         self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
+        self.hidden = [a or b for a, b in zip(self.void, self.text.quoted, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
         polarity, self.left = load_polarity(), 1.0
@@ -267,8 +270,7 @@ class _Reading:
         lexicon = self.lexicon
         content: dict[str, set[int]] = {}
         for place in range(sentence.start, sentence.end):
-            word = self.text.words[place]
-            if not self.void[place] and lexicon.content[word]:
+            if not self.void[place] and lexicon.content[word := self.text.words[place]]:
                 content.setdefault(word, set()).add(place)
         anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
         matches: list[_Match] = []
@@ -294,8 +296,8 @@ class _Reading:
             return
 
         left = {word for word, places in content.items() if not places <= places_of_stock}
-        self.own.update(lexicon.keys[word] for word in left)
-        self.anchored.update(lexicon.keys[word] for word in left & anchors)
+        self.own.update(map(lexicon.keys.__getitem__, left))
+        self.anchored.update(map(lexicon.keys.__getitem__, left & anchors))
 
     def _standing(self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool) -> list[_Placed]:
         """The entries and stamps found in a sentence and not set aside, with their places and the polarity that the
@@ -307,12 +309,12 @@ class _Reading:
             "question": sentence.question, "statement": not sentence.question, "anchored": anchored,
             "no advice": not self.advises,
         }  # fmt: skip
-        present = {phrase for phrase, _ in phrases}
+        given, present = {name for name, holds in conditions.items() if holds}, {phrase for phrase, _ in phrases}
         kept = []
         for phrase, words in phrases:
             entry = lexicon.entries.get(phrase) or lexicon.stamps.get(phrase)
-            if entry and all(conditions[name] for name in entry.when) and present.isdisjoint(entry.excludes):
-                places, polarity = tuple(sentence.start + place for place in words), entry.polarity
+            if entry and given.issuperset(entry.when) and present.isdisjoint(entry.excludes):
+                places, polarity = tuple(map(sentence.start.__add__, words)), entry.polarity
                 for place in range(places[-1] + 1, min(places[-1] + 1 + NEGATION_REACH, len(ends))):
                     if entry.negation == "keeps" or ends[place - 1]:
                         break
@@ -322,7 +324,7 @@ class _Reading:
                             turns = entry.negation == "turns" and polarity == "support"
                             polarity = "against" if turns else ""
                         break
-                if polarity and not all(self.void[place] or self.text.quoted[place] for place in places):
+                if polarity and not all(map(self.hidden.__getitem__, places)):
                     # More words first, then what speaks against, the stronger, the tighter, the earlier.
                     supports, spread = entry.polarity != "against", places[-1] - places[0]
                     rank = -len(places), supports, -entry.level, spread, places[0], phrase
@@ -334,13 +336,11 @@ class _Reading:
         """Five numbers in 0-1: what the phrases earn for each mechanism, and what is left of what the words do, and of
         their general kindness, which stock phrases have too.
         """
-        factor = self.left * float(np.prod([AGAINST[match.entry.level] for match in self.against]))
+        factor = self.left * prod(AGAINST[match.entry.level] for match in self.against)
         if self.stock:
             carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
             factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
         fits = 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
-        levels = dict.fromkeys(MECHANISMS, 0.0)
-        for match, earned in self.earning:
-            levels[match.entry.mechanism] += earned
-        own = not all(map(max, self.void, self.text.quoted))
-        return [*(factor * fits * level / FULL_LEVELS for level in levels.values()), factor * own, self.left * own]
+        levels = [sum(earned for match, earned in self.earning if match.entry.mechanism == m) for m in MECHANISMS]
+        own = not all(self.hidden)
+        return [*(factor * fits * level / FULL_LEVELS for level in levels), factor * own, self.left * own]

@@ -195,7 +195,8 @@ class Matcher:
         """The numbers of the elements that take a word, and the patterns that may begin with it."""
         found = set(self._words.get(word, ()))
         for length in range(1, min(len(word) - 1, self._longest) + 1):
-            found.update(n for n, refused in self._suffixes.get(word[-length:], ()) if word not in refused)
+            if (ending := word[-length:]) in self._suffixes:
+                found.update(n for n, refused in self._suffixes[ending] if word not in refused)
         return frozenset(found), [pattern for element in found for pattern in self._beginning.get(element, ())]
 
     def _element(self, alternatives: Iterable[str], phrase: str) -> _Element:
@@ -303,7 +304,7 @@ class Polarity:
                 clauses.append([])
         found = [
             phrase
-            for clause in clauses
+            for clause in itertools.filterfalse(self._refusals.telling.isdisjoint, clauses)
             for phrase, places in self._refusals.find(clause)
             if phrase not in self._alone or len(places) == len(clause)
         ]
