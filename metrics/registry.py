@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from bnbench.metrics.core import Metric
-from bnbench.metrics.exceptions import BnbenchError, UsageError
+from bnbench.metrics.exceptions import BnbenchError, InputError, UsageError
 
 _log = logging.getLogger("bnbench")
 
@@ -121,6 +122,17 @@ def get_metric(name: str) -> Metric:
         raise UsageError(f"{make!r} gives {type(metric).__name__}, not a bnbench.metrics.Metric")
     metric.argument = metric.argument or argument
     return metric
+
+
+def distinct(metrics: Iterable[Metric]) -> list[Metric]:
+    """The metrics, each once; `InputError` for two of one name whose signatures differ: names tell results apart."""
+    found = dict[str, Metric]()
+    for metric in metrics:
+        other = found.setdefault(metric.name, metric)
+        if other is not metric and other.signature(0) != metric.signature(0):
+            advice = "name one of them, and make another run for the other"
+            raise InputError(f"{other.spelling} and {metric.spelling}: a run has one {metric.name}; {advice}")
+    return list(found.values())
 
 
 def default_metrics(needs_available: frozenset[str]) -> list[Metric]:

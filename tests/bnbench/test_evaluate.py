@@ -385,6 +385,12 @@ def test_a_default_metric_gives_way_to_the_same_one_with_an_argument():
     assert [m.name for m in parts.metrics] == ["BLEU", "chrF++", "chrF", "combined"]
 
 
+def test_a_metric_that_is_named_twice_is_one():
+    for primary in ("chrF++", "CHRF++:bn1"):
+        chosen = choose_measures(primary, ["chrF++", "chrf++", "chrF++:bn1", "BLEU"])
+        assert ([m.name for m in chosen.metrics], chosen.primary) == (["chrF++", "BLEU"], "chrF++")
+
+
 def test_a_metric_that_nobody_can_give_its_needs_is_refused_before_anything_is_read(tmp_path):
     for changes in ({"metrics": ("perplexity",)}, {"primary": "perplexity"}):
         with pytest.raises(UsageError, match=r"perplexity cannot be computed .*needs likelihoods.*choose from .*chrF"):

@@ -210,8 +210,9 @@ def test_without_references_only_what_needs_none(tmp_path):
         score_files(replies, metrics=["perplexity"])
     with pytest.raises(UsageError, match="did you mean 'ROUGE'"):
         score_files(replies, metrics=["rogue"])
-    with pytest.raises(InputError, match="named twice"):
-        score_files(replies, [replies], metrics=["BLEU", "bleu"])
+    with pytest.raises(InputError, match="BLEU and BLEU:none: a run has one BLEU"):
+        score_files(replies, [replies], metrics=["BLEU", "bleu:none"])
+    assert list(score_files(replies, metrics=["diversity", "Diversity"], quiet=True).results) == ["diversity"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".txt", ".jsonl", ".parquet"])
