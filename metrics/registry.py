@@ -6,7 +6,6 @@ A plug-in is an entry point under the group of its kind whose object is what a b
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from bnbench.metrics.core import Metric
-from bnbench.metrics.exceptions import BnbenchError, InputError, UsageError
+from bnbench.metrics.exceptions import BnbenchError, InputError, UsageError, nearest
 
 _log = logging.getLogger("bnbench")
 
@@ -59,10 +58,8 @@ class Registry:
                 reasons.append(f"the plug-in {point.value} does not load: {type(found).__name__}: {found}")
         if reasons:
             raise self.error(f"there is no usable {self.kind} {name!r}: {'; '.join(reasons)}")
-        names = {known.casefold(): known for known in self.names()}
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"; did you mean {names[near[0]]!r}?" if near else ";"
-        raise self.error(f"there is no {self.kind} {name!r}{hint} known: {', '.join(names.values())}")
+        hint = nearest(name, names := self.names()) or ";"
+        raise self.error(f"there is no {self.kind} {name!r}{hint} known: {', '.join(names)}")
 
     def _load(self, point: metadata.EntryPoint) -> Any:
         try:

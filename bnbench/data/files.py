@@ -7,7 +7,6 @@ read whole. Text files may be gzipped.
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import json
@@ -23,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from bnbench.errors import CorpusError
+from bnbench.errors import CorpusError, nearest
 from bnbench.metrics.exceptions import require
 
 Row = dict[str, Any]
@@ -461,9 +460,8 @@ def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
     """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
     fields = tuple(fields)
     for field in (name for name in columns if name not in fields):
-        near = difflib.get_close_matches(field, fields, n=1, cutoff=0.7)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise CorpusError(f"unknown field {field!r} in the column mapping{hint}: the fields are {', '.join(fields)}")
+        hint = nearest(field, fields) or ";"
+        raise CorpusError(f"unknown field {field!r} in the column mapping{hint} the fields are {', '.join(fields)}")
 
 
 def match_columns(

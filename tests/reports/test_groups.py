@@ -154,7 +154,7 @@ def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
         ("chrF++ is low", "write 'METRIC < base'"),
         ("chrF < base", "there is no metric 'chrF'; did you mean 'chrF\\+\\+'"),
         ("chrF++/f1 < base", "there is no value 'f1'; there are chrF"),
-        ("t5: chrF++ < base", "no candidate 't5'; there are org/b, t4$"),
+        ("t5: chrF++ < base", r"no candidate 't5'; did you mean 't4'\? there are org/b, t4$"),
         ("chrF++ < nan", "nan is never reached; write a number"),
         ("chrF++ < basis", "no candidate 'basis'; did you mean 'base'"),
     ],
