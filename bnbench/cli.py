@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.models import CommandFunctionType
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, RunError, UsageError
@@ -107,6 +108,19 @@ RatingColumns = Annotated[list[str] | None, Option(help="A column of ratings; re
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
 
+class Command(TyperCommand):
+    """A command that refuses what click, which takes the last, would pass over: a second value of one option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The command line as click reads it. Raises UsageError."""
+        given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
+            contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
+            if contradicts and given.count(option) > 1:
+                raise UsageError(f"{'/'.join([*option.opts, *option.secondary_opts])} is given twice: give it once")
+        return super().parse_args(ctx, args)
+
+
 class Commands(TyperGroup):
     """The commands, whose errors become one message on stderr and an exit code, here and nowhere else."""
 
@@ -141,7 +155,15 @@ def _complain(why: str, code: int) -> None:
         echo(told(f"bnbench: {why}"), err=True)
 
 
-app = Typer(
+class Program(Typer):
+    """A Typer of which every command is a `Command`."""
+
+    def command(self, *args: Any, **given: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
+        """Typer's decorator."""
+        return super().command(*args, **{"cls": Command, **given})
+
+
+app = Program(
     name="bnbench",
     cls=Commands,
     no_args_is_help=True,
@@ -151,7 +173,7 @@ app = Typer(
 )
 
 
-human = Typer(no_args_is_help=True, help="Let people rate a finished run, blind: forms, ratings, agreement, a plan.")
+human = Program(no_args_is_help=True, help="Let people rate a finished run, blind: forms, ratings, agreement, a plan.")
 app.add_typer(human, name="human")
 
 
@@ -198,11 +220,14 @@ def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
-    pairs = [item.partition("=") for item in items or []]
-    for item in pairs:
-        if not all(item):
-            raise UsageError(f"{flag} {''.join(item)}: write it as {form}")
-    return {left: right for left, _, right in pairs}
+    found = dict[str, str]()
+    for item in items or ():
+        left, sign, right = item.partition("=")
+        if not (left and sign and right):
+            raise UsageError(f"{flag} {item}: write it as {form}")
+        if found.setdefault(left, right) != right:
+            raise UsageError(f"{flag} {item}: {left}={found[left]} is given too; give it once")
+    return found
 
 
 @app.command("evaluate")
