@@ -295,7 +295,11 @@ def evaluate(request: EvaluationRequest) -> Path:
         with ThreadPoolExecutor(1) as aside:
             given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
-            record, ahead = _generate(work, plan[start:], record, aside)
+            try:
+                record, ahead = _generate(work, plan[start:], record, aside)
+            except BaseException:
+                aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
+                raise
         generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
         texts = _texts(work, generations)
         if request.judge:  # scoring only looks its ratings up
