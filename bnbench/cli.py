@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.models import CommandFunctionType
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, RunError, UsageError
@@ -92,6 +93,7 @@ DATASET_ID = "owner/name of the run's data on the hub, with @revision, #task."
 DatasetId = Annotated[str | None, Option(help=DATASET_ID)]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
 GROUP = "NAME=A,B,C: candidates that differ in their training seed alone rank as one; may be repeated."
+Overwrite = Annotated[bool, Option("--overwrite", help="Start anew in a folder that holds another run.")]
 Groups = Annotated[list[str] | None, Option(help=GROUP)]
 FAIL_IF = (
     "'METRIC < base', a number or another candidate instead; CANDIDATE: in front for one of them. Exit code 4 where it "
@@ -105,6 +107,19 @@ JudgeAddress = Annotated[str | None, Option("--judge", help=JUDGE)]
 JudgeLanguage = Annotated[str, Option(help="Of its rubric: bn or en.")]
 RatingColumns = Annotated[list[str] | None, Option(help="A column of ratings; repeated: their mean counts.")]
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
+
+
+class Command(TyperCommand):
+    """A command that refuses what click, which takes the last, would pass over: a second value of one option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The command line as click reads it. Raises UsageError."""
+        given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
+            contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
+            if contradicts and given.count(option) > 1:
+                raise UsageError(f"{'/'.join([*option.opts, *option.secondary_opts])} is given twice: give it once")
+        return super().parse_args(ctx, args)
 
 
 class Commands(TyperGroup):
@@ -141,7 +156,15 @@ def _complain(why: str, code: int) -> None:
         echo(told(f"bnbench: {why}"), err=True)
 
 
-app = Typer(
+class Program(Typer):
+    """A Typer of which every command is a `Command`."""
+
+    def command(self, *args: Any, **given: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
+        """Typer's decorator."""
+        return super().command(*args, **{"cls": Command, **given})
+
+
+app = Program(
     name="bnbench",
     cls=Commands,
     no_args_is_help=True,
@@ -151,7 +174,7 @@ app = Typer(
 )
 
 
-human = Typer(no_args_is_help=True, help="Let people rate a finished run, blind: forms, ratings, agreement, a plan.")
+human = Program(no_args_is_help=True, help="Let people rate a finished run, blind: forms, ratings, agreement, a plan.")
 app.add_typer(human, name="human")
 
 
@@ -198,11 +221,14 @@ def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
-    pairs = [item.partition("=") for item in items or []]
-    for item in pairs:
-        if not all(item):
-            raise UsageError(f"{flag} {''.join(item)}: write it as {form}")
-    return {left: right for left, _, right in pairs}
+    found = dict[str, str]()
+    for item in items or ():
+        left, sign, right = item.partition("=")
+        if not (left and sign and right):
+            raise UsageError(f"{flag} {item}: write it as {form}")
+        if found.setdefault(left, right) != right:
+            raise UsageError(f"{flag} {item}: {left}={found[left]} is given too; give it once")
+    return found
 
 
 @app.command("evaluate")
@@ -245,7 +271,7 @@ def evaluate_command(
     four_bit: FourBit = None,
     device: Device = None,
     seed: Seed = 42,
-    overwrite: Annotated[bool, Option("--overwrite", help="Start anew in a folder that holds another run.")] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: Trust = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -459,6 +485,7 @@ def report_command(
 def compare_command(
     runs: Annotated[list[Path], Argument(help="Run folders over the same items, or pages: their report.html.")],
     out: Annotated[Path, Option(help="Folder of the common report.")] = Path("runs/compare"),
+    overwrite: Overwrite = False,
     group: Groups = None,
     fail_if: FailIf = None,
     audit: Audit = None,
@@ -478,7 +505,7 @@ def compare_command(
     groups = _groups(group) if group else None
     _report(
         runs, out, as_json, audit, groups=groups, fail_if=fail_if, lang=lang, exports=export or (),
-        dataset_id=dataset_id,
+        dataset_id=dataset_id, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -494,9 +521,26 @@ def _report(
     lang: str = "en",
     exports: Sequence[str] = (),
     dataset_id: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     from bnbench.records import read_run, unpack
-    from bnbench.reports import write_report
+    from bnbench.reports import Report, write_report
+
+    written = list[str]()
+    if exports:
+        from bnbench.reports.exports import Dataset, check_exports, export
+
+        place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
+        check_exports(exports, dataset)
+    if forest:
+        from bnbench.reports.render import check_forest, write_forest
+
+        check_forest(forest)
+
+    def more(report: Report) -> None:
+        if forest:
+            write_forest(report.ranking, forest, report.say)
+        written.extend(str(export(report.ranking, wanted, place, dataset)) for wanted in exports)
 
     with TemporaryDirectory() as room:
         places: dict[Path, Path] = {}
@@ -505,8 +549,10 @@ def _report(
             places |= dict.fromkeys(unpack(path, Path(room, str(at))) if is_page else [path], path)
         try:
             runs = [read_run(place) for place in places]
-            asked: dict[str, Any] = {"audits": audits, "primary": primary, "groups": groups, "fail_if": fail_if or ()}
-            report = write_report(runs, out or folders[0], lang=lang, **asked)
+            report = write_report(
+                runs, out or folders[0], audits=audits, primary=primary, groups=groups, fail_if=fail_if or (),
+                lang=lang, overwrite=overwrite, also=more,
+            )  # fmt: skip
         except RunError as error:  # nobody knows where the runs of a page lay
             told = str(error)
             for place, path in places.items():
@@ -514,17 +560,7 @@ def _report(
             error.args = (told,)
             raise
     ranking = report.ranking
-    if forest:
-        from bnbench.reports.render import write_forest
-
-        write_forest(ranking, forest, report.say)
-    written = [str(report.html)]
-    if exports:
-        from bnbench.reports.exports import Dataset, export
-
-        place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
-        written += [str(export(ranking, wanted, place, dataset)) for wanted in exports]
-    _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", *written)))
+    _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", str(report.html), *written)))
     if report.gates:
         from bnbench.reports.gates import failures
 

@@ -4,11 +4,11 @@ The command line exits with the error's `exit_code`: 2 where what was asked for 
 command fails again; 1 where the work, a server or the machine failed; 3 partial (all is kept).
 """
 
-from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, require
+from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, nearest, require
 
 __all__ = [
     "BnbenchError", "CandidateError", "CorpusError", "EndpointError", "InputError", "MissingExtraError",
-    "PartialRunError", "PromptError", "RecipeError", "RunError", "TrainingError", "UsageError", "require",
+    "PartialRunError", "PromptError", "RecipeError", "RunError", "TrainingError", "UsageError", "nearest", "require",
 ]  # fmt: skip
 
 

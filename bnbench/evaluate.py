@@ -18,7 +18,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import FloatArray, Metric, Texts, statistics
-from bnbench.metrics.registry import DEFAULT, get_metric
+from bnbench.metrics.registry import DEFAULT, distinct, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
 from bnbench.models.decoding import Decoding
@@ -193,8 +192,8 @@ def choose_measures(
 ) -> Measures:
     """The metrics that are named, or the default ones, those of the judge, the primary one, and the combined score's.
 
-    Raises UsageError for an unknown name (with the nearest), two metrics of one name, a judge's metric without it, and
-    a combined score that ranks without weights or has a part of which lower is better.
+    Raises UsageError for an unknown name (with the nearest), two metrics as `distinct`, a judge's metric without it,
+    and a combined score that ranks without weights or has a part of which lower is better.
     """
     asked = [get_metric(name) for name in names]
     usual = (*(asked or map(get_metric, DEFAULT)), *(judge.metrics if judge else ()))
@@ -214,12 +213,7 @@ def choose_measures(
     if ranks_by_combined and COMBINED not in chosen:
         raise UsageError(f"--primary {primary}: declare its weights, --combine METRIC=WEIGHT,METRIC=WEIGHT")
     primary = COMBINED if ranks_by_combined else found[-1].name
-    for one, other in combinations(asked, 2):
-        if one.name == other.name:
-            raise UsageError(
-                f"{one.spelling} and {other.spelling}: a run has one {one.name}; name one of them, and make another "
-                "run for the other"
-            )
+    distinct(asked)
     for metric in chosen.values():
         if getattr(metric, "judge", judge) is not judge:
             raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
@@ -301,7 +295,11 @@ def evaluate(request: EvaluationRequest) -> Path:
         with ThreadPoolExecutor(1) as aside:
             given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
-            record, ahead = _generate(work, plan[start:], record, aside)
+            try:
+                record, ahead = _generate(work, plan[start:], record, aside)
+            except BaseException:
+                aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
+                raise
         generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
         texts = _texts(work, generations)
         if request.judge:  # scoring only looks its ratings up

@@ -64,6 +64,7 @@ class Judge:
         self.pairs, self.quiet = pairs, quiet
         self._said: dict[str, Answer] = {}
         self._path: Path | None = None
+        self._is_met = False
 
     @property
     def metrics(self) -> list[Judged]:
@@ -83,10 +84,14 @@ class Judge:
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """What the judge says to each question; only what it was not asked before goes out.
 
-        Raises EndpointError where the server cannot be had, or nothing that it says can be used.
+        Raises EndpointError where the server cannot be had, or nothing that it says can be used, and CandidateError
+        where it serves another model.
         """
         asked = {self._key(question): question for question in questions}
         new, client = [key for key in asked if key not in self._said], Client(self._urls, self.model)
+        if new and not self._is_met:
+            client.owner()  # one that is not there is known at once, and one that goes away is waited for
+            self._is_met = True
         with Stage("judge", len(new), quiet=self.quiet or not new) as progress:
             for start in range(0, len(new), MOST_AT_ONCE):
                 window = new[start : start + MOST_AT_ONCE]

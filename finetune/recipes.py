@@ -12,15 +12,13 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from rapidfuzz import fuzz, process
-
-from bnbench.errors import RecipeError
+from bnbench.errors import RecipeError, nearest
 from bnbench.metrics.exceptions import read_small
 from bnbench.metrics.registry import Registry
 from bnbench.models.loading import Quantisation
@@ -260,16 +258,10 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
                 owners = [other for other in TUNERS.built_in if key in get_tuner(other).keys]
                 if owners:
                     raise RecipeError(f'{key} is {value}, and only the tuner "{owners[0]}" has one (this is "{name}")')
-                raise RecipeError(f"unknown key {key!r}{nearest(key, tuple(kinds))}")
+                hint = nearest(ALSO_CALLED.get(key, key), kinds) or f"; known: {', '.join(kinds)}"
+                raise RecipeError(f"unknown key {key!r}{hint}")
             is_listing = kinds[key] == tuple[str, ...] and isinstance(value, str)
             found[key] = typed(kinds[key], [p.strip() for p in value.split(",")] if is_listing else value, key)
         return Recipe(own={key: found.pop(key) for key in tuner.keys if key in found}, **found)
     except (RecipeError, ValueError) as error:
         raise RecipeError(f"recipe {where}: {error}") from None
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'epochs'?`, the end of a message about an unknown word."""
-    synonym = ALSO_CALLED.get(word)
-    best = synonym if synonym in known else process.extractOne(word, known, scorer=fuzz.ratio)[0]
-    return f"; did you mean {best!r}?"

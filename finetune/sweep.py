@@ -50,6 +50,8 @@ def sweep(
     """
     if processes.count() > 1:
         raise RecipeError("--sweep trains one after another in one process: start it without a launcher")
+    if both := sorted(overrides.keys() & grid[0].keys()):
+        raise RecipeError(f"--set and --sweep both have {', '.join(both)}: leave it to --sweep")
     end = time.monotonic() + parse_duration(stop_after) if stop_after else None
     names = [slug("-".join(f"{key}-{value}" for key, value in settings.items())) for settings in grid]
     common = {"split_sizes": split_sizes, "command": command, **given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from multiprocessing import parent_process
 from threading import Thread
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bnbench.metrics.core import FloatArray, Metric, Progress, Result, Texts, statistics
 from bnbench.metrics.exceptions import BnbenchError, InputError
-from bnbench.metrics.registry import default_metrics, get_metric
+from bnbench.metrics.registry import default_metrics, distinct, get_metric
 from bnbench.metrics.significance import BLOCKS
 
 
@@ -122,8 +122,4 @@ def _begin_worker() -> None:
 def _named(metrics: Sequence[str | Metric]) -> list[Metric]:
     if isinstance(metrics, str):
         raise InputError(f"metrics is one string; give a list: [{metrics!r}]")
-    chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
-    for name, times in Counter(metric.name for metric in chosen).items():
-        if times > 1:
-            raise InputError(f"the metric {name!r} is named twice: results are told apart by name")
-    return chosen
+    return distinct(get_metric(metric) if isinstance(metric, str) else metric for metric in metrics)

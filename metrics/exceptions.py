@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ def require(module: str, *, extra: str, by: str = "") -> Any:
             raise  # it is there, but something that it needs is not
         what = f"{by} needs {package}" if by else f"{module} is not installed"
         raise MissingExtraError(f'{what}: pip install "bnbench[{extra}]"') from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'epochs'?` after an unknown word, capitals aside; empty where none of the known is near."""
+    import difflib  # for a message only
+
+    names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), names, n=1, cutoff=0.6 if len(word) > 2 else 0.5)  # t5 is near t4
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def read_small(path: str | Path) -> bytes:

@@ -16,7 +16,6 @@ therefore keeps its `.`; words that often end sentences (এল, কি, সে,
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Collection
@@ -28,7 +27,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import regex
 
-from bnbench.metrics.exceptions import InputError, UsageError, require
+from bnbench.metrics.exceptions import InputError, UsageError, nearest, require
 
 Made = TypeVar("Made")
 
@@ -228,8 +227,7 @@ class Normalizer:
             raise UsageError(f"no normalisation profile {self.profile!r}; there are {', '.join(PROFILES)}")
         for name in sorted(self.off):
             if self.profile != "bn1" or name not in RULE_NAMES:
-                near = difflib.get_close_matches(name, RULE_NAMES, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; {self.profile} has: {', '.join(RULE_NAMES)}"
+                hint = nearest(name, RULE_NAMES) or f"; {self.profile} has: {', '.join(RULE_NAMES)}"
                 raise UsageError(f"{self.profile} has no rule {name!r} to switch off{hint}")
 
     @property

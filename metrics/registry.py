@@ -6,15 +6,15 @@ A plug-in is an entry point under the group of its kind whose object is what a b
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from bnbench.metrics.core import Metric
-from bnbench.metrics.exceptions import BnbenchError, UsageError
+from bnbench.metrics.exceptions import BnbenchError, InputError, UsageError, nearest
 
 _log = logging.getLogger("bnbench")
 
@@ -58,10 +58,8 @@ class Registry:
                 reasons.append(f"the plug-in {point.value} does not load: {type(found).__name__}: {found}")
         if reasons:
             raise self.error(f"there is no usable {self.kind} {name!r}: {'; '.join(reasons)}")
-        names = {known.casefold(): known for known in self.names()}
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"; did you mean {names[near[0]]!r}?" if near else ";"
-        raise self.error(f"there is no {self.kind} {name!r}{hint} known: {', '.join(names.values())}")
+        hint = nearest(name, names := self.names()) or ";"
+        raise self.error(f"there is no {self.kind} {name!r}{hint} known: {', '.join(names)}")
 
     def _load(self, point: metadata.EntryPoint) -> Any:
         try:
@@ -121,6 +119,17 @@ def get_metric(name: str) -> Metric:
         raise UsageError(f"{make!r} gives {type(metric).__name__}, not a bnbench.metrics.Metric")
     metric.argument = metric.argument or argument
     return metric
+
+
+def distinct(metrics: Iterable[Metric]) -> list[Metric]:
+    """The metrics, each once; `InputError` for two of one name whose signatures differ: names tell results apart."""
+    found = dict[str, Metric]()
+    for metric in metrics:
+        other = found.setdefault(metric.name, metric)
+        if other is not metric and other.signature(0) != metric.signature(0):
+            advice = "name one of them, and make another run for the other"
+            raise InputError(f"{other.spelling} and {metric.spelling}: a run has one {metric.name}; {advice}")
+    return list(found.values())
 
 
 def default_metrics(needs_available: frozenset[str]) -> list[Metric]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
@@ -50,11 +50,21 @@ class Dataset(NamedTuple):
         raise UsageError(f"--dataset-id {text}: write it as owner/name[@revision][#task]")
 
 
+def check_exports(wanted: Sequence[str], dataset: Dataset | None) -> None:
+    """UsageError for a `FORMAT[=PATH]` of no known format, or that lacks a data set or a package."""
+    for kind in (one.partition("=")[0] for one in wanted):
+        if kind not in FORMATS:
+            raise UsageError(f"--export {kind}: no such format; there are {', '.join(FORMATS)}")
+        if kind == "eval-results" and not dataset:
+            raise UsageError("--export eval-results: name the benchmark on the hub with --dataset-id owner/name#task")
+        if kind in ("model-index", "eval-results"):
+            require("huggingface_hub", extra="models")
+
+
 def export(ranking: Ranking, wanted: str, folder: Path, dataset: Dataset | None = None) -> Path:
-    """Writes `FORMAT[=PATH]`, by default under `folder`, and returns where that is; UsageError for another format."""
+    """Writes `FORMAT[=PATH]`, by default under `folder`, and returns where that is; raises as `check_exports`."""
+    check_exports([wanted], dataset)
     kind, _, path = wanted.partition("=")
-    if kind not in FORMATS:
-        raise UsageError(f"--export {kind}: no such format; there are {', '.join(FORMATS)}")
     name, write = FORMATS[kind]
     place = Path(path) if path else folder / name
     for file, text in write(ranking, dataset).items():
@@ -371,8 +381,7 @@ def eval_results(ranking: Ranking, standing: Standing, dataset: Dataset, repo: s
 
 def leaderboard(ranking: Ranking, dataset: Dataset | None) -> Files:
     """`.eval_results` of each candidate, in a folder that can be uploaded to its repository."""
-    if dataset is None:
-        raise UsageError("--export eval-results: name the benchmark on the hub with --dataset-id owner/name#task")
+    assert dataset  # by check_exports
     at = ".eval_results/bnbench.yaml"
     return {f"{slug(s.candidate)}/{at}": eval_results(ranking, s, dataset, None) for s in ranking.standings}
 

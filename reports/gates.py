@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from bnbench.errors import UsageError
+from bnbench.errors import UsageError, nearest
 from bnbench.reports.ranking import Ranking, compare
 from bnbench.reports.values import name, number, value_of
 
@@ -67,9 +66,8 @@ def parse_gates(
                 instead = f"name a candidate ({', '.join(known)}) or a number"
                 raise UsageError(f"--fail-if {text!r}: this run has no base; {instead}")
             if isinstance(asked, str) and asked and asked not in known:
-                near = difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
-                hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-                raise UsageError(f"--fail-if {text!r}: there is no {what} {asked!r}; {hint} {', '.join(known)}")
+                hint = f"{nearest(asked, known) or ';'} there are {', '.join(known)}"
+                raise UsageError(f"--fail-if {text!r}: there is no {what} {asked!r}{hint}")
         other = limit if limit in candidates else base
         if isinstance(limit, str) and set([who] if who else candidates) <= {other}:
             raise UsageError(f"--fail-if {text!r}: it compares {other} with itself alone; name another, or a number")

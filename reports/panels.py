@@ -456,11 +456,11 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     asked = "A rater was shown two replies and said which is better."
     told += asked if found.by_pairs else "A reply wins where the same rater gave it the higher overall rating."
     tables.append(Table(columns, rows, "What people gave: means, 1–5, and wins, %", notes=(told,), breaks_at=4))
-    rows = [[metric, _estimate(of), number(whole)] for metric, (of, whole) in found.metrics.items()]
+    rows = [[value_of(ranking, m).label, _estimate(of), number(whole)] for m, (of, whole) in found.metrics.items()]
     columns = [Column("metric", "text"), Column("τ over replies"), Column("τ over candidates")]
     has_none = any(of.value != of.value for of, _ in found.metrics.values())
     why = ["–: the metric or people make no difference between the replies."] if has_none else []
-    caption = "Metrics against people: Kendall’s τ with human-overall, 1 is agreement"
+    caption = "Metrics against people: Kendall’s τ with human overall, 1 is agreement"
     tables.append(Table(columns, rows, caption, notes=tuple(why)))
     # The page has no captions over its tables.
     blocks = [block for table in tables for block in (Sentences((table.caption,), "heading", Pen.HTML), table)]

@@ -301,7 +301,7 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
     A name that stands for two different candidates gets its run's name added.
 
     A candidate of a later run is the same when identity (`key_fields`) and decoding are. Raises RunError where there
-    are no runs, they are not over the same items, or a metric has another signature in one of them.
+    are no runs, one stands twice, they are not over the same items, or a metric has another signature in one of them.
     """
     if not runs:
         raise RunError("nothing to report: name at least one run folder")
@@ -309,7 +309,10 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
     entries: dict[str, Entry] = {}
     known: dict[str, str] = {}  # identity -> the name by which it stands
     called: list[dict[str, str]] = []
-    for run in runs:
+    for at, run in enumerate(runs):
+        # Its page holds the same run as its folder, and so does a copy.
+        if twin := next((one for one in runs[:at] if one.record == run.record), None):
+            raise RunError(f"{run.path} holds the same run as {twin.path}; it cannot be compared with itself")
         ours, theirs = ({e["id"]: e for e in each.examples} for each in (run, runs[0]))
         both = f"{run.path} ({len(ours)} items) and {runs[0].path} ({len(theirs)} items) cannot be compared"
         if list(ours) != list(theirs):

@@ -24,7 +24,7 @@ from rich.cells import cell_len
 
 from bnbench import __version__
 from bnbench.data.files import inert
-from bnbench.errors import UsageError
+from bnbench.errors import RunError, UsageError, require
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
@@ -98,15 +98,25 @@ def write_report(
     groups: Mapping[str, Sequence[str]] | None = None,
     fail_if: Sequence[str] = (),
     lang: str = "en",
+    overwrite: bool = False,
+    also: Callable[[Report], object] | None = None,
 ) -> Report:
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
     of the declared metric, `groups` are those of `rank`, `fail_if` the texts of gates; `lang` is what people read it
-    in, en or bn. Raises as `rank`, `parse_gates` and `language` do, before anything is written.
+    in, en or bn. A folder that is none of the runs' gets runs.json, which says whose report it has: one with a run, or
+    a report on other runs, is refused by a RunError unless `overwrite`. `also` writes more while the folder is locked.
+    Raises as `rank`, `parse_gates` and `language` do, before anything is written.
     """
     say = str if lang == "en" else language(lang)
     with alone(folder):
+        held = json.dumps(sorted((run.record.created, run.record.name) for run in runs), ensure_ascii=False) + "\n"
+        is_own, path = folder in [run.path for run in runs], folder / "runs.json"
+        taken = [name for name in ("run.json", "ranking.json", "report.html") if (folder / name).exists()]
+        if taken and not (is_own or overwrite or (path.is_file() and path.read_text(encoding="utf-8") == held)):
+            what = "a run" if taken[0] == "run.json" else "a report on other runs"
+            raise RunError(f"{folder} holds {what}. Name another --out, or start anew with --overwrite")
         ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
         kinds = {e.name: e.record.kind for e in ranking.entries}
         gates = parse_gates(fail_if, ranking.values, kinds) if fail_if else ()
@@ -115,16 +125,27 @@ def write_report(
             "ranking.csv": ranking_csv(ranking),
             "report.md": report_md(ranking, say),
             "report.html": report_html(ranking, say),
+            **({} if is_own else {"runs.json": held}),
         }
         for file, text in files.items():
             write_text(folder / file, storable(text))
-    return Report(ranking, folder / "report.html", say, gates)
+        report = Report(ranking, folder / "report.html", say, gates)
+        if also:
+            also(report)
+    return report
+
+
+def check_forest(path: Path) -> None:
+    """UsageError for a forest plot that is neither .svg nor .png, or a PNG that nothing here can make."""
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
+    if path.suffix == ".png":
+        require("resvg_py", extra="plot")
 
 
 def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
-    """Writes the ranking on the primary value as a forest plot, .svg or .png; UsageError for another ending."""
-    if path.suffix not in (".svg", ".png"):
-        raise UsageError(f"--forest {path}: name a file that ends in .svg or .png")
+    """Writes the ranking on the primary value as a forest plot, .svg or .png; raises as `check_forest`."""
+    check_forest(path)
     value, rows = value_of(ranking), []
     for s in ranking.standings:
         score = s.scores[0]

@@ -87,6 +87,8 @@ def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict
         return said
     who, labels, told = standing.candidate, {m: value_of(ranking, m).label for m in ranking.values}, list[str]()
     lost = {metric: ranking.unpassed(who, metric) for metric in labels}
+    if sum(bool(s.versus_base) for s in ranking.standings) > 1 and standing is subject(ranking):
+        told.append(f"Held against the yardsticks is {name(who)}, the best-ranked of those compared.")
     for better, way in ((False, "below"), (None, "not to be told from")):
         if these := [c.other for c in lost[ranking.primary] if c.better is better]:
             told.append(f"In {labels[ranking.primary]}, {name(who)} is {way} {listed(these)}.")

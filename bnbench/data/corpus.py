@@ -6,7 +6,6 @@ load → repair → clean → filter by tokens → split(seed) → Example(id, t
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ import regex
 
 from bnbench.data import files
 from bnbench.data.chat import TURNS, plain_rows, without_thoughts
-from bnbench.errors import CorpusError
+from bnbench.errors import CorpusError, nearest
 from bnbench.metrics.normalization import normalize
 
 SPLITS = ("train", "validation", "test")
@@ -301,8 +300,7 @@ def load_corpus(
 def check_split(split: str) -> None:
     """Raises CorpusError, with the nearest name, for what is no split."""
     if split not in (names := (*SPLITS, "all")):
-        near = difflib.get_close_matches(split, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f": choose one of {', '.join(SPLITS)} or all"
+        hint = nearest(split, names) or f": choose one of {', '.join(SPLITS)} or all"
         raise CorpusError(f"there is no split {split!r}{hint}")
 
 

@@ -7,7 +7,6 @@ read whole. Text files may be gzipped.
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import io
 import json
@@ -23,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from bnbench.errors import CorpusError
+from bnbench.errors import CorpusError, nearest
 from bnbench.metrics.exceptions import require
 
 Row = dict[str, Any]
@@ -247,6 +246,18 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object. Raises KeyError for a key that stands twice, of which Python would take the last in silence."""
+    if len(found := dict(pairs)) < len(pairs):
+        key = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        values = " and ".join(f"{value!r:.40}" for other, value in pairs if other == key)
+        raise KeyError(f"the key {key!r} stands twice in one object, with {values}; leave one")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
     hint, is_list = "each line must hold one whole object, {…}, without a list around them", False
     with _text(path, "\n") as lines:
@@ -263,7 +274,9 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
                 continue
             where = f"{path}" if is_list else f"{path}, line {number}"
             try:
-                value = json.loads(text)
+                value = _DECODER.decode(text)
+            except KeyError as error:
+                raise CorpusError(f"{where}: {error.args[0]}") from None
             except (ValueError, RecursionError) as error:
                 why = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
                 raise CorpusError(f"{where}: not JSON ({why}); {hint}") from None
@@ -461,9 +474,8 @@ def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
     """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
     fields = tuple(fields)
     for field in (name for name in columns if name not in fields):
-        near = difflib.get_close_matches(field, fields, n=1, cutoff=0.7)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise CorpusError(f"unknown field {field!r} in the column mapping{hint}: the fields are {', '.join(fields)}")
+        hint = nearest(field, fields) or ";"
+        raise CorpusError(f"unknown field {field!r} in the column mapping{hint} the fields are {', '.join(fields)}")
 
 
 def match_columns(

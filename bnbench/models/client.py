@@ -7,6 +7,7 @@ because redirects are not followed.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import logging
 import os
@@ -15,9 +16,10 @@ import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from bnbench.errors import EndpointError, UsageError, require
+from bnbench.errors import CandidateError, EndpointError, UsageError, require
 
 KEYS = ("BNBENCH_API_KEY", "OPENAI_API_KEY")
 MOST_BYTES = 16 * 2**20  # of one answer: the log-probabilities of 4,096 tokens are 1 MB
@@ -113,6 +115,19 @@ class Client:
             return found
 
         return _run(ask())
+
+    def owner(self) -> str:
+        """Whose server serves the model: the first question to it, without patience, as `models` asks.
+
+        Raises CandidateError where one does not serve it, with what it serves, the nearest name first.
+        """
+        listed = self.models()
+        for server, names in zip(self._servers, listed, strict=True):
+            # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
+            if names and self.model not in names and not Path(self.model).is_dir():
+                near = self.words(", ".join(difflib.get_close_matches(self.model, names, n=12, cutoff=0.0)))
+                raise CandidateError(f"{server.url} serves no model {self.model!r}; it has {near}")
+        return listed[0].get(self.model, "")
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request, as `map` gets it."""

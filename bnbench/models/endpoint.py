@@ -7,16 +7,14 @@ for one token, and is part of the run's identity; where a server runs is not, so
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from bnbench.errors import CandidateError, EndpointError, UsageError
+from bnbench.errors import EndpointError, UsageError
 from bnbench.models.backend import Backend, BackendOptions, Reply
 from bnbench.models.candidates import Candidate, parse_spec
 from bnbench.models.client import MOST_AT_ONCE, Client
@@ -111,7 +109,7 @@ class EndpointBackend(Backend):
                 system, template = options.format_of(name)
                 told[name] = Prompter.load(files, system=system, template=template, trust_remote_code=trust)
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
-        owners = {c.name: _owner(clients[c.name], c) for c in candidates}
+        owners = {name: client.owner() for name, client in clients.items()}
         self._served = {name: self._find_out(name, clients[name], told.get(name), own) for name, own in owners.items()}
         for name, one in self._served.items():
             self.prompters[name] = one.prompter
@@ -200,17 +198,6 @@ class EndpointBackend(Backend):
         if not all(found):
             raise EndpointError(f"{candidate.location}: its server gave log-probabilities, and gives none any more")
         return [-sum(row[start:]) for row, start in zip(found, starts, strict=True)]
-
-
-def _owner(client: Client, candidate: Candidate) -> str:
-    """Whose server serves the model; CandidateError where one does not, with what it serves, the nearest name first."""
-    listed = client.models()
-    for url, names in zip(candidate.urls, listed, strict=True):
-        # `transformers serve FOLDER` lists what is in the hub cache, and not what it serves.
-        if names and client.model not in names and not Path(client.model).is_dir():
-            near = difflib.get_close_matches(client.model, names, n=12, cutoff=0.0)
-            raise CandidateError(f"{url} serves no model {client.model!r}; it has {client.words(', '.join(near))}")
-    return listed[0].get(client.model, "")
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bnbench.errors import RecipeError, require
+from bnbench.errors import RecipeError, nearest, require
 from bnbench.finetune.engine import processes
-from bnbench.finetune.recipes import ALL_LINEAR, Recipe, nearest
+from bnbench.finetune.recipes import ALL_LINEAR, Recipe
 from bnbench.finetune.tuners.base import Job, Outcome, Tuner
 from bnbench.models import loading
 from bnbench.models.hub import ModelFiles, with_weights
@@ -204,7 +204,7 @@ def adapt(model: Any, recipe: Recipe, *, low_cpu_mem_usage: bool = False) -> Any
             raise RecipeError(f"recipe {recipe.name}: {why}") from None
     usual = [name for name in USUAL.get(model.config.model_type, ()) if name in ends]
     instead = f"--set targets={','.join(usual)} as PEFT does, or " if usual else ""
-    why = f"targets names {unknown[0]!r}, which the base has not{nearest(unknown[0], ends)}"
+    why = f"targets names {unknown[0]!r}, which the base has not{nearest(unknown[0], ends) or '.'}"
     raise RecipeError(f"recipe {recipe.name}: {why} It has {', '.join(ends)}: {instead}--set targets={ALL_LINEAR}")
 
 

@@ -23,7 +23,7 @@ from bnbench.metrics.empathy.keyword import KeywordEmpathy
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.labelled import EMPATHIC, LabelledSet, labelled_set, replies_to_audit
 from bnbench.metrics.original import semantic_scores
-from bnbench.metrics.registry import get_metric
+from bnbench.metrics.registry import distinct, get_metric
 from bnbench.metrics.significance import bootstrap, resampled_sums
 from bnbench.metrics.tokenization import is_word, tokenize
 
@@ -52,7 +52,7 @@ def audits(
     `half` is "development", "held-out" or, for all, None; of the shipped set None is the held-out half. Raises as
     `audit` and `read_labelled` do, before anything is scored.
     """
-    chosen = [get_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
+    chosen = distinct(get_metric(metric) if isinstance(metric, str) else metric for metric in metrics)
     labelled = replies_to_audit(data, half)
     for metric in chosen:
         check_auditable(metric, labelled)

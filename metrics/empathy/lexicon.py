@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnbench.metrics.empathy import MECHANISMS
-from bnbench.metrics.exceptions import UsageError, read_small
+from bnbench.metrics.exceptions import UsageError, nearest, read_small
 from bnbench.metrics.normalization import Memo, normalize
 from bnbench.metrics.tokenization import is_word, tokenize
 
@@ -205,7 +205,7 @@ class Matcher:
         def named(table: str, name: str) -> tuple[str, ...]:
             known = self._tables[table]
             if name not in known:
-                raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{_nearest(name, known)}")
+                raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{nearest(name, known)}")
             return known[name]
 
         def literal(text: str) -> str:
@@ -252,7 +252,7 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
     """
     name, names = str(name_or_path), sorted(path.stem for path in _FOLDER.glob("*.toml"))
     if "/" not in name and not name.endswith(".toml") and name not in names:
-        raise UsageError(f"no lexicon {name!r}{_nearest(name, names)}; known: {', '.join(names)}, or a .toml file")
+        raise UsageError(f"no lexicon {name!r}{nearest(name, names) or ';'} known: {', '.join(names)}, or a .toml file")
     try:
         file = _FOLDER / f"{name}.toml" if name in names else Path(name)
         raw = read_small(file)
@@ -326,11 +326,11 @@ def _checked(table: Mapping[str, Any], schema: Mapping[str, Any], place: str = "
 
     def among(value: object, known: Collection[object]) -> str:
         names = [str(each).lower() if isinstance(each, bool) else str(each) for each in known]
-        return f"{value!r}{_nearest(str(value), names)}; use {', '.join(names)}"
+        return f"{value!r}{nearest(str(value), names) or ';'} use {', '.join(names)}"
 
     for key in table:
         if key not in schema:
-            raise UsageError(f"{place}unknown key {key!r}{_nearest(key, schema)}; known: {', '.join(schema)}")
+            raise UsageError(f"{place}unknown key {key!r}{nearest(key, schema) or ';'} known: {', '.join(schema)}")
     found: dict[str, Any] = {}
     for key, kind in schema.items():
         value = table.get(key, _DEFAULTS.get(key))
@@ -350,10 +350,3 @@ def _checked(table: Mapping[str, Any], schema: Mapping[str, Any], place: str = "
             raise UsageError(f"{place}{key} is {among(value, kind)}")  # to Python, true is 1
         found[key] = value
     return found
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    import difflib  # for a message only
-
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

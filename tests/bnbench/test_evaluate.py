@@ -20,7 +20,7 @@ from bnbench.cli import app
 from bnbench.data.corpus import load_corpus
 from bnbench.errors import PartialRunError, RunError, UsageError
 from bnbench.evaluate import EvaluationRequest, _test_rows, choose_measures, evaluate
-from bnbench.models import Backend, Reply
+from bnbench.models import Backend, Reply, recorded
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.records import read_run
@@ -197,6 +197,26 @@ def test_a_combined_score_is_declared_once(tmp_path):
         with pytest.raises(RunError, match=says):
             evaluate(asked(**changes))
     assert read_run(evaluate(asked(overwrite=True, primary="combined"))).record.primary_metric == "combined"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("the disk fell off the bus"), KeyboardInterrupt()])
+def test_a_failure_does_not_wait_for_scoring_that_has_not_begun(failure, tmp_path, monkeypatch):
+    original, counted = recorded.RecordedReplies.generate, []
+
+    def failing(self, candidate, *args):
+        if candidate.name == "b":
+            raise failure
+        return original(self, candidate, *args)
+
+    monkeypatch.setattr(recorded.RecordedReplies, "generate", failing)
+    monkeypatch.setattr("bnbench.evaluate.write_yardsticks", lambda *_: time.sleep(0.5))  # has the only thread
+    monkeypatch.setattr("bnbench.evaluate._count", lambda work, generations: counted.append(generations))
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("আমি শুনছি।\n" * 240, encoding="utf-8")
+    named = parse_candidates(predictions=[f"{name}={tmp_path / name}.txt" for name in "ab"])
+    with pytest.raises((PartialRunError, KeyboardInterrupt)):
+        evaluate(EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True))
+    assert not counted and len((tmp_path / "run" / "generations.jsonl").read_bytes().splitlines()) == 3
 
 
 def test_a_failure_midway_keeps_the_replies_and_says_how_to_go_on(tiny_base, tiny_adapter, tmp_path, monkeypatch):
@@ -383,6 +403,12 @@ def test_a_default_metric_gives_way_to_the_same_one_with_an_argument():
     assert [m.name for m in chosen.metrics].count("chrF++") == 1
     parts = choose_measures("chrF++", ["BLEU"], {"chrF++": 0.5, "chrF": 0.5})
     assert [m.name for m in parts.metrics] == ["BLEU", "chrF++", "chrF", "combined"]
+
+
+def test_a_metric_that_is_named_twice_is_one():
+    for primary in ("chrF++", "CHRF++:bn1"):
+        chosen = choose_measures(primary, ["chrF++", "chrf++", "chrF++:bn1", "BLEU"])
+        assert ([m.name for m in chosen.metrics], chosen.primary) == (["chrF++", "BLEU"], "chrF++")
 
 
 def test_a_metric_that_nobody_can_give_its_needs_is_refused_before_anything_is_read(tmp_path):

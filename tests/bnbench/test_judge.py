@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files as resources
@@ -14,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bnbench.cli import app
-from bnbench.errors import EndpointError, PartialRunError, UsageError
+from bnbench.errors import CandidateError, EndpointError, PartialRunError, UsageError
 from bnbench.evaluate import EvaluationRequest, choose_measures, evaluate
 from bnbench.judge import Empathy, Judge, _values, labelled_part
 from bnbench.metrics.core import Texts
@@ -75,7 +76,8 @@ def serve(monkeypatch):
     servers = []
 
     def start(judge=fair):
-        servers.append(Server(lambda handler, path, body: says(judge(texts_in(body)))))
+        models = {"data": [{"id": "bichar", "owned_by": "test"}]}
+        servers.append(Server(lambda handler, path, body: says(judge(texts_in(body))) if body else models))
         return servers[-1]
 
     yield start
@@ -287,7 +289,8 @@ def test_pairs_need_two_candidates_and_stay_in_their_run(serve, files):
     with pytest.raises(UsageError, match="--judge-pairs compares the replies of candidates, and there is only one"):
         evaluate(request(files, server, names=("warm",), pairs=True))
     first = read_run(evaluate(request(files, server, pairs=True)))
-    together = rank([first, first], resamples=50)
+    again = replace(first, record=replace(first.record, finished="2026-12-01T00:00:00+00:00"))
+    together = rank([first, again], resamples=50)
     assert "judge-wins" not in together.values and "judge-overall" in together.values
     assert "judge-wins is left out: judge-wins compares the candidates of one run with each other" in together.notes
 
@@ -312,7 +315,9 @@ def test_a_server_that_fails_midway_ends_with_3_and_the_same_command_goes_on(ser
     assert ended.exit_code == 3 and "status 403" in ended.stderr and "go on with: bnbench" in ended.stderr
     assert len(ratings(files / "run")) == 48 * 4
     later = []  # what the first session had under way when it ended may still come in, so these are not counted
-    server.act = lambda handler, path, body: later.append(tuple(texts_in(body))) or plain(handler, path, body)
+    server.act = lambda handler, path, body: plain(
+        handler, path, body and (later.append(tuple(texts_in(body))) or body)
+    )
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 0, ended.stderr
     replies = [(MESSAGES[i], own[i]) for own in (WARM, COLD) for i in MESSAGES]
@@ -594,6 +599,22 @@ def test_without_its_judge_a_metric_only_reads(files):
     assert metric.formula(np.array([9.0, 2.0])).tolist() == [4.5] and metric.formula(np.zeros(2)).tolist() == [0]
     with pytest.raises(UsageError, match="judge-fluency needs a judge: --judge URL#MODEL"):
         metric.statistics(Texts.of(["ভালো।"], messages=["কেমন আছেন?"]))
+
+
+def test_a_judge_that_is_not_there_is_known_at_once(serve, files):
+    start, gone = time.monotonic(), serve()
+    gone.close()
+    judge, run = f"{gone.url}#bichar", ["--out", str(files / "run"), "--predictions", str(files / "warm.jsonl")]
+    scored = ["score", str(files / "warm.jsonl"), "--messages", str(files / "data.jsonl")]
+    for asked in (
+        ["audit", "--judge", judge], [*scored, "--metric", f"judge-overall:{judge}"],
+        ["evaluate", "--data", str(files / "data.jsonl"), *run, "--judge", judge],
+    ):  # fmt: skip
+        ended = CliRunner().invoke(app, asked)
+        assert (ended.exit_code, "no server answers" in ended.stderr) == (1, True), ended.output
+    assert time.monotonic() - start < 20  # each was tried seven times, for over a minute
+    with pytest.raises(CandidateError, match="serves no model 'bichark'; it has bichar"):
+        Judge(f"{serve().url}#bichark").answers([(MESSAGES["m1"], WARM["m1"])])
 
 
 def test_a_judge_that_is_gone_in_a_later_session_is_a_partial_run(serve, files):

@@ -195,7 +195,7 @@ def test_names_of_columns(tmp_path, whole):
     assert same(score_files(replies, [rest], messages=rest, columns=mapping, quiet=True), whole)
     with pytest.raises(CorpusError, match=r"r\.csv: there is no column 'none'; the columns are key, title, উত্তর"):
         score_files(replies, [rest], columns={**mapping, "reference": "none"})
-    with pytest.raises(CorpusError, match=r"unknown field 'replies'.*: the fields are reply"):
+    with pytest.raises(CorpusError, match=r"unknown field 'replies'.*did you mean 'reply'\? the fields are reply"):
         score_files(replies, [rest], columns={"replies": "লেখা"})
 
 
@@ -210,8 +210,9 @@ def test_without_references_only_what_needs_none(tmp_path):
         score_files(replies, metrics=["perplexity"])
     with pytest.raises(UsageError, match="did you mean 'ROUGE'"):
         score_files(replies, metrics=["rogue"])
-    with pytest.raises(InputError, match="named twice"):
-        score_files(replies, [replies], metrics=["BLEU", "bleu"])
+    with pytest.raises(InputError, match="BLEU and BLEU:none: a run has one BLEU"):
+        score_files(replies, [replies], metrics=["BLEU", "bleu:none"])
+    assert list(score_files(replies, metrics=["diversity", "Diversity"], quiet=True).results) == ["diversity"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".txt", ".jsonl", ".parquet"])
@@ -334,6 +335,8 @@ def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, t
         ("a.json", b'{"samples": 3}', "row 1: a JSON int; the file must hold one list of objects"),
         ("a.json", b'[{"reply": "ok"},\n{oops]', "not JSON (Expecting"),
         ("a.json", b'{"reply": "ok"}\nno\n', "line 2: not JSON"),
+        ("a.jsonl", b'{"reply": "ok"}\n{"id": 1, "reply": "ok", "id": 2}\n', "line 2: the key 'id' stands twice"),
+        ("a.json", b'[{"reply": "ok"},\n{"reply": {"x": 1, "x": 7}}]', "a.json: the key 'x' stands twice in one"),
         ("a.json", b'[{"reply": "ok"}, {"reply": 1, "id": []}, {"reply": {}}]', "row 3: 'reply' is dict, not text"),
         ("a.ndjson", b'{"id": "ok"}', "no column holds a reply"),
         ("a.parquet", b"no", "not a readable Parquet file"),

@@ -195,7 +195,7 @@ def test_what_a_text_is(tmp_path: Path) -> None:
     assert read_texts(other, {"text": "body"}) == ["অন্য"]
     with pytest.raises(CorpusError, match=r"other\.jsonl: no column holds a text; the columns are body\..* text=NAME"):
         read_texts(other, {})
-    with pytest.raises(CorpusError, match=r"unknown field 'txt' in the column mapping .did you mean 'text'"):
+    with pytest.raises(CorpusError, match=r"unknown field 'txt' in the column mapping; did you mean 'text'"):
         read_texts(other, {"txt": "body"})
     with pytest.raises(CorpusError, match=r"none\.txt: no such file"):
         read_texts(str(tmp_path / "none.txt"), {})

@@ -186,8 +186,9 @@ def test_errors_say_what_and_where() -> None:
         ROUGE().score("ক", ["ক"])
     with pytest.raises(InputError, match="give a list"):
         evaluate_pairs(["ক"], ["ক"], "ROUGE")
-    with pytest.raises(InputError, match="named twice"):
-        evaluate_pairs(["ক"], ["ক"], ["ROUGE", "rouge"])
+    with pytest.raises(InputError, match="ROUGE and ROUGE:none: a run has one ROUGE"):
+        evaluate_pairs(["ক"], ["ক"], ["ROUGE", "rouge:none"])
+    assert list(evaluate_pairs(["ক"], ["ক"], ["ROUGE", "rouge"])) == ["ROUGE"]
     with pytest.raises(InputError, match="1 clusters"):
         evaluate_pairs(["ক", "খ"], ["ক", "খ"], ["ROUGE"], clusters=["a"])
     with pytest.raises(InputError, match="perplexity needs likelihoods"):

@@ -20,6 +20,7 @@ from bnbench.metrics import (
     get_metric,
     metric_names,
 )
+from bnbench.metrics.exceptions import nearest
 from bnbench.metrics.registry import METRICS
 
 
@@ -73,6 +74,11 @@ def test_built_in_names() -> None:
 def test_an_unknown_name_is_met_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"did you mean 'ROUGE'.*known: chrF\+\+"):
         get_metric("rogue")
+    names = ("demo", "t4", "base", "odd")
+    assert [nearest(word, names) for word in ("T5", "basis", "BASE")] == [
+        f"; did you mean {name!r}?" for name in ("t4", "base", "base")
+    ]
+    assert not any(nearest(word, names) for word in ("zz", "good", "", "এক"))
 
 
 def test_default_set() -> None:

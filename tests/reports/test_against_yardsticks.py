@@ -17,6 +17,7 @@ from bnbench.metrics.registry import get_metric
 from bnbench.metrics.significance import bootstrap
 from bnbench.records import read_run
 from bnbench.reports import evaluation_md, rank, write_report
+from bnbench.reports.language import language
 from bnbench.reports.ranking import Ranking
 from bnbench.reports.verdict import verdict
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
@@ -81,6 +82,8 @@ def test_who_passes_and_what_is_said(poor: Path) -> None:
     assert "degeneration" not in by_name(ranking)["another"].floor_of + by_name(ranking)["stock"].floor_of
     assert [c.other for c in ranking.unpassed("কপি", "degeneration")] == ["a copy of the message"]
     said = " ".join(verdict(ranking).details)
+    assert "Held against the yardsticks is হুবহু, the best-ranked of those compared." in said
+    assert "মাপকাঠির সঙ্গে মেলানো হয়েছে হুবহুকে, তুলনার প্রার্থীদের" in " ".join(map(language("bn"), verdict(ranking).details))
     assert "Passing every yardstick: chrF++, BLEU, ROUGE-L and keyword empathy." in said
     assert "that the reference itself passes, which are not all: broken replies, %." in said
     assert re.search(r"Without a yardstick: bits per character \(better\)\.", said)
@@ -95,6 +98,7 @@ def test_a_gain_below_the_yardsticks_is_told_as_such(make_run: Maker) -> None:
     folder = make_run(specs, yardsticks=True)
     made = write_report([read_run(folder)], folder, resamples=500)
     headline = verdict(made.ranking).headline
+    assert "Held against" not in " ".join(verdict(made.ranking).details)  # the headline says whose
     assert re.fullmatch(
         r"demo-adapter is better than its base .* \(95 % .*\), but below another item’s reference\.", headline
     )

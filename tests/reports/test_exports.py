@@ -16,8 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 from bnbench.cli import app
-from bnbench.errors import UsageError
-from bnbench.records import read_run
+from bnbench.errors import RunError, UsageError
+from bnbench.records import alone, read_run, write_text
 from bnbench.reports import Ranking, rank
 from bnbench.reports.exports import FORMATS, Dataset, export
 from bnbench.score import score
@@ -202,6 +202,25 @@ def test_what_cannot_be_exported(ranking: Ranking, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("eval-results*"))
 
 
+def test_they_are_written_while_the_run_is_locked(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = make_run(n=4), list[str]()
+
+    def second(path: Path, text: str | bytes) -> None:
+        with pytest.raises(RunError, match="another bnbench works in this folder"), alone(run):
+            pass
+        seen.append(path.name)
+        write_text(path, text)
+
+    for module in ("render", "exports"):
+        monkeypatch.setattr(f"bnbench.reports.{module}.write_text", second)
+    words = ["--export", "csv=t.csv", "--forest", str(tmp_path / "f.svg")]
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["report", str(run), *words]).exit_code == 0
+    assert seen[-2:] == ["f.svg", "t.csv"] and seen[-3] == "report.html"
+
+
 def test_on_the_command_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run, table = make_run(n=4), tmp_path / "our table.tex"
     command = ["report", str(run), "--export", "sacrebleu", "--export", f"latex={table}"]
@@ -209,6 +228,14 @@ def test_on_the_command_line(make_run: Callable[..., Path], tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     assert done.stdout.endswith(f"{run}/report.html\n{run}/exports/sacrebleu.json\n{table}\n")
     assert table.is_file() and json.loads((run / "exports" / "sacrebleu.json").read_text(encoding="utf-8"))
+    (run / "report.html").unlink()
+    for words, says in (
+        (["--export", "json"], "no such format"), (["--export", "eval-results"], "--dataset-id owner/name#task"),
+        (["--export", "csv", "--dataset-id", "x"], "write it as owner/name"),
+    ):  # fmt: skip
+        wrong = CliRunner().invoke(app, ["report", str(run), *words])
+        assert wrong.exit_code == 2 and says in wrong.stderr
+    assert not (run / "report.html").exists()
     from bnbench.cli import EXPORT
 
     assert EXPORT.endswith(f"There are {', '.join(FORMATS)}.")

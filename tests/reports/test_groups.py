@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,33 @@ def test_seeds_are_found_in_the_records_of_trainings(make_run: Maker) -> None:
     assert "This is one training run" in report_md(single)
 
 
+def test_a_common_report_takes_no_other_s_place_and_no_run_twice(
+    make_run: Maker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    a, b, c = (make_run((BASE, Spec(x, 0.3, base=BASE.location)), name=x, n=4, metrics=("chrF++",)) for x in "abc")
+    monkeypatch.chdir(tmp_path)
+
+    def compare(*words: str | Path) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["compare", *map(str, words)])
+        return done.exit_code, done.stderr
+
+    assert compare(a, b)[0] == compare(b, a)[0] == 0
+    before = (tmp_path / "runs/compare/ranking.json").read_bytes()
+    code, said = compare(a, c)
+    refused = "runs/compare holds a report on other runs. Name another --out, or start anew with --overwrite"
+    assert (code, said) == (2, f"bnbench: {refused}\n")
+    assert (tmp_path / "runs/compare/ranking.json").read_bytes() == before
+    assert compare(a, c, "--overwrite")[0] == 0 and compare(a, c)[0] == 0
+    code, said = compare(a, b, "--out", c)
+    assert code == 2 and f"{c} holds a run." in said
+    # The same run by its page, by the page of a comparison and by a copy.
+    page, copied = tmp_path / "runs/compare/report.html", shutil.copytree(a, tmp_path / "copied")
+    for other in (page, copied):
+        code, said = compare(a, other, "--out", "new")
+        assert (code, said) == (2, f"bnbench: {other} holds the same run as {a}; it cannot be compared with itself\n")
+    assert not (tmp_path / "new").exists()
+
+
 def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
     def made(name: str, quality: float) -> Path:
         specs = (Spec(f"t4-{s}", quality + s / 50, base=BASE.location, location=f"{name}/{s}") for s in (1, 2, 3))
@@ -96,7 +124,8 @@ def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
         "t4": GROUP["t4"], "t4 (দুই)": ("t4-1 (দুই)", "t4-2 (দুই)", "t4-3 (দুই)"),
     }  # fmt: skip
     assert [s.candidate for s in ranking.standings] == ["t4 (দুই)", "t4", BASE.name]
-    assert [g.name for g in rank([runs[0], runs[0]], resamples=100).groups] == ["t4"]
+    again = replace(runs[0], record=replace(runs[0].record, finished="2026-12-01T00:00:00+00:00"))
+    assert [g.name for g in rank([runs[0], again], resamples=100).groups] == ["t4"]
     # The same from their pages, and in Bengali.
     runner, out = CliRunner(), folders[0].parent / "both"
     for folder in folders:
@@ -111,7 +140,7 @@ def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
     # A page's run lies nowhere: the page is named.
     other = make_run(PAIR, name="other", n=10, metrics=("chrF++",))
     assert runner.invoke(app, ["report", str(other)]).exit_code == 0
-    refused = runner.invoke(app, ["compare", pages[0], str(other / "report.html"), "--out", str(out)])
+    refused = runner.invoke(app, ["compare", pages[0], str(other / "report.html"), "--out", str(out / "third")])
     assert refused.exit_code == 2
     assert f"{other / 'report.html'} (10 items) and {pages[0]} (12 items) cannot be compared" in refused.stderr
 
@@ -154,7 +183,7 @@ def test_gates_fail_where_the_items_can_tell(make_run: Maker) -> None:
         ("chrF++ is low", "write 'METRIC < base'"),
         ("chrF < base", "there is no metric 'chrF'; did you mean 'chrF\\+\\+'"),
         ("chrF++/f1 < base", "there is no value 'f1'; there are chrF"),
-        ("t5: chrF++ < base", "no candidate 't5'; there are org/b, t4$"),
+        ("t5: chrF++ < base", r"no candidate 't5'; did you mean 't4'\? there are org/b, t4$"),
         ("chrF++ < nan", "nan is never reached; write a number"),
         ("chrF++ < basis", "no candidate 'basis'; did you mean 'base'"),
     ],

@@ -605,7 +605,7 @@ def test_a_metric_that_makes_no_difference_has_no_tau_and_one_that_contradicts_p
     blocks = next(people_panel(replace(ranking, runs=(replace(loaded, tables=alike),)))).blocks
     table = blocks[-1]
     assert isinstance(table, Table)
-    assert table.rows[1] == ["degeneration", "–", "–"]
+    assert table.rows[1] == ["broken replies, %", "–", "–"]
     assert table.notes == ("–: the metric or people make no difference between the replies.",)
 
 

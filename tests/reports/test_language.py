@@ -168,6 +168,8 @@ def test_what_people_say_in_bengali(make_run: Maker, pairs: bool) -> None:
         "সমান হলে অর্ধেক। বিচারককে দুটি উত্তর" if pairs else "একই বিচারক যে উত্তরে সামগ্রিক মানে বেশি নম্বর দিয়েছেন, সেটি জেতে।",
     ):  # fmt: skip
         assert told in markdown
+    table = markdown.partition("\nমেট্রিক বনাম মানুষ: মানুষের বিচারে সামগ্রিক মানের সঙ্গে Kendall-এর τ, 1 মানে পুরো মিল\n")[2]
+    assert [row.split(" | ")[0] for row in table.splitlines()[3:5]] == ["| chrF++", "| ত্রুটিপূর্ণ উত্তর (%)"]
 
 
 def test_notes_of_a_run_in_bengali() -> None:

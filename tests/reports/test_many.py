@@ -123,7 +123,9 @@ def test_a_forest_plot_for_a_paper(make_run: Maker, tmp_path: Path, monkeypatch:
     assert runner.invoke(app, ["report", str(folder), "--forest", str(tmp_path / "a.png")]).exit_code == 0
     assert (tmp_path / "a.png").read_bytes() == b"PNG" and drawn[0]["svg_string"] == svg.rstrip()
     monkeypatch.setitem(sys.modules, "resvg_py", None)
+    (folder / "report.html").unlink()
     lacking = runner.invoke(app, ["report", str(folder), "--forest", str(tmp_path / "b.png")])
     assert lacking.exit_code == 2 and "bnbench[plot]" in lacking.stderr
     wrong = runner.invoke(app, ["report", str(folder), "--forest", "a.jpg"])
     assert wrong.exit_code == 2 and ".svg or .png" in wrong.stderr
+    assert not (folder / "report.html").exists()  # refused before anything is written

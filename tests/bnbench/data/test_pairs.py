@@ -158,7 +158,7 @@ def test_other_column_names(tmp_path: Path) -> None:
     found = load_pairs(source, columns={"question": "msg", "chosen": "better", "rejected": "worse"})
     pair = found.select("all")[0]
     assert (pair.chosen.question, pair.chosen.reference, pair.rejected.reference) == ("ক কেন?", GOOD, BAD)
-    with pytest.raises(CorpusError, match="unknown field 'reference' in the column mapping: the fields are topic"):
+    with pytest.raises(CorpusError, match="unknown field 'reference' in the column mapping; the fields are topic"):
         load_pairs(source, columns={"reference": "better"})
 
 
