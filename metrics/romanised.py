@@ -13,7 +13,7 @@ import tomllib
 import unicodedata
 from collections import defaultdict
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -138,11 +138,11 @@ def standard() -> Memo[str]:
     )
 
     def found(word: str) -> str:
-        heard = [word]
-        if word not in known and word not in forms and _BENGALI.search(word):
-            heard += [new for rule, to in sounds if (new := rule.sub(to, word)) != word]
-            heard += [rule.sub(to, each) for each in heard for rule, to in endings if rule.search(each)]
-        return next((forms.get(each, each) for each in heard if each in forms or each in known), word)
+        if word in known or word in forms or not _BENGALI.search(word):
+            return forms.get(word, word)
+        heard = [word, *(rule.sub(to, word) for rule, to in sounds if rule.search(word))]
+        ended = (rule.sub(to, each) for each in heard for rule, to in endings if rule.search(each))
+        return next((forms.get(each, each) for each in chain(heard, ended) if each in forms or each in known), word)
 
     return Memo(found)
 

@@ -62,9 +62,9 @@ class Head:
 
         self.id = hashlib.sha256(data).hexdigest()[:8]
         tensors = load(data)
-        self._rarity = tensors["rarity"].astype(np.float64)
-        self._weights, self._constants = tensors["weights"].astype(np.float64), tensors["constants"]
-        self._of_pairs = PAIR * self._rarity[:, None] * np.hstack([self._weights, PAIR * self._rarity[:, None]])
+        weights, rarity = tensors["weights"].astype(np.float64), tensors["rarity"].astype(np.float64)[:, None]
+        self._table, self._constants = np.hstack([weights, rarity]), tensors["constants"]
+        self._of_pairs = PAIR * rarity * np.hstack([weights, PAIR * rarity])
         self._rows: Memo[bytes] = Memo(self._row)
 
     def read(self, texts: Iterable[str]) -> FloatArray:
@@ -85,9 +85,8 @@ class Head:
         """What a piece adds to the four sums, and to the square of the vector's length: the bytes of five numbers."""
         if " " in piece:
             return bytes(self._of_pairs[buckets(piece)[0]])
-        places = np.array(buckets(piece))
-        rarity, weights = self._rarity.take(places), self._weights.take(places, axis=0)
-        return bytes(rarity.dot(weights)) + bytes(rarity.dot(rarity))
+        table = self._table.take(buckets(piece), axis=0)
+        return bytes(table[:, 4].dot(table))
 
 
 @lru_cache(maxsize=1)

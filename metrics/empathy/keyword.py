@@ -275,7 +275,7 @@ class _Reading:
         anchors = {word for word in content if not self.message.content.isdisjoint(lexicon.stems[word])}
         matches: list[_Match] = []
         claimed, places_of_stock = set[int](), set[int]()
-        for entry, places, polarity in self._standing(sentence, phrases, anchored=bool(anchors)):
+        for entry, places, polarity in self._standing(sentence, phrases, anchored=bool(anchors)) if phrases else ():
             if not claimed.isdisjoint(places):
                 continue
             claimed.update(places)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bnbench.metrics.empathy.head import BUCKETS, GENERAL, SHIPPED, buckets, load_head, pieces, weighed
+from bnbench.metrics.empathy.head import BUCKETS, GENERAL, PAIR, SHIPPED, buckets, load_head, pieces, weighed
 
 WARM = "তোমার কথা শুনে আমার বুকটা ভারী হয়ে গেল।"
 BELITTLING = "এইটুকু নিয়ে এত নাটক করার কী আছে, লোকে শুনলে হাসবে।"
@@ -31,6 +31,19 @@ def test_warmth_in_words_it_was_not_fitted_to_is_heard() -> None:
     warm, dialect, against, nothing = load_head().read([WARM, "তুমার কতা হুইন্যা আমার বুকখান ভার অইয়া গেল।", BELITTLING, ""])
     assert warm[0] > 0.9 and warm[1] > 1 and dialect[0] > 0.8
     assert against[0] < 0.2 and nothing.tolist() == [0, 0, 0, 0]
+
+
+def test_a_reply_is_the_vector_of_its_pieces() -> None:
+    """As its docstring defines it, with the shipped file read anew."""
+    tensors = load_file(SHIPPED)
+    weights, rarity = tensors["weights"].astype(np.float64), tensors["rarity"].astype(np.float64)
+    vector = np.zeros(BUCKETS)
+    parts = [(at, PAIR if " " in piece else 1) for piece in pieces(WARM) for at in buckets(piece)]
+    squares = sum((value * rarity[at]) ** 2 for at, value in parts)
+    for at, value in parts:
+        vector[at] += value * rarity[at]
+    levels = (vector @ weights / np.sqrt(squares) + tensors["constants"])[1:].clip(0, 2)
+    np.testing.assert_allclose(load_head().read([WARM])[0, 1:], levels, rtol=1e-12)
 
 
 def test_how_long_a_reply_is_does_not_matter() -> None:
