@@ -551,7 +551,7 @@ def _report(
             runs = [read_run(place) for place in places]
             report = write_report(
                 runs, out or folders[0], audits=audits, primary=primary, groups=groups, fail_if=fail_if or (),
-                lang=lang, overwrite=overwrite, also=more,
+                lang=lang, overwrite=overwrite, also=more if forest or exports else None,
             )  # fmt: skip
         except RunError as error:  # nobody knows where the runs of a page lay
             told = str(error)

@@ -37,7 +37,9 @@ def _works(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
-        drop(torch.ones(1, device=device), 0.5, (0, 0))
+        compiled, ready = (drop(torch.ones(64, device=device), 0.5, (0, 0)) for _ in range(2))
+        if not torch.equal(compiled, ready):
+            raise RuntimeError("a compiled kernel does something else when it is launched again")
     except Exception as error:  # of a compiler, which may be anything
         _log.warning("Triton does not work here, torch's own kernels are slower: %s: %s", type(error).__name__, error)
         return False
