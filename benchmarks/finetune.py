@@ -1,4 +1,4 @@
-"""Fine-tuning against the original's recipe and Unsloth: Llama-3.1-8B's shape with random weights, on one card.
+"""Fine-tuning beside its peers at their best (`peers.py`): Llama-3.1-8B's shape with random weights, on a card or two.
 
     python benchmarks/finetune.py [--repeats 3] [--unsloth FOLDER_OF_ITS_PACKAGES --tokenizer FOLDER] [--variants ...]
 
@@ -7,8 +7,7 @@ needs a card that holds them all, and train one after another), and the table gi
 run. The data are those of `peers.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
 effective batch 4. Memory is what PyTorch reserved at most.
 
-On one H200 (2026-11-29): t4 0.26-0.32 s a step and 6.3 GiB, at rows of 4,096 tokens 1.42 s and 6.31 GiB; Unsloth at
-its best 0.497 s (four samples padded), and 1.50 s and 6.42 GiB. Estimates beside measurements: `finetune/memory.py`.
+What it measured stands in `docs/training.md`. Estimates beside measurements: `finetune/memory.py`.
 """
 
 from __future__ import annotations
