@@ -536,12 +536,11 @@ def _report(
                 told = told.replace(str(place), str(path))
             error.args = (told,)
             raise
-    ranking = report.ranking
-    _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", str(report.html), *written)))
+    _print(report.ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", str(report.html), *written)))
     if report.gates:
         from bnbench.reports.gates import failures
 
-        if failed := failures(report.gates, ranking):
+        if failed := failures(report.gates, report.ranking):
             for text in failed:
                 _complain(f"{report.say('gate failed:')} {report.say(text)}", 4)
             raise Exit(4)
