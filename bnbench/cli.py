@@ -19,8 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option, Typer, echo
-from typer.core import TyperCommand, TyperGroup
-from typer.models import CommandFunctionType
+from typer.core import TyperGroup
 
 from bnbench import __version__
 from bnbench.errors import BnbenchError, RunError, UsageError
@@ -109,21 +108,20 @@ RatingColumns = Annotated[list[str] | None, Option(help="A column of ratings; re
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
 
-class Command(TyperCommand):
-    """A command that refuses what click, which takes the last, would pass over: a second value of one option."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The command line as click reads it. Raises UsageError."""
-        given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
-        for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
-            contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
-            if contradicts and given.count(option) > 1:
-                raise UsageError(f"{'/'.join([*option.opts, *option.secondary_opts])} is given twice: give it once")
-        return super().parse_args(ctx, args)
-
-
 class Commands(TyperGroup):
     """The commands, whose errors become one message on stderr and an exit code, here and nowhere else."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As click does, but a second value of one option, of which click takes the last, is a UsageError."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command:
+            parser = command.make_parser(command.context_class(command, info_name=name, parent=ctx))
+            given: list[Any] = parser.parse_args(list(rest))[2]
+            for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
+                contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
+                if contradicts and given.count(option) > 1:
+                    raise UsageError(f"{'/'.join([*option.opts, *option.secondary_opts])} is given twice: give it once")
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was asked for."""
@@ -156,15 +154,7 @@ def _complain(why: str, code: int) -> None:
         echo(told(f"bnbench: {why}"), err=True)
 
 
-class Program(Typer):
-    """A Typer of which every command is a `Command`."""
-
-    def command(self, *args: Any, **given: Any) -> Callable[[CommandFunctionType], CommandFunctionType]:
-        """Typer's decorator."""
-        return super().command(*args, **{"cls": Command, **given})
-
-
-app = Program(
+app = Typer(
     name="bnbench",
     cls=Commands,
     no_args_is_help=True,
@@ -174,7 +164,8 @@ app = Program(
 )
 
 
-human = Program(no_args_is_help=True, help="Let people rate a finished run, blind: forms, ratings, agreement, a plan.")
+RATE = "Let people rate a finished run, blind: forms, ratings, agreement, a plan."
+human = Typer(cls=Commands, no_args_is_help=True, help=RATE)
 app.add_typer(human, name="human")
 
 
@@ -495,13 +486,8 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
-    folders = [run.resolve() for run in runs]
-    if len(folders) < 2:
+    if len(runs) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
-    if twice := [run for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1]:
-        raise UsageError(f"{twice[0]}: named twice; a run cannot be compared with itself")
-    if out.resolve() in folders:
-        raise UsageError(f"--out {out} is one of the runs; name another folder for the common report")
     groups = _groups(group) if group else None
     _report(
         runs, out, as_json, audit, groups=groups, fail_if=fail_if, lang=lang, exports=export or (),
@@ -510,19 +496,10 @@ def compare_command(
 
 
 def _report(
-    folders: list[Path],
-    out: Path | None,
-    as_json: bool,
-    audits: Path | None = None,
-    primary: str | None = None,
-    groups: dict[str, tuple[str, ...]] | None = None,
-    fail_if: list[str] | None = None,
-    forest: Path | None = None,
-    lang: str = "en",
-    exports: Sequence[str] = (),
-    dataset_id: str | None = None,
-    overwrite: bool = False,
-) -> None:
+    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None,
+    groups: dict[str, tuple[str, ...]] | None = None, fail_if: list[str] | None = None, forest: Path | None = None,
+    lang: str = "en", exports: Sequence[str] = (), dataset_id: str | None = None, overwrite: bool = False,
+) -> None:  # fmt: skip
     from bnbench.records import read_run, unpack
     from bnbench.reports import Report, write_report
 
@@ -543,28 +520,27 @@ def _report(
         written.extend(str(export(report.ranking, wanted, place, dataset)) for wanted in exports)
 
     with TemporaryDirectory() as room:
-        places: dict[Path, Path] = {}
+        places = list[tuple[Path, Path]]()
         for at, path in enumerate(folders):
             is_page = out and path.suffix == ".html"
-            places |= dict.fromkeys(unpack(path, Path(room, str(at))) if is_page else [path], path)
+            places += ((place, path) for place in (unpack(path, Path(room, str(at))) if is_page else [path]))
         try:
-            runs = [read_run(place) for place in places]
+            runs = [read_run(place) for place, _ in places]
             report = write_report(
                 runs, out or folders[0], audits=audits, primary=primary, groups=groups, fail_if=fail_if or (),
                 lang=lang, overwrite=overwrite, also=more if forest or exports else None,
             )  # fmt: skip
         except RunError as error:  # nobody knows where the runs of a page lay
             told = str(error)
-            for place, path in places.items():
+            for place, path in places:
                 told = told.replace(str(place), str(path))
             error.args = (told,)
             raise
-    ranking = report.ranking
-    _print(ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", str(report.html), *written)))
+    _print(report.ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", str(report.html), *written)))
     if report.gates:
         from bnbench.reports.gates import failures
 
-        if failed := failures(report.gates, ranking):
+        if failed := failures(report.gates, report.ranking):
             for text in failed:
                 _complain(f"{report.say('gate failed:')} {report.say(text)}", 4)
             raise Exit(4)

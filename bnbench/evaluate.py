@@ -133,25 +133,11 @@ class Batch:
 
 
 def make_request(
-    base: str | None,
-    adapters: Sequence[str],
-    predictions: Sequence[str],
-    endpoints: Sequence[str],
-    *,
-    data: str | None,
-    columns: Mapping[str, str],
-    split: str | None,
-    split_sizes: str,
-    systems: Sequence[str],
-    templates: Sequence[str],
-    combine: str | None,
-    judge: str | None,
-    judge_language: str,
-    judge_pairs: bool,
-    metrics: Sequence[str],
-    out: Path | None,
-    **options: Any,
-) -> EvaluationRequest:
+    base: str | None, adapters: Sequence[str], predictions: Sequence[str], endpoints: Sequence[str], *,
+    data: str | None, columns: Mapping[str, str], split: str | None, split_sizes: str, systems: Sequence[str],
+    templates: Sequence[str], combine: str | None, judge: str | None, judge_language: str, judge_pairs: bool,
+    metrics: Sequence[str], out: Path | None, **options: Any,
+) -> EvaluationRequest:  # fmt: skip
     """The request that a command line spells out; `options` are further fields of it, as they are.
 
     What is cheap to check is checked first: finding candidates may hash, or fetch, gigabytes.

@@ -78,14 +78,6 @@ def interval_plot(spans: Sequence[Span]) -> tuple[list[Span | None], list[tuple[
     return bars, [(axis.at(x), x) for x in ticks], decimals
 
 
-def forest_bars(spans: Sequence[Span | None], *, higher_is_better: bool) -> list[Span | None]:
-    """Differences of one value around a common zero at 50 %, turned so that right is better."""
-    shown = [s if s and all(map(math.isfinite, s)) else None for s in spans]
-    reach = max((abs(x) for s in shown if s for x in s), default=0.0) or 1.0
-    axis, turn = (Axis(-reach, reach, 3.0, 97.0), 1) if higher_is_better else (Axis(-reach, reach, 97.0, 3.0), -1)
-    return [(axis.at(s[1 - turn]), axis.at(s[1]), axis.at(s[1 + turn])) if s else None for s in shown]
-
-
 def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | None = None) -> str:
     """A forest plot for a paper as one <svg>, black on white: a line for each name, with its interval and its text.
 

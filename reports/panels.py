@@ -17,7 +17,7 @@ import numpy as np
 from bnbench.metrics.address import address_of
 from bnbench.metrics.audit.findings import Estimate, Trust, read_audits, sentence, short_name
 from bnbench.metrics.combined import weighted
-from bnbench.plot import Span, forest_bars, interval_plot, loss_svg
+from bnbench.plot import Axis, Span, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
 from bnbench.reports.people import agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
@@ -416,13 +416,16 @@ def metrics_table(
         rows.append([v.flagged, f"{v.arrow} {NOT_INFORMATIVE}" if lost else v.arrow, *own])
         if base is None:
             continue
-        # All candidates' differences of one value share a scale.
+        # All candidates' differences of one value share a scale around zero, turned so that right is better.
         versus = [other for s in ranking.standings if (other := s.versus(v.metric, v.name))]
-        bars = forest_bars([(o.low, o.difference, o.high) for o in versus], higher_is_better=v.higher_is_better)
-        span = next((bar for other, bar in zip(versus, bars, strict=True) if other is c), None)
+        spans = [span for o in versus if all(map(math.isfinite, span := (o.low, o.difference, o.high)))]
+        reach = max((abs(x) for span in spans for x in span), default=0.0) or 1.0
+        axis = Axis(-reach, reach, *((3.0, 97.0) if v.higher_is_better else (97.0, 3.0)))
         difference, interval, p, mark = _difference(c, v)
-        told = f"{v.label}: difference {difference}, 95 % {interval}"
-        bar = Bar(span, 50.0, outcome(c), told) if c and span else None
+        bar = None
+        if c and (span := (c.low, c.difference, c.high)) in spans:
+            low, at, high = map(axis.at, span if v.higher_is_better else span[::-1])
+            bar = Bar((low, at, high), 50.0, outcome(c), f"{v.label}: difference {difference}, 95 % {interval}")
         rows[-1] += [v.number(base.value(v.metric, v.name)), difference, interval, bar, p, mark]
     strong = tuple(i for i, v in enumerate(values) if v.has_own_panel)
     interval_of_own = Column("95 %", "interval", Pen.MARKDOWN if base else Pen.ALL)

@@ -234,13 +234,9 @@ class Ranking:
 
 
 def rank(
-    runs: Sequence[Run],
-    *,
-    resamples: int = RESAMPLES,
-    audits: Path | None = None,
-    primary: str | None = None,
+    runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None, primary: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
-) -> Ranking:
+) -> Ranking:  # fmt: skip
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of

@@ -89,18 +89,10 @@ class Report:
 
 
 def write_report(
-    runs: Sequence[Run],
-    folder: Path,
-    *,
-    resamples: int = RESAMPLES,
-    audits: Path | None = None,
-    primary: str | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    fail_if: Sequence[str] = (),
-    lang: str = "en",
-    overwrite: bool = False,
-    also: Callable[[Report], object] | None = None,
-) -> Report:
+    runs: Sequence[Run], folder: Path, *, resamples: int = RESAMPLES, audits: Path | None = None,
+    primary: str | None = None, groups: Mapping[str, Sequence[str]] | None = None, fail_if: Sequence[str] = (),
+    lang: str = "en", overwrite: bool = False, also: Callable[[Report], object] | None = None,
+) -> Report:  # fmt: skip
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead
@@ -112,7 +104,7 @@ def write_report(
     say = str if lang == "en" else language(lang)
     with alone(folder):
         held = json.dumps(sorted((run.record.created, run.record.name) for run in runs), ensure_ascii=False) + "\n"
-        is_own, path = folder in [run.path for run in runs], folder / "runs.json"
+        is_own, path = [run.path for run in runs] == [folder], folder / "runs.json"
         taken = [name for name in ("run.json", "ranking.json", "report.html") if (folder / name).exists()]
         if taken and not (is_own or overwrite or (path.is_file() and path.read_text(encoding="utf-8") == held)):
             what = "a run" if taken[0] == "run.json" else "a report on other runs"

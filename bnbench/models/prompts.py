@@ -148,14 +148,9 @@ class Prompter:
 
     @classmethod
     def load(
-        cls,
-        files: ModelFiles,
-        *,
-        adapter: Path | None = None,
-        system: str = SYSTEM,
-        template: str = "auto",
+        cls, files: ModelFiles, *, adapter: Path | None = None, system: str = SYSTEM, template: str = "auto",
         trust_remote_code: bool = False,
-    ) -> Prompter:
+    ) -> Prompter:  # fmt: skip
         """The one of a model, or of an adapter on it, whose folder may bring a tokenizer or a chat template of its own.
 
         Raises PromptError as `of` does, and CandidateError where tokenizer or generation configuration are broken.
@@ -358,17 +353,10 @@ class Prompter:
 
 
 def inspect_prompts(
-    base: str | None,
-    adapters: Sequence[str] = (),
-    data: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    split: str = "test",
-    row: int = 0,
-    *,
-    systems: Sequence[str] = (),
-    templates: Sequence[str] = (),
-    trust_remote_code: bool = False,
-) -> tuple[dict[str, Prompter], Example]:
+    base: str | None, adapters: Sequence[str] = (), data: str | None = None,
+    columns: Mapping[str, str] | None = None, split: str = "test", row: int = 0, *, systems: Sequence[str] = (),
+    templates: Sequence[str] = (), trust_remote_code: bool = False,
+) -> tuple[dict[str, Prompter], Example]:  # fmt: skip
     """How a base and adapters on it are asked, by name, and row `row` of a corpus's split; without these, the demo's.
 
     `systems` and `templates` are [NAME=]TEXT as for `evaluate`. Raises CandidateError, CorpusError or PromptError, for

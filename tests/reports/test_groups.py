@@ -102,11 +102,12 @@ def test_a_common_report_takes_no_other_s_place_and_no_run_twice(
     assert (code, said) == (2, f"bnbench: {refused}\n")
     assert (tmp_path / "runs/compare/ranking.json").read_bytes() == before
     assert compare(a, c, "--overwrite")[0] == 0 and compare(a, c)[0] == 0
-    code, said = compare(a, b, "--out", c)
-    assert code == 2 and f"{c} holds a run." in said
+    for folder in (c, a):
+        code, said = compare(a, b, "--out", folder)
+        assert code == 2 and f"{folder} holds a run." in said
     # The same run by its page, by the page of a comparison and by a copy.
     page, copied = tmp_path / "runs/compare/report.html", shutil.copytree(a, tmp_path / "copied")
-    for other in (page, copied):
+    for other in (page, copied, a, f"{a}/../a"):
         code, said = compare(a, other, "--out", "new")
         assert (code, said) == (2, f"bnbench: {other} holds the same run as {a}; it cannot be compared with itself\n")
     assert not (tmp_path / "new").exists()
