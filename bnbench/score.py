@@ -83,18 +83,11 @@ def score(
 
 
 def score_files(
-    predictions: str | Path,
-    references: Paths = (),
-    *,
-    metrics: Sequence[str | Metric] | None = None,
-    combine: Mapping[str, float] | None = None,
-    messages: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    workers: int | None = 1,
-    resamples: int = 10_000,
-    seed: int = 42,
+    predictions: str | Path, references: Paths = (), *, metrics: Sequence[str | Metric] | None = None,
+    combine: Mapping[str, float] | None = None, messages: str | Path | None = None,
+    columns: Mapping[str, str] | None = None, workers: int | None = 1, resamples: int = 10_000, seed: int = 42,
     quiet: bool = False,
-) -> Scores:
+) -> Scores:  # fmt: skip
     """Scores a file of replies; the results equal `evaluate_pairs` on the same texts.
 
     Args:

@@ -78,18 +78,10 @@ class Perplexities:
 
 
 def perplexity(
-    candidates: Sequence[Candidate],
-    sources: Sequence[str],
-    options: BackendOptions,
-    *,
-    columns: Mapping[str, str] | None = None,
-    by_line: bool = False,
-    context: int | None = None,
-    stride: int | None = None,
-    bos: bool = True,
-    batch_size: int | None = None,
-    quiet: bool = False,
-) -> Perplexities:
+    candidates: Sequence[Candidate], sources: Sequence[str], options: BackendOptions, *,
+    columns: Mapping[str, str] | None = None, by_line: bool = False, context: int | None = None,
+    stride: int | None = None, bos: bool = True, batch_size: int | None = None, quiet: bool = False,
+) -> Perplexities:  # fmt: skip
     """Every candidate's perplexity of the texts in `sources` (see `read_texts`); texts without a visible
     character are left out.
 

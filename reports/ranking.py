@@ -18,22 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import RunError, UsageError
+from bnbench.metrics import significance
 from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import (
-    Interval,
-    block_sums,
-    bootstrap,
-    holm,
-    over_seeds,
-    paired_tests,
-    pseudo_values,
-    rank_ranges,
-    resampled_sums,
-    seed_variance,
-)
+from bnbench.metrics.significance import Interval, over_seeds, pseudo_values, resampled_sums
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -234,13 +224,9 @@ class Ranking:
 
 
 def rank(
-    runs: Sequence[Run],
-    *,
-    resamples: int = RESAMPLES,
-    audits: Path | None = None,
-    primary: str | None = None,
+    runs: Sequence[Run], *, resamples: int = RESAMPLES, audits: Path | None = None, primary: str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
-) -> Ranking:
+) -> Ranking:  # fmt: skip
     """Ranks the candidates of one run, or of several over the same items. `audits` is a file of further audits.
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
@@ -354,7 +340,7 @@ def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
     for i, entry in enumerate(entries[:-1]):
         made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], how, 1)
         pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
-    adjusted = holm([c.p for c in pairs.values()])
+    adjusted = significance.holm([c.p for c in pairs.values()])
     return {pair: _judged(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
 
 
@@ -449,9 +435,9 @@ def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampli
     made = []
     for name, members in grouped.items():
         table = np.stack([e.tables[metric.name] for e in members])
-        blocks = block_sums(over_seeds(table), how["clusters"])
+        blocks = significance.block_sums(over_seeds(table), how["clusters"])
         values, items = metric.formula(table.sum(axis=1))[:, 0].tolist(), pseudo_values(blocks, metric.formula)
-        of_seeds, of_items = seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
+        of_seeds, of_items = significance.seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
         seeds = tuple(e.record.training.recipe.get("seed") if e.record.training else None for e in members)
         share = float(ratio(of_seeds, of_seeds + of_items))
         made.append(Group(name, tuple(e.name for e in members), seeds, tuple(values), share))
@@ -531,7 +517,7 @@ def _standings(
     ranks_by, standings = metrics[0], []
     # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
     certain = {pair: Interval(c.low, c.high) if c.better is not None else _OPEN for pair, c in pairs.items()}
-    ranges = rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
+    ranges = significance.rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
     for entry, ranks in zip(entries, ranges, strict=True):
         own = next((e for e in entries if e.name == entry.own_base), None)
         versus = []
@@ -591,7 +577,7 @@ def _yardsticks(
         gaps = (belongs - others) * (1 if m.higher_is_better else -1)
         won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))])
-        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
+        [ends] = significance.bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
         telling[m.name] = Score(m.name, m.values[0], float(won.mean()), ends.low, ends.high)
     return tuple(yardsticks), telling
 
@@ -610,7 +596,7 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
     bounds = [m.bounds for m, _ in names]
-    intervals = bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
+    intervals = significance.bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
     for (m, name), value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
         yield Score(m.name, name, float(value), i.low, i.high)
 
@@ -621,7 +607,7 @@ def _compare(
     """Every value, or the first so many, of each metric, compared with the entry beside it."""
     firsts = [lambda sums, of=m.formula: of(sums)[..., :first] for _, m in against]
     tests = [(a.drawn(m.name), b.drawn(m.name), formula) for (b, m), formula in zip(against, firsts, strict=True)]
-    found = paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
+    found = significance.paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values[:first], results, strict=True):

@@ -89,16 +89,10 @@ class Report:
 
 
 def write_report(
-    runs: Sequence[Run],
-    folder: Path,
-    *,
-    resamples: int = RESAMPLES,
-    audits: Path | None = None,
-    primary: str | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
-    fail_if: Sequence[str] = (),
+    runs: Sequence[Run], folder: Path, *, resamples: int = RESAMPLES, audits: Path | None = None,
+    primary: str | None = None, groups: Mapping[str, Sequence[str]] | None = None, fail_if: Sequence[str] = (),
     lang: str = "en",
-) -> Report:
+) -> Report:  # fmt: skip
     """Ranks the candidates of the runs and writes ranking.json, ranking.csv, report.md and report.html into `folder`.
 
     The same tables give the same bytes of ranking.json. `audits` is a file of further audits, `primary` ranks instead

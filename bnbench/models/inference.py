@@ -40,15 +40,9 @@ class Drawn:
 
 @torch.inference_mode()
 def generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    items: Sequence[str],
-    decoding: Decoding,
-    *,
-    stop: Sequence[int],
-    pad: int,
-    is_done: Callable[[list[int]], bool] = lambda _: False,
-) -> list[Drawn]:
+    model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], decoding: Decoding, *, stop: Sequence[int],
+    pad: int, is_done: Callable[[list[int]], bool] = lambda _: False,
+) -> list[Drawn]:  # fmt: skip
     """Draws one reply a prompt, all prompts as one batch.
 
     `items` are the ids that each prompt's noise belongs to; `decoding` has `max_new_tokens` set; `stop` are ids that

@@ -131,31 +131,21 @@ class Prompter:
         ends |= {_id_of(tokenizer, token) for token in _END_TOKENS}
         end = str(tokenizer.convert_ids_to_tokens(end_id))
         made = cls(
-            kind,
-            system,
-            template,
-            end=end,
-            end_id=int(end_id),
+            kind, system, template, end=end, end_id=int(end_id),
             next_turn=between.removeprefix(end) if kind == "plain" or between.startswith(end) else "",
             stop_ids=tuple(sorted(int(i) for i in ends if i is not None)),
             stop_texts=_PLAIN_STOPS if kind == "plain" else (),
             bos_id=bos if bos is not None and template.startswith(tokenizer.bos_token) else None,
-            tokenizer=tokenizer,
-            special_names=special_names,
-        )
+            tokenizer=tokenizer, special_names=special_names,
+        )  # fmt: skip
         made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))  # a template with two BOS is refused now
         return made
 
     @classmethod
     def load(
-        cls,
-        files: ModelFiles,
-        *,
-        adapter: Path | None = None,
-        system: str = SYSTEM,
-        template: str = "auto",
+        cls, files: ModelFiles, *, adapter: Path | None = None, system: str = SYSTEM, template: str = "auto",
         trust_remote_code: bool = False,
-    ) -> Prompter:
+    ) -> Prompter:  # fmt: skip
         """The one of a model, or of an adapter on it, whose folder may bring a tokenizer or a chat template of its own.
 
         Raises PromptError as `of` does, and CandidateError where tokenizer or generation configuration are broken.
@@ -358,17 +348,10 @@ class Prompter:
 
 
 def inspect_prompts(
-    base: str | None,
-    adapters: Sequence[str] = (),
-    data: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    split: str = "test",
-    row: int = 0,
-    *,
-    systems: Sequence[str] = (),
-    templates: Sequence[str] = (),
-    trust_remote_code: bool = False,
-) -> tuple[dict[str, Prompter], Example]:
+    base: str | None, adapters: Sequence[str] = (), data: str | None = None,
+    columns: Mapping[str, str] | None = None, split: str = "test", row: int = 0, *, systems: Sequence[str] = (),
+    templates: Sequence[str] = (), trust_remote_code: bool = False,
+) -> tuple[dict[str, Prompter], Example]:  # fmt: skip
     """How a base and adapters on it are asked, by name, and row `row` of a corpus's split; without these, the demo's.
 
     `systems` and `templates` are [NAME=]TEXT as for `evaluate`. Raises CandidateError, CorpusError or PromptError, for
@@ -379,19 +362,14 @@ def inspect_prompts(
     if base is None and own:
         base = str(own[0].read_json("adapter_config.json").get("base_model_name_or_path"))
     spec = parse_spec(base or DEMO_BASE)
-    files = find_model(
-        f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code, weights=False
-    )
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    files = find_model(f"base {spec.given}", spec.location, spec.revision, weights=False, **trust)
     every, made = [spec, *specs], dict[str, Prompter]()
     system, template = by_name(systems, every), by_name(templates, every)
     for one, adapter in zip(every, (None, *(found.folder for found in own)), strict=True):
-        made[one.name] = Prompter.load(
-            files,
-            adapter=adapter,
-            system="" if (text := system.get(one.name, system.get("", SYSTEM))) == "none" else text,
-            template=template.get(one.name, template.get("", "auto")),
-            trust_remote_code=trust_remote_code,
-        )
+        text, named = system.get(one.name, system.get("", SYSTEM)), template.get(one.name, template.get("", "auto"))
+        text = "" if text == "none" else text
+        made[one.name] = Prompter.load(files, adapter=adapter, system=text, template=named, **trust)
     corpus = load_corpus(data, columns=columns)
     examples = corpus.select(split)
     if row >= len(examples):
