@@ -28,22 +28,10 @@ from bnbench.errors import UsageError
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
+from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
-from bnbench.reports.panels import (
-    Block,
-    Cell,
-    Column,
-    Facts,
-    Name,
-    Pen,
-    Replies,
-    Sentences,
-    Table,
-    metrics_table,
-    panels,
-    people_panel,
-)  # fmt: skip
+from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Replies, Sentences, Table
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.values import ABSENT, FLAG, items_of, legend, name, shown_values, value_of
@@ -74,7 +62,7 @@ class Report:
 
     def __str__(self) -> str:
         """For a terminal; warnings stand last, where its reader looks first."""
-        told, say = panels(self.ranking, Pen.TEXT), self.say
+        told, say = panels.panels(self.ranking, Pen.TEXT), self.say
         texts, notes = list[str](), list[str]()
         for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
             shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
@@ -158,7 +146,7 @@ def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreemen
     Raises UsageError without ratings.
     """
     ranking = rank([read_run(folder)], resamples=resamples)
-    blocks = [block for panel in people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
+    blocks = [block for panel in panels.people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
     groups = {g.name: g.members for g in ranking.groups}
     found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
     return found, storable("\n\n".join(map(_text, blocks)))
@@ -220,7 +208,7 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    told = panels(ranking, Pen.MARKDOWN)
+    told = panels.panels(ranking, Pen.MARKDOWN)
     for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
@@ -237,7 +225,7 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     """
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
     said = held_against(ranking, standing, verdict_on(ranking, standing))
-    table, (flags, zeros) = metrics_table(ranking, standing, values), legend(ranking, values)
+    table, (flags, zeros) = panels.metrics_table(ranking, standing, values), legend(ranking, values)
     # No other table here has the primary value: every row stands.
     blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
     blocks.append(Sentences(warnings(ranking), "note"))
@@ -274,7 +262,7 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told, said, lang = panels(ranking, Pen.HTML), verdict(ranking), "en"
+    told, said, lang = panels.panels(ranking, Pen.HTML), verdict(ranking), "en"
     if isinstance(say, Catalogue):
         told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
     # The numbers that matter most: label, number, and what belongs to it in small.
