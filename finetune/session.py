@@ -1,7 +1,5 @@
 """One training from request to adapter: guards first, then the tuner, then the record of what was done."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

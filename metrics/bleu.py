@@ -1,7 +1,5 @@
 """BLEU of a corpus and of single replies. Equal to sacrebleu with `effective_order` on the same tokenised text."""
 
-from __future__ import annotations
-
 from functools import reduce
 from operator import or_
 from types import MappingProxyType

@@ -4,8 +4,6 @@ One number hides what it is made of, and its order of candidates hangs on the we
 parts stand beside it, and how much of the order other weights would keep (`combine`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence

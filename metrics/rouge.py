@@ -1,7 +1,5 @@
 """ROUGE-1, -2, -L and -Lsum, as rouge-score has them with the same tokeniser, many times faster."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial

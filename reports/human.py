@@ -4,8 +4,6 @@ bnbench human sheet RUN        forms for raters; the key, human-key.jsonl, stays
 bnbench human import RUN FILE  checks filled forms, and adds them to ratings.jsonl
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

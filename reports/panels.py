@@ -3,8 +3,6 @@
 A panel is a title and blocks (tables, sentences …). To add one, write one function and name it in `PANELS`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The primary metric ranks: every pair is compared on it, with Holm's correction. 
 certainly above, up to N - how many are certainly below. p-values of the other metrics are unadjusted.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence

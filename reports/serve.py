@@ -1,7 +1,5 @@
 """A report in the browser while one works on the run: a server for this machine alone, and a look at the files."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

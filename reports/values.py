@@ -1,7 +1,5 @@
 """Numbers, names and values as a reader sees them: decimals that fit a column, true minus signs, and never a NaN."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import unicodedata

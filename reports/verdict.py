@@ -1,7 +1,5 @@
 """The verdict in plain words: what the primary metric says about each candidate, and what it cannot say."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -4,8 +4,6 @@ Rows come one after the other, in memory that does not grow with the file, excep
 read whole. Text files may be gzipped.
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import gzip

@@ -4,8 +4,6 @@ bnbench preferences ratings.csv --out pairs.csv      every best reply against ea
 bnbench finetune --recipe dpo --data pairs.csv
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

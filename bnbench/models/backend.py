@@ -4,8 +4,6 @@ With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends
 --base any-name` runs the class, in which only `generate` must be written.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from abc import ABC, abstractmethod

@@ -4,8 +4,6 @@ On the command line: `--base ID[@revision]`, `--adapter ID[@revision]` (repeatab
 (repeatable) and `--predictions FILE` (repeatable), each with an optional `name=` in front. Without any, the demo.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The key is read from BNBENCH_API_KEY, else OPENAI_API_KEY, at each use: it is ke
 because redirects are not followed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

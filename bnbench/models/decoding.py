@@ -6,8 +6,6 @@ Noise is a function of (seed, item, step, token) alone, from the counter-based g
 2011, Random123): replies depend on no neighbours, machine or past, and where two models' logits agree, so do replies.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import struct

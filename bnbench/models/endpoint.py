@@ -5,8 +5,6 @@ server writes them, with its own template. Which it is, and what a server does n
 for one token, and is part of the run's identity; where a server runs is not, so that it may move between two sessions.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import math

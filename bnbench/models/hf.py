@@ -3,8 +3,6 @@
 The base answers through `disable_adapter()`, which equals the plain base exactly. Embeddings are never resized.
 """
 
-from __future__ import annotations
-
 import gc
 import inspect
 import logging

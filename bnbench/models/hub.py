@@ -3,8 +3,6 @@
 One place for evaluation, fine-tuning and publishing alike. safetensors only: a pickle runs code when it is opened.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Replies: left-padded batches, one cache, rows that stop by themselves, noise tha
 head sees supervised positions only, some hundred at a time; a row of 4,096 tokens is 2.1 GB of Llama-3.1's logits.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """vLLM in process: one engine answers for a base and all its adapters, which lie in it side by side, never merged."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

@@ -4,8 +4,6 @@ Unsloth's part: loading, the adapter, checkpointing, its kernels (driven as in `
 a GPU to itself, draws its own dropout, and prints to stdout, which is for results.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
