@@ -3,8 +3,6 @@
 Scores are those of the ranking, on its scale and in full, and keep their signatures where a format has room for them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -14,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from bnbench import __version__
@@ -43,7 +41,7 @@ class Dataset(NamedTuple):
     task: str | None
 
     @classmethod
-    def parse(cls, text: str) -> Dataset:
+    def parse(cls, text: str) -> Self:
         """Raises UsageError for any other spelling."""
         if found := _DATASET.fullmatch(text):
             return cls(*found.groups())

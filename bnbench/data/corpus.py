@@ -3,8 +3,6 @@
 load → repair → clean → filter by tokens → split(seed) → Example(id, topic, title, question, reference)
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import hashlib
@@ -13,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Self
 
 import ftfy
 import numpy as np
@@ -132,7 +131,7 @@ class SplitSizes:
     test: int = 300
 
     @classmethod
-    def parse(cls, text: str) -> SplitSizes:
+    def parse(cls, text: str) -> Self:
         """Reads `4000/300/300`; raises CorpusError for anything else."""
         sizes = [int(part) for part in text.split("/") if part.strip().isdecimal()]
         if text.count("/") != 2 or len(sizes) != 3 or not sum(sizes):
@@ -181,7 +180,7 @@ class Corpus:
     fell: Mapping[str, str] = field(default_factory=dict)
     whole: tuple[Example, ...] = ()
 
-    def unsplit(self) -> Corpus:
+    def unsplit(self) -> Self:
         """All clean examples as one side, also those that a split leaves out to keep its sides apart or small."""
         steps = tuple(step for step in self.steps if step.name not in ("near-duplicate", "surplus"))
         splits = {"all": self.whole}

@@ -5,8 +5,6 @@ was before it named today's date. Templates are rendered once, with markers in p
 from them alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -16,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bnbench.data.corpus import Conversation, Example, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
@@ -102,9 +100,7 @@ class Prompter:
     special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
-    def of(
-        cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM, template: str = "auto"
-    ) -> Prompter:
+    def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM, template: str = "auto") -> Self:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
         In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; an empty one is no
@@ -145,7 +141,7 @@ class Prompter:
     def load(
         cls, files: ModelFiles, *, adapter: Path | None = None, system: str = SYSTEM, template: str = "auto",
         trust_remote_code: bool = False,
-    ) -> Prompter:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """The one of a model, or of an adapter on it, whose folder may bring a tokenizer or a chat template of its own.
 
         Raises PromptError as `of` does, and CandidateError where tokenizer or generation configuration are broken.
