@@ -27,8 +27,7 @@ _CHECKS = (
     ".loss-curve .check{stroke:#f0a26b}.loss-curve text.check{fill:#f0a26b}}"
 )
 
-Span = tuple[float, float, float]
-"""Low end, point and high end: of an interval, or of its drawing."""
+Span = tuple[float, float, float]  # low end, point and high end: of an interval, or of its drawing
 
 
 @dataclass(frozen=True)

@@ -397,10 +397,8 @@ def describe_environment(*more: str) -> dict[str, Any]:
     """The `packages`, `more` among them, and `device` of a run; an accelerator is known where that has loaded torch."""
     versions = {"python": platform.python_version()}
     for package in (*_PACKAGES, *more):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")
     device: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
     device["accelerator"] = str(torch.cuda.get_device_name(0)) if torch and torch.cuda.is_available() else None
@@ -456,10 +454,9 @@ def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
-        record: Record | int | None = typed(kind, found) if schema == SCHEMA_VERSION else schema
+        return typed(kind, found) if schema == SCHEMA_VERSION else schema
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({error}); {advice}") from None
-    return record
 
 
 def read_record(folder: Path) -> RunRecord:

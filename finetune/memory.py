@@ -18,8 +18,7 @@ from bnbench.errors import RecipeError
 from bnbench.finetune.engine.collate import Row, count_samples, count_tokens, largest_rows
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
-CONTEXT = 0.6 * 2**30
-"""What the CUDA context and its libraries take beside PyTorch's allocator, in bytes."""
+CONTEXT = 0.6 * 2**30  # what the CUDA context and its libraries take beside PyTorch's allocator, in bytes
 ALLOCATOR = 0.05
 """Share that the allocator reserves beyond what is allocated; 2–9 % measured with expandable segments."""
 PEAK_RATE: Mapping[str, float] = {

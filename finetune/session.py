@@ -23,8 +23,7 @@ from bnbench.finetune.recipes import get_tuner
 from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
 from bnbench.plot import loss_svg
 
-JOB = "job.json"
-"""In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
+JOB = "job.json"  # in the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`
 _UNWRITTEN = re.compile(
     r"No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos"
 )

@@ -17,8 +17,7 @@ from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.registry import get_metric
 
 NAME = "combined"
-NEAR = 0.5
-"""How far weights near the declared ones may lie from them: each by up to this share of itself."""
+NEAR = 0.5  # how far weights near the declared ones may lie from them: each by up to this share of itself
 _TIE = 1e-9
 _TURNS = 5  # that are told, the nearest ones
 
@@ -89,8 +88,7 @@ class CombinedScore(Metric):
 
 def combined_result(results: Mapping[str, Result], weights: Mapping[str, float]) -> Result:
     """The combined score made of `results`, by metric as `evaluate_pairs` gives them; `InputError` if a part lacks."""
-    missing = [name for name in weights if name not in results]
-    if missing:
+    if missing := [name for name in weights if name not in results]:
         raise InputError(f"combined score: {', '.join(missing)} was not scored")
     parts = [results[name] for name in weights]
     of = CombinedScore(weights, [part.of for part in parts])

@@ -107,8 +107,7 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
         # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
         state, grown, met, rows = inside, 0, 0, [(0, 0)]
         for word in candidate:
-            mask = where.get(word, 0)
-            if mask:
+            if mask := where.get(word, 0):
                 hit = state & mask
                 state = ((state + hit) | (state - hit)) & inside
                 grown = state ^ inside

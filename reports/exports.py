@@ -24,8 +24,7 @@ from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 
-Files = dict[str, str]
-"""Texts by their paths under the export's own; that of a format of one file is empty."""
+Files = dict[str, str]  # texts by their paths under the export's own; that of a format of one file is empty
 _DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
 _TEX = str.maketrans({
     **{sign: rf"\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",

@@ -110,8 +110,8 @@ class Standing:
         return next((c for c in self.versus_base if (c.metric, c.name) == (metric, name)), None)
 
 
-@dataclass(frozen=True)
-class Yardstick:
+@dataclass(frozen=True, kw_only=True)
+class Yardstick(YardstickRecord):
     """What replies without a model score here, by metric: its main value, outside of ranks and of Holm's family.
 
     `versus` has each candidate less it, by candidate and metric, p unadjusted. `floor_of` names the metrics in which
@@ -119,9 +119,6 @@ class Yardstick:
     where all items have the same.
     """
 
-    name: str
-    label: str
-    text: str
     floor_of: tuple[str, ...]
     scores: Mapping[str, Score]
     versus: Mapping[str, Mapping[str, Comparison]]
@@ -301,8 +298,7 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
             if only := [item for item in {**ours, **theirs} if item not in ours or item not in theirs]:
                 what = f"item {only[0]} is in one of them only ({len(only)} such)"
             raise RunError(f"{both}: {what}; evaluate both on the same data, --split and --limit")
-        changed = next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None)
-        if changed:
+        if changed := next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None):
             raise RunError(f"{both}: item {changed[0]} has another {changed[1]}")
         for metric in run.record.metrics:
             expected, other = signatures.setdefault(metric.name, (metric.signature, run))
@@ -461,8 +457,7 @@ def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
         yield "ratings by people are left out: each run has raters of its own, so they do not compare the runs"
     for run in (run.record for run in runs[1:]):
         ours, theirs = _settings(run), _settings(first)
-        different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]
-        if different:
+        if different := [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]:
             what = f"the runs {first.name} and {run.name} differ in {', '.join(different)}"
             yield f"{what}: differences between their candidates may come from there"
         if run.combined != first.combined:
@@ -527,9 +522,8 @@ def _standings(
             versus[0] = _judged(versus[0], adjusted, ranks_by)
         scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
         limit = entry.record.hit_limit_share
-        standings.append(
-            Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
-        )
+        made = Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
+        standings.append(made)
     return standings
 
 

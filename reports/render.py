@@ -47,8 +47,7 @@ COLUMNS = (
     "n", "signature",
 )  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
-Say = Callable[[str], str]
-"""Says a text of the report in its language: a catalogue, or `str` for English."""
+Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 
 
 @dataclass(frozen=True)

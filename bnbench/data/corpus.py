@@ -26,8 +26,7 @@ from bnbench.metrics.normalization import normalize
 SPLITS = ("train", "validation", "test")
 FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
 """The texts of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
-READ = {**FIELDS, "dialogue": ""}
-"""What a column of a corpus may hold."""
+READ = {**FIELDS, "dialogue": ""}  # what a column of a corpus may hold
 LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
 MIN_WORDS = 2  # of an answer

@@ -59,9 +59,8 @@ class TextFile:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
         if (column := files.find_column(path, header, field, columns.get(field))) is None:
-            raise CorpusError(
-                f"{path}: no column holds a {field}; the columns are {', '.join(header) or 'none'}. {hint}"
-            )
+            what = f"no column holds a {field}; the columns are {', '.join(header) or 'none'}"
+            raise CorpusError(f"{path}: {what}. {hint}")
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
         others = [name for name in header if name != column and files.plain_name(name) in usual]
         if field == "reply" and "reply" not in columns and others:

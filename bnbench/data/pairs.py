@@ -122,8 +122,7 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
     places = files.match_columns(source, header, columns, FIELDS, needed, hint)
     for where, record in records.items():
         texts = dict(zip(FIELDS, map(repair, files.texts_of(where, record, places)), strict=True))
-        empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
-        if empty:
+        if empty := next((field for field in ("question", "chosen", "rejected") if not texts[field]), None):
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
         if normalize(texts["chosen"]) == normalize(texts["rejected"]):
             raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is better; remove the row")

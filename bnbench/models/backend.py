@@ -221,19 +221,15 @@ class LocalModels(Backend):
         adapter, prompter = candidate if candidate.kind == "adapter" else None, self.prompters[candidate.name]
         return {
             **self.computed_by,
-            "base": self.files.location if self.files.commit else "",
-            "base_revision": self.files.commit,
-            "base_sha256": self._base_sha256,
-            "adapter": adapter.location if adapter and adapter.revision else "",
+            "base": self.files.location if self.files.commit else "", "base_revision": self.files.commit,
+            "base_sha256": self._base_sha256, "adapter": adapter.location if adapter and adapter.revision else "",
             "adapter_revision": adapter.revision if adapter else "",
             "adapter_sha256": adapter.weights_sha256 if adapter else "",
             "adapter_config_sha256": file_sha256(Path(adapter.folder) / "adapter_config.json") if adapter else "",
-            "dtype": self.precision["dtype"],
-            "quantisation": self.precision["quantisation"],
-            "template_sha": prompter.template_sha,
-            "tokenizer_sha": prompter.tokenizer_sha,
+            "dtype": self.precision["dtype"], "quantisation": self.precision["quantisation"],
+            "template_sha": prompter.template_sha, "tokenizer_sha": prompter.tokenizer_sha,
             "stop_ids": list(prompter.stop_ids),
-        }
+        }  # fmt: skip
 
     def check_answer(self, candidate: Candidate, *, is_finite: bool, is_base_s: bool) -> None:
         """Raises CandidateError for logits that are no numbers, and for an adapter whose logits are the base's."""

@@ -112,10 +112,6 @@ class Client:
 
         return _run(ask())
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request, as `map` gets it."""
-        return self.map(path, [body])[0]
-
     def map(self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
         """The answers to POST requests to `path` ("chat/completions"), in their order; the model's name is added.
         A server gets at most `most` at once.

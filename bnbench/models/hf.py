@@ -79,8 +79,7 @@ class TransformersBackend(LocalModels):
 
         self.model, self._loaded = None, ()
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # which does nothing where there is none
         dtype = getattr(torch, self.precision["dtype"])
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.options.trust_remote_code}
         if is_packed := self.precision["quantisation"] == "nf4":
@@ -203,10 +202,9 @@ class TransformersBackend(LocalModels):
         with self._active(candidate) as lm:
             how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad}
             how |= {"is_done": asked.is_done} if asked.stop_texts else {}
-            drawn = halving(
-                lambda part: inference.generate(lm, [p.ids for p in prompts[part]], items[part], limited, **how),
-                slice(0, len(prompts)),
-            )
+            ids = [prompt.ids for prompt in prompts]
+            whole = slice(0, len(ids))
+            drawn = halving(lambda part: inference.generate(lm, ids[part], items[part], limited, **how), whole)
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
     def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
@@ -215,13 +213,9 @@ class TransformersBackend(LocalModels):
 
         how: dict[str, Any] = {"pad": self.pad, "whole_logits": self._whole_logits}
         with self._active(candidate) as lm:
-            return [
-                n
-                for rows_at_once in passes(list(map(len, rows)))
-                for n in halving(
-                    lambda part: negative_log_likelihoods(lm, rows[part], starts[part], **how), rows_at_once
-                )
-            ]
+            parts = passes(list(map(len, rows)))
+            done = (halving(lambda p: negative_log_likelihoods(lm, rows[p], starts[p], **how), part) for part in parts)
+            return [n for part in done for n in part]
 
 
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
@@ -246,6 +240,5 @@ def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
         size = math.ceil(size / 2)
         log.warning("out of memory: going on with batches of %d", size)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
     return done

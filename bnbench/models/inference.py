@@ -155,8 +155,7 @@ def attend(
     return out.reshape(rows, 1, heads, d), None
 
 
-ATTENTION = "bnbench_grouped"
-"""The `attn_implementation` under which transformers finds `attend`."""
+ATTENTION = "bnbench_grouped"  # the `attn_implementation` under which transformers finds `attend`
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 

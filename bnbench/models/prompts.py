@@ -334,8 +334,7 @@ class Prompter:
             return
         used = {*self.prompt(PROBE).ids, self.end_id}
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}
-        if beyond:
+        if beyond := {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}:
             i, name = min(beyond.items())
             raise CandidateError(
                 f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is "
@@ -404,10 +403,8 @@ def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, 
         try:
             wanted, own = "chat", read_small(wanted).decode()
         except (OSError, ValueError) as error:
-            names = ", ".join(TEMPLATES)
-            raise PromptError(
-                f"template {wanted}: it is none of {names}, and no file that can be read ({error})"
-            ) from None
+            why = f"it is none of {', '.join(TEMPLATES)}, and no file that can be read ({error})"
+            raise PromptError(f"template {wanted}: {why}") from None
     has_headers = all(_id_of(tokenizer, token) is not None for token in _LLAMA_HEADERS)
     if wanted == "llama-3.1" and not has_headers:
         raise PromptError(f"template llama-3.1: the tokenizer lacks its tokens ({', '.join(_LLAMA_HEADERS)})")

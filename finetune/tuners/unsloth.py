@@ -32,8 +32,7 @@ class UnslothTuner(AdapterTuner):
             "double_quantisation": (True,), "memory_gib": (0.0,),
             "checkpointing": ("non-reentrant", "none"), "precision": ("auto", "float16", "bfloat16"),
         }  # fmt: skip
-        wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
-        if wrong:
+        if wrong := [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]:
             raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
         if device is not None and device.type != "cuda":
             raise RecipeError(f'the tuner "unsloth" needs an NVIDIA GPU (this is {device.type}): set tuner = "qlora"')

@@ -169,13 +169,10 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
             plain["checks"] = tuple(_of(Check, check) for check in plain["checks"])
             for check in (check for check in plain["checks"] if check.group == "labels"):
                 f"{check.numbers['sentinel']} {check.numbers['value']:f} {check.numbers['sentinel_value']:f}"  # as told
-            plain["standings"] = tuple(
-                Standing(
-                    str(of["name"]), bool(of["sentinel"]), {k: _of(Estimate, v) for k, v in of["measures"].items()}
-                )
-                for of in plain["standings"]
-            )
-            measures = {frozenset(standing.measures) for standing in plain["standings"]}
+            measured = [{k: _of(Estimate, v) for k, v in of["measures"].items()} for of in plain["standings"]]
+            told = zip(plain["standings"], measured, strict=True)
+            plain["standings"] = tuple(Standing(str(of["name"]), bool(of["sentinel"]), own) for of, own in told)
+            measures = set(map(frozenset, measured))
             if AUC not in [check.name for check in plain["checks"]] or len(measures) != 1 or AUC not in measures.pop():
                 raise ValueError
         return [_of(AuditReport, plain) for plain in found]

@@ -122,8 +122,7 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
         raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # the first of equals
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-    missing = [name for name in REQUIRED if name not in (lines.fieldnames or ())]
-    if missing:
+    if missing := [name for name in REQUIRED if name not in (lines.fieldnames or ())]:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
     rows = [_row(f"{source}, line {lines.line_num}", record) for record in lines]
     if not rows:
