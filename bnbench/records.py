@@ -14,8 +14,6 @@ The dataclasses are the files, fields in the order of the keys. A key may be mis
 may be None, and is not written while it has a plain default; keys that no field names are passed over.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -34,7 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -236,7 +234,7 @@ class MetricRecord:
     details: tuple[str, ...] = field(default_factory=tuple)
 
     @classmethod
-    def of(cls, metric: Metric, n: int) -> MetricRecord:
+    def of(cls, metric: Metric, n: int) -> Self:
         """The record of a metric that scored `n` replies."""
         return cls(
             name=metric.name, signature=metric.signature(n), columns=tuple(metric.columns), values=tuple(metric.values),

@@ -5,8 +5,6 @@ back as it is, and `{n}`, of one letter, has no blank; `{LABEL}` is looked up it
 S, each part (`a, b and c`, `a; b`). What no key fits stays as it is.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +30,7 @@ _ENDINGS = (
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
-def language(code: str) -> Catalogue:
+def language(code: str) -> "Catalogue":
     """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
     known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
     if code not in known:
@@ -47,9 +45,12 @@ class Catalogue:
         self.code, self.stop = code, entries.get(".", ".")
         self.entries = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
         self.said = dict(entries)
+        # First is tried what parts a claim from its but, else the key with most letters of its own.
         self.patterns = [
             (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
-            for key, value in sorted(self.entries.items(), key=_order)
+            for key, value in sorted(
+                self.entries.items(), key=lambda e: (", but {" not in e[0], -len(_PLACE.sub("", e[0])))
+            )
             if _PLACE.search(key)
         ]
 
@@ -78,11 +79,6 @@ class Catalogue:
             if between.search(text):
                 return joint.join(self._part(place, part) for part in between.split(text))
         return self(text)
-
-
-def _order(entry: tuple[str, str]) -> tuple[bool, int]:
-    """Which key is tried first: what parts a claim from its but, else the one with most letters of its own."""
-    return ", but {" not in entry[0], -len(_PLACE.sub("", entry[0]))
 
 
 def _pattern(part: str) -> str:

@@ -226,10 +226,8 @@ def rank(
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
     other raters. `groups` name candidates that differ in their training seed alone, and rank as one; None: those that
-    the runs declared, else those whose trainings say so.
-
-    Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
-    computed here, or `audits` not be read.
+    the runs declared, else those whose trainings say so. Raises RunError as `collect` does, and UsageError where a
+    candidate has no primary metric, or where that cannot be computed here, or `audits` not be read.
     """
     own = [path for run in runs if (path := run.path / AUDITS).is_file()]
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
@@ -279,10 +277,9 @@ def rank(
 def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
     """The candidates of all runs, each once, and what each run's candidates are called among them.
 
-    A name that stands for two different candidates gets its run's name added.
-
-    A candidate of a later run is the same when identity (`key_fields`) and decoding are. Raises RunError where there
-    are no runs, they are not over the same items, or a metric has another signature in one of them.
+    A name that stands for two different candidates gets its run's name added. A candidate of a later run is the same
+    when identity (`key_fields`) and decoding are. Raises RunError where there are no runs, they are not over the same
+    items, or a metric has another signature in one of them.
     """
     if not runs:
         raise RunError("nothing to report: name at least one run folder")

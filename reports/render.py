@@ -4,12 +4,8 @@ The page is whole by itself: its font, its data and our own script lie inside, a
 from outside is text there.
 """
 
-from __future__ import annotations
-
 import base64
-import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -23,7 +19,7 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
-from bnbench.data.files import inert
+from bnbench.data.files import csv_text
 from bnbench.errors import UsageError
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
@@ -120,9 +116,7 @@ def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
 
 def ranking_csv(ranking: Ranking) -> str:
     """One row a candidate and value, numbers in full; empty where there is nothing to say."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[Sequence[object]] = [COLUMNS]
     for s in ranking.standings:
         for score in s.scores:
             c = s.versus(score.metric, score.name)
@@ -134,9 +128,8 @@ def ranking_csv(ranking: Ranking) -> str:
                 s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
                 score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
             )  # fmt: skip
-            plain = ("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
-            writer.writerow(inert(x) if isinstance(x, str) else x for x in plain)
-    return file.getvalue()
+            rows.append(["" if isinstance(x, float) and not math.isfinite(x) else x for x in cells])
+    return csv_text(rows)
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
@@ -310,7 +303,7 @@ def page(template: str, **parts: Any) -> str:
     return storable(made.render(**parts, style=Markup(style), script=Markup(script), script_hash=digest))
 
 
-def templates() -> Environment:
+def templates() -> "Environment":
     """The files of templates/, which escape whatever is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -238,6 +238,13 @@ def inert(cell: str) -> str:
     return f"'{cell}" if cell.startswith(_RUNS) else cell
 
 
+def csv_text(rows: Iterable[Sequence[object]], end: str = "\n") -> str:
+    """Rows as CSV whose lines end in `end`, texts `inert`."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=end).writerows([inert(c) if isinstance(c, str) else c for c in row] for row in rows)
+    return text.getvalue()
+
+
 def _check_header(path: Path, header: Sequence[str]) -> None:
     if len(header) > MOST_COLUMNS:
         raise CorpusError(f"{path}: {len(header):,} columns; at most {MOST_COLUMNS:,} are read")

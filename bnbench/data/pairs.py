@@ -4,8 +4,6 @@ bnbench preferences ratings.csv --out pairs.csv      every best reply against ea
 bnbench finetune --recipe dpo --data pairs.csv
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -239,11 +237,9 @@ def preferences(
     else:
         made = labelled_pairs(margin, None if half == "both" else half or "development")
     sided = any(best.side for _, best, _ in made.pairs)
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
+    rows = [(*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ()))]
     for pair, best, worse in made.pairs:
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow(map(files.inert, (*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside)))
-    write_text(out, text.getvalue())
+        rows.append((*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside))
+    write_text(out, files.csv_text(rows))
     return made

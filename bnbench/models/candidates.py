@@ -95,11 +95,9 @@ def parse_candidates(
     """What the command line names, checked and resolved: the base, its adapters, endpoints, recorded replies.
 
     An adapter without `base` brings the base that its configuration names. With nothing given, the bundled demo.
-    `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by.
-
-    Raises:
-        CandidateError: what is missing, broken, pickled, of another base, or named like another candidate.
-        MissingExtraError: a hub id is named and huggingface_hub is not installed.
+    `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by. Raises
+    CandidateError for what is missing, broken, pickled, of another base, or named like another candidate, and
+    MissingExtraError where a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions and not endpoints:
         if not needs_files:
