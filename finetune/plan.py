@@ -202,11 +202,10 @@ class Plan(Job):
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
             "rows": len(self.rows), "held_out_rows": len(self.held_out), "validation_rows": len(self.validation),
-            "tokens": count_tokens(self.rows),
-            "supervised_tokens": sum(row.supervised for row in self.rows), "longest_row_tokens": self.longest,
-            "samples_per_step": recipe.samples_per_step, "processes": self.processes, "steps": self.steps,
-            "warmup_steps": self.warmup_steps, "checkpoints_every": recipe.save_every,
-            "estimate": self.estimate.summary(),
+            "tokens": count_tokens(self.rows), "supervised_tokens": sum(row.supervised for row in self.rows),
+            "longest_row_tokens": self.longest, "samples_per_step": recipe.samples_per_step,
+            "processes": self.processes, "steps": self.steps, "warmup_steps": self.warmup_steps,
+            "checkpoints_every": recipe.save_every, "estimate": self.estimate.summary(),
         }  # fmt: skip
 
 

@@ -215,8 +215,7 @@ class Imported:
 
 
 def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False) -> Imported:
-    """Adds filled forms (.json of the page, .csv, .xlsx) to the ratings of a run, all or nothing, and lists them in
-    human-ratings.csv.
+    """Adds filled forms (.json of the page, .csv, .xlsx) to a run's ratings, all or nothing, and human-ratings.csv.
 
     With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
     and column, where a form holds no answer at all, and where two files of one rater contradict each other, or one the

@@ -54,12 +54,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a backend may be told.
-
-    `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
-    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` and
-    `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "". `tokenizer` is the
-    folder or hub id of what makes the prompts, where the backend has no files of a model.
+    """What a backend may be told: the `name` it was asked for by; `device` None is the first GPU, else the CPU;
+    `quantise` None takes 4-bit weights where the GPU is too small; `trust_remote_code` lets code run that comes with a
+    model; `system` and `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
+    `tokenizer` is the folder or hub id of what makes the prompts, where the backend has no files of a model.
     """
 
     name: str = "hf"
@@ -97,12 +95,9 @@ class Backend(ABC):
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""
         return {
-            "backend": self.options.name,
-            "model": candidate.location,
-            "revision": candidate.revision,
-            "base": candidate.base or "",
-            "template_sha": self.prompters[candidate.name].template_sha,
-        }
+            "backend": self.options.name, "model": candidate.location, "revision": candidate.revision,
+            "base": candidate.base or "", "template_sha": self.prompters[candidate.name].template_sha,
+        }  # fmt: skip
 
     def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:  # noqa: B027 - a default
         """Tells all items of the run, and the corpus that they are from, before the first reply."""

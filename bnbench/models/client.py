@@ -114,10 +114,9 @@ class Client:
 
     def map(self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
         """The answers to POST requests to `path` ("chat/completions"), in their order; the model's name is added.
-        A server gets at most `most` at once.
 
-        What may pass (429, 5xx, a lost connection, half an answer) is tried again, on another server where there is
-        one; the first failure that stays ends the others.
+        A server gets at most `most` at once. What may pass (429, 5xx, a lost connection, half an answer) is tried
+        again, on another server where there is one; the first failure that stays ends the others.
         """
 
         async def ask() -> list[dict[str, Any]]:

@@ -56,11 +56,9 @@ class TransformersBackend(LocalModels):
         self._whole_logits = False
 
     def load(self) -> None:
-        """Reads the weights, and proves that every adapter changes the logits, and nothing else's.
-
-        An adapter that cannot be told from the base or from those beside it is loaded by itself: now, to see that it
-        can be, and again when its turn comes. Raises CandidateError for weights that are not whole, damaged or
-        untrained.
+        """Reads the weights, and proves that every adapter changes the logits, and nothing else's. One that cannot be
+        told from the base or from those beside it is loaded by itself: now, to see that it can be, and again when its
+        turn comes. Raises CandidateError for weights that are not whole, damaged or untrained.
         """
         # Small matrices are multiplied sooner than a second thread wakes up: the bundled base answers no slower with
         # one thread on an idle machine, and many times faster on a busy one.

@@ -41,11 +41,9 @@ def generate(
     model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], decoding: Decoding, *, stop: Sequence[int],
     pad: int, is_done: Callable[[list[int]], bool] = lambda _: False,
 ) -> list[Drawn]:  # fmt: skip
-    """Draws one reply a prompt, all prompts as one batch.
-
-    `items` are the ids that each prompt's noise belongs to; `decoding` has `max_new_tokens` set; `stop` are ids that
-    end a reply; `pad` fills the left of shorter prompts, masked; `is_done` may find a further ground to stop in a
-    reply's ids so far.
+    """Draws one reply a prompt, all prompts as one batch. `items` are the ids that each prompt's noise belongs to;
+    `decoding` has `max_new_tokens` set; `stop` are ids that end a reply; `pad` fills the left of shorter prompts,
+    masked; `is_done` may find a further ground to stop in a reply's ids so far.
     """
     batch = _Batch(model, prompts, items, decoding.seed, pad)
     replies: list[list[int]] = [[] for _ in prompts]
@@ -164,10 +162,8 @@ class _Batch:
     """The rows under way: their cache, and the `logits` (rows, vocabulary) in float32 that follow what has gone in."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], seed: int, pad: int) -> None:
-        """Reads the prompts, some at a time, each part as wide as its own longest.
-
-        So neither the widest prompt nor the number of rows makes a pass larger than memory allows. A cache of sliding
-        windows is filled in one pass.
+        """Reads the prompts, some at a time, each part as wide as its own longest: so neither the widest prompt nor the
+        number of rows makes a pass larger than memory allows. A cache of sliding windows is filled in one pass.
         """
         self.model = model
         self.rows = list(range(len(prompts)))
