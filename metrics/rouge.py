@@ -24,7 +24,6 @@ class ROUGE(LexicalMetric, MeanMetric):
     The mean over replies of each reply's precision, recall and F1; `value` is the F of the first of `types`.
     Punctuation is left out. Of several references the one with the highest F counts, for each type by itself. No
     stemming: it cannot see that দুঃখ and দুঃখের are one word, nor synonyms.
-
     `profile="csebuetnlp"` is ROUGE-1, -2 and -L of raw texts with csebuetnlp's tokens and stems, under a name of its
     own, to stand beside the tables of XL-Sum and BanglaNLG. Raises `UsageError` for an unknown type or profile.
     """

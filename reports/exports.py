@@ -59,9 +59,6 @@ def export(ranking: Ranking, wanted: str, folder: Path, dataset: Dataset | None 
     return place
 
 
-# ------------------------------------------------------------------------------------------------- what formats share
-
-
 def _key(value: Value) -> str:
     """How tools that know no values of a metric call one: `chrF++`, `ROUGE/rougeL`."""
     return value.metric if value.name == value.metric else f"{value.metric}/{value.name}"
@@ -122,9 +119,6 @@ def _json(value: Any) -> str:
 
 def _jsonl(rows: list[Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-# ------------------------------------------------------------------------------------------------- evaluation harnesses
 
 
 def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
@@ -286,9 +280,6 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
             }  # fmt: skip
         systems.append(system)
     return {"": _json(systems)}
-
-
-# ------------------------------------------------------------------------------------------------------ papers, the hub
 
 
 def latex(ranking: Ranking, _: Dataset | None) -> Files:

@@ -192,9 +192,6 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     return file.getvalue()
 
 
-# -------------------------------------------------------------------------------------------------------------- import
-
-
 @dataclass(frozen=True)
 class Imported:
     """What an import added to ratings.jsonl; `missing` is how many answers each rater has still to give on the forms
