@@ -212,7 +212,7 @@ class Imported:
 
 
 def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False) -> Imported:
-    """Adds filled forms (.json of the page, .csv, .xlsx) to a run's ratings, all or nothing, and human-ratings.csv.
+    """Adds filled forms (.json of the page, .csv, .xlsx) to a run's ratings, all or nothing, and to human-ratings.csv.
 
     With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
     and column, where a form holds no answer at all, and where two files of one rater contradict each other, or one the
