@@ -1,7 +1,5 @@
 """What is installed here, what computes, and what an evaluation of a model would need. Nothing is loaded or changed."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -5,8 +5,6 @@ is asked once for each text, by a rubric of `rubrics/`, and its metrics are tabl
 under a hash of all that it depends on, so that one of another reply, model or rubric is never taken for it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -67,7 +65,7 @@ class Judge:
         self._is_met = False
 
     @property
-    def metrics(self) -> list[Judged]:
+    def metrics(self) -> list["Judged"]:
         """A mean for each criterion, and with pairs the share of wins."""
         kinds: list[type[Judged]] = [Overall, Empathy, Relevance, Fluency, *([Wins] if self.pairs else [])]
         return [kind(self) for kind in kinds]

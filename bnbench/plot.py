@@ -1,12 +1,11 @@
 """Drawings of numbers: the marks of the report's interval plots, and the loss curve of a training."""
 
-from __future__ import annotations
-
 import html
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from bnbench.errors import require
 from bnbench.records import Points, Validation, mean_loss, thinned
@@ -28,8 +27,7 @@ _CHECKS = (
     ".loss-curve .check{stroke:#f0a26b}.loss-curve text.check{fill:#f0a26b}}"
 )
 
-Span = tuple[float, float, float]
-"""Low end, point and high end: of an interval, or of its drawing."""
+Span = tuple[float, float, float]  # low end, point and high end: of an interval, or of its drawing
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Axis:
     end: float
 
     @classmethod
-    def over(cls, values: Iterable[float], start: float, end: float, room: float = 0.0) -> Axis:
+    def over(cls, values: Iterable[float], start: float, end: float, room: float = 0.0) -> Self:
         """The axis that shows all values, with a share of their range left free beyond each end."""
         found = list(values) or [0.0, 1.0]
         low, high = min(found), max(found)

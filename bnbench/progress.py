@@ -1,7 +1,5 @@
 """Progress on stderr: a bar a stage on a terminal, plain lines elsewhere, and the libraries' own notes silenced."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

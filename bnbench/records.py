@@ -14,8 +14,6 @@ The dataclasses are the files, fields in the order of the keys. A key may be mis
 may be None, and is not written while it has a plain default; keys that no field names are passed over.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -34,7 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import fmean
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -236,7 +234,7 @@ class MetricRecord:
     details: tuple[str, ...] = field(default_factory=tuple)
 
     @classmethod
-    def of(cls, metric: Metric, n: int) -> MetricRecord:
+    def of(cls, metric: Metric, n: int) -> Self:
         """The record of a metric that scored `n` replies."""
         return cls(
             name=metric.name, signature=metric.signature(n), columns=tuple(metric.columns), values=tuple(metric.values),
@@ -397,10 +395,8 @@ def describe_environment(*more: str) -> dict[str, Any]:
     """The `packages`, `more` among them, and `device` of a run; an accelerator is known where that has loaded torch."""
     versions = {"python": platform.python_version()}
     for package in (*_PACKAGES, *more):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")
     device: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()}
     device["accelerator"] = str(torch.cuda.get_device_name(0)) if torch and torch.cuda.is_available() else None
@@ -456,10 +452,9 @@ def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         schema: int | None = found.get("schema_version") if isinstance(found, dict) else None
-        record: Record | int | None = typed(kind, found) if schema == SCHEMA_VERSION else schema
+        return typed(kind, found) if schema == SCHEMA_VERSION else schema
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({error}); {advice}") from None
-    return record
 
 
 def read_record(folder: Path) -> RunRecord:

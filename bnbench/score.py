@@ -1,7 +1,5 @@
 """Scoring files: replies beside references and messages, streamed through the metrics on all cores."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ is what `Backend.likelihood` takes. The model reads a text as it stands, without
 is scored; bytes and characters are those of the bn1-normalised text, as in an evaluation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,20 +8,17 @@ brackets: t4 at rows of 4,096 tokens 6.31 (6.40), mixed 6.33 (6.40); t4-r16-all-
 on one H100, before, lora-16bit 16.8 (17.2). No T4 was at hand: its time is arithmetic.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Self
 
 from bnbench.errors import RecipeError
 from bnbench.finetune.engine.collate import Row, count_samples, count_tokens, largest_rows
 from bnbench.finetune.recipes import ALL_LINEAR, Recipe, get_tuner
 
-CONTEXT = 0.6 * 2**30
-"""What the CUDA context and its libraries take beside PyTorch's allocator, in bytes."""
+CONTEXT = 0.6 * 2**30  # what the CUDA context and its libraries take beside PyTorch's allocator, in bytes
 ALLOCATOR = 0.05
 """Share that the allocator reserves beyond what is allocated; 2–9 % measured with expandable segments."""
 PEAK_RATE: Mapping[str, float] = {
@@ -76,7 +73,7 @@ class Shape:
     linear: int
 
     @classmethod
-    def of(cls, config: Any, total: int, linear: int | None = None) -> Shape:
+    def of(cls, config: Any, total: int, linear: int | None = None) -> Self:
         """Of a transformers configuration and the base's number of parameters; `linear` is all but norms by default."""
         text, tied = config.get_text_config(), bool(config.tie_word_embeddings)
         hidden, heads = text.hidden_size, getattr(text, "num_attention_heads", None) or 1  # Mamba has none

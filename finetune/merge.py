@@ -4,8 +4,6 @@ Evaluation never merges. What is written here is checked against the adapter on 
 `bnbench compare` of two runs says how far they are apart on whole data.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -6,8 +6,6 @@
 `bnbench finetune --dry-run` prints that, and `bnbench finetune --list` prints `recipe_table`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -163,6 +161,10 @@ class Plan(Job):
             unit = "full rows"
         kind = ("rs" * self.recipe.rslora) + ("DoRA" if self.recipe.dora else "LoRA")
         rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
+        start = f"goes on with {self.start}, which is its reference\n" if self.start else ""
+        early = f", until {self.recipe.patience} in a row are no better" if self.recipe.patience else ""
+        every = f"every {self.recipe.validate_every} steps{early}"
+        checks = f"validated on {len(self.validation)} rows {every}\n" if self.validation else ""
         # Of a CPU no rate is known, and what shares its memory with a training neither.
         here = "no card here: the CPU trains, and only its first steps can tell how long; with a card instead:\n"
         text = (
@@ -173,19 +175,11 @@ class Plan(Job):
             f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
             f"weights {'in NF4' if self.precision.quantisation == 'nf4' else 'not quantised'}, arithmetic in "
             f"{self.precision.reason}\n"
-            f"{self._beside()}{here if self.device == 'cpu' else ''}{self.estimate}"
+            f"{start}{checks}{here if self.device == 'cpu' else ''}{self.estimate}"
         )
         if not self.base.weights():
             text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
         return text
-
-    def _beside(self) -> str:
-        start = f"goes on with {self.start}, which is its reference\n" if self.start else ""
-        if not self.validation:
-            return start
-        recipe = self.recipe
-        early = f", until {recipe.patience} in a row are no better" if recipe.patience else ""
-        return f"{start}validated on {len(self.validation)} rows every {recipe.validate_every} steps{early}\n"
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from, as plain JSON values."""
@@ -208,11 +202,10 @@ class Plan(Job):
             "precision": precision.dtype_name, "quantisation": precision.quantisation,
             "precision_reason": precision.reason, "device": self.device,
             "rows": len(self.rows), "held_out_rows": len(self.held_out), "validation_rows": len(self.validation),
-            "tokens": count_tokens(self.rows),
-            "supervised_tokens": sum(row.supervised for row in self.rows), "longest_row_tokens": self.longest,
-            "samples_per_step": recipe.samples_per_step, "processes": self.processes, "steps": self.steps,
-            "warmup_steps": self.warmup_steps, "checkpoints_every": recipe.save_every,
-            "estimate": self.estimate.summary(),
+            "tokens": count_tokens(self.rows), "supervised_tokens": sum(row.supervised for row in self.rows),
+            "longest_row_tokens": self.longest, "samples_per_step": recipe.samples_per_step,
+            "processes": self.processes, "steps": self.steps, "warmup_steps": self.warmup_steps,
+            "checkpoints_every": recipe.save_every, "estimate": self.estimate.summary(),
         }  # fmt: skip
 
 

@@ -4,8 +4,6 @@ The token is huggingface_hub's, of `HF_TOKEN` or the file that `HF_TOKEN_PATH` n
 the classes that write the card's front matter and `.eval_results/*.yaml` (hub-docs, docs/hub/eval-results.md).
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """One training from request to adapter: guards first, then the tuner, then the record of what was done."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -25,8 +23,7 @@ from bnbench.finetune.recipes import get_tuner
 from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
 from bnbench.plot import loss_svg
 
-JOB = "job.json"
-"""In the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`."""
+JOB = "job.json"  # in the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`
 _UNWRITTEN = re.compile(
     r"No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos"
 )
@@ -76,7 +73,6 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
 
     `request.output` receives the adapter, training.json, loss.csv, loss.svg, and checkpoints/ on the way. Of several
     processes (`accelerate launch`, torchrun), which all call this, the first one writes, and all get the result.
-
     Raises as `plan` for what cannot be done, RunError for a folder of another training, TrainingError where the work
     fails, and PartialRunError where SIGTERM or Ctrl-C stopped it: a checkpoint of the last step is saved then.
     """
@@ -199,9 +195,8 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
         device=planned.device, machine=environment["device"], processes=planned.processes,
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,
-        packages=environment["packages"], loss=outcome.curve,
-        gain=outcome.gain, validation=outcome.validation, start=str(planned.start) if planned.start else None,
-        examples=tuple(row.id for row in planned.rows),
+        packages=environment["packages"], loss=outcome.curve, gain=outcome.gain, validation=outcome.validation,
+        start=str(planned.start) if planned.start else None, examples=tuple(row.id for row in planned.rows),
         identity=identity,
     )  # fmt: skip
     records.write_text(planned.output / "loss.svg", loss_svg(outcome.curve, validation=outcome.validation))

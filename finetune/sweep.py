@@ -4,8 +4,6 @@
 lets base and adapters answer the validation rows: the test rows stay unseen for who is chosen.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence

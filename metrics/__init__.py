@@ -7,8 +7,6 @@
 What is not in `__all__` may change.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Whether a reply keeps to one form of address: আপনি, তুমি or তুই."""
 
-from __future__ import annotations
-
 from types import MappingProxyType
 
 import numpy as np

@@ -1,7 +1,5 @@
 """BERTScore through the `bert-score` package, with its traps for Bengali fenced (`pip install "bnbench[models]"`)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """BLEU of a corpus and of single replies. Equal to sacrebleu with `effective_order` on the same tokenised text."""
 
-from __future__ import annotations
-
 from functools import reduce
 from operator import or_
 from types import MappingProxyType
@@ -16,8 +14,7 @@ ORDERS = (1, 2, 3, 4)
 
 
 class BLEU(LexicalMetric):
-    """BLEU (Papineni et al. 2002): geometric mean of the 1-4-gram precisions times the brevity penalty, exponential
-    smoothing.
+    """BLEU (Papineni et al. 2002): geometric mean of 1-4-gram precisions times brevity penalty, exponential smoothing.
 
     Orders of which no reply has an n-gram are left out (sacrebleu's `effective_order`), so that `per_item` is sentence
     BLEU and a text scores 100 against itself however short; the corpus score is sacrebleu's default wherever any reply

@@ -1,7 +1,5 @@
 """chrF and chrF++, F-scores of n-grams of characters and words. Equal to sacrebleu on the same tokenised text."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import numpy as np

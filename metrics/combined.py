@@ -4,8 +4,6 @@ One number hides what it is made of, and its order of candidates hangs on the we
 parts stand beside it, and how much of the order other weights would keep (`combine`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +17,7 @@ from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.registry import get_metric
 
 NAME = "combined"
-NEAR = 0.5
-"""How far weights near the declared ones may lie from them: each by up to this share of itself."""
+NEAR = 0.5  # how far weights near the declared ones may lie from them: each by up to this share of itself
 _TIE = 1e-9
 _TURNS = 5  # that are told, the nearest ones
 
@@ -91,8 +88,7 @@ class CombinedScore(Metric):
 
 def combined_result(results: Mapping[str, Result], weights: Mapping[str, float]) -> Result:
     """The combined score made of `results`, by metric as `evaluate_pairs` gives them; `InputError` if a part lacks."""
-    missing = [name for name in weights if name not in results]
-    if missing:
+    if missing := [name for name in weights if name not in results]:
         raise InputError(f"combined score: {', '.join(missing)} was not scored")
     parts = [results[name] for name in weights]
     of = CombinedScore(weights, [part.of for part in parts])

@@ -241,8 +241,7 @@ class MeanMetric(Metric):
 def table_of(metric: Metric, tables: Mapping[str, FloatArray]) -> FloatArray:
     """A metric's (n, k) table out of those that were counted: its own, or its parts' side by side."""
     names = [part.name for part in metric.parts or (metric,)]
-    missing = [name for name in names if name not in tables]
-    if missing:
+    if missing := [name for name in names if name not in tables]:
         raise InputError(f"{metric.name}{' score' if metric.parts else ''}: {', '.join(missing)} was not scored")
     return np.hstack([tables[name] for name in names]) if metric.parts else tables[names[0]]
 
@@ -310,12 +309,11 @@ class Texts:
                 how = "read as the references of each reply; where they are streams, as sacrebleu takes them, give"
                 _log.warning("%s, %s %s", streams, how, hint)
         return cls(
-            rows,
-            None if references is None else tuple(found),
+            rows, None if references is None else tuple(found),
             None if messages is None else sequence("messages", messages),
             None if likelihoods is None else np.asarray(likelihoods, dtype=np.float64),
             None if cut is None else sequence("cut", cut),
-        )
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.replies)

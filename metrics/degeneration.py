@@ -1,7 +1,5 @@
 """Replies that are broken whatever they say (empty, cut, looping, in the wrong script, copied), and varied words."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Hashable, Sequence

@@ -1,7 +1,5 @@
 """Several metrics over the same texts, which are normalised, tokenised and counted once, some at a time."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections import deque

@@ -1,7 +1,5 @@
 """The root of bnbench's exception tree, and the errors that the metrics raise; `bnbench.errors` has the others."""
 
-from __future__ import annotations
-
 import errno
 import importlib
 import stat

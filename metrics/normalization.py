@@ -14,8 +14,6 @@ consonants (ড. প. ক.), and initials in a row (এ. কে. ফজলুল
 therefore keeps its `.`; words that often end sentences (এল, কি, সে, জি, এ, ও) are not in it for that reason.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Collection

@@ -3,15 +3,13 @@
 So n-grams, subsequences and sentences of words are those of strings, which is what fast code exists for.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +79,7 @@ class Pairs:
         }
 
     @classmethod
-    def of(cls, texts: Texts, preparation: Preparation) -> Pairs:
+    def of(cls, texts: Texts, preparation: Preparation) -> Self:
         """The pairs of these texts under this preparation, made once for all metrics."""
         return texts.derived(("pairs", preparation), lambda: cls(texts, preparation))
 

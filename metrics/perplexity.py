@@ -1,7 +1,5 @@
 """How well a model predicts the reference: bits per character, bits per byte, token perplexity."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 

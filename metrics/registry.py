@@ -4,8 +4,6 @@ A plug-in is an entry point under the group of its kind whose object is what a b
 `Metric` subclass, or any callable that gives a `Metric`.
 """
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Iterable

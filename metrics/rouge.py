@@ -1,7 +1,5 @@
 """ROUGE-1, -2, -L and -Lsum, as rouge-score has them with the same tokeniser, many times faster."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +24,6 @@ class ROUGE(LexicalMetric, MeanMetric):
     The mean over replies of each reply's precision, recall and F1; `value` is the F of the first of `types`.
     Punctuation is left out. Of several references the one with the highest F counts, for each type by itself. No
     stemming: it cannot see that দুঃখ and দুঃখের are one word, nor synonyms.
-
     `profile="csebuetnlp"` is ROUGE-1, -2 and -L of raw texts with csebuetnlp's tokens and stems, under a name of its
     own, to stand beside the tables of XL-Sum and BanglaNLG. Raises `UsageError` for an unknown type or profile.
     """
@@ -109,8 +106,7 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
         # matches, and where it matches or the table grows. Of words in a row that match nowhere one stands for all.
         state, grown, met, rows = inside, 0, 0, [(0, 0)]
         for word in candidate:
-            mask = where.get(word, 0)
-            if mask:
+            if mask := where.get(word, 0):
                 hit = state & mask
                 state = ((state + hit) | (state - hit)) & inside
                 grown = state ^ inside

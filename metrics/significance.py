@@ -19,8 +19,6 @@ Korn & Graubard 1998 (of clusters); Koehn 2004 (paired bootstrap); Phipson & Smy
 Holm 1979; Field & Welsh 2007 (resampling whole clusters). `benchmarks/simulation.py` measures how often they are right.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and h
 (বুঝতে: ব, ঝত).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache

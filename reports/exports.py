@@ -3,8 +3,6 @@
 Scores are those of the ranking, on its scale and in full, and keep their signatures where a format has room for them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -14,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import NormalDist
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from bnbench import __version__
@@ -26,8 +24,7 @@ from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 
-Files = dict[str, str]
-"""Texts by their paths under the export's own; that of a format of one file is empty."""
+Files = dict[str, str]  # texts by their paths under the export's own; that of a format of one file is empty
 _DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
 _TEX = str.maketrans({
     **{sign: rf"\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -43,7 +40,7 @@ class Dataset(NamedTuple):
     task: str | None
 
     @classmethod
-    def parse(cls, text: str) -> Dataset:
+    def parse(cls, text: str) -> Self:
         """Raises UsageError for any other spelling."""
         if found := _DATASET.fullmatch(text):
             return cls(*found.groups())
@@ -70,9 +67,6 @@ def export(ranking: Ranking, wanted: str, folder: Path, dataset: Dataset | None 
     for file, text in write(ranking, dataset).items():
         write_text(place / file, storable(text))
     return place
-
-
-# ------------------------------------------------------------------------------------------------- what formats share
 
 
 def _key(value: Value) -> str:
@@ -135,9 +129,6 @@ def _json(value: Any) -> str:
 
 def _jsonl(rows: list[Any]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-# ------------------------------------------------------------------------------------------------- evaluation harnesses
 
 
 def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
@@ -299,9 +290,6 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
             }  # fmt: skip
         systems.append(system)
     return {"": _json(systems)}
-
-
-# ------------------------------------------------------------------------------------------------------ papers, the hub
 
 
 def latex(ranking: Ranking, _: Dataset | None) -> Files:

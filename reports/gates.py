@@ -1,7 +1,5 @@
 """Gates for continuous integration: what a ranking must not say."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

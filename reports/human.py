@@ -4,9 +4,6 @@ bnbench human sheet RUN        forms for raters; the key, human-key.jsonl, stays
 bnbench human import RUN FILE  checks filled forms, and adds them to ratings.jsonl
 """
 
-from __future__ import annotations
-
-import csv
 import io
 import re
 import secrets
@@ -22,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import bnbench
-from bnbench.data.files import as_text, header_of, inert, read_records, whole_number
+from bnbench.data.files import as_text, csv_text, header_of, read_records, whole_number
 from bnbench.errors import UsageError
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.registry import get_metric
@@ -112,9 +109,7 @@ def make_sheets(
         for form, questions in forms.items():
             rows = list(_rows(form, questions))
             files[out / f"{form}.html"] = form_html(form, questions)
-            text = io.StringIO(newline="")
-            csv.writer(text).writerows(map(inert, row) for row in rows)
-            files[out / f"{form}.csv"] = text.getvalue().encode("utf-8-sig")  # else Excel takes it for Latin
+            files[out / f"{form}.csv"] = csv_text(rows, "\r\n").encode("utf-8-sig")  # else Excel takes it for Latin
             files[out / f"{form}.xlsx"] = workbook(rows)
         append_lines(folder / KEY, key)
         for path, content in files.items():
@@ -197,9 +192,6 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     return file.getvalue()
 
 
-# -------------------------------------------------------------------------------------------------------------- import
-
-
 @dataclass(frozen=True)
 class Imported:
     """What an import added to ratings.jsonl; `missing` is how many answers each rater has still to give on the forms
@@ -220,8 +212,7 @@ class Imported:
 
 
 def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False) -> Imported:
-    """Adds filled forms (.json of the page, .csv, .xlsx) to the ratings of a run, all or nothing, and lists them in
-    human-ratings.csv.
+    """Adds filled forms (.json of the page, .csv, .xlsx) to a run's ratings, all or nothing, and to human-ratings.csv.
 
     With `replace` a rater's new answers take the place of other ones. Raises UsageError with every fault by file, row
     and column, where a form holds no answer at all, and where two files of one rater contradict each other, or one the
@@ -316,9 +307,7 @@ def _answers(row: Mapping[str, Any], shown: Shown | None, run: Run) -> tuple[dic
 
 def ratings_csv(run: Run) -> str:
     """A row for each rater of a reply that says something, as `bnbench preferences` reads rated replies."""
-    people, text = read_people(run), io.StringIO(newline="")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["id", "topic", "title", "message", "reply", "candidate", "rater", *CRITERIA])
+    people, rows = read_people(run), [["id", "topic", "title", "message", "reply", "candidate", "rater", *CRITERIA]]
     if people:
         given = np.stack([people.given[criterion] for criterion in CRITERIA], axis=-1)
         names = list(run.replies)
@@ -326,5 +315,5 @@ def ratings_csv(run: Run) -> str:
             e, values = run.examples[i], ["" if x != x else f"{x:g}" for x in given[i, c, r].tolist()]
             who = run.replies[names[c]][i].reply, names[c], people.raters[r].removeprefix(PERSON)
             if who[0].strip():
-                lines.writerow(map(inert, (e["id"], e["topic"], e["title"], e["question"], *who, *values)))
-    return storable(text.getvalue())
+                rows.append([e["id"], e["topic"], e["title"], e["question"], *who, *values])
+    return storable(csv_text(rows))

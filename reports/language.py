@@ -5,8 +5,6 @@ back as it is, and `{n}`, of one letter, has no blank; `{LABEL}` is looked up it
 S, each part (`a, b and c`, `a; b`). What no key fits stays as it is.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,21 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnbench.errors import UsageError
-from bnbench.reports.panels import (
-    Bar,
-    Block,
-    Cell,
-    Column,
-    Drawing,
-    Facts,
-    Intervals,
-    Item,
-    Name,
-    Panel,
-    Replies,
-    Sentences,
-    Table,
-)
+from bnbench.reports import panels
 from bnbench.reports.verdict import Verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -46,7 +30,7 @@ _ENDINGS = (
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
-def language(code: str) -> Catalogue:
+def language(code: str) -> "Catalogue":
     """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
     known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
     if code not in known:
@@ -61,9 +45,12 @@ class Catalogue:
         self.code, self.stop = code, entries.get(".", ".")
         self.entries = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
         self.said = dict(entries)
+        # First is tried what parts a claim from its but, else the key with most letters of its own.
         self.patterns = [
             (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
-            for key, value in sorted(self.entries.items(), key=_order)
+            for key, value in sorted(
+                self.entries.items(), key=lambda e: (", but {" not in e[0], -len(_PLACE.sub("", e[0])))
+            )
             if _PLACE.search(key)
         ]
 
@@ -94,17 +81,14 @@ class Catalogue:
         return self(text)
 
 
-def _order(entry: tuple[str, str]) -> tuple[bool, int]:
-    """Which key is tried first: what parts a claim from its but, else the one with most letters of its own."""
-    return ", but {" not in entry[0], -len(_PLACE.sub("", entry[0]))
-
-
 def _pattern(part: str) -> str:
     letters = r"\S+" if len(part) == 3 else ".+?"
     return f"(?P<{part[1:-1]}>{letters})" if _PLACE.fullmatch(part) else re.escape(part)
 
 
-def spoken(drawn: Iterable[tuple[Panel, list[Block]]], say: Catalogue) -> Iterator[tuple[Panel, list[Block]]]:
+def spoken(
+    drawn: Iterable[tuple[panels.Panel, list[panels.Block]]], say: Catalogue
+) -> Iterator[tuple[panels.Panel, list[panels.Block]]]:
     """Panels and their blocks in a language: whatever they say, but for names, code and texts of the data."""
     for panel, blocks in drawn:
         yield replace(panel, title=say(panel.title), link=say(panel.link)), [_block(block, say) for block in blocks]
@@ -116,27 +100,27 @@ def spoken_verdict(said: Verdict, say: Catalogue) -> Verdict:
     return replace(said, claim=claim, evidence=evidence, but=but, details=tuple(map(say, said.details)))
 
 
-def _block(block: Block, say: Catalogue) -> Block:
+def _block(block: panels.Block, say: Catalogue) -> panels.Block:
     match block:
-        case Sentences(texts, kind):
+        case panels.Sentences(texts, kind):
             return block if kind in ("code", "name") else replace(block, texts=list(map(say, texts)))
-        case Facts(pairs):
+        case panels.Facts(pairs):
             # A system prompt is the user's, whatever it says.
             facts = [(say(of), fact if of.startswith("System prompt") else say(fact)) for of, fact in pairs]
             return replace(block, pairs=facts)
-        case Table(columns, rows):
+        case panels.Table(columns, rows):
             heads = [replace(c, head=say(c.head)) if isinstance(c.head, str) else c for c in columns]
             cells = [[_cell(cell, c, say) for cell, c in zip(row, columns, strict=True)] for row in rows]
             caption, aside, notes = say(block.caption), say(block.aside), tuple(map(say, block.notes))
             return replace(block, columns=heads, rows=cells, caption=caption, aside=aside, notes=notes)
-        case Intervals(bars):
+        case panels.Intervals(bars):
             made = tuple((_name(who, say), score, ends, _bar(bar, say)) for who, score, ends, bar in bars)
             return replace(block, bars=made, caption=say(block.caption))
-        case Drawing(svg, caption):
+        case panels.Drawing(svg, caption):
             said = re.sub(r"(?<=>)([^<>]+)(?=</(?:text|title)>)", lambda found: say(found[1]), svg)
             return replace(block, svg=said, caption=say(caption))
-        case Replies(chosen, items):
-            told = dict[int, Item]()
+        case panels.Replies(chosen, items):
+            told = dict[int, panels.Item]()
             for item in items:
                 replies = [(who, reply, score, list(map(say, flags))) for who, reply, score, flags in item.replies]
                 told[item.number] = replace(item, replies=replies, flags=list(map(say, item.flags)))
@@ -144,15 +128,15 @@ def _block(block: Block, say: Catalogue) -> Block:
             return replace(block, chosen=first, items=list(told.values()), unit=say(block.unit))
 
 
-def _cell(cell: Cell, column: Column, say: Catalogue) -> Cell:
+def _cell(cell: panels.Cell, column: panels.Column, say: Catalogue) -> panels.Cell:
     if isinstance(cell, str):
         return cell if column.kind == "code" else say(cell)
-    return _name(cell, say) if isinstance(cell, Name) else _bar(cell, say)
+    return _name(cell, say) if isinstance(cell, panels.Name) else _bar(cell, say)
 
 
-def _name(cell: Name, say: Catalogue) -> Name:
+def _name(cell: panels.Name, say: Catalogue) -> panels.Name:
     return replace(cell, text=say(cell.text) if cell.is_ours else cell.text, note=say(cell.note))
 
 
-def _bar(cell: Bar | None, say: Catalogue) -> Bar | None:
+def _bar(cell: panels.Bar | None, say: Catalogue) -> panels.Bar | None:
     return replace(cell, told=say(cell.told)) if cell else None

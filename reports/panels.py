@@ -3,8 +3,6 @@
 A panel is a title and blocks (tables, sentences …). To add one, write one function and name it in `PANELS`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +17,10 @@ from bnbench.metrics.audit.findings import Estimate, Trust, read_audits, sentenc
 from bnbench.metrics.combined import weighted
 from bnbench.plot import Axis, Span, interval_plot, loss_svg
 from bnbench.records import Generation, RunRecord, TrainingSummary
+from bnbench.reports import values
 from bnbench.reports.people import agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
-from bnbench.reports.values import (
-    ABSENT,
-    FLAG,
-    NOT_INFORMATIVE,
-    Value,
-    counted,
-    items_of,
-    legend,
-    name,
-    number,
-    p_value,
-    places,
-    shown_values,
-    value_of,
-)
+from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted, name, number, p_value, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
@@ -218,7 +203,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     primary, several, pairs = value_of(ranking), len(ranking.standings) > 1, len(ranking.pairs)
     bases = {s.compared_with for s in ranking.standings if s.compared_with}
     has_base = len(bases) > 1 or any(s.kind == "base" for s in ranking.standings)
-    over = f"{items_of(ranking)}, {'95 % bootstrap intervals' if ranking.dialogues > 1 else 'no interval'}"
+    over = f"{values.items_of(ranking)}, {'95 % bootstrap intervals' if ranking.dialogues > 1 else 'no interval'}"
     way = "higher" if primary.higher_is_better else "lower"
     lost = all(ranking.unpassed(s.candidate, primary.metric) for s in ranking.standings)
     label = f"{primary.flagged} {NOT_INFORMATIVE}" if lost else primary.flagged
@@ -230,7 +215,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     rows: list[list[Cell]] = []
     for s in ranking.standings:
         score, c = s.scores[0], s.versus(primary.metric, primary.name)
-        row: list[Cell] = [places(s.best_rank, s.worst_rank), Name(s.candidate, s.kind)]
+        row: list[Cell] = [values.places(s.best_rank, s.worst_rank), Name(s.candidate, s.kind)]
         row += [primary.number(score.value), primary.interval(score), *(_difference(c, primary) if several else ())]
         row += [Name(s.compared_with) if s.compared_with else ""] if len(bases) > 1 else []
         rows.append([*row, ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %"])
@@ -262,7 +247,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     for s in ranking.standings:
         c, is_base = s.versus(primary.metric, primary.name), s.compared_with is None and several
         role = (" · base" if s.kind == "base" else " · compared with") if is_base else ""
-        note = f"rank {places(s.best_rank, s.worst_rank)}{role}"
+        note = f"rank {values.places(s.best_rank, s.worst_rank)}{role}"
         rows.append((s.candidate, note, s.scores[0], outcome(c) if c else "open", is_base))
     # Beside the reference nobody could be told from another: it is not drawn.
     floors = [y for y in ranking.yardsticks if primary.metric in y.floor_of]
@@ -364,7 +349,7 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
 
 def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
     """Every candidate on every value, item by item against its base; one alone only has its scores."""
-    values, many = shown_values(ranking), len(ranking.standings) > _DETAILED
+    every, many = values.shown_values(ranking), len(ranking.standings) > _DETAILED
     compared = [s for s in ranking.standings if s.versus_base]
     lead = "↑ higher is better, ↓ lower is better."
     if compared:
@@ -378,9 +363,9 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
     blocks: list[Block] = [Sentences((lead,), "lead", Pen.HTML)]
     pens = Pen.WRITTEN if many or not compared else Pen.ALL
     for place, s in enumerate(compared or ranking.standings):
-        blocks.append(metrics_table(ranking, s, values, pens, place < 2 if len(compared) > 1 else None))
+        blocks.append(metrics_table(ranking, s, every, pens, place < 2 if len(compared) > 1 else None))
     # The terminal shows many candidates five at a time, values down; what has a panel of its own is not repeated.
-    below = [v for v in values if not v.has_own_panel]
+    below = [v for v in every if not v.has_own_panel]
     marks = "; ▲ better, ▼ worse than its base, p < 0.05 unadjusted" if len(ranking.standings) > 1 else ""
     for start in range(0, len(ranking.standings) if below and (many or not compared) else 0, 5):
         standings = ranking.standings[start : start + 5]
@@ -396,7 +381,7 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
         columns = (Column("", "text"), Column("", "text"), *(Column(Name(s.candidate)) for s in standings))
         caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
         blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
-    flags, zeros = legend(ranking, values)
+    flags, zeros = values.legend(ranking, every)
     blocks += [Sentences(flags, "list"), Sentences(zeros)]
     title = "All metrics, item by item against the base" if compared else "All metrics"
     yield Panel("metrics", title, blocks, "All metrics")

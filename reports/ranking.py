@@ -4,8 +4,6 @@ The primary metric ranks: every pair is compared on it, with Holm's correction. 
 certainly above, up to N - how many are certainly below. p-values of the other metrics are unadjusted.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
@@ -18,22 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.errors import RunError, UsageError
+from bnbench.metrics import significance
 from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import (
-    Interval,
-    block_sums,
-    bootstrap,
-    holm,
-    over_seeds,
-    paired_tests,
-    pseudo_values,
-    rank_ranges,
-    resampled_sums,
-    seed_variance,
-)
+from bnbench.metrics.significance import Interval, over_seeds, pseudo_values, resampled_sums
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -122,8 +110,8 @@ class Standing:
         return next((c for c in self.versus_base if (c.metric, c.name) == (metric, name)), None)
 
 
-@dataclass(frozen=True)
-class Yardstick:
+@dataclass(frozen=True, kw_only=True)
+class Yardstick(YardstickRecord):
     """What replies without a model score here, by metric: its main value, outside of ranks and of Holm's family.
 
     `versus` has each candidate less it, by candidate and metric, p unadjusted. `floor_of` names the metrics in which
@@ -131,9 +119,6 @@ class Yardstick:
     where all items have the same.
     """
 
-    name: str
-    label: str
-    text: str
     floor_of: tuple[str, ...]
     scores: Mapping[str, Score]
     versus: Mapping[str, Mapping[str, Comparison]]
@@ -241,10 +226,8 @@ def rank(
 
     `primary` ranks instead of the declared metric. Ratings by people count where there is one run: others' are of
     other raters. `groups` name candidates that differ in their training seed alone, and rank as one; None: those that
-    the runs declared, else those whose trainings say so.
-
-    Raises RunError as `collect` does, and UsageError where a candidate has no primary metric, or where that cannot be
-    computed here, or `audits` not be read.
+    the runs declared, else those whose trainings say so. Raises RunError as `collect` does, and UsageError where a
+    candidate has no primary metric, or where that cannot be computed here, or `audits` not be read.
     """
     own = [path for run in runs if (path := run.path / AUDITS).is_file()]
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
@@ -294,10 +277,9 @@ def rank(
 def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
     """The candidates of all runs, each once, and what each run's candidates are called among them.
 
-    A name that stands for two different candidates gets its run's name added.
-
-    A candidate of a later run is the same when identity (`key_fields`) and decoding are. Raises RunError where there
-    are no runs, one stands twice, they are not over the same items, or a metric has another signature in one of them.
+    A name that stands for two different candidates gets its run's name added. A candidate of a later run is the same
+    when identity (`key_fields`) and decoding are. Raises RunError where there are no runs, one stands twice, they are
+    not over the same items, or a metric has another signature in one of them.
     """
     if not runs:
         raise RunError("nothing to report: name at least one run folder")
@@ -316,8 +298,7 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
             if only := [item for item in {**ours, **theirs} if item not in ours or item not in theirs]:
                 what = f"item {only[0]} is in one of them only ({len(only)} such)"
             raise RunError(f"{both}: {what}; evaluate both on the same data, --split and --limit")
-        changed = next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None)
-        if changed:
+        if changed := next(((i, f) for i, e in ours.items() for f in e if e[f] != theirs[i].get(f)), None):
             raise RunError(f"{both}: item {changed[0]} has another {changed[1]}")
         for metric in run.record.metrics:
             expected, other = signatures.setdefault(metric.name, (metric.signature, run))
@@ -353,7 +334,7 @@ def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
     for i, entry in enumerate(entries[:-1]):
         made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], how, 1)
         pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
-    adjusted = holm([c.p for c in pairs.values()])
+    adjusted = significance.holm([c.p for c in pairs.values()])
     return {pair: _judged(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
 
 
@@ -448,9 +429,9 @@ def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampli
     made = []
     for name, members in grouped.items():
         table = np.stack([e.tables[metric.name] for e in members])
-        blocks = block_sums(over_seeds(table), how["clusters"])
+        blocks = significance.block_sums(over_seeds(table), how["clusters"])
         values, items = metric.formula(table.sum(axis=1))[:, 0].tolist(), pseudo_values(blocks, metric.formula)
-        of_seeds, of_items = seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
+        of_seeds, of_items = significance.seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
         seeds = tuple(e.record.training.recipe.get("seed") if e.record.training else None for e in members)
         share = float(ratio(of_seeds, of_seeds + of_items))
         made.append(Group(name, tuple(e.name for e in members), seeds, tuple(values), share))
@@ -476,8 +457,7 @@ def _differences_between(runs: Sequence[Run]) -> Iterator[str]:
         yield "ratings by people are left out: each run has raters of its own, so they do not compare the runs"
     for run in (run.record for run in runs[1:]):
         ours, theirs = _settings(run), _settings(first)
-        different = [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]
-        if different:
+        if different := [name for name, value in ours.items() if value and theirs[name] and value != theirs[name]]:
             what = f"the runs {first.name} and {run.name} differ in {', '.join(different)}"
             yield f"{what}: differences between their candidates may come from there"
         if run.combined != first.combined:
@@ -530,7 +510,7 @@ def _standings(
     ranks_by, standings = metrics[0], []
     # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
     certain = {pair: Interval(c.low, c.high) if c.better is not None else _OPEN for pair, c in pairs.items()}
-    ranges = rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
+    ranges = significance.rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
     for entry, ranks in zip(entries, ranges, strict=True):
         own = next((e for e in entries if e.name == entry.own_base), None)
         versus = []
@@ -542,9 +522,8 @@ def _standings(
             versus[0] = _judged(versus[0], adjusted, ranks_by)
         scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
         limit = entry.record.hit_limit_share
-        standings.append(
-            Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
-        )
+        made = Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
+        standings.append(made)
     return standings
 
 
@@ -590,7 +569,7 @@ def _yardsticks(
         gaps = (belongs - others) * (1 if m.higher_is_better else -1)
         won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))])
-        [ends] = bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
+        [ends] = significance.bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
         telling[m.name] = Score(m.name, m.values[0], float(won.mean()), ends.low, ends.high)
     return tuple(yardsticks), telling
 
@@ -609,7 +588,7 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
     bounds = [m.bounds for m, _ in names]
-    intervals = bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
+    intervals = significance.bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
     for (m, name), value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
         yield Score(m.name, name, float(value), i.low, i.high)
 
@@ -620,7 +599,7 @@ def _compare(
     """Every value, or the first so many, of each metric, compared with the entry beside it."""
     firsts = [lambda sums, of=m.formula: of(sums)[..., :first] for _, m in against]
     tests = [(a.drawn(m.name), b.drawn(m.name), formula) for (b, m), formula in zip(against, firsts, strict=True)]
-    found = paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
+    found = significance.paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values[:first], results, strict=True):

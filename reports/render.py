@@ -4,12 +4,8 @@ The page is whole by itself: its font, its data and our own script lie inside, a
 from outside is text there.
 """
 
-from __future__ import annotations
-
 import base64
-import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -23,27 +19,15 @@ from markupsafe import Markup, escape
 from rich.cells import cell_len
 
 from bnbench import __version__
-from bnbench.data.files import inert
+from bnbench.data.files import csv_text
 from bnbench.errors import RunError, UsageError, require
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
+from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
-from bnbench.reports.panels import (
-    Block,
-    Cell,
-    Column,
-    Facts,
-    Name,
-    Pen,
-    Replies,
-    Sentences,
-    Table,
-    metrics_table,
-    panels,
-    people_panel,
-)  # fmt: skip
+from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Replies, Sentences, Table
 from bnbench.reports.people import Agreement, agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.values import ABSENT, FLAG, items_of, legend, name, shown_values, value_of
@@ -59,8 +43,7 @@ COLUMNS = (
     "n", "signature",
 )  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
-Say = Callable[[str], str]
-"""Says a text of the report in its language: a catalogue, or `str` for English."""
+Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,7 @@ class Report:
 
     def __str__(self) -> str:
         """For a terminal; warnings stand last, where its reader looks first."""
-        told, say = panels(self.ranking, Pen.TEXT), self.say
+        told, say = panels.panels(self.ranking, Pen.TEXT), self.say
         texts, notes = list[str](), list[str]()
         for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
             shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
@@ -152,9 +135,7 @@ def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
 
 def ranking_csv(ranking: Ranking) -> str:
     """One row a candidate and value, numbers in full; empty where there is nothing to say."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[Sequence[object]] = [COLUMNS]
     for s in ranking.standings:
         for score in s.scores:
             c = s.versus(score.metric, score.name)
@@ -166,9 +147,8 @@ def ranking_csv(ranking: Ranking) -> str:
                 s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
                 score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
             )  # fmt: skip
-            plain = ("" if isinstance(x, float) and not math.isfinite(x) else x for x in cells)
-            writer.writerow(inert(x) if isinstance(x, str) else x for x in plain)
-    return file.getvalue()
+            rows.append(["" if isinstance(x, float) and not math.isfinite(x) else x for x in cells])
+    return csv_text(rows)
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
@@ -177,7 +157,7 @@ def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreemen
     Raises UsageError without ratings.
     """
     ranking = rank([read_run(folder)], resamples=resamples)
-    blocks = [block for panel in people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
+    blocks = [block for panel in panels.people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
     groups = {g.name: g.members for g in ranking.groups}
     found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
     return found, storable("\n\n".join(map(_text, blocks)))
@@ -239,7 +219,7 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
     found = []
-    told = panels(ranking, Pen.MARKDOWN)
+    told = panels.panels(ranking, Pen.MARKDOWN)
     for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
@@ -256,7 +236,7 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     """
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
     said = held_against(ranking, standing, verdict_on(ranking, standing))
-    table, (flags, zeros) = metrics_table(ranking, standing, values), legend(ranking, values)
+    table, (flags, zeros) = panels.metrics_table(ranking, standing, values), legend(ranking, values)
     # No other table here has the primary value: every row stands.
     blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
     blocks.append(Sentences(warnings(ranking), "note"))
@@ -293,7 +273,7 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told, said, lang = panels(ranking, Pen.HTML), verdict(ranking), "en"
+    told, said, lang = panels.panels(ranking, Pen.HTML), verdict(ranking), "en"
     if isinstance(say, Catalogue):
         told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
     # The numbers that matter most: label, number, and what belongs to it in small.
@@ -342,7 +322,7 @@ def page(template: str, **parts: Any) -> str:
     return storable(made.render(**parts, style=Markup(style), script=Markup(script), script_hash=digest))
 
 
-def templates() -> Environment:
+def templates() -> "Environment":
     """The files of templates/, which escape whatever is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -1,7 +1,5 @@
 """A report in the browser while one works on the run: a server for this machine alone, and a look at the files."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -45,9 +43,8 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
                     write()
                     seen, said = now, ""
                     _LOG.info("%s: made again", page)
-                except (
-                    BnbenchError
-                ) as error:  # such as of an evaluation that is still at work: again, until it has ended
+                except BnbenchError as error:
+                    # Such as of an evaluation that is still at work: again, until it has ended.
                     if str(error) != said:
                         said = str(error)
                         _LOG.warning("%s", said)

@@ -1,7 +1,5 @@
 """Numbers, names and values as a reader sees them: decimals that fit a column, true minus signs, and never a NaN."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import unicodedata
@@ -119,8 +117,7 @@ def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
     differences: Sequence[Score | Comparison] = [*(ranking.pairs if is_primary else ()), *versus]
     decimals = 2
     for intervals in (differences, scores):
-        halves = [h for x in intervals if (h := (x.high - x.low) / 2) > 1e-9 and math.isfinite(h)]
-        if halves:
+        if halves := [h for x in intervals if (h := (x.high - x.low) / 2) > 1e-9 and math.isfinite(h)]:
             decimals = min(4, max(1, 1 - math.floor(math.log10(statistics.median(halves)))))
             break
     flagged, arrow = f"{label} {FLAG}" if flag else label, "↑" if higher else "↓"

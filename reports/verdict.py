@@ -1,7 +1,5 @@
 """The verdict in plain words: what the primary metric says about each candidate, and what it cannot say."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,10 +11,6 @@ from bnbench.reports.values import NOT_INFORMATIVE, counted, items_of, name, num
 _IN_FULL = 3  # as many comparisons get a sentence each; more are listed by outcome
 _LISTED = 6  # as many candidates' lengths are listed
 _MANY, _MOST = 10, 50  # per cent of the replies: a fault is named; no "better" stands without it
-_WRONG = (  # values of `degeneration` that are shares of replies, the sum of the broken ones first
-    "degenerate", "empty", "cut", "replacement", "template", "loop", "wrong_script", "copy", "unfinished", "too_short",
-    "too_long",
-)  # fmt: skip
 
 Outcome = Literal["better", "worse", "open", "alone"]
 
@@ -167,9 +161,10 @@ def warnings(ranking: Ranking) -> list[str]:
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
     told = [one if ranking.dialogues == 1 else few] if ranking.dialogues < FEW else []
     labels = ranking.metrics["degeneration"].labels if "degeneration" in ranking.metrics else {}
+    broken = [kind for kind in labels if kind in ranking.metrics["degeneration"].shares]  # of replies, the sum first
     of_all = {s.candidate: {kind: s.value("degeneration", kind) or 0 for kind in labels} for s in ranking.standings}
     for who, shares in list(of_all.items())[:_LISTED]:
-        wrong = sorted((k for k in _WRONG if shares.get(k, 0) >= _MANY), key=lambda k: -shares[k])
+        wrong = sorted((k for k in broken if shares[k] >= _MANY), key=lambda k: -shares[k])
         named = {k: labels[k].removesuffix(", %").removesuffix(" replies") for k in wrong}
         kinds = ", ".join(f"{number(shares[k], 1).removesuffix('.0')} % {label}" for k, label in named.items())
         told += [f"{name(who)}, of its replies: {kinds}"] if kinds else []

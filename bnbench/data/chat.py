@@ -6,8 +6,6 @@ instruction, input, output, with history or without: Alpaca's
 prompt, completion   texts, or lists of messages as in TRL
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

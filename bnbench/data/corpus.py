@@ -3,8 +3,6 @@
 load → repair → clean → filter by tokens → split(seed) → Example(id, topic, title, question, reference)
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 from collections import Counter
@@ -12,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Self
 
 import ftfy
 import numpy as np
@@ -26,8 +25,7 @@ from bnbench.metrics.normalization import normalize
 SPLITS = ("train", "validation", "test")
 FIELDS = {"topic": "Topics", "title": "Question-Title", "question": "Questions", "reference": "Answers"}
 """The texts of an example, and what our own data call their columns; others are in `files.COLUMNS`."""
-READ = {**FIELDS, "dialogue": ""}
-"""What a column of a corpus may hold."""
+READ = {**FIELDS, "dialogue": ""}  # what a column of a corpus may hold
 LOST = "\ufffd"
 MIN_ROWS_TO_SPLIT = 100
 MIN_WORDS = 2  # of an answer
@@ -131,7 +129,7 @@ class SplitSizes:
     test: int = 300
 
     @classmethod
-    def parse(cls, text: str) -> SplitSizes:
+    def parse(cls, text: str) -> Self:
         """Reads `4000/300/300`; raises CorpusError for anything else."""
         sizes = [int(part) for part in text.split("/") if part.strip().isdecimal()]
         if text.count("/") != 2 or len(sizes) != 3 or not sum(sizes):
@@ -180,7 +178,7 @@ class Corpus:
     fell: Mapping[str, str] = field(default_factory=dict)
     whole: tuple[Example, ...] = ()
 
-    def unsplit(self) -> Corpus:
+    def unsplit(self) -> Self:
         """All clean examples as one side, also those that a split leaves out to keep its sides apart or small."""
         steps = tuple(step for step in self.steps if step.name not in ("near-duplicate", "surplus"))
         splits = {"all": self.whole}

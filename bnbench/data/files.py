@@ -4,8 +4,6 @@ Rows come one after the other, in memory that does not grow with the file, excep
 read whole. Text files may be gzipped.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io
@@ -237,6 +235,13 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
 def inert(cell: str) -> str:
     """A cell of CSV that no spreadsheet runs as a formula: a quote stands before it, which reading takes off again."""
     return f"'{cell}" if cell.startswith(_RUNS) else cell
+
+
+def csv_text(rows: Iterable[Sequence[object]], end: str = "\n") -> str:
+    """Rows as CSV whose lines end in `end`, texts `inert`."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator=end).writerows([inert(c) if isinstance(c, str) else c for c in row] for row in rows)
+    return text.getvalue()
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:

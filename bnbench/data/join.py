@@ -4,8 +4,6 @@ Files are joined by id where both have a column `id`, else line by line. Each is
 given, which finds what is wrong with it; those whose ids stand in another order are then copied into a temporary file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -16,6 +14,7 @@ from functools import cached_property
 from io import SEEK_END
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from typing import Self
 
 import regex
 
@@ -43,7 +42,7 @@ class TextFile:
     ids: str | None = None
 
     @classmethod
-    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None) -> TextFile:
+    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None) -> Self:
         """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none.
 
         Without `columns`, as in a run, they have their usual names.
@@ -59,9 +58,8 @@ class TextFile:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
         if (column := files.find_column(path, header, field, columns.get(field))) is None:
-            raise CorpusError(
-                f"{path}: no column holds a {field}; the columns are {', '.join(header) or 'none'}. {hint}"
-            )
+            what = f"no column holds a {field}; the columns are {', '.join(header) or 'none'}"
+            raise CorpusError(f"{path}: {what}. {hint}")
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
         others = [name for name in header if name != column and files.plain_name(name) in usual]
         if field == "reply" and "reply" not in columns and others:
@@ -75,7 +73,7 @@ class TextFile:
         return cls(path, field, column, before, ids)
 
     @classmethod
-    def beside(cls, replies: TextFile, field: str, columns: Mapping[str, str]) -> TextFile | None:
+    def beside(cls, replies: Self, field: str, columns: Mapping[str, str]) -> Self | None:
         """A further column of the replies' own file that holds a text of this field in its first row; None without."""
         if replies.column is None:
             return None

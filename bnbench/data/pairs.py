@@ -4,10 +4,6 @@ bnbench preferences ratings.csv --out pairs.csv      every best reply against ea
 bnbench finetune --recipe dpo --data pairs.csv
 """
 
-from __future__ import annotations
-
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -124,8 +120,7 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
     places = files.match_columns(source, header, columns, FIELDS, needed, hint)
     for where, record in records.items():
         texts = dict(zip(FIELDS, map(repair, files.texts_of(where, record, places)), strict=True))
-        empty = next((field for field in ("question", "chosen", "rejected") if not texts[field]), None)
-        if empty:
+        if empty := next((field for field in ("question", "chosen", "rejected") if not texts[field]), None):
             raise CorpusError(f"{where}: {empty} is empty; fill it in or remove the row")
         if normalize(texts["chosen"]) == normalize(texts["rejected"]):
             raise CorpusError(f"{where}: chosen and rejected are the same text, so neither is better; remove the row")
@@ -242,11 +237,9 @@ def preferences(
     else:
         made = labelled_pairs(margin, None if half == "both" else half or "development")
     sided = any(best.side for _, best, _ in made.pairs)
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow((*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ())))
+    rows = [(*FIELDS, "chosen_rating", "rejected_rating", *(("split",) if sided else ()))]
     for pair, best, worse in made.pairs:
         beside = (f"{best.rating:.4g}", f"{worse.rating:.4g}", *((best.side,) if sided else ()))
-        lines.writerow(map(files.inert, (*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside)))
-    write_text(out, text.getvalue())
+        rows.append((*astuple(pair.chosen)[1:5], pair.rejected.reference, *beside))
+    write_text(out, files.csv_text(rows))
     return made

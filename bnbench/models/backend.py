@@ -4,8 +4,6 @@ With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends
 --base any-name` runs the class, in which only `generate` must be written.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -56,12 +54,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a backend may be told.
-
-    `name` is the one it was asked for by; `device` None is the first GPU, else the CPU; `quantise` None takes 4-bit
-    weights where the GPU is too small; `trust_remote_code` lets code run that comes with a model; `system` and
-    `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "". `tokenizer` is the
-    folder or hub id of what makes the prompts, where the backend has no files of a model.
+    """What a backend may be told: the `name` it was asked for by; `device` None is the first GPU, else the CPU;
+    `quantise` None takes 4-bit weights where the GPU is too small; `trust_remote_code` lets code run that comes with a
+    model; `system` and `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
+    `tokenizer` is the folder or hub id of what makes the prompts, where the backend has no files of a model.
     """
 
     name: str = "hf"
@@ -99,12 +95,9 @@ class Backend(ABC):
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""
         return {
-            "backend": self.options.name,
-            "model": candidate.location,
-            "revision": candidate.revision,
-            "base": candidate.base or "",
-            "template_sha": self.prompters[candidate.name].template_sha,
-        }
+            "backend": self.options.name, "model": candidate.location, "revision": candidate.revision,
+            "base": candidate.base or "", "template_sha": self.prompters[candidate.name].template_sha,
+        }  # fmt: skip
 
     def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:  # noqa: B027 - a default
         """Tells all items of the run, and the corpus that they are from, before the first reply."""
@@ -223,19 +216,15 @@ class LocalModels(Backend):
         adapter, prompter = candidate if candidate.kind == "adapter" else None, self.prompters[candidate.name]
         return {
             **self.computed_by,
-            "base": self.files.location if self.files.commit else "",
-            "base_revision": self.files.commit,
-            "base_sha256": self._base_sha256,
-            "adapter": adapter.location if adapter and adapter.revision else "",
+            "base": self.files.location if self.files.commit else "", "base_revision": self.files.commit,
+            "base_sha256": self._base_sha256, "adapter": adapter.location if adapter and adapter.revision else "",
             "adapter_revision": adapter.revision if adapter else "",
             "adapter_sha256": adapter.weights_sha256 if adapter else "",
             "adapter_config_sha256": file_sha256(Path(adapter.folder) / "adapter_config.json") if adapter else "",
-            "dtype": self.precision["dtype"],
-            "quantisation": self.precision["quantisation"],
-            "template_sha": prompter.template_sha,
-            "tokenizer_sha": prompter.tokenizer_sha,
+            "dtype": self.precision["dtype"], "quantisation": self.precision["quantisation"],
+            "template_sha": prompter.template_sha, "tokenizer_sha": prompter.tokenizer_sha,
             "stop_ids": list(prompter.stop_ids),
-        }
+        }  # fmt: skip
 
     def check_answer(self, candidate: Candidate, *, is_finite: bool, is_base_s: bool) -> None:
         """Raises CandidateError for logits that are no numbers, and for an adapter whose logits are the base's."""

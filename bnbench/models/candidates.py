@@ -4,8 +4,6 @@ On the command line: `--base ID[@revision]`, `--adapter ID[@revision]` (repeatab
 (repeatable) and `--predictions FILE` (repeatable), each with an optional `name=` in front. Without any, the demo.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence
@@ -97,11 +95,9 @@ def parse_candidates(
     """What the command line names, checked and resolved: the base, its adapters, endpoints, recorded replies.
 
     An adapter without `base` brings the base that its configuration names. With nothing given, the bundled demo.
-    `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by.
-
-    Raises:
-        CandidateError: what is missing, broken, pickled, of another base, or named like another candidate.
-        MissingExtraError: a hub id is named and huggingface_hub is not installed.
+    `needs_files` is the backend's: False takes bases and adapters by the names that it knows them by. Raises
+    CandidateError for what is missing, broken, pickled, of another base, or named like another candidate, and
+    MissingExtraError where a hub id is named and huggingface_hub is not installed.
     """
     if base is None and not adapters and not predictions and not endpoints:
         if not needs_files:

@@ -4,8 +4,6 @@ The key is read from BNBENCH_API_KEY, else OPENAI_API_KEY, at each use: it is ke
 because redirects are not followed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import difflib
 import json
@@ -129,16 +127,11 @@ class Client:
                 raise CandidateError(f"{server.url} serves no model {self.model!r}; it has {near}")
         return listed[0].get(self.model, "")
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request, as `map` gets it."""
-        return self.map(path, [body])[0]
-
     def map(self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
         """The answers to POST requests to `path` ("chat/completions"), in their order; the model's name is added.
-        A server gets at most `most` at once.
 
-        What may pass (429, 5xx, a lost connection, half an answer) is tried again, on another server where there is
-        one; the first failure that stays ends the others.
+        A server gets at most `most` at once. What may pass (429, 5xx, a lost connection, half an answer) is tried
+        again, on another server where there is one; the first failure that stays ends the others.
         """
 
         async def ask() -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ Noise is a function of (seed, item, step, token) alone, from the counter-based g
 2011, Random123): replies depend on no neighbours, machine or past, and where two models' logits agree, so do replies.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import struct
@@ -39,10 +37,8 @@ class Decoding:
     """How replies are drawn. The defaults are the original project's, but for the limit, which was 256 tokens.
 
     `greedy` takes the likeliest token after the repetition penalty and ignores the other settings. `max_words` limits a
-    reply in Bengali words; `max_new_tokens` overrides it. `top_k` 0 and `top_p` 1 switch these off.
-
-    Raises:
-        UsageError: a setting out of its range.
+    reply in Bengali words; `max_new_tokens` overrides it. `top_k` 0 and `top_p` 1 switch these off. Raises UsageError
+    for a setting out of its range.
     """
 
     greedy: bool = False

@@ -5,8 +5,6 @@ server writes them, with its own template. Which it is, and what a server does n
 for one token, and is part of the run's identity; where a server runs is not, so that it may move between two sessions.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -155,18 +153,12 @@ class EndpointBackend(Backend):
         """The model's name, and how it is asked; where it is served may change from session to session."""
         served = self._served[candidate.name]
         return {
-            "backend": "endpoint",
-            "backend_version": VERSION,
-            "model": candidate.location,
-            "api": f"/v1/{served.path}",
-            "unsupported": list(served.unsupported),
-            "folds_system": served.folds,
-            "tokens_per_word": round(served.tokens_per_word, 3),
-            "likelihoods": served.likelihoods,
-            "template_sha": served.prompter.template_sha,
-            "tokenizer_sha": served.prompter.tokenizer_sha,
+            "backend": "endpoint", "backend_version": VERSION, "model": candidate.location,
+            "api": f"/v1/{served.path}", "unsupported": list(served.unsupported), "folds_system": served.folds,
+            "tokens_per_word": round(served.tokens_per_word, 3), "likelihoods": served.likelihoods,
+            "template_sha": served.prompter.template_sha, "tokenizer_sha": served.prompter.tokenizer_sha,
             "stop_ids": list(served.prompter.stop_ids),
-        }
+        }  # fmt: skip
 
     def gives_likelihoods(self, candidate: Candidate) -> bool:
         """Whether the server gave some when it was asked."""
@@ -209,7 +201,7 @@ def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
     while True:
         body = served.body(prompt, Decoding(max_new_tokens=1), "") | {"temperature": 0.0}
         try:
-            answer = served.client.post(served.path, body)
+            [answer] = served.client.map(served.path, [body])
             if answer.get("system_fingerprint") == "fp_ollama":  # it takes every name and reads OpenAI's alone
                 ignored = tuple(name for name in body if name not in needed | {"top_p", "seed", "stop"})
                 served = replace(served, unsupported=(*served.unsupported, *ignored))
@@ -226,7 +218,7 @@ def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
     """The same, with the way in which the server gives the log-probabilities of a prompt, if it does."""
     for way in ("prompt_logprobs", "echo"):
         try:
-            answer = served.client.post(COMPLETIONS, _scoring(way, ids))
+            [answer] = served.client.map(COMPLETIONS, [_scoring(way, ids)])
         except EndpointError as error:
             if error.status not in _NOT_KNOWN:
                 raise

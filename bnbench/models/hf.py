@@ -3,8 +3,6 @@
 The base answers through `disable_adapter()`, which equals the plain base exactly. Embeddings are never resized.
 """
 
-from __future__ import annotations
-
 import gc
 import inspect
 import logging
@@ -58,11 +56,9 @@ class TransformersBackend(LocalModels):
         self._whole_logits = False
 
     def load(self) -> None:
-        """Reads the weights, and proves that every adapter changes the logits, and nothing else's.
-
-        An adapter that cannot be told from the base or from those beside it is loaded by itself: now, to see that it
-        can be, and again when its turn comes. Raises CandidateError for weights that are not whole, damaged or
-        untrained.
+        """Reads the weights, and proves that every adapter changes the logits, and nothing else's. One that cannot be
+        told from the base or from those beside it is loaded by itself: now, to see that it can be, and again when its
+        turn comes. Raises CandidateError for weights that are not whole, damaged or untrained.
         """
         # Small matrices are multiplied sooner than a second thread wakes up: the bundled base answers no slower with
         # one thread on an idle machine, and many times faster on a busy one.
@@ -81,8 +77,7 @@ class TransformersBackend(LocalModels):
 
         self.model, self._loaded = None, ()
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # which does nothing where there is none
         dtype = getattr(torch, self.precision["dtype"])
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.options.trust_remote_code}
         if is_packed := self.precision["quantisation"] == "nf4":
@@ -205,10 +200,9 @@ class TransformersBackend(LocalModels):
         with self._active(candidate) as lm:
             how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad}
             how |= {"is_done": asked.is_done} if asked.stop_texts else {}
-            drawn = halving(
-                lambda part: inference.generate(lm, [p.ids for p in prompts[part]], items[part], limited, **how),
-                slice(0, len(prompts)),
-            )
+            ids = [prompt.ids for prompt in prompts]
+            whole = slice(0, len(ids))
+            drawn = halving(lambda part: inference.generate(lm, ids[part], items[part], limited, **how), whole)
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
     def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
@@ -217,13 +211,9 @@ class TransformersBackend(LocalModels):
 
         how: dict[str, Any] = {"pad": self.pad, "whole_logits": self._whole_logits}
         with self._active(candidate) as lm:
-            return [
-                n
-                for rows_at_once in passes(list(map(len, rows)))
-                for n in halving(
-                    lambda part: negative_log_likelihoods(lm, rows[part], starts[part], **how), rows_at_once
-                )
-            ]
+            parts = passes(list(map(len, rows)))
+            done = (halving(lambda p: negative_log_likelihoods(lm, rows[p], starts[p], **how), part) for part in parts)
+            return [n for part in done for n in part]
 
 
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
@@ -248,6 +238,5 @@ def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
         size = math.ceil(size / 2)
         log.warning("out of memory: going on with batches of %d", size)
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
     return done

@@ -3,8 +3,6 @@
 One place for evaluation, fine-tuning and publishing alike. safetensors only: a pickle runs code when it is opened.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -137,11 +135,9 @@ def file_sha256(path: Path) -> str:
     sign = "\0".join(map(str, (target, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)))
     folder = Path(os.environ.get("BNBENCH_CACHE") or Path.home() / ".cache" / "bnbench")
     note = folder / "sha256" / hashlib.sha256(sign.encode("utf-8", "surrogateescape")).hexdigest()
-    try:
+    with contextlib.suppress(OSError, ValueError):  # not remembered, or damaged: read it
         if _SHA256.fullmatch(known := note.read_text(encoding="utf-8")):
             return known
-    except (OSError, ValueError):
-        pass  # not remembered, or damaged: read it
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if seen.st_size >= REMEMBERED_FROM:
@@ -153,9 +149,8 @@ def file_sha256(path: Path) -> str:
 def locate(label: str, location: str, revision: str = "", patterns: Sequence[str] = SMALL) -> ModelFiles:
     """Finds a folder, a bundled model, or a hub id in the cache or on the hub; fetches the files that match `patterns`.
 
-    Raises:
-        CandidateError: no such folder, or a hub id that cannot be had, with what to do about it.
-        MissingExtraError: a hub id is named and huggingface_hub is not installed.
+    Raises CandidateError for no such folder, or a hub id that cannot be had, with what to do about it, and
+    MissingExtraError where a hub id is named and huggingface_hub is not installed.
     """
     if location.startswith(BUNDLED):
         demo = Path(str(resources.files("bnbench.demo")))
@@ -217,8 +212,7 @@ def find_model(
 ) -> ModelFiles:
     """A whole model: its configuration, its tokenizer and, unless `weights` is False, its safetensors weights.
 
-    Raises:
-        CandidateError: one line for what is missing, or for what would load something else, or run code.
+    Raises CandidateError: one line for what is missing, or for what would load something else, or run code.
     """
     patterns = (*SMALL, "*.py") if trust_remote_code else SMALL
     files = locate(label, location, revision, patterns)

@@ -4,8 +4,6 @@ Replies: left-padded batches, one cache, rows that stop by themselves, noise tha
 head sees supervised positions only, some hundred at a time; a row of 4,096 tokens is 2.1 GB of Llama-3.1's logits.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,14 +38,12 @@ class Drawn:
 
 @torch.inference_mode()
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], decoding: Decoding, *,
-    stop: Sequence[int], pad: int, is_done: Callable[[list[int]], bool] = lambda _: False,
+    model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], decoding: Decoding, *, stop: Sequence[int],
+    pad: int, is_done: Callable[[list[int]], bool] = lambda _: False,
 ) -> list[Drawn]:  # fmt: skip
-    """Draws one reply a prompt, all prompts as one batch.
-
-    `items` are the ids that each prompt's noise belongs to; `decoding` has `max_new_tokens` set; `stop` are ids that
-    end a reply; `pad` fills the left of shorter prompts, masked; `is_done` may find a further ground to stop in a
-    reply's ids so far.
+    """Draws one reply a prompt, all prompts as one batch. `items` are the ids that each prompt's noise belongs to;
+    `decoding` has `max_new_tokens` set; `stop` are ids that end a reply; `pad` fills the left of shorter prompts,
+    masked; `is_done` may find a further ground to stop in a reply's ids so far.
     """
     batch = _Batch(model, prompts, items, decoding.seed, pad)
     replies: list[list[int]] = [[] for _ in prompts]
@@ -157,8 +153,7 @@ def attend(
     return out.reshape(rows, 1, heads, d), None
 
 
-ATTENTION = "bnbench_grouped"
-"""The `attn_implementation` under which transformers finds `attend`."""
+ATTENTION = "bnbench_grouped"  # the `attn_implementation` under which transformers finds `attend`
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
@@ -167,10 +162,8 @@ class _Batch:
     """The rows under way: their cache, and the `logits` (rows, vocabulary) in float32 that follow what has gone in."""
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], items: Sequence[str], seed: int, pad: int) -> None:
-        """Reads the prompts, some at a time, each part as wide as its own longest.
-
-        So neither the widest prompt nor the number of rows makes a pass larger than memory allows. A cache of sliding
-        windows is filled in one pass.
+        """Reads the prompts, some at a time, each part as wide as its own longest: so neither the widest prompt nor the
+        number of rows makes a pass larger than memory allows. A cache of sliding windows is filled in one pass.
         """
         self.model = model
         self.rows = list(range(len(prompts)))

@@ -5,8 +5,6 @@ was before it named today's date. Templates are rendered once, with markers in p
 from them alone, so a corpus that spells `<|eot_id|>` cannot end a turn.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -16,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bnbench.data.corpus import Conversation, Example, load_corpus
 from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
@@ -102,9 +100,7 @@ class Prompter:
     special_names: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False, compare=False)
 
     @classmethod
-    def of(
-        cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM, template: str = "auto"
-    ) -> Prompter:
+    def of(cls, tokenizer: Any, generation_config: Any = None, system: str = SYSTEM, template: str = "auto") -> Self:
         """The one that fits a transformers tokenizer; the generation configuration's end ids are stop ids too.
 
         In `system`, `{topic}` is replaced; without a topic the part `বিষয়: {topic}` is left out; an empty one is no
@@ -131,18 +127,13 @@ class Prompter:
         ends |= {_id_of(tokenizer, token) for token in _END_TOKENS}
         end = str(tokenizer.convert_ids_to_tokens(end_id))
         made = cls(
-            kind,
-            system,
-            template,
-            end=end,
-            end_id=int(end_id),
+            kind, system, template, end=end, end_id=int(end_id),
             next_turn=between.removeprefix(end) if kind == "plain" or between.startswith(end) else "",
             stop_ids=tuple(sorted(int(i) for i in ends if i is not None)),
             stop_texts=_PLAIN_STOPS if kind == "plain" else (),
             bos_id=bos if bos is not None and template.startswith(tokenizer.bos_token) else None,
-            tokenizer=tokenizer,
-            special_names=special_names,
-        )
+            tokenizer=tokenizer, special_names=special_names,
+        )  # fmt: skip
         made.prompt(Example("", "বিষয়", "", "প্রশ্ন", ""))  # a template with two BOS is refused now
         return made
 
@@ -150,7 +141,7 @@ class Prompter:
     def load(
         cls, files: ModelFiles, *, adapter: Path | None = None, system: str = SYSTEM, template: str = "auto",
         trust_remote_code: bool = False,
-    ) -> Prompter:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """The one of a model, or of an adapter on it, whose folder may bring a tokenizer or a chat template of its own.
 
         Raises PromptError as `of` does, and CandidateError where tokenizer or generation configuration are broken.
@@ -343,8 +334,7 @@ class Prompter:
             return
         used = {*self.prompt(PROBE).ids, self.end_id}
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}
-        if beyond:
+        if beyond := {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}:
             i, name = min(beyond.items())
             raise CandidateError(
                 f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is "
@@ -367,19 +357,14 @@ def inspect_prompts(
     if base is None and own:
         base = str(own[0].read_json("adapter_config.json").get("base_model_name_or_path"))
     spec = parse_spec(base or DEMO_BASE)
-    files = find_model(
-        f"base {spec.given}", spec.location, spec.revision, trust_remote_code=trust_remote_code, weights=False
-    )
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    files = find_model(f"base {spec.given}", spec.location, spec.revision, weights=False, **trust)
     every, made = [spec, *specs], dict[str, Prompter]()
     system, template = by_name(systems, every), by_name(templates, every)
     for one, adapter in zip(every, (None, *(found.folder for found in own)), strict=True):
-        made[one.name] = Prompter.load(
-            files,
-            adapter=adapter,
-            system="" if (text := system.get(one.name, system.get("", SYSTEM))) == "none" else text,
-            template=template.get(one.name, template.get("", "auto")),
-            trust_remote_code=trust_remote_code,
-        )
+        text, named = system.get(one.name, system.get("", SYSTEM)), template.get(one.name, template.get("", "auto"))
+        text = "" if text == "none" else text
+        made[one.name] = Prompter.load(files, adapter=adapter, system=text, template=named, **trust)
     corpus = load_corpus(data, columns=columns)
     examples = corpus.select(split)
     if row >= len(examples):
@@ -418,10 +403,8 @@ def _template(tokenizer: Any, wanted: str, has_system: bool) -> tuple[str, str, 
         try:
             wanted, own = "chat", read_small(wanted).decode()
         except (OSError, ValueError) as error:
-            names = ", ".join(TEMPLATES)
-            raise PromptError(
-                f"template {wanted}: it is none of {names}, and no file that can be read ({error})"
-            ) from None
+            why = f"it is none of {', '.join(TEMPLATES)}, and no file that can be read ({error})"
+            raise PromptError(f"template {wanted}: {why}") from None
     has_headers = all(_id_of(tokenizer, token) is not None for token in _LLAMA_HEADERS)
     if wanted == "llama-3.1" and not has_headers:
         raise PromptError(f"template llama-3.1: the tokenizer lacks its tokens ({', '.join(_LLAMA_HEADERS)})")

@@ -1,7 +1,5 @@
 """Recorded replies: a file takes the model's place. Joined to the items by ids, messages or the data's order."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -9,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bnbench.data.corpus import Corpus, Example, repair
 from bnbench.data.join import TextFile
@@ -65,7 +63,7 @@ class Predictions:
     messages: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> Predictions:
+    def read(cls, path: Path) -> Self:
         """Reads a file as `bnbench score` does; CandidateError also for a null, which is no empty reply."""
         try:
             file = TextFile.of(path, "reply")

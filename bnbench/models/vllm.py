@@ -1,7 +1,5 @@
 """vLLM in process: one engine answers for a base and all its adapters, which lie in it side by side, never merged."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math
@@ -23,13 +21,10 @@ WINDOW = 256  # replies that are made, and then saved, together: an engine's bat
 # With the engine in this process its errors arrive as they are, and equal batches are scheduled alike. (The workers of
 # several cards are processes still.) vLLM writes its log to stdout, and reports its use, unless it is told not to.
 SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
-    "VLLM_LOGGING_LEVEL": "CRITICAL",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-    "VLLM_NO_USAGE_STATS": "1",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    "VLLM_LOGGING_LEVEL": "CRITICAL", "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_NO_USAGE_STATS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR",
+}  # fmt: skip
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 # What an adapter's configuration may say. vLLM 0.20 refuses other things, or takes the adapter for a plain LoRA; other
 # starts, such as PiSSA's, change the base's weights when PEFT loads the adapter.

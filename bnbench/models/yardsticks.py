@@ -1,7 +1,5 @@
 """Yardsticks: replies that need no model, so that a score can be read. They stand in every run and rank with nobody."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path

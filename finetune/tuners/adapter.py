@@ -4,8 +4,6 @@ Transformers' part: the loop, the optimiser, fp16's scaler, checkpoints that res
 Ours: rows, packing, the step (`bnbench.finetune.engine.step`), guards, precision, seals.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings

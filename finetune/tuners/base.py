@@ -4,8 +4,6 @@ For a tuner of another package, `load_base`, `adapt` and `save_adapter` are ther
 Importing this module, or a tuner of ours, imports no torch: what a tuner needs is asked where nothing is trained too.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -11,8 +11,6 @@ tokenizer's end token, which closes no turn), cut rows at 1,024 tokens, train a 
 fp16's scaler cannot), train in bfloat16 on any GPU, pad with the end token, write a model card into each checkpoint.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar

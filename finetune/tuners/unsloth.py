@@ -4,8 +4,6 @@ Unsloth's part: loading, the adapter, checkpointing, its kernels (driven as in `
 a GPU to itself, draws its own dropout, and prints to stdout, which is for results.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -34,8 +32,7 @@ class UnslothTuner(AdapterTuner):
             "double_quantisation": (True,), "memory_gib": (0.0,),
             "checkpointing": ("non-reentrant", "none"), "precision": ("auto", "float16", "bfloat16"),
         }  # fmt: skip
-        wrong = [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]
-        if wrong:
+        if wrong := [f"{k} = {str(v[0]).lower()}" for k, v in wanted.items() if getattr(recipe, k) not in v]:
             raise RecipeError(f'the tuner "unsloth" needs {", ".join(wrong)}; see the recipe unsloth')
         if device is not None and device.type != "cuda":
             raise RecipeError(f'the tuner "unsloth" needs an NVIDIA GPU (this is {device.type}): set tuner = "qlora"')

@@ -6,8 +6,6 @@ threshold count as tied, and the threshold is the one that serves the metric bes
 clusters).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,7 +37,7 @@ class Agreement:
         low, high = np.quantile(self.resampled, [0.025, 0.975])
         return Estimate(self.value, float(low), float(high))
 
-    def against(self, other: Agreement) -> tuple[Agreement, float]:
+    def against(self, other: "Agreement") -> tuple["Agreement", float]:
         """This measure minus another on the same R resamples, and the two-sided bootstrap p that they do not differ.
 
         p = 2 (1 + resamples on the rarer side of 0) / (R + 1), at most 1.

@@ -3,8 +3,6 @@
 Higher scores are better throughout: those of a metric that is better lower are turned round.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ says of a metric that scored elsewhere, with the very same signature.
 Those of the shipped empathy metrics are on record (`scripts/record_audits.py`), so that reports need not make them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import textwrap
@@ -169,13 +167,10 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
             plain["checks"] = tuple(_of(Check, check) for check in plain["checks"])
             for check in (check for check in plain["checks"] if check.group == "labels"):
                 f"{check.numbers['sentinel']} {check.numbers['value']:f} {check.numbers['sentinel_value']:f}"  # as told
-            plain["standings"] = tuple(
-                Standing(
-                    str(of["name"]), bool(of["sentinel"]), {k: _of(Estimate, v) for k, v in of["measures"].items()}
-                )
-                for of in plain["standings"]
-            )
-            measures = {frozenset(standing.measures) for standing in plain["standings"]}
+            measured = [{k: _of(Estimate, v) for k, v in of["measures"].items()} for of in plain["standings"]]
+            told = zip(plain["standings"], measured, strict=True)
+            plain["standings"] = tuple(Standing(str(of["name"]), bool(of["sentinel"]), own) for of, own in told)
+            measures = set(map(frozenset, measured))
             if AUC not in [check.name for check in plain["checks"]] or len(measures) != 1 or AUC not in measures.pop():
                 raise ValueError
         return [_of(AuditReport, plain) for plain in found]
@@ -250,8 +245,8 @@ def sentence(trust: Trust) -> str:
 
 def _of(kind: Any, plain: Mapping[str, Any]) -> Any:
     """A dataclass of a JSON object's values; ValueError for one that is not what its annotation says."""
-    kinds: dict[Any, Any] = {"str": str, "int": int, "bool": bool}
-    values = {one.name: float(plain[one.name]) if one.type == "float" else plain[one.name] for one in fields(kind)}
-    if wrong := [one.name for one in fields(kind) if not isinstance(values[one.name], kinds.get(one.type, object))]:
+    values = {one.name: float(plain[one.name]) if one.type is float else plain[one.name] for one in fields(kind)}
+    plainly = {one.name: one.type for one in fields(kind) if isinstance(one.type, type)}
+    if wrong := [name for name, of in plainly.items() if not isinstance(values[name], of)]:
         raise ValueError(wrong)
     return kind(**values)

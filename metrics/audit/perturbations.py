@@ -3,8 +3,6 @@
 The Bengali itself (what is put in, which words negate, which verbs have two registers) is data: `bn.toml`.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import tomllib

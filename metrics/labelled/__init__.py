@@ -7,10 +7,7 @@ for each mechanism of EPITOME, labelled 0 (none), 1 (weak) or 2 (strong). It may
 * `kind` says what the reply was written to be; the kinds `EMPATHIC_KINDS` are what a metric should put above all
   others. Without it a reply is empathic when one of its mechanisms is labelled 2.
 * `half` ("development" or "held-out"), `topic`, and `SECOND`, the labels of a second labelling.
-
 """
-
-from __future__ import annotations
 
 import csv
 import hashlib
@@ -70,7 +67,7 @@ class LabelledSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, half: str | None) -> LabelledSet:
+    def part(self, half: str | None) -> "LabelledSet":
         """The rows of one half, or all. Raises `UsageError` for another name, `InputError` when it has no rows."""
         if half is None:
             return self
@@ -122,8 +119,7 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
         raise InputError(f"{source}, line {line}: not UTF-8; save the file as UTF-8") from None
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # the first of equals
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
-    missing = [name for name in REQUIRED if name not in (lines.fieldnames or ())]
-    if missing:
+    if missing := [name for name in REQUIRED if name not in (lines.fieldnames or ())]:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
     rows = [_row(f"{source}, line {lines.line_num}", record) for record in lines]
     if not rows:
