@@ -96,11 +96,11 @@ def write_report(
         kinds = {e.name: e.record.kind for e in ranking.entries}
         gates = parse_gates(fail_if, ranking.values, kinds) if fail_if else ()
         files = {
+            **({} if is_own else {"runs.json": held}),  # first: a command that is killed here can be given again
             "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",
             "ranking.csv": ranking_csv(ranking),
             "report.md": report_md(ranking, say),
             "report.html": report_html(ranking, say),
-            **({} if is_own else {"runs.json": held}),
         }
         for file, text in files.items():
             write_text(folder / file, storable(text))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from bnbench.cli import app
 from bnbench.errors import UsageError
 from bnbench.metrics import bootstrap
-from bnbench.records import read_run
+from bnbench.records import read_run, write_text
 from bnbench.reports import Ranking, Report, rank
 from bnbench.reports.gates import failures, parse_gates
 from bnbench.reports.render import report_md
@@ -102,6 +102,19 @@ def test_a_common_report_takes_no_other_s_place_and_no_run_twice(
     assert (code, said) == (2, f"bnbench: {refused}\n")
     assert (tmp_path / "runs/compare/ranking.json").read_bytes() == before
     assert compare(a, c, "--overwrite")[0] == 0 and compare(a, c)[0] == 0
+    # Killed when the first file of the report stood there.
+    with monkeypatch.context() as killed:
+        written = list[str]()
+
+        def until(path: Path, text: str | bytes) -> None:
+            if len(written) > 1:
+                raise KeyboardInterrupt
+            written.append(path.name)
+            write_text(path, text)
+
+        killed.setattr("bnbench.reports.render.write_text", until)
+        assert compare(a, b, "--out", "fresh")[0] == 130 and written == ["runs.json", "ranking.json"]
+    assert compare(a, b, "--out", "fresh")[0] == 0
     for folder in (c, a):
         code, said = compare(a, b, "--out", folder)
         assert code == 2 and f"{folder} holds a run." in said
