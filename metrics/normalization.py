@@ -102,8 +102,8 @@ def _template(text: str) -> str:
     return text[:end]
 
 
-_TO_ASCII = {0x09E6 + d: 0x30 + d for d in range(10)}
-_TO_BENGALI = {0x30 + d: 0x09E6 + d for d in range(10)}
+# What digits become, by whether Latin letters stand beside them: ASCII, else Bengali.
+_DIGITS = {True: {0x09E6 + d: 0x30 + d for d in range(10)}, False: {0x30 + d: 0x09E6 + d for d in range(10)}}
 
 
 def _pipe(match: re.Match[str]) -> str:
@@ -166,10 +166,7 @@ RULES = (
     # a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ
     Rule("visarga", partial(_COLON.sub, lambda match: f"{match[1] or match[2]}\u0983")),
     # Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali
-    Rule(
-        "digits",
-        partial(_DIGIT_RUN.sub, lambda run: run[0].translate(_TO_ASCII if _LATIN.search(run[0]) else _TO_BENGALI)),
-    ),
+    Rule("digits", partial(_DIGIT_RUN.sub, lambda run: run[0].translate(_DIGITS[bool(_LATIN.search(run[0]))]))),
     # ৷ (currency numerator four) and | after a Bengali word are typed for danda
     Rule("danda", lambda text: _PIPE.sub(_pipe, text.replace("\u09f7", "।")), "sentence"),
     # . ends a sentence as danda does, but not in an abbreviation
