@@ -48,6 +48,8 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
         return lambda text: split(text).split()
     if tokenizer == "csebuetnlp":
         return _csebuetnlp
+    if tokenizer != "indicnlp":  # `preparation` lets none of these through
+        raise UsageError(f"no tokeniser {tokenizer!r}")
     module = require("indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"')
     return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 
@@ -62,10 +64,6 @@ class Preparation:
 
     normalizer: Normalizer = field(default_factory=Normalizer)
     tokenizer: str = "bn1"
-
-    def __post_init__(self) -> None:
-        if self.tokenizer not in TOKENIZERS:
-            raise UsageError(f"no tokeniser {self.tokenizer!r}; there are {', '.join(TOKENIZERS)}")
 
     @property
     def choices(self) -> dict[str, str]:
@@ -109,6 +107,8 @@ class Preparation:
 
 def preparation(norm: str | Normalizer = "bn1", tokenizer: str = "bn1") -> Preparation:
     """The preparation of these choices; UsageError for a tokeniser that is not known."""
+    if tokenizer not in TOKENIZERS:
+        raise UsageError(f"no tokeniser {tokenizer!r}; there are {', '.join(TOKENIZERS)}")
     return Preparation(normalizer(norm), tokenizer)
 
 
