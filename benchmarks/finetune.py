@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -131,6 +132,7 @@ def measure(args: argparse.Namespace) -> None:
     from peers import make_checkpoint, warm
 
     make_checkpoint(None)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.no_liger:
         sys.modules["liger_kernel"] = None  # type: ignore[assignment]
     if args.cap:
@@ -247,7 +249,8 @@ def result(name: str, process: subprocess.Popen) -> list[dict]:
     if process.returncode or not lines:
         print(f"{name} failed:\n{err[-3000:]}", file=sys.stderr, flush=True)
         return []
-    print(f"{name}: {lines[-1]}", file=sys.stderr, flush=True)
+    told = [line for line in err.splitlines() if "offloaded" in line]
+    print(f"{name}: {lines[-1]}", *told, sep="\n  ", file=sys.stderr, flush=True)
     return [json.loads(lines[-1])]
 
 

@@ -37,7 +37,7 @@ REACHED, REACHED_PLAIN = 0.5, 0.35
 """Share of that rate which a step reaches (H200, rows of 4,096 tokens: 1.42 s for four of them), and which it does
 without kernels of our own: under TRL's trainer, and below compute capability 8."""
 CHUNK_BYTES = 2**28
-"""Of one chunk's float32 logits: 523 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
+"""Of one chunk's float32 logits: 512 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
 HOST = 0.0095
 """Seconds that a layer's kernels take to launch, forward and backward (the H200 machine's CPU: 0.3 s a step)."""
 SAMPLES, MEAN_TOKENS = 4000, 660
@@ -202,8 +202,11 @@ def estimate(
     }
     terms["allocator"] = ALLOCATOR * sum(terms.values())
     spare = recipe.memory_gib * 2**30 - sum(terms.values())
-    if recipe.checkpointing == "non-reentrant" and spare > 0:  # layers keep what they can below memory_gib
-        terms["activations kept"] += spare
+    if recipe.checkpointing == "non-reentrant" and spare > 0:
+        # Below memory_gib layers keep what they can, and then their weights unpacked.
+        keeps = (1 + ALLOCATOR) * shape.layers * saved * tokens
+        whole = shape.linear * (size if recipe.quantisation == "nf4" and not recipe.pairs else 0)
+        terms["activations kept"] += min(spare, keeps + whole)
     terms["CUDA context"] = CONTEXT
     return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu, validation), gpu)
 
@@ -263,8 +266,9 @@ def _seconds(
 
 
 def chunk_positions(vocabulary: int) -> int:
-    """How many positions' logits the loss keeps alive at once."""
-    return max(16, CHUNK_BYTES // (4 * vocabulary))
+    """How many positions' logits the loss keeps alive at once: whole tiles of 128, where there are so many."""
+    count = CHUNK_BYTES // (4 * vocabulary)
+    return max(16, count - count % 128 if count > 128 else count)
 
 
 def gpu_of(text: str) -> str | None:

@@ -54,6 +54,10 @@ def next_seed(device: torch.device) -> tuple[int, int]:
     return generator.initial_seed() % 2**31, place // 4 % 2**31
 
 
+def _inlined(function: Any) -> Any:
+    return triton.jit(function) if triton else function
+
+
 def _compiled(function: Any) -> Any:
     # Triton would compile anew for seeds that 16 divides.
     return triton.jit(function, do_not_specialize=["first", "second", "below"]) if triton else function
@@ -113,12 +117,8 @@ def unpack_nf4(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Te
     return whole
 
 
-@_compiled
-def _drop(  # type: ignore[no-untyped-def]
-    x, plus, y, n, first, second, below, scale, ADDS: tl.constexpr, SIZE: tl.constexpr
-):  # pragma: no cover
-    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    here = at < n
+@_inlined
+def _kept(x, at, first, second, below, scale):  # type: ignore[no-untyped-def] # pragma: no cover
     # MurmurHash3's finaliser (Appleby 2011), twice, of the place and the two halves of the seed.
     chance = at.to(tl.uint32) ^ first.to(tl.uint32)
     for turn in tl.static_range(2):
@@ -129,7 +129,16 @@ def _drop(  # type: ignore[no-untyped-def]
         chance ^= chance >> 16
         if turn == 0:
             chance ^= second.to(tl.uint32)
-    kept = tl.where((chance >> 1).to(tl.int32) >= below, tl.load(x + at, mask=here).to(tl.float32) * scale, 0.0)
+    return tl.where((chance >> 1).to(tl.int32) >= below, x * scale, 0.0)
+
+
+@_compiled
+def _drop(  # type: ignore[no-untyped-def]
+    x, plus, y, n, first, second, below, scale, ADDS: tl.constexpr, SIZE: tl.constexpr
+):  # pragma: no cover
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    here = at < n
+    kept = _kept(tl.load(x + at, mask=here).to(tl.float32), at, first, second, below, scale)
     if ADDS:
         kept += tl.load(plus + at, mask=here).to(tl.float32)
     tl.store(y + at, kept, mask=here)
@@ -142,6 +151,55 @@ def drop(x: torch.Tensor, rate: float, seed: tuple[int, int], plus: torch.Tensor
     n = x.numel()
     numbers = n, *seed, round(rate * 2**31), 1 / (1 - rate)
     _launch(_drop, triton.cdiv(n, 4096), (x, plus, y), numbers, plus is not None, 4096)
+    return y
+
+
+@_compiled
+def _add_low(  # type: ignore[no-untyped-def]
+    g, a, y, n, first, second, below, scale,
+    WIDTH: tl.constexpr, RANK: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip # pragma: no cover
+    across = (WIDTH + COLUMNS - 1) // COLUMNS
+    row = (tl.program_id(0) // across * ROWS + tl.arange(0, ROWS))[:, None]
+    column, rank = (tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS))[None, :], tl.arange(0, INNER)
+    left = tl.load(g + row * RANK + rank[None, :], mask=(row < n) & (rank < RANK)[None, :], other=0.0)
+    right = tl.load(a + rank[:, None] * WIDTH + column, mask=(rank < RANK)[:, None] & (column < WIDTH), other=0.0)
+    at, here = row * WIDTH + column, (row < n) & (column < WIDTH)
+    kept = _kept(tl.dot(left, right, input_precision="ieee"), at, first, second, below, scale)
+    tl.store(y + at, tl.load(y + at, mask=here).to(tl.float32) + kept, mask=here)
+
+
+def add_low(y: torch.Tensor, g: torch.Tensor, a: torch.Tensor, rate: float, seed: tuple[int, int]) -> torch.Tensor:
+    """Adds dropout of g a, of (n, r) by (r, width), to (n, width) y in place: `drop` of that seed, in one go."""
+    (n, width), rank = y.shape, g.shape[1]
+    numbers = n, *seed, round(rate * 2**31), 1 / (1 - rate)
+    programs = triton.cdiv(n, 64) * triton.cdiv(width, 128)
+    _launch(_add_low, programs, (g, a, y), numbers, width, rank, max(16, triton.next_power_of_2(rank)), 64, 128)
+    return y
+
+
+@_compiled
+def _norm_back(x, weight, g, plus, y, eps, WIDTH: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def] # pragma: no cover
+    row, at = tl.program_id(0).to(tl.int64) * WIDTH, tl.arange(0, SIZE)
+    here = at < WIDTH
+    a = tl.load(x + row + at, mask=here, other=0.0).to(tl.float32)
+    b = tl.load(g + row + at, mask=here, other=0.0).to(tl.float32)
+    b *= tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(a * a, 0) / WIDTH + eps)
+    b = scale * (b - a * (scale * scale * tl.sum(a * b, 0) / WIDTH))
+    tl.store(y + row + at, b + tl.load(plus + row + at, mask=here, other=0.0).to(tl.float32), mask=here)
+
+
+def norm_backward(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, g: torch.Tensor, plus: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """∂L/∂x of RMSNorm (Zhang and Sennrich 2019), from g = ∂L/∂y, added to what else comes to x; (n, width) each.
+
+    With s = 1 / sqrt(mean x² + eps), y = s w x: ∂L/∂x = s (w g − x s² mean(x w g)).
+    """
+    x, g, plus, (n, width) = x.contiguous(), g.contiguous(), plus.contiguous(), x.shape
+    y = torch.empty_like(x)
+    _launch(_norm_back, n, (x, weight, g, plus, y), (eps,), width, triton.next_power_of_2(width), num_warps=8)
     return y
 
 

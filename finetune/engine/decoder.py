@@ -7,18 +7,26 @@ are left out here; they go on holding the parameters.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bnbench.finetune.engine.layers import Low, Operands, attend, lora_gradients, make_low, multiply_flat
+from bnbench.finetune.engine import processes
+from bnbench.finetune.engine.layers import Low, Operands, Packed, attend, lora_gradients, make_low, multiply_flat
+from bnbench.finetune.engine.offload import HostMemory, Offloaded
 from bnbench.finetune.memory import ALLOCATOR
 from bnbench.models import kernels
 
+_log = logging.getLogger("bnbench.finetune")
+OFFLOAD_FROM = 1024
+"""Tokens of a pass from which launching the copies takes less time than they save."""
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 """Classes of transformers whose layers are these: RMSNorm, rotary attention, RMSNorm, SwiGLU, without anything else."""
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -50,10 +58,14 @@ def make_lean_decoder(model: Any, known: dict[Any, Operands]) -> None:
 
 
 class LeanLayer(torch.nn.Module):
-    """A decoder layer over (rows, T, width) hidden states; `gradient_checkpointing` says whether it is recomputed."""
+    """A decoder layer over (rows, T, width) hidden states; `gradient_checkpointing` says whether it is recomputed.
+
+    With a `host` its attention is not: what that keeps waits there for the backward pass.
+    """
 
     parts: Parts
     gradient_checkpointing = False
+    host: HostMemory | None = None
 
     def forward(
         self, hidden: torch.Tensor, *, position_embeddings: tuple[torch.Tensor, torch.Tensor],
@@ -63,48 +75,61 @@ class LeanLayer(torch.nn.Module):
         trained = [t for p in self.parts.projections for t in (p.a, p.b) if t is not None]
         keeps = torch.is_grad_enabled() and not (self.gradient_checkpointing and self.training)
         how = (self.parts, lengths, *position_embeddings, self.training)
-        return _Layer.apply(keeps, how, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
+        host = self.host if torch.is_grad_enabled() and not keeps else None
+        return _Layer.apply(keeps, host, how, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Run:
     """A pass through a layer: what of its forward pass the backward pass needs, flat, (rows · T, …).
 
-    With `keeps` norms and attention keep graphs of their own, and all else is theirs that use it here. `holds` says
-    whether the weights of gate and up, once unpacked, stay there.
+    Attention keeps a graph of its own where asked to, and all else is theirs that use it here.
     """
 
     gate: Any
     up: Any
+    attended: Any
 
     def __init__(self, parts: Parts, lengths: Any, cos: torch.Tensor, sin: torch.Tensor, drops: bool) -> None:
         self.parts, self.lengths, self.angles, self.drops = parts, lengths, (cos, sin), drops
-        self.norms = [partial(_norm, norm) for norm in (parts.first_norm, parts.second_norm)]
         self.lows = [Low()] * len(NAMES)
         self.found: list[tuple[Any, Any]] = [(None, None)] * len(NAMES)  # the gradients of A and B
         self.weights: list[Any] = [None, None]
+        # Whether q, k, v, then o, then gate and up want their input back: an adapter's gradient alone asks for it.
+        has = [by.a is not None for by in parts.projections]
+        self.wants = any(has[:3]), has[3], any(has[4:6])
 
-    def before_down(self, hidden: torch.Tensor, *, keeps: bool, holds: bool = False) -> None:
-        """The layer over (rows, T, width) up to its gates."""
-        (rows, size, width), attention = hidden.shape, self.parts.attention
-        self.x, self.first = _node(self.norms[0], keeps, hidden.reshape(-1, width))
-        q, k, v = (self.multiply(i, self.x).view(rows, size, -1, attention.head_dim) for i in range(3))
+    def begin(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What (rows, T, width) are to the projections before attention."""
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])
+        x = _norm(self.parts.first_norm, self.hidden)
+        self.x = x if self.wants[0] else None
+        return x
+
+    def mix(self, hidden: torch.Tensor, x: torch.Tensor, *, keeps: bool, apart: Offloaded | None = None) -> None:
+        """Attention, and what goes on beside it; what its graph keeps is put `apart`."""
+        shape = *hidden.shape[:2], -1, self.parts.attention.head_dim
+        q, k, v = (self.multiply(i, x).view(shape) for i in range(3))
         q, k = (turn(turned, *self.angles, sign=1) for turned in (q, k))
-        mixed, self.attended = _node(self.attend, keeps, q, k, v)
-        self.mixed = mixed.reshape(rows * size, -1)
-        self.residual = hidden.reshape(-1, width) + self.multiply(3, self.mixed)
-        self.second_x, self.second = _node(self.norms[1], keeps, self.residual)
+        mixed, self.attended = _node(self.attend, keeps, q, k, v, apart=apart)
+        self.mixed = mixed if self.wants[1] else None
+        self.residual = self.hidden + self.multiply(3, mixed)
+
+    def open(self, *, holds: bool = False) -> None:
+        """The gates; `holds` says whether the weights of gate and up, once unpacked, stay there."""
+        x = _norm(self.parts.second_norm, self.residual)
         if holds:
             self.weights = [by.weight() for by in self.parts.projections[4:6]]
-        self.gate, self.up = (self.multiply(i, self.second_x, self.weights[i - 4]) for i in (4, 5))
+        self.gate, self.up = (self.multiply(i, x, self.weights[i - 4]) for i in (4, 5))
+        self.second_x = x if self.wants[2] else None
 
     def attend(self, *heads: torch.Tensor) -> torch.Tensor:
-        """Of (rows, T, heads, d) queries, keys and values."""
+        """Of (rows, T, heads, d) queries, keys and values, (rows · T, heads · d)."""
         attention = self.parts.attention
         # A layer of Qwen has a window, or None, of its own; Mistral's are all as the configuration says.
         window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         q, k, v = (x.transpose(1, 2) for x in heads)
         settings = {"scaling": attention.scaling, "sliding_window": window, "lengths": self.lengths}
-        return attend(attention, q, k, v, None, **settings)[0]
+        return attend(attention, q, k, v, None, **settings)[0].flatten(0, 1).flatten(1)
 
     def rate(self, i: int) -> float:
         """Of the dropout before a projection's LoRA."""
@@ -134,13 +159,13 @@ class _Run:
         del d_gated, d_gate, d_up, gated
         self.gate = self.up = None
         self.weights = [None, None]
-        g = _through(self.second, dx)[0].add_(g)
-        heads = _through(self.attended, self.back(3, g, self.mixed))
+        g = _norm_backward(self.parts.second_norm, self.residual, dx, g)
+        heads = torch.autograd.grad(self.attended[0], self.attended[1:], self.back(3, g, self.mixed))
         turned = [turn(heads[0], *self.angles, sign=-1), turn(heads[1], *self.angles, sign=-1), heads[2]]
         dx = self.back(0, turned[0].reshape(len(g), -1), self.x)
         for i in (1, 2):
             dx = self.back(i, turned[i].reshape(len(g), -1), self.x, dx)
-        return _through(self.first, dx)[0].add_(g) if needs_input else None
+        return _norm_backward(self.parts.first_norm, self.hidden, dx, g) if needs_input else None
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
@@ -148,61 +173,96 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
-def _node(function: Callable[..., torch.Tensor], keeps: bool, *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """What a function gives, and, with `keeps`, a graph of it alone."""
+def _norm_backward(norm: Any, x: torch.Tensor, g: torch.Tensor, plus: torch.Tensor) -> torch.Tensor:
+    """Its gradient, from that of what it gave, and `plus`, what else comes to x."""
+    if kernels.usable(x.device):
+        return kernels.norm_backward(x, norm.weight, norm.variance_epsilon, g, plus)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        y = _norm(norm, x)
+    return torch.autograd.grad(y, x, g)[0].add_(plus)
+
+
+def _node(
+    function: Callable[..., torch.Tensor], keeps: bool, *inputs: torch.Tensor, apart: Offloaded | None = None
+) -> tuple[torch.Tensor, Any]:  # fmt: skip
+    """What a function gives, and, with `keeps`, a graph of it alone, whose large tensors are put `apart`."""
     if not keeps:
         return function(*inputs), None
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    with torch.enable_grad():
-        y = function(*leaves)
-    return y.detach(), (y, leaves)
+    with torch.enable_grad(), saved_tensors_hooks(apart.pack, apart.unpack) if apart else nullcontext():
+        if apart:
+            given = _Given.apply(torch.empty(0, requires_grad=True), *inputs)  # type: ignore[no-untyped-call]
+        else:
+            given = [x.detach().requires_grad_() for x in inputs]
+        y = function(*given)
+        edges = get_gradient_edge(y), *(map(get_gradient_edge, given) if apart else given)
+    return y.detach(), edges
 
 
-def _through(node: Any, g: Any) -> tuple[torch.Tensor, ...]:
-    """The gradients of a node's inputs, from that of what it gave."""
-    y, leaves = node
-    found: tuple[torch.Tensor, ...] = torch.autograd.grad(y, leaves, g.view_as(y))
-    return found
+class _Given(torch.autograd.Function):
+    """Makes inputs look computed, since a leaf of a graph keeps its numbers; here is their gradient asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(x.view_as(x) for x in inputs)
 
 
 class _Layer(torch.autograd.Function):
     """A layer as one node: autograd's own, one an operation, took the host longer than a fast card computes.
 
-    Recomputed, it keeps its input alone, and runs again up to its last product before its gradients are taken.
+    Recomputed, it keeps its input alone, and runs again up to its last product before its gradients are taken; what is
+    offloaded is not computed again.
     """
 
     @staticmethod
-    def forward(ctx: Any, keeps: bool, how: tuple[Any, ...], hidden: torch.Tensor, *_: Any) -> torch.Tensor:
-        ctx.random, run = random_state(hidden.device), _Run(*how)
-        run.before_down(hidden, keeps=keeps)
+    def forward(ctx: Any, keeps: bool, host: Any, how: tuple[Any, ...], hidden: torch.Tensor, *_: Any) -> torch.Tensor:
+        device, run, apart = hidden.device, _Run(*how), Offloaded(host) if host else None
+        ctx.random, ctx.apart = random_state(device), None
+        run.mix(hidden, run.begin(hidden), keeps=keeps or bool(host), apart=apart)
+        if apart:
+            run.lows[:4] = [Low(low.product, apart.pack(low.drops)) for low in run.lows[:4]]
+            ctx.apart = apart, run.attended, apart.pack(run.residual), apart.pack(run.mixed)
+            ctx.random = random_state(device)
+            apart.send()
+        run.open()
         down = run.multiply(6, swiglu(run.gate, run.up))
         if keeps:
             ctx.run = run
             return (run.residual + down).view_as(hidden)
         ctx.save_for_backward(hidden)
         # A product of rank r and a seed are small enough to stay; masks are made again, and then all of them.
+        again = any(isinstance(low.drops, torch.Tensor) for low in run.lows)
+        ctx.lows = [*run.lows[: 4 if host else 0], *[Low()] * (3 if host else 7)] if again else run.lows
         ctx.run, ctx.how = None, how
-        ctx.lows = run.lows if not any(isinstance(low.drops, torch.Tensor) for low in run.lows) else None
-        return run.residual.add_(down).view_as(hidden)
+        return (run.residual + down if apart else run.residual.add_(down)).view_as(hidden)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
         g = upstream[0].reshape(-1, upstream[0].shape[-1])
-        (run, ctx.run), needs_hidden = (ctx.run, None), ctx.needs_input_grad[2]
+        (run, ctx.run), (offloaded, ctx.apart) = (ctx.run, None), (ctx.apart, None)
+        if offloaded:
+            offloaded[0].fetch()
         # Needs nothing of what is computed again, and leaves an unpacked weight's room to it.
         down = (run or _Run(*ctx.how)).parts.projections[6]
         d_gated = g @ down.weight()
         if run is None:
             (hidden,), run, device = ctx.saved_tensors, _Run(*ctx.how), g.device
-            run.lows, now = ctx.lows or run.lows, random_state(device)
+            run.lows, now = ctx.lows, random_state(device)
             random_state(device, ctx.random)  # it must drop the same
-            run.before_down(hidden, keeps=True, holds=down.a is None)  # else gated's own gradients take the room
+            x = run.begin(hidden)
+            if offloaded:
+                apart, run.attended, *others = offloaded
+                run.residual, run.mixed = map(apart.unpack, others)
+                run.lows[:4] = [Low(low.product, apart.unpack(low.drops)) for low in run.lows[:4]]
+            else:
+                run.mix(hidden, x, keeps=True)
+            run.open(holds=down.a is None)  # else gated's own gradients take the room
             if down.a is not None and run.lows[6].product is None:
                 run.lows[6] = make_low(swiglu(run.gate, run.up), down.cast_a, run.rate(6))
             random_state(device, now)
-        d_hidden = run.backward(g, d_gated, needs_input=needs_hidden)
-        d_hidden = d_hidden.view_as(upstream[0]) if needs_hidden else None
-        return (None, None, d_hidden, *(d for pair in run.found for d in pair if d is not None))
+        d_hidden = run.backward(g, d_gated, needs_input=ctx.needs_input_grad[3])
+        d_hidden = None if d_hidden is None else d_hidden.view_as(upstream[0])
+        return (None, None, None, d_hidden, *(d for pair in run.found for d in pair if d is not None))
 
 
 def random_state(device: torch.device, state: Any = None) -> Any:
@@ -251,17 +311,21 @@ class Recomputation:
 
     def __init__(self, model: Any, budget: float) -> None:
         self.layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer | LeanLayer)]
+        self.model = model
         self.budget = budget
         self.kept = 0.0
+        self.host: HostMemory | None = None
 
     def set_for(self, tokens: int) -> None:
         """For a pass of so many tokens, padding included."""
-        count = 0
-        if self.kept > 0:
-            # The peak is in the backward pass, or before it, where all logits of a chunk lie on what the layers keep.
-            spare = self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
-            count = max(0, int(spare / (self.kept * tokens)))
-        self.keep(count)
+        self.keep(max(0, int(self.spare(tokens) / (self.kept * tokens))) if self.kept > 0 else 0)
+        for layer in self.layers:
+            layer.host = self.host if tokens >= OFFLOAD_FROM else None
+
+    def spare(self, tokens: int) -> float:
+        """Bytes of the budget that a pass leaves over when all of its layers recompute."""
+        # The peak is in the backward pass, or before it, where all logits of a chunk lie on what the layers keep.
+        return self.budget - self.fixed - max(self.per_token * tokens, self.forward * tokens + self.chunk)
 
     def keep(self, count: int) -> None:
         """Lets the last `count` layers keep their activations: the backward pass frees them first."""
@@ -271,7 +335,9 @@ class Recomputation:
     def measure(self, tokens: int, forward: Callable[[], Any], step: Callable[[], Any]) -> None:
         """Runs `forward` twice and `step` once on the largest pass. A budget of 0 is what that pass itself needs.
 
-        `forward` gives a loss whose graph holds what is kept; `step` is a forward and backward pass.
+        `forward` gives a loss whose graph holds what is kept; `step` is a forward and backward pass. Where that pass
+        does not fit without recomputing, attention is offloaded if `step` says that it pays; where it does, weights
+        stay unpacked in what is left.
         """
         cuda = torch.cuda
         cuda.empty_cache()  # what loading left behind
@@ -296,3 +362,48 @@ class Recomputation:
         self.fixed, self.per_token, self.forward = fixed, (peak - fixed) / tokens, (none - fixed) / tokens
         self.chunk, self.kept = at_most - none, (one - none) / tokens
         self.budget = self.budget / (1 + ALLOCATOR) or peak
+        if not all(isinstance(layer, LeanLayer) for layer in self.layers):
+            return
+        room = self.spare(tokens) - self.kept * tokens * len(self.layers)
+        if room >= 0:
+            self.hold_weights(room)
+        elif tokens >= OFFLOAD_FROM:
+            self.offload_if_faster(tokens, step)
+
+    def hold_weights(self, room: float) -> None:
+        """Keeps embeddings on the card and layers' weights unpacked, in at most so many bytes: 5 % of a step (H200)."""
+        embedding = self.model.get_input_embeddings()
+        if embedding.weight.nbytes <= room:
+            room, self.fixed = room - embedding.weight.nbytes, self.fixed + embedding.weight.nbytes
+            embedding.weight.data = embedding.weight.to(self.layers[0].parts.first_norm.weight.device)
+        for layer in self.layers:
+            packed = [by.weight for by in layer.parts.projections if isinstance(by.weight, Packed)]
+            size = sum(weight.size for weight in packed)
+            if size > room:
+                break
+            room, self.fixed = room - size, self.fixed + size
+            for weight in packed:
+                weight.held = weight()
+
+    def offload_if_faster(self, tokens: int, step: Callable[[], Any]) -> None:
+        """Lets the host's memory have what attention keeps, if the bus is fast enough and there is room."""
+        parts = self.layers[0].parts
+        config, device = parts.attention.config, parts.first_norm.weight.device
+        heads = config.num_attention_heads * parts.attention.head_dim
+        # Queries, attention's output, keys and values, which may be repeated to as many, and the residual stream.
+        size = tokens * (4 * heads + config.hidden_size) * parts.first_norm.weight.element_size() * len(self.layers)
+        if not HostMemory.has_room(size, processes.count()):
+            return
+        seconds = []
+        for host in (None, HostMemory(device)):
+            self.host = host
+            step()  # what it does once only: pinning memory takes seconds
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        if seconds[1] > seconds[0]:
+            self.host = None
+        told = "%s: the longest pass takes %.3f s with attention offloaded, %.3f s with it computed again"
+        _log.info(told, "offloaded" if self.host else "not offloaded", *reversed(seconds))

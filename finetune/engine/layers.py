@@ -100,6 +100,20 @@ def _bounds(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
 AttentionInterface.register(ATTENTION, attend)
 
 
+class Packed:
+    """A 4-bit weight, unpacked at each call: whole, it takes four times the memory. `held` is it whole, where set."""
+
+    held: torch.Tensor | None = None
+
+    def __init__(self, weight: Any) -> None:
+        self.weight, state = weight, weight.quant_state
+        self.size: int = state.shape.numel() * state.dtype.itemsize  # bytes of it whole
+
+    def __call__(self) -> torch.Tensor:
+        """The (out, in) matrix."""
+        return unpack(self.weight) if self.held is None else self.held
+
+
 class Operands(NamedTuple):
     """What a linear layer multiplies with: y = x Wᵀ + bias, and LoRA's part where it has one (A and B, else None).
 
@@ -123,9 +137,7 @@ def operands(module: Any) -> Operands | None:
     linear = module.get_base_layer() if isinstance(module, LoraLayer) else module
     if not isinstance(linear, torch.nn.Linear) or (linear is not module and module.lora_magnitude_vector):
         return None  # DoRA is PEFT's own
-    # A 4-bit weight is unpacked afresh at each call, in the forward pass and again in the backward: whole, it would
-    # take four times the memory. Other weights are simply there.
-    weight = partial(unpack, linear.weight) if hasattr(linear.weight, "quant_state") else linear.weight.detach
+    weight = Packed(linear.weight) if hasattr(linear.weight, "quant_state") else linear.weight.detach
     if linear is module:
         return Operands(weight, linear.bias)
     name = module.active_adapters[0]
@@ -268,6 +280,8 @@ def lora_gradients(
     db = (g.t() @ low.product).to(by.b.dtype).mul_(by.scale)  # type: ignore[operator]
     if dx is not None and low.drops is None:
         dx.addmm_(gb, by.cast_a)
+    elif dx is not None and isinstance(low.drops, tuple):
+        kernels.add_low(dx, gb, by.cast_a, rate, low.drops)
     elif dx is not None:
         _dropped(gb @ by.cast_a, low.drops, rate, dx)
     return da, db

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -78,6 +79,8 @@ def prepare(model: Any, device: str) -> None:
 
 def _look_up(embedding: Any, place: torch.device, ids: torch.Tensor) -> torch.Tensor:
     """An embedding's rows from the CPU's memory, in pinned memory, from which the copy to the GPU waits for nobody."""
+    if embedding.weight.device == place:  # there is room for it, as was found later
+        return type(embedding).forward(embedding, ids)  # type: ignore[no-any-return]
     if type(embedding) is not torch.nn.Embedding or place.type != "cuda":  # Gemma's has a scale
         return type(embedding).forward(embedding, ids).pin_memory().to(place, non_blocking=True)  # type: ignore[no-any-return]
     rows = torch.empty(ids.numel(), embedding.embedding_dim, dtype=embedding.weight.dtype, pin_memory=True)
@@ -315,7 +318,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         Of several processes each adds its gradients to the others' in its last pass of the step, a short one that
         counts nothing where it has none. DDP and transformers' log take means, so that losses are scaled to sums.
         """
-        model.train()
+        if not model.training:  # else it goes through all modules for nothing, while the card waits
+            model.train()
         total, count = torch.zeros((), device=self.args.device), processes.count()
         meets = isinstance(model, torch.nn.parallel.DistributedDataParallel) and self.accelerator.sync_gradients
         weights = [float(count)] * len(inputs)
@@ -337,8 +341,13 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return model(one_pass=inputs)["loss"] / num_items_in_batch
 
     def create_optimizer(self, *given: Any) -> Any:
-        """Transformers', with another rate for the matrices B where the recipe's `lora_plus` is one."""
+        """Transformers', with another rate for the matrices B where the recipe's `lora_plus` is one.
+
+        bitsandbytes' waits for the card after each matrix, which none of these operations asks for: 448 times a step.
+        """
         optimizer = super().create_optimizer(*given)
+        if (module := sys.modules.get("bitsandbytes.optim.optimizer")) and hasattr(module, "sync_gpu"):
+            vars(module)["sync_gpu"] = lambda _: None
         if self.lora_plus != 1 and len(optimizer.param_groups) == 2:
             b = {id(p) for name, p in self.model.named_parameters() if ".lora_B." in name}
             groups = optimizer.param_groups

@@ -35,6 +35,15 @@ for rate in (0.05, 0.5):
     assert abs((other == kept).float().mean() - rate**2 - (1 - rate) ** 2) < 0.01
     plus = torch.randn_like(x)
     torch.testing.assert_close(kernels.drop(x, rate, (12345, 7), plus.clone()), plus + y)
+for n, width, rank in ((70, 257, 8), (64, 128, 16), (3, 40, 24)):
+    y, g, a = torch.randn(n, width), torch.randn(n, rank), torch.randn(rank, width)
+    wanted = kernels.drop(g @ a, 0.3, (5, 6), y.clone())
+    torch.testing.assert_close(kernels.add_low(y, g, a, 0.3, (5, 6)), wanted)
+for n, width in ((5, 96), (2, 130)):
+    leaf, weight, g, plus = torch.randn(n, width, requires_grad=True), torch.randn(width), *torch.randn(2, n, width)
+    torch.nn.functional.rms_norm(leaf, (width,), weight, 1e-5).backward(g)
+    found = kernels.norm_backward(leaf.detach(), weight, 1e-5, g, plus)
+    torch.testing.assert_close(found, leaf.grad + plus)
 for width, heads in ((128, 4), (96, 3)):
     x, cos, sin = torch.randn(2, 5, heads, width), torch.randn(2, 5, width), torch.randn(2, 5, width)
     for sign in (1, -1):

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from bnbench.finetune.engine import decoder, offload
 from bnbench.finetune.engine.collate import IGNORED, Collate, Pass, Row, make_pass, share
 from bnbench.finetune.engine.decoder import LeanLayer, Recomputation
-from bnbench.finetune.engine.layers import ATTENTION, attend
+from bnbench.finetune.engine.layers import ATTENTION, Packed, attend
+from bnbench.finetune.engine.offload import HostMemory, Offloaded
 from bnbench.finetune.engine.step import prepare, summed_loss
 from bnbench.finetune.memory import chunk_positions
 from bnbench.finetune.recipes import Recipe, load_recipe
@@ -268,23 +270,124 @@ def test_adapters_of_16_bit_bases_are_float32(tiny_base: Path, recipe: Recipe, d
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {getattr(torch, dtype)}
 
 
-@pytest.mark.parametrize("keys", [{"dropout": "0.3"}, {"dropout": "0.3", "targets": "q_proj,down_proj"}])
-def test_a_recomputed_layer_is_the_one_that_keeps(tiny_base: Path, keys: dict[str, str]) -> None:
-    """Also with dropout: both times the same numbers are dropped, and other ones in the next pass."""
-    model = make_model(tiny_base, load_recipe("demo", {"r": "4", **keys})).train()
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", "q_proj,down_proj", "o_proj,up_proj", "all-linear"])
+def test_a_recomputed_layer_is_the_one_that_keeps(
+    tiny_base: Path, targets: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with dropout: both times the same numbers are dropped, and other ones in the next pass.
+
+    Where attention is offloaded instead, the numbers are those of recomputing to the bit.
+    """
+    monkeypatch.setattr(offload, "LEAST", 1)
+    model = make_model(tiny_base, load_recipe("demo", {"r": "4", "dropout": "0.3", "targets": targets})).train()
     prepare(model, "cpu")
-    layers = [m for m in model.modules() if isinstance(m, LeanLayer)]
+    layers, host = [m for m in model.modules() if isinstance(m, LeanLayer)], HostMemory(torch.device("cpu"))
     assert len(layers) == 2 and type(layers[0]).__name__ == "LeanLayer"
-    found = []
-    for recomputed in ((), (0,), (0, 1)):
+    found, calls = [], []
+    monkeypatch.setattr(decoder, "attend", lambda *a, **k: calls.append(0) or attend(*a, **k))
+    for recomputed, offloaded in (((), ()), ((0,), ()), ((0, 1), ()), ((0, 1), (0, 1)), ((0, 1), (1,))):
         for i, layer in enumerate(layers):
-            layer.gradient_checkpointing = i in recomputed
+            layer.gradient_checkpointing, layer.host = i in recomputed, host if i in offloaded else None
         torch.manual_seed(7)
+        calls.clear()
         found.append([gradients(model, Collate(256)(ROWS)) for _ in range(2)])
+        assert len(calls) == 2 * len(Collate(256)(ROWS)) * (2 + len(recomputed) - len(offloaded))
     for other in found[1:]:
         for first, second in zip(found[0], other, strict=True):
             assert all((first[n] - second[n]).norm() <= 1e-5 * first[n].norm() for n in first)
+    for other in found[3:]:
+        for first, second in zip(found[2], other, strict=True):
+            assert all(torch.equal(first[n], second[n]) for n in first)
     assert any((found[0][0][n] - found[0][1][n]).norm() > 1e-2 * found[0][0][n].norm() for n in found[0][0])
+    passes = Collate(256)(ROWS)  # all go forward before any goes back
+    assert len(host.free) == 2 * len(passes), "a buffer a layer and pass, used again in every step"
+    losses(model, passes)  # a graph that is dropped
+    assert len(host.free) == 2 * len(passes)
+
+
+def test_what_is_offloaded_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its sizes and strides; what shares a storage travels once, and small things stay."""
+    monkeypatch.setattr(offload, "LEAST", 100)
+    host = HostMemory(torch.device("cpu"))
+    whole, small = torch.randn(4, 6, 8), torch.ones(2)
+    views = [whole.transpose(1, 2), whole[:, 2:], whole, torch.arange(90).bool()]
+    wanted = [view.clone() for view in views]
+    apart = Offloaded(host)
+    tickets = [apart.pack(view) for view in views]
+    assert apart.pack(small) is small and apart.pack(None) is None and apart.pack((1, 2)) == (1, 2)
+    assert tickets[3] is views[3], "90 bytes"
+    apart.send()
+    host.settle()
+    whole.zero_()  # the card has given the memory to somebody else
+    assert len(apart.buffer) == whole.nbytes and not host.free
+    apart.fetch()
+    for ticket, view, value in zip(tickets, views, wanted, strict=True):
+        back = apart.unpack(ticket)
+        assert torch.equal(back, value) and back.stride() == view.stride()
+    assert [len(buffer) for buffer in host.free] == [whole.nbytes]
+    assert host.take(whole.nbytes + 1).numel() > whole.nbytes and len(host.free) == 1
+    assert host.take(8).numel() == whole.nbytes and not host.free
+    assert HostMemory.has_room(2**20, 1) and not HostMemory.has_room(2**50, 1)
+
+
+@pytest.fixture
+def measuring(tiny_base: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The recomputation of a model, on what passes for a card: a layer keeps 100 bytes a token, a step takes 1,000."""
+    model = make_model(tiny_base, recipe)
+    prepare(model, "cpu")
+    recomputation = Recomputation(model, budget=0.0)
+    layers = recomputation.layers
+    for name in ("empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    kept = lambda: sum(not layer.gradient_checkpointing for layer in layers)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 10**6 + 100 * 2000 * kept())
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10**6 + 1000 * 2000)
+    return recomputation
+
+
+@pytest.mark.parametrize(("own", "room", "chosen"), [(0.5, True, True), (2.0, True, False), (0.5, False, False)])
+def test_attention_is_offloaded_where_that_is_faster(
+    measuring: Any, own: float, room: bool, chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def step() -> None:
+        nonlocal now
+        measuring.set_for(2000)
+        now += own if measuring.layers[0].host else 1.0
+
+    monkeypatch.setattr(decoder.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(HostMemory, "has_room", lambda size, processes: room)
+    measuring.measure(2000, object, step)
+    measuring.set_for(2000)
+    assert all((layer.host is not None) == chosen for layer in measuring.layers)
+    measuring.set_for(decoder.OFFLOAD_FROM - 1)
+    assert all(layer.host is None for layer in measuring.layers)
+
+
+def test_what_room_is_left_holds_unpacked_weights(measuring: Any) -> None:
+    class Four(Packed):
+        size = 1000
+
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self) -> torch.Tensor:
+            return torch.ones(1)
+
+    for layer in measuring.layers:
+        layer.parts = layer.parts._replace(
+            projections=tuple(p._replace(weight=Four()) for p in layer.parts.projections)
+        )
+    # Both layers keep 100 bytes for each of 2,000 tokens; then there is room for the seven weights of one.
+    measuring.budget = 1.05 * (10**6 + 1000 * 2000 + 2 * 100 * 2000 + 7500)
+    measuring.measure(2000, object, lambda: measuring.set_for(2000))
+    held = [[p.weight.held is not None for p in layer.parts.projections] for layer in measuring.layers]
+    assert held == [[True] * 7, [False] * 7] and measuring.host is None
+    measuring.set_for(2000)
+    assert not any(layer.gradient_checkpointing for layer in measuring.layers)
+    measuring.set_for(2100)
+    assert [layer.gradient_checkpointing for layer in measuring.layers] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
