@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="VARIANT")
     parser.add_argument("--together", action="store_true", help="load the variants of a repetition at the same time")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="JSON of results that these are added to")
     parser.add_argument("--unsloth", help="folder with Unsloth's packages; without it the variant is left out")
     parser.add_argument("--tokenizer", help="folder with Llama-3.1's tokenizer.json, which Unsloth asks for")
     parser.add_argument("--one", metavar="RECIPE", help="measure one recipe in this process and print JSON")
@@ -292,9 +293,13 @@ def main() -> None:
     names = [n for n in args.variants if args.unsloth or not n.startswith("unsloth")]
     results: dict[str, list[dict]] = {n: [] for n in names}
     subprocess.run([sys.executable, "-c", MAKE, args.tokenizer or ""], cwd=HERE, check=True)
+    if args.add and args.add.exists():
+        results |= json.loads(args.add.read_text(encoding="utf-8"))
     for _ in range(args.repeats):
         for name, found in zip(names, repetition(names, args), strict=True):
             results[name] += found
+        if args.add:
+            args.add.write_text(json.dumps(results), encoding="utf-8")
     cards = {r["card"] for found in results.values() for r in found}
     print(f"{', '.join(cards)}; effective batch 4\n\n{table(results)}")
 

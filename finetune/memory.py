@@ -33,13 +33,14 @@ CARDS: Mapping[str, float] = {
 """GiB that a card of so many GB gives to programs."""
 EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
 """The same in float32 and, below compute capability 8, in bfloat16, which these GPUs only emulate."""
-REACHED, REACHED_PLAIN = 0.5, 0.35
-"""Share of that rate which a step reaches (H200, rows of 4,096 tokens: 1.42 s for four of them), and which it does
-without kernels of our own: under TRL's trainer, and below compute capability 8."""
+REACHED, REACHED_PLAIN = 0.58, 0.35
+"""Share of that rate which a step reaches (H200, rows of 4,096 tokens: 1.25 s for four of them, attention offloaded),
+and which it does without kernels of our own: under TRL's trainer, and below compute capability 8."""
 CHUNK_BYTES = 2**28
 """Of one chunk's float32 logits: 512 positions at 128,256 entries. Beside them lies a copy in the model's dtype."""
-HOST = 0.0095
-"""Seconds that a layer's kernels take to launch, forward and backward (the H200 machine's CPU: 0.3 s a step)."""
+HOST, HOST_PLAIN = 0.007, 0.0095
+"""Seconds that a layer's kernels take to launch, forward and backward (the H200 machine's CPU: 0.23 s a step), and
+those that are not our own."""
 SAMPLES, MEAN_TOKENS = 4000, 660
 """The original project's training set, which `outlook` is for."""
 
@@ -204,9 +205,8 @@ def estimate(
     spare = recipe.memory_gib * 2**30 - sum(terms.values())
     if recipe.checkpointing == "non-reentrant" and spare > 0:
         # Below memory_gib layers keep what they can, and then their weights unpacked.
-        keeps = (1 + ALLOCATOR) * shape.layers * saved * tokens
-        whole = shape.linear * (size if recipe.quantisation == "nf4" and not recipe.pairs else 0)
-        terms["activations kept"] += min(spare, keeps + whole)
+        whole = shape.linear * size if recipe.quantisation == "nf4" and not recipe.pairs else 0
+        terms["activations kept"] += min(spare, (1 + ALLOCATOR) * shape.layers * saved * tokens + whole)
     terms["CUDA context"] = CONTEXT
     return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu, validation), gpu)
 
@@ -257,7 +257,8 @@ def _seconds(
     head = (4.0 + 2.0 * reference) * shape.vocabulary * shape.hidden * share
     arithmetic = tokens * (2.0 * passes * shape.block + head) / (reached * rate)
     per_step = max(1.0, tokens / steps / recipe.tokens_per_row) if recipe.packing else recipe.accumulate
-    training = max(arithmetic, steps * per_step * shape.layers * HOST * (1 + reference / 3))
+    host = HOST_PLAIN if is_plain else HOST
+    training = max(arithmetic, steps * per_step * shape.layers * host * (1 + reference / 3))
     if not validation:
         return training
     # Before the first step, then and when, and after the last: one forward pass each.

@@ -22,6 +22,8 @@ if find_spec("triton"):
 
 _log = logging.getLogger("bnbench")
 LIMIT = 2**31 - 2**20  # elements of a tensor, which are counted in 32 bits
+SIZE = 1024
+"""Elements a program: at four times as many a thread has no registers left, and few threads run at once (ptxas -v)."""
 
 
 def usable(device: torch.device) -> bool:
@@ -112,8 +114,8 @@ def unpack_nf4(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Te
         (state.state2.absmax, state.state2.code, state.state2.blocksize) if state.nested else (None,) * 3
     )
     tensors = packed, state.absmax, state.code, inner, codes, state.offset, whole
-    sizes = size or 1, state.blocksize // 2, 64
-    _launch(_unpack, triton.cdiv(blocks, 64), tensors, (blocks,), state.nested, *sizes, enable_fp_fusion=False)
+    sizes = size or 1, state.blocksize // 2, 32
+    _launch(_unpack, triton.cdiv(blocks, 32), tensors, (blocks,), state.nested, *sizes, enable_fp_fusion=False)
     return whole
 
 
@@ -134,23 +136,18 @@ def _kept(x, at, first, second, below, scale):  # type: ignore[no-untyped-def] #
 
 @_compiled
 def _drop(  # type: ignore[no-untyped-def]
-    x, plus, y, n, first, second, below, scale, ADDS: tl.constexpr, SIZE: tl.constexpr
+    x, y, n, first, second, below, scale, SIZE: tl.constexpr
 ):  # pragma: no cover
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     here = at < n
-    kept = _kept(tl.load(x + at, mask=here).to(tl.float32), at, first, second, below, scale)
-    if ADDS:
-        kept += tl.load(plus + at, mask=here).to(tl.float32)
-    tl.store(y + at, kept, mask=here)
+    tl.store(y + at, _kept(tl.load(x + at, mask=here).to(tl.float32), at, first, second, below, scale), mask=here)
 
 
-def drop(x: torch.Tensor, rate: float, seed: tuple[int, int], plus: torch.Tensor | None = None) -> torch.Tensor:
-    """Dropout of x, added to a contiguous `plus` in place where it is given; one seed drops the same of any x."""
+def drop(x: torch.Tensor, rate: float, seed: tuple[int, int]) -> torch.Tensor:
+    """Dropout of x; one seed drops the same of any x."""
     x = x.contiguous()
-    y = torch.empty_like(x) if plus is None else plus
-    n = x.numel()
-    numbers = n, *seed, round(rate * 2**31), 1 / (1 - rate)
-    _launch(_drop, triton.cdiv(n, 4096), (x, plus, y), numbers, plus is not None, 4096)
+    y, n = torch.empty_like(x), x.numel()
+    _launch(_drop, triton.cdiv(n, SIZE), (x, y), (n, *seed, round(rate * 2**31), 1 / (1 - rate)), SIZE)
     return y
 
 
@@ -173,8 +170,8 @@ def add_low(y: torch.Tensor, g: torch.Tensor, a: torch.Tensor, rate: float, seed
     """Adds dropout of g a, of (n, r) by (r, width), to (n, width) y in place: `drop` of that seed, in one go."""
     (n, width), rank = y.shape, g.shape[1]
     numbers = n, *seed, round(rate * 2**31), 1 / (1 - rate)
-    programs = triton.cdiv(n, 64) * triton.cdiv(width, 128)
-    _launch(_add_low, programs, (g, a, y), numbers, width, rank, max(16, triton.next_power_of_2(rank)), 64, 128)
+    programs = triton.cdiv(n, 32) * triton.cdiv(width, 64)
+    _launch(_add_low, programs, (g, a, y), numbers, width, rank, max(16, triton.next_power_of_2(rank)), 32, 64)
     return y
 
 
@@ -243,14 +240,14 @@ def _gate(gate, up, g, y, n, BACK: tl.constexpr, SIZE: tl.constexpr):  # type: i
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) ∘ up (Shazeer 2020), of contiguous tensors."""
     y, n = torch.empty_like(gate), gate.numel()
-    _launch(_gate, triton.cdiv(n, 4096), (gate, up, None, y), (n,), False, 4096)
+    _launch(_gate, triton.cdiv(n, SIZE), (gate, up, None, y), (n,), False, SIZE)
     return y
 
 
 def swiglu_backward(gate: torch.Tensor, up: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Its gradients, put into `gate` and `up` themselves, which saves as much memory again."""
     g, n = g.contiguous(), gate.numel()
-    _launch(_gate, triton.cdiv(n, 4096), (gate, up, g, None), (n,), True, 4096)
+    _launch(_gate, triton.cdiv(n, SIZE), (gate, up, g, None), (n,), True, SIZE)
     return gate, up
 
 

@@ -372,10 +372,10 @@ class Recomputation:
 
     def hold_weights(self, room: float) -> None:
         """Keeps embeddings on the card and layers' weights unpacked, in at most so many bytes: 5 % of a step (H200)."""
-        embedding = self.model.get_input_embeddings()
-        if embedding.weight.nbytes <= room:
-            room, self.fixed = room - embedding.weight.nbytes, self.fixed + embedding.weight.nbytes
-            embedding.weight.data = embedding.weight.to(self.layers[0].parts.first_norm.weight.device)
+        embedding, device = self.model.get_input_embeddings().weight, self.layers[0].parts.first_norm.weight.device
+        if embedding.device != device and embedding.nbytes <= room:
+            room, self.fixed = room - embedding.nbytes, self.fixed + embedding.nbytes
+            embedding.data = embedding.to(device)
         for layer in self.layers:
             packed = [by.weight for by in layer.parts.projections if isinstance(by.weight, Packed)]
             size = sum(weight.size for weight in packed)

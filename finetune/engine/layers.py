@@ -233,13 +233,11 @@ def make_low(flat: torch.Tensor, a: torch.Tensor, rate: float) -> Low:
     return Low(flat @ a.t(), drops)
 
 
-def _dropped(x: torch.Tensor, drops: Drops, rate: float, plus: torch.Tensor | None = None) -> torch.Tensor:
-    """D(x) with the same drops again, added to `plus` where it is given."""
+def _dropped(x: torch.Tensor, drops: Drops, rate: float) -> torch.Tensor:
+    """D(x) with the same drops again."""
     if isinstance(drops, tuple):
-        return kernels.drop(x, rate, drops, plus)
-    if drops is not None:
-        x = torch.ops.aten.native_dropout_backward(x, drops, 1 / (1 - rate))
-    return x if plus is None else plus.add_(x)
+        return kernels.drop(x, rate, drops)
+    return x if drops is None else torch.ops.aten.native_dropout_backward(x, drops, 1 / (1 - rate))
 
 
 def add_noise(model: Any, alpha: float) -> None:
@@ -283,5 +281,5 @@ def lora_gradients(
     elif dx is not None and isinstance(low.drops, tuple):
         kernels.add_low(dx, gb, by.cast_a, rate, low.drops)
     elif dx is not None:
-        _dropped(gb @ by.cast_a, low.drops, rate, dx)
+        dx.add_(_dropped(gb @ by.cast_a, low.drops, rate))
     return da, db
