@@ -153,6 +153,11 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> P
     return build_adapter(tmp_path_factory.mktemp("tiny") / "adapter", tiny_base)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the files that take longest, which try the whole: no worker is to begin with one when the others end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection, and each load and training has one, walks through it again."""
     gc.collect()
