@@ -160,8 +160,8 @@ def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> P
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First the files that take longest, which try the whole: no worker is to begin with one when the others end."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    """First the files that take longest, of the whole and of reports: no worker is to begin one when the other ends."""
+    items.sort(key=lambda item: item.path.parent.name not in ("tests", "reports"))
 
 
 def pytest_collectstart() -> None:
