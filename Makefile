@@ -12,7 +12,7 @@ demo: .venv/.models
 	$(BIN)/bnbench evaluate --out runs/demo
 
 test: .venv/.dev lint typecheck docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 dev: .venv/.dev
 	@echo "ready: . .venv/bin/activate"

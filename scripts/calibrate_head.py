@@ -11,7 +11,6 @@ in another style. No held-out half is read here.
 from __future__ import annotations
 
 import argparse
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,29 +34,38 @@ def fit(data: Sequence[LabelledReply]) -> bytes:
     bundled = [example.reference for split in ("train", "validation") for example in splits[split]]
     texts = in_bengali(Texts.of([*(row.reply for row in rows), *bundled]))
     found = [[(at, PAIR if " " in p else 1.0) for p in pieces(text) for at in buckets(p)] for text in texts.replies]
-    counts = Counter(at for each in found for at in {at for at, _ in each})
-    rarity = np.zeros(BUCKETS)
-    for at, count in counts.items():
-        rarity[at] = np.log(len(texts) / count) + 1 if count >= FEWEST else 0.0
+    total = len(texts)
+    row = np.repeat(np.arange(total), list(map(len, found)))
+    at = np.array([at for each in found for at, _ in each], dtype=np.int64)
+    standing, which = np.unique(at * total + row, return_inverse=True)  # each feature in each of its rows
+    counts = np.bincount(standing // total, minlength=BUCKETS)
+    rarity = np.where(counts >= FEWEST, np.log(total / counts.clip(min=1)) + 1, 0.0)
     rarity = rarity.astype(np.float16).astype(np.float64)
+    value = np.array([value for each in found for _, value in each]) * rarity[at]
+    length = np.sqrt(np.bincount(row, value**2, total))
+    values = np.bincount(which, value / np.where(length, length, 1.0)[row])
 
     # In the dual form, since there are more features than replies: of each feature, in which rows it stands, and how.
-    standing: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for row, each in enumerate(found):
-        length = np.sqrt(sum((value * rarity[at]) ** 2 for at, value in each)) or 1.0
-        for at, value in each:
-            if rarity[at]:
-                standing[at][row] += value * rarity[at] / length
-    columns = {at: (np.array(list(of)), np.array(list(of.values()))) for at, of in standing.items()}
-    products = np.zeros((len(texts), len(texts)))
-    for places, values in columns.values():
-        products[np.ix_(places, places)] += np.outer(values, values)
+    known = rarity[standing // total] > 0
+    features, starts = np.unique(standing[known] // total, return_index=True)
+    parts = (np.split(each[known], starts[1:]) for each in (standing % total, values))
+    columns = dict(zip(features, zip(*parts, strict=True), strict=True))
+    # A feature of many rows is a line of a full matrix; those of few are so many that such a matrix takes longer.
+    many = [of for of in columns.values() if len(of[0]) > 64]
+    full = np.zeros((len(many), total))
+    for line, (places, values) in zip(full, many, strict=True):
+        line[places] = values
+    products = full.T @ full
+    for size in range(1, 65):
+        if few := [of for of in columns.values() if len(of[0]) == size]:
+            places, values = map(np.stack, zip(*few, strict=True))
+            np.add.at(products, (places[:, :, None], places[:, None]), values[:, :, None] * values[:, None])
 
     # The bundled replies have no labels: they are empathic, and say nothing of levels.
     empathic = np.array([*(row.empathic or row.kind == "mismatched" for row in rows), *(True for _ in bundled)])
     counting = np.array([*(2.0 if row.kind in HARD else 1.0 for row in rows), *(1.0 for _ in bundled)])
     levels = np.array([row.levels for row in rows], dtype=np.float64)
-    constants, dual = np.zeros(4), np.zeros((len(texts), 4))
+    constants, dual = np.zeros(4), np.zeros((total, 4))
     for part, target in ((slice(0, 1), np.where(empathic, 1.0, -1.0)[:, None]), (slice(1, 4), levels)):
         n = len(target)
         weight, right = counting[:n], empathic[:n]

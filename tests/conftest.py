@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
+import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bnbench.data import corpus
 
 # The models of the tests are too small for more than one thread, which only waits for the others on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -151,6 +157,30 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> 
 def tiny_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """The folder of a LoRA adapter of `tiny_base` that changes its logits."""
     return build_adapter(tmp_path_factory.mktemp("tiny") / "adapter", tiny_base)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the files that take longest, of the whole and of reports: no worker is to begin one when the other ends."""
+    items.sort(key=lambda item: item.path.parent.name not in ("tests", "reports"))
+
+
+def pytest_collectstart() -> None:
+    """The libraries are imported without the coverage's trace, which counts no line of theirs and slows them all."""
+    if (trace := sys.gettrace()) and "torch" not in sys.modules:
+        sys.settrace(None)
+        for name in ("rouge_score.rouge_scorer", "peft", "transformers.trainer", "transformers.models.llama"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        sys.settrace(trace)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_text_once() -> Iterator[None]:
+    """Most runs of the tests begin with the bundled rows: what depends on their texts alone is computed once."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, size in (("repair", 10_000), ("make_example", 10_000), ("_unlike", 16)):
+            monkeypatch.setattr(corpus, name, functools.lru_cache(size)(getattr(corpus, name)))
+        yield
 
 
 def pytest_collection_finish() -> None:

@@ -77,6 +77,7 @@ def finished(demo: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return demo
 
 
+@pytest.mark.no_cover
 def test_demo_in_bengali(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Frozen nowhere: that nothing of ours is left in English, with the training and cleaning of a real run."""
     folder = tmp_path / "demo"
@@ -141,6 +142,7 @@ def test_score_of_a_table_as_the_original_did(tmp_path: Path, capsys: pytest.Cap
     same("score/original.txt", run(capsys, *given, "--profile", "original"))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_dry_runs(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -168,5 +170,6 @@ def test_publish(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     same("publish/files.txt", "".join(f"{p.relative_to(out).as_posix()}\n" for p in sorted(out.rglob("*"))))
 
 
+@pytest.mark.no_cover
 def test_audit(capsys: pytest.CaptureFixture[str]) -> None:
     same("audit.txt", run(capsys, "audit"))

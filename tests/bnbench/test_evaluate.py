@@ -374,6 +374,7 @@ def test_a_run_computes_what_it_is_asked_for_and_ranks_by_any_of_it(tmp_path):
     assert "norm:none" in run.record.metrics[1].signature
 
 
+@pytest.mark.no_cover
 def test_a_reply_s_key_depends_on_all_that_made_it_and_on_nothing_else(tmp_path):
     def keys(name, reply="আমি শুনছি।", **changes):
         (tmp_path / "a.txt").write_text(f"{reply}\n" * 240, encoding="utf-8")

@@ -81,6 +81,7 @@ def grows_in_proportion(read: Callable[[str], object], unit: str, length: int) -
     return any(seconds(8 * length) < 24 * few + 0.03 for _ in range(3))
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", READERS)
 def test_time_grows_with_length(name: str) -> None:
     assert [unit for unit in UNITS if not grows_in_proportion(READERS[name], unit, 1500)] == []

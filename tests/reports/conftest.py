@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import bnbench
@@ -106,20 +108,27 @@ def _generations(examples: Sequence[Mapping[str, str]], spec: Spec) -> list[Gene
 def _tables(
     examples: Sequence[Mapping[str, str]], made: Sequence[Generation], spec: Spec, names: Sequence[str]
 ) -> dict[str, Any]:
-    likelihoods = (
-        np.array([(g.nll, g.nll_tokens, g.bytes, g.characters) for g in made], dtype=np.float64)
-        if spec.likelihoods
-        else None
-    )
-    texts = Texts(
-        replies=tuple(g.reply for g in made),
-        references=tuple((e["reference"],) for e in examples),
-        messages=tuple(e["question"] for e in examples),
-        likelihoods=likelihoods,
-        cut=tuple(bool(g.hit_limit) for g in made) if spec.kind != "predictions" else None,
+    likelihoods = tuple((g.nll, g.nll_tokens, g.bytes, g.characters) for g in made) if spec.likelihoods else None
+    texts = (
+        tuple(g.reply for g in made),
+        tuple((e["reference"],) for e in examples),
+        tuple(e["question"] for e in examples),
+        likelihoods,
+        tuple(bool(g.hit_limit) for g in made) if spec.kind != "predictions" else None,
     )
     metrics = [get_metric(n) for n in names if n not in spec.lacks]
-    return {m.name: m.statistics(texts) for m in metrics if spec.likelihoods or "likelihoods" not in m.needs}
+    known = [m for m in metrics if spec.likelihoods or "likelihoods" not in m.needs]
+    return {m.name: _statistics(type(m), m.spelling, *texts) for m in known}
+
+
+@functools.cache
+def _statistics(kind: type, spelling: str, *texts: Any) -> npt.NDArray[np.float64]:
+    """The table of a metric; most runs hold the same candidates, whose replies are scored once."""
+    replies, references, messages, likelihoods, cut = texts
+    known = None if likelihoods is None else np.array(likelihoods, dtype=np.float64)
+    table = get_metric(spelling).statistics(Texts(replies, references, messages, known, cut))
+    table.setflags(write=False)
+    return table
 
 
 def write_run(

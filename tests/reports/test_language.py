@@ -110,6 +110,7 @@ EDITS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_of_ours_is_left_in_english(make_run: Maker, case: str) -> None:
     specs, n, options = CASES[case]

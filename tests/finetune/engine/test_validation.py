@@ -62,6 +62,7 @@ def bits_of(request: FinetuneRequest, adapter: Path | None) -> float:
     return nats / math.log(2) / sum(len(normalize(e.reference)) for e in request.validation)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_bits_are_those_of_the_kept_adapter(tiny_base: Path, tmp_path: Path, packing: str) -> None:
     request = ask(tiny_base, tmp_path / "out", overrides={"packing": packing, "tokens_per_row": "100"})

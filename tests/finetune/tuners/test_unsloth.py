@@ -101,6 +101,7 @@ def test_settings_of_the_recipe_are_unsloth_s(request_for: Request, stand: Stand
     assert adapted["use_gradient_checkpointing"] is False and adapted["random_state"] == 7
 
 
+@pytest.mark.no_cover
 def test_stopped_and_gone_on_with(request_for: Request, stand: Stand) -> None:
     settings = {**PLAIN, "tuner": "unsloth", "epochs": "2"}
     whole = finetune(request_for("whole", rows=8, overrides=settings))

@@ -294,6 +294,7 @@ def test_the_cache_is_where_the_system_keeps_caches(
     assert [path.suffix for path in (tmp_path / "bnbench").iterdir()] == [".json"]
 
 
+@pytest.mark.no_cover
 def test_other_weights_under_the_same_name_are_another_encoder(model: Path, cache: Path, tmp_path: Path) -> None:
     other = SemanticEmpathy(tiny_model(tmp_path / "tiny", seed=1)).signature(1)
     assert "enc:tiny@" in other and other != SemanticEmpathy(model).signature(1)
