@@ -47,6 +47,20 @@ def test_lora_plus_gives_b_peft_s_rate(request_for: Request, optimizer: str) -> 
     assert decayed == rates.keys()
 
 
+def test_the_optimizer_does_not_wait_for_the_card(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bitsandbytes does so after each matrix, all in one stream."""
+    waited = list[Any]()
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", waited.append)
+    trainer = trainer_of(request_for(overrides={"optimizer": "paged_adamw_8bit"}))
+    optimizer = trainer.create_optimizer()
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    for p in trained:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert not waited and not any(torch.equal(p, old) for p, old in zip(trained, before, strict=True))
+
+
 def test_lora_plus_trains_b_faster_and_logs_the_rate_of_a(request_for: Request) -> None:
     found = {}
     for ratio in ("1", "4"):
