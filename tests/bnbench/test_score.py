@@ -408,7 +408,7 @@ def test_a_combined_score_stands_beside_its_parts(tmp_path):
     for changes, says in (
         ({"messages": None}, "keyword-empathy needs messages: give a file of them"),
         ({"combine": {"perplexity": 1}}, "perplexity cannot be part of a combined score"),
-        ({"metrics": None, "profile": "original"}, "leave the metrics and the combined score out"),
+        ({"metrics": None, "profile": "original"}, "in one process: leave out combine"),
     ):
         given = {"messages": messages, "metrics": ["chrF++"], "combine": weights, **changes}
         with pytest.raises(UsageError, match=says):
@@ -430,8 +430,8 @@ def test_the_original_s_figures_beside_the_right_ones(tmp_path):
     assert without[-2] == "keyword-empathy as it should be reads what the replies answer: --messages FILE"
     assert not any(line.startswith(why) for line in without)
     json.dumps(made.summary())
-    with pytest.raises(UsageError, match="leave the metrics"):
-        score(replies, [references], metrics=["BLEU"], profile="original")
+    with pytest.raises(UsageError, match="in one process: leave out metrics, workers"):
+        score(replies, [references], metrics=["BLEU"], workers=2, profile="original")
     with pytest.raises(UsageError, match="no profile 'orignal'"):
         score(replies, [references], profile="orignal")
     with pytest.raises(InputError, match="reply 1 has 2 references"):
