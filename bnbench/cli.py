@@ -128,13 +128,17 @@ class Commands(TyperGroup):
     """The commands, whose errors become one message on stderr and an exit code, here and nowhere else."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As click does, but a second value of one option, of which click takes the last, is a UsageError, and so is
-        an option that does nothing in this combination.
+        """As click does, but a second value of one option, of which click takes the last, an empty value, and an option
+        that does nothing in its combination are UsageErrors.
         """
         name, command, rest = super().resolve_command(ctx, args)
         if command:
             parser = command.make_parser(command.context_class(command, info_name=name, parent=ctx))
-            given: list[Any] = parser.parse_args(list(rest))[2]
+            read: Any = parser.parse_args(list(rest))
+            values, _, given = read
+            for option in given:  # a script's variable that is not set does not ask for what stands by default
+                if (of := values.get(option.name)) == "" or (isinstance(of, list | tuple) and "" in of):
+                    raise UsageError(f"{option.opts[0]} is empty: give it a value, or leave it out")
             for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
                 contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
                 if contradicts and given.count(option) > 1:

@@ -106,8 +106,7 @@ def score_files(
     chosen, n = _metrics(metrics, given, CombinedScore(combine) if combine else None), files[0].checked[0]
     with join(*files) as rows, Stage("score", n, quiet=quiet) as progress:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = workers or (cores if n >= _PARALLEL_FROM else 1)
-        thoughts = {"replies": 0, "references": 0}
+        workers, thoughts = workers or (cores if n >= _PARALLEL_FROM else 1), {"replies": 0, "references": 0}
         results = evaluate_stream(
             _parts(rows, thoughts), chosen, workers=workers, resamples=resamples, seed=seed, progress=progress.advance
         )

@@ -113,7 +113,7 @@ def perplexity(
     with progress.quiet():  # transformers warns of a text that is longer than the context
         read = {id(p): _read(p, texts, context, stride, bos=bos) for p in prompters.values()}
     if not all(windows for windows, _ in read.values()):
-        raise CorpusError(f"{', '.join(sources)}: there is nothing to score (without BOS a text needs two tokens)")
+        raise CorpusError(f"{', '.join(sources)}: there is nothing to score{'' if bos else ' without BOS'}")
     with progress.Stage("load", 1, quiet=quiet) as loading:
         backend.load()
         loading.advance(1)

@@ -153,8 +153,7 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
 def _copied(folder: Path) -> list[Path]:
     """The files of an adapter that are published as they are; UsageError for a link that leads out of its folder."""
     found = (folder.glob(pattern) for pattern in (*_COPIED, *_TOKENIZER))
-    copied = [file for files in found for file in files if file.is_file()]
-    own = folder.resolve()
+    copied, own = [file for files in found for file in files if file.is_file()], folder.resolve()
     homes = (own, own.parents[1] / "blobs") if hub_id(own) else (own,)  # a snapshot of the hub's cache is links
     if strays := [file for file in copied if not any(map(file.resolve().is_relative_to, homes))]:
         where = f"{strays[0]} is a link to {strays[0].resolve()}"

@@ -19,7 +19,7 @@ from bnbench import __version__
 from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
 from bnbench.progress import storable
-from bnbench.records import CorpusRecord, Run, slug, write_text
+from bnbench.records import AUDITS, CorpusRecord, Run, slug, write_text
 from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
@@ -53,6 +53,10 @@ def check_exports(wanted: Sequence[str], dataset: Dataset | None) -> None:
     kinds = [one.partition("=")[0] for one in wanted]
     if dataset and not {*kinds}.intersection(_NAMES_DATA):
         raise UsageError(f"--dataset-id would do nothing: it is for --export {', '.join(_NAMES_DATA)}")
+    for place in (Path(one.partition("=")[2]) for one in wanted):
+        is_kept = place.name in ("run.json", AUDITS) or place.suffix in (".jsonl", ".parquet")
+        if is_kept and any((folder / "run.json").is_file() for folder in place.parents[:3]):
+            raise UsageError(f"--export {place}: it is a file of a run, which would be lost; name another one")
     for kind in kinds:
         if kind not in FORMATS:
             raise UsageError(f"--export {kind}: no such format; there are {', '.join(FORMATS)}")

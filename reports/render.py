@@ -218,8 +218,7 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
-    found = []
-    told = panels.panels(ranking, Pen.MARKDOWN)
+    found, told = [], panels.panels(ranking, Pen.MARKDOWN)
     for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title

@@ -108,6 +108,15 @@ def test_version():
         (["evaluate", "--base", "a", "--base", "b"], "bnbench: --base is given twice: give it once\n"),
         (["evaluate", "--seed", "1", "--limit", "2", "--seed=1"], "--seed is given twice"),
         (["doctor", "--4bit", "--no-4bit"], "--4bit/--no-4bit is given twice"),
+        (["evaluate", "--base", ""], "bnbench: --base is empty: give it a value, or leave it out\n"),
+        (["evaluate", "--predictions", "file", "--predictions="], "--predictions is empty"),
+        (["export", "bnbench-demo/adapter", "--gguf", ""], "--gguf is empty"),
+        (["report", ""], "run is empty"),
+        (["perplexity", "file", ""], "texts is empty"),
+        (
+            ["finetune", "--dry-run", "--start", "file", "--recipe", "dpo"],
+            "adapter file: file is a file; name its folde",
+        ),
         (["doctor", "--rows", "9"], "--rows would do nothing without --base: leave it out\n"),
         (
             ["evaluate", "--predictions", "file", "--4bit"],

@@ -234,6 +234,8 @@ def test_on_the_command_line(make_run: Callable[..., Path], tmp_path: Path) -> N
     for words, says in (
         (["--export", "json"], "no such format"), (["--export", "eval-results"], "--dataset-id owner/name#task"),
         (["--export", "csv", "--dataset-id", "x"], "write it as owner/name"),
+        (["--export", f"csv={run}/run.json"], "run.json: it is a file of a run, which would be lost; name another one"),
+        (["--export", f"csv={run}/scores/yardsticks/stock.parquet"], "it is a file of a run"),
     ):  # fmt: skip
         wrong = CliRunner().invoke(app, ["report", str(run), *words])
         assert wrong.exit_code == 2 and says in wrong.stderr
