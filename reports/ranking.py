@@ -241,7 +241,8 @@ def rank(
     dialogues = len(set(named))
     how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
     if lacking := [e.name for e in entries if primary not in e.tables]:
-        raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
+        common = ", ".join(name for name in entries[0].tables if all(name in e.tables for e in entries)) or "no other"
+        raise UsageError(f"{lacking[0]} has no {primary}, the primary metric; common to all candidates: {common}")
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary, len(runs) > 1)
     ranks_by = metrics[primary]

@@ -166,7 +166,9 @@ def test_equal_candidates_share_their_places(make_run: Maker) -> None:
 
 def test_the_primary_metric_must_be_there_for_all(make_run: Maker) -> None:
     folder = make_run((PAIR[0], Spec(ADAPTER, 0.4, lacks=("chrF++",))))
-    with pytest.raises(UsageError, match="demo-adapter has no chrF"):
+    with pytest.raises(
+        UsageError, match=r"demo-adapter has no chrF\+\+, the primary metric; common to all candidates: BLEU, ROUGE, "
+    ):
         ranked(folder)
 
 
