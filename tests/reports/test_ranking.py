@@ -207,6 +207,10 @@ def test_runs_are_ranked_together_and_duplicates_once(make_run: Maker) -> None:
     assert sorted(s.candidate for s in ranking.standings) == [ADAPTER, BASE, "newcomer"]
     newcomer = next(s for s in ranking.standings if s.candidate == "newcomer")
     assert newcomer.compared_with == BASE
+    fewer = ranked(make_run((replace(PAIR[0], lacks=("ROUGE",)), PAIR[1]), name="three"), two)
+    scored = next(s for s in fewer.standings if s.candidate == BASE).score("ROUGE", "rougeL")
+    assert scored == next(s for s in ranking.standings if s.candidate == BASE).score("ROUGE", "rougeL")
+    assert scored  # what only the later run counted of the same replies
 
 
 def test_one_name_for_two_candidates_gets_the_name_of_its_run(make_run: Maker) -> None:
