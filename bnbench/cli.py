@@ -37,19 +37,18 @@ def _hush(quiet: bool) -> bool:
 
 
 MANY = 2**31 - 1  # more than any data, model or run has, and what every record can hold
+Several = list[str] | None
 # The options that several commands have, or that need more than a line: the same one has the same words everywhere.
 Json = Annotated[bool, Option("--json", help="Print JSON instead of a text.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.", callback=_hush)]
-Base = Annotated[
-    str | None, Option(help="Base model: a folder, hub id or id@revision, with an optional name= in front.")
-]
+Base = Annotated[str | None, Option(help="Base model: a folder, hub id or id@revision; name= may stand in front.")]
 ADAPTERS = "Adapter: a folder, hub id or id@revision; may be repeated."
 Adapters = Annotated[list[str] | None, Option("--adapter", help=ADAPTERS)]
-BackendName = Annotated[
-    str, Option("--backend", help="What runs the models: hf (transformers), vllm, or a plug-in's name.")
-]
+BackendName = Annotated[str, Option("--backend", help="What runs the models: hf (transformers), vllm, a plug-in.")]
 BATCH = "Prompts, or windows of a text, a batch; by default what memory holds."
 BatchSize = Annotated[int | None, Option(min=1, max=MANY, help=BATCH)]
+CONTEXT = "Tokens of a window; by default the model's, up to 4096."
+STRIDE = "Tokens that a further window scores; by default half."
 NF4 = "NF4 weights; by default where the graphics card is small."
 FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
 ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
@@ -68,9 +67,7 @@ Split = Annotated[str, Option(help=SPLIT)]
 Sizes = Annotated[str, Option(help="Most rows of train/validation/test.")]
 Limit = Annotated[int | None, Option(min=1, max=MANY, help="Take only the first N rows of the split.")]
 Trust = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
-Device = Annotated[
-    str | None, Option(help="cpu or cuda (evaluate: also cuda:1 …); by default the first graphics card.")
-]
+Device = Annotated[str | None, Option(help="cpu, cuda or (evaluate) cuda:1 …; by default the first graphics card.")]
 Combine = Annotated[str | None, Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their mean too, weighted as declared now.")]
 METRIC = "NAME or NAME:ARGUMENT, see `bnbench metrics`; may be repeated. Without it: the usual ones that can be had."
 Metrics = Annotated[list[str] | None, Option(help=METRIC)]
@@ -108,19 +105,51 @@ RatingColumns = Annotated[list[str] | None, Option(help="A column of ratings; re
 LABELLED = "CSV: message, reply, and 0, 1 or 2 as emotional_reaction, interpretation and exploration."
 
 
+MODELS, DRAWN, OF_RECIPES = "--base --adapter", "--temperature --top-p --top-k", "--recipe --base"
+PROMPTED = f"--system --template --samples --greedy {DRAWN} --repetition-penalty --max-words --max-new-tokens"
+DATA_OF = "--data --columns --split --split-sizes --limit"
+OF_TRAINING = f"{DATA_OF} --out --set --sweep --start --stop-after --device --dry-run --trust-remote-code"
+IDLE = (  # command, and options of it that do nothing without one of the next, beside one of the last (none: ever)
+    ("evaluate", "--backend --4bit --device", MODELS, "--predictions --endpoint"),
+    ("evaluate", "--max-tokens --trust-remote-code", f"{MODELS} --tokenizer", "--predictions --endpoint"),
+    ("evaluate", f"{PROMPTED} --batch-size", f"{MODELS} --endpoint", "--predictions"),
+    ("evaluate", DRAWN, "", "--greedy"),
+    ("evaluate", "--max-words", "", "--max-new-tokens"),
+    ("evaluate", "--judge-language", "--judge", ""),
+    ("audit", "--judge-language", "--judge", ""),
+    ("doctor", "--rows --trust-remote-code", "--base", ""),
+    ("finetune", f"{OF_RECIPES} {OF_TRAINING} --copy", "", "--list"),
+    ("finetune", OF_TRAINING, "", "--copy"),
+    ("report", "--port", "--serve", ""),
+)
+
+
 class Commands(TyperGroup):
     """The commands, whose errors become one message on stderr and an exit code, here and nowhere else."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As click does, but a second value of one option, of which click takes the last, is a UsageError."""
+        """As click does, but a second value of one option, of which click takes the last, an empty value, and an option
+        that does nothing in its combination are UsageErrors.
+        """
         name, command, rest = super().resolve_command(ctx, args)
         if command:
             parser = command.make_parser(command.context_class(command, info_name=name, parent=ctx))
-            given: list[Any] = parser.parse_args(list(rest))[2]
+            read: Any = parser.parse_args(list(rest))
+            values, _, given = read
+            for option in given:  # a script's variable that is not set does not ask for what stands by default
+                if (of := values.get(option.name)) == "" or (isinstance(of, list | tuple) and "" in of):
+                    raise UsageError(f"{option.opts[0]} is empty: give it a value, or leave it out")
             for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
                 contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
                 if contradicts and given.count(option) > 1:
                     raise UsageError(f"{'/'.join([*option.opts, *option.secondary_opts])} is given twice: give it once")
+            names = {option.opts[0] for option in given}
+            for of, idle, without, beside in IDLE:
+                here, others = names.intersection(idle.split()), names.intersection(beside.split())
+                if of == name and here and not names.intersection(without.split()) and bool(others) == bool(beside):
+                    told = (("beside", sorted(others)), ("without", without.split()))
+                    why = "".join(f" {how} {' or '.join(words)}" for how, words in told if words)
+                    raise UsageError(f"{', '.join(sorted(here))} would do nothing{why}: leave it out")
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -254,9 +283,7 @@ def evaluate_command(
     top_k: Annotated[int, Option(min=0, max=MANY, help="0: off.")] = 0,
     repetition_penalty: Annotated[float, Option(min=0.01)] = 1.1,
     max_words: Annotated[int, Option(min=1, max=MANY, help="Longest reply, in Bengali words.")] = 120,
-    max_new_tokens: Annotated[
-        int | None, Option(min=1, max=MANY, help="Longest reply in tokens; overrides --max-words.")
-    ] = None,
+    max_new_tokens: Annotated[int | None, Option(min=1, max=MANY, help="The same in tokens instead.")] = None,
     batch_size: BatchSize = None,
     max_tokens: Annotated[int, Option(min=1, max=MANY, help="Rows longer with their template are dropped.")] = 4096,
     four_bit: FourBit = None,
@@ -292,12 +319,8 @@ def perplexity_command(
     adapter: Adapters = None,
     columns: Annotated[list[str] | None, Option(help=COLUMNS.format("a table", "text"))] = None,
     lines: Annotated[bool, Option("--lines", help="Each line of a file without columns is a text.")] = False,
-    context: Annotated[
-        int | None, Option(min=2, max=MANY, help="Tokens of a window; by default the model's, up to 4096.")
-    ] = None,
-    stride: Annotated[
-        int | None, Option(min=1, max=MANY, help="Tokens that a further window scores; by default half.")
-    ] = None,
+    context: Annotated[int | None, Option(min=2, max=MANY, help=CONTEXT)] = None,
+    stride: Annotated[int | None, Option(min=1, max=MANY, help=STRIDE)] = None,
     no_bos: Annotated[bool, Option("--no-bos", help="No BOS in front; the first token is then not scored.")] = False,
     backend: BackendName = "hf",
     batch_size: BatchSize = None,
@@ -361,8 +384,7 @@ def finetune_command(
     if sweep and not dry_run:
         from bnbench.finetune import sweep as sweeps
 
-        grid = sweeps.parse_grid([*sweep, *(more or ())])
-        folder = out or Path("adapters") / "sweep"
+        grid, folder = sweeps.parse_grid([*sweep, *(more or ())]), out or Path("adapters") / "sweep"
         run = sweeps.sweep(grid, folder, recipe=recipe, base=base, data=data, quiet=quiet, **given)
         return _report([run], None, as_json)
     if more or sweep:
@@ -373,15 +395,11 @@ def finetune_command(
 
 @app.command("preferences")
 def preferences_command(
-    ratings: Annotated[
-        Path | None, Argument(help="Rated replies: CSV, TSV, JSONL or Parquet; by default the bundled.")
-    ] = None,
+    ratings: Annotated[Path | None, Argument(help="A table of rated replies; by default the bundled.")] = None,
     out: Annotated[Path, Option(help="CSV to write, for finetune --recipe dpo --data.")] = Path("pairs.csv"),
     margin: Annotated[float, Option(help="How much lower the rejected reply is rated, at least.")] = 0.5,
     rating: RatingColumns = None,
-    columns: Annotated[
-        list[str] | None, Option(help=COLUMNS.format("the ratings", "topic, title, message, reply"))
-    ] = None,
+    columns: Annotated[Several, Option(help=COLUMNS.format("the ratings", "topic, title, message, reply"))] = None,
     half: Half = None,
     as_json: Json = False,
 ) -> None:
@@ -406,9 +424,7 @@ def export_command(
     from bnbench.finetune import export
 
     if (merged is None and ollama is None and gguf is None) or (merged and ollama):
-        raise UsageError(
-            "say what to write: one of --merged DIR and --ollama DIR, --gguf TYPE, or one of them and --gguf"
-        )
+        raise UsageError("say what to write: --merged DIR or --ollama DIR, --gguf TYPE, or one of them and --gguf")
     folder = merged or ollama or Path("exported") / Path(adapter).name
     done = export(
         adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust_remote_code
@@ -450,9 +466,7 @@ def report_command(
     audit: Audit = None,
     serve: Annotated[bool, Option("--serve", help="Show it under http://127.0.0.1:PORT/ until Ctrl-C.")] = False,
     port: Annotated[int, Option(min=0, max=65535, help="0: any that is free.")] = 8080,
-    watch: Annotated[
-        bool, Option("--watch", help="Write it again when a file of the run changed, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, Option("--watch", help="Write it again when the run changed, until Ctrl-C.")] = False,
     lang: Lang = "en",
     export: Exports = None,
     dataset_id: DatasetId = None,
@@ -504,7 +518,7 @@ def _report(
     from bnbench.reports import Report, write_report
 
     written = list[str]()
-    if exports:
+    if exports or dataset_id:
         from bnbench.reports.exports import Dataset, check_exports, export
 
         place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
@@ -588,9 +602,7 @@ def human_sheet_command(
 def human_import_command(
     run: RunFolder,
     files: Annotated[list[Path], Argument(help="Filled forms: .json of the page, .csv, .xlsx.")],
-    replace: Annotated[
-        bool, Option("--replace", help="A rater's later answers take the place of earlier ones.")
-    ] = False,
+    replace: Annotated[bool, Option("--replace", help="A rater's later answers replace earlier ones.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check filled forms and add them to the run's ratings; with any fault nothing is added."""
@@ -630,12 +642,8 @@ def score_command(
     messages: Annotated[Path | None, Option(help="File of what the replies answer.")] = None,
     metric: Metrics = None,
     combine: Combine = None,
-    columns: Annotated[
-        list[str] | None, Option(help=COLUMNS.format("the files", "reply, reference, message, title, id"))
-    ] = None,
-    profile: Annotated[
-        str, Option(help="bnbench, or original: the original's figures and the right ones.")
-    ] = "bnbench",
+    columns: Annotated[Several, Option(help=COLUMNS.format("files", "reply, reference, message, title, id"))] = None,
+    profile: Annotated[str, Option(help="bnbench, or original: its figures and the right ones.")] = "bnbench",
     workers: Annotated[int | None, Option(min=1, help="Processes; by default one a core for long files.")] = None,
     seed: Seed = 42,
     as_json: Json = False,
@@ -712,9 +720,7 @@ def audit_command(
 @app.command("doctor")
 def doctor_command(
     base: Base = None,
-    rows: Annotated[
-        int, Option(min=1, max=MANY, help="How many messages the base and one adapter would answer.")
-    ] = 300,
+    rows: Annotated[int, Option(min=1, max=MANY, help="Messages that base and one adapter would answer.")] = 300,
     four_bit: FourBit = None,
     device: Device = None,
     trust_remote_code: Trust = False,

@@ -90,11 +90,14 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class Measures:
-    """The metrics of a run, the name of the one that ranks, and the weights of its combined score (empty: none)."""
+    """The metrics of a run, the name of the one that ranks, and the weights of its combined score (empty: none);
+    `alone` are those that can be counted of one candidate's replies alone, without a likelihood or a call.
+    """
 
     metrics: tuple[Metric, ...]
     primary: str
     weights: Mapping[str, float]
+    alone: tuple[Metric, ...]
 
 
 @dataclass(frozen=True)
@@ -203,12 +206,15 @@ def choose_measures(
     for metric in chosen.values():
         if getattr(metric, "judge", judge) is not judge:
             raise UsageError(f"{metric.spelling}: name the judge of a run by --judge URL#MODEL; pairs by --judge-pairs")
+        if strange := ", ".join(sorted(metric.needs - EVERY_NEED)):
+            raise UsageError(f"{metric.spelling} needs {strange}, and a run has only {', '.join(sorted(EVERY_NEED))}")
     # A combined score counts nothing itself: its parts are computed, and shown, beside it.
     for part in [part for metric in chosen.values() for part in metric.parts]:
         chosen.setdefault(part.name, part)
     combined = chosen.pop(COMBINED, None)
     weights = combined.weights if isinstance(combined, CombinedScore) else {}
-    return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights)
+    alone = tuple(m for m in chosen.values() if not m.parts and m.needs <= ALONE and not hasattr(m, "judge"))
+    return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights, alone)
 
 
 def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
@@ -255,9 +261,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         if path.is_file() and not request.overwrite:
             _check_declared(request, measures)
         if request.samples > 1 and request.decoding.greedy:
-            raise UsageError(
-                f"--samples {request.samples} with --greedy: without sampling all replies to an item are the same"
-            )
+            raise UsageError(f"--samples {request.samples} with --greedy: without sampling an item has one reply")
         if request.batch_size is not None and request.batch_size < 1:
             raise UsageError(f"batch size {request.batch_size}: at least 1 is needed")
         if request.tokenizer and not any(c.urls for c in request.candidates):
@@ -269,20 +273,21 @@ def evaluate(request: EvaluationRequest) -> Path:
         work = _prepare(request, measures)
         plan = _plan(work)
         start = _resume(work, plan)
-        record = _begin(work, going_on=start > 0)
+        record, e = _begin(work, going_on=start > 0), work.examples[0]
+        # A metric that fails on any reply does so now, on one reference, before a model is loaded.
+        statistics(Texts((e.reference,), ((e.reference,),), (e.question,)), measures.alone)
         records.write_json(path, record)
         if request.judge:
             _try(request.judge, work)
         tested = {e.id for e in work.examples}
         train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
-        metrics = [m for m in measures.metrics if not hasattr(m, "judge")]  # without calls
         # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
         is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
         with ThreadPoolExecutor(1) as aside:
-            given = (request.out, work.examples, train, metrics, request.decoding.seed, is_quiet)
+            given = (request.out, work.examples, train, measures.alone, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
             try:
-                record, ahead = _generate(work, plan[start:], record, aside)
+                record, ahead = _generate(work, plan[start:], record, aside, yardsticks)
             except BaseException:
                 aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
                 raise
@@ -293,8 +298,7 @@ def evaluate(request: EvaluationRequest) -> Path:
                 record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
-        scoring = time.monotonic()
-        computed = _score(work, texts, ahead)
+        scoring, computed = time.monotonic(), _score(work, texts, ahead)
         stages = {
             **record.stages,
             "generate": round(sum(c.seconds or 0.0 for c in record.candidates), 3),
@@ -345,9 +349,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
 
     limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
     if telling:
-        limits["count_tokens"] = lambda rows: [
-            max(n) for n in zip(*(p.count_tokens(rows) for p in telling), strict=True)
-        ]
+        limits["count_tokens"] = lambda rows: [*map(max, zip(*(p.count_tokens(rows) for p in telling), strict=True))]
     corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
     if request.data is not None:
         corpus, request = _test_rows(corpus, request)
@@ -449,11 +451,11 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
 
 
 def _generate(
-    work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor
+    work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor, yardsticks: Future[Any]
 ) -> tuple[records.RunRecord, dict[str, Future[Tables]]]:
     """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch,
-    and the tables, counted aside, of candidates who answered all of their messages here. Where only recorded replies
-    are left nothing is loaded, timed or shown: copying them takes no time.
+    and the tables, counted aside, of candidates who answered all of their messages here; what fails aside, such as the
+    `yardsticks`, ends it at once. Where only recorded replies are left nothing is loaded, timed or shown.
     """
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
     ahead, own = dict[str, Future[Tables]](), defaultdict[str, list[records.Generation]](list)
@@ -470,6 +472,8 @@ def _generate(
     try:
         with Stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
+                for known in filter(Future.done, (yardsticks, *ahead.values())):
+                    known.result()
                 start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
                 prompts = [entrant.prompts[i] for i, _ in batch.items]
                 examples = [(work.examples[i], sample) for i, sample in batch.items]
@@ -479,10 +483,8 @@ def _generate(
                 if len(replies) != len(prompts):
                     raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
                 generations = [
-                    records.Generation(
-                        key, name, e.id, reply.text, reply.tokens, reply.hit_limit, *(*unknown, reply.refused, sample)
-                    )
-                    for key, (e, sample), reply in zip(batch.keys, examples, replies, strict=True)
+                    records.Generation(key, name, e.id, r.text, r.tokens, r.hit_limit, *(*unknown, r.refused, sample))
+                    for key, (e, sample), r in zip(batch.keys, examples, replies, strict=True)
                 ]
                 own[name] += generations
                 if len(own[name]) == len(work.examples) * entrant.draws:
@@ -537,9 +539,8 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
 
 
 def _count(work: Work, generations: Sequence[records.Generation]) -> Tables:
-    """The tables of what can be counted of one candidate's replies alone, without a likelihood or a call."""
-    (own,) = _texts(work, generations).values()
-    alone = [m for m in work.measures.metrics if not m.parts and m.needs <= ALONE and not hasattr(m, "judge")]
+    """The tables of `Measures.alone` of one candidate's replies."""
+    (own,), alone = _texts(work, generations).values(), work.measures.alone
     return {m.name: t for m, t in zip(alone, statistics(own, alone), strict=True)}
 
 

@@ -180,8 +180,7 @@ class Judge:
 class Judged(Metric):
     """A metric of what a judge says: a sum over a count. Without its judge it only reads tables that are there."""
 
-    needs = frozenset({"messages"})
-    is_percent = False
+    needs, is_percent = frozenset({"messages"}), False
 
     def __init__(self, judge: Judge | str = "") -> None:
         self.values = (self.name.replace("-", "_"),)
@@ -220,8 +219,7 @@ class MeanRating(Judged):
     def statistics(self, texts: Texts) -> FloatArray:
         """The rating of each reply and 1, or 0 and 0."""
         self.check(texts)
-        said = self._asked().answers(self.questions(texts))
-        criterion = self.name.removeprefix("judge-")
+        said, criterion = self._asked().answers(self.questions(texts)), self.name.removeprefix("judge-")
         return np.array([(answer.get(criterion, 0.0), bool(answer)) for answer in said], dtype=np.float64)
 
 
@@ -240,9 +238,7 @@ class Wins(Judged):
 
     name = "judge-wins"
     description = "share of comparisons with other candidates won before a language model, 0-100, higher is better"
-    columns = ("wins", "comparisons")
-    needs = frozenset({"messages", "rivals"})
-    is_percent = True
+    columns, needs, is_percent = ("wins", "comparisons"), frozenset({"messages", "rivals"}), True
 
     def questions(self, texts: Texts) -> list[Question]:
         """Two for each rival that says something else, so that each reply stands first once."""

@@ -728,7 +728,10 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
     for number, run in enumerate(runs):
         yield ",{" if number else "{"
         held = [path for name in _HELD if (path := run.path / name).is_file()]
-        for at, path in enumerate((*held, *sorted((run.path / "scores").rglob("*.parquet")))):
+        tables = sorted(
+            p for pattern in ("*.parquet", "yardsticks/*.parquet") for p in (run.path / "scores").glob(pattern)
+        )
+        for at, path in enumerate((*held, *tables)):
             yield f"{',' if at else ''}{dumps(path.relative_to(run.path).as_posix())}:"
             if path.suffix == ".json":
                 yield dumps(json.loads(path.read_bytes()))

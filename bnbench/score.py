@@ -67,8 +67,8 @@ def score(
         raise UsageError(f"there is no profile {profile!r}; there are {', '.join(PROFILES)}")
     if profile == "bnbench":
         return score_files(predictions, references, **options)
-    if options.get("metrics") or options.get("combine"):
-        raise UsageError("the profile 'original' has its own figures: leave the metrics and the combined score out")
+    if idle := [name for name in ("metrics", "combine", "workers") if options.get(name)]:
+        raise UsageError(f"the profile 'original' has its own figures, in one process: leave out {', '.join(idle)}")
     files = _files(predictions, references, options.get("messages"), options.get("columns"))
     with join(*files) as rows:
         replies, found, asked = zip(*rows, strict=True)
@@ -103,12 +103,10 @@ def score_files(
     """
     files = _files(predictions, references, messages, columns)
     given = frozenset(need for need, there in (("references", files[1]), ("messages", files[2])) if there)
-    chosen = _metrics(metrics, given, CombinedScore(combine) if combine else None)
-    n = files[0].checked[0]
+    chosen, n = _metrics(metrics, given, CombinedScore(combine) if combine else None), files[0].checked[0]
     with join(*files) as rows, Stage("score", n, quiet=quiet) as progress:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = workers or (cores if n >= _PARALLEL_FROM else 1)
-        thoughts = {"replies": 0, "references": 0}
+        workers, thoughts = workers or (cores if n >= _PARALLEL_FROM else 1), {"replies": 0, "references": 0}
         results = evaluate_stream(
             _parts(rows, thoughts), chosen, workers=workers, resamples=resamples, seed=seed, progress=progress.advance
         )
@@ -141,16 +139,14 @@ def _files(
     return replies, [f for f in found if f.field == "reference"], next((f for f in found if f.field == "message"), None)
 
 
-def _metrics(
-    names: Sequence[str | Metric] | None, given: frozenset[str], combined: CombinedScore | None
-) -> list[Metric]:
+def _metrics(names: Sequence[str | Metric] | None, given: frozenset[str], whole: CombinedScore | None) -> list[Metric]:
     if isinstance(names, str):
         raise InputError(f"metrics is one string; give a list: [{names!r}]")
     asked = default_metrics(given) if names is None else names
     chosen = [get_metric(name) if isinstance(name, str) else name for name in asked]
-    if combined:  # it is computed from the tables of its parts, which are counted once
-        chosen += [part for part in combined.parts if part.name not in [metric.name for metric in chosen]]
-        chosen.append(combined)
+    if whole:  # it is computed from the tables of its parts, which are counted once
+        chosen += [part for part in whole.parts if part.name not in [metric.name for metric in chosen]]
+        chosen.append(whole)
     for metric in chosen:
         for need in sorted(metric.needs - given):
             is_file = need in ("references", "messages")

@@ -93,6 +93,11 @@ def perplexity(
     Raises UsageError for windows that the model has no room for, CorpusError for texts that cannot be read, and
     CandidateError where a backend has no tokenizer or no likelihoods.
     """
+    plain = [(path := Path(source)).is_file() and files.kind_of(path) not in files.KINDS for source in sources]
+    for is_idle, option in ((columns and all(plain), "--columns"), (by_line and not any(plain), "--lines")):
+        if is_idle:
+            what = "a file without columns" if any(plain) else "a table"
+            raise UsageError(f"{option} would do nothing: each of the texts is {what}; leave it out")
     found = (text for source in sources for text in read_texts(source, columns or {}, by_line=by_line))
     texts = [text for text in found if normalize(text)]
     backend = get_backend(options.name)(candidates, options)
@@ -108,7 +113,7 @@ def perplexity(
     with progress.quiet():  # transformers warns of a text that is longer than the context
         read = {id(p): _read(p, texts, context, stride, bos=bos) for p in prompters.values()}
     if not all(windows for windows, _ in read.values()):
-        raise CorpusError(f"{', '.join(sources)}: there is nothing to score (without BOS a text needs two tokens)")
+        raise CorpusError(f"{', '.join(sources)}: there is nothing to score{'' if bos else ' without BOS'}")
     with progress.Stage("load", 1, quiet=quiet) as loading:
         backend.load()
         loading.advance(1)

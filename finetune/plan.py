@@ -24,7 +24,7 @@ from bnbench.finetune.recipes import Recipe, get_tuner, list_recipes, load_recip
 from bnbench.finetune.tuners.adapter import adapt, linear_parameters, own_attention, recipe_of_adapter
 from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.normalization import normalize
-from bnbench.models.hub import BUNDLED, ModelFiles, resolve_base
+from bnbench.models.hub import BUNDLED, SMALL, ModelFiles, locate, resolve_base
 from bnbench.models.loading import Device, Precision, choose_precision, outline
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
@@ -81,14 +81,14 @@ def finetune_request(
         raise RecipeError(f"--split {split}: train on train, or on all; the other rows are for testing")
     if columns and not data:
         raise RecipeError("--columns says what the columns of --data are called: give --data too")
-    seconds = parse_duration(stop_after) if stop_after else None
-    recipe = recipe or ("t4" if base else "demo")
+    seconds, recipe = parse_duration(stop_after) if stop_after else None, recipe or ("t4" if base else "demo")
     loaded = load_recipe(recipe, overrides)
 
     # Name and revision as the adapter's configuration will state them.
-    if start and not base:
-        config = ModelFiles(f"adapter {start}", str(start), "", start).read_json("adapter_config.json")
-        base = str(config.get("base_model_name_or_path") or "")
+    if start:
+        files = locate(f"adapter {start}", str(start), patterns=(*SMALL, "adapter_model.safetensors"))
+        start, config = files.folder, files.read_json("adapter_config.json")
+        base = base or str(config.get("base_model_name_or_path") or "")
     location, _, revision = (base or f"{BUNDLED}base").partition("@")
     if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
         location, revision = str(Path(base).resolve()), ""

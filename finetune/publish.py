@@ -5,6 +5,7 @@ the classes that write the card's front matter and `.eval_results/*.yaml` (hub-d
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ Evaluation = tuple[Ranking, Standing]
 """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 _MESSAGE = "Published by bnbench"
+_LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*", re.ASCII)
 _TEMPLATES = Path(__file__).parent / "templates"
 _COPIED = ("adapter_model.safetensors", "loss.csv")
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
@@ -83,20 +85,20 @@ def publish(
         repo = spec.location
     if not (repo is None and dry_run) and not HUB_ID.fullmatch(repo or ""):
         raise UsageError(f"{f'--repo {repo}' if repo else 'publish'}: give --repo owner/name to push to, or --dry-run")
+    if license is not None and not _LICENSE.fullmatch(license):
+        how = "write its id as in the table of https://huggingface.co/docs/hub/repositories-licenses"
+        raise UsageError(f"--license {license!r}: {how}, such as cc0-1.0 or llama3.1; other for any other")
     if create_pr and private:
         raise UsageError("--private makes a repository, --create-pr is for one that is there: leave one of them out")
-    source = _read_adapter(spec, base_id)
-    own = Path(spec.location).resolve().name
+    source, own = _read_adapter(spec, base_id), Path(spec.location).resolve().name
     evaluation = _read_evaluation(run, source.files.weights_sha256()) if run else None
     dataset = Dataset.parse(dataset_id) if dataset_id else None
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
-    folder = out or Path("published") / slug(own)
-    name = repo.rpartition("/")[2] if repo else own
+    folder, name = out or Path("published") / slug(own), repo.rpartition("/")[2] if repo else own
     data = card_data(source, evaluation, name, dataset.id if dataset else None, license)
     readme = _readme(source, evaluation, name, repo, data)
     results = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
-
     copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
@@ -151,8 +153,7 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
 def _copied(folder: Path) -> list[Path]:
     """The files of an adapter that are published as they are; UsageError for a link that leads out of its folder."""
     found = (folder.glob(pattern) for pattern in (*_COPIED, *_TOKENIZER))
-    copied = [file for files in found for file in files if file.is_file()]
-    own = folder.resolve()
+    copied, own = [file for files in found for file in files if file.is_file()], folder.resolve()
     homes = (own, own.parents[1] / "blobs") if hub_id(own) else (own,)  # a snapshot of the hub's cache is links
     if strays := [file for file in copied if not any(map(file.resolve().is_relative_to, homes))]:
         where = f"{strays[0]} is a link to {strays[0].resolve()}"
@@ -172,13 +173,11 @@ def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
     return ranking, next(s for s in ranking.standings if s.candidate == mine)
 
 
-def card_data(
-    source: Adapter, evaluation: Evaluation | None, name: str, dataset: str | None, license: str | None
-) -> Any:
+def card_data(source: Adapter, found: Evaluation | None, name: str, dataset: str | None, license: str | None) -> Any:
     """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show."""
     hub = require("huggingface_hub", extra="models")
     tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
-    results = model_index(*evaluation, name, dataset) if evaluation else {}
+    results = model_index(*found, name, dataset) if found else {}
     return hub.ModelCardData(
         base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
         language="bn", license=license, tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **results,
@@ -229,8 +228,7 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
 
 
 def _push(folder: Path, repo: str, private: bool, create_pr: bool) -> str:
-    hub = require("huggingface_hub", extra="models")
-    again = f"{folder} is ready; the same command tries again"
+    hub, again = require("huggingface_hub", extra="models"), f"{folder} is ready; the same command tries again"
     if is_offline():
         raise UsageError(f"{repo}: not pushed, because HF_HUB_OFFLINE is set; {again}")
     token = hub.get_token()

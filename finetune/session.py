@@ -24,9 +24,7 @@ from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, writ
 from bnbench.plot import loss_svg
 
 JOB = "job.json"  # in the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`
-_UNWRITTEN = re.compile(
-    r"No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos"
-)
+_UNWRITTEN = re.compile("No space left on device|File too large|Disk quota exceeded|failed writing file|unexpected pos")
 _log = logging.getLogger("bnbench.finetune")
 
 

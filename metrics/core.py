@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.metrics.exceptions import InputError
+from bnbench.metrics.exceptions import BnbenchError, InputError
 from bnbench.metrics.significance import Interval, PairedResult, block_sums, bootstrap, paired_tests
 
 FloatArray = npt.NDArray[np.float64]
@@ -343,7 +343,8 @@ class Texts:
 def statistics(texts: Texts, metrics: Sequence[Metric], progress: Progress = None) -> list[FloatArray]:
     """The table of each metric, (n, k) in the order of `metrics`, counted some replies at a time.
 
-    Raises `InputError` for something that a metric needs and lacks, and for parts of a combined score in two settings.
+    Raises `InputError` for something that a metric needs and lacks, for parts of a combined score in two settings, and
+    for a metric, most likely a plug-in's, that fails or gives no finite number for each of its columns.
     """
     for metric in metrics:
         metric.check(texts)
@@ -355,7 +356,17 @@ def statistics(texts: Texts, metrics: Sequence[Metric], progress: Progress = Non
     tables: dict[str, list[FloatArray]] = {name: [np.empty((0, len(m.columns)))] for name, m in counted.items()}
     for piece in texts.parts():
         for name, metric in counted.items():
-            tables[name].append(metric.statistics(piece))
+            try:
+                tables[name].append(metric.statistics(piece))
+                if (
+                    tables[name][-1].shape != (len(piece), len(metric.columns))
+                    or not np.isfinite(tables[name][-1]).all()
+                ):
+                    raise ValueError(f"its table must be {len(piece)} x {len(metric.columns)} finite numbers")
+            except BnbenchError:
+                raise
+            except Exception as error:  # whatever a stranger's metric raises
+                raise InputError(f"the metric {metric.spelling} fails: {type(error).__name__}: {error}") from error
         if progress is not None:
             progress(len(piece))
     whole = {name: np.vstack(table) for name, table in tables.items()}

@@ -101,10 +101,8 @@ class Fitted(NamedTuple):
 def fitted() -> Fitted:
     """The calibration that ships with bnbench."""
     data = CALIBRATION.read_bytes()
-    found = json.loads(data)
-    return Fitted(
-        hashlib.sha256(data).hexdigest()[:8], found["models"], ContentWords(found["counts"], found["messages"])
-    )
+    found, digest = json.loads(data), hashlib.sha256(data).hexdigest()
+    return Fitted(digest[:8], found["models"], ContentWords(found["counts"], found["messages"]))
 
 
 def chances(texts: Texts, model: str) -> FloatArray:

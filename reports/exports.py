@@ -19,13 +19,14 @@ from bnbench import __version__
 from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
 from bnbench.progress import storable
-from bnbench.records import CorpusRecord, Run, slug, write_text
+from bnbench.records import AUDITS, CorpusRecord, Run, slug, write_text
 from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 
 Files = dict[str, str]  # texts by their paths under the export's own; that of a format of one file is empty
 _DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
+_NAMES_DATA = ("lm-eval", "every-eval-ever", "model-index", "eval-results")
 _TEX = str.maketrans({
     **{sign: rf"\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}", "\N{MINUS SIGN}": "$-$", "<": "$<$", ">": "$>$",
@@ -48,8 +49,15 @@ class Dataset(NamedTuple):
 
 
 def check_exports(wanted: Sequence[str], dataset: Dataset | None) -> None:
-    """UsageError for a `FORMAT[=PATH]` of no known format, or that lacks a data set or a package."""
-    for kind in (one.partition("=")[0] for one in wanted):
+    """UsageError for a `FORMAT[=PATH]` of no known format, or without its data set or package, or an idle `dataset`."""
+    kinds = [one.partition("=")[0] for one in wanted]
+    if dataset and not {*kinds}.intersection(_NAMES_DATA):
+        raise UsageError(f"--dataset-id would do nothing: it is for --export {', '.join(_NAMES_DATA)}")
+    for place in (Path(one.partition("=")[2]) for one in wanted):
+        is_kept = place.name in ("run.json", AUDITS) or place.suffix in (".jsonl", ".parquet")
+        if is_kept and any((folder / "run.json").is_file() for folder in place.parents[:3]):
+            raise UsageError(f"--export {place}: it is a file of a run, which would be lost; name another one")
+    for kind in kinds:
         if kind not in FORMATS:
             raise UsageError(f"--export {kind}: no such format; there are {', '.join(FORMATS)}")
         if kind == "eval-results" and not dataset:
@@ -60,8 +68,8 @@ def check_exports(wanted: Sequence[str], dataset: Dataset | None) -> None:
 
 def export(ranking: Ranking, wanted: str, folder: Path, dataset: Dataset | None = None) -> Path:
     """Writes `FORMAT[=PATH]`, by default under `folder`, and returns where that is; raises as `check_exports`."""
-    check_exports([wanted], dataset)
     kind, _, path = wanted.partition("=")
+    check_exports([wanted], dataset if kind in _NAMES_DATA else None)
     name, write = FORMATS[kind]
     place = Path(path) if path else folder / name
     for file, text in write(ranking, dataset).items():

@@ -350,8 +350,7 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
 def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
     """Every candidate on every value, item by item against its base; one alone only has its scores."""
     every, many = values.shown_values(ranking), len(ranking.standings) > _DETAILED
-    compared = [s for s in ranking.standings if s.versus_base]
-    lead = "↑ higher is better, ↓ lower is better."
+    compared, lead = [s for s in ranking.standings if s.versus_base], "↑ higher is better, ↓ lower is better."
     if compared:
         is_declared = ranking.declared.startswith("declared")
         only = "Only the primary metric was declared beforehand" if is_declared else "The primary metric alone ranks"
@@ -740,8 +739,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     formats = [str(precision[key]) for key in ("dtype", "quantisation") if precision.get(key) not in (None, "", "none")]
     cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
     on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
-    memory = record.peak_memory_bytes
-    reason = f" – {precision['reason']}" if precision.get("reason") else ""
+    memory, reason = record.peak_memory_bytes, f" – {precision['reason']}" if precision.get("reason") else ""
     how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
     versions = {"bnbench": record.bnbench, **record.packages}
     times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]

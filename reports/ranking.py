@@ -241,7 +241,8 @@ def rank(
     dialogues = len(set(named))
     how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
     if lacking := [e.name for e in entries if primary not in e.tables]:
-        raise UsageError(f"{lacking[0]} has no {primary}: choose with --primary a metric that every candidate has")
+        common = ", ".join(name for name in entries[0].tables if all(name in e.tables for e in entries)) or "no other"
+        raise UsageError(f"{lacking[0]} has no {primary}, the primary metric; common to all candidates: {common}")
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary, len(runs) > 1)
     ranks_by = metrics[primary]
@@ -283,10 +284,8 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
     """
     if not runs:
         raise RunError("nothing to report: name at least one run folder")
-    signatures: dict[str, tuple[str, Run]] = {}
-    entries: dict[str, Entry] = {}
-    known: dict[str, str] = {}  # identity -> the name by which it stands
-    called: list[dict[str, str]] = []
+    signatures, entries = dict[str, tuple[str, Run]](), dict[str, Entry]()
+    known, called = dict[str, str](), list[dict[str, str]]()  # identity -> the name by which it stands
     for at, run in enumerate(runs):
         # Its page holds the same run as its folder, and so does a copy.
         if twin := next((one for one in runs[:at] if one.record == run.record), None):
@@ -304,23 +303,25 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
             expected, other = signatures.setdefault(metric.name, (metric.signature, run))
             # Other weights of a combined score leave it out (`_same_weights`), and its parts are checked.
             if metric.signature != expected and not metric.weights:
+                how = "run both evaluations again with the same version (their replies are kept)"
                 raise RunError(
-                    f"{run.path}: {metric.signature} cannot be ranked with {expected} of {other.path}; "
-                    "run both evaluations again with the same version (their replies are kept)"
+                    f"{run.path}: {metric.signature} cannot be ranked with {expected} of {other.path}; {how}"
                 )
         names: dict[str, str] = {}
         called.append({})
         base: str | None = None  # a run has one at most, and it comes first
         for record in run.record.candidates:
             identity = json.dumps([record.key_fields, run.record.decoding], sort_keys=True)
-            name = known.get(identity, "")
-            if not name:
-                plain, longer = record.name, f"{record.name} ({run.record.name})"
+            name, plain = known.get(identity, ""), record.name
+            of_replies = {**run.tables[plain], **{m: drawn[:, 0] for m, drawn in run.drawn.get(plain, {}).items()}}
+            if name:  # this run may have counted other metrics of the same replies
+                old, tables = entries[name], {**run.tables[plain], **entries[name].tables}
+                entries[name] = replace(old, tables=tables, of_replies={**of_replies, **old.of_replies})
+            else:
+                longer = f"{plain} ({run.record.name})"
                 free = (n for n in (plain, longer) if n not in entries)
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
-                first = {m: drawn[:, 0] for m, drawn in run.drawn.get(plain, {}).items()}
-                of_replies = {**run.tables[plain], **first}
                 entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], of_replies, own)
             names[identity] = called[-1][record.name] = name
             base = name if record.kind == "base" else base

@@ -200,8 +200,7 @@ def _text(block: Block, note: str = "Note:") -> str:
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows as columns two spaces apart, the first `left` of them flush left, the others right; as wide as they look."""
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    lines = []
+    widths, lines = [max(map(cell_len, column)) for column in zip(*rows, strict=True)], []
     for row in rows:
         gaps = [" " * (w - cell_len(cell)) for w, cell in zip(widths, row, strict=True)]
         cells = [c + g if i < left else g + c for i, (c, g) in enumerate(zip(row, gaps, strict=True))]
@@ -218,8 +217,7 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
-    found = []
-    told = panels.panels(ranking, Pen.MARKDOWN)
+    found, told = [], panels.panels(ranking, Pen.MARKDOWN)
     for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title

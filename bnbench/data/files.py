@@ -499,8 +499,7 @@ def match_columns(
     faults = [f"there is no column {name!r}" for name in (*unknown.values(), *filter(None, map(fields.get, lacking)))]
     faults += [f"no column holds a {field}" for field in lacking if not fields[field]]
     if faults:
-        what = " and ".join(faults)
-        names = " ".join(f"--columns {field}=NAME" for field in lacking)
+        what, names = " and ".join(faults), " ".join(f"--columns {field}=NAME" for field in lacking)
         hint = f". Name {'each' if lacking[1:] else 'the right one'} with {names}{hint}" if lacking else ""
         raise CorpusError(f"{source}: {what}; the columns are {', '.join(header) or 'none'}{hint}")
     return list(found.values())

@@ -166,7 +166,7 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
     by_id = replies.ids is not None and other.ids is not None
     how = "by id" if by_id else "line by line"
     _log.info("%s, joined to the replies %s", other, how)
-    if by_id and (other_twice or twice):
+    if by_id and (other_twice or twice) and other.path != replies.path:  # of one file, rows stand beside each other
         listed = "; several references of one reply stand in one list" if other_twice else ""
         raise CorpusError(f"{other_twice or twice}{listed}")
     if not by_id and n != others:

@@ -26,6 +26,8 @@ from bnbench.models.loading import Device, choose_precision, load_config, traine
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
 from bnbench.records import TRAINING
 
+Prompts = Sequence[Prompt]
+Rows = Sequence[Sequence[int]]  # of token ids
 # Imported only when used: torch takes seconds.
 BACKENDS = Registry(
     "bnbench.backends",
@@ -106,14 +108,10 @@ class Backend(ABC):
         """Reads weights, or opens a connection. Called once, before the first `generate`."""
 
     @abstractmethod
-    def generate(
-        self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
-    ) -> list[Reply]:
+    def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
         """One reply a prompt, as one batch; `items` are the example ids that the sampling noise belongs to."""
 
-    def likelihood(
-        self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> Sequence[float] | None:
+    def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> Sequence[float] | None:
         """The sum of -log p (nats) over each row's token ids from its start (at least 1) on, given all before them.
 
         Not written where it cannot be known; None where that shows only now, such as with a server.
@@ -124,7 +122,7 @@ class Backend(ABC):
         """Whether `likelihood` will give numbers, as far as that is known now."""
         return type(self).likelihood is not Backend.likelihood and self.prompters[candidate.name].tokenizer is not None
 
-    def score(self, candidate: Candidate, prompts: Sequence[Prompt], references: Sequence[str]) -> FloatArray | None:
+    def score(self, candidate: Candidate, prompts: Prompts, references: Sequence[str]) -> FloatArray | None:
         """(n, 4): nll, tokens, bytes, characters of each reference given its prompt; None as for `likelihood`.
 
         The nll (nats) and `tokens` are of the reference as training saw it, with its end token: to stop in the right

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bnbench.errors import EndpointError, UsageError
-from bnbench.models.backend import Backend, BackendOptions, Reply
+from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply, Rows
 from bnbench.models.candidates import Candidate, parse_spec
 from bnbench.models.client import MOST_AT_ONCE, Client
 from bnbench.models.decoding import SENTENCES, Decoding, item_key
@@ -169,17 +169,13 @@ class EndpointBackend(Backend):
         most = MOST_AT_ONCE * max(len(c.urls) for c in self.candidates)
         return [min(most, len(lengths) - start) for start in range(0, len(lengths), most)]
 
-    def generate(
-        self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
-    ) -> list[Reply]:
+    def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
         """One reply a prompt; empty, cut and refused ones too, each marked as what it is."""
         served = self._served[candidate.name]
         bodies = [served.body(prompt, decoding, item) for prompt, item in zip(prompts, items, strict=True)]
         return [served.reply(answer) for answer in served.client.map(served.path, bodies)]
 
-    def likelihood(
-        self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]
-    ) -> list[float] | None:
+    def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> list[float] | None:
         """As `Backend.likelihood`, from the log-probabilities that the server gives of a prompt."""
         served = self._served[candidate.name]
         if not served.likelihoods:

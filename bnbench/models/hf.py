@@ -13,11 +13,11 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from bnbench.errors import CandidateError, require
-from bnbench.models.backend import BackendOptions, LocalModels, Reply
+from bnbench.models.backend import BackendOptions, LocalModels, Prompts, Reply, Rows
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
 from bnbench.models.loading import explained, load_base, make_portable, put_on, trained_tokens
-from bnbench.models.prompts import PROBE, Prompt, pad_id
+from bnbench.models.prompts import PROBE, pad_id
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
 ONE_THREAD_BELOW = 20_000_000  # parameters
@@ -189,9 +189,7 @@ class TransformersBackend(LocalModels):
             at += sizes[-1]
         return sizes
 
-    def generate(
-        self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
-    ) -> list[Reply]:
+    def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
         """One reply a prompt. Where memory runs out the batch is halved, and the log says so."""
         from bnbench.models import inference
 
@@ -205,7 +203,7 @@ class TransformersBackend(LocalModels):
             drawn = halving(lambda part: inference.generate(lm, ids[part], items[part], limited, **how), whole)
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
-    def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
+    def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> list[float]:
         """As `Backend.likelihood`; in passes of a few rows. Where memory runs out they are halved."""
         from bnbench.models.inference import negative_log_likelihoods, passes
 

@@ -269,9 +269,7 @@ def put_on(model: Any, files: ModelFiles, name: str) -> Any:
     names = files.shapes()
     # PEFT writes a layer that is saved whole up to three times, and a layer's view of VB-LoRA's one bank not at all.
     unused = [key.replace(f".{name}", "") for key in result.unexpected_keys]
-    copies = {
-        key for key in unused for part in (".modules_to_save", ".original_module") if key.replace(part, "") in names
-    }
+    copies = {key for key in unused for x in (".modules_to_save", ".original_module") if key.replace(x, "") in names}
     missing = [key.replace(f".{name}", "") for key in result.missing_keys if "vblora_vector_bank" not in key]
     refuse_partial(files.label, missing, [key for key in unused if key not in copies])
     if unknown := sorted(filter(config.get, config.keys() - vars(model.peft_config[name]).keys())):

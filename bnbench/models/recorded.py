@@ -13,10 +13,10 @@ from bnbench.data.corpus import Corpus, Example, repair
 from bnbench.data.join import TextFile
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.metrics.normalization import normalize
-from bnbench.models.backend import Backend, BackendOptions, Reply
+from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
-from bnbench.models.prompts import Prompt, Prompter
+from bnbench.models.prompts import Prompter
 
 log = logging.getLogger("bnbench.models")
 
@@ -46,9 +46,7 @@ class RecordedReplies(Backend):
             known["joined_sha256"] = hashlib.sha256(pairs).hexdigest()
         return {"backend": "recorded", **known}
 
-    def generate(
-        self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
-    ) -> list[Reply]:
+    def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
         """The recorded replies of the items; their length in tokens is not known."""
         return [Reply(self._paired[candidate.name].replies[item]) for item in items]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from bnbench.data.corpus import Corpus, Example
 from bnbench.errors import CandidateError, UsageError, require
-from bnbench.models.backend import BackendOptions, LocalModels, Reply
+from bnbench.models.backend import BackendOptions, LocalModels, Prompts, Reply, Rows
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding, item_key
 from bnbench.models.hub import ModelFiles
-from bnbench.models.prompts import PROBE, Prompt
+from bnbench.models.prompts import PROBE
 from bnbench.progress import quiet
 
 VERSION = 2  # raised when the same arguments would give other replies or likelihoods
@@ -147,9 +147,7 @@ class VllmBackend(LocalModels):
             raise CandidateError(f"{label}: {why}; {how}") from error
         log.info("%s in vLLM, cards: %d; %s", self.files.location, self.n_cards, self.precision["reason"])
 
-    def generate(
-        self, candidate: Candidate, prompts: Sequence[Prompt], items: Sequence[str], decoding: Decoding
-    ) -> list[Reply]:
+    def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
         """One reply a prompt, under a seed of the item's own."""
         prompter = self.prompters[candidate.name]
         limited, stop = prompter.limited(decoding), prompter.stop_ids
@@ -178,7 +176,7 @@ class VllmBackend(LocalModels):
             replies.append(Reply(prompter.decode(ids, cut=is_cut), len(ids), is_cut))
         return replies
 
-    def likelihood(self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[float]:
+    def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> list[float]:
         """As `Backend.likelihood`, from the log-probabilities of a prompt's own tokens: of the logits as they are.
 
         The keys and values that a prompt left when its reply was drawn serve again, where they are still there: under
@@ -198,9 +196,7 @@ class VllmBackend(LocalModels):
             for of, row, start in zip(known, rows, starts, strict=True)
         ]
 
-    def _run(
-        self, candidate: Candidate, rows: Sequence[Sequence[int]], starts: Sequence[int], params: Sequence[Any]
-    ) -> Any:
+    def _run(self, candidate: Candidate, rows: Rows, starts: Sequence[int], params: Sequence[Any]) -> Any:
         """The engine's outputs for rows of token ids, whose prompts end at `starts`, in their order.
 
         Raises RuntimeError for whatever ends it.

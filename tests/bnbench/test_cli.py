@@ -10,11 +10,12 @@ from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
+from typer import Context
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from bnbench import __version__, cli
-from bnbench.cli import app
+from bnbench.cli import IDLE, app
 from bnbench.data import join, pairs
 from bnbench.data.corpus import READ
 from bnbench.metrics import BLEU, default_metrics
@@ -36,6 +37,28 @@ def test_help_loads_nothing_heavy():
     models, files = ("evaluate", "finetune", "publish", "perplexity"), ("report", "compare", "score", "corpus")
     for command in (*models, *files, "inspect-prompt"):
         assert command in done.stdout
+
+
+def test_options_that_do_nothing_are_options():
+    commands = get_command(app).commands
+    for command, idle, without, beside in IDLE:
+        known = {word for option in commands[command].params for word in option.opts}
+        assert known >= {*idle.split(), *without.split(), *beside.split()}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate --predictions a --base b --4bit --max-words 9",
+        "evaluate --endpoint a#b --max-words 9 --tokenizer c --max-tokens 9",
+        "evaluate --4bit --device cpu --top-k 3",
+        "report run --serve --port 80",
+        "finetune --copy x --recipe t4 --base b",
+    ],
+)
+def test_options_that_do_something_are_taken(line):
+    commands, words = get_command(app), line.split()
+    assert commands.resolve_command(Context(commands), words)[0] == words[0]
 
 
 def test_version():
@@ -85,6 +108,43 @@ def test_version():
         (["evaluate", "--base", "a", "--base", "b"], "bnbench: --base is given twice: give it once\n"),
         (["evaluate", "--seed", "1", "--limit", "2", "--seed=1"], "--seed is given twice"),
         (["doctor", "--4bit", "--no-4bit"], "--4bit/--no-4bit is given twice"),
+        (["evaluate", "--base", ""], "bnbench: --base is empty: give it a value, or leave it out\n"),
+        (["evaluate", "--predictions", "file", "--predictions="], "--predictions is empty"),
+        (["export", "bnbench-demo/adapter", "--gguf", ""], "--gguf is empty"),
+        (["report", ""], "run is empty"),
+        (["perplexity", "file", ""], "texts is empty"),
+        (
+            ["finetune", "--dry-run", "--start", "file", "--recipe", "dpo"],
+            "adapter file: file is a file; name its folde",
+        ),
+        (["doctor", "--rows", "9"], "--rows would do nothing without --base: leave it out\n"),
+        (
+            ["evaluate", "--predictions", "file", "--4bit"],
+            "--4bit would do nothing beside --predictions without --base or",
+        ),
+        (["evaluate", "--endpoint", "x#y", "--no-4bit"], "--4bit would do nothing beside --endpoint without --base or"),
+        (
+            ["evaluate", "--predictions", "file", "--max-words", "9"],
+            "nothing beside --predictions without --base or --ada",
+        ),
+        (["evaluate", "--endpoint", "x#y", "--max-tokens", "9"], "without --base or --adapter or --tokenizer"),
+        (
+            ["evaluate", "--greedy", "--top-p=1", "--top-k", "2"],
+            "--top-k, --top-p would do nothing beside --greedy: lea",
+        ),
+        (
+            ["evaluate", "--max-words", "9", "--max-new-tokens", "9"],
+            "--max-words would do nothing beside --max-new-tok",
+        ),
+        (["evaluate", "--judge-language", "en"], "--judge-language would do nothing without --judge"),
+        (["audit", "--judge-language", "en"], "--judge-language would do nothing without --judge"),
+        (["finetune", "--list", "--recipe", "t4"], "--recipe would do nothing beside --list"),
+        (["finetune", "--copy", "x.toml", "--set", "epochs=1"], "--set would do nothing beside --copy"),
+        (["report", "run", "--port", "80"], "--port would do nothing without --serve"),
+        (["report", "run", "--dataset-id", "a/b"], "--dataset-id would do nothing: it is for --export lm-eval, "),
+        (["compare", "a", "b", "--dataset-id", "a/b", "--export", "csv"], "--dataset-id would do nothing: it is for"),
+        (["perplexity", "file", "--columns", "text=x"], "--columns would do nothing: each of the texts is a file with"),
+        (["perplexity", "two.csv", "--lines"], "--lines would do nothing: each of the texts is a table"),
         (["human", "sheet", "folder", "--raters", "2", "--raters", "3"], "--raters is given twice"),
         (["corpus", "two.csv", "--columns", "question=a", "--columns", "question=b"], "question=a is given too"),
         (["finetune", "--set", "epochs=1", "--set", "epochs=2"], "--set epochs=2: epochs=1 is given too; give it once"),

@@ -18,11 +18,13 @@ from typer.testing import CliRunner
 
 from bnbench.cli import app
 from bnbench.data.corpus import load_corpus
-from bnbench.errors import PartialRunError, RunError, UsageError
+from bnbench.errors import InputError, PartialRunError, RunError, UsageError
 from bnbench.evaluate import EvaluationRequest, _test_rows, choose_measures, evaluate
+from bnbench.metrics.chrf import ChrF
 from bnbench.models import Backend, Reply, recorded
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
+from bnbench.models.yardsticks import STOCK_REPLY
 from bnbench.records import read_run
 
 BATCH = 4
@@ -197,6 +199,41 @@ def test_a_combined_score_is_declared_once(tmp_path):
         with pytest.raises(RunError, match=says):
             evaluate(asked(**changes))
     assert read_run(evaluate(asked(overwrite=True, primary="combined"))).record.primary_metric == "combined"
+
+
+@pytest.mark.parametrize(("at", "replies"), [(0, 0), (9, 3)])
+@pytest.mark.parametrize("fault", ["raises", "nan", "shape"])
+def test_a_metric_that_fails_is_told_before_what_it_would_waste(fault, at, replies, tmp_path, monkeypatch):
+    original = ChrF.statistics
+
+    def failing(self, texts):  # on each text, or on a yardstick that is known while the first candidate answers
+        if at and not any(reply == STOCK_REPLY for reply in texts.replies):
+            return original(self, texts)
+        if fault == "raises":
+            raise KeyError("tone")
+        return np.full((len(texts), len(self.columns)), np.nan) if fault == "nan" else np.zeros((len(texts), 1))
+
+    def slow(self, candidate, *args):
+        time.sleep(1.5 * (candidate.name == "a"))
+        return answer(self, candidate, *args)
+
+    answer = recorded.RecordedReplies.generate
+    monkeypatch.setattr(ChrF, "statistics", failing)
+    monkeypatch.setattr(recorded.RecordedReplies, "generate", slow)
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("আমি শুনছি।\n" * 240, encoding="utf-8")
+    named = parse_candidates(predictions=[f"{name}={tmp_path / name}.txt" for name in "ab"])
+    says = "KeyError: 'tone'" if fault == "raises" else r"its table must be \d+ x \d+ finite numbers"
+    with pytest.raises(InputError, match=f"the metric chrF fails: .*{says}"):
+        evaluate(EvaluationRequest(named, tmp_path / "run", limit=3, quiet=True, metrics=("chrF",), primary="chrF"))
+    kept = tmp_path / "run" / "generations.jsonl"
+    assert len(kept.read_bytes().splitlines() if kept.exists() else []) == replies
+
+
+def test_a_metric_that_needs_what_no_run_has_is_refused(monkeypatch):
+    monkeypatch.setattr(ChrF, "needs", frozenset({"reference"}))
+    with pytest.raises(UsageError, match=r"chrF needs reference, and a run has only .*references"):
+        choose_measures("chrF", ["chrF"])
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("the disk fell off the bus"), KeyboardInterrupt()])
@@ -519,7 +556,7 @@ def test_several_replies_are_drawn_for_each_item(undisturbed, tiny_base, tiny_ad
     (out / "generations.jsonl").write_bytes(before[: len(before) * 2 // 3])
     evaluate(request(tiny_base, tiny_adapter, out, samples=3, limit=5))
     assert (out / "generations.jsonl").read_bytes() == before
-    with pytest.raises(UsageError, match="all replies to an item are the same"):
+    with pytest.raises(UsageError, match="without sampling an item has one reply"):
         evaluate(request(tiny_base, tiny_adapter, tmp_path / "b", samples=2, decoding=Decoding(greedy=True)))
 
 

@@ -19,7 +19,7 @@ from bnbench.data.corpus import load_corpus
 from bnbench.data.files import iter_lines, iter_table
 from bnbench.data.join import TextFile
 from bnbench.errors import BnbenchError, CorpusError, InputError, UsageError
-from bnbench.metrics import CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
+from bnbench.metrics import ChrFPlusPlus, CombinedScore, Metric, evaluate_pairs, evaluate_stream, original_scores
 from bnbench.score import score, score_files
 
 EXAMPLES = load_corpus(None).select("test")
@@ -408,11 +408,19 @@ def test_a_combined_score_stands_beside_its_parts(tmp_path):
     for changes, says in (
         ({"messages": None}, "keyword-empathy needs messages: give a file of them"),
         ({"combine": {"perplexity": 1}}, "perplexity cannot be part of a combined score"),
-        ({"metrics": None, "profile": "original"}, "leave the metrics and the combined score out"),
+        ({"metrics": None, "profile": "original"}, "in one process: leave out combine"),
     ):
         given = {"messages": messages, "metrics": ["chrF++"], "combine": weights, **changes}
         with pytest.raises(UsageError, match=says):
             score(replies, [references], **given)
+
+
+def test_an_id_that_stands_twice_parts_no_columns_of_one_file(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("id,reply,reference\n1,আমি শুনছি।,আমি শুনছি।\n1,ভালো থাকুন,আমি আছি\n", encoding="utf-8")
+    made = score(path, metrics=["chrF++"])
+    two = ["আমি শুনছি।", "ভালো থাকুন"], ["আমি শুনছি।", "আমি আছি"]
+    assert made.results["chrF++"].value == ChrFPlusPlus().score(*two).value
 
 
 def test_the_original_s_figures_beside_the_right_ones(tmp_path):
@@ -430,8 +438,8 @@ def test_the_original_s_figures_beside_the_right_ones(tmp_path):
     assert without[-2] == "keyword-empathy as it should be reads what the replies answer: --messages FILE"
     assert not any(line.startswith(why) for line in without)
     json.dumps(made.summary())
-    with pytest.raises(UsageError, match="leave the metrics"):
-        score(replies, [references], metrics=["BLEU"], profile="original")
+    with pytest.raises(UsageError, match="in one process: leave out metrics, workers"):
+        score(replies, [references], metrics=["BLEU"], workers=2, profile="original")
     with pytest.raises(UsageError, match="no profile 'orignal'"):
         score(replies, [references], profile="orignal")
     with pytest.raises(InputError, match="reply 1 has 2 references"):

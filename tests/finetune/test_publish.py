@@ -74,6 +74,13 @@ def test_the_folder(write: Callable[..., Published], undisturbed: FinetuneResult
         assert "মন খারাপ, কিছুতেই ঘুম আসে না। (".encode() not in file.read_bytes(), file.name  # and no row
 
 
+@pytest.mark.parametrize("license", ["Apache 2.0", "MIT", "cc0_1.0", "", "mit,apache-2.0", "-mit"])
+def test_a_licence_that_the_hub_cannot_know_is_refused(write: Callable[..., Published], license: str) -> None:
+    with pytest.raises(UsageError, match=f"--license '{license}': write its id as in .*repositories-licenses, such as"):
+        write(license=license)
+    assert "license: llama3.1" in (write(license="llama3.1").folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_card_without_an_evaluation_says_so(write: Callable[..., Published]) -> None:
     folder = write(license="mit").folder
     text = (folder / "README.md").read_text(encoding="utf-8")

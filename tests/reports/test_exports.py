@@ -224,6 +224,8 @@ def test_they_are_written_while_the_run_is_locked(
 def test_on_the_command_line(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run, table = make_run(n=4), tmp_path / "our table.tex"
     command = ["report", str(run), "--export", "sacrebleu", "--export", f"latex={table}"]
+    data = ["--export", f"lm-eval={tmp_path / 'lm'}", "--dataset-id", "me/replies"]  # which the others do not name
+    assert CliRunner().invoke(app, [*command, *data]).exit_code == 0 and (tmp_path / "lm").is_dir()
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert done.stdout.endswith(f"{run}/report.html\n{run}/exports/sacrebleu.json\n{table}\n")
@@ -232,6 +234,8 @@ def test_on_the_command_line(make_run: Callable[..., Path], tmp_path: Path) -> N
     for words, says in (
         (["--export", "json"], "no such format"), (["--export", "eval-results"], "--dataset-id owner/name#task"),
         (["--export", "csv", "--dataset-id", "x"], "write it as owner/name"),
+        (["--export", f"csv={run}/run.json"], "run.json: it is a file of a run, which would be lost; name another one"),
+        (["--export", f"csv={run}/scores/yardsticks/stock.parquet"], "it is a file of a run"),
     ):  # fmt: skip
         wrong = CliRunner().invoke(app, ["report", str(run), *words])
         assert wrong.exit_code == 2 and says in wrong.stderr

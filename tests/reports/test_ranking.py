@@ -166,7 +166,9 @@ def test_equal_candidates_share_their_places(make_run: Maker) -> None:
 
 def test_the_primary_metric_must_be_there_for_all(make_run: Maker) -> None:
     folder = make_run((PAIR[0], Spec(ADAPTER, 0.4, lacks=("chrF++",))))
-    with pytest.raises(UsageError, match="demo-adapter has no chrF"):
+    with pytest.raises(
+        UsageError, match=r"demo-adapter has no chrF\+\+, the primary metric; common to all candidates: BLEU, ROUGE, "
+    ):
         ranked(folder)
 
 
@@ -205,6 +207,10 @@ def test_runs_are_ranked_together_and_duplicates_once(make_run: Maker) -> None:
     assert sorted(s.candidate for s in ranking.standings) == [ADAPTER, BASE, "newcomer"]
     newcomer = next(s for s in ranking.standings if s.candidate == "newcomer")
     assert newcomer.compared_with == BASE
+    fewer = ranked(make_run((replace(PAIR[0], lacks=("ROUGE",)), PAIR[1]), name="three"), two)
+    scored = next(s for s in fewer.standings if s.candidate == BASE).score("ROUGE", "rougeL")
+    assert scored == next(s for s in ranking.standings if s.candidate == BASE).score("ROUGE", "rougeL")
+    assert scored  # what only the later run counted of the same replies
 
 
 def test_one_name_for_two_candidates_gets_the_name_of_its_run(make_run: Maker) -> None:

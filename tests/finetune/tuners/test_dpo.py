@@ -365,3 +365,5 @@ def test_what_cannot_be_gone_on_with(pairs_for: Make, supervised: FinetuneResult
 def test_a_request_takes_the_base_of_the_adapter(supervised: FinetuneResult, tiny_base: Path) -> None:
     request = finetune_request("dpo", start=supervised.output, limit=2, overrides={"max_tokens": "100000"})
     assert request.base == str(tiny_base) and request.start == supervised.output
+    bundled = finetune_request("dpo", start=Path("bnbench-demo/adapter"), limit=2)  # as `evaluate --adapter` takes it
+    assert bundled.base == "bnbench-demo/base" and (bundled.start / "adapter_config.json").is_file()
