@@ -3,9 +3,9 @@
     peak = weights + adapter + gradients + optimizer + activations kept + max(one layer, loss chunk) + allocator
 
 The terms hold for decoders of Llama's plan. Measured on one H200 with Llama-3.1-8B's shape, GiB reserved, estimate in
-brackets: t4 at rows of 4,096 tokens 6.31 (6.40), mixed 6.33 (6.40); t4-r16-all-linear 6.64 (7.02); t4 with memory_gib =
-13, in bfloat16 and in float16, 13.2 (13.0); dpo on pairs of 2,048 tokens 7.96 (8.59), on 16 bits at 1,024 16.6 (17.4);
-on one H100, before, lora-16bit 16.8 (17.2). No T4 was at hand: its time is arithmetic.
+brackets: t4 at rows of 4,096 tokens 6.38 (6.37), mixed 6.45 (6.37); t4-r16-all-linear 6.82 (7.01); t4 with memory_gib =
+40 31.4 (31.5), with 13, before, in bfloat16 and in float16, 13.2 (13.0); dpo on pairs of 2,048 tokens 7.96 (8.59), on
+16 bits at 1,024 16.6 (17.4); on one H100, before, lora-16bit 16.8 (17.2). No T4 was at hand: its time is arithmetic.
 """
 
 import math
