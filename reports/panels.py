@@ -45,14 +45,11 @@ class Pen(Flag):
 
 @dataclass(frozen=True)
 class Name:
-    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it.
-
-    `is_ours` is that of a yardstick or a sentinel, which another language has a word for.
-    """
+    """A candidate's name, which each pen fits into its own space."""
 
     text: str
-    note: str = ""
-    is_ours: bool = False
+    note: str = ""  # in small under it, on the page
+    is_ours: bool = False  # that of a yardstick or a sentinel, which another language has a word for
 
 
 @dataclass(frozen=True)
@@ -85,28 +82,22 @@ _ENDS, _OUTCOME = Column("95 %", "interval"), Column("", "outcome")
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the notes under it; `aside` is the caption's short form.
-
-    `strong` rows repeat what another table says: the page marks them, the other pens leave them out. Where a line has
-    no room, columns from `breaks_at` on stand in a table below. The page folds a table unless `is_open` is None.
-    """
+    """A table and the notes under it."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
-    aside: str = ""
+    aside: str = ""  # the caption's short form
     notes: tuple[str, ...] = ()
-    strong: tuple[int, ...] = ()
-    breaks_at: int = 0
-    is_open: bool | None = None
+    strong: tuple[int, ...] = ()  # rows that repeat another table: the page marks them, the other pens leave them out
+    breaks_at: int = 0  # the columns that stand in a table below where a line has no room for them
+    is_open: bool | None = None  # the page folds a table unless this is None
     pens: Pen = Pen.ALL
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Paragraphs, a list, small print (lead), warnings (note), a heading of ours or a candidate's or run's name, or
-    something to copy (copy, code).
-    """
+    """Paragraphs, a list, small print (lead), warnings (note), our heading, the user's name, or something to copy."""
 
     texts: Sequence[str]
     kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading", "name"] = "plain"
@@ -142,30 +133,24 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Item:
-    """One message with all that was answered to it. `gain` is focus minus base, turned so that more is better.
-
-    `replies` are each candidate's name, reply, primary value of this reply alone, and flags; `flags` are all of them.
-    """
+    """One message with all that was answered to it."""
 
     number: int
     message: Mapping[str, str]
-    replies: Sequence[tuple[str, Generation, str, Sequence[str]]]
-    flags: Sequence[str]
-    gain: float | None
+    replies: Sequence[tuple[str, Generation, str, Sequence[str]]]  # who, what, its own primary value, its flags
+    flags: Sequence[str]  # of any reply
+    gain: float | None  # focus minus base, turned so that more is better
     shown_gain: str
 
 
 @dataclass(frozen=True)
 class Replies:
-    """`chosen` pairs a heading with one of the `items`; `unit` is what their scores are in.
+    """Messages with all replies to each, some of which are shown first."""
 
-    So many replies stand `beside` each other; the others are folded away.
-    """
-
-    chosen: Sequence[tuple[str, Item]]
+    chosen: Sequence[tuple[str, Item]]  # a heading, and one of the items
     items: Sequence[Item]
-    unit: str
-    beside: int
+    unit: str  # of their scores
+    beside: int  # so many replies stand beside each other; the others are folded away
     pens: Pen = Pen.HTML
 
 
@@ -543,19 +528,16 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
 def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     """The primary value on parts of the items: topics, lengths of message and reference, and its form of address."""
     examples, primary, metric = ranking.runs[0].examples, value_of(ranking), ranking.metrics[ranking.primary]
-    topics, forms = ([e["topic"] for e in examples], [address_of(e["reference"]) for e in examples])
+    topics, references = ([e[field] for e in examples] for field in ("topic", "reference"))
     parts = {f"topic {one}": [topic == one for topic in topics] for one in sorted(set(topics))}
-    for what, texts in (
-        ("message", [f"{e['title']} {e['question']}" for e in examples]),
-        ("reference", [e["reference"] for e in examples]),
-    ):
-        words = [len(text.split()) for text in texts]
+    texts = {"message": [f"{e['title']} {e['question']}" for e in examples], "reference": references}
+    for what, some in texts.items():
+        words = [len(text.split()) for text in some]
         low, high = np.quantile(words, [1 / 3, 2 / 3])
-        spans, third = (
-            (f"up to {low:.0f}", f"{low:.0f} to {high:.0f}", f"over {high:.0f}"),
-            np.digitize(words, [low, high], True),
-        )
+        spans = (f"up to {low:.0f}", f"{low:.0f} to {high:.0f}", f"over {high:.0f}")
+        third = np.digitize(words, [low, high], True)
         parts |= {f"{what} of {span} words": (third == at).tolist() for at, span in enumerate(spans)}
+    forms = list(map(address_of, references))
     parts |= {f"reference says {one}": [form == one for form in forms] for one in sorted(set(forms))}
     focus, entries = subject(ranking), {e.name: e for e in ranking.entries}
     shown = ranking.standings[:_SLICED]
@@ -621,12 +603,9 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
 
 
 def examples_panel(ranking: Ranking) -> Iterator[Panel]:
-    """Replies side by side: by rule the extremes and the median item, then all.
-
-    Gains are those of the best-ranked candidate that is compared with another, on the primary value of single replies.
-    """
+    """Replies side by side: by rule the extremes and the median item on the primary value of a reply, then all."""
     primary, messages = value_of(ranking), ranking.runs[0].examples
-    focus = next((s for s in ranking.standings if s.compared_with), None)
+    focus = next((s for s in ranking.standings if s.compared_with), None)  # whose gains are shown
     entries = {e.name: e for e in ranking.entries}
     formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
     # What is not finite for a single reply (the perplexity of no text) counts as 0.
@@ -674,9 +653,7 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
-    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve; of
-    several what each took and gave, and the settings in which the recipes differ.
-    """
+    """How `bnbench finetune` trained the adapters: recipe, length, loss; of several what each took, how they differ."""
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
     names = ("name", "description", "card")
     recipes = [{k: v for k, v in t.recipe.items() if k not in names} for t in trained.values()]
