@@ -69,19 +69,14 @@ Empathy, Relevance, Fluency, Overall, Wins = (
 
 @dataclass(frozen=True)
 class People:
-    """What R people gave to C candidates on n items; NaN where they gave nothing.
-
-    `given` has a (n, C, R) array a criterion; `better` (n, C, C, R) is 1 where the first of two candidates was better,
-    0.5 where neither was; `own` (n, C) leaves out a reply that another candidate gave before; `stale` counts ratings of
-    replies that the run no longer holds.
-    """
+    """What R people gave to C candidates on n items; NaN where they gave nothing."""
 
     raters: tuple[str, ...]
-    given: Mapping[str, FloatArray]
-    better: FloatArray
+    given: Mapping[str, FloatArray]  # (n, C, R) by criterion
+    better: FloatArray  # (n, C, C, R): 1 where the first of two candidates was better, 0.5 where neither was
     by_pairs: bool
-    own: npt.NDArray[np.bool_]
-    stale: int
+    own: npt.NDArray[np.bool_]  # (n, C), without a reply that another candidate gave before
+    stale: int  # ratings of replies that the run no longer holds
 
     def tables(self) -> dict[str, FloatArray]:
         """The statistics of each metric by its name: sums and counts, n x C x 2."""
@@ -166,9 +161,6 @@ def with_ratings(run: Run, primary: str = "") -> Run:
     )  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------------------- agreement
-
-
 def coincidences(given: FloatArray) -> FloatArray:
     """Krippendorff's coincidences of each text, T x 25, from its ratings by R people, T x R with NaN for none.
 
@@ -197,22 +189,17 @@ def alpha(sums: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items.
-
-    `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how many points lower than
-    the others one rates the same texts. `means` are what each candidate, or group of them, got by metric.
-    `metrics` has Kendall's tau-b with human-overall: over single replies, ties calibrated, and over candidates (None
-    under three); NaN or None where all are alike. `by_pairs`: wins are of comparisons asked for, else of ratings.
-    """
+    """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items."""
 
     raters: int
     items: int
     texts: int
-    alpha: Mapping[str, Estimate]
-    severity: Mapping[str, Mapping[str, Estimate]]
-    means: Mapping[str, Mapping[str, Estimate]]
+    alpha: Mapping[str, Estimate]  # Krippendorff's, ordinal, by criterion
+    severity: Mapping[str, Mapping[str, Estimate]]  # by rater, criterion: points lower than others rate the same texts
+    means: Mapping[str, Mapping[str, Estimate]]  # what each candidate, or group of them, got by metric
+    # Kendall's tau-b with human-overall: over single replies, ties calibrated, and over candidates (None under three).
     metrics: Mapping[str, tuple[Estimate, float | None]]
-    by_pairs: bool
+    by_pairs: bool  # wins are of comparisons asked for, else of ratings
 
     def summary(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
@@ -264,9 +251,7 @@ def agreement(
 def _against(
     run: Run, metrics: Mapping[str, Metric], people: People, seed: int
 ) -> dict[str, tuple[Estimate, float | None]]:
-    """Each metric's tau-b with the mean overall rating, over replies and over candidates; positive is agreement. NaN
-    and None where all are alike to the metric or to people: tau-b is then 0 / 0.
-    """
+    """Each metric's tau-b with the mean overall rating, over replies and candidates; NaN and None where it is 0 / 0."""
     table, found = people.tables()["human-overall"], dict[str, tuple[Estimate, float | None]]()
     rows, which = np.nonzero((table[..., 1] > 0) & people.own)
     seen, groups = np.unique(rows, return_inverse=True)
@@ -290,24 +275,17 @@ def _against(
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ planning
-
-
 @dataclass(frozen=True)
 class Plan:
-    """How many items detect a difference between two candidates' means, by the number of raters a text.
-
-    `spread` is the standard deviation over items of the true difference between two replies, `noise` that of one
-    person's answer to the same difference, both in points; `alpha` is Krippendorff's.
-    """
+    """How many items detect a difference between two candidates' means, by the number of raters a text."""
 
     criterion: str
     difference: float
     power: float
     pairs: int
-    alpha: float
-    spread: float
-    noise: float
+    alpha: float  # Krippendorff's
+    spread: float  # points: the standard deviation over items of the true difference between two replies
+    noise: float  # points: that of one person's answer to the same difference
     items: Mapping[int, int]
 
     def __str__(self) -> str:
