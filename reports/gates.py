@@ -18,13 +18,10 @@ _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.
 
 @dataclass(frozen=True)
 class Gate:
-    """`[CANDIDATE: ]METRIC[/VALUE] < base`, another candidate or a number; it fails where that is so.
-
-    Without a candidate it is for all that the ranking compares with another, or all where `than` is a number.
-    """
+    """`[CANDIDATE: ]METRIC[/VALUE] < base`, another candidate or a number; it fails where that is so."""
 
     text: str
-    who: str
+    who: str  # where empty, all that the ranking compares with another, or all where `than` is a number
     metric: str
     value: str
     sign: str

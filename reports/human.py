@@ -39,18 +39,16 @@ Question = Mapping[str, Any]  # what one page of a form shows: code, title, mess
 
 @dataclass(frozen=True)
 class Shown:
-    """A line of the key: what stands under one code on one form. `texts` has the candidates that said each text, `key`
-    is that of its ratings, `disagreement` and `seed` say how the item was drawn.
-    """
+    """A line of the key: what stands under one code on one form."""
 
     code: str
     form: str
     item: str
     topic: str
-    disagreement: float
+    disagreement: float  # how the item was drawn, and by which seed
     seed: int
-    key: str
-    texts: tuple[tuple[str, ...], ...]
+    key: str  # that of its ratings
+    texts: tuple[tuple[str, ...], ...]  # the candidates that said each text
 
 
 @dataclass(frozen=True)
@@ -194,14 +192,12 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import added to ratings.jsonl; `missing` is how many answers each rater has still to give on the forms
-    that came back.
-    """
+    """What an import added to ratings.jsonl."""
 
     raters: tuple[str, ...]
     added: int
     known: int
-    missing: Mapping[str, int]
+    missing: Mapping[str, int]  # how many answers each rater has still to give on the forms that came back
     table: str
 
     def __str__(self) -> str:

@@ -70,33 +70,28 @@ def name(text: str, limit: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """One value of one metric, ready to be a table's row; the primary and the combined one have their own panels.
-
-    `flag` says why it is not to be trusted as a measure of empathy, else it is empty; `flagged` is the label with ⚑.
-    """
+    """One value of one metric, ready to be a table's row."""
 
     metric: str
     name: str
     label: str
-    flagged: str
-    flag: str
+    flagged: str  # the label with ⚑
+    flag: str  # why it is not to be trusted as a measure of empathy, else empty
     higher_is_better: bool
     arrow: str
     decimals: int
-    has_own_panel: bool
+    has_own_panel: bool  # as the primary and the combined one have
 
     def number(self, value: float | None, *, sign: bool = False) -> str:
         """A score or difference with this value's decimals."""
         return number(value, self.decimals, sign=sign)
 
     def interval(self, of: Score | Comparison) -> str:
-        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none.
-
-        An end of a clear difference that rounds to 0 has more decimals: the interval does not hold 0.
-        """
+        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none."""
         if not (math.isfinite(of.low) or math.isfinite(of.high)):
             return ABSENT
         is_difference = isinstance(of, Comparison)
+        # The interval of a clear difference does not hold 0: an end that rounds to it has more decimals.
         near = 4 if isinstance(of, Comparison) and of.better is not None else self.decimals
         ends = ((end, self.decimals if round(end, self.decimals) else near) for end in (of.low, of.high))
         low, high = (number(end, decimals, sign=is_difference) for end, decimals in ends)
@@ -134,9 +129,8 @@ def shown_values(ranking: Ranking) -> list[Value]:
             known = [x for score in scores for x in (score.low, score.value, score.high) if not math.isnan(x)]
             is_further = name != names[0] and (not known or name in ranking.metrics[metric].details)
             # A share with no hit has an interval that is not 0.
-            is_zero = bool(known) and all(score.value == 0 for score in scores)
-            is_zero = is_zero and (metric, name) != (ranking.primary, names[0])
-            if not is_zero and not is_further:
+            is_zero = known and all(score.value == 0 for score in scores)
+            if not is_further and (not is_zero or (metric, name) == (ranking.primary, names[0])):
                 shown.append(value_of(ranking, metric, name))
     return shown
 

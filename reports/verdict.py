@@ -153,9 +153,7 @@ def listed(texts: Sequence[str], word: str = "and") -> str:
 
 
 def warnings(ranking: Ranking) -> list[str]:
-    """What a reader must know before the numbers: too few items, what is wrong with the replies and how long they are,
-    what the scale means, then the run's own notes.
-    """
+    """What a reader must know before the numbers: too few items, broken replies, lengths, scale, and the run's notes."""
     few = f"{items_of(ranking)}: {TOO_FEW}"
     alone = "1 item" if ranking.n == 1 else "1 dialogue"
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
