@@ -43,13 +43,12 @@ def parse_gates(
             form = "'METRIC < base', 'METRIC < NUMBER' or 'CANDIDATE: METRIC/VALUE <= CANDIDATE'; also >, >="
             raise UsageError(f"--fail-if {text!r}: write {form}")
         who, metric, value, sign, than = (found[key] or "" for key in ("who", "metric", "value", "sign", "than"))
-        spelt = {known.casefold(): known for known in metrics}
         limit: str | float = than.strip()
         with suppress(ValueError):
             limit = float(than)
             if not math.isfinite(limit):
                 raise UsageError(f"--fail-if {text!r}: {limit} is never reached; write a number")
-        metric = spelt.get(metric.casefold(), metric)
+        metric = {known.casefold(): known for known in metrics}.get(metric.casefold(), metric)
         value = value or next(iter(metrics.get(metric, ())), "")
         for what, asked, known in (
             ("metric", metric, list(metrics)),

@@ -97,9 +97,8 @@ def make_sheets(
                     asked += rng.sample(circle, len(circle))
                 for these in asked:
                     code = "".join(rng.choice(_LETTERS) for _ in range(8))
-                    who = tuple(tuple(said[text]) for text in these)
                     place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
-                    key.append(Shown(code, *place, who))
+                    key.append(Shown(code, *place, tuple(tuple(said[text]) for text in these)))
                     message, *cut = map(_cut, (example["question"], *these))
                     shown = {"code": code, "title": example["title"], "message": message, "texts": cut}
                     forms[form].append(shown)
@@ -177,11 +176,10 @@ def form_html(form: str, questions: Sequence[Question]) -> str:
 def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     """An .xlsx of one sheet of texts: no cell is a formula. The head stays in view, ratings take whole numbers only."""
     made: Any = templates().get_template("workbook.xml.j2").module
-    limits = dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}
     parts = {
         "[Content_Types].xml": made.types(), "_rels/.rels": made.package(), "xl/workbook.xml": made.workbook(),
         "xl/_rels/workbook.xml.rels": made.relations(), "xl/styles.xml": made.styles(),
-        "xl/worksheets/sheet1.xml": made.sheet(rows, limits),
+        "xl/worksheets/sheet1.xml": made.sheet(rows, dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}),
     }  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -270,8 +268,7 @@ def _filled(path: Path) -> dict[str, Mapping[str, Any]]:
     """The rows of a form by where they stand, less the empty ones that a spreadsheet leaves under the last."""
     records = read_records(path)
     if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
-        how = "give back a form of `bnbench human sheet` as it was"
-        raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
+        raise UsageError(f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was")
     return {where: row for where, row in records.items() if "".join(map(as_text, row.values())).strip()}
 
 

@@ -211,8 +211,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         f"worse. “Open” means that {these} cannot tell: the interval of the difference holds 0, or p {least}."
     )
     about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
-    caption = f"{primary.label}, the primary metric ({way} is better), {over}"
-    table = Table(columns, rows, caption, "Ranking")
+    table = Table(columns, rows, f"{primary.label}, the primary metric ({way} is better), {over}", "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
     # What yardsticks score, and whom the verdict speaks of against them.
     who, made_by = subject(ranking).candidate, "replies that no candidate gave, without a rank (p unadjusted)"
@@ -258,8 +257,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
             "their difference is clear, because differences are taken item by item: read the Δ below"
         )
     caption += "; the dotted line is the best yardstick, below which a score says nothing" if floor is not None else ""
-    ticks = tuple((at, number(value, decimals)) for at, value in marks)
-    return Intervals(tuple(bars), ticks, f"{caption}.")
+    return Intervals(tuple(bars), tuple((at, number(value, decimals)) for at, value in marks), f"{caption}.")
 
 
 def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -364,8 +362,7 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
                 cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}{mark}")
             rows.append([v.flagged, v.arrow, *cells])
         columns = (Column("", "text"), Column("", "text"), *(Column(Name(s.candidate)) for s in standings))
-        caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
-        blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
+        blocks.append(Table(columns, rows, f"Secondary metrics (↑ higher, ↓ lower is better{marks})", pens=Pen.TEXT))
     flags, zeros = values.legend(ranking, every)
     blocks += [Sentences(flags, "list"), Sentences(zeros)]
     title = "All metrics, item by item against the base" if compared else "All metrics"
@@ -497,10 +494,10 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
         "items would show in 80 % of cases."
     )
     columns = (_WHO, Column("against", "name"), *_of_difference("Δ", True), Column("Detectable"))
-    rows: list[list[Cell]] = []
-    for c in ranking.pairs:
-        least = primary.number(c.smallest_detectable)
-        rows.append([Name(c.candidate), Name(c.other), *_difference(c, primary), least])
+    rows: list[list[Cell]] = [
+        [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
+        for c in ranking.pairs
+    ]
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
     # The matrix: who stands in the row less who stands in the column, in the order of the ranking.
     of = {(c.candidate, c.other): (c.difference, c.better) for c in ranking.pairs}
@@ -569,9 +566,8 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
     value, blocks = value_of(ranking), list[Block]()
     for group in ranking.groups:
         columns: tuple[Column, ...] = (_WHO, Column("training seed"), Column(value.label))
-        rows = list[list[Cell]]()
-        for who, seed, x in zip(group.members, group.seeds, group.values, strict=True):
-            rows.append([Name(who), ABSENT if seed is None else str(seed), value.number(x)])
+        each = zip(group.members, group.seeds, group.values, strict=True)
+        rows = [[Name(who), ABSENT if seed is None else str(seed), value.number(x)] for who, seed, x in each]
         spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
         told = (
             f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
@@ -637,9 +633,8 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     if focus:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
     lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
-    beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
-    shown_items = Replies(chosen, items, primary.label, beside)
-    yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
+    replies = Replies(chosen, items, primary.label, _BESIDE if len(names) > _BESIDE + 1 else len(names))
+    yield Panel("examples", "Replies side by side", (lead, replies), "Examples")
 
 
 def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
@@ -693,8 +688,7 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
-        models = Table(columns, rows, aside="Models", pens=Pen.HTML)
-        blocks += [models, Facts(run_facts(record), Pen.HTML)]
+        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(run_facts(record), Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
             shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
@@ -720,7 +714,6 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     memory = record.peak_memory_bytes
     reason = f" – {precision['reason']}" if precision.get("reason") else ""
     how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
-    versions = {"bnbench": record.bnbench, **record.packages}
     times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
     # How the first was asked, and whoever was asked otherwise.
     asked: dict[str, Any] = {}
@@ -736,7 +729,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
         "Precision": ", ".join(formats) + reason,
         "Device": ", ".join(str(part) for part in on if part),
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
         "Run": " to ".join(times),
     }
     return [(label, str(text)) for label, text in facts.items() if text]
@@ -768,8 +761,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))
     rows = [[metric, s, ranking.descriptions[metric]] for metric, s in ranking.signatures.items()]
     only = Sentences(("Scores may be compared only where the signatures are equal.",), "lead", Pen.HTML)
-    signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
-    blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
+    blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, Table(columns, rows, aside="Signatures", pens=Pen.HTML))
     yield Panel("methods", "How it was measured", blocks, "Methods")
     is_declared = ranking.declared.startswith("declared")
     declared = "declared as the primary metric before the run" if is_declared else ranking.declared

@@ -183,8 +183,7 @@ def alpha(sums: FloatArray) -> FloatArray:
     distance = (below[..., :, None] - below[..., None, :]) ** 2
     expected = totals[..., :, None] * totals[..., None, :] * distance
     apart = ratio(expected.sum(axis=(-1, -2)), totals.sum(axis=-1) - 1)
-    differ = (observed * distance).sum(axis=(-1, -2))
-    return np.where(apart > 0, 1 - ratio(differ, apart), np.nan)[..., None]
+    return np.where(apart > 0, 1 - ratio((observed * distance).sum(axis=(-1, -2)), apart), np.nan)[..., None]
 
 
 @dataclass(frozen=True)

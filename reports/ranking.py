@@ -284,8 +284,7 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
                 free = (n for n in (plain, longer) if n not in entries)
                 name = next(free, "") or next(n for i in count(3) if (n := f"{longer} {i}") not in entries)
                 own = base if record.kind == "adapter" else None
-                first = {m: drawn[:, 0] for m, drawn in run.drawn.get(plain, {}).items()}
-                of_replies = {**run.tables[plain], **first}
+                of_replies = {**run.tables[plain], **{m: t[:, 0] for m, t in run.drawn.get(plain, {}).items()}}
                 entries[name] = Entry(name, run.tables[plain], record, run.replies[plain], of_replies, own)
             names[identity] = called[-1][record.name] = name
             base = name if record.kind == "base" else base
@@ -506,9 +505,8 @@ def _yardsticks(
         for y, own in tables.items()
     }
     scored = {name: Scored(found[name].label, own) for name, own in means.items() if name not in HALVES and own}
-    everybody = [*entries, *(scored[name] for name in (REFERENCE,) if name in scored)]
     less: list[dict[tuple[str, str], Comparison]] = []
-    for one in everybody:
+    for one in [*entries, *(scored[name] for name in (REFERENCE,) if name in scored)]:
         shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
         made = _compare(one, [(scored[of], m) for of, m in shared], how, 1) if shared else ()
         less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})

@@ -107,17 +107,15 @@ def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
     label = made.labels[name]
     flag = next(((t.beaten or {}).get(name, "") for t in ranking.trust if t.metric == metric), "")
     # The typical interval, of differences where there are any, shows two digits of its half-width.
-    scores = [score for s in ranking.standings if (score := s.score(metric, name))]
     versus = [c for s in ranking.standings if (c := s.versus(metric, name))]
     differences: Sequence[Score | Comparison] = [*(ranking.pairs if is_primary else ()), *versus]
     decimals = 2
-    for intervals in (differences, scores):
+    for intervals in (differences, [score for s in ranking.standings if (score := s.score(metric, name))]):
         if halves := [h for x in intervals if (h := (x.high - x.low) / 2) > 1e-9 and math.isfinite(h)]:
             decimals = min(4, max(1, 1 - math.floor(math.log10(statistics.median(halves)))))
             break
     flagged, arrow = f"{label} {FLAG}" if flag else label, "↑" if higher else "↓"
-    has_own_panel = is_primary or bool(made.parts)
-    return Value(metric, name, label, flagged, flag, higher, arrow, decimals, has_own_panel)
+    return Value(metric, name, label, flagged, flag, higher, arrow, decimals, is_primary or bool(made.parts))
 
 
 def shown_values(ranking: Ranking) -> list[Value]:
