@@ -77,8 +77,7 @@ def _key(value: Value) -> str:
 def _scores(ranking: Ranking, standing: Standing) -> Iterator[tuple[Value, Score]]:
     """The values that tables show, where they are finite: no JSON has a number for the others."""
     for value in shown_values(ranking):
-        score = standing.score(value.metric, value.name)
-        if score is not None and math.isfinite(score.value):
+        if (score := standing.score(value.metric, value.name)) and math.isfinite(score.value):
             yield value, score
 
 
@@ -273,8 +272,7 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
         for value, score in _scores(ranking, standing):
             versus = standing.versus(value.metric, value.name)
             p = versus.p if versus and versus.other == base.candidate and math.isfinite(versus.p) else None
-            # Of our interval the middle and half the width.
-            middle, half = (score.high + score.low) / 2, (score.high - score.low) / 2
+            middle, half = (score.high + score.low) / 2, (score.high - score.low) / 2  # of our interval
             known = math.isfinite(half)
             system[_key(value)] = {
                 "score": score.value, "p_value": p, "mean": middle if known else None, "ci": half if known else None,
@@ -285,8 +283,7 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
 
 
 def latex(ranking: Ranking, _: Dataset | None) -> Files:
-    """A table for booktabs: a row a candidate, each metric's main value with its interval, and p of the primary one;
-    under these the yardsticks.
+    """A table for booktabs: candidates, then yardsticks, by each metric's main value with its interval, and primary p.
 
     Values that are certainly better than the base's are bold. Bengali names need XeLaTeX or LuaLaTeX and a font.
     """

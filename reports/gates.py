@@ -38,8 +38,7 @@ def parse_gates(
     """
     gates, base = [], next((who for who, kind in candidates.items() if kind == "base"), None)
     for text in texts:
-        found = _FORM.fullmatch(text.strip())
-        if not found:
+        if not (found := _FORM.fullmatch(text.strip())):
             form = "'METRIC < base', 'METRIC < NUMBER' or 'CANDIDATE: METRIC/VALUE <= CANDIDATE'; also >, >="
             raise UsageError(f"--fail-if {text!r}: write {form}")
         who, metric, value, sign, than = (found[key] or "" for key in ("who", "metric", "value", "sign", "than"))

@@ -305,8 +305,7 @@ def _difference(c: Comparison | None, value: Value) -> list[Cell]:
 
 def combined_panel(ranking: Ranking) -> Iterator[Panel]:
     """The combined score beside its parts, and how much of its order hangs on the weights."""
-    made = ranking.combined
-    if made is None:
+    if (made := ranking.combined) is None:
         return
     of = next(m.name for m in ranking.metrics.values() if m.parts)
     value, several = value_of(ranking, of), len(made.scores) > 1
@@ -566,8 +565,9 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
     value, blocks = value_of(ranking), list[Block]()
     for group in ranking.groups:
         columns: tuple[Column, ...] = (_WHO, Column("training seed"), Column(value.label))
-        each = zip(group.members, group.seeds, group.values, strict=True)
-        rows = [[Name(who), ABSENT if seed is None else str(seed), value.number(x)] for who, seed, x in each]
+        rows = list[list[Cell]]()
+        for who, seed, x in zip(group.members, group.seeds, group.values, strict=True):
+            rows.append([Name(who), ABSENT if seed is None else str(seed), value.number(x)])
         spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
         told = (
             f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
@@ -633,8 +633,8 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     if focus:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
     lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
-    replies = Replies(chosen, items, primary.label, _BESIDE if len(names) > _BESIDE + 1 else len(names))
-    yield Panel("examples", "Replies side by side", (lead, replies), "Examples")
+    shown_items = Replies(chosen, items, primary.label, _BESIDE if len(names) > _BESIDE + 1 else len(names))
+    yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
 
 def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
@@ -715,8 +715,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     reason = f" – {precision['reason']}" if precision.get("reason") else ""
     how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
     times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
-    # How the first was asked, and whoever was asked otherwise.
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
     for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
         hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
         known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bnbench.errors import UsageError
 from bnbench.metrics.audit.agreement import kendall, tie_threshold
 from bnbench.metrics.audit.findings import Estimate
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
+from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
 from bnbench.metrics.significance import bootstrap, over_seeds
 from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lines
 
@@ -31,11 +31,11 @@ TABLE = "human-ratings.csv"  # what an import writes beside ratings.jsonl, for p
 BETTER = "better"  # of two replies: 0 neither, 1 the first, 2 the second
 
 
-class Rated(Metric):
+class Rated(MeanMetric):
     """A metric of what people gave: a sum over a count. Only `with_ratings` makes its tables."""
 
     columns = ("sum", "ratings")
-    is_percent = False
+    is_percent, scale = False, 1
 
     def __init__(self) -> None:
         self.values, self.drawn = (self.name.replace("-", "_"),), dict[str, object]()
@@ -47,14 +47,10 @@ class Rated(Metric):
             raise UsageError(f"{self.name} is what people give to a finished run: `bnbench human sheet RUN` asks them")
         return self.drawn
 
-    def statistics(self, texts: Texts) -> FloatArray:
+    def per_reply(self, texts: Texts) -> FloatArray:
         """Raises UsageError: people read a run, not any text."""
         what = f"a run that people read, not of {len(texts)} replies"
         raise UsageError(f"{self.name} is of {what}: `bnbench human sheet`")
-
-    def formula(self, sums: FloatArray) -> FloatArray:
-        """The first sum over the second, which is the number of answers; 0 where there are none."""
-        return ratio(sums[..., :1], sums[..., 1:])
 
 
 _MEAN = "mean rating of {} by people, 1-5, higher is better"
@@ -174,8 +170,7 @@ def coincidences(given: FloatArray) -> FloatArray:
 def alpha(sums: FloatArray) -> FloatArray:
     """Krippendorff's ordinal alpha, (..., 1), of summed coincidences (..., 25): 1 is agreement, 0 what chance gives.
 
-    NaN where all ratings are one number: there alpha is not defined. Krippendorff 2011, "Computing Krippendorff's
-    Alpha-Reliability".
+    NaN where all ratings are one number. Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
     observed = sums.reshape(*sums.shape[:-1], LEVELS, LEVELS)
     totals = observed.sum(axis=-1)
@@ -210,10 +205,9 @@ def agreement(
     run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000, *,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Agreement:  # fmt: skip
-    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people. `groups` of candidates
-    have means as they have scores in a ranking: over items and members.
+    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people; UsageError without.
 
-    Raises UsageError without ratings.
+    `groups` of candidates have means as they have scores in a ranking: over items and members.
     """
     people = read_people(run)
     if people is None or np.isnan(people.given["overall"]).all():
