@@ -145,8 +145,7 @@ def extras() -> dict[str, tuple[str, ...]]:
                 missing.append(name)
                 continue
             for sign, bound in re.findall(r"(>=|<)([\d.]+)", rule):
-                limit = tuple(map(int, bound.split(".")))
-                if (here < limit) == (sign == ">="):
+                if (here < tuple(map(int, bound.split(".")))) == (sign == ">="):
                     missing.append(f"{name} {sign} {bound} (here {metadata.version(name)})")
         return missing
 
@@ -195,10 +194,7 @@ def estimate_need(base: str, items: int, card: Device, quantise: bool | None, tr
 
 
 def _product(device: str, dtype: str, rows: int, width: int, out: int) -> float:
-    """Seconds of one product of `rows` with a matrix of the model's: the mean of what half a second takes.
-
-    The mean, since what other programs take of a busy machine they take of a run, too.
-    """
+    """Seconds of one product of `rows` with a matrix of the model's, mean of half a second: a run has to share, too."""
     torch = require("torch", extra="models")
     number = getattr(torch, dtype)
     left, right = (torch.ones(n, width, dtype=number, device=device) for n in (rows, out))

@@ -41,10 +41,7 @@ Answer = Mapping[str, float]  # by criterion; empty: twice no answer that could 
 
 
 class Judge:
-    """One model that rates by the rubric of one language, and with `pairs` compares candidates too.
-
-    Raises UsageError for an address that is not URL#MODEL, and for a language without a rubric.
-    """
+    """A model (URL#MODEL) that rates by a language's rubric, and with `pairs` compares too; UsageError of no such."""
 
     tried = 48  # labelled replies that it rates first, two to a message
 
@@ -82,8 +79,7 @@ class Judge:
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """What the judge says to each question; only what it was not asked before goes out.
 
-        Raises EndpointError where the server cannot be had, or nothing that it says can be used, and CandidateError
-        where it serves another model.
+        Raises EndpointError where no server, or nothing that is of use, answers, CandidateError for another model.
         """
         asked = {self._key(question): question for question in questions}
         new, client = [key for key in asked if key not in self._said], Client(self._urls, self.model)
@@ -265,10 +261,7 @@ class Wins(Judged):
 def audit_judge(
     judge: Judge, data: LabelledSet, out: Path | None, *, seed: int = 42, command: str = ""
 ) -> list[AuditReport]:
-    """`Judge.audits`; with `out`, a folder, it goes on from the ratings that are there, and keeps new ones.
-
-    Raises as `Judge.audits`, but PartialRunError, with `command`, where ratings were kept.
-    """
+    """`Judge.audits`; with `out` from the ratings kept there on, PartialRunError, with `command`, where it stops."""
     with alone(out) if out else nullcontext():
         if out:
             judge.keep(out / RATINGS)
@@ -330,10 +323,7 @@ def labelled_part() -> LabelledSet:
 
 
 def _values(said: str, scales: Mapping[str, range]) -> Answer:
-    """The ratings in an answer: those of its one JSON object with a whole number on every scale; else empty.
-
-    Other words around it, and other keys in it, do no harm; two objects that differ do.
-    """
+    """The ratings of an answer's one JSON object with a whole number on every scale, whatever else is said; or {}."""
     found: list[Answer] = []
     for text in re.findall(r"\{[^{}]*\}", said.rpartition("</think>")[2]):
         try:

@@ -20,8 +20,7 @@ _STYLE = (
     ".loss-curve .paper{fill:var(--paper)}.loss-curve text{fill:var(--ink)}.loss-curve .axis{stroke:var(--line)}"
     ".loss-curve path{fill:none;stroke:var(--curve);stroke-linejoin:round}.loss-curve circle{fill:var(--curve)}"
 )
-# Only where there is a validation: other drawings stay as they were.
-_CHECKS = (
+_CHECKS = (  # only where there is a validation: other drawings stay as they were
     ".loss-curve .check{stroke:#a8480d;fill:none}.loss-curve text.check{stroke:none;fill:#a8480d}"
     "@media screen and (prefers-color-scheme:dark){"
     ".loss-curve .check{stroke:#f0a26b}.loss-curve text.check{fill:#f0a26b}}"
@@ -124,9 +123,8 @@ def png_of(svg: str) -> bytes:
 def loss_svg(points: Points, name: str = "", validation: Validation | None = None) -> str:
     """The curve of (optimiser step, loss) points as one <svg>: every point thin, the mean of a twelfth of them thick.
 
-    The loss in validation, in nats a token too, is a dashed line of dots, a ring around the best. `name` goes into the
-    title for screen readers. Points that are not finite are left out. The drawing names no font, library or address,
-    and follows light and dark.
+    The loss in validation, in nats a token too, is a dashed line of dots, a ring around the best. `name` is for screen
+    readers. Points that are not finite are left out. It names no font, library or address, and follows light and dark.
     """
     kept = thinned([(step, loss) for step, loss, *_ in points if math.isfinite(loss)])
     checks = [(s, y) for s, _, y in validation.curve if math.isfinite(y)] if validation else []

@@ -25,22 +25,20 @@ _TURNS = 5  # that are told, the nearest ones
 def parse_weights(text: str) -> dict[str, float]:
     """`chrF++=0.25,semantic-empathy=0.75` as weights that sum to 1, by metric; `UsageError` for what is not so."""
     weights: dict[str, float] = {}
-    names: set[str] = set()
     for part in map(str.strip, text.split(",")):
         spelling, _, number = (piece.strip() for piece in part.rpartition("="))
         if not spelling:
             raise UsageError(f"combined score, {part!r}: write METRIC=WEIGHT,METRIC=WEIGHT")
         metric = get_metric(spelling)
-        if metric.name in names:
+        if metric.name in (known.partition(":")[0] for known in weights):
             raise UsageError(f"combined score: {metric.name} is named twice")
-        names.add(metric.name)
         try:
             weights[metric.spelling] = float(number)
         except ValueError:
             raise UsageError(f"combined score: the weight of {metric.name} is {number!r}, not a number") from None
     declared = _declared(weights)
-    if len(names) == 1:
-        raise UsageError(f"combined score: {names.pop()} alone is no combination; name two metrics or more")
+    if len(weights) == 1:
+        raise UsageError(f"combined score: {metric.name} alone is no combination; name two metrics or more")
     return declared
 
 
@@ -97,16 +95,13 @@ def combined_result(results: Mapping[str, Result], weights: Mapping[str, float])
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Two candidates next to each other in the order, and how firmly: the share of drawn weights that keep `above`
-    above `below` (ties included), the same of weights near the declared ones, and where they change places (if they
-    do): the part and its weight, the nearest to the declared one, with the others in proportion.
-    """
+    """Two candidates next to each other in the order, and how firmly."""
 
     above: str
     below: str
-    kept: float
-    kept_near: float
-    flip: tuple[str, float] | None
+    kept: float  # the share of drawn weights that keep `above` above `below`, ties included
+    kept_near: float  # the same of weights near the declared ones
+    flip: tuple[str, float] | None  # the part and its nearest weight where they change places, the others in proportion
 
 
 @dataclass(frozen=True)

@@ -217,10 +217,7 @@ class Metric(ABC):
 
 
 class MeanMetric(Metric):
-    """A metric of means over replies. Subclasses give `per_reply` instead of `statistics` and `formula`.
-
-    The last of `columns` is the number of replies; a mean is multiplied with `scale`.
-    """
+    """A metric of means over replies, times `scale`; subclasses give `per_reply`. The last column counts replies."""
 
     scale: ClassVar[float] = 100
 

@@ -72,11 +72,8 @@ class Degeneration(LexicalMetric):
     description: ClassVar[str] = "share of broken replies by kind, 0-100, lower is better"
     higher_is_better: ClassVar[bool] = False
 
-    columns = (
-        *("replies", "known_limit", "with_message", "with_reference"),
-        *tuple(_SHARES)[:-1],
-        *("letters", "repeated_4grams", "4grams"),
-    )
+    columns = ("replies", "known_limit", "with_message", "with_reference", *tuple(_SHARES)[:-1])
+    columns += ("letters", "repeated_4grams", "4grams")
     values = tuple(_SHARES)
     labels = MappingProxyType({value: label for value, (label, _) in _SHARES.items()})
     shares = frozenset(value for value, (_, out_of) in _SHARES.items() if out_of not in ("letters", "4grams"))
@@ -120,9 +117,7 @@ class Diversity(LexicalMetric):
     """
 
     name: ClassVar[str] = "diversity"
-    description: ClassVar[str] = (
-        "distinct words and word pairs within replies, 0-100, higher is more varied; length ratio in percent"
-    )
+    description = "distinct words and word pairs within replies, 0-100, higher is more varied; length ratio in percent"
     columns = ("distinct1", "words", "distinct2", "pairs", "compared_words", "reference_words")
     values = ("distinct1", "distinct2", "length_ratio")
 
@@ -150,16 +145,12 @@ class _Reading(NamedTuple):
 
 
 def nonsense(texts: Texts) -> BoolArray:
-    """Which of n replies cannot be read at all: no word, a loop, or mostly letters that are foreign or broken.
-
-    Whatever a scorer finds in one is chance.
-    """
+    """Which of n replies cannot be read, so that finds are chance: no word, a loop, most letters foreign or broken."""
     prepared = preparation()
-    read_of = texts.derived(("readings", prepared), partial(_readings, texts, prepared))
-    rows = zip(texts.replies, read_of, strict=True)
+    readings = texts.derived(("readings", prepared), partial(_readings, texts, prepared))
     return np.array([
         not read.words or read.loops or 2 * (read.foreign + (lost := raw.count("\ufffd"))) > read.letters + lost
-        for raw, read in rows
+        for raw, read in zip(texts.replies, readings, strict=True)
     ], dtype=np.bool_)  # fmt: skip
 
 

@@ -52,9 +52,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def read_small(path: str | Path) -> bytes:
-    """The bytes of a file; OSError for a device or a pipe, which may have no end, and for more than
-    `MOST_WRITTEN` bytes: it is for what people write by hand, a recipe, a template, a lexicon, a record of audits.
-    """
+    """The bytes of what people write by hand; OSError for a device or a pipe, which may not end, or a large file."""
     found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "no file, but a folder, a device or a pipe", str(path))

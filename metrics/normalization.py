@@ -291,10 +291,7 @@ def normalize(text: str, *, profile: str = "bn1", off: Collection[str] = ()) -> 
 
 
 def versioned(name: str) -> str:
-    """A profile or tokeniser for a signature: `intl@2.6.0` where what it gives moves with another package's version.
-
-    Raises `MissingExtraError` where that package is not installed.
-    """
+    """A name in a signature: `intl@2.6.0` if another package's version moves it; `MissingExtraError` without that."""
     if name == "indicnlp":
         require("indicnlp", extra="compare", by=f'"{name}"')
     return f"{name}@{metadata.version(_FROM[name])}" if name in _FROM else name

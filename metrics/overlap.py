@@ -153,10 +153,7 @@ def ngrams(text: str, n: int) -> Counter[str]:
 
 
 def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: int) -> IntArray:
-    """(n, order, 3): for each pair and each order from 1, n-grams of the hypothesis, the reference, and of both.
-
-    A common n-gram counts as often as it occurs in the text that has it less often.
-    """
+    """(n, order, 3): n-grams of hypothesis, reference, and both (as often as the rarer), for each pair and order."""
     lengths = np.array([list(map(len, hypotheses)), list(map(len, references))], dtype=np.int64)
     counts = np.empty((len(hypotheses), order, 3), dtype=np.int64)
     counts[:, :, :2] = np.maximum(lengths.T[:, None, :] - np.arange(order)[None, :, None], 0)

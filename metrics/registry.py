@@ -93,9 +93,7 @@ DEFAULT = ("chrF++", "BLEU", "ROUGE", "keyword-empathy", "semantic-empathy", "pe
 
 
 def metric_names() -> tuple[str, ...]:
-    """The names of all metrics; the combined score is none before it has weights (`combined:chrF++=0.5,ROUGE=0.5`), nor
-    is one of a judge's before it has a judge (`judge-overall:URL#MODEL`), or of people's before a run was rated.
-    """
+    """All metrics' names, but those that are none without weights, a judge (`judge-overall:URL#MODEL`), ratings."""
     return tuple(name for name in METRICS.names() if name != "combined" and not name.startswith(("judge-", "human-")))
 
 

@@ -64,10 +64,7 @@ class ContentWords:
         return [(word, weight) for word in dict.fromkeys(words) if (weight := self.weights[word])]
 
     def features(self, texts: Texts) -> FloatArray:
-        """`heard` and `elsewhere` of each reply given its message, n x 2; 0 where the message has no content word.
-
-        Words copied from the message, `COPIED` or more in a row, say nothing of the reply.
-        """
+        """`heard` and `elsewhere` of each reply, n x 2, less what it copies; 0 where the message has no content."""
         asked = {}
         for message in dict.fromkeys(texts.messages or ()):
             tokens = self.tokens(message)
@@ -101,8 +98,9 @@ class Fitted(NamedTuple):
 def fitted() -> Fitted:
     """The calibration that ships with bnbench."""
     data = CALIBRATION.read_bytes()
-    found, digest = json.loads(data), hashlib.sha256(data).hexdigest()
-    return Fitted(digest[:8], found["models"], ContentWords(found["counts"], found["messages"]))
+    found = json.loads(data)
+    content = ContentWords(found["counts"], found["messages"])
+    return Fitted(hashlib.sha256(data).hexdigest()[:8], found["models"], content)
 
 
 def chances(texts: Texts, model: str) -> FloatArray:

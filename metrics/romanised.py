@@ -31,10 +31,7 @@ _TO_FRAME = str.maketrans({**dict.fromkeys("aeiouyOYBNH"), "c": "s", "f": "p"})
 
 
 def bengali(text: str) -> str:
-    """The text in Bengali script, where most of its letters are Latin and it is not English; else as it is.
-
-    A word that sounds like no known one stays as it is. The rule looks at the text alone, so it needs no setting.
-    """
+    """The text; where it is mostly Latin and not English, with each word that sounds like a known one in Bengali."""
     latin = len(_LATIN.findall(text))
     if not latin or latin <= len(_BENGALI.findall(text)):
         return text
@@ -90,10 +87,7 @@ class Sounds:
         return _DOUBLE.sub(r"\1", found)
 
     def _cost(self, heard: str, sounds: str, limit: float) -> float:
-        """What a Latin word costs as a spelling of a Bengali word's sounds: a weighted edit distance.
-
-        Infinite above `limit`, which a row of the table shows early: no way through it gets cheaper.
-        """
+        """What a Latin word costs as a spelling of Bengali sounds: an edit distance, infinite above `limit`."""
         out: dict[str, float] = self._left_out
         heard_as: dict[str, float] = self._heard
         without = [out.get(letter, 1.0) for letter in sounds]
@@ -108,7 +102,7 @@ class Sounds:
                 before = same if same <= put_in else put_in
                 before = before if before <= left_out else left_out
                 row.append(before)
-            if min(row) > limit:
+            if min(row) > limit:  # no way through the table gets cheaper
                 return math.inf
         return row[-1]
 
@@ -124,9 +118,7 @@ def _words() -> list[str]:
 
 @lru_cache(maxsize=1)
 def standard() -> Memo[str]:
-    """Of each normalised word its standard form, or itself where none is known: তোঁয়ার and তুমার are তোমার. The regional
-    words and rules are those of `dialects.toml`; a rule counts where it leads to a known word.
-    """
+    """Of each normalised word its standard form by `dialects.toml`, or itself: তোঁয়ার and তুমার are তোমার."""
     # As NFC has it, and bn1: য় and ড় are two code points.
     table = tomllib.loads(unicodedata.normalize("NFC", (_FOLDER / "dialects.toml").read_text("utf-8")))
     words = {normalize(word): normalize(forms).split() for word, forms in table["words"].items()}
@@ -141,12 +133,11 @@ def standard() -> Memo[str]:
         if word in known or word in forms or not _BENGALI.search(word):
             return forms.get(word, word)
         heard = [word, *(rule.sub(to, word) for rule, to in sounds if rule.search(word))]
+        # A rule counts where it leads to a known word.
         ended = (rule.sub(to, each) for each in heard for rule, to in endings if rule.search(each))
         return next((forms.get(each, each) for each in chain(heard, ended) if each in forms or each in known), word)
 
     return Memo(found)
 
 
-@lru_cache(maxsize=1)
-def _sounds() -> Sounds:
-    return Sounds()
+_sounds = lru_cache(maxsize=1)(Sounds)

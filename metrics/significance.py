@@ -172,9 +172,7 @@ def over_seeds(table: FloatArray) -> FloatArray:
 
 
 def seed_variance(table: FloatArray, formula: Formula) -> tuple[FloatArray, FloatArray]:
-    """The variance of the values over m training seeds that comes from the seeds, (m, n, k) to (v,), and its degrees of
-    freedom; 0 of a table without seeds.
-    """
+    """The variance of the values that m seeds make, (m, n, k) to (v,), and its degrees of freedom; 0 without seeds."""
     scores = formula(table.sum(axis=-2))
     if table.ndim == 2:
         return np.zeros_like(scores), np.ones_like(scores)
@@ -215,9 +213,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: reject where the adjusted p is below alpha, and so is the family-wise error."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
     return list(map(float, adjusted))
 
 

@@ -158,10 +158,7 @@ _ROWS = (
     " লেন দের ের ার েন িস ছিলি ছি ছে লি বি ে",
     "টি টির েরটা েরটার টা টার গুলো গুলোর",
 )
-_ENDINGS = tuple(
-    tuple((ending, put) for ending, _, put in (rule.partition(">") for rule in row.replace("Y", "\u09df").split()))
-    for row in _ROWS
-)
+_ENDINGS = [[rule.partition(">")[::2] for rule in row.replace("Y", "\u09df").split()] for row in _ROWS]
 _VOWEL_SIGNS = "\u09be\u09bf\u09c0\u09c7\u09c1\u09c2\u09cb"  # of these alone no stem is made
 _STEMMED_FROM = 4  # characters of a word that is stemmed
 

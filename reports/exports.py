@@ -85,16 +85,12 @@ def _key(value: Value) -> str:
 def _scores(ranking: Ranking, standing: Standing) -> Iterator[tuple[Value, Score]]:
     """The values that tables show, where they are finite: no JSON has a number for the others."""
     for value in shown_values(ranking):
-        score = standing.score(value.metric, value.name)
-        if score is not None and math.isfinite(score.value):
+        if (score := standing.score(value.metric, value.name)) and math.isfinite(score.value):
             yield value, score
 
 
 def _candidates(ranking: Ranking) -> Iterator[tuple[Standing, Entry, Run, str]]:
-    """Each candidate with the run it stands in and its name in the world: a hub id, else one that says local/.
-
-    A group of training seeds stands with the replies of its first.
-    """
+    """Each candidate (of a group the first seed), the run it stands in, and its name in the world: hub id or local/."""
     seen = set[str]()
     for standing in ranking.standings:
         entry = next(e for e in ranking.entries if e.name == standing.candidate)
@@ -140,10 +136,7 @@ def _jsonl(rows: list[Any]) -> str:
 
 
 def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
-    """`results_*.json` and `samples_*.jsonl` of each candidate, laid out as lm-evaluation-harness 0.4 writes them.
-
-    A standard error is that of a normal distribution whose 95 % interval is as wide as ours.
-    """
+    """`results_*.json` and `samples_*.jsonl` of each candidate, laid out as lm-evaluation-harness 0.4 writes them."""
     files, width = dict[str, str](), 2 * NormalDist().inv_cdf(0.5 + LEVEL / 2)
     hashed = ("doc_hash", "prompt_hash", "target_hash")
     for standing, entry, run, model in _candidates(ranking):
@@ -151,7 +144,7 @@ def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
         scores, decoding = list(_scores(ranking, standing)), dict(record.decoding)
         found: dict[str, Any] = {"alias": task}
         for value, score in scores:
-            error = (score.high - score.low) / width
+            error = (score.high - score.low) / width  # that of a normal distribution whose interval is as wide
             found |= {f"{_key(value)},none": score.value}
             found |= {f"{_key(value)}_stderr,none": error if math.isfinite(error) else "N/A"}
         directions = {_key(value): value.higher_is_better for value, _ in scores}
@@ -279,10 +272,7 @@ def _instances(
 
 
 def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
-    """The systems as `sacrebleu --format json` prints several, the baseline first; p is of the difference to it.
-
-    `mean` and `ci` are the middle and half the width of our interval; a metric's signature is a key more.
-    """
+    """The systems as `sacrebleu --format json` prints several, the baseline first, with signatures; p is against it."""
     base = next((s for s in ranking.standings if s.candidate == ranking.base), ranking.standings[0])
     systems = list[dict[str, Any]]()
     for standing in [base, *(s for s in ranking.standings if s is not base)]:
@@ -290,7 +280,7 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
         for value, score in _scores(ranking, standing):
             versus = standing.versus(value.metric, value.name)
             p = versus.p if versus and versus.other == base.candidate and math.isfinite(versus.p) else None
-            middle, half = (score.high + score.low) / 2, (score.high - score.low) / 2
+            middle, half = (score.high + score.low) / 2, (score.high - score.low) / 2  # of our interval
             known = math.isfinite(half)
             system[_key(value)] = {
                 "score": score.value, "p_value": p, "mean": middle if known else None, "ci": half if known else None,
@@ -301,8 +291,7 @@ def sacrebleu(ranking: Ranking, _: Dataset | None) -> Files:
 
 
 def latex(ranking: Ranking, _: Dataset | None) -> Files:
-    """A table for booktabs: a row a candidate, each metric's main value with its interval, and p of the primary one;
-    under these the yardsticks.
+    """A table for booktabs: candidates, then yardsticks, by each metric's main value with its interval, and primary p.
 
     Values that are certainly better than the base's are bold. Bengali names need XeLaTeX or LuaLaTeX and a font.
     """

@@ -18,13 +18,10 @@ _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.
 
 @dataclass(frozen=True)
 class Gate:
-    """`[CANDIDATE: ]METRIC[/VALUE] < base`, another candidate or a number; it fails where that is so.
-
-    Without a candidate it is for all that the ranking compares with another, or all where `than` is a number.
-    """
+    """`[CANDIDATE: ]METRIC[/VALUE] < base`, another candidate or a number; it fails where that is so."""
 
     text: str
-    who: str
+    who: str  # where empty, all that the ranking compares with another, or all where `than` is a number
     metric: str
     value: str
     sign: str
@@ -41,18 +38,16 @@ def parse_gates(
     """
     gates, base = [], next((who for who, kind in candidates.items() if kind == "base"), None)
     for text in texts:
-        found = _FORM.fullmatch(text.strip())
-        if not found:
+        if not (found := _FORM.fullmatch(text.strip())):
             form = "'METRIC < base', 'METRIC < NUMBER' or 'CANDIDATE: METRIC/VALUE <= CANDIDATE'; also >, >="
             raise UsageError(f"--fail-if {text!r}: write {form}")
         who, metric, value, sign, than = (found[key] or "" for key in ("who", "metric", "value", "sign", "than"))
-        spelt = {known.casefold(): known for known in metrics}
         limit: str | float = than.strip()
         with suppress(ValueError):
             limit = float(than)
             if not math.isfinite(limit):
                 raise UsageError(f"--fail-if {text!r}: {limit} is never reached; write a number")
-        metric = spelt.get(metric.casefold(), metric)
+        metric = {known.casefold(): known for known in metrics}.get(metric.casefold(), metric)
         value = value or next(iter(metrics.get(metric, ())), "")
         for what, asked, known in (
             ("metric", metric, list(metrics)),

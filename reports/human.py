@@ -39,18 +39,16 @@ Question = Mapping[str, Any]  # what one page of a form shows: code, title, mess
 
 @dataclass(frozen=True)
 class Shown:
-    """A line of the key: what stands under one code on one form. `texts` has the candidates that said each text, `key`
-    is that of its ratings, `disagreement` and `seed` say how the item was drawn.
-    """
+    """A line of the key: what stands under one code on one form."""
 
     code: str
     form: str
     item: str
     topic: str
-    disagreement: float
+    disagreement: float  # how the item was drawn, and by which seed
     seed: int
-    key: str
-    texts: tuple[tuple[str, ...], ...]
+    key: str  # that of its ratings
+    texts: tuple[tuple[str, ...], ...]  # the candidates that said each text
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,8 @@ def make_sheets(
                     asked += rng.sample(circle, len(circle))
                 for these in asked:
                     code = "".join(rng.choice(_LETTERS) for _ in range(8))
-                    who = tuple(tuple(said[text]) for text in these)
                     place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
-                    key.append(Shown(code, *place, who))
+                    key.append(Shown(code, *place, tuple(tuple(said[text]) for text in these)))
                     message, *cut = map(_cut, (example["question"], *these))
                     shown = {"code": code, "title": example["title"], "message": message, "texts": cut}
                     forms[form].append(shown)
@@ -179,11 +176,10 @@ def form_html(form: str, questions: Sequence[Question]) -> str:
 def workbook(rows: Sequence[Sequence[str]]) -> bytes:
     """An .xlsx of one sheet of texts: no cell is a formula. The head stays in view, ratings take whole numbers only."""
     made: Any = templates().get_template("workbook.xml.j2").module
-    limits = dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}
     parts = {
         "[Content_Types].xml": made.types(), "_rels/.rels": made.package(), "xl/workbook.xml": made.workbook(),
         "xl/_rels/workbook.xml.rels": made.relations(), "xl/styles.xml": made.styles(),
-        "xl/worksheets/sheet1.xml": made.sheet(rows, limits),
+        "xl/worksheets/sheet1.xml": made.sheet(rows, dict.fromkeys(CRITERIA, (1, LEVELS)) | {BETTER: (0, 2)}),
     }  # fmt: skip
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -194,14 +190,12 @@ def workbook(rows: Sequence[Sequence[str]]) -> bytes:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import added to ratings.jsonl; `missing` is how many answers each rater has still to give on the forms
-    that came back.
-    """
+    """What an import added to ratings.jsonl."""
 
     raters: tuple[str, ...]
     added: int
     known: int
-    missing: Mapping[str, int]
+    missing: Mapping[str, int]  # how many answers each rater has still to give on the forms that came back
     table: str
 
     def __str__(self) -> str:
@@ -274,8 +268,7 @@ def _filled(path: Path) -> dict[str, Mapping[str, Any]]:
     """The rows of a form by where they stand, less the empty ones that a spreadsheet leaves under the last."""
     records = read_records(path)
     if lacking := [own for own in ("code", "rater") if own not in header_of(records.values())]:
-        how = "give back a form of `bnbench human sheet` as it was"
-        raise UsageError(f"{path}: no column {lacking[0]!r}; {how}")
+        raise UsageError(f"{path}: no column {lacking[0]!r}; give back a form of `bnbench human sheet` as it was")
     return {where: row for where, row in records.items() if "".join(map(as_text, row.values())).strip()}
 
 

@@ -45,8 +45,7 @@ class Catalogue:
         self.code, self.stop = code, entries.get(".", ".")
         self.entries = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
         self.said = dict(entries)
-        # First is tried what parts a claim from its but, else the key with most letters of its own.
-        self.patterns = [
+        self.patterns = [  # first what parts a claim from its but, then the key with most letters of its own
             (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
             for key, value in sorted(
                 self.entries.items(), key=lambda e: (", but {" not in e[0], -len(_PLACE.sub("", e[0])))

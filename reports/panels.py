@@ -45,14 +45,11 @@ class Pen(Flag):
 
 @dataclass(frozen=True)
 class Name:
-    """A candidate's name, which each pen fits into its own space; the page shows `note` in small under it.
-
-    `is_ours` is that of a yardstick or a sentinel, which another language has a word for.
-    """
+    """A candidate's name, which each pen fits into its own space."""
 
     text: str
-    note: str = ""
-    is_ours: bool = False
+    note: str = ""  # in small under it, on the page
+    is_ours: bool = False  # that of a yardstick or a sentinel, which another language has a word for
 
 
 @dataclass(frozen=True)
@@ -85,28 +82,22 @@ _ENDS, _OUTCOME = Column("95 %", "interval"), Column("", "outcome")
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the notes under it; `aside` is the caption's short form.
-
-    `strong` rows repeat what another table says: the page marks them, the other pens leave them out. Where a line has
-    no room, columns from `breaks_at` on stand in a table below. The page folds a table unless `is_open` is None.
-    """
+    """A table and the notes under it."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
-    aside: str = ""
+    aside: str = ""  # the caption's short form
     notes: tuple[str, ...] = ()
-    strong: tuple[int, ...] = ()
-    breaks_at: int = 0
-    is_open: bool | None = None
+    strong: tuple[int, ...] = ()  # rows that repeat another table: the page marks them, the other pens leave them out
+    breaks_at: int = 0  # the columns that stand in a table below where a line has no room for them
+    is_open: bool | None = None  # the page folds a table unless this is None
     pens: Pen = Pen.ALL
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Paragraphs, a list, small print (lead), warnings (note), a heading of ours or a candidate's or run's name, or
-    something to copy (copy, code).
-    """
+    """Paragraphs, a list, small print (lead), warnings (note), our heading, the user's name, or something to copy."""
 
     texts: Sequence[str]
     kind: Literal["plain", "list", "lead", "note", "copy", "code", "heading", "name"] = "plain"
@@ -142,30 +133,24 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Item:
-    """One message with all that was answered to it. `gain` is focus minus base, turned so that more is better.
-
-    `replies` are each candidate's name, reply, primary value of this reply alone, and flags; `flags` are all of them.
-    """
+    """One message with all that was answered to it."""
 
     number: int
     message: Mapping[str, str]
-    replies: Sequence[tuple[str, Generation, str, Sequence[str]]]
-    flags: Sequence[str]
-    gain: float | None
+    replies: Sequence[tuple[str, Generation, str, Sequence[str]]]  # who, what, its own primary value, its flags
+    flags: Sequence[str]  # of any reply
+    gain: float | None  # focus minus base, turned so that more is better
     shown_gain: str
 
 
 @dataclass(frozen=True)
 class Replies:
-    """`chosen` pairs a heading with one of the `items`; `unit` is what their scores are in.
+    """Messages with all replies to each, some of which are shown first."""
 
-    So many replies stand `beside` each other; the others are folded away.
-    """
-
-    chosen: Sequence[tuple[str, Item]]
+    chosen: Sequence[tuple[str, Item]]  # a heading, and one of the items
     items: Sequence[Item]
-    unit: str
-    beside: int
+    unit: str  # of their scores
+    beside: int  # so many replies stand beside each other; the others are folded away
     pens: Pen = Pen.HTML
 
 
@@ -226,8 +211,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         f"worse. “Open” means that {these} cannot tell: the interval of the difference holds 0, or p {least}."
     )
     about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
-    caption = f"{primary.label}, the primary metric ({way} is better), {over}"
-    table = Table(columns, rows, caption, "Ranking")
+    table = Table(columns, rows, f"{primary.label}, the primary metric ({way} is better), {over}", "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
     # What yardsticks score, and whom the verdict speaks of against them.
     who, made_by = subject(ranking).candidate, "replies that no candidate gave, without a rank (p unadjusted)"
@@ -273,8 +257,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
             "their difference is clear, because differences are taken item by item: read the Δ below"
         )
     caption += "; the dotted line is the best yardstick, below which a score says nothing" if floor is not None else ""
-    ticks = tuple((at, number(value, decimals)) for at, value in marks)
-    return Intervals(tuple(bars), ticks, f"{caption}.")
+    return Intervals(tuple(bars), tuple((at, number(value, decimals)) for at, value in marks), f"{caption}.")
 
 
 def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -322,8 +305,7 @@ def _difference(c: Comparison | None, value: Value) -> list[Cell]:
 
 def combined_panel(ranking: Ranking) -> Iterator[Panel]:
     """The combined score beside its parts, and how much of its order hangs on the weights."""
-    made = ranking.combined
-    if made is None:
+    if (made := ranking.combined) is None:
         return
     of = next(m.name for m in ranking.metrics.values() if m.parts)
     value, several = value_of(ranking, of), len(made.scores) > 1
@@ -378,8 +360,7 @@ def metrics_panel(ranking: Ranking) -> Iterator[Panel]:
                 cells.append(f"{v.number(s.value(v.metric, v.name))} {sign}{mark}")
             rows.append([v.flagged, v.arrow, *cells])
         columns = (Column("", "text"), Column("", "text"), *(Column(Name(s.candidate)) for s in standings))
-        caption = f"Secondary metrics (↑ higher, ↓ lower is better{marks})"
-        blocks.append(Table(columns, rows, caption, pens=Pen.TEXT))
+        blocks.append(Table(columns, rows, f"Secondary metrics (↑ higher, ↓ lower is better{marks})", pens=Pen.TEXT))
     flags, zeros = values.legend(ranking, every)
     blocks += [Sentences(flags, "list"), Sentences(zeros)]
     title = "All metrics, item by item against the base" if compared else "All metrics"
@@ -511,10 +492,10 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
         "items would show in 80 % of cases."
     )
     columns = (_WHO, Column("against", "name"), *_of_difference("Δ", True), Column("Detectable"))
-    rows: list[list[Cell]] = []
-    for c in ranking.pairs:
-        least = primary.number(c.smallest_detectable)
-        rows.append([Name(c.candidate), Name(c.other), *_difference(c, primary), least])
+    rows: list[list[Cell]] = [
+        [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
+        for c in ranking.pairs
+    ]
     table = Table(columns, rows, aside=f"{pairs} pairs", is_open=pairs <= 6, pens=Pen.HTML)
     # The matrix: who stands in the row less who stands in the column, in the order of the ranking.
     of = {(c.candidate, c.other): (c.difference, c.better) for c in ranking.pairs}
@@ -542,19 +523,16 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
 def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     """The primary value on parts of the items: topics, lengths of message and reference, and its form of address."""
     examples, primary, metric = ranking.runs[0].examples, value_of(ranking), ranking.metrics[ranking.primary]
-    topics, forms = ([e["topic"] for e in examples], [address_of(e["reference"]) for e in examples])
+    topics, references = ([e[field] for e in examples] for field in ("topic", "reference"))
     parts = {f"topic {one}": [topic == one for topic in topics] for one in sorted(set(topics))}
-    for what, texts in (
-        ("message", [f"{e['title']} {e['question']}" for e in examples]),
-        ("reference", [e["reference"] for e in examples]),
-    ):
-        words = [len(text.split()) for text in texts]
+    texts = {"message": [f"{e['title']} {e['question']}" for e in examples], "reference": references}
+    for what, some in texts.items():
+        words = [len(text.split()) for text in some]
         low, high = np.quantile(words, [1 / 3, 2 / 3])
-        spans, third = (
-            (f"up to {low:.0f}", f"{low:.0f} to {high:.0f}", f"over {high:.0f}"),
-            np.digitize(words, [low, high], True),
-        )
+        spans = (f"up to {low:.0f}", f"{low:.0f} to {high:.0f}", f"over {high:.0f}")
+        third = np.digitize(words, [low, high], True)
         parts |= {f"{what} of {span} words": (third == at).tolist() for at, span in enumerate(spans)}
+    forms = list(map(address_of, references))
     parts |= {f"reference says {one}": [form == one for form in forms] for one in sorted(set(forms))}
     focus, entries = subject(ranking), {e.name: e for e in ranking.entries}
     shown = ranking.standings[:_SLICED]
@@ -620,12 +598,9 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
 
 
 def examples_panel(ranking: Ranking) -> Iterator[Panel]:
-    """Replies side by side: by rule the extremes and the median item, then all.
-
-    Gains are those of the best-ranked candidate that is compared with another, on the primary value of single replies.
-    """
+    """Replies side by side: by rule the extremes and the median item on the primary value of a reply, then all."""
     primary, messages = value_of(ranking), ranking.runs[0].examples
-    focus = next((s for s in ranking.standings if s.compared_with), None)
+    focus = next((s for s in ranking.standings if s.compared_with), None)  # whose gains are shown
     entries = {e.name: e for e in ranking.entries}
     formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
     # What is not finite for a single reply (the perplexity of no text) counts as 0.
@@ -657,8 +632,7 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     if focus:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
     lead = Sentences((f"Chosen by rule, not by eye: the items {which} {of}, and the median item.",), "lead", Pen.HTML)
-    beside = _BESIDE if len(names) > _BESIDE + 1 else len(names)
-    shown_items = Replies(chosen, items, primary.label, beside)
+    shown_items = Replies(chosen, items, primary.label, _BESIDE if len(names) > _BESIDE + 1 else len(names))
     yield Panel("examples", "Replies side by side", (lead, shown_items), "Examples")
 
 
@@ -673,9 +647,7 @@ def choose(order: Sequence[float], *, are_gains: bool) -> list[tuple[str, int]]:
 
 
 def training_panel(ranking: Ranking) -> Iterator[Panel]:
-    """How the adapters were trained, where `bnbench finetune` trained them: recipe, length, and the loss curve; of
-    several what each took and gave, and the settings in which the recipes differ.
-    """
+    """How `bnbench finetune` trained the adapters: recipe, length, loss; of several what each took, how they differ."""
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
     names = ("name", "description", "card")
     recipes = [{k: v for k, v in t.recipe.items() if k not in names} for t in trained.values()]
@@ -715,8 +687,7 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
-        models = Table(columns, rows, aside="Models", pens=Pen.HTML)
-        blocks += [models, Facts(run_facts(record), Pen.HTML)]
+        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(run_facts(record), Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
             shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
@@ -741,10 +712,8 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
     memory, reason = record.peak_memory_bytes, f" – {precision['reason']}" if precision.get("reason") else ""
     how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
-    versions = {"bnbench": record.bnbench, **record.packages}
     times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
-    # How the first was asked, and whoever was asked otherwise.
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
     for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
         hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
         known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
@@ -757,7 +726,7 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
         "Precision": ", ".join(formats) + reason,
         "Device": ", ".join(str(part) for part in on if part),
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
         "Run": " to ".join(times),
     }
     return [(label, str(text)) for label, text in facts.items() if text]
@@ -789,8 +758,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))
     rows = [[metric, s, ranking.descriptions[metric]] for metric, s in ranking.signatures.items()]
     only = Sentences(("Scores may be compared only where the signatures are equal.",), "lead", Pen.HTML)
-    signatures = Table(columns, rows, aside="Signatures", pens=Pen.HTML)
-    blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, signatures)
+    blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, Table(columns, rows, aside="Signatures", pens=Pen.HTML))
     yield Panel("methods", "How it was measured", blocks, "Methods")
     is_declared = ranking.declared.startswith("declared")
     declared = "declared as the primary metric before the run" if is_declared else ranking.declared

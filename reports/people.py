@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bnbench.errors import UsageError
 from bnbench.metrics.audit.agreement import kendall, tie_threshold
 from bnbench.metrics.audit.findings import Estimate
-from bnbench.metrics.core import FloatArray, Metric, Texts, ratio
+from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
 from bnbench.metrics.significance import bootstrap, over_seeds
 from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lines
 
@@ -31,11 +31,11 @@ TABLE = "human-ratings.csv"  # what an import writes beside ratings.jsonl, for p
 BETTER = "better"  # of two replies: 0 neither, 1 the first, 2 the second
 
 
-class Rated(Metric):
+class Rated(MeanMetric):
     """A metric of what people gave: a sum over a count. Only `with_ratings` makes its tables."""
 
     columns = ("sum", "ratings")
-    is_percent = False
+    is_percent, scale = False, 1
 
     def __init__(self) -> None:
         self.values, self.drawn = (self.name.replace("-", "_"),), dict[str, object]()
@@ -47,14 +47,10 @@ class Rated(Metric):
             raise UsageError(f"{self.name} is what people give to a finished run: `bnbench human sheet RUN` asks them")
         return self.drawn
 
-    def statistics(self, texts: Texts) -> FloatArray:
+    def per_reply(self, texts: Texts) -> FloatArray:
         """Raises UsageError: people read a run, not any text."""
         what = f"a run that people read, not of {len(texts)} replies"
         raise UsageError(f"{self.name} is of {what}: `bnbench human sheet`")
-
-    def formula(self, sums: FloatArray) -> FloatArray:
-        """The first sum over the second, which is the number of answers; 0 where there are none."""
-        return ratio(sums[..., :1], sums[..., 1:])
 
 
 _MEAN = "mean rating of {} by people, 1-5, higher is better"
@@ -69,19 +65,14 @@ Empathy, Relevance, Fluency, Overall, Wins = (
 
 @dataclass(frozen=True)
 class People:
-    """What R people gave to C candidates on n items; NaN where they gave nothing.
-
-    `given` has a (n, C, R) array a criterion; `better` (n, C, C, R) is 1 where the first of two candidates was better,
-    0.5 where neither was; `own` (n, C) leaves out a reply that another candidate gave before; `stale` counts ratings of
-    replies that the run no longer holds.
-    """
+    """What R people gave to C candidates on n items; NaN where they gave nothing."""
 
     raters: tuple[str, ...]
-    given: Mapping[str, FloatArray]
-    better: FloatArray
+    given: Mapping[str, FloatArray]  # (n, C, R) by criterion
+    better: FloatArray  # (n, C, C, R): 1 where the first of two candidates was better, 0.5 where neither was
     by_pairs: bool
-    own: npt.NDArray[np.bool_]
-    stale: int
+    own: npt.NDArray[np.bool_]  # (n, C), without a reply that another candidate gave before
+    stale: int  # ratings of replies that the run no longer holds
 
     def tables(self) -> dict[str, FloatArray]:
         """The statistics of each metric by its name: sums and counts, n x C x 2."""
@@ -166,9 +157,6 @@ def with_ratings(run: Run, primary: str = "") -> Run:
     )  # fmt: skip
 
 
-# ----------------------------------------------------------------------------------------------------------- agreement
-
-
 def coincidences(given: FloatArray) -> FloatArray:
     """Krippendorff's coincidences of each text, T x 25, from its ratings by R people, T x R with NaN for none.
 
@@ -182,8 +170,7 @@ def coincidences(given: FloatArray) -> FloatArray:
 def alpha(sums: FloatArray) -> FloatArray:
     """Krippendorff's ordinal alpha, (..., 1), of summed coincidences (..., 25): 1 is agreement, 0 what chance gives.
 
-    NaN where all ratings are one number: there alpha is not defined. Krippendorff 2011, "Computing Krippendorff's
-    Alpha-Reliability".
+    NaN where all ratings are one number. Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
     observed = sums.reshape(*sums.shape[:-1], LEVELS, LEVELS)
     totals = observed.sum(axis=-1)
@@ -191,28 +178,22 @@ def alpha(sums: FloatArray) -> FloatArray:
     distance = (below[..., :, None] - below[..., None, :]) ** 2
     expected = totals[..., :, None] * totals[..., None, :] * distance
     apart = ratio(expected.sum(axis=(-1, -2)), totals.sum(axis=-1) - 1)
-    differ = (observed * distance).sum(axis=(-1, -2))
-    return np.where(apart > 0, 1 - ratio(differ, apart), np.nan)[..., None]
+    return np.where(apart > 0, 1 - ratio((observed * distance).sum(axis=(-1, -2)), apart), np.nan)[..., None]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items.
-
-    `alpha` is Krippendorff's, ordinal, by criterion. `severity`, by rater and criterion, is how many points lower than
-    the others one rates the same texts. `means` are what each candidate, or group of them, got by metric.
-    `metrics` has Kendall's tau-b with human-overall: over single replies, ties calibrated, and over candidates (None
-    under three); NaN or None where all are alike. `by_pairs`: wins are of comparisons asked for, else of ratings.
-    """
+    """How far people agree with each other, and metrics with people; every estimate has a 95 % interval over items."""
 
     raters: int
     items: int
     texts: int
-    alpha: Mapping[str, Estimate]
-    severity: Mapping[str, Mapping[str, Estimate]]
-    means: Mapping[str, Mapping[str, Estimate]]
+    alpha: Mapping[str, Estimate]  # Krippendorff's, ordinal, by criterion
+    severity: Mapping[str, Mapping[str, Estimate]]  # by rater, criterion: points lower than others rate the same texts
+    means: Mapping[str, Mapping[str, Estimate]]  # what each candidate, or group of them, got by metric
+    # Kendall's tau-b with human-overall: over single replies, ties calibrated, and over candidates (None under three).
     metrics: Mapping[str, tuple[Estimate, float | None]]
-    by_pairs: bool
+    by_pairs: bool  # wins are of comparisons asked for, else of ratings
 
     def summary(self) -> dict[str, Any]:
         """All of it, as plain JSON values."""
@@ -224,10 +205,9 @@ def agreement(
     run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000, *,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Agreement:  # fmt: skip
-    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people. `groups` of candidates
-    have means as they have scores in a ranking: over items and members.
+    """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people; UsageError without.
 
-    Raises UsageError without ratings.
+    `groups` of candidates have means as they have scores in a ranking: over items and members.
     """
     people = read_people(run)
     if people is None or np.isnan(people.given["overall"]).all():
@@ -264,9 +244,7 @@ def agreement(
 def _against(
     run: Run, metrics: Mapping[str, Metric], people: People, seed: int
 ) -> dict[str, tuple[Estimate, float | None]]:
-    """Each metric's tau-b with the mean overall rating, over replies and over candidates; positive is agreement. NaN
-    and None where all are alike to the metric or to people: tau-b is then 0 / 0.
-    """
+    """Each metric's tau-b with the mean overall rating, over replies and candidates; NaN and None where it is 0 / 0."""
     table, found = people.tables()["human-overall"], dict[str, tuple[Estimate, float | None]]()
     rows, which = np.nonzero((table[..., 1] > 0) & people.own)
     seen, groups = np.unique(rows, return_inverse=True)
@@ -290,24 +268,17 @@ def _against(
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ planning
-
-
 @dataclass(frozen=True)
 class Plan:
-    """How many items detect a difference between two candidates' means, by the number of raters a text.
-
-    `spread` is the standard deviation over items of the true difference between two replies, `noise` that of one
-    person's answer to the same difference, both in points; `alpha` is Krippendorff's.
-    """
+    """How many items detect a difference between two candidates' means, by the number of raters a text."""
 
     criterion: str
     difference: float
     power: float
     pairs: int
-    alpha: float
-    spread: float
-    noise: float
+    alpha: float  # Krippendorff's
+    spread: float  # points: the standard deviation over items of the true difference between two replies
+    noise: float  # points: that of one person's answer to the same difference
     items: Mapping[int, int]
 
     def __str__(self) -> str:

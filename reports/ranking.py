@@ -5,7 +5,6 @@ certainly above, up to N - how many are certainly below. p-values of the other m
 """
 
 import json
-import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
@@ -29,7 +28,6 @@ from bnbench.reports.people import TABLE, with_ratings
 RESAMPLES = 10_000
 LEVEL = 0.95
 ALPHA = 0.05
-_OPEN = Interval(-math.inf, math.inf)
 
 IntArray = npt.NDArray[np.int64]
 Pairs = dict[tuple[int, int], "Comparison"]
@@ -45,7 +43,7 @@ class Resampling(TypedDict):
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric over all items, with its 95 % interval (bootstrap-t, Wilson's where it is a share)."""
+    """One value of one metric over all items, with its 95 % interval (bootstrap-t, Wilson's of a share, NaN of one)."""
 
     metric: str
     name: str
@@ -56,45 +54,35 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`candidate` minus `other`, in pairs over the same items: 95 % interval and p, from the same resamples.
-
-    `p_holm` is set on the primary metric. `better` is None where the items cannot tell: the interval holds 0, or p
-    (p_holm where it is set) is not under 0.05. `smallest_detectable` is the true difference that so many items would
-    show in 80 % of cases. Of one item all but the difference are NaN, and the interval of a `Score` too.
-    """
+    """`candidate` minus `other`, in pairs over the same items; of one item all but the difference are NaN."""
 
     candidate: str
     other: str
     metric: str
     name: str
     difference: float
-    low: float
+    low: float  # of the 95 % interval, which comes from the same resamples as p
     high: float
     p: float
-    p_holm: float | None
-    smallest_detectable: float
-    better: bool | None
+    p_holm: float | None  # on the primary metric alone
+    smallest_detectable: float  # the true difference that so many items would show in 80 % of cases
+    better: bool | None  # None where the items cannot tell: the interval holds 0, or p (p_holm if set) is 0.05 or more
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate's range of ranks, its scores and its differences to `compared_with`, each the primary value first.
-
-    That is an adapter's own base (`is_own_base`), else the first base, or the first candidate where there is no base.
-    `first_share` is the share of resamples (of items, and of a group's seeds) in which nobody scored better, where
-    there are more than two candidates.
-    """
+    """One candidate's range of ranks, its scores and differences to `compared_with`, each the primary value first."""
 
     candidate: str
     kind: str
     best_rank: int
     worst_rank: int
-    compared_with: str | None
+    compared_with: str | None  # an adapter's own base, else the first base, or the first candidate where there is none
     is_own_base: bool
     scores: tuple[Score, ...]
     versus_base: tuple[Comparison, ...]
     hit_limit_share: float | None
-    first_share: float | None = None
+    first_share: float | None = None  # of resamples (of items and seeds) in which nobody was better; None of two or one
 
     def score(self, metric: str, name: str) -> Score | None:
         """One value of one metric; None where the candidate lacks it."""
@@ -112,27 +100,20 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick(YardstickRecord):
-    """What replies without a model score here, by metric: its main value, outside of ranks and of Holm's family.
+    """What replies without a model score here, by metric: its main value, outside of ranks and of Holm's family."""
 
-    `versus` has each candidate less it, by candidate and metric, p unadjusted. `floor_of` names the metrics in which
-    the reference itself is certainly better: who is not better there says nothing to the message. `text` is the reply
-    where all items have the same.
-    """
-
+    # Metrics in which the reference itself is certainly better: who is not better there says nothing to the message.
     floor_of: tuple[str, ...]
     scores: Mapping[str, Score]
-    versus: Mapping[str, Mapping[str, Comparison]]
+    versus: Mapping[str, Mapping[str, Comparison]]  # each candidate less it, by candidate and metric, p unadjusted
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Replies of one origin by name, and their statistics by metric, a row an item.
-
-    Of a group `tables` is the mean of `seeds`, the tables of each training seed.
-    """
+    """Replies of one origin by name, and their statistics by metric, a row an item."""
 
     name: str
-    tables: Mapping[str, FloatArray]
+    tables: Mapping[str, FloatArray]  # of a group the mean of `seeds`, the tables of each training seed
     seeds: tuple[Mapping[str, FloatArray], ...] = field(default=(), kw_only=True)
 
     def drawn(self, metric: str) -> FloatArray:
@@ -142,46 +123,35 @@ class Scored:
 
 @dataclass(frozen=True)
 class Entry(Scored):
-    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items.
-
-    `of_replies` has the statistics of these very replies, where `tables` is the mean of several drawings or seeds.
-    """
+    """One candidate of one run; an adapter was evaluated on `own_base`. `replies` and `tables` follow the items."""
 
     record: CandidateRecord
     replies: tuple[Generation, ...]
-    of_replies: Mapping[str, FloatArray]
+    of_replies: Mapping[str, FloatArray]  # of these very replies, where `tables` is the mean of drawings or seeds
     own_base: str | None = None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Candidates that differ in their training seed alone and rank as one: the seed and primary value of each.
-
-    `share` is the part of the variance of the group's value that the seeds have, 0-1; the rest is the items'.
-    """
+    """Candidates that differ in their training seed alone and rank as one: the seed and primary value of each."""
 
     name: str
     members: tuple[str, ...]
     seeds: tuple[int | None, ...]
     values: tuple[float, ...]
-    share: float
+    share: float  # the part of the variance of the group's value that the seeds have, 0-1; the rest is the items'
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Everything that a report says: `standings`, the best first, and what they were computed from.
-
-    `values` names each metric's values, the main one first. `base` is what candidates without a base are compared with.
-    `telling` has an AUC of each metric: how well it tells the replies to these messages from others (`_yardsticks`).
-    `declared` says when the primary metric was. The `n` items are of so many `dialogues` (n: each of its own).
-    """
+    """Everything that a report says: `standings`, the best first, and what they were computed from."""
 
     primary: str
     primary_value: str
     higher_is_better: bool
-    base: str
+    base: str  # what candidates without a base are compared with
     n: int
-    dialogues: int
+    dialogues: int  # that the items are of; n: each of its own
     seed: int
     resamples: int
     level: float
@@ -189,8 +159,8 @@ class Ranking:
     pairs: tuple[Comparison, ...]
     groups: tuple[Group, ...]
     yardsticks: tuple[Yardstick, ...]
-    telling: Mapping[str, Score]
-    values: Mapping[str, tuple[str, ...]]
+    telling: Mapping[str, Score]  # an AUC of each metric: how well it tells the replies to these messages from others
+    values: Mapping[str, tuple[str, ...]]  # of each metric, the main one first
     signatures: Mapping[str, str]
     descriptions: Mapping[str, str]
     directions: Mapping[str, bool]
@@ -200,14 +170,11 @@ class Ranking:
     metrics: Mapping[str, Metric] = field(repr=False, compare=False)
     entries: tuple[Entry, ...] = field(repr=False, compare=False)
     runs: tuple[Run, ...] = field(repr=False, compare=False)
-    declared: str = field(repr=False)
+    declared: str = field(repr=False)  # when the primary metric was
     how: Resampling = field(repr=False, compare=False)
 
     def unpassed(self, candidate: str, metric: str, name: str = "") -> list[Comparison]:
-        """The candidate less each yardstick that is a floor of the metric and that it is not certainly better than.
-
-        None for a value that is not the metric's main one (`name`).
-        """
+        """The candidate less each floor of the metric that it is not certainly better than; [] of a further value."""
         versus = (y.versus[candidate].get(metric) for y in self.yardsticks if metric in y.floor_of)
         return [c for c in versus if c and not c.better and name in ("", c.name)]
 
@@ -249,18 +216,15 @@ def rank(
     pairs = _pairs(entries, ranks_by, how)
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
     standings = _standings(entries, baseline, list(metrics.values()), pairs, how)
-    turn = -1.0 if ranks_by.higher_is_better else 1.0
     if len(entries) > 2:
         shares = _firsts(entries, ranks_by, how)
         standings = [replace(s, first_share=share) for s, share in zip(standings, shares, strict=True)]
-    standings.sort(key=lambda s: turn * s.scores[0].value)
+    standings.sort(key=lambda s: s.scores[0].value * (-1 if ranks_by.higher_is_better else 1))
     yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), how)
     weights = next((described[name].weights for name in metrics if described[name].weights), None)
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {name: described[name].signature for name in metrics}
     notes = [*(n for run in runs for n in run.record.notes), *(_differences_between(runs) if runs[1:] else ()), *absent]
-    descriptions = {name: described[name].description for name in metrics}
-    directions = {name: m.higher_is_better for name, m in metrics.items()}
     before = runs[0].record.primary_metric
     declared = "declared before the run" if primary == before else f"chosen after the run, which declared {before}"
     return Ranking(
@@ -268,7 +232,8 @@ def rank(
         base=baseline.name, n=n, dialogues=dialogues, seed=seed, resamples=resamples, level=LEVEL,
         standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks,
         telling=telling, groups=_seeds(grouped, ranks_by, how) if grouped else (), values=values,
-        signatures=signatures, descriptions=descriptions, directions=directions, notes=tuple(dict.fromkeys(notes)),
+        signatures=signatures, descriptions={name: described[name].description for name in metrics},
+        directions={name: m.higher_is_better for name, m in metrics.items()}, notes=tuple(dict.fromkeys(notes)),
         combined=_combined(standings, metrics, weights, seed) if weights else None, metrics=metrics,
         trust=trust(signatures, values, on_record), entries=tuple(entries), runs=tuple(runs), declared=declared,
         how=how,
@@ -375,15 +340,13 @@ def _groups(runs: Sequence[Run], called: Sequence[Mapping[str, str]]) -> dict[st
 def group(
     entries: Sequence[Entry], declared: Mapping[str, Sequence[str]] | None
 ) -> tuple[list[Entry], dict[str, list[Entry]]]:
-    """The entries with one for each group in the place of its members, and the members by the group's name.
-
-    Where `declared` is None, adapters of one base whose recipes and rows are the same but for the seed are a group.
-    """
+    """The entries with one for each group in the place of its members, and the members by the group's name."""
     known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
     if declared:
         check_groups(declared, known)
     for name, members in (declared or {}).items():
         found[name] = [known[member] for member in members]
+    # Where none is declared: adapters of one base whose recipes and rows are the same but for the seed.
     alike = dict[str, list[Entry]]()
     for e in entries if declared is None else ():
         if training := e.record.training:
@@ -510,7 +473,7 @@ def _standings(
     """Each candidate's place, scores, and differences to its own base or else to the baseline."""
     ranks_by, standings = metrics[0], []
     # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
-    certain = {pair: Interval(c.low, c.high) if c.better is not None else _OPEN for pair, c in pairs.items()}
+    certain = {pair: Interval(c.low, c.high) for pair, c in pairs.items() if c.better is not None}
     ranges = significance.rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
     for entry, ranks in zip(entries, ranges, strict=True):
         own = next((e for e in entries if e.name == entry.own_base), None)
@@ -544,9 +507,8 @@ def _yardsticks(
         for y, own in tables.items()
     }
     scored = {name: Scored(found[name].label, own) for name, own in means.items() if name not in HALVES and own}
-    everybody = [*entries, *(scored[name] for name in (REFERENCE,) if name in scored)]
     less: list[dict[tuple[str, str], Comparison]] = []
-    for one in everybody:
+    for one in [*entries, *(scored[name] for name in (REFERENCE,) if name in scored)]:
         shared = [(of, m) for of in scored for m in metrics if m.name in one.tables and m.name in scored[of].tables]
         made = _compare(one, [(scored[of], m) for of, m in shared], how, 1) if shared else ()
         less.append({(of, m.name): c for (of, m), (c, *_) in zip(shared, made, strict=True)})
@@ -604,9 +566,8 @@ def _compare(
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values[:first], results, strict=True):
-            told = r.difference, r.interval.low, r.interval.high, r.p_value, None, r.smallest_detectable
-            c = Comparison(a.name, b.name, metric.name, name, *told, None)
-            made.append(_judged(c, None, metric))
+            told = r.difference, r.interval.low, r.interval.high, r.p_value, None, r.smallest_detectable, None
+            made.append(_judged(Comparison(a.name, b.name, metric.name, name, *told), None, metric))
         yield made
 
 

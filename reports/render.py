@@ -152,10 +152,7 @@ def ranking_csv(ranking: Ranking) -> str:
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
-    """How far people agree on a run, what they gave and which metrics agree with them, and that as a text.
-
-    Raises UsageError without ratings.
-    """
+    """How far people agree on a run, what they gave, which metrics agree, and that as a text; UsageError of nothing."""
     ranking = rank([read_run(folder)], resamples=resamples)
     blocks = [block for panel in panels.people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
     groups = {g.name: g.members for g in ranking.groups}
@@ -228,10 +225,7 @@ def report_md(ranking: Ranking, say: Say = str) -> str:
 
 
 def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
-    """For a model card: the verdict on one candidate as plain text, and as Markdown every value beside its base.
-
-    Raises KeyError where the candidate is not among the ranked ones.
-    """
+    """For a model card: the verdict on one candidate (KeyError of another), as Markdown every value beside its base."""
     standing, values = {s.candidate: s for s in ranking.standings}[candidate], shown_values(ranking)
     said = held_against(ranking, standing, verdict_on(ranking, standing))
     table, (flags, zeros) = panels.metrics_table(ranking, standing, values), legend(ranking, values)

@@ -44,8 +44,7 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
                     seen, said = now, ""
                     _LOG.info("%s: made again", page)
                 except BnbenchError as error:
-                    # Such as of an evaluation that is still at work: again, until it has ended.
-                    if str(error) != said:
+                    if str(error) != said:  # such as of an evaluation that is still at work: again, until it has ended
                         said = str(error)
                         _LOG.warning("%s", said)
             before = now

@@ -70,33 +70,28 @@ def name(text: str, limit: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Value:
-    """One value of one metric, ready to be a table's row; the primary and the combined one have their own panels.
-
-    `flag` says why it is not to be trusted as a measure of empathy, else it is empty; `flagged` is the label with ⚑.
-    """
+    """One value of one metric, ready to be a table's row."""
 
     metric: str
     name: str
     label: str
-    flagged: str
-    flag: str
+    flagged: str  # the label with ⚑
+    flag: str  # why it is not to be trusted as a measure of empathy, else empty
     higher_is_better: bool
     arrow: str
     decimals: int
-    has_own_panel: bool
+    has_own_panel: bool  # as the primary and the combined one have
 
     def number(self, value: float | None, *, sign: bool = False) -> str:
         """A score or difference with this value's decimals."""
         return number(value, self.decimals, sign=sign)
 
     def interval(self, of: Score | Comparison) -> str:
-        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none.
-
-        An end of a clear difference that rounds to 0 has more decimals: the interval does not hold 0.
-        """
+        """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none."""
         if not (math.isfinite(of.low) or math.isfinite(of.high)):
             return ABSENT
         is_difference = isinstance(of, Comparison)
+        # The interval of a clear difference does not hold 0: an end that rounds to it has more decimals.
         near = 4 if isinstance(of, Comparison) and of.better is not None else self.decimals
         ends = ((end, self.decimals if round(end, self.decimals) else near) for end in (of.low, of.high))
         low, high = (number(end, decimals, sign=is_difference) for end, decimals in ends)
@@ -112,17 +107,15 @@ def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
     label = made.labels[name]
     flag = next(((t.beaten or {}).get(name, "") for t in ranking.trust if t.metric == metric), "")
     # The typical interval, of differences where there are any, shows two digits of its half-width.
-    scores = [score for s in ranking.standings if (score := s.score(metric, name))]
     versus = [c for s in ranking.standings if (c := s.versus(metric, name))]
     differences: Sequence[Score | Comparison] = [*(ranking.pairs if is_primary else ()), *versus]
     decimals = 2
-    for intervals in (differences, scores):
+    for intervals in (differences, [score for s in ranking.standings if (score := s.score(metric, name))]):
         if halves := [h for x in intervals if (h := (x.high - x.low) / 2) > 1e-9 and math.isfinite(h)]:
             decimals = min(4, max(1, 1 - math.floor(math.log10(statistics.median(halves)))))
             break
     flagged, arrow = f"{label} {FLAG}" if flag else label, "↑" if higher else "↓"
-    has_own_panel = is_primary or bool(made.parts)
-    return Value(metric, name, label, flagged, flag, higher, arrow, decimals, has_own_panel)
+    return Value(metric, name, label, flagged, flag, higher, arrow, decimals, is_primary or bool(made.parts))
 
 
 def shown_values(ranking: Ranking) -> list[Value]:
@@ -134,9 +127,8 @@ def shown_values(ranking: Ranking) -> list[Value]:
             known = [x for score in scores for x in (score.low, score.value, score.high) if not math.isnan(x)]
             is_further = name != names[0] and (not known or name in ranking.metrics[metric].details)
             # A share with no hit has an interval that is not 0.
-            is_zero = bool(known) and all(score.value == 0 for score in scores)
-            is_zero = is_zero and (metric, name) != (ranking.primary, names[0])
-            if not is_zero and not is_further:
+            is_zero = known and all(score.value == 0 for score in scores)
+            if not is_further and (not is_zero or (metric, name) == (ranking.primary, names[0])):
                 shown.append(value_of(ranking, metric, name))
     return shown
 

@@ -100,8 +100,7 @@ def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict
     best = sorted((t for t in ranking.telling.values() if t.low > 0.5), key=lambda t: -t.value)
     by = listed([f"{labels[t.metric]} (AUC {number(t.value)})" for t in best] or ["none of the metrics"])
     told.append(f"A reply that belongs to its message is told from another item’s by {by}, on these items.")
-    details = [" ".join(told[:-1]), *(told[-1:] if ranking.telling else ())]
-    return replace(said, details=(*said.details, *details))
+    return replace(said, details=(*said.details, " ".join(told[:-1]), *(told[-1:] if ranking.telling else ())))
 
 
 def caveat(ranking: Ranking, standing: Standing) -> str:
@@ -137,14 +136,13 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
         claim, evidence = f"One {'item' if ranking.n == 1 else 'dialogue'} cannot tell {this} from {other}: {by}", ""
     else:
         claim = f"The {items} cannot tell {this} from {other}: {by}"
-    least = f"{value.number(c.smallest_detectable)} {value.label}"
-    details = [f"With {items}, a true difference under {least} would often go undetected."]
-    is_known = c.smallest_detectable > 0 and ranking.dialogues > 1  # where items do not vary, nothing can be said
-    details = details if is_known else []
+    details = []
+    if c.smallest_detectable > 0 and ranking.dialogues > 1:  # where items do not vary, nothing can be said
+        least = f"{value.number(c.smallest_detectable)} {value.label}"
+        details.append(f"With {items}, a true difference under {least} would often go undetected.")
     if standing.kind == "adapter" and standing.candidate not in [group.name for group in ranking.groups]:
         details.append("This is one training run: what another seed would give, only several of them can tell.")
-    but = caveat(ranking, standing) if c.better else ""
-    return Verdict(claim, evidence, tuple(details), outcome(c), but)
+    return Verdict(claim, evidence, tuple(details), outcome(c), caveat(ranking, standing) if c.better else "")
 
 
 def listed(texts: Sequence[str], word: str = "and") -> str:
@@ -153,13 +151,10 @@ def listed(texts: Sequence[str], word: str = "and") -> str:
 
 
 def warnings(ranking: Ranking) -> list[str]:
-    """What a reader must know before the numbers: too few items, what is wrong with the replies and how long they are,
-    what the scale means, then the run's own notes.
-    """
-    few = f"{items_of(ranking)}: {TOO_FEW}"
+    """What a reader must know before the numbers: too few items, broken replies, lengths, scale, run's notes."""
     alone = "1 item" if ranking.n == 1 else "1 dialogue"
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
-    told = [one if ranking.dialogues == 1 else few] if ranking.dialogues < FEW else []
+    told = [one if ranking.dialogues == 1 else f"{items_of(ranking)}: {TOO_FEW}"] if ranking.dialogues < FEW else []
     labels = ranking.metrics["degeneration"].labels if "degeneration" in ranking.metrics else {}
     broken = [kind for kind in labels if kind in ranking.metrics["degeneration"].shares]  # of replies, the sum first
     of_all = {s.candidate: {kind: s.value("degeneration", kind) or 0 for kind in labels} for s in ranking.standings}

@@ -59,33 +59,27 @@ TokenCounter = Callable[[Sequence["Example"]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content.
-
-    Rows of one `dialogue` are not independent; empty where a row is by itself.
-    """
+    """One row: a message (topic, title, question) and the reference reply. `id` is a hash of the content."""
 
     id: str
     topic: str
     title: str
     question: str
     reference: str
-    dialogue: str = ""
+    dialogue: str = ""  # rows of one are not independent; empty where a row is by itself
 
 
 @dataclass(frozen=True)
 class Conversation(Example):
-    """One row of chat data with several exchanges: `turns` are what user and assistant said in turns before the
-    reference, the user first and last. `question` has the same as one text.
-    """
+    """One row of chat data with several exchanges, which `question` has as one text."""
 
-    turns: tuple[str, ...] = ()
+    turns: tuple[str, ...] = ()  # what user and assistant said before the reference, the user first and last
 
 
 def make_example(topic: str, title: str, question: str, reference: str) -> Example:
     """The example of these texts; its id is the same for all spellings of them."""
     texts = (topic, title, question, reference)
-    digest = hashlib.sha256("\x1f".join(map(normalize, texts)).encode()).hexdigest()
-    return Example(digest[:16], *texts)
+    return Example(hashlib.sha256("\x1f".join(map(normalize, texts)).encode()).hexdigest()[:16], *texts)
 
 
 def is_lost(text: str) -> bool:
@@ -114,8 +108,7 @@ def repair(text: str) -> str:
     text = _STRAY_A.sub("", _TEMPLATE.sub(" ", text)).strip()
     if (after := text.lstrip(_STRAY))[:1].isspace():
         text = after
-    text = text.rstrip(_STRAY)  # the blanks before go below
-    text = _DOUBLED_SIGN.sub(r"\1", text)
+    text = _DOUBLED_SIGN.sub(r"\1", text.rstrip(_STRAY))  # the blanks before go below
     lines = (_SPACES.sub(" ", line).strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
     return "\n".join(lines).strip()
 
@@ -149,34 +142,26 @@ class Step:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row of a file, repaired; the side that the file gives it, and its name there, which only joins replies.
-
-    `where` is its place in the file, `raw` its texts as they stand there, empty where nothing was repaired.
-    """
+    """A row of a file, repaired."""
 
     example: Example
-    side: str = ""
-    own_id: str = ""
-    where: str = ""
-    raw: tuple[str, ...] = ()
+    side: str = ""  # that the file gives it
+    own_id: str = ""  # its name in the file, which only joins replies
+    where: str = ""  # its place in the file
+    raw: tuple[str, ...] = ()  # its texts as they stand there, empty where nothing was repaired
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Clean examples in fixed splits. `fingerprint` is a sha256 over the splits' ids: equal fingerprints, equal data.
-
-    `splits` has the keys train, validation and test, or only "all" for a file that is not split. `rows` are all rows
-    of the source in its order, before any was dropped, and `fell` has the step at which one was, by its place or id;
-    `whole` are the clean examples before the split.
-    """
+    """Clean examples in fixed splits."""
 
     source: str
-    splits: Mapping[str, tuple[Example, ...]]
+    splits: Mapping[str, tuple[Example, ...]]  # train, validation and test, or only "all" of a file that is not split
     steps: tuple[Step, ...]
-    fingerprint: str
-    rows: tuple[SourceRow, ...] = ()
-    fell: Mapping[str, str] = field(default_factory=dict)
-    whole: tuple[Example, ...] = ()
+    fingerprint: str  # a sha256 over the splits' ids: equal fingerprints, equal data
+    rows: tuple[SourceRow, ...] = ()  # all of the source in its order, before any was dropped
+    fell: Mapping[str, str] = field(default_factory=dict)  # the step at which a row was dropped, by its place or id
+    whole: tuple[Example, ...] = ()  # the clean examples before the split
 
     def unsplit(self) -> Self:
         """All clean examples as one side, also those that a split leaves out to keep its sides apart or small."""
@@ -203,8 +188,7 @@ class Corpus:
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""
         check_split(split)
-        whole = tuple(e for part in self.splits.values() for e in part)
-        chosen = self.splits.get(split, whole)
+        chosen = self.splits.get(split, tuple(e for part in self.splits.values() for e in part))
         if not chosen:
             raise CorpusError(f"{self.source}: no row of the split {split!r} is left; {self.describe()}")
         return chosen[:limit]
@@ -256,19 +240,18 @@ def load_corpus(
     header = files.header_of(records.values())
     is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
     hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-    *places, dialogue = files.match_columns(source, header, columns or {}, READ, ("question", "reference"), hint)
+    places = files.match_columns(source, header, columns or {}, READ, ("question", "reference"), hint)
     own_id = files.find_column(source, header, "id") or ""
     rows = []
     for where, record in records.items():
-        texts = files.texts_of(where, record, places)
-        repaired = tuple(map(repair, (*texts[:3], without_thoughts(texts[3]))))
+        *texts, within = files.texts_of(where, record, places)
+        repaired = list(map(repair, (*texts[:3], without_thoughts(texts[3]))))
         named = (files.side_of(record), files.whole_number(files.as_text(record.get(own_id))), where)
-        (within,) = files.texts_of(where, record, [dialogue])
         example = replace(make_example(*repaired), dialogue=within)
         turns = tuple(map(repair, record.get(TURNS) or ()))
         if turns and all(turns):  # nobody is to learn to say nothing
             example = Conversation(**vars(example), turns=turns)
-        rows.append(SourceRow(example, *named, texts if texts != repaired else ()))
+        rows.append(SourceRow(example, *named, tuple(texts) if texts != repaired else ()))
 
     # Clean: what cannot be used falls, and at which step is kept of each row.
     why = "BOM, mojibake, template remnants, stray marks and doubled signs repaired"
@@ -303,10 +286,7 @@ def check_split(split: str) -> None:
 
 
 def write_dropped(corpus: Corpus, path: Path) -> None:
-    """Writes a CSV of the rows that fell or were repaired: which, why, and their texts before and after the repair.
-
-    Raises CorpusError where its name is not .csv, FileExistsError where it is there.
-    """
+    """Writes the rows that fell or were repaired, and why; CorpusError for no .csv, FileExistsError if it is there."""
     if path.suffix != ".csv":
         raise CorpusError(f"{path}: dropped rows are written as .csv")
     why = {step.name: step.why for step in corpus.steps}
@@ -327,9 +307,8 @@ def divide(
 ) -> Corpus:  # fmt: skip
     """The corpus of clean examples: split by message, or as the side that stands with an example says.
 
-    Those longer than `max_tokens` are left out, then what is over `sizes`, and then what is nearly a held-out row of
-    train, or a test row of validation. Raises CorpusError where none is left, or where one side is no split, or missing
-    beside others.
+    Those longer than `max_tokens` are left out, then what is over `sizes`, then what is nearly a held-out row of train,
+    or a test row of validation. Raises CorpusError where none is left, or a side is no split, or missing beside others.
     """
     fell: dict[str, str] = {}
     if lengths and max_tokens is not None:
@@ -381,8 +360,7 @@ def _fingerprint(splits: Mapping[str, Sequence[Example]]) -> str:
 
 def _draw(seed: int, *texts: str) -> float:
     """A number in [0, 1) that depends on the seed and the texts alone."""
-    digest = hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256("\x1f".join((str(seed), *texts)).encode()).digest()[:8], "big") / 2**64
 
 
 def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[Example, ...]:

@@ -214,8 +214,7 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             whole, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
         )
         try:
-            header = next(filter(None, rows), None)
-            if header is None:
+            if (header := next(filter(None, rows), None)) is None:
                 raise CorpusError(f"{path}: the file is empty")
             _check_header(path, header)
             for row in filter(None, rows):
@@ -368,14 +367,12 @@ def _check_reach(path: Path, sheet: bytes) -> None:
 
 
 def _check_repeats(path: Path, table: bytes) -> None:
-    """CorpusError where cells that an .ods file says to be repeated would fill the memory, as `_check_reach`.
-
-    What is empty is repeated up to the sheet's edge by every program, and left out by the reader.
-    """
+    """CorpusError where cells that an .ods file says to be repeated would fill the memory, as `_check_reach`."""
     rows = columns = 0
     for row in table.split(b"<table:table-row")[1:]:
         parts = re.split(rb"<table:(?:covered-)?table-cell", row)  # first that of the row itself
         times, *each = (int(found[1]) if (found := _REPEATED.search(part)) else 1 for part in parts)
+        # What is empty is repeated up to the sheet's edge by every program, and left out by the reader.
         if full := [at for at, part in enumerate(parts) if b"office:value" in part or b"<text:" in part]:
             rows, columns = rows + times, max(columns, sum(each[: full[-1]]))
     if rows * columns > MOST_CELLS:
@@ -389,8 +386,7 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         with zipfile.ZipFile(path) as log, path.open("rb") as raw:
             _check_archive(path, log)
-            names = [one for one in log.infolist() if one.filename.startswith("samples/")]
-            for number, one in enumerate(names, 1):
+            for number, one in enumerate((one for one in log.infolist() if one.filename.startswith("samples/")), 1):
                 if one.compress_type == 93:  # Zstandard, which `zipfile` reads from Python 3.14 on
                     raw.seek(one.header_offset + 26)  # in a member's own head the lengths of its name and extra field
                     raw.seek(sum(int.from_bytes(raw.read(2), "little") for _ in range(2)), os.SEEK_CUR)
@@ -417,10 +413,7 @@ def _is_file(path: Path) -> bool:
 
 
 def read_records(source: str | Path) -> dict[str, Row]:
-    """All rows of a file or hub data set, at least one, by where they stand; the column `split` is the hub's.
-
-    A hub data set is `owner/name`, `owner/name:configuration`, and either with `@revision`.
-    """
+    """All rows, one or more, by where they stand, of a file or `owner/name[:configuration][@revision]` on the hub."""
     if _is_file(path := Path(source)):
         if records := {place(path, number): row for number, row in iter_table(path)}:
             return records
@@ -448,7 +441,7 @@ def read_records(source: str | Path) -> dict[str, Row]:
         hint = f"; name one of them: {source}:NAME" if "Config name is missing" in why else ""
         raise CorpusError(f"{source}: the hub data set cannot be loaded ({why}){hint}") from error
     sides = {side: {"split": str(side)} if len(parts) > 1 else {} for side in parts}
-    found = [row | sides[side] for side, rows in parts.items() for row in rows]
+    found = [row | sides[side] for side, rows in parts.items() for row in rows]  # the column `split` is the hub's
     return {f"{source}, row {number}": row for number, row in enumerate(found, 1)}
 
 
@@ -499,9 +492,9 @@ def match_columns(
     faults = [f"there is no column {name!r}" for name in (*unknown.values(), *filter(None, map(fields.get, lacking)))]
     faults += [f"no column holds a {field}" for field in lacking if not fields[field]]
     if faults:
-        what, names = " and ".join(faults), " ".join(f"--columns {field}=NAME" for field in lacking)
+        names = " ".join(f"--columns {field}=NAME" for field in lacking)
         hint = f". Name {'each' if lacking[1:] else 'the right one'} with {names}{hint}" if lacking else ""
-        raise CorpusError(f"{source}: {what}; the columns are {', '.join(header) or 'none'}{hint}")
+        raise CorpusError(f"{source}: {' and '.join(faults)}; the columns are {', '.join(header) or 'none'}{hint}")
     return list(found.values())
 
 
@@ -523,7 +516,6 @@ def whole_number(name: str) -> str:
 def texts_of(where: str, row: Mapping[str, object], columns: Iterable[str | None]) -> tuple[str, ...]:
     """The texts of a row's columns, "" where a column is None. Raises CorpusError for a list or an object."""
     values = [None if column is None else row.get(column) for column in columns]
-    nested = next((value for value in values if isinstance(value, (list, dict))), None)
-    if nested is not None:
+    if (nested := next((value for value in values if isinstance(value, (list, dict))), None)) is not None:
         raise CorpusError(f"{where}: a list or object where text is needed: {nested!s:.60}; give each text a column")
     return tuple(map(as_text, values))

@@ -43,18 +43,14 @@ class TextFile:
 
     @classmethod
     def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None) -> Self:
-        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none.
-
-        Without `columns`, as in a run, they have their usual names.
-        """
+        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none."""
         hint = f"Call the right one {field!r}{'' if columns is None else f', or name it with --columns {field}=NAME'}"
         columns = columns or {}
         files.check_columns(columns, FIELDS)
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
             return cls(path, field)
-        first = next(files.iter_table(path), None)
-        if first is None:
+        if (first := next(files.iter_table(path), None)) is None:
             raise CorpusError(f"{path}: the file has no rows")
         header = list(first[1])
         if (column := files.find_column(path, header, field, columns.get(field))) is None:

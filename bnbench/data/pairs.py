@@ -59,13 +59,12 @@ class Preferences:
 
 @dataclass(frozen=True)
 class RatedReply:
-    """A reply to a message with the mean of its ratings; `side` is the split that the message belongs to, or empty;
-    `place` is the file and row, where it is of a file."""
+    """A reply to a message with the mean of its ratings."""
 
     example: Example
     rating: float
-    side: str = ""
-    place: str = ""
+    side: str = ""  # the split that the message belongs to, if any
+    place: str = ""  # the file and row, where it is of a file
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def load_pairs(
     source: str | None, *, columns: Mapping[str, str] | None = None, sizes: SplitSizes | None = None, seed: int = 42,
     max_tokens: int | None = None, count_tokens: TokenCounter | None = None,
 ) -> Preferences:  # fmt: skip
-    """Reads and splits the pairs of a file or hub data set; None: those of the bundled labelled replies, development
-    half to train on and the other held out.
+    """Reads and splits the pairs of a file or hub data set; None: the bundled labelled replies', one half held out.
 
     A seed puts a message on the side that it has in a corpus. Pairs of which one reply is longer than `max_tokens`
     are dropped whole. Raises CorpusError for a row that is no pair, and for a message on two sides.
@@ -134,8 +132,7 @@ def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> Non
     """Raises CorpusError where one message stands on two sides of the split."""
     sides: dict[tuple[str, str], str] = {}
     for example, side in sided:
-        before = sides.setdefault(message_of(example), side)
-        if before != side:
+        if (before := sides.setdefault(message_of(example), side)) != side:
             what = f"the column 'split' puts one message on two sides ({before or 'none'} and {side or 'none'})"
             raise CorpusError(f"{source}: {what}: {example.question[:60]!r}")
 
@@ -220,8 +217,7 @@ def preferences(
 ) -> PairSet:  # fmt: skip
     """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
 
-    `half` of the bundled ones is "development" (None too), "held-out", or "both": then a column `split` holds the
-    held-out half out. Raises CorpusError.
+    `half` of the bundled ones is "development" (None too), "held-out", or "both", which `split` tells; or CorpusError.
     """
     named = columns or rating_columns
     for is_wrong, why in (

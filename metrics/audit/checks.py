@@ -126,10 +126,7 @@ def check_auditable(metric: Metric, data: LabelledSet) -> None:
 
 
 def references_of(data: LabelledSet) -> list[str]:
-    """For each reply the best-labelled empathic one among the other replies to its message, the first of equals.
-
-    Raises `InputError` for a message without a second empathic reply.
-    """
+    """For each reply the best-labelled empathic one among the others to its message; `InputError` where none is."""
     empathic = [(place, row) for place, row in enumerate(data.rows) if row.empathic]
     empathic.sort(key=lambda pair: -sum(pair[1].levels))
     found = []
@@ -191,8 +188,7 @@ def _reply_checks(
     for group, name, expected, in_most, moved_by in changes:
         means, gate = np.array(list(_by_message(moved_by, data).values()), dtype=np.float64), in_most > 0
         if len(means) < FEWEST:
-            few = f"fewer than {FEWEST} messages"
-            yield Check(group, name, expected, len(means), few, NOT_APPLICABLE, gate, {})
+            yield Check(group, name, expected, len(means), f"fewer than {FEWEST} messages", NOT_APPLICABLE, gate, {})
             continue
         table = np.stack([means, np.ones(len(means))], axis=1)
         [spread] = bootstrap(table, lambda sums: ratio(sums[..., :1], sums[..., 1:]), resamples=resamples, seed=seed)

@@ -66,10 +66,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The audit of one metric on one labelled set. `str(report)` is a table of at most 110 columns.
-
-    `standings` has the metric first, then those it was shown beside, then the sentinels.
-    """
+    """The audit of one metric on one labelled set; `str(report)` is a table of at most `WIDTH` columns."""
 
     metric: str
     signature: str
@@ -80,7 +77,7 @@ class AuditReport:
     seed: int
     resamples: int
     checks: tuple[Check, ...]
-    standings: tuple[Standing, ...]
+    standings: tuple[Standing, ...]  # the metric first, then those it was shown beside, then the sentinels
 
     @property
     def trustworthy(self) -> bool:
@@ -140,9 +137,8 @@ def audits_text(reports: Sequence[AuditReport]) -> str:
 
 def all_standings(reports: Sequence[AuditReport]) -> list[Standing]:
     """Each scorer of several audits once: the audited metrics, those shown beside them, the sentinels."""
-    audited = [report.standings[0] for report in reports]
     beside = [row for report in reports for row in report.standings[1:]]
-    rows = [*audited, *sorted(beside, key=lambda row: row.sentinel)]
+    rows = [*(report.standings[0] for report in reports), *sorted(beside, key=lambda row: row.sentinel)]
     return list({row.name: row for row in reversed(rows)}.values())[::-1]
 
 
@@ -182,11 +178,7 @@ def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known of a metric. `scorers`, the metric first, is empty where no audit is on record for its signature.
-
-    `beaten` has the values that a score which knows nothing matches, with the reason: they are not to be trusted as a
-    measure of empathy. `fails` and `limits` name the checks of replies.
-    """
+    """What is known of a metric."""
 
     metric: str
     signature: str
@@ -194,19 +186,17 @@ class Trust:
     data_sha256: str = ""
     replies: int = 0
     messages: int = 0
+    # The values that a score which knows nothing matches, with the reason: no measure of empathy that is to be trusted.
     beaten: Mapping[str, str] | None = None
-    fails: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()  # checks of replies, as `limits`
     limits: tuple[str, ...] = ()
-    scorers: tuple[Standing, ...] = ()
+    scorers: tuple[Standing, ...] = ()  # the metric first; empty where no audit is on record for its signature
 
 
 def trust(
     signatures: Mapping[str, str], values: Mapping[str, Sequence[str]], audits: Sequence[AuditReport]
 ) -> tuple[Trust, ...]:
-    """What is known of each metric that audits are on record for, under this or another signature.
-
-    Each set of labels counts once, by its later audit. `signatures` and `values` are of the metrics that scored.
-    """
+    """What audits of this or another signature tell of each metric that scored; of a set of labels the later counts."""
     found: dict[str, dict[str, AuditReport]] = {audit.metric: {} for audit in audits}
     for audit in audits:
         if unnumbered(audit.signature) == unnumbered(signatures.get(audit.metric, "")):

@@ -203,15 +203,12 @@ class Context(NamedTuple):
 
 
 class Perturbation(NamedTuple):
-    """`apply` gives another reply to the same message, or None where it cannot; the score gets WORSE or stays SAME.
-
-    `in_most` is the share of messages in which it has to get worse; 0: it is enough that it does on average.
-    """
+    """`apply` gives another reply to the same message, or None where it cannot; the score gets WORSE or stays SAME."""
 
     name: str
     expected: str
     apply: Callable[[Context], str | None]
-    in_most: float = 0.0
+    in_most: float = 0.0  # the share of messages in which it has to get worse; 0: it is enough that it does on average
 
 
 def shuffled(text: str, chance: random.Random) -> str | None:
@@ -252,15 +249,12 @@ PERTURBATIONS: tuple[Perturbation, ...] = (
 
 
 def perturbed(perturbation: Perturbation, data: LabelledSet, seed: int) -> dict[int, str]:
-    """The perturbed text of each empathic row that it applies to and changes, by the row's number.
-
-    "Another message" is the same one for all replies to a message, a seeded shift further on.
-    """
+    """The perturbed text of each empathic row that it applies to and changes, by the row's number."""
     replies: dict[str, list[str]] = {}
     for row in data.rows:
         if row.empathic:
             replies.setdefault(row.id, []).append(row.reply)
-    ids = list(replies)
+    ids = list(replies)  # another message is the same one for all replies to a message, a seeded shift further on
     shift = random.Random(seed).randrange(1, len(ids)) if len(ids) > 1 else 0
     elsewhere = {name: replies[ids[(place + shift) % len(ids)]] if shift else [] for place, name in enumerate(ids)}
     found: dict[int, str] = {}
@@ -269,8 +263,7 @@ def perturbed(perturbation: Perturbation, data: LabelledSet, seed: int) -> dict[
             # A generator of the row's own: what happens to it does not hang on the rows before it.
             chance = random.Random(f"{seed}:{perturbation.name}:{place}")
             familiar = re.search("(?<![\u0980-\u09fe])(?:তুমি|তোমা|তোমরা|তুই|তোর|তোকে)", row.reply)
-            register = "তুমি" if familiar else "আপনি"
-            text = perturbation.apply(Context(row, elsewhere[row.id], chance, register))
+            text = perturbation.apply(Context(row, elsewhere[row.id], chance, "তুমি" if familiar else "আপনি"))
             if text is not None and text != row.reply:
                 found[place] = text
     return found

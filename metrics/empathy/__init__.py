@@ -21,10 +21,7 @@ MECHANISMS = ("emotional_reaction", "interpretation", "exploration")
 
 
 def mechanisms(result: Result) -> FloatArray:
-    """Each reply's score of the three mechanisms, (n, 3), 0-100.
-
-    Raises `InputError` where the metric has none, or only sums were kept.
-    """
+    """Each reply's score of the three mechanisms, (n, 3), 0-100; `InputError` where there are none, or sums only."""
     if not set(MECHANISMS) <= set(result.of.values):
         raise InputError(f'{result.signature}: it has no mechanisms, as KeywordEmpathy("bn") and SemanticEmpathy have')
     return np.column_stack([result.per_reply[name] for name in MECHANISMS])
@@ -56,9 +53,7 @@ class EmpathyMetric(MeanMetric):
         return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
 
     def statistics(self, texts: Texts) -> FloatArray:
-        """As of any mean, of the texts in Bengali script, but that nonsense earns nothing; a lexicon without mechanisms
-        takes them as they stand, and what it finds.
-        """
+        """As of any mean, of texts in Bengali script, nonsense earning nothing; without mechanisms as they stand."""
         self.check(texts)
         if not self.values[1:]:
             return super().statistics(texts)

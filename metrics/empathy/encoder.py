@@ -92,10 +92,7 @@ class StaticEncoder:
         self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """n texts to n x d unit rows of float32, zeros for a text without a known word or word part.
-
-        A row does not depend on the other texts. Raises `InputError` for anything but a sequence of strings.
-        """
+        """n x d unit rows of float32, each of its own text alone, 0 without a known part; `InputError` unless texts."""
         _check(texts)
         found: Vectors = np.zeros((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), _BATCH):
@@ -106,9 +103,8 @@ class StaticEncoder:
             if not len(filled):
                 continue
             # The vectors of all texts of the block, summed from where each text begins to where the next one does.
-            begins = (np.cumsum(lengths) - lengths)[filled]
             flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
-            sums = np.add.reduceat(self._vectors[flat], begins, axis=0)
+            sums = np.add.reduceat(self._vectors[flat], (np.cumsum(lengths) - lengths)[filled], axis=0)
             # With a length there is one more component before the sum is made a unit vector: a short text says less for
             # certain, and leans to where all do. Two more after it, and the cosine of two texts falls with the ratio of
             # their lengths.

@@ -68,14 +68,12 @@ class Head:
         self._rows: Memo[bytes] = Memo(self._row)
 
     def read(self, texts: Iterable[str]) -> FloatArray:
-        """(n, 4) for n texts in Bengali script: the chance, 0-1, that a reply is empathic, whoever it is for, and the
-        expected levels 0-2 of the three mechanisms. All 0 where nothing in it is known.
-        """
+        """(n, 4) of texts in Bengali script: the chance, 0-1, of empathy for anybody, and levels 0-2 by mechanism."""
         rows = [b"".join(map(self._rows.__getitem__, pieces(text))) or bytes(_ROW) for text in texts]
         sizes = np.array(list(map(len, rows)), dtype=np.intp) // _ROW
         table = np.frombuffer(b"".join(rows)).reshape(-1, 5)
         sums = np.add.reduceat(table, np.cumsum(sizes) - sizes) if rows else table
-        known = sums[:, 4:] > 0
+        known = sums[:, 4:] > 0  # else all is 0
         said = sums[:, :4] / np.sqrt(np.where(known, sums[:, 4:], 1)) + self._constants
         chance = 1 / (1 + np.exp(-SLOPE * said[:, :1]))
         found: FloatArray = np.where(known, np.hstack([chance, said[:, 1:].clip(0, 2)]), 0)

@@ -44,10 +44,7 @@ _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র
 
 
 class Span(NamedTuple):
-    """A phrase found in a reply. `start` and `end` are characters of `normalize(bengali(reply))`; `text` stands there.
-
-    `polarity` is after negation; `counted` is False where it is found again, or not of its mechanism's two strongest.
-    """
+    """A phrase found in a reply: `text`, from `start` to `end` in the characters of `normalize(bengali(reply))`."""
 
     start: int
     end: int
@@ -55,15 +52,12 @@ class Span(NamedTuple):
     entry: str
     mechanism: str
     level: int
-    polarity: str
-    counted: bool
+    polarity: str  # after negation
+    counted: bool  # False where it is found again, or not of its mechanism's two strongest
 
 
 class KeywordEmpathy(EmpathyMetric):
-    """Keyword empathy by a lexicon: `bn`, `original` (the original project's 14 substrings), or a TOML file's path.
-
-    Raises `UsageError` for a bad lexicon.
-    """
+    """Keyword empathy by a lexicon: `bn`, `original` (its 14 substrings) or a TOML file; `UsageError` for a bad one."""
 
     name: ClassVar[str] = "keyword-empathy"
 
@@ -300,9 +294,7 @@ class _Reading:
         self.anchored.update(map(lexicon.keys.__getitem__, left & anchors))
 
     def _standing(self, sentence: _Sentence, phrases: Sequence[Found], *, anchored: bool) -> list[_Placed]:
-        """The entries and stamps found in a sentence and not set aside, with their places and the polarity that the
-        words after them leave, the most specific first.
-        """
+        """The entries and stamps that stand, with places and polarity after negation, the most specific first."""
         lexicon, ends = self.lexicon, self.text.clause_ends
         conditions = {
             "you": not lexicon.you.isdisjoint(self.text.words[sentence.start : sentence.end]),
@@ -321,8 +313,7 @@ class _Reading:
                     if self.text.words[place] in lexicon.negators:
                         # না before a nonfinite verb belongs to that (না বুঝে), and not to what stands before it.
                         if ends[place] or not self.text.words[place + 1].endswith(lexicon.nonfinite):
-                            turns = entry.negation == "turns" and polarity == "support"
-                            polarity = "against" if turns else ""
+                            polarity = "against" if entry.negation == "turns" and polarity == "support" else ""
                         break
                 if polarity and not all(map(self.hidden.__getitem__, places)):
                     # More words first, then what speaks against, the stronger, the tighter, the earlier.

@@ -41,21 +41,17 @@ _normalised = lru_cache(maxsize=100_000)(normalize)  # most stems and endings st
 
 
 class Entry(NamedTuple):
-    """One phrase of a lexicon: what it shows, and under which conditions it counts.
-
-    Entries of one `family` are one entry where it is asked how many different ones a reply has. A `stock` phrase is
-    said to everybody; one that shows nothing (a stamp) has no mechanism.
-    """
+    """One phrase of a lexicon: what it shows, and under which conditions it counts."""
 
     phrase: str
-    mechanism: str
+    mechanism: str  # none of one that shows nothing (a stamp)
     level: int
     polarity: str = "support"
     negation: str = "turns"
     when: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
-    family: str = ""
-    stock: bool = False
+    family: str = ""  # entries of one are one entry where it is asked how many different ones a reply has
+    stock: bool = False  # said to everybody
 
 
 Found = tuple[str, tuple[int, ...]]
@@ -134,8 +130,6 @@ _Pattern = tuple[str, tuple[_Step, ...], frozenset[int]]  # a phrase, its steps,
 class Matcher:
     """Phrases as patterns of steps over numbered elements, indexed by the element that they begin with.
 
-    Where no pattern has suffixes, no phrase stands in a sentence that has none of the words `telling`.
-
     Raises `UsageError` for a pattern that cannot be read, or that names a class or an ending there is not.
     """
 
@@ -176,6 +170,7 @@ class Matcher:
         elements = list(numbers)
         every = itertools.chain.from_iterable(self._beginning.values())
         rarest = (min((elements[number].words for number, _ in steps), key=len) for _, steps, _ in every)
+        # Where no pattern has suffixes, no phrase stands in a sentence that has none of these words.
         self.telling = frozenset(itertools.chain.from_iterable(rarest))
         self._known: Memo[tuple[frozenset[int], list[_Pattern]]] = Memo(self._read)
 
@@ -247,15 +242,13 @@ def _follow(steps: tuple[_Step, ...], taken: Sequence[frozenset[int]], start: in
 def load_lexicon(name_or_path: str | Path) -> Lexicon:
     """A built-in lexicon by name, or one's own TOML file by path; read once in a process.
 
-    Raises `UsageError` where the file is missing or not TOML, has an unknown key or choice, a pattern that cannot be
-    read, or a phrase twice.
+    Raises `UsageError` where the file is missing or not TOML, or a key, choice or pattern is wrong, or a phrase twice.
     """
     name, names = str(name_or_path), sorted(path.stem for path in _FOLDER.glob("*.toml"))
     if "/" not in name and not name.endswith(".toml") and name not in names:
         raise UsageError(f"no lexicon {name!r}{nearest(name, names) or ';'} known: {', '.join(names)}, or a .toml file")
     try:
-        file = _FOLDER / f"{name}.toml" if name in names else Path(name)
-        raw = read_small(file)
+        raw = read_small(_FOLDER / f"{name}.toml" if name in names else name)
         text = raw.decode("utf-8")
         return Lexicon(tomllib.loads(text), text, hashlib.sha256(raw).hexdigest())
     except OSError as error:
@@ -267,10 +260,7 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
 
 
 class Polarity:
-    """Whether a sentence takes comfort back: what both empathy scorers know of refusal and mockery (`polarity.toml`).
-
-    `id` is the file's name, version and 8 hex digits of its sha256.
-    """
+    """Whether a sentence takes comfort back: what both empathy scorers know of refusal, mockery (`polarity.toml`)."""
 
     def __init__(self, data: bytes) -> None:
         table = tomllib.loads(data.decode("utf-8"))
@@ -290,10 +280,7 @@ class Polarity:
         self._telling = self._refusals.telling | self._joined.keys()
 
     def left(self, words: Sequence[str], clause_ends: Sequence[bool]) -> float:
-        """How much of its comfort a reply keeps beside this sentence, 0-1, where 1 takes nothing back.
-
-        The sentence is given as its words, and whether a clause ends with each.
-        """
+        """How much of its comfort a reply keeps beside a sentence of these words, 0-1, where 1 takes nothing back."""
         if self._telling.isdisjoint(words):
             return 1.0
         # The words of each clause, a negation that is written on its verb taken off it.
@@ -333,20 +320,16 @@ def _checked(table: Mapping[str, Any], schema: Mapping[str, Any], place: str = "
             raise UsageError(f"{place}unknown key {key!r}{nearest(key, schema) or ';'} known: {', '.join(schema)}")
     found: dict[str, Any] = {}
     for key, kind in schema.items():
-        value = table.get(key, _DEFAULTS.get(key))
+        value = table.get(key, _DEFAULTS.get(key, [] if isinstance(kind, list) else {} if kind is dict else None))
         if isinstance(kind, list):
-            value = [] if value is None else value
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise UsageError(f"{place}{key!r} must be a list of strings")
-            for item in value:
-                if kind and item not in kind:
-                    raise UsageError(f"{place}{key} has {among(item, kind)}")
+            if wrong := [item for item in value if kind and item not in kind]:
+                raise UsageError(f"{place}{key} has {among(wrong[0], kind)}")
             value = tuple(value)
-        elif kind is dict:
-            value = {} if value is None else value
         elif kind is str and not isinstance(value, str):
             raise UsageError(f'{place}{key!r} is missing; add a line {key} = "..."')
-        elif kind is not str and (value not in kind or isinstance(value, bool) != isinstance(kind[0], bool)):
+        elif kind not in (str, dict) and (value not in kind or isinstance(value, bool) != isinstance(kind[0], bool)):
             raise UsageError(f"{place}{key} is {among(value, kind)}")  # to Python, true is 1
         found[key] = value
     return found

@@ -73,10 +73,7 @@ def load_anchors() -> Anchors:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coefficients of the three models, shapes (3, 8), (3, 8), (3, 8), (3, 2), and what they were fitted for.
-
-    With z = (features - mean) / scale, P(level > j) = sigmoid(z . weights - thresholds[j]).
-    """
+    """Coefficients of the three models, shapes (3, 8), (3, 8), (3, 8), (3, 2), and what they were fitted for."""
 
     encoder: str
     anchors: str
@@ -86,7 +83,7 @@ class Calibration:
     thresholds: FloatArray
 
     def levels(self, seen: Seen) -> FloatArray:
-        """Expected levels 0-2, shape (n, 3), of n replies."""
+        """Expected levels 0-2, (n, 3), of n replies: P(level > j) = sigmoid(z . weights - thresholds[j])."""
         logits = ((seen.features - self.mean) / self.scale * self.weights).sum(axis=-1)
         levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
         return levels
@@ -126,13 +123,10 @@ class Sentence(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a `Reader` sees of n replies, all 0 where one has no sentence of its own.
+    """What a `Reader` sees of n replies, all 0 where one has no sentence of its own."""
 
-    `features` (n, 3, 8); `left` (n,), what each keeps of its score: `Polarity.left`, or 0 without an own sentence.
-    """
-
-    features: FloatArray
-    left: FloatArray
+    features: FloatArray  # (n, 3, 8)
+    left: FloatArray  # (n,), what each keeps of its score: `Polarity.left`, or 0 without an own sentence
 
 
 class SentenceReading(NamedTuple):
@@ -202,9 +196,7 @@ class Reader:
         return Seen(made, np.array(left, dtype=np.float64))
 
     def sentences(self, reply: str, asked: Collection[str]) -> list[Sentence]:
-        """The different sentences of a reply, and whether each is left out: copied, as all are where the reply as a
-        whole is, or a list (`keyword.LISTED`). `asked` are the `beginnings` of the message.
-        """
+        """The different sentences, left out where they, or the reply, are copied or lists; `asked` are `beginnings`."""
         read = {text: [(token, *self._read[token]) for token in self._tokens(text)] for text in self._split(reply)}
         known = {text: [key in asked for *_, key in words if key] for text, words in read.items()}
         everything = [*chain.from_iterable(known.values())]
@@ -232,9 +224,8 @@ class Reader:
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     """The coefficients that fit an encoder's features to labelled replies.
 
-    Each mechanism has a proportional-odds model (McCullagh 1980): a weight for each of eight features and two
-    thresholds, fitted to the levels 0-2 with a ridge penalty on the weights. Replies without a sentence of their own
-    score 0 by rule and are left out.
+    Each mechanism has a proportional-odds model (McCullagh 1980): two thresholds and, with a ridge penalty, a weight
+    for each of eight features. Replies without a sentence of their own score 0 by rule and are left out.
     """
     # Stuffed replies count as level 0, since what is said to everybody is not said to this person; and so do chains of
     # the anchors' stamps, under one message after the other.
@@ -246,8 +237,7 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     rows += [replace(row, reply=text, kind="stuffed") for row, text in zip(data.rows, chains, strict=False)]
     stuffed = np.array([row.kind == "stuffed" for row in rows])
     levels = np.where(stuffed[:, None], 0, np.array([row.levels for row in rows]))
-    texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
-    seen = reader.seen(in_bengali(texts))
+    seen = reader.seen(in_bengali(Texts.of([row.reply for row in rows], messages=[row.message for row in rows])))
     whole = seen.left == 1
     features, levels = seen.features[whole], levels[whole]
     mean, spread = features.mean(axis=0), features.std(axis=0)
@@ -275,10 +265,7 @@ def _fit(features: FloatArray, levels: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def kept_calibration(reader: Reader) -> Calibration:
-    """`calibrate` on what our metrics learn from, kept on disk for each encoder that its id tells apart.
-
-    A file that is damaged is made again; where none can be written, that is logged.
-    """
+    """`calibrate` on what our metrics learn from, kept on disk by the encoder's id; a damaged file is made again."""
     data = calibration_set()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get("BNBENCH_CACHE") or caches / "bnbench")
@@ -312,8 +299,7 @@ class SemanticEmpathy(EmpathyMetric):
     """Semantic empathy with the shipped encoder, or with any that `load_encoder` takes.
 
     An encoder without a `calibration` file is calibrated when it is first used; given by folder or id, the result is
-    kept. That use raises as `load_encoder` does, and `UsageError` when the calibration file was made for another
-    encoder or other anchors.
+    kept. That use raises as `load_encoder` does, and `UsageError` when the file is for other encoders or anchors.
     """
 
     name: ClassVar[str] = "semantic-empathy"

@@ -81,10 +81,7 @@ class LabelledSet:
 
 @lru_cache(maxsize=4)
 def labelled_set(half: str | None = None) -> LabelledSet:
-    """The shipped set, 80 messages with six replies each, or one half of it. What it is: `README.md` beside it.
-
-    Calibrate on the development half; report the held-out one.
-    """
+    """The shipped set, 80 messages with six replies each (`README.md`), or a half: calibrate on development alone."""
     return labelled_set().part(half) if half else read_labelled(Path(__file__).parent / "empathy_bn.csv")
 
 
@@ -104,10 +101,7 @@ def calibration_set() -> LabelledSet:
 
 
 def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
-    """A labelled file of your own, or one half of it; the file's header tells the delimiter.
-
-    Raises `UsageError` or `InputError` with the row and column that are wrong.
-    """
+    """A labelled file, or a half, delimited as its header is; `UsageError` or `InputError` with the row and column."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: {'no file, but a folder, a device or a pipe' if path.exists() else 'no such file'}")
