@@ -194,10 +194,9 @@ def estimate_need(base: str, items: int, card: Device, quantise: bool | None, tr
 
 
 def _product(device: str, dtype: str, rows: int, width: int, out: int) -> float:
-    """Seconds of one product of `rows` with a matrix of the model's, mean of half a second: a run has to share, too."""
+    """Seconds of one product of `rows` with a matrix of the model's, mean of half a second, as shared as a run."""
     torch = require("torch", extra="models")
-    number = getattr(torch, dtype)
-    left, right = (torch.ones(n, width, dtype=number, device=device) for n in (rows, out))
+    left, right = (torch.ones(n, width, dtype=getattr(torch, dtype), device=device) for n in (rows, out))
     done, start = -1, time.perf_counter()
     while done < 1 or time.perf_counter() - start < 0.5:
         (left @ right.T).sum().item()  # waits for a card to be done

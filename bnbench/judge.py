@@ -41,7 +41,7 @@ Answer = Mapping[str, float]  # by criterion; empty: twice no answer that could 
 
 
 class Judge:
-    """A model (URL#MODEL) that rates by a language's rubric, and with `pairs` compares too; UsageError of no such."""
+    """A model (URL#MODEL) that rates by a language's rubric, and with `pairs` compares; UsageError without either."""
 
     tried = 48  # labelled replies that it rates first, two to a message
 
@@ -79,7 +79,7 @@ class Judge:
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """What the judge says to each question; only what it was not asked before goes out.
 
-        Raises EndpointError where no server, or nothing that is of use, answers, CandidateError for another model.
+        Raises EndpointError where no server answers, or nothing of use, CandidateError where it serves another model.
         """
         asked = {self._key(question): question for question in questions}
         new, client = [key for key in asked if key not in self._said], Client(self._urls, self.model)
@@ -261,7 +261,7 @@ class Wins(Judged):
 def audit_judge(
     judge: Judge, data: LabelledSet, out: Path | None, *, seed: int = 42, command: str = ""
 ) -> list[AuditReport]:
-    """`Judge.audits`; with `out` from the ratings kept there on, PartialRunError, with `command`, where it stops."""
+    """`Judge.audits`, from the ratings kept in `out` on; PartialRunError, with `command`, where some are kept."""
     with alone(out) if out else nullcontext():
         if out:
             judge.keep(out / RATINGS)

@@ -15,7 +15,7 @@ class ChrF(LexicalMetric):
     """chrF (Popović 2015): F2 of the mean precision and recall of character n-grams of orders 1-6, whitespace left out.
 
     Of several references the one with the highest F counts. As in sacrebleu, orders that one side does not reach are
-    left out of the mean. It sees no word order beyond six characters, and no meaning: negated replies score as high.
+    left out of the mean. It sees no word order beyond six characters and no meaning: a negation costs hardly anything.
     """
 
     name: ClassVar[str] = "chrF"

@@ -262,8 +262,7 @@ class Texts:
 
     def __post_init__(self) -> None:
         for name in ("references", "messages", "likelihoods", "cut", "rivals"):
-            given = getattr(self, name)
-            if given is not None and len(given) != len(self.replies):
+            if (given := getattr(self, name)) is not None and len(given) != len(self.replies):
                 counts = f"{len(self.replies)} replies but {len(given)} {name}"
                 raise InputError(f"{counts}: give one per reply, in the same order")
         for row, references in enumerate(self.references or ()):

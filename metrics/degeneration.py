@@ -41,8 +41,7 @@ def _times_letters(block: str) -> float:
 
 _ENDED = regex.compile(rf"(?:{EMOJI}|[।॥?!.…:;)\]”’\"'»\ufe0f\p{{Emoji_Modifier}}])\s*$")
 
-# Each value, what a reader's table calls it, and the column that counts what it is a share of.
-_SHARES = {
+_SHARES = {  # each value, what a reader's table calls it, and the column that counts what it is a share of
     "degenerate": ("broken replies, %", "replies"),
     "empty": ("empty, %", "replies"),
     "cut": ("cut at the limit, %", "known_limit"),
@@ -145,7 +144,7 @@ class _Reading(NamedTuple):
 
 
 def nonsense(texts: Texts) -> BoolArray:
-    """Which of n replies cannot be read, so that finds are chance: no word, a loop, most letters foreign or broken."""
+    """Which of n replies nobody can read, whatever scorers find: no word, a loop, mostly foreign or broken letters."""
     prepared = preparation()
     readings = texts.derived(("readings", prepared), partial(_readings, texts, prepared))
     return np.array([

@@ -52,7 +52,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def read_small(path: str | Path) -> bytes:
-    """The bytes of what people write by hand; OSError for a device or a pipe, which may not end, or a large file."""
+    """The bytes of what people write by hand; OSError for a device, a pipe, or over `MOST_WRITTEN` bytes."""
     found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "no file, but a folder, a device or a pipe", str(path))

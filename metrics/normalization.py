@@ -118,8 +118,7 @@ def _sentence_end(match: re.Match[str]) -> str:
     after = match.string[match.end() : match.end() + 20]
     if before[-1].isdigit():
         return "।" if _BENGALI_LETTER.search(before.rpartition("\n")[2]) else "."  # alone on its line it is a label: ১.
-    found = _LAST_WORD.search(before)
-    if found is None:  # a closing quote stands between, or a word of forty letters
+    if (found := _LAST_WORD.search(before)) is None:  # a closing quote stands between, or a word of forty letters
         return "." if match["glued"] else "।"
 
     # Abbreviations, single consonants, and initials beside another initial keep it.
@@ -139,30 +138,19 @@ def _sentence_end(match: re.Match[str]) -> str:
     return "।" if word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 else "."
 
 
-# Each rule comes after those that make what it looks for.
-RULES = (
-    # য় ড় ঢ় ো ৌ exist as one code point and as two
-    Rule("nfc", _nfc, "text, word"),
-    # chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
-    Rule("template", _template, "text"),
-    # U+FFFD is half a character that a token limit cut off
-    Rule("replacement", methodcaller("replace", "\ufffd", "")),
-    # BOM, zero-width, bidi and control characters and lone surrogates cannot be seen
-    Rule("invisible", partial(_INVISIBLE.sub, "")),
-    # a lone Â is what is left of a no-break space read as cp1252
-    Rule("cp1252", partial(_STRAY_CP1252.sub, "")),
-    # the dot of য় ড় ঢ় is typed before the vowel sign and after it
-    Rule("nukta", partial(_NUKTA.sub, r"\1\3\2")),
-    # two hasantas are drawn as one
-    Rule("hasanta", partial(re.compile("\u09cd++").sub, "\u09cd")),
-    # before Unicode 4.1 ৎ was written ত + hasanta + ZWJ
-    Rule("khanda_ta", partial(_KHANDA_TA.sub, "\u09ce")),
+RULES = (  # each comes after those that make what it looks for
+    Rule("nfc", _nfc, "text, word"),  # য় ড় ঢ় ো ৌ exist as one code point and as two
+    Rule("template", _template, "text"),  # template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
+    Rule("replacement", methodcaller("replace", "\ufffd", "")),  # U+FFFD is half a character that a token limit cut off
+    Rule("invisible", partial(_INVISIBLE.sub, "")),  # what cannot be seen: BOM, zero-width, bidi, control, surrogates
+    Rule("cp1252", partial(_STRAY_CP1252.sub, "")),  # a lone Â is what is left of a no-break space read as cp1252
+    Rule("nukta", partial(_NUKTA.sub, r"\1\3\2")),  # the dot of য় ড় ঢ় is typed before the vowel sign and after it
+    Rule("hasanta", partial(re.compile("\u09cd++").sub, "\u09cd")),  # two hasantas are drawn as one
+    Rule("khanda_ta", partial(_KHANDA_TA.sub, "\u09ce")),  # before Unicode 4.1 ৎ was written ত + hasanta + ZWJ
     # র‍্য is written with the joiner before or after the hasanta, or without
     Rule("ra_ya", partial(_RA_YA.sub, "\u09b0\u09cd\u09af")),
-    # ZWJ and ZWNJ choose the shape of a conjunct, not its letters
-    Rule("joiners", partial(_JOINER.sub, "")),
-    # অ + া looks like আ and is typed for it
-    Rule("vowel_a", methodcaller("replace", "\u0985\u09be", "\u0986")),
+    Rule("joiners", partial(_JOINER.sub, "")),  # ZWJ and ZWNJ choose the shape of a conjunct, not its letters
+    Rule("vowel_a", methodcaller("replace", "\u0985\u09be", "\u0986")),  # অ + া looks like আ and is typed for it
     # a colon is typed for visarga in দুঃখ, নিঃ-, অন্তঃ-, মোঃ
     Rule("visarga", partial(_COLON.sub, lambda match: f"{match[1] or match[2]}\u0983")),
     # Bengali and ASCII digits are one number; ASCII beside Latin letters (MP3, a5@b.com), else Bengali

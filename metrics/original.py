@@ -25,20 +25,16 @@ Encode = Callable[[Sequence[str]], npt.ArrayLike]
 
 @dataclass(frozen=True)
 class OriginalScores:
-    """The original's figures for n replies, on its own mixed scales; `corrected`: the same computed rightly, on 0-100.
-
-    `bleu`, `keyword`, `semantic`: 0-100; `rouge1`, `rouge2`, `rougeL`: 0-1; `combined`: neither. `semantic` is None
-    without an encoder, and `combined` then uses the keyword score.
-    """
+    """The original's figures for n replies, on its own mixed scales; `corrected` are the same done rightly, 0-100."""
 
     n: int
-    bleu: float
-    rouge1: float
+    bleu: float  # 0-100, as `keyword` and `semantic`
+    rouge1: float  # 0-1, as the other two
     rouge2: float
     rougeL: float  # noqa: N815  # its name in the field
     keyword: float
-    semantic: float | None
-    combined: float
+    semantic: float | None  # None without an encoder, and `combined` then uses the keyword score
+    combined: float  # on neither scale
     corrected: Mapping[str, float]
     signature: str = "original|norm:none|bleu:13a|rouge:ascii|keyword:14|semantic:12"
 

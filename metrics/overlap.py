@@ -153,7 +153,7 @@ def ngrams(text: str, n: int) -> Counter[str]:
 
 
 def ngram_counts(hypotheses: Sequence[str], references: Sequence[str], order: int) -> IntArray:
-    """(n, order, 3): n-grams of hypothesis, reference, and both (as often as the rarer), for each pair and order."""
+    """(n, order, 3): n-grams of hypothesis, reference, and both (the fewer of the two), for each pair and order."""
     lengths = np.array([list(map(len, hypotheses)), list(map(len, references))], dtype=np.int64)
     counts = np.empty((len(hypotheses), order, 3), dtype=np.int64)
     counts[:, :, :2] = np.maximum(lengths.T[:, None, :] - np.arange(order)[None, :, None], 0)

@@ -39,8 +39,7 @@ class Perplexity(Metric):
         given = texts.likelihoods
         if given is None or given.ndim != 2 or given.shape[1] != 4:
             raise InputError("likelihoods must be one row (nll, tokens, bytes, characters) per reply")
-        bad = np.flatnonzero(~np.isfinite(given).all(axis=1) | (given < 0).any(axis=1))
-        if len(bad):
+        if len(bad := np.flatnonzero(~np.isfinite(given).all(axis=1) | (given < 0).any(axis=1))):
             row = given[bad[0]].tolist()
             raise InputError(f"likelihoods of row {bad[0]} are {row}: they must be finite and not negative")
         table = given.copy()

@@ -130,8 +130,7 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
                 union |= mask & bit
                 segment &= (bit if mask & bit else bit << 1) - 1
 
-    # The lowest bit is that of the first word.
-    chosen = list(map("1".__eq__, f"{union:b}"[::-1]))
+    chosen = list(map("1".__eq__, f"{union:b}"[::-1]))  # the lowest bit is that of the first word
     words = "".join(compress("\n".join(times), chosen))
     if len(times) == len(references) and len(set(words)) == len(words):
         return len(words)

@@ -90,7 +90,7 @@ class Table:
     aside: str = ""  # the caption's short form
     notes: tuple[str, ...] = ()
     strong: tuple[int, ...] = ()  # rows that repeat another table: the page marks them, the other pens leave them out
-    breaks_at: int = 0  # the columns that stand in a table below where a line has no room for them
+    breaks_at: int = 0  # columns from here on stand in a table below where a line has no room
     is_open: bool | None = None  # the page folds a table unless this is None
     pens: Pen = Pen.ALL
 

@@ -481,8 +481,7 @@ def _standings(
         if base := own or (baseline if baseline is not entry else None):
             shared = [(base, m) for m in metrics if m.name in entry.tables and m.name in base.tables]
             versus = [c for made in _compare(entry, shared, how) for c in made]
-            both = {entry.name, base.name}
-            adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == both)
+            adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == {entry.name, base.name})
             versus[0] = _judged(versus[0], adjusted, ranks_by)
         scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
         limit = entry.record.hit_limit_share

@@ -152,7 +152,7 @@ def ranking_csv(ranking: Ranking) -> str:
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
-    """How far people agree on a run, what they gave, which metrics agree, and that as a text; UsageError of nothing."""
+    """How far people agree on a run, what they gave, which metrics agree, and that as a text; UsageError if unrated."""
     ranking = rank([read_run(folder)], resamples=resamples)
     blocks = [block for panel in panels.people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
     groups = {g.name: g.members for g in ranking.groups}

@@ -151,7 +151,7 @@ def listed(texts: Sequence[str], word: str = "and") -> str:
 
 
 def warnings(ranking: Ranking) -> list[str]:
-    """What a reader must know before the numbers: too few items, broken replies, lengths, scale, run's notes."""
+    """What a reader must know before the numbers: too few items, broken replies, lengths, scale, notes."""
     alone = "1 item" if ranking.n == 1 else "1 dialogue"
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
     told = [one if ranking.dialogues == 1 else f"{items_of(ranking)}: {TOO_FEW}"] if ranking.dialogues < FEW else []

@@ -464,8 +464,7 @@ def find_column(
     if given is not None and given not in header:
         raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
     known = {plain_name(column): column for column in reversed(header)}
-    usual = (known.get(plain_name(name)) for name in (own, *COLUMNS[field]) if name)
-    return given or next(filter(None, usual), None)
+    return given or next(filter(None, (known.get(plain_name(name)) for name in (own, *COLUMNS[field]) if name)), None)
 
 
 def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:

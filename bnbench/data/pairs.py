@@ -217,7 +217,7 @@ def preferences(
 ) -> PairSet:  # fmt: skip
     """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
 
-    `half` of the bundled ones is "development" (None too), "held-out", or "both", which `split` tells; or CorpusError.
+    `half` of the bundled ones: "development" (None too), "held-out", or "both" by a column `split`. Raises CorpusError.
     """
     named = columns or rating_columns
     for is_wrong, why in (

@@ -111,8 +111,7 @@ def check_auditable(metric: Metric, data: LabelledSet) -> None:
     """Raises `InputError` as `audit` does, before anything is scored."""
     if unmet := sorted(metric.needs - {"references", "messages"}):
         raise InputError(f"{metric.name} cannot be audited: it needs {', '.join(unmet)}, which labelled replies lack")
-    empathic = int(data.empathic.sum())
-    if not 0 < empathic < len(data):
+    if not 0 < (empathic := int(data.empathic.sum())) < len(data):
         raise InputError(
             f"{data.source}: {empathic} of {len(data)} replies are {EMPATHIC}, and an audit needs some that are and "
             "some that are not: by the column kind, or without it by a mechanism that is labelled 2"

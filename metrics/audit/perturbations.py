@@ -214,8 +214,7 @@ class Perturbation(NamedTuple):
 def shuffled(text: str, chance: random.Random) -> str | None:
     """The words in another order, punctuation and blanks where they were; None for a text of less than three words."""
     word = re.compile('[^\\s।॥?!,;:“”‘’"()…—–|.]+')
-    words = word.findall(text)
-    if len(set(words)) < 3:
+    if len(set(words := word.findall(text))) < 3:
         return None
     order = words[:]
     while order == words:

@@ -81,8 +81,7 @@ class StaticEncoder:
         if self._length:
             digest.update(repr(self._length).encode())
             self.id = f"{self.folder.name}@{digest.hexdigest()[:8]}"
-        # The table of vectors, float32: int8 rows times their scales.
-        table = load(weights)
+        table = load(weights)  # int8 rows, and the scales that make them the vectors
         self._vectors: Vectors = table["embeddings"].astype(np.float32) * table["weights"].astype(np.float32)[:, None]
         self._vocabulary: dict[str, int] = json.loads(tokenizer)["model"]["vocab"]
         self.dim = int(self._vectors.shape[1]) + (3 if self._length else 0)
@@ -92,7 +91,7 @@ class StaticEncoder:
         self._rows: Memo[tuple[int, ...]] = Memo(self._rows_of)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """n x d unit rows of float32, each of its own text alone, 0 without a known part; `InputError` unless texts."""
+        """n texts to n x d unit rows of float32, each by itself, 0 without a known part; `InputError` for no texts."""
         _check(texts)
         found: Vectors = np.zeros((len(texts), self.dim), np.float32)
         for start in range(0, len(texts), _BATCH):

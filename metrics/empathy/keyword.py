@@ -57,7 +57,7 @@ class Span(NamedTuple):
 
 
 class KeywordEmpathy(EmpathyMetric):
-    """Keyword empathy by a lexicon: `bn`, `original` (its 14 substrings) or a TOML file; `UsageError` for a bad one."""
+    """Keyword empathy by a lexicon: `bn`, `original` (14 substrings), a TOML file's path; `UsageError` if it is bad."""
 
     name: ClassVar[str] = "keyword-empathy"
 

@@ -73,8 +73,7 @@ class LabelledSet:
             return self
         if half not in HALVES:
             raise UsageError(f"there is no half {half!r}; use one of {', '.join(HALVES)}")
-        rows = tuple(row for row in self.rows if row.half == half)
-        if not rows:
+        if not (rows := tuple(row for row in self.rows if row.half == half)):
             raise InputError(f"{self.source}: no row has half {half!r}")
         return LabelledSet(rows, f"{self.source} ({half})", self.sha256)
 
@@ -115,8 +114,7 @@ def read_labelled(path: str | Path, half: str | None = None) -> LabelledSet:
     lines = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
     if missing := [name for name in REQUIRED if name not in (lines.fieldnames or ())]:
         raise InputError(f"{source}: no column {', '.join(missing)}; a labelled file has {', '.join(REQUIRED)}")
-    rows = [_row(f"{source}, line {lines.line_num}", record) for record in lines]
-    if not rows:
+    if not (rows := [_row(f"{source}, line {lines.line_num}", record) for record in lines]):
         raise InputError(f"{source}: there is no row")
     first: dict[str, LabelledReply] = {}
     for row in rows:
