@@ -424,7 +424,7 @@ def export_command(
     from bnbench.finetune import export
 
     if (merged is None and ollama is None and gguf is None) or (merged and ollama):
-        raise UsageError("say what to write: --merged DIR or --ollama DIR, --gguf TYPE, or one of them and --gguf")
+        raise UsageError("say which: one of --merged DIR and --ollama DIR, --gguf TYPE, or one of them and --gguf")
     folder = merged or ollama or Path("exported") / Path(adapter).name
     done = export(
         adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust_remote_code

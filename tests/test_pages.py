@@ -35,7 +35,7 @@ SHORTER = {
 
 def shorter(words: list[str]) -> list[str]:
     """The command with the options of `SHORTER`, in the place of its own where it has them."""
-    more, kept = SHORTER.get(words[0], []), list(words)
+    more, kept = SHORTER.get(words[0], []) if "--list" not in words else [], list(words)
     for option, value in zip(more[::2], more[1::2], strict=True):
         key = value.partition("=")[0] if "=" in value else ""
         own = [at for at in range(len(kept) - 1) if kept[at] == option and kept[at + 1].startswith(key)]

@@ -162,7 +162,9 @@ def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes
     by_id = replies.ids is not None and other.ids is not None
     how = "by id" if by_id else "line by line"
     _log.info("%s, joined to the replies %s", other, how)
-    if by_id and (other_twice or twice) and other.path != replies.path:  # of one file, rows stand beside each other
+    # Of one file, rows stand beside each other; but a log of lm-eval's may have a document under several filters.
+    is_one = other.path == replies.path and files.plain_name(replies.column or "") != "filteredresps"
+    if by_id and (other_twice or twice) and not is_one:
         listed = "; several references of one reply stand in one list" if other_twice else ""
         raise CorpusError(f"{other_twice or twice}{listed}")
     if not by_id and n != others:

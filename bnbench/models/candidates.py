@@ -192,7 +192,7 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
         label = f"{first.label}: --base is not given, and its base"
         # A relative folder may be meant from where the adapter lies.
         beside = first.folder / given.location
-        if beside.is_dir() and not Path(given.location).is_dir():
+        if beside.is_dir() and not (Path(given.location) / "config.json").is_file():
             given = given._replace(location=str(beside))
     base = find_model(f"{label} {given.given}", given.location, given.revision, trust_remote_code=trust_remote_code)
     plain = Candidate(given.name, "base", given.location, base.commit, None, str(base.folder))

@@ -190,8 +190,13 @@ def test_local_copy_of_the_named_base_is_taken(tiny_base: Path, named_adapter: P
     assert parse_candidates(str(local), [str(named_adapter)])[1].base == str(local)
 
 
-def test_base_beside_the_adapter(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_base_beside_the_adapter(
+    tiny_base: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "else" / "base").mkdir(parents=True)  # of the same name, from where the command is given
+    (tmp_path / "else" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "else" / "here")
     adapter = copy(tiny_adapter, tmp_path / "adapter", base_model_name_or_path="../base")
     base, _ = parse_candidates(adapters=[str(adapter)])
     assert Path(base.folder).resolve() == (tmp_path / "base").resolve()
