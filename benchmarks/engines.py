@@ -95,12 +95,17 @@ def ours(words: list[str], backend: str) -> Found:
 
         def timed(self: Any, *a: Any, **k: Any) -> Any:
             begin = time.time()
-            if name != "load":
+            if name == "load":
+                calls_before = {key: len(of) for key, of in calls.items()}
+            else:
                 seen.setdefault("first", begin)
             result = plain(self, *a, **k)
             end = time.time()
-            if name == "load":
+            if name == "load":  # what it tries each adapter with does not count
                 seen["loaded"] = end
+                seen.pop("first", None)
+                for key, count in calls_before.items():
+                    del calls[key][count:]
             else:
                 n = sum(reply.tokens or 0 for reply in result) if name == "generate" else sum(map(len, a[1]))
                 calls[name].append((a[0].name, n, end - begin))

@@ -73,7 +73,9 @@ def evaluate(args: argparse.Namespace, program: str) -> Found:
             words += ["--backend", backend, "--base", f"base={args.model}", "--adapter", f"adapter={args.adapter}"]
             words += ["--device", args.device] if backend == "hf" else []
             words += ["--4bit"] if program.endswith("nf4") else ["--no-4bit"]
-        return ours(words, backend)
+        found = ours(words, backend)
+        run = json.loads(Path(folder, "run", "run.json").read_text(encoding="utf-8"))
+        return {**found, "stages": run["stages"]}
 
 
 def prompts(args: argparse.Namespace) -> list[Any]:
