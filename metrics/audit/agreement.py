@@ -38,7 +38,7 @@ class Agreement:
         return Estimate(self.value, float(low), float(high))
 
     def against(self, other: "Agreement") -> tuple["Agreement", float]:
-        """This less another measure on the R resamples, and the p of no difference: 2 (1 + those beyond 0) / (R + 1)."""
+        """This less another measure on the R resamples, and p of no difference: 2 (1 + those beyond 0) / (R + 1)."""
         lead = Agreement(self.value - other.value, self.resampled - other.resampled)
         rarer = int(min(np.count_nonzero(lead.resampled <= 0), np.count_nonzero(lead.resampled >= 0)))
         return lead, min(1.0, 2 * (1 + rarer) / (1 + len(lead.resampled)))
