@@ -140,9 +140,11 @@ def _sentence_end(match: re.Match[str]) -> str:
 
 RULES = (  # each comes after those that make what it looks for
     Rule("nfc", _nfc, "text, word"),  # য় ড় ঢ় ো ৌ exist as one code point and as two
-    Rule("template", _template, "text"),  # template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
+    # chat-template remnants (<|eot_id|>, user<|end_header_id|>, [INST]) are not text
+    Rule("template", _template, "text"),
     Rule("replacement", methodcaller("replace", "\ufffd", "")),  # U+FFFD is half a character that a token limit cut off
-    Rule("invisible", partial(_INVISIBLE.sub, "")),  # what cannot be seen: BOM, zero-width, bidi, control, surrogates
+    # BOM, zero-width, bidi and control characters and lone surrogates cannot be seen
+    Rule("invisible", partial(_INVISIBLE.sub, "")),
     Rule("cp1252", partial(_STRAY_CP1252.sub, "")),  # a lone Â is what is left of a no-break space read as cp1252
     Rule("nukta", partial(_NUKTA.sub, r"\1\3\2")),  # the dot of য় ড় ঢ় is typed before the vowel sign and after it
     Rule("hasanta", partial(re.compile("\u09cd++").sub, "\u09cd")),  # two hasantas are drawn as one
