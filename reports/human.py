@@ -50,6 +50,10 @@ class Shown:
     key: str  # that of its ratings
     texts: tuple[tuple[str, ...], ...]  # the candidates that said each text
 
+    def __post_init__(self) -> None:
+        if not self.texts or not all(self.texts):
+            raise ValueError("texts has no text, or one that no candidate said")
+
 
 @dataclass(frozen=True)
 class Sheets:

@@ -445,6 +445,17 @@ def test_ratings_of_replies_that_are_gone_do_not_count(run: Path) -> None:
     assert people.raters == ("human:rater-1",)
 
 
+@pytest.mark.parametrize("texts", [[], [[]], [["better-adapter"], []]])
+def test_a_key_whose_texts_nobody_said_is_damaged(run: Path, texts: list[list[str]]) -> None:
+    made = make_sheets(run, raters=1, items=2)
+    form = save(run / "r.json", answer(run, "rater-1", same(TRUE)))
+    first, *others = Path(made.key).read_text("utf-8").splitlines()
+    key = json.dumps({name: value for name, value in json.loads(first).items() if name != "sha256"} | {"texts": texts})
+    write_text(Path(made.key), "\n".join([key, *others]) + "\n")
+    with pytest.raises(RunError, match=r"human-key.jsonl, line 1: damaged \(texts has no text, or one that no candid"):
+        import_ratings(run, [form])
+
+
 def test_starting_a_run_anew_keeps_what_people_gave(tmp_path: Path) -> None:
     texts = [
         {"id": str(i), "question": f"মন ভালো নেই, {i} দিন ধরে।", "reference": "কী হয়েছে?", "reply": "বলো।"}
