@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from bnbench.cli import app
 from bnbench.data.files import read_records
 from bnbench.data.pairs import preferences
-from bnbench.errors import UsageError
+from bnbench.errors import RunError, UsageError
 from bnbench.metrics import get_metric
 from bnbench.records import Rating, append_lines, read_lines, read_run, write_text
 from bnbench.reports.human import draw, import_ratings, make_sheets, workbook
