@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
@@ -81,12 +81,6 @@ class Calibration:
     scale: FloatArray
     weights: FloatArray
     thresholds: FloatArray
-
-    def levels(self, seen: Seen) -> FloatArray:
-        """Expected levels 0-2, (n, 3), of n replies: P(level > j) = sigmoid(z . weights - thresholds[j])."""
-        logits = ((seen.features - self.mean) / self.scale * self.weights).sum(axis=-1)
-        levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
-        return levels
 
     @property
     def id(self) -> str:
@@ -175,9 +169,7 @@ class Reader:
 
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
-        pairs = list(zip(texts.replies, texts.messages or (), strict=True))
-        asked_words = {message: self.beginnings(message) for message in dict.fromkeys(texts.messages or ())}
-        read = [self.sentences(reply, asked_words[message]) for reply, message in pairs]
+        read = [self.sentences(*pair) for pair in zip(texts.replies, texts.messages or (), strict=True)]
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
@@ -195,8 +187,10 @@ class Reader:
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
         return Seen(made, np.array(left, dtype=np.float64))
 
-    def sentences(self, reply: str, asked: Collection[str]) -> list[Sentence]:
-        """The different sentences, left out where they, or the reply, are copied or lists; `asked` are `beginnings`."""
+    def sentences(self, reply: str, message: str) -> list[Sentence]:
+        """The different sentences, left out where they, or the reply, are copied or lists."""
+        # The beginnings of the message's words, which their inflected forms share; of no pronoun.
+        asked = {self._read[token][1] for token in self._tokens(message)} - {""}
         read = {text: [(token, *self._read[token]) for token in self._tokens(text)] for text in self._split(reply)}
         known = {text: [key in asked for *_, key in words if key] for text, words in read.items()}
         everything = [*chain.from_iterable(known.values())]
@@ -210,10 +204,6 @@ class Reader:
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
             found.append(Sentence(text, void, polarity.left([token for token, word in tokens if word], ends)))
         return found
-
-    def beginnings(self, message: str) -> frozenset[str]:
-        """The beginnings of a message's words, which their inflected forms share; of no pronoun."""
-        return frozenset(self._read[token][1] for token in self._tokens(message)) - {""}
 
     def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """The vectors of s sentences, (s, d), and their heads, (s, 10)."""
@@ -291,7 +281,10 @@ def kept_calibration(reader: Reader) -> Calibration:
 
 def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: FloatArray) -> FloatArray:
     """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and words in equal parts, `weighed`."""
-    levels = (calibration.levels(seen) + by_words[:, 1:].clip(max=HEARD)) / 2
+    # By sentences, 0-2: P(level > j) = sigmoid(z . weights - thresholds[j]).
+    logits = ((seen.features - calibration.mean) / calibration.scale * calibration.weights).sum(axis=-1)
+    above = 1 / (1 + np.exp(-np.clip(logits[..., None] - calibration.thresholds, -30, 30)))
+    levels = (above.sum(axis=-1) + by_words[:, 1:].clip(max=HEARD)) / 2
     return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
 
 
@@ -338,8 +331,7 @@ class SemanticEmpathy(EmpathyMetric):
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        asked, anchors = self.reader.beginnings(bengali(message)), self.reader.anchors
-        sentences = self.reader.sentences(bengali(reply), asked)
+        sentences, anchors = self.reader.sentences(bengali(reply), bengali(message)), self.reader.anchors
         vectors, heads = self.reader.heads([each.text for each in sentences])
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
