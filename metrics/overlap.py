@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bnbench.metrics.core import FloatArray, Made, Metric, Texts
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word, preparation
+from bnbench.metrics.tokenization import BY_WORD, SENTENCE_ENDS, Preparation, is_word, preparation
 
 IntArray = npt.NDArray[np.int64]
 Spelling = Literal["tokens", "words", "characters"]
@@ -74,7 +74,7 @@ class Pairs:
         place, beyond = self._numbers.__getitem__, preparation.normalizer.beyond_words
         self._texts = {
             text: [list(map(place, line.split())) for line in beyond(text).splitlines()]
-            if preparation.by_word
+            if preparation.tokenizer in BY_WORD
             else [[place(text)]]
             for text in dict.fromkeys((*self.replies, *self.references))
         }
@@ -115,7 +115,7 @@ class Pairs:
         prepared, character = self.preparation, self.vocabulary.__getitem__
         found = {}
         for text, lines in self._lines("tokens").items():
-            if prepared.by_word:
+            if prepared.tokenizer in BY_WORD:
                 parts = [part for line in lines for part in _SENTENCE_ENDS.split(line)]
             else:  # these leave marks on words, so the sentences are bn1's
                 parts = ["".join(map(character, prepared.tokens(s))) for s in prepared.split_sentences(text)]
@@ -130,12 +130,13 @@ class Pairs:
         """
         if spelling not in self._by_line:
             character, prepared, words = self.vocabulary.__getitem__, self.preparation, self._numbers
-            tokens = prepared.pieces.__getitem__ if prepared.by_word else prepared.tokens
+            by_word = prepared.tokenizer in BY_WORD
+            tokens = prepared.pieces.__getitem__ if by_word else prepared.tokens
             if spelling == "tokens":
                 made = ["".join(map(character, tokens(word))) for word in words]
             else:
                 normal = prepared.normalizer.words
-                made = [normal[word] if prepared.by_word else "".join(tokens(word)) for word in words]
+                made = [normal[word] if by_word else "".join(tokens(word)) for word in words]
             lines_of = self._texts.items()
             self._by_line[spelling] = {t: ["".join(map(made.__getitem__, line)) for line in own] for t, own in lines_of}
         return self._by_line[spelling]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Texts
+from bnbench.metrics.core import FloatArray
 from bnbench.metrics.normalization import Memo
 from bnbench.metrics.romanised import standard
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation
@@ -89,11 +89,6 @@ class Head:
 
 
 load_head = lru_cache(maxsize=1)(Head)  # that which ships with bnbench
-
-
-def heard(texts: Texts) -> FloatArray:
-    """`Head.read` of the replies, once for both empathy scorers."""
-    return texts.derived("head", lambda: load_head().read(texts.replies))
 
 
 def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
-from bnbench.metrics.empathy.head import heard, load_head, weighed
+from bnbench.metrics.empathy.head import load_head, weighed
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon, load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
@@ -99,7 +99,8 @@ class KeywordEmpathy(EmpathyMetric):
         if not lexicon.words:
             return table[:, : len(self.columns) - 1]
         # What the words say: phrases count in proportion to their mean level, and each level adds some.
-        by_words, levels = heard(texts), heard(texts)[:, 1:]
+        by_words = texts.derived("head", lambda: load_head().read(texts.replies))  # semantic-empathy's, too
+        levels = by_words[:, 1:]
         earned = levels.mean(axis=1, keepdims=True) * table[:, :3] + WORDS * levels * table[:, 3:4]
         return weighed(np.minimum(1, earned), by_words, chances(texts, "fit"), table[:, 4])
 

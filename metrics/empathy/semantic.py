@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
@@ -23,7 +23,7 @@ import numpy as np
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
-from bnbench.metrics.empathy.head import heard, load_head, weighed
+from bnbench.metrics.empathy.head import load_head, weighed
 from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
@@ -147,12 +147,12 @@ class Reader:
     def __init__(self, encoder: Encoder, anchors: Anchors) -> None:
         self.encoder, self.anchors = encoder, anchors
         self.vectors = encoder.encode(anchors.sentences).astype(np.float64)
-        self._mean = self.vectors.mean(axis=0)
+        self.mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
         self._read = Memo(_read)
         # The heads, (d + 1, 10), the last row their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
-        vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
+        vectors, labels = self.vectors - self.mean, np.array(anchors.labels)
         empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
         sides = [(labels == name, contrasting | (labels == f"not_{name}")) for name in MECHANISMS]
         sides += [*((labels == name, empathic) for name in CONTRASTS), (empathic, ~empathic)]
@@ -165,7 +165,7 @@ class Reader:
             penalty = np.diag([*[HEAD_RIDGE] * vectors.shape[1], 0.0])
             target = these.astype(np.float64) - others
             heads.append(np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target)))
-        self._heads = np.stack(heads, axis=1)
+        self.heads = np.stack(heads, axis=1)
 
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
@@ -173,7 +173,8 @@ class Reader:
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        _, heads = self.heads(list(row_of))
+        vectors = self.encoder.encode(list(row_of)).astype(np.float64)
+        heads = (vectors - self.mean) @ self.heads[:-1] + self.heads[-1]
         chance = chances(texts, "relevance")
         odds = np.log(chance / (1 - chance))
 
@@ -204,11 +205,6 @@ class Reader:
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
             found.append(Sentence(text, void, polarity.left([token for token, word in tokens if word], ends)))
         return found
-
-    def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """The vectors of s sentences, (s, d), and their heads, (s, 10)."""
-        vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)
-        return vectors, (vectors - self._mean) @ self._heads[:-1] + self._heads[-1]
 
 
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
@@ -325,14 +321,16 @@ class SemanticEmpathy(EmpathyMetric):
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: `credits`, 0 for a reply without a sentence of its own."""
-        return credits(self.reader.seen(texts), self.calibration, heard(texts), chances(texts, "fit"))
+        by_words = texts.derived("head", lambda: load_head().read(texts.replies))
+        return credits(self.reader.seen(texts), self.calibration, by_words, chances(texts, "fit"))
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
         sentences, anchors = self.reader.sentences(bengali(reply), bengali(message)), self.reader.anchors
-        vectors, heads = self.reader.heads([each.text for each in sentences])
+        vectors = self.reader.encoder.encode([each.text for each in sentences]).astype(np.float64)
+        heads = (vectors - self.reader.mean) @ self.reader.heads[:-1] + self.reader.heads[-1]
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
             near = int((vector @ self.reader.vectors.T).argmax())
