@@ -70,8 +70,9 @@ class ContentWords:
         found = []
         for reply, message in zip(texts.replies, texts.messages or (), strict=True):
             (forms, known), (tokens, runs) = asked[message], self.read(reply)
-            for start in [start for start, run in enumerate(runs) if run in known]:
-                tokens[start : start + COPIED] = [""] * COPIED
+            for start, run in enumerate(() if known.isdisjoint(runs) else runs):
+                if run in known:
+                    tokens[start : start + COPIED] = [""] * COPIED
             words = dict.fromkeys(tokens) if forms else ()
             weights = {word: weight for word in words if (weight := self.weights[word])}
             heard = sum(weight for word, weight in weights.items() if not forms.isdisjoint(self.forms[word]))
