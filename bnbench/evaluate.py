@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 ALONE = frozenset({"references", "messages"})
 EVERY_NEED = ALONE | {"likelihoods", "rivals"}
-Tables = dict[str, FloatArray]  # of metrics, by their names
 
 log = logging.getLogger("bnbench")
 
@@ -452,13 +451,13 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
 
 def _generate(
     work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor, yardsticks: Future[Any]
-) -> tuple[records.RunRecord, dict[str, Future[Tables]]]:
+) -> tuple[records.RunRecord, dict[str, Future[list[FloatArray]]]]:
     """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch,
     and the tables, counted aside, of candidates who answered all of their messages here; what fails aside, such as the
     `yardsticks`, ends it at once. Where only recorded replies are left nothing is loaded, timed or shown.
     """
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
-    ahead, own = dict[str, Future[Tables]](), defaultdict[str, list[records.Generation]](list)
+    ahead, own = dict[str, Future[list[FloatArray]]](), defaultdict[str, list[records.Generation]](list)
     quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
@@ -489,7 +488,7 @@ def _generate(
                 own[name] += generations
                 if len(own[name]) == len(work.examples) * entrant.draws:
                     # Most metrics ask for no likelihood: they need not wait for it, or for the other candidates.
-                    ahead[name] = aside.submit(_count, work, own.pop(name))
+                    ahead[name] = aside.submit(statistics, _texts(work, own.pop(name))[name], work.measures.alone)
                 if first := [at for at, (_, sample) in enumerate(examples) if not sample]:  # an item's reference once
                     references = [examples[at][0].reference for at in first]
                     scored = entrant.backend.score(entrant.candidate, [prompts[at] for at in first], references)
@@ -538,13 +537,7 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
     return found
 
 
-def _count(work: Work, generations: Sequence[records.Generation]) -> Tables:
-    """The tables of `Measures.alone` of one candidate's replies."""
-    (own,), alone = _texts(work, generations).values(), work.measures.alone
-    return {m.name: t for m, t in zip(alone, statistics(own, alone), strict=True)}
-
-
-def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[Tables]]) -> list[Metric]:
+def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[list[FloatArray]]]) -> list[Metric]:
     """Writes every candidate's statistics, those counted `ahead` among them; returns the metrics that were computed for
     any of them.
 
@@ -555,7 +548,8 @@ def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[Ta
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
-            tables = ahead[name].result() if name in ahead else {}
+            counted = ahead[name].result() if name in ahead else ()
+            tables = {m.name: t for m, t in zip(work.measures.alone, counted, strict=False)}
             rest = [m for m in metrics if m.name not in tables]
             tables |= {m.name: t for m, t in zip(rest, statistics(own, rest), strict=True)}
             tables = {m.name: tables[m.name] for m in metrics}

@@ -61,20 +61,6 @@ class Axis:
         return [round(i * step, 10) for i in whole], decimals
 
 
-def interval_plot(spans: Sequence[Span]) -> tuple[list[Span | None], list[tuple[float, float]], int]:
-    """Intervals over one axis, in per cent of its width, so that one drawing fits a phone and a wall.
-
-    Gives a bar for each (None where its point is not finite; ends that are not, as of one item, fall on the point), the
-    place and value of each tick of the axis, and the decimals that ticks need.
-    """
-    known = [s if all(map(math.isfinite, s)) else (s[1], s[1], s[1]) for s in spans]
-    shown = [s if math.isfinite(s[1]) else None for s in known]
-    axis = Axis.over((x for s in shown if s for x in s), 3.0, 97.0, room=0.04)
-    ticks, decimals = axis.ticks(4, (1, 2, 2.5, 5, 10))
-    bars = [(axis.at(s[0]), axis.at(s[1]), axis.at(s[2])) if s else None for s in shown]
-    return bars, [(axis.at(x), x) for x in ticks], decimals
-
-
 def forest_svg(rows: Sequence[tuple[str, Span, str]], label: str, mark: float | None = None) -> str:
     """A forest plot for a paper as one <svg>, black on white: a line for each name, with its interval and its text.
 

@@ -79,7 +79,7 @@ class Stage(AbstractContextManager["Stage"]):
             self.task = self.bar.add_task(name, total=total, rate="")
             self.bar.start()
 
-    def advance(self, items: int, tokens: int = 0, note: str = "") -> None:
+    def advance(self, items: int, tokens: int = 0, note: str = "", *, is_end: bool = False) -> None:
         """Counts finished items and, where the stage makes any, their tokens; `note` stands before the speed."""
         self.done += items
         self.tokens += tokens
@@ -89,27 +89,21 @@ class Stage(AbstractContextManager["Stage"]):
         tokens_per_second = f" · {self.tokens / seconds:.0f} tokens/s" if self.tokens else ""
         remains = f"{left:.0f} s left" if left < 600 else f"{left / 60:.0f} min left"
         rate = f"{note}{note and ' · '}{self.done / seconds:.1f} {self.unit}/s{tokens_per_second} · {remains}"
-        if self.bar:
+        if self.bar and is_end:
+            self.bar.stop()
+        elif self.bar:
             self.bar.update(self.task, completed=self.done, rate=rate)
-        elif now - self.shown >= PLAIN_EVERY_SECONDS:
+        elif not self.quiet and (is_end or now - self.shown >= PLAIN_EVERY_SECONDS):
             self.shown = now
-            self._tell(f" · {rate}")
+            line = f"{self.name}: {self.done}/{self.total}" + (f" in {seconds:.1f} s" if is_end else f" · {rate}")
+            if logs_json():
+                fields = {"stage": self.name, "done": self.done, "total": self.total, "tokens": self.tokens}
+                getLogger("bnbench.progress").info("%s", line, extra={"fields": fields})
+            else:
+                print(line, file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-        else:
-            self._tell(f" in {time.monotonic() - self.start:.1f} s")
-
-    def _tell(self, how: str) -> None:
-        if self.quiet:
-            return
-        line = f"{self.name}: {self.done}/{self.total}{how}"
-        if logs_json():
-            fields = {"stage": self.name, "done": self.done, "total": self.total, "tokens": self.tokens}
-            getLogger("bnbench.progress").info("%s", line, extra={"fields": fields})
-        else:
-            print(line, file=sys.stderr, flush=True)
+        self.advance(0, is_end=True)
 
 
 # On a processor with AVX512-BF16 bitsandbytes, which peft imports, warns that the package `kernels` is not there. It

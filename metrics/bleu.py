@@ -34,9 +34,9 @@ class BLEU(LexicalMetric):
         if pairs.single:
             counts = pairs.ngrams("tokens", ORDERS[-1])
             return np.hstack([counts[:, 0, :2], counts[:, :, 2], counts[:, :, 0]]).astype(np.float64)
-        rows = []
+        rows, spelled = [], pairs.spelled("tokens")
         for reply, references in zip(texts.replies, texts.references or (), strict=True):
-            hyp, refs = pairs.tokens[reply], [pairs.tokens[reference] for reference in references]
+            hyp, refs = spelled[reply], [spelled[reference] for reference in references]
             # Of several references the length of the closest counts, of equally close ones the shorter, and an n-gram
             # matches as often as it occurs in the one that has it most often.
             closest = min(map(len, refs), key=lambda length: (abs(length - len(hyp)), length))

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts, ratio
-from bnbench.metrics.overlap import IntArray, LexicalMetric, Pairs, ngram_counts
+from bnbench.metrics.overlap import LexicalMetric, Pairs, ngram_counts
 
 CHAR_ORDER, BETA = 6, 2
 _ASCII_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
@@ -23,18 +23,24 @@ class ChrF(LexicalMetric):
     needs = frozenset({"references"})
     columns = tuple(f"char{n}_{what}" for n in range(1, CHAR_ORDER + 1) for what in ("hyp", "ref", "match"))
     values = ("chrF",)
+    has_words: ClassVar[bool] = False
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 3(orders): n-grams of the reply, of its best reference, and common, for each order."""
         pairs = Pairs.of(texts, self.preparation)
-        hyp, ref, match = np.moveaxis(self.counts(pairs), -1, 0)
+        counts = [pairs.ngrams("characters", CHAR_ORDER)]  # (pairs, orders, 3), the words' behind the characters'
+        if self.has_words and self.preparation.tokenizer == "bn1":
+            counts.append(pairs.ngrams("tokens", 4)[:, :2])  # four orders, as BLEU has them counted
+        elif self.has_words:  # chrF++ parts ASCII punctuation from words, which bn1 has done already
+            character, spelled = pairs.vocabulary.__getitem__, {}
+            for text in dict.fromkeys((*pairs.replies, *pairs.references)):
+                parts = [part for token in self.preparation.tokens(text) for part in _parted(token)]
+                spelled[text] = "".join(map(character, parts))
+            counts.append(ngram_counts(*pairs.sides(spelled), 2))
+        hyp, ref, match = np.moveaxis(np.concatenate(counts, axis=1), -1, 0)
         hyp = np.where(ref > 0, hyp, 0)  # as sacrebleu: no order counts that the reference lacks
         table = np.stack([hyp, ref, match], axis=-1).reshape(len(hyp), -1).astype(np.float64)
         return pairs.best(table, self.formula(table)[:, 0])
-
-    def counts(self, pairs: Pairs) -> IntArray:
-        """(pairs, orders, 3) n-grams of the reply, of the reference, and common to both."""
-        return pairs.ngrams("characters", CHAR_ORDER)
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., 3 orders) to (..., 1): 100 (1 + 4) P R / (4 P + R)."""
@@ -53,18 +59,7 @@ class ChrFPlusPlus(ChrF):
     description: ClassVar[str] = "character and word n-gram F2, 0-100, higher is better"
     columns = (*ChrF.columns, *(f"word{n}_{what}" for n in (1, 2) for what in ("hyp", "ref", "match")))
     values = ("chrF++",)
-
-    def counts(self, pairs: Pairs) -> IntArray:
-        """The words' n-grams behind the characters'."""
-        if self.preparation.tokenizer == "bn1":
-            words = pairs.ngrams("tokens", 4)[:, :2]  # four orders, as BLEU has them counted
-        else:  # chrF++ parts ASCII punctuation from words, which bn1 has done already
-            character, spelled = pairs.vocabulary.__getitem__, {}
-            for text in dict.fromkeys((*pairs.replies, *pairs.references)):
-                parts = [part for token in self.preparation.tokens(text) for part in _parted(token)]
-                spelled[text] = "".join(map(character, parts))
-            words = ngram_counts(*pairs.sides(spelled), 2)
-        return np.concatenate([super().counts(pairs), words], axis=1)
+    has_words = True
 
 
 def _parted(token: str) -> list[str]:

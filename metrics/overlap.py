@@ -5,7 +5,7 @@ So n-grams, subsequences and sentences of words are those of strings, which is w
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from types import MappingProxyType
@@ -17,9 +17,10 @@ import numpy.typing as npt
 from bnbench.metrics.core import FloatArray, Made, Metric, Texts
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.tokenization import SENTENCE_ENDS, Preparation, is_word, preparation
+from bnbench.metrics.tokenization import BY_WORD, SENTENCE_ENDS, Preparation, is_word, preparation
 
 IntArray = npt.NDArray[np.int64]
+Spelling = Literal["tokens", "words", "characters"]
 
 # The characters of tokens lie in three ranges: sentence ends, other punctuation, words.
 _FIRST_MARK, _FIRST_WORD, _END = 0x10, 0x1000, 0x110000
@@ -56,7 +57,7 @@ class LexicalMetric(Metric):
 class Pairs:
     """Every (reply, reference) pair of some texts, the pairs of one reply side by side from `first[reply]` on.
 
-    `tokens`, `words`, `sentences` and `characters` spell each distinct text, for `sides` to pick from.
+    `spelled` and `sentences` spell each distinct text, for `sides` to pick from.
     """
 
     def __init__(self, texts: Texts, preparation: Preparation) -> None:
@@ -73,10 +74,12 @@ class Pairs:
         place, beyond = self._numbers.__getitem__, preparation.normalizer.beyond_words
         self._texts = {
             text: [list(map(place, line.split())) for line in beyond(text).splitlines()]
-            if preparation.by_word
+            if preparation.tokenizer in BY_WORD
             else [[place(text)]]
             for text in dict.fromkeys((*self.replies, *self.references))
         }
+        self._by_line: dict[str, dict[str, list[str]]] = {}
+        self._spelled: dict[str, dict[str, str]] = {}
 
     @classmethod
     def of(cls, texts: Texts, preparation: Preparation) -> Self:
@@ -94,57 +97,54 @@ class Pairs:
         ends = np.append(self.first[1:], len(score))
         return table[[start + int(score[start:end].argmax()) for start, end in zip(self.first, ends, strict=True)]]
 
-    @cached_property
-    def tokens(self) -> dict[str, str]:
-        """One character per token."""
-        return {text: "".join(lines) for text, lines in self._tokens_by_line.items()}
-
-    @cached_property
-    def words(self) -> dict[str, str]:
-        """The same without punctuation."""
-        return {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.tokens.items()}
+    def spelled(self, spelling: Spelling) -> dict[str, str]:
+        """Each distinct text, made once: a character for each of its "tokens", the same without punctuation ("words"),
+        or the "characters" of its tokens, so without whitespace.
+        """
+        if spelling not in self._spelled:
+            if spelling == "words":
+                made = {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.spelled("tokens").items()}
+            else:
+                made = {text: "".join(lines) for text, lines in self._lines(spelling).items()}
+            self._spelled[spelling] = made
+        return self._spelled[spelling]
 
     @cached_property
     def sentences(self) -> dict[str, list[str]]:
         """The words of each sentence, sentences without a word left out."""
         prepared, character = self.preparation, self.vocabulary.__getitem__
         found = {}
-        for text, lines in self._tokens_by_line.items():
-            if prepared.by_word:
+        for text, lines in self._lines("tokens").items():
+            if prepared.tokenizer in BY_WORD:
                 parts = [part for line in lines for part in _SENTENCE_ENDS.split(line)]
             else:  # these leave marks on words, so the sentences are bn1's
                 parts = ["".join(map(character, prepared.tokens(s))) for s in prepared.split_sentences(text)]
             found[text] = [words for part in parts if (words := _PUNCTUATION.sub("", part))]
         return found
 
-    @cached_property
-    def characters(self) -> dict[str, str]:
-        """The characters of the tokens, so without whitespace."""
-        if self.preparation.by_word:
-            lines = self._lines(self.preparation.normalizer.words.__getitem__)
-        else:
-            lines = self._lines(lambda text: "".join(self.preparation.tokens(text)))
-        return {text: "".join(parts) for text, parts in lines.items()}
-
-    @cached_property
-    def _tokens_by_line(self) -> dict[str, list[str]]:
-        character, prepared = self.vocabulary.__getitem__, self.preparation
-        tokens = prepared.pieces.__getitem__ if prepared.by_word else prepared.tokens
-        return self._lines(lambda word: "".join(map(character, tokens(word))))
-
-    def _lines(self, spell: Callable[[str], str]) -> dict[str, list[str]]:
-        """The lines of each distinct text, their words as `spell` has them and joined.
+    def _lines(self, spelling: Literal["tokens", "characters"]) -> dict[str, list[str]]:
+        """The lines of each distinct text, so spelled and joined, made once.
 
         What is made of words is made once for each different one, in a list; a text is then a few look-ups by place,
         which cost half of those by word.
         """
-        spelled = list(map(spell, self._numbers)).__getitem__
-        return {text: ["".join(map(spelled, line)) for line in lines] for text, lines in self._texts.items()}
+        if spelling not in self._by_line:
+            character, prepared, words = self.vocabulary.__getitem__, self.preparation, self._numbers
+            by_word = prepared.tokenizer in BY_WORD
+            tokens = prepared.pieces.__getitem__ if by_word else prepared.tokens
+            if spelling == "tokens":
+                made = ["".join(map(character, tokens(word))) for word in words]
+            else:
+                normal = prepared.normalizer.words
+                made = [normal[word] if by_word else "".join(tokens(word)) for word in words]
+            lines_of = self._texts.items()
+            self._by_line[spelling] = {t: ["".join(map(made.__getitem__, line)) for line in own] for t, own in lines_of}
+        return self._by_line[spelling]
 
-    def ngrams(self, spelling: Literal["tokens", "words", "characters"], order: int) -> IntArray:
+    def ngrams(self, spelling: Spelling, order: int) -> IntArray:
         """`ngram_counts` of the pairs, (pairs, order, 3), counted once for all metrics."""
         key = (spelling, order, self.preparation)
-        return self.texts.derived(key, lambda: ngram_counts(*self.sides(getattr(self, spelling)), order))
+        return self.texts.derived(key, lambda: ngram_counts(*self.sides(self.spelled(spelling)), order))
 
 
 def ngrams(text: str, n: int) -> Counter[str]:

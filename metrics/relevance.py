@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -55,35 +55,29 @@ class ContentWords:
 
         self.weights: Memo[float] = Memo(weight)
 
-    def tokens(self, text: str) -> list[str]:
-        """The tokens of a text, regional words in their standard form."""
-        return list(map(standard().__getitem__, preparation().tokens(text)))
-
-    def of(self, words: Iterable[str]) -> list[tuple[str, float]]:
-        """The different content words in order, each with its weight."""
-        return [(word, weight) for word in dict.fromkeys(words) if (weight := self.weights[word])]
+    def read(self, text: str) -> tuple[list[str], list[tuple[str, ...]]]:
+        """The tokens of a text, regional words in their standard form, and every run of `COPIED` of them."""
+        tokens = list(map(standard().__getitem__, preparation().tokens(text)))
+        return tokens, list(zip(*(tokens[start:] for start in range(COPIED)), strict=False))
 
     def features(self, texts: Texts) -> FloatArray:
         """`heard` and `elsewhere` of each reply, n x 2, less what it copies; 0 where the message has no content."""
         asked = {}
         for message in dict.fromkeys(texts.messages or ()):
-            tokens = self.tokens(message)
-            forms = frozenset().union(*(self.forms[word] for word, _ in self.of(tokens)))
-            asked[message] = forms, set(_runs(tokens))
+            tokens, runs = self.read(message)
+            forms = frozenset().union(*(self.forms[word] for word in tokens if self.weights[word]))
+            asked[message] = forms, set(runs)
         found = []
         for reply, message in zip(texts.replies, texts.messages or (), strict=True):
-            (forms, runs), tokens = asked[message], self.tokens(reply)
-            if not runs.isdisjoint(_runs(tokens)):
-                for start in [start for start, run in enumerate(_runs(tokens)) if run in runs]:
+            (forms, known), (tokens, runs) = asked[message], self.read(reply)
+            for start, run in enumerate(() if known.isdisjoint(runs) else runs):
+                if run in known:
                     tokens[start : start + COPIED] = [""] * COPIED
-            words = self.of(tokens) if forms else []
-            heard = sum(weight for word, weight in words if not forms.isdisjoint(self.forms[word]))
-            found.append((heard, max(0.0, sum(weight for _, weight in words) - heard)))
+            words = dict.fromkeys(tokens) if forms else ()
+            weights = {word: weight for word in words if (weight := self.weights[word])}
+            heard = sum(weight for word, weight in weights.items() if not forms.isdisjoint(self.forms[word]))
+            found.append((heard, max(0.0, sum(weights.values()) - heard)))
         return np.log1p(np.array(found, dtype=np.float64).reshape(-1, 2))
-
-
-def _runs(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return zip(*(tokens[start:] for start in range(COPIED)), strict=False)
 
 
 class Fitted(NamedTuple):

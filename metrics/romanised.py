@@ -25,6 +25,7 @@ _WORD = re.compile("(?<![A-Za-z0-9@._/-])[A-Za-z]+(?![A-Za-z0-9@_/]|\\.[A-Za-z])
 _ASPIRATE, _DOUBLE = re.compile("(?<=[kgjtdbr])h"), re.compile(r"([a-z])\1+")
 _CONSONANT = "(?:[\u0995-\u09b9]\u09bc?)"  # as bn1 has them
 _FOLDER = Path(__file__).parent
+_WORDS = _FOLDER / "bn_words.txt"  # that are known, the most frequent first
 _SIGNS = frozenset("ািীুূেোৃৈৌ্ঃ")
 _ONE_SIGN = {"\u09af\u09bc": "\u09df", "\u09a1\u09bc": "\u09dc", "\u09a2\u09bc": "\u09dd"}  # য় ড় ঢ়
 _TO_FRAME = str.maketrans({**dict.fromkeys("aeiouyOYBNH"), "c": "s", "f": "p"})
@@ -53,7 +54,7 @@ class Sounds:
         self._heard = {pair: cost for two, cost in table["heard"].items() for pair in (two, two[::-1])}
         # Every known word under its consonants, with what its rank costs and how it sounds.
         self._by_frame: dict[str, list[tuple[float, str, str]]] = defaultdict(list)
-        for rank, word in enumerate(_words(), 1):
+        for rank, word in enumerate(_WORDS.read_text("utf-8").split(), 1):
             sounds = self._said(word)
             for frame in {_frame(sounds), _frame(sounds.replace("B", "b").replace("N", "n"))}:
                 self._by_frame[frame].append((table["frequent"] * float(np.log10(rank)), word, sounds))
@@ -112,10 +113,6 @@ def _frame(sounds: str) -> str:
     return _DOUBLE.sub(r"\1", sounds.replace("ng", "n").translate(_TO_FRAME))
 
 
-def _words() -> list[str]:
-    return (_FOLDER / "bn_words.txt").read_text("utf-8").split()
-
-
 @lru_cache(maxsize=1)
 def standard() -> Memo[str]:
     """Of each normalised word its standard form by `dialects.toml`, or itself: তোঁয়ার and তুমার are তোমার."""
@@ -123,7 +120,7 @@ def standard() -> Memo[str]:
     table = tomllib.loads(unicodedata.normalize("NFC", (_FOLDER / "dialects.toml").read_text("utf-8")))
     words = {normalize(word): normalize(forms).split() for word, forms in table["words"].items()}
     forms = {form: word for word, regional in words.items() for form in regional}
-    known = {*normalize(" ".join(_words())).split(), *words}
+    known = {*normalize(_WORDS.read_text("utf-8")).split(), *words}
     sounds, endings = (
         [(re.compile(pattern.replace("C", _CONSONANT)), to) for pattern, to in table["rules"][name]]
         for name in ("sounds", "endings")

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import compress
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from rapidfuzz import process
@@ -13,7 +13,7 @@ from rapidfuzz.distance import LCSseq
 from bnbench.metrics.core import FloatArray, MeanMetric, Texts, ratio
 from bnbench.metrics.exceptions import UsageError
 from bnbench.metrics.normalization import Normalizer
-from bnbench.metrics.overlap import LexicalMetric, Pairs
+from bnbench.metrics.overlap import LexicalMetric, Pairs, Spelling
 
 TYPES = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
@@ -59,12 +59,12 @@ class ROUGE(LexicalMetric, MeanMetric):
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x (3 types): F of each type, then precision and recall of each, on 0-1."""
         pairs, best = Pairs.of(texts, self.preparation), []
-        spelling: Literal["tokens", "words"] = "tokens" if self.profile else "words"  # ৳ is one to csebuetnlp, too
+        spelling: Spelling = "tokens" if self.profile else "words"  # ৳ is one to csebuetnlp, too
         for kind in self.types:
             if kind in ("rouge1", "rouge2"):
                 hyp, ref, match = pairs.ngrams(spelling, 2)[:, int(kind[-1]) - 1].T
             else:
-                replies, references = pairs.sides(getattr(pairs, spelling))
+                replies, references = pairs.sides(pairs.spelled(spelling))
                 hyp, ref = (np.array(list(map(len, strings)), dtype=np.int64) for strings in (replies, references))
                 if kind == "rougeL":
                     match = process.cpdist(replies, references, scorer=LCSseq.similarity, dtype=np.int64)

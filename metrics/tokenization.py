@@ -36,8 +36,8 @@ SENTENCE_ENDS = frozenset("।॥?!")
 _CLOSING = frozenset("”’\"')]»")
 
 # Two tokenisers cut each whitespace-delimited word by itself, two look at the whole text.
-_BY_WORD: dict[str, Callable[[str], Sequence[str]]] = {"bn1": _TOKEN.findall, "graphemes": _GRAPHEME.findall}
-TOKENIZERS = (*_BY_WORD, "indicnlp", "intl", "csebuetnlp")
+BY_WORD: dict[str, Callable[[str], Sequence[str]]] = {"bn1": _TOKEN.findall, "graphemes": _GRAPHEME.findall}
+TOKENIZERS = (*BY_WORD, "indicnlp", "intl", "csebuetnlp")
 
 
 @lru_cache(maxsize=1)
@@ -70,22 +70,17 @@ class Preparation:
         """The part of a signature: norm and tok."""
         return {"norm": self.normalizer.signature, "tok": versioned(self.tokenizer)}
 
-    @property
-    def by_word(self) -> bool:
-        """Whether the tokens of a text are those of its whitespace-delimited words, one word after the other."""
-        return self.tokenizer in _BY_WORD
-
     def tokens(self, text: str) -> list[str]:
         """All tokens, punctuation included. bn1 and graphemes drop nothing but whitespace."""
-        if not self.by_word:
+        if self.tokenizer not in BY_WORD:
             return _by_text(self.tokenizer)(self.normalizer(text))
         return list(chain.from_iterable(map(self.pieces.__getitem__, self.normalizer.beyond_words(text).split())))
 
     @property
     @lru_cache(maxsize=64)  # noqa: B019 - one memory for all equal ones is what is wanted
     def pieces(self) -> Memo[tuple[str, ...]]:
-        """The tokens of each word of `normalizer.beyond_words(text)`; only where `by_word`."""
-        words, split, bn1 = self.normalizer.words, _BY_WORD[self.tokenizer], self.tokenizer == "bn1"
+        """The tokens of each word of `normalizer.beyond_words(text)`; only where the tokeniser is of `BY_WORD`."""
+        words, split, bn1 = self.normalizer.words, BY_WORD[self.tokenizer], self.tokenizer == "bn1"
         return Memo(lambda raw: (raw,) if bn1 and UNCHANGED.fullmatch(raw) else tuple(split(words[raw])))
 
     def split_sentences(self, text: str) -> list[str]:

@@ -15,8 +15,8 @@ import numpy as np
 from bnbench.metrics.address import address_of
 from bnbench.metrics.audit.findings import Estimate, Trust, read_audits, sentence, short_name
 from bnbench.metrics.combined import weighted
-from bnbench.plot import Axis, Span, interval_plot, loss_svg
-from bnbench.records import Generation, RunRecord, TrainingSummary
+from bnbench.plot import Axis, Span, loss_svg
+from bnbench.records import Generation, TrainingSummary
 from bnbench.reports import values
 from bnbench.reports.people import agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
@@ -200,7 +200,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
     rows: list[list[Cell]] = []
     for s in ranking.standings:
         score, c = s.scores[0], s.versus(primary.metric, primary.name)
-        row: list[Cell] = [values.places(s.best_rank, s.worst_rank), Name(s.candidate, s.kind)]
+        row: list[Cell] = ["–".join(dict.fromkeys(map(str, (s.best_rank, s.worst_rank)))), Name(s.candidate, s.kind)]
         row += [primary.number(score.value), primary.interval(score), *(_difference(c, primary) if several else ())]
         row += [Name(s.compared_with) if s.compared_with else ""] if len(bases) > 1 else []
         rows.append([*row, ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %"])
@@ -231,12 +231,18 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     for s in ranking.standings:
         c, is_base = s.versus(primary.metric, primary.name), s.compared_with is None and several
         role = (" · base" if s.kind == "base" else " · compared with") if is_base else ""
-        note = f"rank {values.places(s.best_rank, s.worst_rank)}{role}"
+        note = f"rank {'–'.join(dict.fromkeys(map(str, (s.best_rank, s.worst_rank))))}{role}"
         rows.append((s.candidate, note, s.scores[0], outcome(c) if c else "open", is_base))
     # Beside the reference nobody could be told from another: it is not drawn.
     floors = [y for y in ranking.yardsticks if primary.metric in y.floor_of]
     rows += [(y.label, "yardstick", y.scores[primary.metric], "open", True) for y in floors]
-    drawn, marks, decimals = interval_plot([(x.low, x.value, x.high) for _, _, x, _, _ in rows])
+    # All over one axis, in per cent of its width, so that one drawing fits a phone and a wall. Ends that are not finite
+    # fall on the point, as of one item; a point that is not finite is not drawn.
+    spans = [(x.low, x.value, x.high) for _, _, x, _, _ in rows]
+    spans = [span if all(map(math.isfinite, span)) else (span[1], span[1], span[1]) for span in spans]
+    axis = Axis.over((x for span in spans if math.isfinite(span[1]) for x in span), 3.0, 97.0, room=0.04)
+    marks, decimals = axis.ticks(4, (1, 2, 2.5, 5, 10))
+    drawn = [(axis.at(a), axis.at(b), axis.at(c)) if math.isfinite(b) else None for a, b, c in spans]
     at_base = [b[1] for s, b in zip(ranking.standings, drawn, strict=False) if s.candidate == ranking.base and b]
     guide = at_base[0] if at_base and several else None
     best = max if primary.higher_is_better else min
@@ -257,7 +263,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
             "their difference is clear, because differences are taken item by item: read the Δ below"
         )
     caption += "; the dotted line is the best yardstick, below which a score says nothing" if floor is not None else ""
-    return Intervals(tuple(bars), tuple((at, number(value, decimals)) for at, value in marks), f"{caption}.")
+    return Intervals(tuple(bars), tuple((axis.at(x), number(x, decimals)) for x in marks), f"{caption}.")
 
 
 def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -687,7 +693,38 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
-        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(run_facts(record), Pen.HTML)]
+        # What the run was; what it did not record is left out.
+        corpus, prompt, precision, device = record.corpus, record.prompt, record.precision, record.device
+        source = "" if corpus.source == corpus.name else f" from {corpus.source}"
+        limit = f", limited to {corpus.limit}" if corpus.limit else ""
+        # Greedy decoding ignores what sampling is told.
+        ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
+        decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
+        kept = map(precision.get, ("dtype", "quantisation"))
+        formats = [str(one) for one in kept if one not in (None, "", "none")]
+        cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
+        on = [device.get("accelerator") or "CPU only", cpus, *map(device.get, ("machine", "system"))] if device else []
+        memory, reason = record.peak_memory_bytes, f" – {precision['reason']}" if precision.get("reason") else ""
+        how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
+        times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
+        asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
+        for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
+            hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
+            known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
+            asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
+        facts: dict[str, Any] = {
+            "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
+            "Fingerprint": corpus.fingerprint,
+            **asked,
+            "Decoding": ", ".join(how),
+            "Precision": ", ".join(formats) + reason,
+            "Device": ", ".join(str(part) for part in on if part),
+            "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
+            "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
+            "Run": " to ".join(times),
+        }
+        told = [(label, str(text)) for label, text in facts.items() if text]
+        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(told, Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
             shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
@@ -697,39 +734,6 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
         if record.command:
             blocks += [Sentences(("Command",), "heading", Pen.HTML), Sentences((record.command,), "code", Pen.HTML)]
     yield Panel("run", "What was run", blocks, "What was run")
-
-
-def run_facts(record: RunRecord) -> list[tuple[str, str]]:
-    """What one run was, as labels and texts; what it did not record is left out."""
-    corpus, prompt, precision, device = record.corpus, record.prompt, record.precision, record.device
-    source = "" if corpus.source == corpus.name else f" from {corpus.source}"
-    limit = f", limited to {corpus.limit}" if corpus.limit else ""
-    # Greedy decoding ignores what sampling is told.
-    ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
-    decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
-    formats = [str(precision[key]) for key in ("dtype", "quantisation") if precision.get(key) not in (None, "", "none")]
-    cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
-    on = [device.get("accelerator") or "CPU only", cpus, device.get("machine"), device.get("system")] if device else []
-    memory, reason = record.peak_memory_bytes, f" – {precision['reason']}" if precision.get("reason") else ""
-    how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
-    times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
-    asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
-    for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
-        hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
-        known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
-        asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
-    facts: dict[str, Any] = {
-        "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
-        "Fingerprint": corpus.fingerprint,
-        **asked,
-        "Decoding": ", ".join(how),
-        "Precision": ", ".join(formats) + reason,
-        "Device": ", ".join(str(part) for part in on if part),
-        "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-        "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
-        "Run": " to ".join(times),
-    }
-    return [(label, str(text)) for label, text in facts.items() if text]
 
 
 def methods_panel(ranking: Ranking) -> Iterator[Panel]:

@@ -213,7 +213,13 @@ def rank(
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
     metrics, absent = _metrics(described, primary, len(runs) > 1)
     ranks_by = metrics[primary]
-    pairs = _pairs(entries, ranks_by, how)
+    # Every pair on the primary value, with Holm's correction over the family.
+    raw: Pairs = {}
+    for i, entry in enumerate(entries[:-1]):
+        made = _compare(entry, [(other, ranks_by) for other in entries[i + 1 :]], how, 1)
+        raw |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
+    adjusted = significance.holm([c.p for c in raw.values()])
+    pairs = {pair: _judged(c, p, ranks_by) for (pair, c), p in zip(raw.items(), adjusted, strict=True)}
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
     standings = _standings(entries, baseline, list(metrics.values()), pairs, how)
     if len(entries) > 2:
@@ -292,16 +298,6 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
             base = name if record.kind == "base" else base
         known |= names
     return list(entries.values()), called
-
-
-def _pairs(entries: Sequence[Entry], metric: Metric, how: Resampling) -> Pairs:
-    """Every pair on the primary value, with Holm's correction over the family."""
-    pairs: Pairs = {}
-    for i, entry in enumerate(entries[:-1]):
-        made = _compare(entry, [(other, metric) for other in entries[i + 1 :]], how, 1)
-        pairs |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
-    adjusted = significance.holm([c.p for c in pairs.values()])
-    return {pair: _judged(c, p, metric) for (pair, c), p in zip(pairs.items(), adjusted, strict=True)}
 
 
 def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[float]:

@@ -50,11 +50,6 @@ def items_of(ranking: Ranking) -> str:
     return counted(ranking.n, "item") + within
 
 
-def places(best: int, worst: int) -> str:
-    """A range of ranks: `1` or `1–3`."""
-    return str(best) if best == worst else f"{best}–{worst}"
-
-
 def name(text: str, limit: int = 60) -> str:
     """A name on one line: controls spelt out, right-to-left letters isolated, its middle left out beyond `limit`."""
     hidden = {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in _KEPT}

@@ -81,7 +81,7 @@ def main() -> None:
     for row in calibration_set().rows:
         bank[row.id] |= {bengali(row.message), bengali(row.reply)}
     lexicon, plain = load_lexicon("bn"), ContentWords({}, len(bank))
-    words = [{word for text in texts for word, _ in plain.of(plain.tokens(text))} for texts in bank.values()]
+    words = [{word for text in texts for word in plain.read(text)[0] if plain.weights[word]} for texts in bank.values()]
     every = Counter(key for each in words for key in {lexicon.keys[word] for word in each} - {""})
     counts = {key: count for key, count in every.items() if count >= FEWEST}
 

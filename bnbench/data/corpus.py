@@ -3,18 +3,17 @@
 load → repair → clean → filter by tokens → split(seed) → Example(id, topic, title, question, reference)
 """
 
-import csv
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import ftfy
 import numpy as np
-import numpy.typing as npt
 import regex
 
 from bnbench.data import files
@@ -290,15 +289,15 @@ def write_dropped(corpus: Corpus, path: Path) -> None:
     if path.suffix != ".csv":
         raise CorpusError(f"{path}: dropped rows are written as .csv")
     why = {step.name: step.why for step in corpus.steps}
+    lines: list[Sequence[str]] = [("row", "what", "why", *FIELDS, *(f"{name} repaired" for name in FIELDS))]
+    for row in corpus.rows:
+        step = corpus.fell.get(row.where) or corpus.fell.get(row.example.id)
+        if step or row.raw:
+            what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
+            texts = tuple(getattr(row.example, name) for name in FIELDS)
+            lines.append((*what, *(row.raw or texts), *(texts if row.raw else ())))
     with path.open("x", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(("row", "what", "why", *FIELDS, *(f"{name} repaired" for name in FIELDS)))
-        for row in corpus.rows:
-            step = corpus.fell.get(row.where) or corpus.fell.get(row.example.id)
-            if step or row.raw:
-                what = (row.where, "dropped" if step else "repaired", why[step or "encoding"])
-                texts = tuple(getattr(row.example, name) for name in FIELDS)
-                lines.writerow(map(files.inert, (*what, *(row.raw or texts), *(texts if row.raw else ()))))
+        file.write(files.csv_text(lines, "\r\n"))
 
 
 def divide(
@@ -377,31 +376,30 @@ def _unlike(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[E
     signs = np.array(sorted(map(ord, set().union(*texts))), dtype=np.uint32)
     powers = np.array([(len(signs) + 1 | 1) ** i % 2**64 for i in range(5)], dtype=np.uint64)
 
-    def grams(text: str) -> npt.NDArray[np.uint64]:
-        places = np.searchsorted(signs, np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)) + 1
-        padded = np.pad(places.astype(np.uint64), (0, max(0, 5 - len(places))))
-        return np.unique(np.lib.stride_tricks.sliding_window_view(padded, 5) @ powers)
-
-    def rarest(n: int) -> int:
-        return n - int(NEAR_DUPLICATE * n) + n // 10 + 1
+    # The set of each text, made when it is asked for: all of them at once would not fit into memory.
+    codes = (np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in texts)
+    digits = ((np.searchsorted(signs, own) + 1).astype(np.uint64) for own in codes)
+    padded = (np.pad(own, (0, max(0, 5 - len(own)))) for own in digits)
+    grams = (np.unique(np.lib.stride_tricks.sliding_window_view(own, 5) @ powers) for own in padded)
+    # By the size of a set: how many of its rarest are looked at.
+    rarest = [n - int(NEAR_DUPLICATE * n) + n // 10 + 1 for n in range(max(map(len, texts)) + 2)]
 
     # From here on a 5-gram is its place in the order of how many held-out texts have it, the rarest first.
-    found = [grams(text) for text in texts[: len(held_out)]]
+    found = list(islice(grams, len(held_out)))
     sizes = np.array([len(own) for own in found])
     known, places, counts = np.unique(np.concatenate(found), return_inverse=True, return_counts=True)
     rank = np.argsort(np.argsort(counts, kind="stable"))
     rows = [np.sort(own) for own in np.split(rank[places], np.cumsum(sizes)[:-1])]
-    heads = [own[: rarest(len(own))] for own in rows]
+    heads = [own[: rarest[len(own)]] for own in rows]
     order = np.argsort(np.concatenate(heads), kind="stable")
     having = np.repeat(np.arange(len(rows)), [len(head) for head in heads])[order]
     starts = np.searchsorted(np.concatenate(heads)[order], np.arange(len(known) + 1))
     is_mine, kept = np.zeros(len(known), dtype=bool), []
-    for example, text in zip(examples, texts[len(held_out) :], strict=True):
-        own = grams(text)
+    for example, own in zip(examples, grams, strict=True):
         at = np.minimum(np.searchsorted(known, own), len(known) - 1)
         mine = np.sort(rank[at[known[at] == own]])
         # Those that no held-out text has are rarer still.
-        head = mine[: max(0, rarest(len(own)) - (len(own) - len(mine)))]
+        head = mine[: max(0, rarest[len(own)] - (len(own) - len(mine)))]
         many = starts[head + 1] - starts[head]
         hits = having[np.repeat(starts[head] - np.cumsum(many) + many, many) + np.arange(many.sum())]
         near, common = np.unique(hits, return_counts=True)

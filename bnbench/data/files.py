@@ -231,15 +231,13 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
 
 
-def inert(cell: str) -> str:
-    """A cell of CSV that no spreadsheet runs as a formula: a quote stands before it, which reading takes off again."""
-    return f"'{cell}" if cell.startswith(_RUNS) else cell
-
-
 def csv_text(rows: Iterable[Sequence[object]], end: str = "\n") -> str:
-    """Rows as CSV whose lines end in `end`, texts `inert`."""
+    """Rows as CSV whose lines end in `end` and of which no spreadsheet runs a cell as a formula: a quote stands before
+    what looks like one, which reading takes off again.
+    """
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator=end).writerows([inert(c) if isinstance(c, str) else c for c in row] for row in rows)
+    inert = ([f"'{c}" if isinstance(c, str) and c.startswith(_RUNS) else c for c in row] for row in rows)
+    csv.writer(text, lineterminator=end).writerows(inert)
     return text.getvalue()
 
 

@@ -159,6 +159,7 @@ class LocalModels(Backend):
     """
 
     needs_files: ClassVar[bool] = True
+    n_cards: int = 1  # that share the weights
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
@@ -199,15 +200,10 @@ class LocalModels(Backend):
         self.device = device.type if options.device in (None, "auto") else str(options.device)
         self.memory = device.memory if self.device.startswith("cuda") else None
         self.n_parameters = sum(math.prod(shape) for shape in self.files.shapes().values())
-        self.n_cards = self.count_cards()
         together = replace(device, memory=device.memory and device.memory * self.n_cards)
         chosen = choose_precision(together, self.n_parameters, False if stored else options.quantise)
         reason = f"{chosen.reason}; the weights are stored quantised" if stored else chosen.reason
         self.precision = {"dtype": chosen.dtype_name, "quantisation": chosen.quantisation, "reason": reason}
-
-    def count_cards(self) -> int:
-        """How many cards share the weights."""
-        return 1
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """Content rather than place: a folder that was moved is the same candidate."""

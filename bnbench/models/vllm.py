@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from bnbench.data.corpus import Corpus, Example
@@ -71,7 +72,8 @@ class VllmBackend(LocalModels):
         self.longest = 0  # tokens of the run's longest row, its reply included; 0: not known
         self.engine: Any = None
 
-    def count_cards(self) -> int:
+    @cached_property
+    def n_cards(self) -> int:  # type: ignore[override]  # known when it is first asked for
         """All that torch sees, or as many as share the attention's heads evenly; one for a base stored in NF4."""
         heads = getattr(self.text, "num_attention_heads", None)
         if self.device != "cuda" or self.stored_quantisation.get("quant_method") == "bitsandbytes" or not heads:

@@ -29,13 +29,11 @@ def mechanisms(result: Result) -> FloatArray:
 
 def in_bengali(texts: Texts) -> Texts:
     """The texts with romanised replies and messages in Bengali script, done once for all metrics that share them."""
-
-    def changed() -> Texts:
-        replies, messages = tuple(map(bengali, texts.replies)), tuple(map(bengali, texts.messages or ()))
-        same = (replies, messages) == (texts.replies, texts.messages or ())
-        return texts if same else Texts(replies, messages=messages if texts.messages else None)
-
-    return texts.derived("in Bengali script", changed)
+    made = texts.derived("in Bengali script", lambda: Texts(
+        tuple(map(bengali, texts.replies)), messages=texts.messages and tuple(map(bengali, texts.messages)),
+    ))  # fmt: skip
+    # The very texts where nothing was romanised: what is derived of them is shared with other metrics, too.
+    return texts if (made.replies, made.messages) == (texts.replies, texts.messages) else made
 
 
 class EmpathyMetric(MeanMetric):

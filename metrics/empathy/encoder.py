@@ -11,7 +11,7 @@ import json
 from collections.abc import Container, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -55,7 +55,7 @@ class StaticEncoder:
     """A static encoder of bn1 tokens from a folder that `scripts/make_encoder.py` wrote; numpy only.
 
     The folder is a model2vec one: one vector for each word or word part, and a sentence is their mean, made a unit
-    vector. (`StaticModel.from_pretrained` reads it too, and gives the vectors of `words` for bn1 tokens joined by
+    vector. (`StaticModel.from_pretrained` reads it too, and gives the vectors of `words_only` for bn1 tokens joined by
     spaces.) To that it adds how long the text is, since its teacher puts texts of like length nearer to each other.
     `id` is the folder's name and 8 hex digits of the sha256 over its weights, vocabulary and `Length`; `dim` the length
     of a vector. Raises `UsageError` when the folder lacks a file or holds another kind of model.
@@ -117,13 +117,6 @@ class StaticEncoder:
                 unit = np.column_stack([unit, *turned]) / np.sqrt(1 + self._length.weight**2)
             found[start + filled] = unit
         return found
-
-    @cached_property
-    def words(self) -> StaticEncoder:
-        """This encoder without what its vectors say of length: the mean of the parts' vectors, made a unit vector."""
-        made = copy(self)
-        made._length, made.id, made.dim = None, self._id_of_words, int(self._vectors.shape[1])
-        return made
 
     def _rows_of(self, raw: str) -> tuple[int, ...]:
         known = self._vocabulary
@@ -213,8 +206,14 @@ def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
 
 
 def words_only(encoder: Encoder) -> Encoder:
-    """The encoder without what a static one adds of length, for scores that length must not drive."""
-    return encoder.words if isinstance(encoder, StaticEncoder) else encoder
+    """The encoder without what a static one adds of length, for scores that length must not drive: the mean of the
+    parts' vectors, made a unit vector.
+    """
+    if not isinstance(encoder, StaticEncoder):
+        return encoder
+    made = copy(encoder)
+    made._length, made.id, made.dim = None, encoder._id_of_words, int(encoder._vectors.shape[1])
+    return made
 
 
 def _check(texts: Sequence[str]) -> None:

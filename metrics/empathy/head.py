@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnbench.metrics.core import FloatArray, Texts
+from bnbench.metrics.core import FloatArray
 from bnbench.metrics.normalization import Memo
 from bnbench.metrics.romanised import standard
 from bnbench.metrics.tokenization import SENTENCE_ENDS, is_word, preparation
@@ -51,15 +51,16 @@ def pieces(text: str) -> list[str]:
 
 
 class Head:
-    """A head from the bytes of its file; `id` is 8 hex digits of their sha256.
+    """A head from the bytes of its file (none: the shipped one); `id` is 8 hex digits of their sha256.
 
     A reply is the vector of its pieces: each part of a word counts its rarity, each pair `PAIR` times that, and the
     vector has unit length, so that how long a reply is does not matter.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | None = None) -> None:
         from safetensors.numpy import load  # here, since importing a metric must stay cheap
 
+        data = SHIPPED.read_bytes() if data is None else data
         self.id = hashlib.sha256(data).hexdigest()[:8]
         tensors = load(data)
         weights, rarity = tensors["weights"].astype(np.float64), tensors["rarity"].astype(np.float64)[:, None]
@@ -87,15 +88,7 @@ class Head:
         return bytes(table[:, 4].dot(table))
 
 
-@lru_cache(maxsize=1)
-def load_head() -> Head:
-    """The head that ships with bnbench."""
-    return Head(SHIPPED.read_bytes())
-
-
-def heard(texts: Texts) -> FloatArray:
-    """`Head.read` of the replies, once for both empathy scorers."""
-    return texts.derived("head", lambda: load_head().read(texts.replies))
+load_head = lru_cache(maxsize=1)(Head)  # that which ships with bnbench
 
 
 def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: FloatArray) -> FloatArray:

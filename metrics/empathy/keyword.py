@@ -15,7 +15,7 @@ import numpy as np
 
 from bnbench.metrics.core import FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric
-from bnbench.metrics.empathy.head import heard, load_head, weighed
+from bnbench.metrics.empathy.head import load_head, weighed
 from bnbench.metrics.empathy.lexicon import Entry, Found, Lexicon, load_lexicon, load_polarity
 from bnbench.metrics.exceptions import InputError
 from bnbench.metrics.normalization import normalize
@@ -78,8 +78,20 @@ class KeywordEmpathy(EmpathyMetric):
         lexicon = self.lexicon
         if self._mechanisms:
             messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
-            pairs = zip(texts.replies, texts.messages or (), strict=True)
-            credits = [_Reading(lexicon, reply, messages[message]).credits() for reply, message in pairs]
+            # Five numbers in 0-1: what the phrases earn for each mechanism, and what is left of what the words do, and
+            # of their general kindness, which stock phrases have too.
+            credits = []
+            for reply, message in zip(texts.replies, texts.messages or (), strict=True):
+                said = _Reading(lexicon, reply, messages[message])
+                factor = said.left * prod(AGAINST[match.entry.level] for match in said.against)
+                if said.stock:
+                    carried = FREE_PHRASES + (len(said.own) + len(said.anchored)) / WORDS_PER_PHRASE
+                    factor *= min(1.0, max(0.0, 2 * carried / len(said.stock) - 1))
+                fits = 1.0 if said.anchored or not lexicon.common else UNANCHORED
+                sums = (sum(x for match, x in said.earning if match.entry.mechanism == m) for m in MECHANISMS)
+                phrases = [factor * fits * level / FULL_LEVELS for level in sums]
+                own = not all(said.hidden)
+                credits.append([*phrases, factor * own, said.left * own])
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
@@ -87,7 +99,8 @@ class KeywordEmpathy(EmpathyMetric):
         if not lexicon.words:
             return table[:, : len(self.columns) - 1]
         # What the words say: phrases count in proportion to their mean level, and each level adds some.
-        by_words, levels = heard(texts), heard(texts)[:, 1:]
+        by_words = texts.derived("head", lambda: load_head().read(texts.replies))  # semantic-empathy's, too
+        levels = by_words[:, 1:]
         earned = levels.mean(axis=1, keepdims=True) * table[:, :3] + WORDS * levels * table[:, 3:4]
         return weighed(np.minimum(1, earned), by_words, chances(texts, "fit"), table[:, 4])
 
@@ -185,23 +198,6 @@ class _Message:
         stems = lexicon.stems.__getitem__
         self.stems, self.content = (set[str]().union(*map(stems, some)) for some in (words, content))
 
-    def copied(self, lexicon: Lexicon, text: _Words) -> list[bool]:
-        """Which words stand in a run that the message has too, or in a statement or reply that is mostly such words."""
-        everything: list[bool] = []
-        for sentence in text.sentences:
-            words = text.words[sentence.start : sentence.end]
-            copied = [False] * len(words)
-            keys = [lexicon.keys[word] for word in words]
-            for start, run in enumerate(zip(*(keys[start:] for start in range(self.run)), strict=False)):
-                if run in self.runs:
-                    copied[start : start + self.run] = [True] * self.run
-            others = [word for word in words if word not in lexicon.persons]
-            known = len(others) - sum(map(self.stems.isdisjoint, map(lexicon.stems.__getitem__, others)))
-            # A question may ask in the message's words.
-            mostly = not sentence.question and known >= COPIED_SHARE * len(others)
-            everything += [True] * len(words) if mostly or 2 * sum(copied) > len(words) else copied
-        return [True] * len(everything) if sum(everything) >= COPIED_SHARE * len(everything) else everything
-
 
 _Placed = tuple[Entry, tuple[int, ...], str]  # an entry, the places of its words, and its polarity there
 
@@ -230,8 +226,22 @@ class _Reading:
             for sentence, phrases in zip(sentences, found, strict=True)
         ]
         self.advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
+        # Copied is what stands in a run that the message has too, or in a statement or reply that is mostly such words.
+        copied: list[bool] = []
+        for sentence in sentences:
+            words = self.text.words[sentence.start : sentence.end]
+            here, keys = [False] * len(words), [lexicon.keys[word] for word in words]
+            for start, run in enumerate(zip(*(keys[start:] for start in range(message.run)), strict=False)):
+                if run in message.runs:
+                    here[start : start + message.run] = [True] * message.run
+            others = [word for word in words if word not in lexicon.persons]
+            known = len(others) - sum(map(message.stems.isdisjoint, map(lexicon.stems.__getitem__, others)))
+            # A question may ask in the message's words.
+            mostly = not sentence.question and known >= COPIED_SHARE * len(others)
+            copied += [True] * len(words) if mostly or 2 * sum(here) > len(words) else here
+        whole = sum(copied) >= COPIED_SHARE * len(copied)
         lists = (each for s in sentences for each in listed(self.text.clause_ends[s.start : s.end]))
-        self.void = [a or b for a, b in zip(message.copied(lexicon, self.text), lists, strict=True)]
+        self.void = [whole or a or b for a, b in zip(copied, lists, strict=True)]
         self.hidden = [a or b for a, b in zip(self.void, self.text.quoted, strict=True)]
         self.matches: list[_Match] = []
         self.stock, self.own, self.anchored = set[str](), set[str](), set[str]()
@@ -322,16 +332,3 @@ class _Reading:
                     kept.append((rank, entry, places, polarity))
 
         return [(entry, places, polarity) for _, entry, places, polarity in sorted(kept, key=lambda item: item[0])]
-
-    def credits(self) -> list[float]:
-        """Five numbers in 0-1: what the phrases earn for each mechanism, and what is left of what the words do, and of
-        their general kindness, which stock phrases have too.
-        """
-        factor = self.left * prod(AGAINST[match.entry.level] for match in self.against)
-        if self.stock:
-            carried = FREE_PHRASES + (len(self.own) + len(self.anchored)) / WORDS_PER_PHRASE
-            factor *= min(1.0, max(0.0, 2 * carried / len(self.stock) - 1))
-        fits = 1.0 if self.anchored or not self.lexicon.common else UNANCHORED
-        levels = [sum(earned for match, earned in self.earning if match.entry.mechanism == m) for m in MECHANISMS]
-        own = not all(self.hidden)
-        return [*(factor * fits * level / FULL_LEVELS for level in levels), factor * own, self.left * own]

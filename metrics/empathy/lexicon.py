@@ -203,13 +203,6 @@ class Matcher:
                 raise UsageError(f"pattern {phrase!r}: there is no [{table}] {name!r}{nearest(name, known)}")
             return known[name]
 
-        def literal(text: str) -> str:
-            tokens = tokenize(text)
-            if len(tokens) != 1 or not is_word(tokens[0]):
-                how = "write words apart, with a space between"
-                raise UsageError(f"pattern {phrase!r}: {text!r} is not one word; {how}")
-            return tokens[0]
-
         words, suffixes, refused = set[str](), set[str](), set[str]()
         for text in alternatives:
             if text.startswith("{") and text.endswith("}"):
@@ -218,12 +211,15 @@ class Matcher:
                     ours |= theirs
             elif text.startswith("*"):
                 suffixes.add(_normalised(text[1:]))
-            elif text.startswith("-"):
-                refused.add(literal(text[1:]))
             else:
-                stem, plus, group = text.partition("+")
+                is_refused = text.startswith("-")
+                stem, plus, group = (text[1:], "", "") if is_refused else text.partition("+")
                 endings = map(_normalised, named("endings", group)) if plus else ("",)
-                words.update(map(literal(stem).__add__, endings))
+                tokens = tokenize(stem)
+                if len(tokens) != 1 or not is_word(tokens[0]):
+                    how = "write words apart, with a space between"
+                    raise UsageError(f"pattern {phrase!r}: {stem!r} is not one word; {how}")
+                (refused if is_refused else words).update(map(tokens[0].__add__, endings))
         return _Element(frozenset(words), frozenset(suffixes), frozenset(refused))
 
 
@@ -262,7 +258,8 @@ def load_lexicon(name_or_path: str | Path) -> Lexicon:
 class Polarity:
     """Whether a sentence takes comfort back: what both empathy scorers know of refusal, mockery (`polarity.toml`)."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self) -> None:
+        data = (Path(__file__).parent / "polarity.toml").read_bytes()
         table = tomllib.loads(data.decode("utf-8"))
         self.id = f"{table['name']}.{table['version']}-{hashlib.sha256(data).hexdigest()[:8]}"
         tables = {"classes": table["classes"], "endings": table["endings"]}
@@ -302,10 +299,7 @@ class Polarity:
         return min((left for left, unless in groups if unless.isdisjoint(lifting)), default=1.0)
 
 
-@lru_cache(maxsize=1)
-def load_polarity() -> Polarity:
-    """The patterns that ship with bnbench."""
-    return Polarity((Path(__file__).parent / "polarity.toml").read_bytes())
+load_polarity = lru_cache(maxsize=1)(Polarity)
 
 
 def _checked(table: Mapping[str, Any], schema: Mapping[str, Any], place: str = "") -> dict[str, Any]:

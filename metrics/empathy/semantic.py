@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
@@ -23,7 +23,7 @@ import numpy as np
 from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
-from bnbench.metrics.empathy.head import heard, load_head, weighed
+from bnbench.metrics.empathy.head import load_head, weighed
 from bnbench.metrics.empathy.keyword import listed
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
@@ -81,12 +81,6 @@ class Calibration:
     scale: FloatArray
     weights: FloatArray
     thresholds: FloatArray
-
-    def levels(self, seen: Seen) -> FloatArray:
-        """Expected levels 0-2, (n, 3), of n replies: P(level > j) = sigmoid(z . weights - thresholds[j])."""
-        logits = ((seen.features - self.mean) / self.scale * self.weights).sum(axis=-1)
-        levels: FloatArray = (1 / (1 + np.exp(-np.clip(logits[..., None] - self.thresholds, -30, 30)))).sum(axis=-1)
-        return levels
 
     @property
     def id(self) -> str:
@@ -153,12 +147,12 @@ class Reader:
     def __init__(self, encoder: Encoder, anchors: Anchors) -> None:
         self.encoder, self.anchors = encoder, anchors
         self.vectors = encoder.encode(anchors.sentences).astype(np.float64)
-        self._mean = self.vectors.mean(axis=0)
+        self.mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
         self._read = Memo(_read)
         # The heads, (d + 1, 10), the last row their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
-        vectors, labels = self.vectors - self._mean, np.array(anchors.labels)
+        vectors, labels = self.vectors - self.mean, np.array(anchors.labels)
         empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
         sides = [(labels == name, contrasting | (labels == f"not_{name}")) for name in MECHANISMS]
         sides += [*((labels == name, empathic) for name in CONTRASTS), (empathic, ~empathic)]
@@ -171,17 +165,16 @@ class Reader:
             penalty = np.diag([*[HEAD_RIDGE] * vectors.shape[1], 0.0])
             target = these.astype(np.float64) - others
             heads.append(np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target)))
-        self._heads = np.stack(heads, axis=1)
+        self.heads = np.stack(heads, axis=1)
 
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
-        pairs = list(zip(texts.replies, texts.messages or (), strict=True))
-        asked_words = {message: self.beginnings(message) for message in dict.fromkeys(texts.messages or ())}
-        read = [self.sentences(reply, asked_words[message]) for reply, message in pairs]
+        read = [self.sentences(*pair) for pair in zip(texts.replies, texts.messages or (), strict=True)]
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        _, heads = self.heads(list(row_of))
+        vectors = self.encoder.encode(list(row_of)).astype(np.float64)
+        heads = (vectors - self.mean) @ self.heads[:-1] + self.heads[-1]
         chance = chances(texts, "relevance")
         odds = np.log(chance / (1 - chance))
 
@@ -195,8 +188,10 @@ class Reader:
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
         return Seen(made, np.array(left, dtype=np.float64))
 
-    def sentences(self, reply: str, asked: Collection[str]) -> list[Sentence]:
-        """The different sentences, left out where they, or the reply, are copied or lists; `asked` are `beginnings`."""
+    def sentences(self, reply: str, message: str) -> list[Sentence]:
+        """The different sentences, left out where they, or the reply, are copied or lists."""
+        # The beginnings of the message's words, which their inflected forms share; of no pronoun.
+        asked = {self._read[token][1] for token in self._tokens(message)} - {""}
         read = {text: [(token, *self._read[token]) for token in self._tokens(text)] for text in self._split(reply)}
         known = {text: [key in asked for *_, key in words if key] for text, words in read.items()}
         everything = [*chain.from_iterable(known.values())]
@@ -210,15 +205,6 @@ class Reader:
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
             found.append(Sentence(text, void, polarity.left([token for token, word in tokens if word], ends)))
         return found
-
-    def beginnings(self, message: str) -> frozenset[str]:
-        """The beginnings of a message's words, which their inflected forms share; of no pronoun."""
-        return frozenset(self._read[token][1] for token in self._tokens(message)) - {""}
-
-    def heads(self, sentences: Sequence[str]) -> tuple[FloatArray, FloatArray]:
-        """The vectors of s sentences, (s, d), and their heads, (s, 10)."""
-        vectors: FloatArray = self.encoder.encode(sentences).astype(np.float64)
-        return vectors, (vectors - self._mean) @ self._heads[:-1] + self._heads[-1]
 
 
 def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
@@ -291,7 +277,10 @@ def kept_calibration(reader: Reader) -> Calibration:
 
 def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: FloatArray) -> FloatArray:
     """What replies earn, (n, 3), 0-1: half the expected levels, by sentences and words in equal parts, `weighed`."""
-    levels = (calibration.levels(seen) + by_words[:, 1:].clip(max=HEARD)) / 2
+    # By sentences, 0-2: P(level > j) = sigmoid(z . weights - thresholds[j]).
+    logits = ((seen.features - calibration.mean) / calibration.scale * calibration.weights).sum(axis=-1)
+    above = 1 / (1 + np.exp(-np.clip(logits[..., None] - calibration.thresholds, -30, 30)))
+    levels = (above.sum(axis=-1) + by_words[:, 1:].clip(max=HEARD)) / 2
     return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
 
 
@@ -332,15 +321,16 @@ class SemanticEmpathy(EmpathyMetric):
 
     def per_reply(self, texts: Texts) -> FloatArray:
         """n x 3: `credits`, 0 for a reply without a sentence of its own."""
-        return credits(self.reader.seen(texts), self.calibration, heard(texts), chances(texts, "fit"))
+        by_words = texts.derived("head", lambda: load_head().read(texts.replies))
+        return credits(self.reader.seen(texts), self.calibration, by_words, chances(texts, "fit"))
 
     def explain(self, reply: str, message: str = "") -> tuple[SentenceReading, ...]:
         """The different sentences of the reply, each with its heads and the nearest anchor."""
         if not isinstance(reply, str) or not isinstance(message, str):
             raise InputError("explain takes one reply and one message, both text")
-        asked, anchors = self.reader.beginnings(bengali(message)), self.reader.anchors
-        sentences = self.reader.sentences(bengali(reply), asked)
-        vectors, heads = self.reader.heads([each.text for each in sentences])
+        sentences, anchors = self.reader.sentences(bengali(reply), bengali(message)), self.reader.anchors
+        vectors = self.reader.encoder.encode([each.text for each in sentences]).astype(np.float64)
+        heads = (vectors - self.reader.mean) @ self.reader.heads[:-1] + self.reader.heads[-1]
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
             near = int((vector @ self.reader.vectors.T).argmax())

@@ -23,11 +23,10 @@ import pytest
 from rich.cells import cell_len
 
 from bnbench.errors import RunError
-from bnbench.plot import interval_plot
 from bnbench.progress import storable
 from bnbench.records import append_lines, read_run, unpack, write_json
 from bnbench.reports import Report, write_report
-from bnbench.reports.panels import choose
+from bnbench.reports.panels import Intervals, choose, ranking_panel
 from bnbench.reports.ranking import rank
 from bnbench.reports.render import aligned, wrapped
 from bnbench.reports.values import legend, name, number, p_value, shown_values
@@ -497,12 +496,12 @@ def test_plot_marks_lie_inside(make_run: Maker) -> None:
     for specs, n in CASES.values():
         run = read_run(make_run(specs, n=n, name=f"plot-{len(specs)}-{n}", metrics=("chrF++",)))
         ranking = rank([run], resamples=200)
-        bars, ticks, _ = interval_plot([(x.low, x.value, x.high) for x in (s.scores[0] for s in ranking.standings)])
-        for bar in bars:
+        [plot] = [b for panel in ranking_panel(ranking) for b in panel.blocks if isinstance(b, Intervals)]
+        for *_, bar in plot.bars:
             assert bar is not None
-            assert 0 <= bar[0] <= bar[1] <= bar[2] <= 100
-        assert 1 <= len(ticks) <= 8
-        assert all(0 <= at <= 100 for at, _ in ticks)
+            assert 0 <= bar.span[0] <= bar.span[1] <= bar.span[2] <= 100
+        assert 1 <= len(plot.ticks) <= 8
+        assert all(0 <= at <= 100 for at, _ in plot.ticks)
 
 
 def test_numbers_as_a_reader_sees_them() -> None:

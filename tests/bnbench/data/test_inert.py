@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bnbench.cli import app
 from bnbench.data.corpus import load_corpus, write_dropped
-from bnbench.data.files import inert, read_records
+from bnbench.data.files import csv_text, read_records
 from bnbench.data.pairs import load_pairs, preferences
 
 RUN = ("=HYPERLINK(1)", "+১ করে দেখুন", "- প্রথমে জল খান", "@SUM(A1)", "＝১+১")
@@ -19,9 +19,9 @@ RUN = ("=HYPERLINK(1)", "+১ করে দেখুন", "- প্রথমে 
 
 @pytest.mark.parametrize("cell", [*RUN, "'=ছিল", "কেমন আছেন?", "", "'"])
 def test_what_is_written_inert_is_read_as_it_was(tmp_path: Path, cell: str) -> None:
-    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["text", "id"], [inert(cell), "1"]])
-    assert inert(cell)[:1] not in tuple("=+-@＝")
+    (tmp_path / "a.csv").write_text(csv_text([["text", "id"], [cell, "1"]]), encoding="utf-8", newline="\n")
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        assert next(csv.DictReader(file))["text"][:1] not in tuple("=+-@＝")
     [row] = read_records(tmp_path / "a.csv").values()
     assert row["text"] == cell if not cell.startswith("'=") else "=ছিল"
 
