@@ -534,8 +534,8 @@ def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     texts = {"message": [f"{e['title']} {e['question']}" for e in examples], "reference": references}
     for what, some in texts.items():
         words = [len(text.split()) for text in some]
-        low, high = np.quantile(words, [1 / 3, 2 / 3])
-        spans = (f"up to {low:.0f}", f"{low:.0f} to {high:.0f}", f"over {high:.0f}")
+        low, high = map(int, np.quantile(words, [1 / 3, 2 / 3]))
+        spans = (f"up to {low}", f"{low + 1} to {high}", f"over {high}")
         third = np.digitize(words, [low, high], True)
         parts |= {f"{what} of {span} words": (third == at).tolist() for at, span in enumerate(spans)}
     forms = list(map(address_of, references))

@@ -176,7 +176,9 @@ def scenes(place: Path) -> dict[str, Scene]:
     run = ("generations.jsonl", "examples.jsonl", "ranking.json", "ranking.csv", "report.md", "scores/**/*.parquet")
     ask = ("--adapter", "bnbench-demo/adapter", "--limit", "6", "--batch-size", "2", "--max-new-tokens", "6", "-q")
     tune = ("--recipe", "demo", "--limit", "8", "--set", "epochs=2", "--set", "save_every=1", "-q")
-    own, dry = Path(demo.__file__).parent / "adapter", ("--dry-run", "--base-id", "a/b")
+    # A strict editable install links file by file, and what is published must be no link.
+    own = (Path(demo.__file__).parent / "adapter" / "adapter_config.json").resolve().parent
+    dry = ("--dry-run", "--base-id", "a/b")
     adapter = ("adapter_model.safetensors", "adapter_config.json", "loss.csv")
     return {
         "evaluate": Scene(("evaluate", *ask, "--out", "{out}"), nothing, run),
