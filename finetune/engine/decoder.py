@@ -114,7 +114,7 @@ class _Run:
         self.mixed = mixed if self.wants[1] else None
         self.residual = self.hidden + self.multiply(3, mixed)
 
-    def open(self, *, holds: bool = False) -> None:
+    def open_gates(self, *, holds: bool = False) -> None:
         """The gates; `holds` says whether the weights of gate and up, once unpacked, stay there."""
         x = _norm(self.parts.second_norm, self.residual)
         if holds:
@@ -224,7 +224,7 @@ class _Layer(torch.autograd.Function):
             ctx.apart = apart, run.attended, apart.pack(run.residual), apart.pack(run.mixed)
             ctx.random = random_state(device)
             apart.send()
-        run.open()
+        run.open_gates()
         down = run.multiply(6, swiglu(run.gate, run.up))
         if keeps:
             ctx.run = run
@@ -256,7 +256,7 @@ class _Layer(torch.autograd.Function):
                 run.lows[:4] = [Low(low.product, apart.unpack(low.drops)) for low in run.lows[:4]]
             else:
                 run.mix(hidden, x, keeps=True)
-            run.open(holds=down.a is None)  # else gated's own gradients take the room
+            run.open_gates(holds=down.a is None)  # else gated's own gradients take the room
             if down.a is not None and run.lows[6].product is None:
                 run.lows[6] = make_low(swiglu(run.gate, run.up), down.cast_a, run.rate(6))
             random_state(device, now)
@@ -371,7 +371,7 @@ class Recomputation:
             self.offload_if_faster(tokens, step)
 
     def hold_weights(self, room: float) -> None:
-        """Keeps embeddings on the card and layers' weights unpacked, in at most so many bytes: 5 % of a step (H200)."""
+        """Keeps embeddings on the card and layers' weights unpacked, in at most so many bytes."""
         embedding, device = self.model.get_input_embeddings().weight, self.layers[0].parts.first_norm.weight.device
         if embedding.device != device and embedding.nbytes <= room:
             room, self.fixed = room - embedding.nbytes, self.fixed + embedding.nbytes
@@ -393,6 +393,7 @@ class Recomputation:
         # Queries, attention's output, keys and values, which may be repeated to as many, and the residual stream.
         size = tokens * (4 * heads + config.hidden_size) * parts.first_norm.weight.element_size() * len(self.layers)
         if not HostMemory.has_room(size, processes.count()):
+            _log.info("not offloaded: attention would take %.1f GiB, over half of the host's memory", size / 2**30)
             return
         seconds = []
         for host in (None, HostMemory(device)):

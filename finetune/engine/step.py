@@ -341,11 +341,9 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         return model(one_pass=inputs)["loss"] / num_items_in_batch
 
     def create_optimizer(self, *given: Any) -> Any:
-        """Transformers', with another rate for the matrices B where the recipe's `lora_plus` is one.
-
-        bitsandbytes' waits for the card after each matrix, which none of these operations asks for: 448 times a step.
-        """
+        """Transformers', with another rate for the matrices B where the recipe's `lora_plus` is one."""
         optimizer = super().create_optimizer(*given)
+        # It waits for the card after each matrix, though all that it launches is in one stream.
         if (module := sys.modules.get("bitsandbytes.optim.optimizer")) and hasattr(module, "sync_gpu"):
             vars(module)["sync_gpu"] = lambda _: None
         if self.lora_plus != 1 and len(optimizer.param_groups) == 2:
