@@ -18,6 +18,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import FloatArray, Metric, Texts, statistics
+from bnbench.metrics.evaluation import processes
 from bnbench.metrics.registry import DEFAULT, distinct, get_metric
 from bnbench.models.backend import Backend, BackendOptions, get_backend
 from bnbench.models.candidates import Candidate, by_name, missing, parse_candidates
@@ -56,7 +58,9 @@ class EvaluationRequest:
     and `template`s as `BackendOptions` has them; `tokenizer` makes the prompts of endpoints; `metrics` are names as
     `get_metric` takes them (none: the default set), `primary` ranks and may be any of them; `combine` has the weights
     of a combined score by metric, summing to 1 (none: empty); `groups` name candidates that differ in their training
-    seed alone; `samples` replies are drawn for each item; `judge` rates the replies, too.
+    seed alone; `samples` replies are drawn for each item; `judge` rates the replies, too. Two `workers` or more count
+    the default metrics in processes beside this one (a script needs `if __name__ == "__main__":`); None is one for
+    four cores where models answer on a card, 4 at most.
     """
 
     candidates: tuple[Candidate, ...]
@@ -82,6 +86,7 @@ class EvaluationRequest:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     samples: int = 1
     judge: Judge | None = None
+    workers: int | None = 1
     overwrite: bool = False
     command: str = "bnbench evaluate"
     quiet: bool = False
@@ -171,7 +176,7 @@ def make_request(
     named = [*(c.name for c in candidates), *([Path(data).stem] if data else [])]
     return EvaluationRequest(
         candidates, out or Path("runs") / "-".join(map(records.slug, named)), data, columns, sizes, split,
-        metrics=tuple(metrics), combine=weights, judge=rater, **options,
+        metrics=tuple(metrics), combine=weights, judge=rater, workers=None, **options,
     )  # fmt: skip
 
 
@@ -282,11 +287,16 @@ def evaluate(request: EvaluationRequest) -> Path:
         train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
         # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
         is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
-        with ThreadPoolExecutor(1) as aside:
+        # A thread takes the interpreter from what feeds a card, a process takes cores from models on the CPU. Metrics
+        # other than the default ones may have models of their own, which each process would load.
+        on_card = any(getattr(entrant.backend, "memory", None) for entrant in work.entrants)
+        workers = (min(4, (os.cpu_count() or 1) // 4) if on_card else 1) if request.workers is None else request.workers
+        workers = max(1, workers) if {m.spelling for m in measures.alone} <= {*DEFAULT} else 1
+        with processes(workers) if workers > 1 else ThreadPoolExecutor(1) as aside:
             given = (request.out, work.examples, train, measures.alone, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
             try:
-                record, ahead = _generate(work, plan[start:], record, aside, yardsticks)
+                record, ahead = _generate(work, plan[start:], record, aside, workers, yardsticks)
             except BaseException:
                 aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
                 raise
@@ -450,14 +460,16 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
 
 
 def _generate(
-    work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor, yardsticks: Future[Any]
-) -> tuple[records.RunRecord, dict[str, Future[list[FloatArray]]]]:
+    work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor, workers: int, yardsticks: Future[Any]
+) -> tuple[records.RunRecord, dict[str, list[Future[list[FloatArray]]]]]:
     """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch,
-    and the tables, counted aside, of candidates who answered all of their messages here; what fails aside, such as the
-    `yardsticks`, ends it at once. Where only recorded replies are left nothing is loaded, timed or shown.
+    and the tables, counted aside (a part by each of the `workers`), of candidates who answered all of their messages
+    here; what fails aside, such as the `yardsticks`, ends it at once. Where only recorded replies are left nothing is
+    loaded, timed or shown.
     """
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
-    ahead, own = dict[str, Future[list[FloatArray]]](), defaultdict[str, list[records.Generation]](list)
+    ahead = defaultdict[str, list[Future[list[FloatArray]]]](list)
+    own = defaultdict[str, list[records.Generation]](list)
     quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
@@ -471,7 +483,7 @@ def _generate(
     try:
         with Stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
-                for known in filter(Future.done, (yardsticks, *ahead.values())):
+                for known in filter(Future.done, (yardsticks, *chain(*ahead.values()))):
                     known.result()
                 start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
                 prompts = [entrant.prompts[i] for i, _ in batch.items]
@@ -488,7 +500,9 @@ def _generate(
                 own[name] += generations
                 if len(own[name]) == len(work.examples) * entrant.draws:
                     # Most metrics ask for no likelihood: they need not wait for it, or for the other candidates.
-                    ahead[name] = aside.submit(statistics, _texts(work, own.pop(name))[name], work.measures.alone)
+                    texts = _texts(work, own.pop(name))[name]
+                    for part in texts.parts(math.ceil(len(texts) / workers)):
+                        ahead[name].append(aside.submit(statistics, part, work.measures.alone))
                 if first := [at for at, (_, sample) in enumerate(examples) if not sample]:  # an item's reference once
                     references = [examples[at][0].reference for at in first]
                     scored = entrant.backend.score(entrant.candidate, [prompts[at] for at in first], references)
@@ -537,7 +551,7 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
     return found
 
 
-def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[list[FloatArray]]]) -> list[Metric]:
+def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, list[Future[list[FloatArray]]]]) -> list[Metric]:
     """Writes every candidate's statistics, those counted `ahead` among them; returns the metrics that were computed for
     any of them.
 
@@ -548,8 +562,8 @@ def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, Future[li
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
             metrics = [m for m in work.measures.metrics if not m.parts and m.needs <= can]
-            counted = ahead[name].result() if name in ahead else ()
-            tables = {m.name: t for m, t in zip(work.measures.alone, counted, strict=False)}
+            counted = zip(*(part.result() for part in ahead.get(name, ())), strict=True)
+            tables = {m.name: np.vstack(t) for m, t in zip(work.measures.alone, counted, strict=False)}
             rest = [m for m in metrics if m.name not in tables]
             tables |= {m.name: t for m, t in zip(rest, statistics(own, rest), strict=True)}
             tables = {m.name: tables[m.name] for m in metrics}

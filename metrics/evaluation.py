@@ -4,6 +4,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from multiprocessing import parent_process
 from threading import Thread
 from typing import Any
@@ -84,12 +85,9 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
     if workers < 2:
         yield from (statistics(piece, metrics) for piece in pieces)
         return
-    # Imported here, since one process is the rule and these take a while.
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
+    with processes(workers) as pool:
         waiting: deque[Any] = deque()
         try:
             for piece in pieces:
@@ -103,6 +101,15 @@ def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Ite
             raise BnbenchError(f"a process that scored died: {why}") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def processes(workers: int) -> Executor:
+    """So many processes beside this one, started by spawning when there is work; they end with this one."""
+    # Imported here, since one process is the rule and these take a while.
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    return ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
 
 
 def _begin_worker() -> None:

@@ -7,7 +7,10 @@ On the command line: `--base ID[@revision]`, `--adapter ID[@revision]` (repeatab
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -196,7 +199,12 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
             given = given._replace(location=str(beside))
     base = find_model(f"{label} {given.given}", given.location, given.revision, trust_remote_code=trust_remote_code)
     plain = Candidate(given.name, "base", given.location, base.commit, None, str(base.folder))
-    found = [replace(plain, weights_sha256=base.weights_sha256())]
+    # A large base that is met for the first time takes seconds to hash, and so do the libraries that will load it.
+    with ThreadPoolExecutor(1) as aside:
+        hashed = aside.submit(base.weights_sha256)
+        with suppress(ImportError):  # said, with what to install, where it is needed
+            import_module("peft")
+    found = [replace(plain, weights_sha256=hashed.result())]
     for spec, (files, _) in zip(adapters, own, strict=True):
         place = (plain.location, str(files.folder), plain.revision, plain.folder, files.weights_sha256())
         found.append(Candidate(spec.name, "adapter", spec.location, files.commit, *place))

@@ -80,13 +80,14 @@ class TransformersBackend(LocalModels):
         torch.cuda.empty_cache()  # which does nothing where there is none
         dtype = getattr(torch, self.precision["dtype"])
         options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.options.trust_remote_code}
-        if is_packed := self.precision["quantisation"] == "nf4":
-            require("bitsandbytes", extra="models")
+        if (is_packed := self.precision["quantisation"] == "nf4") or self.device.startswith("cuda"):
             require("accelerate", extra="models")
+            options["device_map"] = {"": self.device}  # straight to the card, not by way of the host's memory
+        if is_packed:
+            require("bitsandbytes", extra="models")
             how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
             pack = require("transformers", extra="models").BitsAndBytesConfig
             options["quantization_config"] = pack(load_in_4bit=True, **how)
-            options["device_map"] = {"": self.device}
         model = load_base(self.files, **options)
         if not {"past_key_values", "cache_params"} & set(inspect.signature(model.forward).parameters):
             why = f"{type(model).__name__} takes no cache of transformers' kind; not supported"

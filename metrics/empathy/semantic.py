@@ -297,6 +297,10 @@ class SemanticEmpathy(EmpathyMetric):
     def __init__(self, encoder: str | Path | Encoder | None = None, calibration: str | Path | None = None) -> None:
         self._encoder, self._calibration = encoder, calibration
 
+    def __getstate__(self) -> dict[str, Any]:
+        """As it was made, for another process, which reads by itself."""
+        return {"_encoder": self._encoder, "_calibration": self._calibration}
+
     @cached_property
     def reader(self) -> Reader:
         """The encoder with the anchors, read when first used."""

@@ -401,7 +401,7 @@ def test_too_few_replies_are_a_fault_of_the_backend(shout, tmp_path, monkeypatch
 def recorded_request(tmp_path, **changes):
     (tmp_path / "a.txt").write_text("আমি শুনছি, আপনার কষ্টটা বুঝি।\n" * 240, encoding="utf-8")
     named = parse_candidates(predictions=[f"ক={tmp_path / 'a.txt'}"])
-    return EvaluationRequest(named, tmp_path / "run", **{"limit": 3, "quiet": True, **changes})
+    return EvaluationRequest(named, **{"out": tmp_path / "run", "limit": 3, "quiet": True, **changes})
 
 
 def test_a_run_computes_what_it_is_asked_for_and_ranks_by_any_of_it(tmp_path):
@@ -410,6 +410,15 @@ def test_a_run_computes_what_it_is_asked_for_and_ranks_by_any_of_it(tmp_path):
     assert run.record.metrics[1].spelling == "chrF:none"  # by which a report gets it again
     assert set(run.tables["ক"]) == {"diversity", "chrF"}
     assert "norm:none" in run.record.metrics[1].signature
+
+
+def test_processes_beside_a_run_change_none_of_its_bytes(tmp_path):
+    """Each counts a part of the replies, with metrics that this process has used before."""
+    by_one = evaluate(recorded_request(tmp_path, limit=5))
+    by_two = evaluate(recorded_request(tmp_path, limit=5, out=tmp_path / "two", workers=2))
+    tables = {path.relative_to(by_one): path.read_bytes() for path in (by_one / "scores").rglob("*.parquet")}
+    assert len(tables) > 5 and all((by_two / path).read_bytes() == table for path, table in tables.items())
+    assert read_run(by_two).record.yardsticks == read_run(by_one).record.yardsticks
 
 
 @pytest.mark.no_cover
