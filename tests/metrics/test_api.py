@@ -4,6 +4,7 @@ text.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,22 @@ def test_a_stream_equals_the_whole(n: int, pairs: tuple[list[str], list[str]]) -
             _ = streamed["BLEU"].per_item
     else:
         assert np.array_equal(streamed["BLEU"].per_item, whole["BLEU"].per_item)
+
+
+class Threads(MeanMetric):
+    """How many threads numpy's library of linear algebra was told to take in the process that counts."""
+
+    name, values = "threads", ("threads",)
+    scale = 1.0
+
+    def per_reply(self, texts: Texts) -> np.ndarray:
+        return np.full((len(texts), 1), float(os.environ["OPENBLAS_NUM_THREADS"]))
+
+
+def test_processes_do_not_take_each_other_s_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several that had a thread for each core spent their time waiting for one another."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert evaluate_stream([Texts.of(["ক", "খ"])], [Threads()], workers=2)["threads"].value == 1
 
 
 def test_a_stream_on_two_processes(pairs: tuple[list[str], list[str]]) -> None:
