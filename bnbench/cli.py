@@ -649,7 +649,7 @@ def score_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a file of replies. Files are joined by a column id where there is one, else line by line."""
+    """Score a file of replies. Files are joined by id or message where both have them once, else line by line."""
     from bnbench.metrics.combined import parse_weights
     from bnbench.score import score
 
