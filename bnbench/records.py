@@ -48,6 +48,9 @@ GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
 PERSON = "human:"
+OF_RUN, OF_TRAINING = ("run.json", "examples.jsonl", GENERATIONS), (TRAINING, "checkpoints")
+"""What a folder has from the first write of an evaluation, or a training, on."""
+_KINDS = {"run.json": "a run", "adapter_config.json": "an adapter", "config.json": "a model", "runs.json": "a report"}
 _HELD = ("run.json", AUDITS, "examples.jsonl", GENERATIONS)
 _HELD_TABLE = re.compile(r"scores/(yardsticks/)?[^/\\]+\.parquet")
 _HELD_IN = re.compile(r'<script type="application/gzip" id="data">([A-Za-z0-9+/=]*)</script>')
@@ -662,13 +665,30 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
         os.fsync(file.fileno())
 
 
+def check_place(folder: Path, own: Sequence[str]) -> None:
+    """Raises RunError where a folder to be written holds something, but none of `own` (patterns of what is gone on
+    with), or where no folder can be: names that begin with a dot do not count.
+    """
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise RunError(f"{there}: a file, not a folder; name another --out")
+    if there == folder and not any(path for pattern in own for path in folder.glob(pattern)):
+        found = sorted(path.name for path in folder.glob("[!.]*"))
+        kind = next((kind for name, kind in _KINDS.items() if name in found), "other files") if found else ""
+        if kind:
+            named = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+            raise RunError(f"{folder} holds {kind} ({named}), and nothing to go on with: name another --out")
+
+
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, own: Sequence[str] = ()) -> Iterator[None]:
     """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
 
     The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
-    OSError where nothing can be written.
+    and with `own` as `check_place`; OSError where nothing can be written.
     """
+    if own:
+        check_place(folder, own)
     if str(folder) != str(folder).encode("utf-8", "replace").decode():
         raise RunError(f"{folder}: this name is not UTF-8, which not every library can open; choose another")
     is_new, path = not folder.exists(), folder / ".lock"

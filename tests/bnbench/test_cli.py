@@ -153,7 +153,7 @@ def test_version():
         (["evaluate", "--system", "a=b", "--system", "c"], "'a=b' and 'c' are both given for all"),
         (["evaluate", "--template", "demo-base=chat", "--template", "demo-base=plain"], "both given for demo-base"),
         (["evaluate", "--data", "\x1b[31m\x9b2J\udcff.csv"], "\ufffd[31m\ufffd2J\ufffd.csv: no such file"),
-        (["evaluate", "--out", "file/run"], "choose another path"),
+        (["evaluate", "--out", "file/run"], "file: a file, not a folder; name another --out"),
         (["compare", "runs/a"], "`bnbench report runs/a` ranks one by itself"),
         (["finetune", "--split", "test"], "train on train"),
         (["finetune", "--recipe", "t5"], "there is no recipe 't5'; did you mean 't4'?"),
@@ -409,11 +409,54 @@ def test_every_command_prints_json_and_an_option_means_the_same_everywhere():
     assert not any("[" in text or text[-1] != "." for texts in said.values() for text in texts if text)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--base", "none"],
+        ["finetune", "--base", "none"],
+        ["finetune", "--base", "none", "--dry-run"],
+        ["finetune", "--base", "none", "--sweep", "r=2,4"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["notes.md"], "other files (notes.md)"),
+        (["adapter_config.json", "adapter_model.safetensors", "a", "b"], "an adapter (a, adapter_config.json, "),
+        (["config.json"], "a model (config.json)"),
+        (["runs.json", "ranking.json"], "a report (ranking.json, runs.json)"),
+        (["run.json"], "a run (run.json)"),
+        (["training.json", "adapter_config.json"], "an adapter (adapter_config.json, training.json)"),
+        ([".DS_Store"], ""),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_not_written_into(command, names, what, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_text("{}", encoding="utf-8")
+    result = run(*command, "--out", out)
+    # What is gone on with is no other kind; all else is refused before the base, which is not there, is looked for.
+    kinds = {"run.json": "evaluate", "training.json": "finetune"}
+    is_same = kinds.get(names[0]) == command[0] and "--sweep" not in command
+    said = "none" if is_same or not what else f"{out} holds {what}"
+    assert (
+        result.exit_code == 2 and said in result.stderr and ("name another --out" in result.stderr) == (said != "none")
+    )
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    file = run(*command, "--out", out / names[0])
+    assert (file.exit_code, file.stderr) == (
+        2,
+        f"bnbench: {out / names[0]}: a file, not a folder; name another --out\n",
+    )
+
+
 def test_an_advice_names_options_of_its_own_command(tmp_path):
     (tmp_path / "p.csv").write_text("id,উত্তর\n1,ভালো আছি।\n", encoding="utf-8")
-    said = "p.csv: no column holds a reply; the columns are id, উত্তর. Call the right one 'reply'"
+    said = "p.csv: no column holds a reply; the columns are id, উত্তর. "
     scored, ran = run("score", tmp_path / "p.csv"), run("evaluate", "--predictions", tmp_path / "p.csv")
-    assert f"{said}, or name it with --columns reply=NAME\n" in scored.stderr and f"{said}\n" in ran.stderr
+    assert f"{said}Call the right one 'reply', or name it with --columns reply=NAME\n" in scored.stderr
+    assert f"{said}Call it one of reply, prediction, " in ran.stderr
     fields = {"evaluate": [*READ], "score": [*join.FIELDS], "preferences": [*pairs.RATED], "perplexity": ["text"]}
     commands = get_command(app).commands
     for name, known in fields.items():
