@@ -160,7 +160,7 @@ def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
     assert of_pages.exit_code == 0 and json.loads(of_pages.stdout) == json.loads(of_folders.stdout)
     words = ["--group", "সব=t4-1,t4-2,t4-1 (দুই)", "--lang", "bn"]
     told = runner.invoke(app, ["compare", *pages, "--out", str(out), *words])
-    assert told.exit_code == 0 and "সব: একই রেসিপি, 3টি সিড" in told.stdout
+    assert told.exit_code == 0 and "সব: একই রেসিপি, ৩টি সিড" in told.stdout
     # A page's run lies nowhere: the page is named.
     other = make_run(PAIR, name="other", n=10, metrics=("chrF++",))
     assert runner.invoke(app, ["report", str(other)]).exit_code == 0
