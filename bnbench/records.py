@@ -665,30 +665,28 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def check_place(folder: Path, own: Sequence[str]) -> None:
-    """Raises RunError where a folder to be written holds something, but none of `own` (patterns of what is gone on
-    with), or where no folder can be: names that begin with a dot do not count.
-    """
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if there.exists() and not there.is_dir():
-        raise RunError(f"{there}: a file, not a folder; name another --out")
-    if there == folder and not any(path for pattern in own for path in folder.glob(pattern)):
-        found = sorted(path.name for path in folder.glob("[!.]*"))
-        kind = next((kind for name, kind in _KINDS.items() if name in found), "other files") if found else ""
-        if kind:
-            named = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
-            raise RunError(f"{folder} holds {kind} ({named}), and nothing to go on with: name another --out")
-
-
 @contextmanager
-def alone(folder: Path, own: Sequence[str] = ()) -> Iterator[None]:
+def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterator[None]:
     """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
 
     The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
-    and with `own` as `check_place`; OSError where nothing can be written.
+    OSError where nothing can be written. With `own`, patterns of what is gone on with, RunError also where no folder
+    can be, or one holds something and none of them (but names that begin with a dot); `dry` looks for that alone.
     """
-    if own:
-        check_place(folder, own)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if own and there.exists() and not there.is_dir():
+        raise RunError(f"{there}: a file, not a folder; name another --out")
+    found = sorted(path.name for path in folder.glob("[!.]*")) if own else []
+    other: RunError | None = None
+    if found and not any(path for pattern in own for path in folder.glob(pattern)):
+        kind = next((kind for name, kind in _KINDS.items() if name in found), "other files")
+        named = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        other = RunError(f"{folder} holds {kind} ({named}), and nothing to go on with: name another --out")
+    if dry:
+        if other:
+            raise other
+        yield
+        return
     if str(folder) != str(folder).encode("utf-8", "replace").decode():
         raise RunError(f"{folder}: this name is not UTF-8, which not every library can open; choose another")
     is_new, path = not folder.exists(), folder / ".lock"
@@ -715,7 +713,15 @@ def alone(folder: Path, own: Sequence[str] = ()) -> Iterator[None]:
             busy.exit_code = 1  # later the same command is right
             raise busy
         try:
+            if other:
+                raise other
             yield
+        except KeyboardInterrupt as stopped:
+            if own == OF_RUN:
+                held = folder / GENERATIONS
+                is_kept = held.is_file() and held.stat().st_size > 0
+                stopped.args = ("what was computed is kept" if is_kept else "no reply was computed yet",)
+            raise
         finally:
             with suppress(OSError):
                 if sys.platform == "win32":

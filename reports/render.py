@@ -23,7 +23,7 @@ from bnbench.data.files import csv_text
 from bnbench.errors import RunError, UsageError, require
 from bnbench.plot import forest_svg, png_of
 from bnbench.progress import storable
-from bnbench.records import Run, alone, check_place, packed, read_run, write_text
+from bnbench.records import Run, alone, packed, read_run, write_text
 from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
@@ -96,7 +96,8 @@ def write_report(
             what = "a run" if taken[0] == "run.json" else "a report on other runs"
             raise RunError(f"{folder} holds {what}. Name another --out, or start anew with --overwrite")
         if not (is_own or taken):
-            check_place(folder, ("runs.json",))
+            with alone(folder, ("runs.json",), dry=True):
+                pass
         files = {
             **({} if is_own else {"runs.json": held}),  # first: a command that is killed here can be given again
             "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",

@@ -19,6 +19,7 @@ from bnbench.cli import IDLE, app
 from bnbench.data import join, pairs
 from bnbench.data.corpus import READ
 from bnbench.metrics import BLEU, default_metrics
+from bnbench.records import OF_RUN, alone
 
 HEAVY = {"torch", "transformers", "peft", "trl", "pandas", "datasets", "sacrebleu"}
 
@@ -164,6 +165,15 @@ def test_version():
         (["finetune", "--set", "learning_rte=1"], "learning_rate"),
         (["finetune", "--stop-after", "soon"], "11h30m"),
         (["corpus", "none.csv"], "no such file"),
+        (
+            ["evaluate", "--columns", "message=a"],
+            "unknown field 'message' in the column mapping; did you mean 'question'?",
+        ),
+        (["corpus", "two.csv", "--columns", "Answer=a"], "did you mean 'reference'? the fields are topic, title, "),
+        (
+            ["score", "two.csv", "--columns", "question=a"],
+            "unknown field 'question' in the column mapping; did you mean 'message'",
+        ),
         (["score", "none.csv"], "none.csv: no such file"),
         (["score", "none.csv", "--columns", "reply"], "FIELD=COLUMN"),
         (["score", "none.csv", "--profile", "orignal"], "original"),
@@ -224,15 +234,20 @@ def test_exit_codes(arguments, code, monkeypatch, tmp_path):
     assert done.output and "Traceback" not in done.output
 
 
-def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("reply", [None, "", "{}"])
+def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path, reply):
     def interrupted(request):
-        raise KeyboardInterrupt
+        with alone(request.out, OF_RUN):
+            if reply is not None:
+                (request.out / "generations.jsonl").write_text(reply, encoding="utf-8")
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("bnbench.evaluate.evaluate", interrupted)
     monkeypatch.setattr(sys, "argv", ["bnbench", "evaluate", "--limit", "3"])
     result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
     assert result.exit_code == 130
-    assert "bnbench evaluate --limit 3" in result.stderr
+    kept = "what was computed is kept" if reply else "no reply was computed yet"  # a model was loading
+    assert f"bnbench: interrupted; {kept}. Go on with: bnbench evaluate --limit 3\n" in result.stderr
 
 
 def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
