@@ -673,9 +673,8 @@ def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterat
     OSError where nothing can be written. With `own`, patterns of what is gone on with, RunError also where no folder
     can be, or one holds something and none of them (but names that begin with a dot); `dry` looks for that alone.
     """
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if own and there.exists() and not there.is_dir():
-        raise RunError(f"{there}: a file, not a folder; name another --out")
+    if own and (file_there := next((path for path in (folder, *folder.parents) if path.is_file()), None)):
+        raise RunError(f"{file_there}: a file, not a folder; name another --out")
     found = sorted(path.name for path in folder.glob("[!.]*")) if own else []
     other: RunError | None = None
     if found and not any(path for pattern in own for path in folder.glob(pattern)):
@@ -717,10 +716,8 @@ def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterat
                 raise other
             yield
         except KeyboardInterrupt as stopped:
-            if own == OF_RUN:
-                held = folder / GENERATIONS
-                is_kept = held.is_file() and held.stat().st_size > 0
-                stopped.args = ("what was computed is kept" if is_kept else "no reply was computed yet",)
+            kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
+            stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
             raise
         finally:
             with suppress(OSError):
