@@ -165,10 +165,10 @@ class Commands(TyperGroup):
         except OSError as error:  # such as a disk that is full
             where = f"{error.filename}: " if error.filename else ""
             code, said = 1, f"{where}{error.strerror or error}; what was written before is kept"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
-            kept = f"; what was computed is kept. Go on with: {_command_line()}" if resumes else ""
-            code, said = 130, f"interrupted{kept}"
+            kept = "; ".join(["interrupted", *map(str, stopped.args)])
+            code, said = 130, f"{kept}. Go on with: {_command_line()}" if resumes else kept
             if not logs_json():
                 echo(err=True)
         _complain(said, code)
@@ -649,7 +649,7 @@ def score_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a file of replies. Files are joined by a column id where there is one, else line by line."""
+    """Score a file of replies. Files are joined by id or message where both have them once, else line by line."""
     from bnbench.metrics.combined import parse_weights
     from bnbench.score import score
 

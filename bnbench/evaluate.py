@@ -158,7 +158,7 @@ def make_request(
         rater = Judge(judge or "", judge_language, pairs=judge_pairs, quiet=quiet)
     models = [*([base] if base else []), *adapters] if backend.needs_files else []
     if out is not None:
-        with records.alone(out):  # can be written, and nobody else is at it
+        with records.alone(out, records.OF_RUN):  # can be written, and nobody else is at it
             pass
     check_split(split or "test")
     check_columns(columns, READ)
@@ -259,7 +259,7 @@ def evaluate(request: EvaluationRequest) -> Path:
     Raises BnbenchErrors, before anything is loaded where that is possible; PartialRunError where it failed midway: the
     replies so far are kept and the message has the command to go on.
     """
-    with records.alone(request.out):
+    with records.alone(request.out, records.OF_RUN):
         measures = choose_measures(request.primary, request.metrics, request.combine, request.judge)
         path = request.out / "run.json"
         if path.is_file() and not request.overwrite:

@@ -48,6 +48,9 @@ GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
 PERSON = "human:"
+OF_RUN, OF_TRAINING = ("run.json", "examples.jsonl", GENERATIONS), (TRAINING, "checkpoints")
+"""What a folder has from the first write of an evaluation, or a training, on."""
+_KINDS = {"run.json": "a run", "adapter_config.json": "an adapter", "config.json": "a model", "runs.json": "a report"}
 _HELD = ("run.json", AUDITS, "examples.jsonl", GENERATIONS)
 _HELD_TABLE = re.compile(r"scores/(yardsticks/)?[^/\\]+\.parquet")
 _HELD_IN = re.compile(r'<script type="application/gzip" id="data">([A-Za-z0-9+/=]*)</script>')
@@ -663,12 +666,26 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterator[None]:
     """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
 
     The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
-    OSError where nothing can be written.
+    OSError where nothing can be written. With `own`, patterns of what is gone on with, RunError also where no folder
+    can be, or one holds something and none of them (but names that begin with a dot); `dry` looks for that alone.
     """
+    if own and (file_there := next((path for path in (folder, *folder.parents) if path.is_file()), None)):
+        raise RunError(f"{file_there}: a file, not a folder; name another --out")
+    found = sorted(path.name for path in folder.glob("[!.]*")) if own else []
+    other: RunError | None = None
+    if found and not any(path for pattern in own for path in folder.glob(pattern)):
+        kind = next((kind for name, kind in _KINDS.items() if name in found), "other files")
+        named = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        other = RunError(f"{folder} holds {kind} ({named}), and nothing to go on with: name another --out")
+    if dry:
+        if other:
+            raise other
+        yield
+        return
     if str(folder) != str(folder).encode("utf-8", "replace").decode():
         raise RunError(f"{folder}: this name is not UTF-8, which not every library can open; choose another")
     is_new, path = not folder.exists(), folder / ".lock"
@@ -695,7 +712,13 @@ def alone(folder: Path) -> Iterator[None]:
             busy.exit_code = 1  # later the same command is right
             raise busy
         try:
+            if other:
+                raise other
             yield
+        except KeyboardInterrupt as stopped:
+            kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
+            stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
+            raise
         finally:
             with suppress(OSError):
                 if sys.platform == "win32":

@@ -28,7 +28,7 @@ from bnbench.models.hub import BUNDLED, SMALL, ModelFiles, locate, resolve_base
 from bnbench.models.loading import Device, Precision, choose_precision, outline
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
-from bnbench.records import alone, slug
+from bnbench.records import OF_TRAINING, alone, slug
 
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 _log = logging.getLogger("bnbench.finetune")
@@ -93,8 +93,8 @@ def finetune_request(
     if base and Path(base).exists():  # absolute: the adapter's record must hold wherever `evaluate` is started
         location, revision = str(Path(base).resolve()), ""
     output = out or Path("adapters") / slug(f"{Path(recipe).stem}-{Path(location).name if base else 'demo'}")
-    if weights and processes.index() == 0:
-        with alone(output):  # can be written, and nobody else is at it
+    if processes.index() == 0:
+        with alone(output, OF_TRAINING, dry=not weights):  # can be written, and nobody else is at it
             pass
     files = resolve_base(location, revision or None, trust_remote_code=trust_remote_code, weights=weights)
     prompts = Prompter.load(files, adapter=start, trust_remote_code=trust_remote_code)

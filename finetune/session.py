@@ -98,7 +98,7 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
 
 def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | None]:
     """The plan, `resume` in it, with the outcome of a training that is finished already; `held` keeps its folder."""
-    held.enter_context(records.alone(request.output))
+    held.enter_context(records.alone(request.output, records.OF_TRAINING))
     planned = plan(request)
     tuner, output, checkpoints = planned.recipe.tuner, planned.output, planned.checkpoints
     job = checkpoints / JOB

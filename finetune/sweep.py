@@ -19,7 +19,7 @@ from bnbench.finetune.plan import finetune_request, parse_duration, plan
 from bnbench.finetune.recipes import ALSO_CALLED
 from bnbench.finetune.session import finetune
 from bnbench.models.decoding import Decoding
-from bnbench.records import slug
+from bnbench.records import OF_TRAINING, alone, slug
 
 _log = logging.getLogger("bnbench.finetune")
 
@@ -53,6 +53,8 @@ def sweep(
     end = time.monotonic() + parse_duration(stop_after) if stop_after else None
     names = [slug("-".join(f"{key}-{value}" for key, value in settings.items())) for settings in grid]
     common = {"split_sizes": split_sizes, "command": command, **given}
+    with alone(out, ("evaluation", *(f"*/{name}" for name in OF_TRAINING)), dry=True):
+        pass
     requests = [
         finetune_request(recipe, base, data, out / name, overrides={**overrides, **settings}, **common)
         for name, settings in zip(names, grid, strict=True)

@@ -2,7 +2,8 @@
 
 A key is what the English report says, with or without its full stop, and with places for what differs: `{who}` comes
 back as it is, and `{n}`, of one letter, has no blank; `{LABEL}` is looked up itself, and of `{LABELS}`, which ends in
-S, each part (`a, b and c`, `a; b`). What no key fits stays as it is.
+S, each part (`a, b and c`, `a; b`). What no key fits stays as it is. Numbers of what is said, but of no name and of no
+table's cells, are written in the digits that the catalogue has for `0123456789`.
 """
 
 import re
@@ -27,6 +28,11 @@ _ENDINGS = (
     (re.compile("(?<=[\u09bf-\u09c4])-এ(?![\u0980-\u09ff])"), "তে"),
     (re.compile("(?<=[\u0980-\u09cc])-(কে|তে)(?![\u0980-\u09ff])"), r"\1"),
 )
+_DIGITS = "0123456789"
+_NUMBER = re.compile(
+    r"[\w.,:/@#+-]*\d[\w.,:/@#+-]*", re.ASCII
+)  # with what belongs to it, which may be a name's letters
+_COUNTED = frozenset({"alpha", "auc", "ends", "rank", "rate", "seed", "value", "weights"})  # places of numbers
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
@@ -43,8 +49,10 @@ class Catalogue:
 
     def __init__(self, code: str, entries: Mapping[str, str]) -> None:
         self.code, self.stop = code, entries.get(".", ".")
-        self.entries = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
-        self.said = dict(entries)
+        self.digits = str.maketrans(_DIGITS, entries.get(_DIGITS, _DIGITS))
+        own = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
+        self.entries = {key: self._numbers(value) for key, value in own.items()}
+        self.said = {key: self._numbers(value) for key, value in entries.items()}
         self.patterns = [  # first what parts a claim from its but, then the key with most letters of its own
             (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
             for key, value in sorted(
@@ -73,11 +81,16 @@ class Catalogue:
 
     def _part(self, place: str, text: str) -> str:
         if not place.isupper():
-            return text
+            return self._numbers(text) if len(place) == 1 or place in _COUNTED else text
         for between, joint in _LISTS if place.endswith("S") and text not in self.entries else ():
             if between.search(text):
                 return joint.join(self._part(place, part) for part in between.split(text))
-        return self(text)
+        said = self(text)
+        return self._numbers(said) if said == text else said
+
+    def _numbers(self, text: str) -> str:
+        """The text with the language's digits, but for those of names such as `t4` and `rater-1`."""
+        return _NUMBER.sub(lambda n: n[0] if re.search("[A-Za-z_]", n[0]) else n[0].translate(self.digits), text)
 
 
 def _pattern(part: str) -> str:

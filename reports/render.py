@@ -82,19 +82,22 @@ def write_report(
     of the declared metric, `groups` are those of `rank`, `fail_if` the texts of gates; `lang` is what people read it
     in, en or bn. A folder that is none of the runs' gets runs.json, which says whose report it has: one with a run, or
     a report on other runs, is refused by a RunError unless `overwrite`. `also` writes more while the folder is locked.
-    Raises as `rank`, `parse_gates` and `language` do, before anything is written.
+    Raises as `rank`, `parse_gates` and `language` do, and that after them, before anything is written.
     """
     say = str if lang == "en" else language(lang)
     with alone(folder):
+        ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
+        kinds = {e.name: e.record.kind for e in ranking.entries}
+        gates = parse_gates(fail_if, ranking.values, kinds) if fail_if else ()
         held = json.dumps(sorted((run.record.created, run.record.name) for run in runs), ensure_ascii=False) + "\n"
         is_own, path = [run.path for run in runs] == [folder], folder / "runs.json"
         taken = [name for name in ("run.json", "ranking.json", "report.html") if (folder / name).exists()]
         if taken and not (is_own or overwrite or (path.is_file() and path.read_text(encoding="utf-8") == held)):
             what = "a run" if taken[0] == "run.json" else "a report on other runs"
             raise RunError(f"{folder} holds {what}. Name another --out, or start anew with --overwrite")
-        ranking = rank(runs, resamples=resamples, audits=audits, primary=primary, groups=groups)
-        kinds = {e.name: e.record.kind for e in ranking.entries}
-        gates = parse_gates(fail_if, ranking.values, kinds) if fail_if else ()
+        if not (is_own or taken):
+            with alone(folder, ("runs.json",), dry=True):
+                pass
         files = {
             **({} if is_own else {"runs.json": held}),  # first: a command that is killed here can be given again
             "ranking.json": json.dumps(ranking.as_dict(), ensure_ascii=False, indent=2, allow_nan=False) + "\n",

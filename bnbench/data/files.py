@@ -469,7 +469,8 @@ def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
     """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
     fields = tuple(fields)
     for field in (name for name in columns if name not in fields):
-        hint = nearest(field, fields) or ";"
+        meant = next((own for own in fields if plain_name(field) in map(plain_name, COLUMNS.get(own, ()))), "")
+        hint = (f"; did you mean {meant!r}?" if meant else nearest(field, fields)) or ";"
         raise CorpusError(f"unknown field {field!r} in the column mapping{hint} the fields are {', '.join(fields)}")
 
 

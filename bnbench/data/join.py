@@ -1,17 +1,19 @@
 """Files of replies, references and messages, row by row beside each other, in memory that does not hold their texts.
 
-Files are joined by id where both have a column `id`, else line by line. Each is read once before the first row is
-given, which finds what is wrong with it; those whose ids stand in another order are then copied into a temporary file.
+Files are joined by id where both have a column `id`, else by message where both hold them, each once, else line by
+line; messages that contradict how files are joined refuse them. Each is read before the first row is given, which finds
+what is wrong with it; those that stand in another order are then copied into a temporary file.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import SEEK_END
+from itertools import islice, product
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Self
@@ -20,11 +22,15 @@ import regex
 
 from bnbench.data import files
 from bnbench.data.chat import text_in
+from bnbench.data.corpus import repair
 from bnbench.errors import BnbenchError, CorpusError
+from bnbench.metrics.normalization import normalize
 
 FIELDS = ("reply", "reference", "message", "title", "id")
 ReplyRow = tuple[str, tuple[str, ...] | None, str | None]
 """A reply, its references, the message it answers; None where no file of these was given."""
+Messages = Sequence[Sequence[bytes]]
+"""What the rows of a file answer, each by `comparable`, as they may be written: with their titles, and without."""
 
 _TEXT = regex.compile(r"[^\s\p{C}]")  # more than blanks and what nobody sees, such as a zero-width space
 _IN_MEMORY = 1 << 24  # bytes of the temporary file that are held before it goes to the disk
@@ -33,18 +39,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file and the columns that are read: `column` (None for plain lines), and `before` it a message's title."""
+    """One file and the columns that are read: `column` (None for plain lines), and `before` it a message's title.
+
+    `asked` are the messages that stand in it beside other texts.
+    """
 
     path: Path
     field: str
     column: str | None = None
     before: str | None = None
     ids: str | None = None
+    asked: Self | None = None
 
     @classmethod
     def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None) -> Self:
         """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none."""
-        hint = f"Call the right one {field!r}{'' if columns is None else f', or name it with --columns {field}=NAME'}"
+        hint = f"Call the right one {field!r}, or name it with --columns {field}=NAME"
+        hint = f"Call it one of {', '.join(files.COLUMNS[field])}" if columns is None else hint
         columns = columns or {}
         files.check_columns(columns, FIELDS)
         if files.kind_of(path) not in files.KINDS:
@@ -66,7 +77,11 @@ class TextFile:
         before = files.find_column(path, header, "title", columns.get("title")) if titled else None
         own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
         ids = files.find_column(path, header, "id", own_id if own_id in header else None)
-        return cls(path, field, column, before, ids)
+        asked = None
+        with suppress(CorpusError):  # most files hold no messages beside the others
+            here = {of: name for of, name in columns.items() if name in header}
+            asked = cls.of(path, "message", here) if field != "message" else None
+        return cls(path, field, column, before, ids, asked if asked and asked.column != column else None)
 
     @classmethod
     def beside(cls, replies: Self, field: str, columns: Mapping[str, str]) -> Self | None:
@@ -129,6 +144,49 @@ class TextFile:
             raise CorpusError(f"{self.path}: the file is empty")
         return n, order.hexdigest(), twice
 
+    @cached_property
+    def messages(self) -> Messages:
+        """What its rows answer, or say where it is a file of messages; empty where there are none that can be read."""
+        own = self if self.field == "message" else self.asked
+        ways = [own, *([replace(own, before=None)] if own.before else [])] if own else []
+        try:
+            return tuple([comparable(texts[0]) for _, _, texts in way.rows()] for way in ways)
+        except CorpusError as error:  # such as a prompt that is a list of turns
+            _log.warning("%s: its messages neither join nor check the replies", error)
+            return ()
+
+
+def comparable(message: str) -> bytes:
+    """A hash of the one spelling in which messages of two files may be compared; of a blank one nothing."""
+    said = " ".join(normalize(repair(message)).split())
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest() if said else b""
+
+
+def by_messages(asked: Messages, given: Messages, texts: Sequence[object]) -> list[int] | None:
+    """The row of another file in which the message of each row stands; None where that is not certain of all.
+
+    A message joins where one row asks it and it stands, there, beside one text only (of `texts`). The two files may
+    write it with its title or without, but each in the same way throughout.
+    """
+    for own, other in product(asked, given):
+        places, several = dict[bytes, int](), set[bytes]()
+        for row, message in enumerate(other):
+            if texts[places.setdefault(message, row)] != texts[row]:
+                several.add(message)
+        if len(set(own)) == len(own) and b"" not in own and several.isdisjoint(own) and places.keys() >= set(own):
+            return [places[message] for message in own]
+    return None
+
+
+def contradiction(asked: Messages, given: Messages, rows: Sequence[int]) -> int | None:
+    """The first row whose message stands in the other file, but not in the one of `rows` that it was joined to."""
+    known = set[bytes]().union(*given) - {b""}
+    for at, row in enumerate(rows if known else ()):
+        own = {messages[at] for messages in asked}
+        if known & own and own.isdisjoint(messages[row] for messages in given):
+            return at
+    return None
+
 
 @contextmanager
 def join(
@@ -136,67 +194,106 @@ def join(
 ) -> Iterator[Iterator[ReplyRow]]:
     """Each reply with its references (blank ones left out) and its message, in the order of the replies.
 
-    Raises CorpusError, before the first row is given, for anything wrong in any file; where files without ids differ
-    in length; where an id occurs twice or a reply's is missing from another file; where a reference has no reply; and,
-    when it comes to it, at a reply of which all references are blank.
+    Raises CorpusError, before the first row is given, for anything wrong in any file; where files that neither ids nor
+    messages join differ in length, or hold the messages in another order; where an id occurs twice or a reply's is
+    missing from another file; where a reference has no reply; and, when it comes to it, at a reply of which all
+    references are blank.
     """
+    # References come last: where the replies stand beside no messages, those that were given for them are theirs.
+    others = (*([messages] if messages else []), *references)
+    is_told = len({file.path for file in (replies, *others) if file.asked or file.field == "message"}) > 1
+    asked = replies.messages if is_told else []
     with SpooledTemporaryFile(_IN_MEMORY) as copy:
-        finders = [_finder(replies, other, copy) for other in (*references, *([messages] if messages else []))]
+        finders = []
+        for other in others:
+            places = _places(replies, other, asked)
+            finders.append(_finder(other, places, copy))
+            if is_told and not asked:
+                asked = [[own[place] for place in places] for own in other.messages]
 
         def rows() -> Iterator[ReplyRow]:
-            for number, name, (reply,) in replies.rows():
-                found = [find(name) for find in finders]
-                given = tuple(text for texts in found[: len(references)] for text in texts if _TEXT.search(text))
+            for at, (number, _, (reply,)) in enumerate(replies.rows()):
+                found = [find(at) for find in finders]
+                message = found.pop(0)[0] if messages else None
+                given = tuple(text for texts in found for text in texts if _TEXT.search(text))
                 if references and not given:
                     what = f"the reference of this reply is blank in {', '.join(str(file.path) for file in references)}"
                     hint = "write one, or leave the row out of every file"
                     raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
-                yield reply, given or None, found[-1][0] if messages else None
+                yield reply, given or None, message
 
         yield rows()
 
 
-def _finder(replies: TextFile, other: TextFile, copy: SpooledTemporaryFile[bytes]) -> Callable[[str], tuple[str, ...]]:
-    """A function from the id of the next reply to its texts in the other file, which goes into `copy` where it must."""
+def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int]:
+    """Of each reply the row of the other file that belongs to it; `asked` are the messages of the replies."""
     (n, order, twice), (others, other_order, other_twice) = replies.checked, other.checked
-    by_id = replies.ids is not None and other.ids is not None
-    how = "by id" if by_id else "line by line"
-    _log.info("%s, joined to the replies %s", other, how)
+    by_id, places = replies.ids is not None and other.ids is not None, range(n)
     # Of one file, rows stand beside each other; but a log of lm-eval's may have a document under several filters.
     is_one = other.path == replies.path and files.plain_name(replies.column or "") != "filteredresps"
     if by_id and (other_twice or twice) and not is_one:
         listed = "; several references of one reply stand in one list" if other_twice else ""
         raise CorpusError(f"{other_twice or twice}{listed}")
-    if not by_id and n != others:
-        how = "without a column 'id' in both, files are joined line by line and must be equally long"
-        raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")
-    if not by_id or order == other_order:
+    given, how, found = other.messages if asked and other.path != replies.path else [], "by id", list[int]()
+    if by_id and order != other_order:
+        of = {name: row for row, (_, name, _) in enumerate(other.rows())}
+        for number, name, _ in replies.rows():
+            if name not in of:
+                raise CorpusError(f"{files.place(replies.path, number)}: the id {name!r} is not in {other.path}")
+            found.append(of[name])
+    elif not by_id:
+        found, how = by_messages(asked, given, range(others)) or [], "by message"
+        if not found and n != others:
+            how = "by line, as neither a column 'id' nor messages in both join them, files must be equally long"
+            raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")
+    # Every reply has its own row, so that only what no reply asks for can be left over.
+    if others > n and other.field == "reference":
+        left = set(range(others)).difference(found)
+        number, name, _ = next(islice(other.rows(), min(left), None))
+        what = f"{others - n} of the {others} references in {other.path} have no reply, the first {name or number!r}"
+        hint = "give each a reply (an empty one where the model gave none) or leave its reference out"
+        raise CorpusError(f"{replies.path}: {what}; {hint}")
+    if (at := contradiction(asked, given, found or places)) is not None:
+        number, *_ = next(islice(replies.rows(), at, None))
+        how = "of the same id" if by_id else "of the same place"
+        what = f"its message is not that of the row {how} in {other.path}, where it stands elsewhere"
+        hint = "give both files one order, or a column 'id'; messages join them only where each stands once in both"
+        hint = "give the same message the same id in both files" if by_id else hint
+        raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
+    level = logging.INFO
+    if not (by_id or found):
+        how = "line by line"
+        if not set[bytes]().union(*asked).isdisjoint(set[bytes]().union(*given) - {b""}):
+            how += ", as their messages are"
+        elif other.path != replies.path and replies.column and other.column:  # of plain lines one expects nothing else
+            level, how = (
+                logging.WARNING,
+                f"{how}: they hold no ids, and no messages in common, that tell whose is whose",
+            )
+    _log.log(level, "%s, joined to the replies %s", other, how)
+    return found or places
+
+
+def _finder(
+    other: TextFile, places: Sequence[int], copy: SpooledTemporaryFile[bytes]
+) -> Callable[[int], tuple[str, ...]]:
+    """A function from the number of the next reply to its texts in the other file, which is copied where it must be."""
+    if list(places) == list(range(other.checked[0])):
         rows = other.rows()
         return lambda _: next(rows)[2]
-
-    starts: dict[str, int] = {}
+    starts = list[int]()
     try:
         end = copy.seek(0, SEEK_END)
-        for _, name, texts in other.rows():
-            starts[name] = end
+        for _, _, texts in other.rows():
+            starts.append(end)
             # One JSON list a line: JSON writes a line end inside a text as \n. Half a character may stand in a text.
             end += copy.write(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     except OSError as error:
-        what = f"the temporary file for joining {other.path} by id cannot be written ({error})"
+        what = f"the temporary file for joining {other.path} cannot be written ({error})"
         raise BnbenchError(f"{what}; TMPDIR names another folder for it") from error
-    for number, name, _ in replies.rows():
-        if name not in starts:
-            raise CorpusError(f"{files.place(replies.path, number)}: the id {name!r} is not in {other.path}")
-    # Every reply has its own row, so that only what no reply asks for can be left over.
-    if others > n and other.field == "reference":
-        answered = {name for _, name, _ in replies.rows()}
-        first = next(name for name in starts if name not in answered)
-        what = f"{others - n} of the {others} references in {other.path} have no reply, the first {first!r}"
-        hint = "give each a reply (an empty one where the model gave none) or leave its reference out"
-        raise CorpusError(f"{replies.path}: {what}; {hint}")
 
-    def find(name: str) -> tuple[str, ...]:
-        copy.seek(starts[name])
+    def find(at: int) -> tuple[str, ...]:
+        copy.seek(starts[places[at]])
         return tuple(json.loads(copy.readline().decode("utf-8", "surrogatepass")))
 
     return find

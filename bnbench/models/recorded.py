@@ -4,15 +4,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from bnbench.data.corpus import Corpus, Example, repair
-from bnbench.data.join import TextFile
+from bnbench.data.corpus import Corpus, Example
+from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction
 from bnbench.errors import CandidateError, CorpusError
-from bnbench.metrics.normalization import normalize
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply
 from bnbench.models.candidates import Candidate
 from bnbench.models.decoding import Decoding
@@ -53,12 +51,12 @@ class RecordedReplies(Backend):
 
 @dataclass(frozen=True)
 class Predictions:
-    """A file of replies. `ids` is None where it has none; `messages` that stand beside them are made comparable."""
+    """A file of replies. `ids` is None where it has none; `messages` are those that stand beside the replies."""
 
     path: Path
     replies: tuple[str, ...]
     ids: tuple[str, ...] | None = None
-    messages: tuple[str, ...] = ()
+    messages: Messages = ()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -70,15 +68,8 @@ class Predictions:
             raise CandidateError(f"predictions {error}") from None
         if not rows:
             raise CandidateError(f"predictions {path}: the file is empty")
-        messages: tuple[str, ...] = ()
-        with suppress(CorpusError):  # the replies were read from this file before: it has no column of messages
-            beside = TextFile.of(path, "message")
-            try:
-                messages = tuple(comparable(texts[0]) for _, _, texts in beside.rows()) if beside.column else ()
-            except CorpusError as error:  # such as a prompt that is a list of turns
-                log.warning("predictions %s: its messages neither join nor check the replies", error)
         ids = tuple(name for _, name, _ in rows) if file.ids else None
-        return cls(path, tuple(texts[0] for _, _, texts in rows), ids, messages)
+        return cls(path, tuple(texts[0] for _, _, texts in rows), ids, file.messages)
 
 
 @dataclass(frozen=True)
@@ -90,50 +81,39 @@ class Pairing:
     is_by_content: bool = False
 
 
-def comparable(message: str) -> str:
-    """A message in the one spelling in which two files may be compared."""
-    return " ".join(normalize(repair(message)).split())
-
-
 def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None = None) -> Pairing:
-    """The reply of every item: by id, else by message, else by the order of the data, where ids do not contradict it.
+    """The reply of every item: by id, else by message, else by the order of the data, where nothing contradicts it.
 
     Raises CandidateError where an item has no reply or two, or where it is not certain which reply is whose.
     """
-    by_id: dict[str, str] = {}
-    for number, (item, reply) in enumerate(zip(file.ids or (), file.replies, strict=file.ids is not None), 1):
-        if item in by_id:
-            what = f"reply {number}: the id {item!r} occurs a second time"
+    by_id: dict[str, int] = {}
+    for row, item in enumerate(file.ids or ()):
+        if by_id.setdefault(item, row) != row:
+            what = f"reply {row + 1}: the id {item!r} occurs a second time"
             raise CandidateError(f"predictions {file.path}, {what}; give each row an id of its own")
-        by_id[item] = reply
-    own: dict[str, str] = {}
+    own: dict[str, int] = {}
     for name, item in (corpus.own_ids() if corpus and by_id else {}).items():
         if name in by_id:
             own.setdefault(item, by_id[name])
+    # In the file a message may be written without the item's title or with it.
+    written = zip(*((e.question, f"{e.title} {e.question}") for e in examples if file.messages), strict=True)
+    asked = [list(map(comparable, texts)) for texts in written]
     source = corpus.source if corpus else "the data"
     for how, table in (("the ids of the items", by_id), (f"the ids of {source}", own)):
         if all(e.id in table for e in examples):
-            return Pairing(how, {e.id: table[e.id] for e in examples}, table is by_id)
-
-    # A message joins where it stands beside one reply only and is asked by one item only. In the file it may be
-    # written without the item's title or with it, but all items in the same way.
-    beside: dict[str, set[str]] = {}
-    for message, reply in zip(file.messages, file.replies, strict=False):
-        beside.setdefault(message, set()).add(reply)
-    spellings = [(comparable(e.question), comparable(f"{e.title} {e.question}")) for e in examples if file.messages]
-    for asked in zip(*spellings, strict=True):
-        if len(set(asked)) == len(asked) and all(len(beside.get(message, ())) == 1 for message in asked):
-            found = {e.id: next(iter(beside[message])) for e, message in zip(examples, asked, strict=True)}
-            return Pairing("their messages", found)
+            return replace(_by_rows(file, examples, asked, how, table), is_by_content=table is by_id)
+    if rows := by_messages(asked, file.messages, file.replies):
+        places = {e.id: row for e, row in zip(examples, rows, strict=True)}
+        return _by_rows(file, examples, asked, "their messages", places)
 
     # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order.
     numbers, n = [int(name) for name in by_id if name.isdecimal()], len(by_id)
     is_named = corpus is not None and any(row.own_id for row in corpus.rows)
     if n and not is_named and sorted(numbers) in (list(range(n)), list(range(1, n + 1))):
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        asked = tuple(file.messages[i] for i in order if file.messages)
-        file = replace(file, replies=tuple(file.replies[i] for i in order), messages=asked)
-        paired = _pair_by_order(file, examples, corpus, spellings)
+        given = [[messages[i] for i in order] for messages in file.messages]
+        file = replace(file, replies=tuple(file.replies[i] for i in order), messages=given)
+        paired = _pair_by_order(file, examples, corpus, asked)
         return replace(paired, how=f"the row numbers in its ids, {paired.how}")
     if file.ids is not None:
         missing = [e.id for e in examples if e.id not in (own or by_id)]
@@ -142,13 +122,11 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
             f" ids are those of examples.jsonl in a run folder, or of a column 'id' in {source} that names each row "
             f"once; without a column 'id', replies are joined in the order of {source}"
         )
-    return _pair_by_order(file, examples, corpus, spellings)
+    return _pair_by_order(file, examples, corpus, asked)
 
 
-def _pair_by_order(
-    file: Predictions, examples: Sequence[Example], corpus: Corpus | None, spellings: Sequence[tuple[str, str]]
-) -> Pairing:
-    """By the one order that has as many rows as there are replies, if the messages, where there are any, agree."""
+def _pair_by_order(file: Predictions, examples: Sequence[Example], corpus: Corpus | None, asked: Messages) -> Pairing:
+    """By the one order that has as many rows as there are replies."""
     orders = corpus.orders(examples) if corpus else {"their order": [e.id for e in examples]}
     how = next((name for name, order in orders.items() if len(order) == len(file.replies)), None)
     if how is None:
@@ -159,11 +137,16 @@ def _pair_by_order(
             f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message'"
         )
     places = {item: i for i, item in reversed(list(enumerate(orders[how])))}  # the first of two equal rows
-    known = set(file.messages)
-    for e, asked in zip(examples, spellings, strict=False):
-        if known.intersection(asked) and file.messages[places[e.id]] not in asked:
-            raise CandidateError(
-                f"predictions {file.path}: its messages do not stand in {how}, and they cannot join the replies, as "
-                f"one of them occurs twice or is not there; give both files a column 'id' (reply {places[e.id] + 1})"
-            )
-    return Pairing(how, {e.id: file.replies[places[e.id]] for e in examples})
+    return _by_rows(file, examples, asked, how, places)
+
+
+def _by_rows(
+    file: Predictions, examples: Sequence[Example], asked: Messages, how: str, rows: Mapping[str, int]
+) -> Pairing:
+    """The replies of these rows, by the items' ids, if the messages, where there are any, do not contradict them."""
+    if (at := contradiction(asked, file.messages, [rows[e.id] for e in examples])) is not None:
+        raise CandidateError(
+            f"predictions {file.path}: its messages contradict {how}, the first at reply {rows[examples[at].id] + 1}; "
+            "give the same message the same id in both files, or each once and no ids: then they join the replies"
+        )
+    return Pairing(how, {e.id: file.replies[rows[e.id]] for e in examples})

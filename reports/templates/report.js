@@ -4,6 +4,7 @@
   const byId = (id) => document.getElementById(id);
   const one = (of, selector) => of.querySelector(selector);
   const put = (of, selector, text) => { one(of, selector).textContent = text; };
+  const digits = (n) => n.toLocaleString(document.documentElement.lang, { useGrouping: false });  // of its sentences
 
   const reachable = (of) => {  // a long text scrolls, with the keyboard too
     for (const text of of.querySelectorAll(".bn")) if (text.scrollHeight > text.clientHeight) text.tabIndex = 0;
@@ -18,7 +19,7 @@
     put(of, selector, text.slice(0, LONG));
     if (text.length <= LONG) return;
     const more = byId("longer").content.firstElementChild.cloneNode(true);
-    more.textContent = more.dataset.text.replace("{n}", text.length - LONG);
+    more.textContent = more.dataset.text.replace("{n}", digits(text.length - LONG));
     one(of, selector).after(more);
   };
   const fold = (text) => text.normalize("NFC").toLowerCase();
@@ -55,7 +56,7 @@
       const { reply, tokens } = item.own[i];
       put(made, "bdi", data.names[i][0]);
       put(made, ".score", `${data.unit} ${item.scores[i]}`);
-      if (tokens === null) one(made, ".tokens").remove(); else put(made, ".tokens", one(made, ".tokens").dataset.text.replace("{n}", tokens));
+      if (tokens === null) one(made, ".tokens").remove(); else put(made, ".tokens", one(made, ".tokens").dataset.text.replace("{n}", digits(tokens)));
       flagged(one(made, ".label"), item.flags[i]);
       write(made, ".bn", reply);
       one(made, reply.trim() ? ".none" : ".bn").remove();
@@ -109,7 +110,7 @@
       found = items.filter((item) => words.every((word) => item.text.includes(word))
         && (!topic.value || item.message.topic === topic.value) && (!flag.value || item.all.includes(flag.value)));
       found.sort((a, b) => turn * (a.gain - b.gain) || a.number - b.number);
-      shown.textContent = shown.dataset.text.replace("{count}", found.length).replace("{total}", items.length);
+      shown.textContent = shown.dataset.text.replace("{count}", digits(found.length)).replace("{total}", digits(items.length));
       list.replaceChildren();
       draw();
     };

@@ -19,6 +19,7 @@ from bnbench.cli import IDLE, app
 from bnbench.data import join, pairs
 from bnbench.data.corpus import READ
 from bnbench.metrics import BLEU, default_metrics
+from bnbench.records import OF_RUN, alone
 
 HEAVY = {"torch", "transformers", "peft", "trl", "pandas", "datasets", "sacrebleu"}
 
@@ -153,7 +154,7 @@ def test_version():
         (["evaluate", "--system", "a=b", "--system", "c"], "'a=b' and 'c' are both given for all"),
         (["evaluate", "--template", "demo-base=chat", "--template", "demo-base=plain"], "both given for demo-base"),
         (["evaluate", "--data", "\x1b[31m\x9b2J\udcff.csv"], "\ufffd[31m\ufffd2J\ufffd.csv: no such file"),
-        (["evaluate", "--out", "file/run"], "choose another path"),
+        (["evaluate", "--out", "file/run"], "file: a file, not a folder; name another --out"),
         (["compare", "runs/a"], "`bnbench report runs/a` ranks one by itself"),
         (["finetune", "--split", "test"], "train on train"),
         (["finetune", "--recipe", "t5"], "there is no recipe 't5'; did you mean 't4'?"),
@@ -164,6 +165,15 @@ def test_version():
         (["finetune", "--set", "learning_rte=1"], "learning_rate"),
         (["finetune", "--stop-after", "soon"], "11h30m"),
         (["corpus", "none.csv"], "no such file"),
+        (
+            ["evaluate", "--columns", "message=a"],
+            "unknown field 'message' in the column mapping; did you mean 'question'?",
+        ),
+        (["corpus", "two.csv", "--columns", "Answer=a"], "did you mean 'reference'? the fields are topic, title, "),
+        (
+            ["score", "two.csv", "--columns", "question=a"],
+            "unknown field 'question' in the column mapping; did you mean 'message'",
+        ),
         (["score", "none.csv"], "none.csv: no such file"),
         (["score", "none.csv", "--columns", "reply"], "FIELD=COLUMN"),
         (["score", "none.csv", "--profile", "orignal"], "original"),
@@ -224,15 +234,20 @@ def test_exit_codes(arguments, code, monkeypatch, tmp_path):
     assert done.output and "Traceback" not in done.output
 
 
-def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("reply", [None, "", "{}"])
+def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path, reply):
     def interrupted(request):
-        raise KeyboardInterrupt
+        with alone(request.out, OF_RUN):
+            if reply is not None:
+                (request.out / "generations.jsonl").write_text(reply, encoding="utf-8")
+            raise KeyboardInterrupt
 
     monkeypatch.setattr("bnbench.evaluate.evaluate", interrupted)
     monkeypatch.setattr(sys, "argv", ["bnbench", "evaluate", "--limit", "3"])
     result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
     assert result.exit_code == 130
-    assert "bnbench evaluate --limit 3" in result.stderr
+    kept = "what was computed is kept" if reply else "no reply was computed yet"  # a model was loading
+    assert f"bnbench: interrupted; {kept}. Go on with: bnbench evaluate --limit 3\n" in result.stderr
 
 
 def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
@@ -409,11 +424,54 @@ def test_every_command_prints_json_and_an_option_means_the_same_everywhere():
     assert not any("[" in text or text[-1] != "." for texts in said.values() for text in texts if text)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "--base", "none"],
+        ["finetune", "--base", "none"],
+        ["finetune", "--base", "none", "--dry-run"],
+        ["finetune", "--base", "none", "--sweep", "r=2,4"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["notes.md"], "other files (notes.md)"),
+        (["adapter_config.json", "adapter_model.safetensors", "a", "b"], "an adapter (a, adapter_config.json, "),
+        (["config.json"], "a model (config.json)"),
+        (["runs.json", "ranking.json"], "a report (ranking.json, runs.json)"),
+        (["run.json"], "a run (run.json)"),
+        (["training.json", "adapter_config.json"], "an adapter (adapter_config.json, training.json)"),
+        ([".DS_Store"], ""),
+    ],
+)
+def test_a_folder_that_holds_something_else_is_not_written_into(command, names, what, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_text("{}", encoding="utf-8")
+    result = run(*command, "--out", out)
+    # What is gone on with is no other kind; all else is refused before the base, which is not there, is looked for.
+    kinds = {"run.json": "evaluate", "training.json": "finetune"}
+    is_same = kinds.get(names[0]) == command[0] and "--sweep" not in command
+    said = "none" if is_same or not what else f"{out} holds {what}"
+    assert (
+        result.exit_code == 2 and said in result.stderr and ("name another --out" in result.stderr) == (said != "none")
+    )
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    file = run(*command, "--out", out / names[0])
+    assert (file.exit_code, file.stderr) == (
+        2,
+        f"bnbench: {out / names[0]}: a file, not a folder; name another --out\n",
+    )
+
+
 def test_an_advice_names_options_of_its_own_command(tmp_path):
     (tmp_path / "p.csv").write_text("id,উত্তর\n1,ভালো আছি।\n", encoding="utf-8")
-    said = "p.csv: no column holds a reply; the columns are id, উত্তর. Call the right one 'reply'"
+    said = "p.csv: no column holds a reply; the columns are id, উত্তর. "
     scored, ran = run("score", tmp_path / "p.csv"), run("evaluate", "--predictions", tmp_path / "p.csv")
-    assert f"{said}, or name it with --columns reply=NAME\n" in scored.stderr and f"{said}\n" in ran.stderr
+    assert f"{said}Call the right one 'reply', or name it with --columns reply=NAME\n" in scored.stderr
+    assert f"{said}Call it one of reply, prediction, " in ran.stderr
     fields = {"evaluate": [*READ], "score": [*join.FIELDS], "preferences": [*pairs.RATED], "perplexity": ["text"]}
     commands = get_command(app).commands
     for name, known in fields.items():

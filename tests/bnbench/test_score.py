@@ -103,6 +103,81 @@ def test_ids_join_in_any_order_and_lines_do_not_matter_then(ending, tmp_path, wh
     assert same(score_files(replies, [examples], messages=examples, quiet=True), whole)
 
 
+def beside(name, texts, messages=MESSAGES):
+    return [{"message": m, name: t} for m, t in zip(messages, texts, strict=True)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_messages_join_files_without_ids_in_any_order(ending, tmp_path, whole, caplog):
+    other = [{"Question-Title": e.title, "prompt": e.question, "reference": e.reference} for e in reversed(EXAMPLES)]
+    predictions = write(tmp_path / f"p.{ending}", beside("reply", REPLIES))
+    references = write(tmp_path / f"r.{ending}", other)  # a title in a column of its own
+    messages = write(
+        tmp_path / f"m.{ending}", [{"question": m.replace(" ", "  ")} for m in MESSAGES[5:] + MESSAGES[:5]]
+    )
+    with caplog.at_level("INFO", "bnbench"):
+        assert same(score_files(predictions, [references]), whole)
+        assert f"{references}: reference from reference, joined to the replies by message" in caplog.text
+    found = score_files(predictions, [references], messages=messages)
+    assert found.results["chrF++"].scores == whole["chrF++"].scores
+    # The replies alone have no messages: those that are given for them, line by line, join the references.
+    plain, lines = write(tmp_path / "p.txt", REPLIES), write(tmp_path / "m.txt", MESSAGES)
+    assert same(score_files(plain, [references], messages=lines), whole)
+    # Nor has anything said what the replies answer; but of two files of references one cannot contradict the other.
+    aligned = write(tmp_path / f"a.{ending}", beside("reference", REFERENCES))
+    twice = score_files(plain, [aligned, references], metrics=["chrF++"])
+    assert twice.results["chrF++"].scores == whole["chrF++"].scores
+
+
+def test_messages_that_contradict_how_files_are_joined_are_refused(tmp_path, caplog):
+    asked = [MESSAGES[1], *MESSAGES[1:]]  # one stands twice, so that they do not join
+    predictions = write(tmp_path / "p.csv", beside("reply", REPLIES, asked))
+    references = write(tmp_path / "r.csv", beside("reference", REFERENCES, asked))
+    with caplog.at_level("INFO", "bnbench"):
+        assert score_files(predictions, [references], metrics=["chrF++"]).n == len(REPLIES)
+    assert "joined to the replies line by line, as their messages are" in caplog.text
+    turned = write(tmp_path / "t.csv", beside("reference", REFERENCES[::-1], asked[::-1]))
+    for profile in ("bnbench", "original"):
+        with pytest.raises(
+            CorpusError, match=r"p\.csv, line \d+: its message is not that of the row of the same place in"
+        ):
+            score(predictions, [turned], profile=profile)
+    with pytest.raises(
+        CorpusError, match=r"p\.csv, line 2: its message .* same place in .*m\.txt, where it stands else"
+    ):
+        score_files(predictions, messages=write(tmp_path / "m.txt", asked[::-1]))
+    # Ids that number each file's own rows are no names of messages.
+    rows = [
+        [{"id": i, **row} for i, row in enumerate(rows)]
+        for rows in (beside("reply", REPLIES), beside("reference", REFERENCES)[::-1])
+    ]
+    numbered = [write(tmp_path / f"{i}.csv", own) for i, own in enumerate(rows)]
+    with pytest.raises(
+        CorpusError, match=r"line 2: its message is not that of the row of the same id in .*the same id in both"
+    ):
+        score_files(numbered[0], [numbered[1]])
+
+
+def test_files_in_which_nothing_can_be_compared_are_joined_by_line_and_that_is_said(tmp_path, whole, caplog):
+    predictions = write(tmp_path / "p.csv", beside("reply", REPLIES, [f"প্রশ্ন: {m}" for m in MESSAGES]))
+    for name, references in (
+        ("none", [{"reference": r} for r in REFERENCES]),
+        ("blank", beside("reference", REFERENCES, [""] * len(REFERENCES))),
+        ("other", beside("reference", REFERENCES, ["আর কোথাও নেই", *MESSAGES[1:]][::-1])),
+    ):
+        caplog.clear()
+        path = write(tmp_path / f"{name}.csv", references)
+        found = score_files(predictions, [path], metrics=["chrF++"], quiet=True)
+        assert found.results["chrF++"].scores == whole["chrF++"].scores
+        told = "joined to the replies line by line: they hold no ids, and no messages in common"
+        assert f"{path}: reference from reference, {told}" in caplog.text
+        assert sum(record.levelname == "WARNING" for record in caplog.records) == 1
+        with pytest.raises(
+            CorpusError, match="neither a column 'id' nor messages in both join them, files must be equal"
+        ):
+            score_files(predictions, [write(path, references[1:])])
+
+
 def test_a_run_folder_s_files_give_the_run_s_scores(tmp_path):
     from bnbench.evaluate import EvaluationRequest, evaluate
     from bnbench.models.candidates import parse_candidates

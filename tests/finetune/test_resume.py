@@ -246,5 +246,5 @@ def test_files_of_others_are_left_alone(request_for: Request) -> None:
     request = request_for("adapter")
     request.output.mkdir()
     (request.output / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RunError, match=r"adapter without training\.json"):
+    with pytest.raises(RunError, match=r"holds an adapter \(adapter_config\.json\), and nothing to go on with"):
         finetune(request)

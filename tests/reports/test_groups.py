@@ -101,6 +101,16 @@ def test_a_common_report_takes_no_other_s_place_and_no_run_twice(
     refused = "runs/compare holds a report on other runs. Name another --out, or start anew with --overwrite"
     assert (code, said) == (2, f"bnbench: {refused}\n")
     assert (tmp_path / "runs/compare/ranking.json").read_bytes() == before
+    # What is wrong with the command itself is said first.
+    assert compare(a, c, "--group", "x=none,base") == compare(a, c, "--group", "x=none,base", "--out", "anew")
+    assert "none" in compare(a, c, "--group", "x=none,base")[1] and not (tmp_path / "anew").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.md").write_text("", encoding="utf-8")
+    for overwrite in ([], ["--overwrite"]):
+        code, said = compare(a, c, "--out", "notes", *overwrite)
+        assert (code, said) == (
+            2, "bnbench: notes holds other files (mine.md), and nothing to go on with: name another --out\n"
+        )  # fmt: skip
     assert compare(a, c, "--overwrite")[0] == 0 and compare(a, c)[0] == 0
     # Killed when the first file of the report stood there.
     with monkeypatch.context() as killed:
@@ -150,7 +160,7 @@ def test_each_run_compared_has_its_own_groups(make_run: Maker) -> None:
     assert of_pages.exit_code == 0 and json.loads(of_pages.stdout) == json.loads(of_folders.stdout)
     words = ["--group", "সব=t4-1,t4-2,t4-1 (দুই)", "--lang", "bn"]
     told = runner.invoke(app, ["compare", *pages, "--out", str(out), *words])
-    assert told.exit_code == 0 and "সব: একই রেসিপি, 3টি সিড" in told.stdout
+    assert told.exit_code == 0 and "সব: একই রেসিপি, ৩টি সিড" in told.stdout
     # A page's run lies nowhere: the page is named.
     other = make_run(PAIR, name="other", n=10, metrics=("chrF++",))
     assert runner.invoke(app, ["report", str(other)]).exit_code == 0

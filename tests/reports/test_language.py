@@ -132,15 +132,15 @@ def test_nothing_of_ours_is_left_in_english(make_run: Maker, case: str) -> None:
 def test_a_verdict_in_bengali(make_run: Maker) -> None:
     specs = (SPECS[0], replace(SPECS[1], replies=MOST_BROKEN))
     for name, these, says in (
-        ("pair", SPECS, rf"{ADAPTER} তার বেস মডেল {BASE}-এর চেয়ে ভালো: chrF\+\+-এর পার্থক্য \+[\d.]+ \(95 % .* থেকে "),
-        ("broken", specs, rf"{ADAPTER} তার বেস মডেল {BASE}-এর চেয়ে খারাপ: chrF\+\+-এর পার্থক্য −[\d.]+ \(95 % .*\)।"),
+        ("pair", SPECS, rf"{ADAPTER} তার বেস মডেল {BASE}-এর চেয়ে ভালো: chrF\+\+-এর পার্থক্য \+[০-৯.]+ \(৯৫ % .* থেকে "),
+        ("broken", specs, rf"{ADAPTER} তার বেস মডেল {BASE}-এর চেয়ে খারাপ: chrF\+\+-এর পার্থক্য −[০-৯.]+ \(৯৫ % .*\)।"),
         ("base", (replace(SPECS[0], name="base"), SPECS[1]), rf"{ADAPTER} তার বেস মডেলের চেয়ে ভালো: chrF\+\+-এর "),
-        ("alone", SPECS[:1], rf"40টি বার্তায় {BASE}-এর স্কোর: chrF\+\+ [\d.]+ \(95 % আস্থা-ব্যবধান "),
+        ("alone", SPECS[:1], rf"৪০টি বার্তায় {BASE}-এর স্কোর: chrF\+\+ [০-৯.]+ \(৯৫ % আস্থা-ব্যবধান "),
     ):  # fmt: skip
         folder = make_run(these, name=name)
         text = " ".join(str(write_report([read_run(folder)], folder, resamples=400, lang="bn")).split())
         assert re.match(says, text), text[:300]
-        assert "40টি বার্তা" in text and "দ্রষ্টব্য: উত্তরপ্রতি গড় শব্দসংখ্যা: " in text
+        assert "৪০টি বার্তা" in text and "দ্রষ্টব্য: উত্তরপ্রতি গড় শব্দসংখ্যা: " in text
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -164,12 +164,12 @@ def test_what_people_say_in_bengali(make_run: Maker, pairs: bool) -> None:
     for left in (left_in_english(made.html.read_text(encoding="utf-8")), english(str(made)), english(markdown)):
         assert left <= known
     for told in (
-        "মানুষকে যে 12টি বার্তার কথা জিজ্ঞেস করা হয়েছে (30টির মধ্যে), ক্রম শুধু সেগুলোর উপর", "রিতার কড়াকড়ি",
-        "মানুষের 1টি জবাব এমন উত্তরের, যা এই রানে আর নেই", "মানুষের বিচারে সামগ্রিক মান অনুযায়ী 3টি প্রার্থীর মধ্যে third সেরা।",
+        "মানুষকে যে ১২টি বার্তার কথা জিজ্ঞেস করা হয়েছে (৩০টির মধ্যে), ক্রম শুধু সেগুলোর উপর", "রিতার কড়াকড়ি",
+        "মানুষের ১টি জবাব এমন উত্তরের, যা এই রানে আর নেই", "মানুষের বিচারে সামগ্রিক মান অনুযায়ী ৩টি প্রার্থীর মধ্যে third সেরা।",
         "সমান হলে অর্ধেক। বিচারককে দুটি উত্তর" if pairs else "একই বিচারক যে উত্তরে সামগ্রিক মানে বেশি নম্বর দিয়েছেন, সেটি জেতে।",
     ):  # fmt: skip
         assert told in markdown
-    table = markdown.partition("\nমেট্রিক বনাম মানুষ: মানুষের বিচারে সামগ্রিক মানের সঙ্গে Kendall-এর τ, 1 মানে পুরো মিল\n")[2]
+    table = markdown.partition("\nমেট্রিক বনাম মানুষ: মানুষের বিচারে সামগ্রিক মানের সঙ্গে Kendall-এর τ, ১ মানে পুরো মিল\n")[2]
     assert [row.split(" | ")[0] for row in table.splitlines()[3:5]] == ["| chrF++", "| ত্রুটিপূর্ণ উত্তর (%)"]
 
 
@@ -224,6 +224,31 @@ def test_how_a_catalogue_is_read() -> None:
     assert (say("12.5"), say(""), say("বাংলা")) == ("12.5", "", "বাংলা")
 
 
+def test_digits_are_those_of_the_language_but_for_names() -> None:
+    say = language("bn")
+    for english, bengali in (
+        ("2024 is better than t4-r16 by +0.5 chrF++ (95 % 0.1 to 1,200.8, p = 0.02)",
+         "2024 t4-r16-এর চেয়ে ভালো: chrF++-এর পার্থক্য +০.৫ (৯৫ % আস্থা-ব্যবধান ০.১ থেকে ১,২০০.৮, p = ০.০২)"),
+        ("severity of rater-1", "rater-1-এর কড়াকড়ি"),
+        ("repeated 4-grams", "পুনরাবৃত্ত ৪-গ্রাম"),
+        ("12 tokens", "১২ টোকেন"),
+        ("12.5", "12.5"),
+    ):  # fmt: skip
+        assert say(english) == bengali
+    mixed = re.compile("[0-9]-?[\u0980-\u09ff]")
+    assert not [
+        value for value in say.entries.values() if mixed.search(value) and not re.search("[A-Za-z][0-9]", value)
+    ]
+
+
+def test_a_report_in_bengali_has_no_latin_digit_before_a_bengali_ending(make_run: Maker) -> None:
+    folder = make_run(SPECS)
+    made = write_report([read_run(folder)], folder, resamples=100, lang="bn")
+    ours = re.sub(r"<(script|blockquote)\b.*?</\1>", "", made.html.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for text in (str(made), (folder / "report.md").read_text(encoding="utf-8"), ours):
+        assert "৪০টি" in text and re.findall(r"(?<![\w-])[0-9.,]+-?(?:টি|এর|জন|বার)", text) == []
+
+
 def test_what_no_metric_tells_and_what_yardsticks_are_in_bengali() -> None:
     say = language("bn")
     none = say(
@@ -244,19 +269,19 @@ def test_a_bengali_word_takes_its_ending_without_a_hyphen() -> None:
         ("severity of সজীব", "সজীবের কড়াকড়ি"),
         ("severity of rater-1", "rater-1-এর কড়াকড়ি"),
         ("রিতা is better than its base ভিত্তি-মডেল by +0.46 human overall (95 % 0.1 to 0.8, p = 0.02)",
-         "রিতা তার বেস মডেল ভিত্তি-মডেলের চেয়ে ভালো: মানুষের বিচারে সামগ্রিক মানের পার্থক্য +0.46 "
-         "(95 % আস্থা-ব্যবধান 0.1 থেকে 0.8, p = 0.02)"),
+         "রিতা তার বেস মডেল ভিত্তি-মডেলের চেয়ে ভালো: মানুষের বিচারে সামগ্রিক মানের পার্থক্য +০.৪৬ "
+         "(৯৫ % আস্থা-ব্যবধান ০.১ থেকে ০.৮, p = ০.০২)"),
         ("a is better than b by +1.2 human empathy (95 % 0.1 to 0.8, p = 0.02), but below a stock reply",
-         "a b-এর চেয়ে ভালো: মানুষের বিচারে সহমর্মিতার পার্থক্য +1.2 (95 % আস্থা-ব্যবধান 0.1 থেকে 0.8, p = 0.02), "
+         "a b-এর চেয়ে ভালো: মানুষের বিচারে সহমর্মিতার পার্থক্য +১.২ (৯৫ % আস্থা-ব্যবধান ০.১ থেকে ০.৮, p = ০.০২), "
          "তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
         ("a is the best of the 3 candidates on human overall, but 60 % of its replies are broken",
-         "মানুষের বিচারে সামগ্রিক মান অনুযায়ী 3টি প্রার্থীর মধ্যে a সেরা, তবে এর 60 % উত্তরই ত্রুটিপূর্ণ"),
+         "মানুষের বিচারে সামগ্রিক মান অনুযায়ী ৩টি প্রার্থীর মধ্যে a সেরা, তবে এর ৬০ % উত্তরই ত্রুটিপূর্ণ"),
         ("a scores 3.2 chrF++ on 40 items (95 % 2.1 to 4.3), but below a stock reply",
-         "40টি বার্তায় a-এর স্কোর: chrF++ 3.2 (95 % আস্থা-ব্যবধান 2.1 থেকে 4.3), তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
+         "৪০টি বার্তায় a-এর স্কোর: chrF++ ৩.২ (৯৫ % আস্থা-ব্যবধান ২.১ থেকে ৪.৩), তবে একটা বাঁধাধরা উত্তরের চেয়েও কম পায়"),
         ("মিনি thinks aloud in 3 of 40 replies; <think>…</think> is not scored",
-         "40টির মধ্যে 3টি উত্তরে মিনি আগে লিখে লিখে ভেবেছে; <think>…</think> অংশটুকু মাপা হয়নি"),
+         "৪০টির মধ্যে ৩টি উত্তরে মিনি আগে লিখে লিখে ভেবেছে; <think>…</think> অংশটুকু মাপা হয়নি"),
         ("demo was trained on 3 of the 40 test rows: its scores here say nothing about new messages",
-         "পরীক্ষার 40টি সারির 3টি দিয়ে demo-কে প্রশিক্ষণ দেওয়া হয়েছে: এখানে তার স্কোর নতুন বার্তা সম্বন্ধে কিছুই বলে না"),
+         "পরীক্ষার ৪০টি সারির ৩টি দিয়ে demo-কে প্রশিক্ষণ দেওয়া হয়েছে: এখানে তার স্কোর নতুন বার্তা সম্বন্ধে কিছুই বলে না"),
     ):  # fmt: skip
         assert say(english) == bengali
 

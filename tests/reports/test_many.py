@@ -111,7 +111,7 @@ def test_a_forest_plot_for_a_paper(make_run: Maker, tmp_path: Path, monkeypatch:
     assert "আমার <ক>" in texts and any(text and text.endswith("n = 40") for text in texts)
     in_bengali = runner.invoke(app, ["report", str(folder), "--lang", "bn", "--forest", str(tmp_path / "bn.svg")])
     assert in_bengali.exit_code == 0
-    assert 'sans-serif">chrF++ (বেশি হলে ভালো), 95 % আস্থা-ব্যবধান, n = 40</text>' in (tmp_path / "bn.svg").read_text(
+    assert 'sans-serif">chrF++ (বেশি হলে ভালো), ৯৫ % আস্থা-ব্যবধান, n = ৪০</text>' in (tmp_path / "bn.svg").read_text(
         "utf-8"
     )
     first, second, _ = (float(c.get("cx", "")) for c in root.iter("{http://www.w3.org/2000/svg}circle"))

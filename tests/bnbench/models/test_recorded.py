@@ -178,7 +178,7 @@ def test_a_message_that_occurs_twice_leaves_the_order_which_must_agree(tmp_path:
     corpus = load_corpus(write(tmp_path / "test.csv", rows))
     replies = answers(rows, question="Questions")
     assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
-    with pytest.raises(CandidateError, match=r"its messages do not stand in the order of .*test\.csv"):
+    with pytest.raises(CandidateError, match=r"its messages contradict the order of .*test\.csv"):
         joined(record(tmp_path / "turned.jsonl", replies[::-1]), corpus, corpus.select("all"))
 
 
@@ -278,6 +278,18 @@ def test_ids_that_number_the_rows(tmp_path: Path, first: int, caplog: pytest.Log
     named = load_corpus(write(tmp_path / "named.csv", [{**row, "id": f"প্রশ্ন-{i}"} for i, row in enumerate(rows)]))
     with pytest.raises(CandidateError, match="11 of 11 items have no reply"):  # the data have other names
         joined(tmp_path / "mine.jsonl", named, named.select("all"))
+
+
+def test_ids_that_the_messages_contradict_are_refused(tmp_path: Path) -> None:
+    rows = make_rows(12, ID=[str(i) for i in range(12)])
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies = [{"id": str(i), **reply} for i, reply in enumerate(answers(rows, message="Questions")[::-1])]
+    with pytest.raises(
+        CandidateError, match=r"its messages contradict the ids of .*test\.csv, the first at reply \d+;"
+    ):
+        joined(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+    unknown = [reply | {"message": "আর কোথাও নেই"} for reply in replies[::-1]]  # says nothing for or against the ids
+    assert set(joined(record(tmp_path / "mine.jsonl", unknown), corpus, corpus.select("all")))
 
 
 def test_messages_that_cannot_be_read_are_not_left_out_in_silence(
