@@ -20,7 +20,7 @@ from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
 from bnbench.progress import storable
 from bnbench.records import AUDITS, CorpusRecord, Run, slug, write_text
-from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
+from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing, single
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 
@@ -107,10 +107,9 @@ def _messages(run: Run) -> list[str]:
 
 
 def _per_item(ranking: Ranking, entry: Entry) -> dict[str, list[float]]:
-    """The main value of each metric for every single reply of the entry, by its key; a number may be NaN."""
-    tables = entry.of_replies
-    shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in tables]
-    return {_key(v): ranking.metrics[v.metric].formula(tables[v.metric])[:, 0].tolist() for v in shown}
+    """The main value of each metric for every single reply of the entry, by its key; NaN where it has none."""
+    shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0]]
+    return {_key(v): single(ranking, entry, v.metric).tolist() for v in shown if v.metric in entry.of_replies}
 
 
 def _when(run: Run) -> int:
@@ -207,7 +206,8 @@ def every_eval_ever(ranking: Ranking, dataset: Dataset | None) -> Files:
         generated = {"generation_args": told, "additional_details": {k: str(v) for k, v in decoding.items()}}
         results = []
         for value, score in _scores(ranking, standing):
-            unsure: dict[str, Any] = {"num_samples": ranking.n, "num_bootstrap_samples": ranking.resamples}
+            unsure: dict[str, Any] = {"num_samples": len(ranking.items[value.metric])}
+            unsure["num_bootstrap_samples"] = ranking.resamples
             if math.isfinite(score.low) and math.isfinite(score.high):
                 ends = {"lower": score.low, "upper": score.high, "confidence_level": LEVEL, "method": "bootstrap"}
                 unsure["confidence_interval"] = ends

@@ -155,6 +155,13 @@ def warnings(ranking: Ranking) -> list[str]:
     alone = "1 item" if ranking.n == 1 else "1 dialogue"
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
     told = [one if ranking.dialogues == 1 else f"{items_of(ranking)}: {TOO_FEW}"] if ranking.dialogues < FEW else []
+    whole, partly = len(ranking.runs[0].examples), dict[int, list[str]]()
+    for metric, items in ranking.items.items():
+        if len(items) < whole:
+            partly.setdefault(len(items), []).append(value_of(ranking, metric).label)
+    for n, these in partly.items():
+        few = f": {TOO_FEW}" if n < FEW and not (told and n == ranking.n) else ""
+        told.append(f"{listed(these)}: on only {n} of the {whole} items, where every candidate has a value{few}")
     labels = ranking.metrics["degeneration"].labels if "degeneration" in ranking.metrics else {}
     broken = [kind for kind in labels if kind in ranking.metrics["degeneration"].shares]  # of replies, the sum first
     of_all = {s.candidate: {kind: s.value("degeneration", kind) or 0 for kind in labels} for s in ranking.standings}
@@ -166,11 +173,11 @@ def warnings(ranking: Ranking) -> list[str]:
     if labels and (rest := [shares["degenerate"] for shares in list(of_all.values())[_LISTED:]]):
         low, high = (number(share, 1).removesuffix(".0") for share in (min(rest), max(rest)))
         told.append(f"{len(rest)} more, of their replies: {low} to {high} % broken")
-    means = {e.name: sum(len(g.reply.split()) for g in e.replies) / ranking.n for e in ranking.entries}
+    means = {e.name: sum(len(g.reply.split()) for g in e.replies) / whole for e in ranking.entries}
     lengths = [f"{name(s.candidate, 36)} {means[s.candidate]:.0f}" for s in ranking.standings[:_LISTED]]
     if others := [means[s.candidate] for s in ranking.standings[_LISTED:]]:
         lengths.append(f"{len(others)} more {min(others):.0f} to {max(others):.0f}")
-    of = sum(len(e["reference"].split()) for e in ranking.runs[0].examples) / ranking.n
+    of = sum(len(e["reference"].split()) for e in ranking.runs[0].examples) / whole
     told.append(f"words a reply, on average: {', '.join(lengths)}; the references {of:.0f}")
     primary = value_of(ranking)
     held = [(y.label, y.scores[primary.metric]) for y in ranking.yardsticks if primary.metric in y.scores]
