@@ -176,6 +176,9 @@ class Validation:
         return said + (". No step was better than the base: lower learning_rate" if bits >= base else "")
 
 
+SEEN = "its scores here say nothing about new messages"  # in the note on a candidate trained on what it is tested on
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
     """What run.json keeps of an adapter's `TrainingRecord`: `loss` has at most 240 points of its curve."""

@@ -667,23 +667,28 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
     names = ("name", "description", "card")
     recipes = [{k: v for k, v in t.recipe.items() if k not in names} for t in trained.values()]
-    keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
+    # A setting that an older record does not have makes no difference between the recipes.
+    every = dict.fromkeys(chain.from_iterable(recipes))
+    keys = [key for key in every if len({str(r[key]) for r in recipes if key in r}) > 1]
     rows, each = list[list[Cell]](), list[Block]()
     for (who, training), recipe in zip(trained.items(), recipes, strict=True):
         best = training.validation.best if training.validation else None
         memory = training.peak_memory_bytes
         rows.append([
-            Name(who), *(str(recipe.get(key, ABSENT)) for key in keys), f"{training.steps:,}",
-            f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
-            f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
+            Name(who), *(ABSENT if (own := recipe.get(key)) is None else str(own) for key in keys),
+            f"{training.steps:,}", f"{training.seconds / 60:,.1f}",
+            ABSENT if memory is None else f"{memory / 2**30:.2f}", f"{training.loss_at_end:.3f}",
+            ABSENT if best is None else f"{best[1]:.3f}",
         ])  # fmt: skip
-        told = "Loss of each optimiser step (thin) and its running mean (thick)."
-        told += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
-        curve = Drawing(loss_svg(training.loss, who, training.validation), told)
+        about = "Loss of each optimiser step (thin) and its running mean (thick)."
+        about += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
+        curve = Drawing(loss_svg(training.loss, who, training.validation), about)
         each += [Sentences((name(who),), "name", Pen.HTML), curve, Facts(training_facts(training), Pen.HTML)]
     heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
     caption = "What the adapters’ trainings took, and the settings in which they differ"
-    costs = Table([_WHO, *map(Column, heads)], rows, caption, "Costs", breaks_at=1 + len(keys))
+    told = [at for at in range(len(heads) + 1) if any(row[at] != ABSENT for row in rows)]
+    columns = [[_WHO, *map(Column, heads)][at] for at in told]
+    costs = Table(columns, [[row[at] for at in told] for row in rows], caption, "Costs", breaks_at=1 + len(keys))
     if trained:
         yield Panel("training", "Training", [costs, *each] if len(trained) > 1 else each, "Training")
 
@@ -791,7 +796,9 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
         "often than once in twenty: in 8 % of simulations with 40 such items, in 7 % with 100.",
         f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
         "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
-        "The metrics compare with a reference, count words, or measure likelihood. "
+        "Intervals of people’s ratings speak of other items read by the same people, not of other people."
+        if any(metric.startswith("human-") for metric in ranking.metrics)
+        else "The metrics compare with a reference, count words, or measure likelihood. "
         "They do not replace people who read the replies.",
     ]
     if several:
@@ -823,7 +830,10 @@ PANELS = (  # a line each
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
-    recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
+    memory, gain = training.peak_memory_bytes, training.gain
+    shown = "name description tuner r alpha dropout targets learning_rate schedule warmup optimizer seed epochs"
+    recipe: dict[str, Any] = dict.fromkeys(shown.split(), ABSENT)  # what an older record lacks
+    recipe |= {key: value for key, value in training.recipe.items() if value is not None}
     targets, is_packed = recipe.get("targets"), training.precision.get("quantisation") == "nf4"
     kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
     more = "".join(
@@ -837,7 +847,7 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
         ends = f"{margin} nats (95 % {low} to {high})"
         preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
-    shown = {
+    facts = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
         "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
         f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
@@ -853,4 +863,4 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         "Validation": training.validation.said(training.loss) if training.validation else "",
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
     }
-    return [(label, text) for label, text in shown.items() if text]
+    return [(label, text) for label, text in facts.items() if text]

@@ -517,7 +517,10 @@ def _standings(
 
 
 def _yardsticks(
-    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], items: Mapping[str, IntArray],
+    runs: Sequence[Run],
+    entries: Sequence[Entry],
+    metrics: Sequence[Metric],
+    items: Mapping[str, IntArray],
     how: Resampling,
 ) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:
     """The yardsticks of the first run that has each, and how well each metric tells replies apart by them."""
@@ -526,10 +529,10 @@ def _yardsticks(
         for y in run.record.yardsticks:
             if found.setdefault(y.name, y) == y:
                 tables[y.name] = {**run.yardsticks[y.name], **tables.get(y.name, {})}
-    for own in tables.values():  # over the items of the candidates, or not at all
-        for m in (m for m in metrics if m.name in own):
-            if not own[m.name].mean(axis=1)[items[m.name]].any(axis=1).all():
-                del own[m.name]
+    for of in tables.values():  # over the items of the candidates, or not at all
+        for m in (m for m in metrics if m.name in of):
+            if not of[m.name].mean(axis=1)[items[m.name]].any(axis=1).all():
+                del of[m.name]
     # Of several replies to an item, the row is the mean: what a formula makes of the sums is the score of all of them.
     # In binary fractions, so that counts which cancel out when rows are exchanged leave 0 and not 1e-17.
     means = {

@@ -228,8 +228,8 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     said = held_against(ranking, standing, verdict_on(ranking, standing))
     table, (flags, zeros) = panels.metrics_table(ranking, standing, values), legend(ranking, values)
     # No other table here has the primary value: every row stands.
-    blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
-    blocks.append(Sentences(warnings(ranking), "note"))
+    blocks: list[Block] = [Sentences(said.details), Sentences(warnings(ranking), "note")]
+    blocks += [Table(table.columns, table.rows), Sentences([*flags, *zeros])]
     return said.headline, "\n\n".join(text for block in blocks for text in _markdown(block))
 
 
