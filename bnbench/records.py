@@ -47,6 +47,7 @@ TRAINING = "training.json"
 GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
+SEEN = "its scores here say nothing about new messages"  # ends the note on a candidate trained on test rows
 PERSON = "human:"
 _HELD = ("run.json", AUDITS, "examples.jsonl", GENERATIONS)
 _HELD_TABLE = re.compile(r"scores/(yardsticks/)?[^/\\]+\.parquet")
@@ -174,9 +175,6 @@ class Validation:
         if self.stopped:
             said += f"; stopped early, at step {last}"
         return said + (". No step was better than the base: lower learning_rate" if bits >= base else "")
-
-
-SEEN = "its scores here say nothing about new messages"  # in the note on a candidate trained on what it is tested on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
+import numpy as np
+
 from bnbench import __version__
 from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
 from bnbench.progress import storable
 from bnbench.records import AUDITS, CorpusRecord, Run, slug, write_text
-from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing, single
+from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 
@@ -108,8 +110,11 @@ def _messages(run: Run) -> list[str]:
 
 def _per_item(ranking: Ranking, entry: Entry) -> dict[str, list[float]]:
     """The main value of each metric for every single reply of the entry, by its key; NaN where it has none."""
-    shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0]]
-    return {_key(v): single(ranking, entry, v.metric).tolist() for v in shown if v.metric in entry.of_replies}
+    found, tables = dict[str, list[float]](), entry.of_replies
+    for v in (v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in tables):
+        known = np.isin(np.arange(len(entry.replies)), ranking.items[v.metric])
+        found[_key(v)] = np.where(known, ranking.metrics[v.metric].formula(tables[v.metric])[:, 0], math.nan).tolist()
+    return found
 
 
 def _when(run: Run) -> int:

@@ -19,7 +19,7 @@ from bnbench.plot import Axis, Span, loss_svg
 from bnbench.records import Generation, TrainingSummary
 from bnbench.reports import values
 from bnbench.reports.people import CRITERIA, Agreement, agreement
-from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare, single
+from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
 from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted, name, number, p_value, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
@@ -618,9 +618,10 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     focus = next((s for s in ranking.standings if s.compared_with), None)  # whose gains are shown
     entries = {e.name: e for e in ranking.entries}
     turn, counting = 1 if ranking.higher_is_better else -1, ranking.items[ranking.primary]
-    scores = {who: single(ranking, entry, ranking.primary) for who, entry in entries.items()}
-    for x in scores.values():  # what is not finite for a single reply (the perplexity of no text) counts as 0
-        x[counting] = np.nan_to_num(x[counting], posinf=0.0, neginf=0.0)
+    scores, formula = {who: np.full(len(messages), np.nan) for who in entries}, ranking.metrics[ranking.primary].formula
+    for who, x in scores.items():  # what is not finite for a single reply (the perplexity of no text) counts as 0
+        of_replies = formula(entries[who].of_replies[ranking.primary][counting])[:, 0]
+        x[counting] = np.nan_to_num(of_replies, posinf=0.0, neginf=0.0)
     first = [str(focus.compared_with), focus.candidate] if focus else []
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
     order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from bnbench.errors import InputError, RunError, UsageError
+from bnbench.errors import RunError, UsageError
 from bnbench.metrics import significance
 from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
@@ -209,9 +209,8 @@ def rank(
     clusters = named if len(set(named)) < len(named) else None
     how: Resampling = {"resamples": resamples, "seed": seed, "clusters": clusters}
     described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
-    metrics, absent = _metrics(described, primary, len(runs) > 1)
-    shared, items = _over_shared(entries, metrics, primary, absent)
-    entries, grouped = group(shared, declared_groups)
+    metrics, entries, items, absent = _metrics(described, entries, primary, len(runs) > 1)
+    entries, grouped = group(entries, declared_groups)
     if lacking := [e.name for e in entries if primary not in e.tables]:
         common = ", ".join(name for name in entries[0].tables if all(name in e.tables for e in entries)) or "no other"
         raise UsageError(f"{lacking[0]} has no {primary}, the primary metric; common to all candidates: {common}")
@@ -301,32 +300,6 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
             base = name if record.kind == "base" else base
         known |= names
     return list(entries.values()), called
-
-
-def _over_shared(
-    entries: Sequence[Entry], metrics: dict[str, Metric], primary: str, notes: list[str]
-) -> tuple[list[Entry], dict[str, IntArray]]:
-    """The entries, of each metric with those rows alone that count for all who have it, and which items these are.
-
-    So every score and difference of a metric is over the same items, whichever metric ranks. A metric without such an
-    item leaves `metrics`, and a note says so; UsageError where it is the primary one.
-    """
-    tables, items = [dict(e.tables) for e in entries], dict[str, IntArray]()
-    for name, metric in list(metrics.items()):
-        having = [own for own in tables if name in own]
-        edges = np.cumsum([len(part.columns) for part in metric.parts])[:-1]
-        try:  # of a combined score every part counts
-            shared = counting(*(part for own in having for part in np.split(own[name], edges, axis=1)))
-        except InputError:
-            if name == primary:
-                raise UsageError(f"{name} cannot rank: there is no item of which all candidates have it") from None
-            notes.append(f"{name} is left out: there is no item of which all candidates have it")
-            del metrics[name]
-            continue
-        items[name] = np.flatnonzero(shared)
-        for own in having if not shared.all() else ():
-            own[name] = own[name] * shared[:, None]
-    return [replace(e, tables=own) for e, own in zip(entries, tables, strict=True)], items
 
 
 def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[float]:
@@ -473,9 +446,16 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that can be computed here, the primary first, a combined score next; a note for each other one."""
-    found, notes = {}, []
+def _metrics(
+    described: Mapping[str, MetricRecord], entries: Sequence[Entry], primary: str, several: bool
+) -> tuple[dict[str, Metric], list[Entry], dict[str, IntArray], list[str]]:
+    """The metrics that can be computed here, the primary first, a combined score next; a note for each other one.
+
+    With them the entries, of each metric with those rows alone that count for all who have it, and which items these
+    are: every score and difference of a metric is over the same items, whichever metric ranks.
+    """
+    found, notes, items, n = dict[str, Metric](), list[str](), dict[str, IntArray](), len(entries[0].replies)
+    tables = [dict(e.tables) for e in entries]
     for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
         try:
             metric = get_metric(described[name].spelling or name)
@@ -485,12 +465,22 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool)
                 raise UsageError(f"{what}; run the evaluation again (its replies are kept)")
             if "rivals" in metric.needs and several:
                 raise UsageError(f"{name} compares the candidates of one run with each other")
-            found[name] = metric
+            having = [own for own in tables if name in own]
+            # Of a combined score every part counts.
+            edges = np.cumsum([len(part.columns) for part in metric.parts])[:-1]
+            parts = [part for own in having for part in np.split(own[name], edges, axis=1)]
+            shared = np.all([np.full(n, fill_value=True), *((part != 0).any(axis=1) for part in parts)], axis=0)
+            if not shared.any() and any(part.any() for part in parts):
+                raise UsageError(f"no item has {name} for all candidates")
+            shared |= not shared.any()  # of nothing: what the formula makes of it
+            for own in having if not shared.all() else ():
+                own[name] = own[name] * shared[:, None]
+            found[name], items[name] = metric, np.flatnonzero(shared)
         except UsageError as error:
             if name == primary:
                 raise
             notes.append(f"{name} is left out: {error}")
-    return found, notes
+    return found, [replace(e, tables=own) for e, own in zip(entries, tables, strict=True)], items, notes
 
 
 def _standings(
@@ -580,17 +570,17 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
         each = [score for these in alike.values() for score in _scores(entry, these, how, first)]
         return sorted(each, key=lambda score: [m.name for m in mine].index(score.metric))
     edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
-
-    def formula(sums: FloatArray) -> FloatArray:
-        parts = zip(mine, np.split(sums, edges, axis=-1), strict=True)
-        return np.concatenate([m.formula(part)[..., :first] for m, part in parts], axis=-1)
-
-    table = np.concatenate(tables, axis=-1)
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
     bounds = [m.bounds for m, _ in names]
-    intervals = significance.bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
-    found = zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True)
+    intervals = significance.bootstrap(
+        np.concatenate(tables, axis=-1),
+        lambda sums: np.concatenate(
+            [m.formula(x)[..., :first] for m, x in zip(mine, np.split(sums, edges, axis=-1), strict=True)], axis=-1
+        ), level=LEVEL, shares=shares, bounds=bounds, **how,
+    )  # fmt: skip
+    values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(over_seeds(t).sum(axis=0))[:first])
+    found = zip(names, values, intervals, strict=True)
     return [Score(m.name, name, float(value), i.low, i.high) for (m, name), value, i in found]
 
 
@@ -626,14 +616,6 @@ def compare(
         for one, t in zip((candidate, other), tables, strict=True)
     )
     return next(c for made in _compare(x, [(y, of)], ranking.how) for c in made if c.name == name)
-
-
-def single(ranking: Ranking, entry: Entry, metric: str) -> FloatArray:
-    """A metric's main value of each single reply, (n,); NaN where not all candidates have it."""
-    found = np.full(len(entry.replies), np.nan)
-    rows = ranking.items[metric]
-    found[rows] = ranking.metrics[metric].formula(entry.of_replies[metric][rows])[:, 0]
-    return found
 
 
 def alike(ranking: Ranking) -> list[tuple[str, ...]]:

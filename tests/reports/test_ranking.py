@@ -89,8 +89,8 @@ def test_a_metric_of_some_items_is_of_these_whichever_ranks(make_run: Maker) -> 
     tables[ADAPTER]["ROUGE"] = run.tables[ADAPTER]["ROUGE"] * (np.arange(40) < 5)[:, None]
     none = rank([partly], resamples=100)
     assert "ROUGE" not in none.metrics
-    assert "ROUGE is left out: there is no item of which all candidates have it" in none.notes
-    with pytest.raises(UsageError, match="ROUGE cannot rank: there is no item of which all candidates have it"):
+    assert "ROUGE is left out: no item has ROUGE for all candidates" in none.notes
+    with pytest.raises(UsageError, match="^no item has ROUGE for all candidates"):
         rank([partly], resamples=100, primary="ROUGE")
 
 
