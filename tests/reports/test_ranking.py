@@ -90,7 +90,7 @@ def test_a_metric_of_some_items_is_of_these_whichever_ranks(make_run: Maker) -> 
     none = rank([partly], resamples=100)
     assert "ROUGE" not in none.metrics
     assert "ROUGE is left out: no item has ROUGE for all candidates" in none.notes
-    with pytest.raises(UsageError, match="^no item has ROUGE for all candidates"):
+    with pytest.raises(UsageError, match=r"^no item has ROUGE for all candidates"):
         rank([partly], resamples=100, primary="ROUGE")
 
 
