@@ -598,8 +598,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
                 log.warning("%s", error)
         if training and (seen := {e.id for e in work.examples}.intersection(training.examples)):
             notes.append(
-                f"{candidate.name} was trained on {len(seen)} of the {len(work.examples)} test rows: "
-                "its scores here say nothing about new messages"
+                f"{candidate.name} was trained on {len(seen)} of the {len(work.examples)} test rows: {records.SEEN}"
             )
             log.warning(notes[-1])
         first, asked, other = work.entrants[0], entrant.prompter, work.entrants[0].prompter

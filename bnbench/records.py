@@ -47,6 +47,7 @@ TRAINING = "training.json"
 GENERATIONS = "generations.jsonl"
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
+SEEN = "its scores here say nothing about new messages"  # ends the note on a candidate trained on test rows
 PERSON = "human:"
 OF_RUN, OF_TRAINING = ("run.json", "examples.jsonl", GENERATIONS), (TRAINING, "checkpoints")
 """What a folder has from the first write of an evaluation, or a training, on."""

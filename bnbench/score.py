@@ -16,7 +16,7 @@ from bnbench.metrics.core import PART, Metric, Result, Texts
 from bnbench.metrics.evaluation import evaluate_stream
 from bnbench.metrics.original import OriginalScores, original_scores
 from bnbench.metrics.registry import default_metrics, get_metric
-from bnbench.metrics.significance import FEW, TOO_FEW
+from bnbench.metrics.significance import FEW, TOO_FEW, counting
 from bnbench.progress import Stage
 
 PROFILES = ("bnbench", "original")
@@ -52,8 +52,11 @@ class Scores:
         scale = "0–100, " if all(result.of.is_percent for result in self.results.values()) else ""
         head = f"{self.n:,} {'reply' if self.n == 1 else 'replies'}, {several}; {scale}↑ higher is better, ↓ lower"
         lines = [f"{'↑' if r.of.higher_is_better else '↓'} {r}" for r in self.results.values()]
-        few = f"{self.n} replies: {TOO_FEW}" if 1 < self.n < FEW else ""
-        return "\n".join([head, *lines, *filter(None, (few, self.hint))])
+        few = [f"{self.n} replies: {TOO_FEW}"] if 1 < self.n < FEW else []
+        for name, n in ((name, int(counting(r.table).sum())) for name, r in self.results.items() if r.items is None):
+            only = f"{name}: on only {n} of the {self.n} replies, where it has a value"
+            few += [only + (f": {TOO_FEW}" if n < FEW else "")] if n < self.n else []
+        return "\n".join([head, *lines, *few, *filter(None, [self.hint])])
 
 
 def score(

@@ -192,6 +192,7 @@ def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str
         ranking, standing = evaluation
         run = ranking.runs[0].record
         drawn = {"ranking": ranking, "standing": standing, "run": run, "primary": value_of(ranking).label}
+        drawn["rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
         drawn["verdict"], drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
         prompt = prompt or run.prompt
     if record is not None:

@@ -34,7 +34,10 @@ class ChrF(LexicalMetric):
         elif self.has_words:  # chrF++ parts ASCII punctuation from words, which bn1 has done already
             character, spelled = pairs.vocabulary.__getitem__, {}
             for text in dict.fromkeys((*pairs.replies, *pairs.references)):
-                parts = [part for token in self.preparation.tokens(text) for part in _parted(token)]
+                parts = list[str]()  # one mark apart from a word's end, or else from its beginning
+                for token in self.preparation.tokens(text):
+                    at = len(token) - 1 if token[-1] in _ASCII_PUNCTUATION else int(token[0] in _ASCII_PUNCTUATION)
+                    parts += [token[:at], token[at:]] if at else [token]
                 spelled[text] = "".join(map(character, parts))
             counts.append(ngram_counts(*pairs.sides(spelled), 2))
         hyp, ref, match = np.moveaxis(np.concatenate(counts, axis=1), -1, 0)
@@ -60,9 +63,3 @@ class ChrFPlusPlus(ChrF):
     columns = (*ChrF.columns, *(f"word{n}_{what}" for n in (1, 2) for what in ("hyp", "ref", "match")))
     values = ("chrF++",)
     has_words = True
-
-
-def _parted(token: str) -> list[str]:
-    """One ASCII punctuation mark apart from a word's end, or else from its beginning."""
-    at = len(token) - 1 if token[-1] in _ASCII_PUNCTUATION else int(token[0] in _ASCII_PUNCTUATION)
-    return [token[:at], token[at:]] if at else [token]

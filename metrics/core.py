@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bnbench.metrics.exceptions import BnbenchError, InputError
-from bnbench.metrics.significance import Interval, PairedResult, block_sums, bootstrap, paired_tests
+from bnbench.metrics.significance import Interval, PairedResult, block_sums, bootstrap, counting, paired_tests
 
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[int], object] | None
@@ -124,7 +124,8 @@ def paired_test(a: Result, b: Result, *, value: str | None = None) -> PairedResu
     if value is not None and value not in a.of.values:
         raise InputError(f"{a.metric} has no value {value!r}; there are {', '.join(a.of.values)}")
     # A stream kept sums over blocks of replies; the other result's rows are summed into the same blocks.
-    tables = [block_sums(result.table, a.clusters) for result in (a, b)]
+    kept = counting(a.table, b.table)[:, None] if len(a.table) == len(b.table) else 1.0
+    tables = [block_sums(result.table * kept, a.clusters) for result in (a, b)]
     how: dict[str, Any] = {"resamples": a.resamples, "seed": a.seed, "shares": [a.of.share_places]}
     [found] = paired_tests([(tables[0], tables[1], a.of.formula)], **how)
     return found[a.of.values.index(value or a.of.values[0])]
@@ -178,7 +179,10 @@ class Metric(ABC):
 
     @abstractmethod
     def statistics(self, texts: Texts) -> FloatArray:
-        """The n x k table for n replies; finite numbers only, whatever the texts are."""
+        """The n x k table for n replies; finite numbers only, whatever the texts are.
+
+        A row of zeros says that the metric has nothing to say of this reply: it does not count, for no candidate.
+        """
 
     @abstractmethod
     def formula(self, sums: FloatArray) -> FloatArray:
@@ -217,7 +221,10 @@ class Metric(ABC):
 
 
 class MeanMetric(Metric):
-    """A metric of means over replies, times `scale`; subclasses give `per_reply`. The last column counts replies."""
+    """A metric of means over replies, times `scale`; subclasses give `per_reply`. The last column counts replies.
+
+    A reply of which one of its numbers is NaN or None does not count: the means are over the others.
+    """
 
     scale: ClassVar[float] = 100
 
@@ -226,9 +233,11 @@ class MeanMetric(Metric):
         """The numbers of each reply, n x (k - 1); 0-1 where `scale` is 100."""
 
     def statistics(self, texts: Texts) -> FloatArray:
-        """The numbers of each reply, and 1 for the count."""
+        """The numbers of each reply, and 1 for the count; 0 alone where it has none."""
         self.check(texts)
-        return np.column_stack([self.per_reply(texts), np.ones(len(texts))])
+        given = np.asarray(self.per_reply(texts), dtype=np.float64)
+        known = ~np.isnan(given).any(axis=1, keepdims=True)
+        return np.hstack([np.where(known, given, 0.0), known])
 
     def formula(self, sums: FloatArray) -> FloatArray:
         """(..., k) to (..., k - 1): `scale` times each sum over the number of replies."""

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, zip_longest
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +89,7 @@ def bootstrap(
     each value's scale, or of all. Raises `InputError` on an empty table; what one row (or cluster) alone gives is NaN.
     """
     blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
+    blocks = blocks[counting(blocks)]
     n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
     side = (1 + level) / 2
     reaches, variance = _reaches(values, [(spread, freedom)], resamples, seed), values.var(axis=0) + n * spread
@@ -127,17 +129,30 @@ def paired_tests(
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
     A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
-    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes. Of one
-    item all but the difference is NaN. Raises `InputError` where the tables of a comparison have different shapes.
+    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes. Rows
+    that do not count in both tables are left out. Of one item all but the difference is NaN. Raises `InputError` where
+    the tables of a comparison have different shapes, or none of their rows counts in both.
     """
-    for a, b, _ in comparisons:
+    alike = dict[bytes, list[int]]()  # comparisons over the same rows
+    for at, (a, b, _) in enumerate(comparisons):
         if np.shape(a)[-2:] != np.shape(b)[-2:]:
             raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
+        alike.setdefault(counting(a, b).tobytes(), []).append(at)
+    if len(alike) > 1:
+        made = dict[int, list[PairedResult]]()
+        how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level, "clusters": clusters}
+        for these in alike.values():
+            some, of = [comparisons[at] for at in these], [shares[at] if shares else () for at in these]
+            made |= zip(these, paired_tests(some, **how, shares=of), strict=True)
+        return [made[at] for at in range(len(comparisons))]
+    kept = np.frombuffer(next(iter(alike)), np.bool_)[:, None]
+    rows = block_sums(kept.astype(float), clusters)[:, 0] > 0
+    comparisons = comparisons if kept.all() else [(a * kept, b * kept, formula) for a, b, formula in comparisons]
     # The differences lie side by side: every comparison sees the same resamples.
     gaps, observed, noise = list[FloatArray](), list[FloatArray](), list[tuple[FloatArray, FloatArray]]()
     for a, b, formula in comparisons:
         means = over_seeds(a), over_seeds(b)
-        gaps.append(np.subtract(*(pseudo_values(block_sums(x, clusters), formula) for x in means)))
+        gaps.append(np.subtract(*(pseudo_values(block_sums(x, clusters)[rows], formula) for x in means)))
         observed.append(np.subtract(*(formula(x.sum(axis=0)) for x in means)))
     for side in zip(*((a, b) for a, b, _ in comparisons), strict=True):
         found = [seed_variance(x, formula) for x, (_, _, formula) in zip(side, comparisons, strict=True)]
@@ -164,6 +179,19 @@ def paired_tests(
     table[:, 1:] += math.nan if n == 1 else 0.0
     results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
     return [list(islice(results, len(values))) for values in observed]
+
+
+def counting(*tables: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which of n rows count in every table, (n,): a metric that has nothing to say of a reply leaves a row of zeros.
+
+    Where none does, all: a score is then what the formula makes of nothing. `InputError` where tables share no row.
+    """
+    rows = [(np.asarray(table) != 0).any(axis=-1) for table in tables]
+    each = [held.all(axis=tuple(range(held.ndim - 1))) for held in rows]  # of seeds: in every one
+    shared: npt.NDArray[np.bool_] = np.logical_and.reduce(each)
+    if not shared.any() and any(one.any() for one in each):
+        raise InputError("no row counts in all of the tables, so nothing can be compared")
+    return shared if shared.any() else np.ones_like(shared)
 
 
 def over_seeds(table: FloatArray) -> FloatArray:
@@ -242,6 +270,7 @@ def resampled_sums(
 ) -> FloatArray:
     """The column sums of each bootstrap resample, shape (resamples, k)."""
     blocks = block_sums(table, clusters)
+    blocks = blocks[counting(blocks)]
     n, start = len(blocks), 0
     drawn = np.empty((resamples, blocks.shape[1]))
     for counts in _held(n, resamples, seed) if n * resamples <= _HELD else _counts(n, resamples, seed):

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
+import numpy as np
+
 from bnbench import __version__
 from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
@@ -107,10 +109,12 @@ def _messages(run: Run) -> list[str]:
 
 
 def _per_item(ranking: Ranking, entry: Entry) -> dict[str, list[float]]:
-    """The main value of each metric for every single reply of the entry, by its key; a number may be NaN."""
-    tables = entry.of_replies
-    shown = [v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in tables]
-    return {_key(v): ranking.metrics[v.metric].formula(tables[v.metric])[:, 0].tolist() for v in shown}
+    """The main value of each metric for every single reply of the entry, by its key; NaN where it has none."""
+    found, tables = dict[str, list[float]](), entry.of_replies
+    for v in (v for v in shown_values(ranking) if v.name == ranking.values[v.metric][0] and v.metric in tables):
+        known = np.isin(np.arange(len(entry.replies)), ranking.items[v.metric])
+        found[_key(v)] = np.where(known, ranking.metrics[v.metric].formula(tables[v.metric])[:, 0], math.nan).tolist()
+    return found
 
 
 def _when(run: Run) -> int:
@@ -207,7 +211,8 @@ def every_eval_ever(ranking: Ranking, dataset: Dataset | None) -> Files:
         generated = {"generation_args": told, "additional_details": {k: str(v) for k, v in decoding.items()}}
         results = []
         for value, score in _scores(ranking, standing):
-            unsure: dict[str, Any] = {"num_samples": ranking.n, "num_bootstrap_samples": ranking.resamples}
+            unsure: dict[str, Any] = {"num_samples": len(ranking.items[value.metric])}
+            unsure["num_bootstrap_samples"] = ranking.resamples
             if math.isfinite(score.low) and math.isfinite(score.high):
                 ends = {"lower": score.low, "upper": score.high, "confidence_level": LEVEL, "method": "bootstrap"}
                 unsure["confidence_interval"] = ends

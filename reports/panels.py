@@ -18,7 +18,7 @@ from bnbench.metrics.combined import weighted
 from bnbench.plot import Axis, Span, loss_svg
 from bnbench.records import Generation, TrainingSummary
 from bnbench.reports import values
-from bnbench.reports.people import agreement
+from bnbench.reports.people import CRITERIA, Agreement, agreement
 from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing, alike, compare
 from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted, name, number, p_value, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
@@ -414,17 +414,16 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     """How far people who rated the run agree with each other, what they gave, and how far metrics agree with them."""
     if "human-overall" not in ranking.metrics:
         return
-    groups = {g.name: g.members for g in ranking.groups}
-    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
+    found = agreement_on(ranking)
     over = f"{counted(found.raters, 'rater')}, {counted(found.items, 'item')}, {found.texts} replies"
     rows: list[list[Cell]] = [["Krippendorff’s α, ordinal", *map(_estimate, found.alpha.values())]]
     rows += [[f"severity of {name(who, 20)}", *map(_estimate, of.values())] for who, of in found.severity.items()]
     notes = ("Severity: how many points lower than the others someone rates the same replies.",)
     columns = [Column("agreement", "text"), *map(Column, found.alpha)]
     tables = [Table(columns, rows, f"Agreement of people ({over})", notes=notes, breaks_at=3)]
-    shown = dict.fromkeys(metric for of in found.means.values() for metric in of)
-    ranked = [(s.candidate, found.means.get(s.candidate, {})) for s in ranking.standings]
-    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in ranked]
+    shown = [m for m in (f"human-{of}" for of in (*CRITERIA, "wins")) if m in ranking.metrics]
+    means = found.means.items()
+    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in means]
     columns = [_WHO, *(Column(metric.removeprefix("human-")) for metric in shown)]
     told = "Wins: of all comparisons with another candidate’s reply the share that was won, a tie half. "
     asked = "A rater was shown two replies and said which is better."
@@ -439,6 +438,15 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     # The page has no captions over its tables.
     blocks = [block for table in tables for block in (Sentences((table.caption,), "heading", Pen.HTML), table)]
     yield Panel("people", "What people say", blocks, "People")
+
+
+def agreement_on(ranking: Ranking) -> Agreement:
+    """How far people agree on the run that is ranked, with the means that the ranking has; UsageError if unrated."""
+    means = {
+        s.candidate: {x.metric: Estimate(x.value, x.low, x.high) for x in s.scores if x.metric.startswith("human-")}
+        for s in ranking.standings
+    }
+    return agreement(ranking.runs[0], ranking.metrics, means, seed=ranking.seed)
 
 
 def _estimate(of: Estimate | Score) -> str:
@@ -546,8 +554,8 @@ def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     columns += _of_difference(f"Δ of {name(focus.candidate, 12)}")[:2] if focus.compared_with else []
     rows: list[list[Cell]] = []
     for label, kept in parts.items():
-        at, n = np.flatnonzero(kept), sum(kept)
-        if not _FEWEST <= n < len(examples):
+        at = np.intersect1d(np.flatnonzero(kept), ranking.items[ranking.primary])
+        if not _FEWEST <= (n := len(at)) < ranking.n:
             continue
         scores = (metric.formula(entries[s.candidate].tables[metric.name][at].sum(axis=0))[0] for s in shown)
         row: list[Cell] = [name(label), str(n), *(primary.number(float(score)) for score in scores)]
@@ -583,11 +591,12 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
     dice: list[list[Cell]] = []
     for run in (run for run in ranking.runs if run.record.samples > 1):
         for candidate, tables in run.drawn.items():
-            single = ranking.metrics[ranking.primary].formula(tables[ranking.primary])[..., 0]  # n x K
-            k = single.shape[1]
+            drawn = tables[ranking.primary][ranking.items[ranking.primary]]
+            of_each = ranking.metrics[ranking.primary].formula(drawn)[..., 0]  # n x K
+            k = of_each.shape[1]
             if k > 1:
                 # One-way analysis of variance: items, and drawings within them.
-                within, between = single.var(axis=1, ddof=1).mean(), k * single.mean(axis=1).var(ddof=1)
+                within, between = of_each.var(axis=1, ddof=1).mean(), k * of_each.mean(axis=1).var(ddof=1)
                 share = within / (within + max(between - within, 0.0) / k) if within else 0.0
                 of_score = min(1.0, within / between) if between else 0.0
                 dice.append([Name(candidate), str(k), *(f"{100 * x:.0f} %" for x in (share, of_score))])
@@ -608,10 +617,11 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     primary, messages = value_of(ranking), ranking.runs[0].examples
     focus = next((s for s in ranking.standings if s.compared_with), None)  # whose gains are shown
     entries = {e.name: e for e in ranking.entries}
-    formula, turn = ranking.metrics[ranking.primary].formula, 1 if ranking.higher_is_better else -1
-    # What is not finite for a single reply (the perplexity of no text) counts as 0.
-    tables = {who: formula(entry.of_replies[ranking.primary])[:, 0] for who, entry in entries.items()}
-    scores = {who: np.nan_to_num(table, posinf=0.0, neginf=0.0) for who, table in tables.items()}
+    turn, counting = 1 if ranking.higher_is_better else -1, ranking.items[ranking.primary]
+    scores, formula = {who: np.full(len(messages), np.nan) for who in entries}, ranking.metrics[ranking.primary].formula
+    for who, x in scores.items():  # what is not finite for a single reply (the perplexity of no text) counts as 0
+        of_replies = formula(entries[who].of_replies[ranking.primary][counting])[:, 0]
+        x[counting] = np.nan_to_num(of_replies, posinf=0.0, neginf=0.0)
     first = [str(focus.compared_with), focus.candidate] if focus else []
     names = list(dict.fromkeys([*first, *(s.candidate for s in ranking.standings)]))
     order = turn * (scores[first[1]] - scores[first[0]] if first else scores[ranking.entries[0].name])
@@ -630,10 +640,11 @@ def examples_panel(ranking: Ranking) -> Iterator[Panel]:
     for i, (message, *own) in enumerate(zip(messages, *flags, strict=True)):
         shown = [number(float(scores[who][i]), decimals) for who in names]
         replies = list(zip(names, (entries[who].replies[i] for who in names), shown, own, strict=True))
-        gain = float(order[i]) if focus else None
+        gain = float(order[i]) if focus and math.isfinite(order[i]) else None
         told = number(gain, decimals, sign=True) if focus else ""
         items.append(Item(i + 1, message, replies, sorted({flag for each in own for flag in each}), gain, told))
-    chosen = [(heading, items[i]) for heading, i in choose(order.tolist(), are_gains=focus is not None)]
+    first_shown = choose(order[counting].tolist(), are_gains=focus is not None)
+    chosen = [(heading, items[counting[i]]) for heading, i in first_shown]
     which, of = "with the highest and lowest", f"{primary.label} of the single reply"
     if focus:
         which = f"where {name(first[1])} gains most and loses most against {name(first[0])} in"
@@ -657,23 +668,28 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
     trained = {c.name: c.training for run in ranking.runs for c in run.record.candidates if c.training}
     names = ("name", "description", "card")
     recipes = [{k: v for k, v in t.recipe.items() if k not in names} for t in trained.values()]
-    keys = [key for key in dict.fromkeys(chain.from_iterable(recipes)) if len({str(r.get(key)) for r in recipes}) > 1]
+    # A setting that an older record does not have makes no difference between the recipes.
+    every = dict.fromkeys(chain.from_iterable(recipes))
+    keys = [key for key in every if len({str(r[key]) for r in recipes if key in r}) > 1]
     rows, each = list[list[Cell]](), list[Block]()
     for (who, training), recipe in zip(trained.items(), recipes, strict=True):
         best = training.validation.best if training.validation else None
         memory = training.peak_memory_bytes
         rows.append([
-            Name(who), *(str(recipe.get(key, ABSENT)) for key in keys), f"{training.steps:,}",
-            f"{training.seconds / 60:,.1f}", ABSENT if memory is None else f"{memory / 2**30:.2f}",
-            f"{training.loss_at_end:.3f}", ABSENT if best is None else f"{best[1]:.3f}",
+            Name(who), *(ABSENT if (own := recipe.get(key)) is None else str(own) for key in keys),
+            f"{training.steps:,}", f"{training.seconds / 60:,.1f}",
+            ABSENT if memory is None else f"{memory / 2**30:.2f}", f"{training.loss_at_end:.3f}",
+            ABSENT if best is None else f"{best[1]:.3f}",
         ])  # fmt: skip
-        told = "Loss of each optimiser step (thin) and its running mean (thick)."
-        told += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
-        curve = Drawing(loss_svg(training.loss, who, training.validation), told)
+        about = "Loss of each optimiser step (thin) and its running mean (thick)."
+        about += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
+        curve = Drawing(loss_svg(training.loss, who, training.validation), about)
         each += [Sentences((name(who),), "name", Pen.HTML), curve, Facts(training_facts(training), Pen.HTML)]
     heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
     caption = "What the adapters’ trainings took, and the settings in which they differ"
-    costs = Table([_WHO, *map(Column, heads)], rows, caption, "Costs", breaks_at=1 + len(keys))
+    told = [at for at in range(len(heads) + 1) if any(row[at] != ABSENT for row in rows)]
+    columns = [[_WHO, *map(Column, heads)][at] for at in told]
+    costs = Table(columns, [[row[at] for at in told] for row in rows], caption, "Costs", breaks_at=1 + len(keys))
     if trained:
         yield Panel("training", "Training", [costs, *each] if len(trained) > 1 else each, "Training")
 
@@ -742,7 +758,8 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     independent = ranking.dialogues == ranking.n
     unit = "items" if independent else f"the {counted(ranking.dialogues, 'dialogue')}"
     said = (
-        f"{counted(len(ranking.standings), 'candidate')} answered the same {counted(ranking.n, 'message')}. "
+        f"{counted(len(ranking.standings), 'candidate')} answered the same "
+        f"{counted(len(ranking.runs[0].examples), 'message')}. "
         f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "
         f"({ranking.signatures[ranking.primary]}). Intervals are 95 % bootstrap-t intervals over {unit} "
         f"({ranking.resamples:,} resamples, seed {ranking.seed}), Wilson’s for shares of replies."
@@ -780,7 +797,9 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
         "often than once in twenty: in 8 % of simulations with 40 such items, in 7 % with 100.",
         f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
         "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
-        "The metrics compare with a reference, count words, or measure likelihood. "
+        "Intervals of people’s ratings speak of other items read by the same people, not of other people."
+        if any(metric.startswith("human-") for metric in ranking.metrics)
+        else "The metrics compare with a reference, count words, or measure likelihood. "
         "They do not replace people who read the replies.",
     ]
     if several:
@@ -812,7 +831,10 @@ PANELS = (  # a line each
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
-    recipe, memory, gain = training.recipe, training.peak_memory_bytes, training.gain
+    memory, gain = training.peak_memory_bytes, training.gain
+    shown = "name description tuner r alpha dropout targets learning_rate schedule warmup optimizer seed epochs"
+    recipe: dict[str, Any] = dict.fromkeys(shown.split(), ABSENT)  # what an older record lacks
+    recipe |= {key: value for key, value in training.recipe.items() if value is not None}
     targets, is_packed = recipe.get("targets"), training.precision.get("quantisation") == "nf4"
     kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
     more = "".join(
@@ -826,7 +848,7 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
         ends = f"{margin} nats (95 % {low} to {high})"
         preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
-    shown = {
+    facts = {
         "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
         "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
         f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
@@ -842,4 +864,4 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
         "Validation": training.validation.said(training.loss) if training.validation else "",
         "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
     }
-    return [(label, text) for label, text in shown.items() if text]
+    return [(label, text) for label, text in facts.items() if text]

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
 from statistics import NormalDist
@@ -22,7 +21,7 @@ from bnbench.errors import UsageError
 from bnbench.metrics.audit.agreement import kendall, tie_threshold
 from bnbench.metrics.audit.findings import Estimate
 from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
-from bnbench.metrics.significance import bootstrap, over_seeds
+from bnbench.metrics.significance import bootstrap
 from bnbench.records import PERSON, RATINGS, MetricRecord, Rating, Run, read_lines
 
 CRITERIA = ("empathy", "relevance", "fluency", "overall")
@@ -120,11 +119,8 @@ def read_people(run: Run) -> People | None:
     return People(raters, given, better, by_pairs, own, len(said.keys() - used))
 
 
-def with_ratings(run: Run, primary: str = "") -> Run:
-    """The run with what people gave as metrics; where one of them ranks, only the items on which it has all candidates.
-
-    Items that nobody rated have empty rows, which count nothing. A candidate that nobody rated has no such metric.
-    """
+def with_ratings(run: Run) -> Run:
+    """The run with what people gave as metrics: items that nobody rated have empty rows, which do not count."""
     people = read_people(run)
     if people is None or not (rated := {k: t for k, t in people.tables().items() if t[..., 1].any()}):
         return run
@@ -132,29 +128,18 @@ def with_ratings(run: Run, primary: str = "") -> Run:
         name: {**own, **{k: t[:, c] for k, t in rated.items() if t[:, c, 1].any()}}
         for c, (name, own) in enumerate(run.tables.items())
     }
-    kept, notes, n = np.arange(len(run.examples)), [*run.record.notes], len(run.examples)
+    notes, described = [*run.record.notes], [*run.record.metrics]
     if people.stale:
         notes.append(f"{people.stale} answers of people are of other replies than this run holds, and are left out")
-    if primary in rated:
-        counts = rated[primary][..., 1]
-        kept = np.flatnonzero((counts[:, counts.any(axis=0)] > 0).all(axis=1))
-        notes.append(f"ranked on the {len(kept)} of {n} items that people were asked about; other metrics as well")
     who = hashlib.sha256(json.dumps(sorted(people.raters)).encode()).hexdigest()[:8]
-    described = [replace(m, signature=re.sub(r"\|n:\d+", f"|n:{len(kept)}", m.signature)) for m in run.record.metrics]
     for kind in (Empathy, Relevance, Fluency, Overall, Wins):
         metric = kind()
         if metric.name in rated:
             items = int(rated[metric.name][..., 1].any(axis=1).sum())
             metric.drawn = {"raters": f"{len(people.raters)}-{who}", "items": items}
             metric.drawn |= {"by": "pairs" if people.by_pairs else "ratings"} if kind is Wins else {}
-            described.append(MetricRecord.of(metric, len(kept)))
-    return Run(
-        run.path, replace(run.record, metrics=tuple(described), notes=tuple(notes)),
-        tuple(run.examples[i] for i in kept), {c: tuple(of[i] for i in kept) for c, of in run.replies.items()},
-        {c: {m: table[kept] for m, table in of.items()} for c, of in tables.items()},
-        {y: {m: table[kept] for m, table in of.items()} for y, of in run.yardsticks.items()},
-        {c: {m: table[kept] for m, table in of.items()} for c, of in run.drawn.items()},
-    )  # fmt: skip
+            described.append(MetricRecord.of(metric, items))
+    return replace(run, record=replace(run.record, metrics=tuple(described), notes=tuple(notes)), tables=tables)
 
 
 def coincidences(given: FloatArray) -> FloatArray:
@@ -202,12 +187,12 @@ class Agreement:
 
 
 def agreement(
-    run: Run, metrics: Mapping[str, Metric], seed: int = 42, resamples: int = 2_000, *,
-    groups: Mapping[str, Sequence[str]] | None = None,
+    run: Run, metrics: Mapping[str, Metric], means: Mapping[str, Mapping[str, Estimate]] | None = None, *,
+    seed: int = 42, resamples: int = 2_000,
 ) -> Agreement:  # fmt: skip
     """Agreement on a run, as `with_ratings` gives it, whose `metrics` are compared with people; UsageError without.
 
-    `groups` of candidates have means as they have scores in a ranking: over items and members.
+    `means` are those of a ranking, so that what people gave is one number wherever it stands.
     """
     people = read_people(run)
     if people is None or np.isnan(people.given["overall"]).all():
@@ -215,11 +200,11 @@ def agreement(
     rated = people.own & ~np.isnan(np.stack(list(people.given.values()))).all(axis=(0, -1))
     items, flat = np.nonzero(rated)[0], {criterion: x[rated] for criterion, x in people.given.items()}  # texts x raters
 
-    def estimate(table: FloatArray, formula: Any, ends: tuple[float, float], clusters: Any = items) -> Estimate:
-        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=list(clusters), bounds=[ends])
-        return Estimate(float(formula(over_seeds(table).sum(axis=0))[0]), interval.low, interval.high)
+    def estimate(table: FloatArray, formula: Any, ends: tuple[float, float]) -> Estimate:
+        [interval] = bootstrap(table, formula, resamples=resamples, seed=seed, clusters=list(items), bounds=[ends])
+        return Estimate(float(formula(table.sum(axis=0))[0]), interval.low, interval.high)
 
-    mean, severity, means = Overall().formula, dict[str, dict[str, Estimate]](), dict[str, dict[str, Estimate]]()
+    mean, severity = Overall().formula, dict[str, dict[str, Estimate]]()
     for criterion, x in flat.items():
         count, total = (~np.isnan(x)).sum(axis=1, keepdims=True), np.nansum(x, axis=1, keepdims=True)
         gap = np.where(count > 1, ratio(total - x, count - 1) - x, np.nan)
@@ -228,17 +213,10 @@ def agreement(
             is_known = table[:, 1].sum() > 1  # one reply that others rated does not say how strict someone is
             found = estimate(table, mean, (1 - LEVELS, LEVELS - 1)) if is_known else Estimate(*[math.nan] * 3)
             severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
-    seen, names = np.unique(items), list(run.replies)
-    of: dict[str, Any] = {name: c for c, name in enumerate(names)}
-    of |= {name: [names.index(one) for one in members] for name, members in (groups or {}).items()}
-    for (name, table), told in zip(people.tables().items(), _TOLD.values(), strict=True):
-        for candidate, at in of.items():
-            own = table[seen].swapaxes(0, 1)[at]  # of a group one table a member
-            if own[..., 1].any(axis=-1).all():
-                means.setdefault(candidate, {})[name] = estimate(own, mean, told["bounds"], seen)
     against = _against(run, metrics, people, seed)
     alphas = {criterion: estimate(coincidences(x), alpha, (-math.inf, 1)) for criterion, x in flat.items()}
-    return Agreement(len(people.raters), len(seen), len(items), alphas, severity, means, against, people.by_pairs)
+    given, seen = means or {}, len(np.unique(items))
+    return Agreement(len(people.raters), seen, len(items), alphas, severity, given, against, people.by_pairs)
 
 
 def _against(

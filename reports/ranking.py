@@ -5,6 +5,7 @@ certainly above, up to N - how many are certainly below. p-values of the other m
 """
 
 import json
+import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
@@ -20,7 +21,7 @@ from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import Interval, over_seeds, pseudo_values, resampled_sums
+from bnbench.metrics.significance import Interval, counting, over_seeds, pseudo_values, resampled_sums
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -43,7 +44,7 @@ class Resampling(TypedDict):
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric over all items, with its 95 % interval (bootstrap-t, Wilson's of a share, NaN of one)."""
+    """One value of one metric over its items, with its 95 % interval (bootstrap-t, Wilson's of a share, NaN of one)."""
 
     metric: str
     name: str
@@ -150,8 +151,8 @@ class Ranking:
     primary_value: str
     higher_is_better: bool
     base: str  # what candidates without a base are compared with
-    n: int
-    dialogues: int  # that the items are of; n: each of its own
+    n: int  # items of which all candidates have the primary metric
+    dialogues: int  # that these are of; n: each of its own
     seed: int
     resamples: int
     level: float
@@ -172,6 +173,7 @@ class Ranking:
     runs: tuple[Run, ...] = field(repr=False, compare=False)
     declared: str = field(repr=False)  # when the primary metric was
     how: Resampling = field(repr=False, compare=False)
+    items: Mapping[str, IntArray] = field(repr=False, compare=False)  # by metric those that it counts, by number
 
     def unpassed(self, candidate: str, metric: str, name: str = "") -> list[Comparison]:
         """The candidate less each floor of the metric that it is not certainly better than; [] of a further value."""
@@ -199,20 +201,20 @@ def rank(
     own = [path for run in runs if (path := run.path / AUDITS).is_file()]
     on_record = [audit for path in (RECORD, *own, *([audits] if audits else [])) for audit in read_audits(path)]
     if len(runs) == 1 and (runs[0].path / RATINGS).exists():
-        runs = [with_ratings(runs[0], primary or "")]
+        runs = [with_ratings(runs[0])]
     entries, called = collect(runs)
     declared_groups = _groups(runs, called) if groups is None and any(r.record.groups for r in runs) else groups
-    entries, grouped = group(entries, declared_groups)
-    primary, seed, n = primary or runs[0].record.primary_metric, runs[0].record.seed, len(runs[0].examples)
+    primary, seed = primary or runs[0].record.primary_metric, runs[0].record.seed
     named = [example.get("dialogue") or example["id"] for example in runs[0].examples]
-    dialogues = len(set(named))
-    how: Resampling = {"resamples": resamples, "seed": seed, "clusters": named if dialogues < n else None}
+    clusters = named if len(set(named)) < len(named) else None
+    how: Resampling = {"resamples": resamples, "seed": seed, "clusters": clusters}
+    described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
+    metrics, entries, items, absent = _metrics(described, entries, primary, len(runs) > 1)
+    entries, grouped = group(entries, declared_groups)
     if lacking := [e.name for e in entries if primary not in e.tables]:
         common = ", ".join(name for name in entries[0].tables if all(name in e.tables for e in entries)) or "no other"
         raise UsageError(f"{lacking[0]} has no {primary}, the primary metric; common to all candidates: {common}")
-    described = {m.name: m for run in runs for m in run.record.metrics if not m.weights or _same_weights(runs)}
-    metrics, absent = _metrics(described, primary, len(runs) > 1)
-    ranks_by = metrics[primary]
+    ranks_by, n = metrics[primary], len(items[primary])
     # Every pair on the primary value, with Holm's correction over the family.
     raw: Pairs = {}
     for i, entry in enumerate(entries[:-1]):
@@ -226,23 +228,23 @@ def rank(
         shares = _firsts(entries, ranks_by, how)
         standings = [replace(s, first_share=share) for s, share in zip(standings, shares, strict=True)]
     standings.sort(key=lambda s: s.scores[0].value * (-1 if ranks_by.higher_is_better else 1))
-    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), how)
+    yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), items, how)
     weights = next((described[name].weights for name in metrics if described[name].weights), None)
     values = {name: tuple(m.values) for name, m in metrics.items()}
-    signatures = {name: described[name].signature for name in metrics}
+    signatures = {m: re.sub(r"\|n:\d+", f"|n:{len(items[m])}", described[m].signature) for m in metrics}
     notes = [*(n for run in runs for n in run.record.notes), *(_differences_between(runs) if runs[1:] else ()), *absent]
     before = runs[0].record.primary_metric
     declared = "declared before the run" if primary == before else f"chosen after the run, which declared {before}"
     return Ranking(
         primary=primary, primary_value=ranks_by.values[0], higher_is_better=ranks_by.higher_is_better,
-        base=baseline.name, n=n, dialogues=dialogues, seed=seed, resamples=resamples, level=LEVEL,
+        base=baseline.name, n=n, dialogues=len({named[i] for i in items[primary]}), seed=seed, resamples=resamples,
+        level=LEVEL, how=how, items=items,
         standings=tuple(standings), pairs=tuple(pairs.values()), yardsticks=yardsticks,
         telling=telling, groups=_seeds(grouped, ranks_by, how) if grouped else (), values=values,
         signatures=signatures, descriptions={name: described[name].description for name in metrics},
         directions={name: m.higher_is_better for name, m in metrics.items()}, notes=tuple(dict.fromkeys(notes)),
         combined=_combined(standings, metrics, weights, seed) if weights else None, metrics=metrics,
         trust=trust(signatures, values, on_record), entries=tuple(entries), runs=tuple(runs), declared=declared,
-        how=how,
     )  # fmt: skip
 
 
@@ -390,7 +392,8 @@ def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampli
     for name, members in grouped.items():
         table = np.stack([e.tables[metric.name] for e in members])
         blocks = significance.block_sums(over_seeds(table), how["clusters"])
-        values, items = metric.formula(table.sum(axis=1))[:, 0].tolist(), pseudo_values(blocks, metric.formula)
+        values = metric.formula(table.sum(axis=1))[:, 0].tolist()
+        items = pseudo_values(blocks[counting(blocks)], metric.formula)
         of_seeds, of_items = significance.seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
         seeds = tuple(e.record.training.recipe.get("seed") if e.record.training else None for e in members)
         share = float(ratio(of_seeds, of_seeds + of_items))
@@ -443,9 +446,16 @@ def _settings(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that can be computed here, the primary first, a combined score next; a note for each other one."""
-    found, notes = {}, []
+def _metrics(
+    described: Mapping[str, MetricRecord], entries: Sequence[Entry], primary: str, several: bool
+) -> tuple[dict[str, Metric], list[Entry], dict[str, IntArray], list[str]]:
+    """The metrics that can be computed here, the primary first, a combined score next; a note for each other one.
+
+    With them the entries, of each metric with those rows alone that count for all who have it, and which items these
+    are: every score and difference of a metric is over the same items, whichever metric ranks.
+    """
+    found, notes, items, n = dict[str, Metric](), list[str](), dict[str, IntArray](), len(entries[0].replies)
+    tables = [dict(e.tables) for e in entries]
     for name in sorted(described, key=lambda n: (n != primary, not described[n].weights)):
         try:
             metric = get_metric(described[name].spelling or name)
@@ -455,12 +465,22 @@ def _metrics(described: Mapping[str, MetricRecord], primary: str, several: bool)
                 raise UsageError(f"{what}; run the evaluation again (its replies are kept)")
             if "rivals" in metric.needs and several:
                 raise UsageError(f"{name} compares the candidates of one run with each other")
-            found[name] = metric
+            having = [own for own in tables if name in own]
+            # Of a combined score every part counts.
+            edges = np.cumsum([len(part.columns) for part in metric.parts])[:-1]
+            parts = [part for own in having for part in np.split(own[name], edges, axis=1)]
+            shared = np.all([np.full(n, fill_value=True), *((part != 0).any(axis=1) for part in parts)], axis=0)
+            if not shared.any() and any(part.any() for part in parts):
+                raise UsageError(f"no item has {name} for all candidates")
+            shared |= not shared.any()  # of nothing: what the formula makes of it
+            for own in having if not shared.all() else ():
+                own[name] = own[name] * shared[:, None]
+            found[name], items[name] = metric, np.flatnonzero(shared)
         except UsageError as error:
             if name == primary:
                 raise
             notes.append(f"{name} is left out: {error}")
-    return found, notes
+    return found, [replace(e, tables=own) for e, own in zip(entries, tables, strict=True)], items, notes
 
 
 def _standings(
@@ -487,7 +507,11 @@ def _standings(
 
 
 def _yardsticks(
-    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], how: Resampling
+    runs: Sequence[Run],
+    entries: Sequence[Entry],
+    metrics: Sequence[Metric],
+    items: Mapping[str, IntArray],
+    how: Resampling,
 ) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:
     """The yardsticks of the first run that has each, and how well each metric tells replies apart by them."""
     found, tables = dict[str, YardstickRecord](), dict[str, dict[str, FloatArray]]()
@@ -495,6 +519,10 @@ def _yardsticks(
         for y in run.record.yardsticks:
             if found.setdefault(y.name, y) == y:
                 tables[y.name] = {**run.yardsticks[y.name], **tables.get(y.name, {})}
+    for of in tables.values():  # over the items of the candidates, or not at all
+        for m in (m for m in metrics if m.name in of):
+            if not of[m.name].mean(axis=1)[items[m.name]].any(axis=1).all():
+                del of[m.name]
     # Of several replies to an item, the row is the mean: what a formula makes of the sums is the score of all of them.
     # In binary fractions, so that counts which cancel out when rows are exchanged leave 0 and not 1e-17.
     means = {
@@ -526,29 +554,34 @@ def _yardsticks(
         belongs, others = (np.nan_to_num(m.formula(tables[name][m.name])[..., 0]) for name in pair)
         gaps = (belongs - others) * (1 if m.higher_is_better else -1)
         won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
-        rows = np.column_stack([won, np.ones(len(won))])
+        rows = np.column_stack([won, np.ones(len(won))]) * np.isin(np.arange(len(won)), items[m.name])[:, None]
         [ends] = significance.bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
-        telling[m.name] = Score(m.name, m.values[0], float(won.mean()), ends.low, ends.high)
+        telling[m.name] = Score(m.name, m.values[0], float(won[items[m.name]].mean()), ends.low, ends.high)
     return tuple(yardsticks), telling
 
 
-def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: int | None = None) -> Iterator[Score]:
+def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: int | None = None) -> list[Score]:
     """All values, or the first so many, of all metrics that the entry has, from one drawing of resamples."""
-    mine = [m for m in metrics if m.name in entry.tables]
+    mine, alike = [m for m in metrics if m.name in entry.tables], dict[bytes, list[Metric]]()
     tables = [entry.drawn(m.name) for m in mine]
+    for m, table in zip(mine, tables, strict=True):
+        alike.setdefault(counting(table).tobytes(), []).append(m)
+    if len(alike) > 1:  # metrics over the same items at once
+        each = [score for these in alike.values() for score in _scores(entry, these, how, first)]
+        return sorted(each, key=lambda score: [m.name for m in mine].index(score.metric))
     edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
-
-    def formula(sums: FloatArray) -> FloatArray:
-        parts = zip(mine, np.split(sums, edges, axis=-1), strict=True)
-        return np.concatenate([m.formula(part)[..., :first] for m, part in parts], axis=-1)
-
-    table = np.concatenate(tables, axis=-1)
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
     bounds = [m.bounds for m, _ in names]
-    intervals = significance.bootstrap(table, formula, level=LEVEL, shares=shares, bounds=bounds, **how)
-    for (m, name), value, i in zip(names, formula(over_seeds(table).sum(axis=0)), intervals, strict=True):
-        yield Score(m.name, name, float(value), i.low, i.high)
+    intervals = significance.bootstrap(
+        np.concatenate(tables, axis=-1),
+        lambda sums: np.concatenate(
+            [m.formula(x)[..., :first] for m, x in zip(mine, np.split(sums, edges, axis=-1), strict=True)], axis=-1
+        ), level=LEVEL, shares=shares, bounds=bounds, **how,
+    )  # fmt: skip
+    values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(over_seeds(t).sum(axis=0))[:first])
+    found = zip(names, values, intervals, strict=True)
+    return [Score(m.name, name, float(value), i.low, i.high) for (m, name), value, i in found]
 
 
 def _compare(
@@ -574,16 +607,15 @@ def compare(
     a, b = entries[candidate], entries[other]
     if metric not in a.tables or metric not in b.tables:
         return None
-    tables, how = (a.drawn(metric), b.drawn(metric)), ranking.how
+    tables = a.drawn(metric), b.drawn(metric)
     if items is not None:
-        named = ranking.how["clusters"]
-        how = {**how, "clusters": None if named is None else [named[i] for i in items]}
-        tables = tables[0][..., items, :], tables[1][..., items, :]
+        kept = np.isin(np.arange(tables[0].shape[-2]), items)[:, None]
+        tables = tables[0] * kept, tables[1] * kept
     x, y = (
         Scored(one, {metric: over_seeds(t)}, seeds=tuple({metric: s} for s in t) if t.ndim == 3 else ())
         for one, t in zip((candidate, other), tables, strict=True)
     )
-    return next(c for made in _compare(x, [(y, of)], how) for c in made if c.name == name)
+    return next(c for made in _compare(x, [(y, of)], ranking.how) for c in made if c.name == name)
 
 
 def alike(ranking: Ranking) -> list[tuple[str, ...]]:

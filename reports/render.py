@@ -28,7 +28,7 @@ from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
 from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
 from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Replies, Sentences, Table
-from bnbench.reports.people import Agreement, agreement
+from bnbench.reports.people import Agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.values import ABSENT, FLAG, items_of, legend, name, shown_values, value_of
 from bnbench.reports.verdict import held_against, outcome, verdict, verdict_on, warnings
@@ -148,7 +148,7 @@ def ranking_csv(ranking: Ranking) -> str:
             higher = str(ranking.directions[score.metric]).lower()
             cells = (
                 s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
-                score.low, score.high, *versus, ranking.n, ranking.signatures[score.metric],
+                score.low, score.high, *versus, len(ranking.items[score.metric]), ranking.signatures[score.metric],
             )  # fmt: skip
             rows.append(["" if isinstance(x, float) and not math.isfinite(x) else x for x in cells])
     return csv_text(rows)
@@ -158,9 +158,7 @@ def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreemen
     """How far people agree on a run, what they gave, which metrics agree, and that as a text; UsageError if unrated."""
     ranking = rank([read_run(folder)], resamples=resamples)
     blocks = [block for panel in panels.people_panel(ranking) for block in panel.blocks if Pen.TEXT in block.pens]
-    groups = {g.name: g.members for g in ranking.groups}
-    found = agreement(ranking.runs[0], ranking.metrics, ranking.seed, groups=groups)
-    return found, storable("\n\n".join(map(_text, blocks)))
+    return panels.agreement_on(ranking), storable("\n\n".join(map(_text, blocks)))
 
 
 def visible(table: Table, pen: Pen) -> tuple[list[Column], list[list[Cell]]]:
@@ -233,8 +231,8 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
     said = held_against(ranking, standing, verdict_on(ranking, standing))
     table, (flags, zeros) = panels.metrics_table(ranking, standing, values), legend(ranking, values)
     # No other table here has the primary value: every row stands.
-    blocks: list[Block] = [Sentences(said.details), Table(table.columns, table.rows), Sentences([*flags, *zeros])]
-    blocks.append(Sentences(warnings(ranking), "note"))
+    blocks: list[Block] = [Sentences(said.details), Sentences(warnings(ranking), "note")]
+    blocks += [Table(table.columns, table.rows), Sentences([*flags, *zeros])]
     return said.headline, "\n\n".join(text for block in blocks for text in _markdown(block))
 
 

@@ -70,7 +70,7 @@ class Value:
     metric: str
     name: str
     label: str
-    flagged: str  # the label with ⚑
+    flagged: str  # the label with how many items it is of, where not of all, and with ⚑
     flag: str  # why it is not to be trusted as a measure of empathy, else empty
     higher_is_better: bool
     arrow: str
@@ -109,7 +109,8 @@ def value_of(ranking: Ranking, metric: str = "", name: str = "") -> Value:
         if halves := [h for x in intervals if (h := (x.high - x.low) / 2) > 1e-9 and math.isfinite(h)]:
             decimals = min(4, max(1, 1 - math.floor(math.log10(statistics.median(halves)))))
             break
-    flagged, arrow = f"{label} {FLAG}" if flag else label, "↑" if higher else "↓"
+    n, arrow = len(ranking.items[metric]), "↑" if higher else "↓"
+    flagged = f"{label}{f' (n = {n})' if n < len(ranking.runs[0].examples) else ''}{f' {FLAG}' if flag else ''}"
     return Value(metric, name, label, flagged, flag, higher, arrow, decimals, is_primary or bool(made.parts))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bnbench.metrics.significance import FEW, TOO_FEW
+from bnbench.records import SEEN
 from bnbench.reports.ranking import Comparison, Ranking, Standing
 from bnbench.reports.values import NOT_INFORMATIVE, counted, items_of, name, number, p_value, value_of
 
@@ -27,7 +28,7 @@ class Verdict:
 
     @property
     def headline(self) -> str:
-        """`X is better than its base Y by +2.1 chrF++ (95 % 1.0 to 3.2, p = 0.0002).`"""
+        """`X is better than its base Y by 2.1 chrF++ (95 % 1.0 to 3.2, p = 0.0002).`"""
         return f"{self.claim}{f' ({self.evidence})' if self.evidence else ''}{self.but}."
 
 
@@ -52,7 +53,9 @@ def verdict(ranking: Ranking) -> Verdict:
         base = name(others.pop()) if len(others) == 1 else "what it is compared with"
         for kind, head in (("better", "Better than"), ("worse", "Worse than"), ("open", "Not to be told from")):
             these = [c for _, c in compared if outcome(c) == kind]
-            told = [f"{name(c.candidate, 36)} ({value.number(c.difference, sign=True)})" for c in these]
+            gaps = [c.difference if kind == "open" else abs(c.difference) for c in these]
+            shown = (value.number(gap, sign=kind == "open") for gap in gaps)
+            told = [f"{name(c.candidate, 36)} ({gap})" for c, gap in zip(these, shown, strict=True)]
             details += [f"{head} {base}: {', '.join(told)}."] if told else []
         if doubted := [name(s.candidate, 36) for s in ranking.standings if caveat(ranking, s)]:
             details.append(f"Not above every yardstick, or mostly broken: {', '.join(doubted)}.")
@@ -124,10 +127,12 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     this, other = name(c.candidate), name(c.other)
     if standing.is_own_base:  # which is often called just that, by its folder
         other = "its base" if c.other == "base" else f"its base {other}"
-    by = f"{value.number(c.difference, sign=True)} {value.label}"
+    by, ends = f"{value.number(c.difference, sign=True)} {value.label}", [c.low, c.high]
+    if c.better is not None:  # “worse by” has said the sign
+        by, ends = f"{value.number(abs(c.difference))} {value.label}", sorted(map(abs, ends))
     p = p_value(c.p if c.p_holm is None else c.p_holm)
     p = (f"p < {p[1:]}" if p.startswith("<") else f"p = {p}") + (" by Holm" if len(ranking.pairs) > 1 else "")
-    evidence = f"95 % {value.number(c.low)} to {value.number(c.high)}, {p}"
+    evidence = f"95 % {value.number(ends[0])} to {value.number(ends[1])}, {p}"
     if c.low == c.high == c.difference == 0:
         claim, evidence = f"{this} and {other} have the same {value.label}, whichever of the {items} are counted", ""
     elif c.better is not None:
@@ -151,10 +156,17 @@ def listed(texts: Sequence[str], word: str = "and") -> str:
 
 
 def warnings(ranking: Ranking) -> list[str]:
-    """What a reader must know before the numbers: too few items, broken replies, lengths, scale, notes."""
+    """What a reader must know before the numbers: what undoes the verdict, too few items, broken replies, lengths …"""
     alone = "1 item" if ranking.n == 1 else "1 dialogue"
     one = f"{alone} gives neither an interval nor a p-value: nothing follows from it"
     told = [one if ranking.dialogues == 1 else f"{items_of(ranking)}: {TOO_FEW}"] if ranking.dialogues < FEW else []
+    whole, partly = len(ranking.runs[0].examples), dict[int, list[str]]()
+    for metric, items in ranking.items.items():
+        if len(items) < whole:
+            partly.setdefault(len(items), []).append(value_of(ranking, metric).label)
+    for n, these in partly.items():
+        few = f": {TOO_FEW}" if n < FEW and not (told and n == ranking.n) else ""
+        told.append(f"{listed(these)}: on only {n} of the {whole} items, where every candidate has a value{few}")
     labels = ranking.metrics["degeneration"].labels if "degeneration" in ranking.metrics else {}
     broken = [kind for kind in labels if kind in ranking.metrics["degeneration"].shares]  # of replies, the sum first
     of_all = {s.candidate: {kind: s.value("degeneration", kind) or 0 for kind in labels} for s in ranking.standings}
@@ -166,11 +178,11 @@ def warnings(ranking: Ranking) -> list[str]:
     if labels and (rest := [shares["degenerate"] for shares in list(of_all.values())[_LISTED:]]):
         low, high = (number(share, 1).removesuffix(".0") for share in (min(rest), max(rest)))
         told.append(f"{len(rest)} more, of their replies: {low} to {high} % broken")
-    means = {e.name: sum(len(g.reply.split()) for g in e.replies) / ranking.n for e in ranking.entries}
+    means = {e.name: sum(len(g.reply.split()) for g in e.replies) / whole for e in ranking.entries}
     lengths = [f"{name(s.candidate, 36)} {means[s.candidate]:.0f}" for s in ranking.standings[:_LISTED]]
     if others := [means[s.candidate] for s in ranking.standings[_LISTED:]]:
         lengths.append(f"{len(others)} more {min(others):.0f} to {max(others):.0f}")
-    of = sum(len(e["reference"].split()) for e in ranking.runs[0].examples) / ranking.n
+    of = sum(len(e["reference"].split()) for e in ranking.runs[0].examples) / whole
     told.append(f"words a reply, on average: {', '.join(lengths)}; the references {of:.0f}")
     primary = value_of(ranking)
     held = [(y.label, y.scores[primary.metric]) for y in ranking.yardsticks if primary.metric in y.scores]
@@ -178,4 +190,5 @@ def warnings(ranking: Ranking) -> list[str]:
         best, worst = (primary.number(ranking.standings[at].scores[0].value) for at in (0, -1))
         here = best if len(ranking.standings) == 1 else f"{best} to {worst}"
         told.append(f"the scale of {primary.label}: {marks}; here {here}")
-    return [*told, *(name(note, 2_000) for note in ranking.notes)]
+    notes = [name(note, 2_000) for note in ranking.notes]
+    return [*(n for n in notes if n.endswith(SEEN)), *told, *(n for n in notes if not n.endswith(SEEN))]

@@ -27,8 +27,9 @@ from bnbench.finetune import FinetuneResult, Published, load_recipe, publish
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import file_sha256
-from bnbench.records import read_run
+from bnbench.records import Rating, append_lines, read_run
 from bnbench.reports import write_report
+from bnbench.reports.people import text_key
 
 BASE, REPO = "org/tiny-base", "me/bengali-lora"
 PULL = f"https://huggingface.co/{REPO}/discussions/7"
@@ -165,6 +166,20 @@ def test_the_table_is_the_ranking(write: Callable[..., Published], run: Path) ->
         write(dataset_id="me/data")
     with pytest.raises(UsageError, match=r"write it as owner/name\[@revision\]\[#task\]"):
         write(run=run, dataset_id="data.csv")
+
+
+def test_ratings_of_some_messages_are_told_as_such(write: Callable[..., Published], run: Path, tmp_path: Path) -> None:
+    rated = shutil.copytree(run, tmp_path / "rated")
+    assert "the judgement of people who read the replies" in (write(run=rated).folder / "README.md").read_text("utf-8")
+    found = read_run(rated)
+    read = ((e["id"], of[i].reply) for i, e in enumerate(found.examples[:4]) for of in found.replies.values())
+    rows = [Rating(text_key(*one), "human:মিতা", "overall", float(1 + at % 5)) for at, one in enumerate(read)]
+    append_lines(rated / "ratings.jsonl", rows)
+    text = (write(run=rated).folder / "README.md").read_text("utf-8")
+    assert "human overall (n = 4) | ↑ |" in text and "human-overall|raters:1-" in text and "|items:4|n:4|" in text
+    assert "on only 4 of the 6 items, where every candidate has a value: too few to trust the intervals" in text
+    assert "the judgement of people who read the replies" not in text
+    assert "the judgement of people other than those who rated here" in text
 
 
 def test_a_hub_client_that_knows_no_eval_results(

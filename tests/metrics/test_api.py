@@ -33,6 +33,7 @@ from bnbench.metrics import (
     statistics,
     table_of,
 )
+from bnbench.score import Scores
 
 ROOT = Path(__file__).parents[2]
 LEXICAL = ["chrF++", "chrF", "BLEU", "ROUGE"]
@@ -102,7 +103,7 @@ def test_a_stream_equals_the_whole(n: int, pairs: tuple[list[str], list[str]]) -
 class Threads(MeanMetric):
     """How many threads numpy's library of linear algebra was told to take in the process that counts."""
 
-    name, values = "threads", ("threads",)
+    name, values, columns = "threads", ("threads",), ("threads", "replies")
     scale = 1.0
 
     def per_reply(self, texts: Texts) -> np.ndarray:
@@ -333,6 +334,23 @@ def test_a_mean_over_replies_in_a_few_lines() -> None:
     assert (result.value, result.per_item.tolist(), result.table.tolist()) == (2, [1, 3], [[1, 1], [3, 1]])
     assert Words().labels == {"words_each": "words each"} and Words().details == frozenset()
     assert np.isfinite(Words().formula(np.zeros(2))).all()
+
+
+class Known(Words):
+    def per_reply(self, texts: Texts) -> np.ndarray:  # of an empty reply nothing can be said
+        return np.array([[len(reply.split()) or None] for reply in texts.replies])
+
+
+def test_a_reply_of_which_a_metric_says_nothing_does_not_count() -> None:
+    replies, others = ["ক", "", "ক খ গ", "ক খ", "", "ক খ গ ঘ"], ["ক খ", "ক", "", "ক খ গ", "", "ক"]
+    result, alone = (Known().score(texts, resamples=200) for texts in (replies, list(filter(None, replies))))
+    assert result.table[1].tolist() == result.table[4].tolist() == [0, 0]
+    assert (result.value, result.intervals) == (alone.value, alone.intervals) and result.value == 2.5
+    both = [0, 3, 5]
+    kept = (Known().score([texts[i] for i in both], resamples=200) for texts in (replies, others))
+    assert paired_test(result, Known().score(others, resamples=200)) == paired_test(*kept)
+    told = str(Scores(6, {"words-each": result}))
+    assert "words-each: on only 4 of the 6 replies, where it has a value: too few to trust" in told
 
 
 def test_labels_are_those_of_every_value() -> None:

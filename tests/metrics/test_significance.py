@@ -346,3 +346,22 @@ def test_coverage_of_ratios_and_of_dialogues(clustered: bool) -> None:
         clear += paired(a, b, rate, **how)[0].p_value < 0.05
     assert 0.93 <= held / 300 <= 0.98
     assert clear / 300 <= 0.075
+
+
+@pytest.mark.parametrize("clusters", [None, [str(i // 3) for i in range(30)]])
+def test_rows_of_zeros_do_not_count(clusters: list[str] | None) -> None:
+    chance = np.random.default_rng(5)
+    whole = [np.column_stack([chance.normal(mean, 1, 30), np.ones(30)]) for mean in (3.0, 2.0, 1.0)]
+    a, b, c = (table * (np.arange(30) % 5 < most)[:, None] for table, most in zip(whole, (2, 3, 5), strict=True))
+    how, named = {"resamples": 500, "clusters": clusters}, lambda rows: clusters and [clusters[i] for i in rows]
+    rows = np.flatnonzero(a[:, 1])
+    alone = bootstrap(a[rows], mean, resamples=500, clusters=named(rows))
+    assert bootstrap(a, mean, **how) == alone != bootstrap(whole[0], mean, **how)
+    # A pair is over the rows that both have, whatever stands beside it.
+    found = paired_tests([(a, b, mean), (b, c, mean), (c, c + 1, mean)], shares=[(0,), (), ()], **how)
+    for (x, y), own, shares in zip(((a, b), (b, c), (c, c + 1)), found, ([(0,)], [], []), strict=True):
+        rows = np.flatnonzero(x[:, 1] * y[:, 1])
+        kept = [(x[rows], y[rows], mean)]
+        assert own == paired_tests(kept, resamples=500, clusters=named(rows), shares=shares)[0]
+    with pytest.raises(InputError, match="no row counts in all of the tables"):
+        paired_tests([(a, whole[0] - a, mean)])

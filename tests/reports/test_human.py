@@ -23,12 +23,14 @@ from bnbench.data.files import read_records
 from bnbench.data.pairs import preferences
 from bnbench.errors import RunError, UsageError
 from bnbench.metrics import get_metric
+from bnbench.metrics.significance import bootstrap
 from bnbench.records import Rating, append_lines, read_lines, read_run, write_text
 from bnbench.reports.human import draw, import_ratings, make_sheets, workbook
 from bnbench.reports.panels import Table, people_panel
 from bnbench.reports.people import CRITERIA, agreement, alpha, coincidences, plan, read_people, text_key, with_ratings
 from bnbench.reports.ranking import rank
-from bnbench.reports.render import people_report, write_report
+from bnbench.reports.render import Report, evaluation_md, people_report, write_report
+from bnbench.reports.verdict import warnings
 from tests.reports.conftest import Spec
 
 Maker = Callable[..., Path]
@@ -269,15 +271,55 @@ def test_a_filled_form_comes_back_and_ranks(run: Path, kind: str) -> None:
     assert re.fullmatch(
         r"human-overall\|raters:2-[0-9a-f]{8}\|items:12\|n:12\|bnbench:[\d.]+", ranking.signatures["human-overall"]
     )
-    assert re.search(r"\|n:12\|", ranking.signatures["chrF++"])
-    assert "ranked on the 12 of 30 items" in " ".join(ranking.notes)
+    assert re.search(r"\|n:30\|", ranking.signatures["chrF++"])
     # As a secondary metric it stands beside those of all 30 items.
     beside = rank([read_run(run)], resamples=400)
     assert (beside.primary, beside.n) == ("chrF++", 30)
-    again = {s.candidate: s.value("human-overall", "human_overall") for s in beside.standings}
-    assert again == {who: value for who, value, *_ in found}
     assert beside.declared == "declared before the run"
     assert ranking.declared == "chosen after the run, which declared chrF++"
+
+
+def rows_of_people(run: Path, primary: str | None) -> list[set[str]]:
+    """The rows about ratings in text, Markdown, page, model card and CSV, without what is said of a primary metric."""
+    ranking = write_report([read_run(run)], run, primary=primary).ranking
+    page, (_, card) = (run / "report.html").read_text("utf-8"), evaluation_md(ranking, "better-adapter")
+    lines = [
+        str(Report(ranking)).splitlines(), (run / "report.md").read_text("utf-8").splitlines(), card.splitlines(),
+        [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL)],
+    ]  # fmt: skip
+    rows = [{line for line in of if re.match(r"\W*human (?!overall)\w+ \(n = 8\)", line)} for of in lines]
+    table = csv.DictReader(io.StringIO((run / "ranking.csv").read_text("utf-8")))
+    kept = ("candidate", "metric", "score", "low", "high", "difference", "difference_low", "p", "n", "signature")
+    return [*rows, {str([row[k] for k in kept]) for row in table if row["metric"].startswith("human-")}]
+
+
+def test_ratings_of_some_items_say_the_same_whichever_metric_ranks(run: Path) -> None:
+    make_sheets(run, raters=2, items=8)
+    files = [save(run / f"{n}.csv", answer(run, f"rater-{n}", noisy(n))) for n in (1, 2)]
+    import_ratings(run, files)
+    by_chrf, by_people = (rank([read_run(run)], primary=primary) for primary in (None, "human-overall"))
+    for metric in by_chrf.metrics:
+        assert by_chrf.signatures[metric] == by_people.signatures[metric]
+        assert f"|n:{8 if metric.startswith('human-') else 30}|" in by_chrf.signatures[metric]
+    for one in by_chrf.standings:
+        other = next(s for s in by_people.standings if s.candidate == one.candidate)
+        assert set(one.scores) == set(other.scores)
+        bare = [{replace(c, p_holm=None, better=None) for c in s.versus_base} for s in (one, other)]
+        assert bare[0] == bare[1]
+    assert by_chrf.n == 30 and by_people.n == 8
+    # What the eight items alone say.
+    table = with_ratings(read_run(run)).tables["better-adapter"]["human-overall"]
+    alone = bootstrap(table[table[:, 1] > 0], get_metric("human-overall").formula, bounds=[(1, 5)])[0]
+    best = next(s for s in by_chrf.standings if s.candidate == "better-adapter")
+    score = best.score("human-overall", "human_overall")
+    assert score is not None and (score.low, score.high) == (alone.low, alone.high)
+    assert people_report(run)[0].means["better-adapter"]["human-overall"].low == alone.low
+    for ranking in (by_chrf, by_people):
+        [few] = [note for note in warnings(ranking) if "on only 8 of the 30 items" in note]
+        assert few.startswith("human ") and "human overall" in few and "human wins" in few
+        assert "too few to trust the intervals" in " ".join(warnings(ranking))
+    ways = [rows_of_people(run, primary) for primary in (None, "human-overall")]
+    assert ways[0] == ways[1] and [len(of) >= 4 for of in ways[0]] == [True] * 5
 
 
 def test_bengali_digits_count_and_what_is_left_out_is_missing(run: Path) -> None:
@@ -435,8 +477,8 @@ def test_ratings_of_replies_that_are_gone_do_not_count(run: Path) -> None:
         if (line["candidate"], line["id"]) == ("better-adapter", own["item"]):
             line["reply"] = "অন্য উত্তর"
     write_text(run / "generations.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    rated = with_ratings(read_run(run), "human-overall")
-    assert len(rated.examples) == 5
+    rated = with_ratings(read_run(run))
+    assert rank([read_run(run)], resamples=200, primary="human-overall").n == 5
     assert rated.record.notes[0] == "4 answers of people are of other replies than this run holds, and are left out"
     # A judge's ratings lie in the same file and are no person's.
     append_lines(run / "ratings.jsonl", [Rating(text_key("x", "y"), "my-judge|bn-1234", "overall", 5.0)])
@@ -555,7 +597,7 @@ def test_a_group_has_the_means_of_its_members(make_run: Maker) -> None:
     import_ratings(run, [save(run / "r.json", answer(run, "rater-1", same(TRUE)))])
     made, text = people_report(run, resamples=200)
     means = made.means["g"]
-    assert (means["human-overall"].value, made.means["better-adapter"]["human-overall"].value) == (3.5, 4.0)
+    assert means["human-overall"].value == 3.5
     standing = next(s for s in rank([read_run(run)], resamples=200).standings if s.candidate == "g")
     for criterion in (*CRITERIA, "wins"):
         score = standing.score(f"human-{criterion}", f"human_{criterion}")

@@ -17,8 +17,9 @@ from bnbench.errors import RunError, UsageError
 from bnbench.metrics import paired_tests
 from bnbench.records import Run, read_run
 from bnbench.reports import Ranking, Report, evaluation_md, rank, write_report
-from bnbench.reports.render import report_md
+from bnbench.reports.render import report_html, report_md
 from bnbench.reports.values import shown_values
+from bnbench.reports.verdict import warnings
 from tests.reports.conftest import ADAPTER, BASE, METRICS, PAIR, PREDICTIONS, Spec
 
 Maker = Callable[..., Path]
@@ -51,6 +52,46 @@ def chrf(sums: np.ndarray) -> float:
             recalls.append(match / ref)
     p, r = np.mean(precisions), np.mean(recalls)
     return 100 * 5 * p * r / (4 * p + r)
+
+
+def test_a_metric_of_some_items_is_of_these_whichever_ranks(make_run: Maker) -> None:
+    """As a judge who gave no answer, or a plug-in's metric that has nothing to say of a reply."""
+    run = read_run(make_run((*PAIR, Spec("third", 0.6)), metrics=("chrF++", "ROUGE", "degeneration"), n=40))
+    asked = np.isin(np.arange(40), range(3, 25))[:, None]  # of the base two less, which then none is compared on
+    tables = {who: {**own, "ROUGE": own["ROUGE"] * asked} for who, own in run.tables.items()}
+    tables[BASE]["ROUGE"] *= (np.arange(40) > 4)[:, None]
+    partly, rows = replace(run, tables=tables), range(5, 25)
+    alone = replace(
+        run, examples=tuple(run.examples[i] for i in rows),
+        replies={who: tuple(of[i] for i in rows) for who, of in run.replies.items()},
+        tables={who: {m: table[5:25] for m, table in own.items()} for who, own in run.tables.items()},
+    )  # fmt: skip
+    by_chrf, by_rouge = (rank([partly], resamples=300, primary=primary) for primary in ("chrF++", "ROUGE"))
+    expected = rank([alone], resamples=300, primary="ROUGE")
+    assert (by_chrf.n, by_rouge.n, expected.n) == (40, 20, 20)
+    assert by_rouge.pairs == expected.pairs
+    for ranking in (by_chrf, by_rouge):
+        assert "|n:20|" in ranking.signatures["ROUGE"] and "|n:40|" in ranking.signatures["chrF++"]
+        for s in ranking.standings:
+            of = next(other for other in expected.standings if other.candidate == s.candidate)
+            assert {x for x in s.scores if x.metric == "ROUGE"} == {x for x in of.scores if x.metric == "ROUGE"}
+            ours, theirs = (
+                {replace(c, p_holm=None, better=None) for c in one.versus_base if c.metric == "ROUGE"}
+                for one in (s, of)
+            )
+            assert ours == theirs
+        [note] = [note for note in warnings(ranking) if "on only 20 of the 40 items" in note]
+        assert note.startswith("ROUGE-L: ")
+        assert ("too few to trust" in note) == (ranking is by_chrf)
+        assert "ROUGE-L (n = 20)" in report_md(ranking) and "ROUGE-L (n = 20)" in report_html(ranking)
+    assert by_rouge.standings[0].first_share == expected.standings[0].first_share
+    # Where nobody has it for the items of another, it is left out, and cannot rank.
+    tables[ADAPTER]["ROUGE"] = run.tables[ADAPTER]["ROUGE"] * (np.arange(40) < 5)[:, None]
+    none = rank([partly], resamples=100)
+    assert "ROUGE" not in none.metrics
+    assert "ROUGE is left out: no item has ROUGE for all candidates" in none.notes
+    with pytest.raises(UsageError, match=r"^no item has ROUGE for all candidates"):
+        rank([partly], resamples=100, primary="ROUGE")
 
 
 def test_numbers_agree_with_an_independent_computation(make_run: Maker) -> None:

@@ -24,11 +24,13 @@ from rich.cells import cell_len
 
 from bnbench.errors import RunError
 from bnbench.progress import storable
-from bnbench.records import append_lines, read_run, unpack, write_json
+from bnbench.records import SEEN, Rating, append_lines, read_run, unpack, write_json
 from bnbench.reports import Report, write_report
+from bnbench.reports.language import language, spoken_verdict
 from bnbench.reports.panels import Intervals, choose, ranking_panel
+from bnbench.reports.people import text_key
 from bnbench.reports.ranking import rank
-from bnbench.reports.render import aligned, wrapped
+from bnbench.reports.render import aligned, evaluation_md, report_md, wrapped
 from bnbench.reports.values import legend, name, number, p_value, shown_values
 from bnbench.reports.verdict import verdict, warnings
 from tests.reports.conftest import ADAPTER, BASE, PAIR, PREDICTIONS, Spec, conversations
@@ -211,6 +213,50 @@ def test_what_was_run_is_on_the_page(make_run: Maker) -> None:
     assert f"Note: {note}" in str(made)
 
 
+def test_what_undoes_the_verdict_is_the_first_note_wherever_it_stands(make_run: Maker) -> None:
+    seen = f"{ADAPTER} was trained on 3 of the 8 test rows: {SEEN}"
+    folder = make_run(n=8, notes=["the judge x and y are of one family (z)", seen])
+    made, ranking = report(folder), rank([read_run(folder)], resamples=400)
+    notes = re.findall(r"^(?:> \*\*)?Note:(?:\*\*)? (.*)", str(made), re.MULTILINE)
+    assert notes[0].startswith(seen[:60]) and warnings(ranking)[0] == seen
+    for text in (report_md(ranking), evaluation_md(ranking, ADAPTER)[1]):
+        assert text.index(seen) < text.index("8 items: too few") < text.index("one family") < text.index("| --- |")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.index("was trained on 3") < page.index("8 items: too few")
+
+
+@pytest.mark.parametrize(("of", "quality"), [("better", 0.9), ("worse", 0.1)])
+@pytest.mark.parametrize("metric", ["chrF++", "degeneration"])
+def test_by_how_much_has_no_sign(make_run: Maker, of: str, quality: float, metric: str) -> None:
+    """Neither of two candidates nor in lists of many, whichever way is better, and in Bengali."""
+    broken = dict.fromkeys(range(40), "I am sorry, my friend.")
+    base, other = Spec(BASE, 0.5, "base", location="b"), Spec(ADAPTER, quality, base="b")
+    if metric == "degeneration":
+        base, other = (
+            (replace(base, replies=broken), other) if of == "better" else (base, replace(other, replies=broken))
+        )
+    many = [replace(other, name=f"{ADAPTER}-{i}") for i in range(4)]
+    of_two, of_many = r"%s than [^()]*by (\S+) [^()]*\(95 %% (\S+) to (\S+),", r"%s than [^()]*\((\S+)\)"
+    for specs, found in (((base, other), of_two), ((base, *many), of_many)):
+        ranking = rank([read_run(make_run(specs, name=f"r{len(specs)}"))], resamples=400, primary=metric)
+        said = verdict(ranking)
+        [numbers] = re.findall(found % f"(?i:{of})", " ".join([said.headline, *said.details]))[:1]
+        assert all(re.fullmatch(r"[\d.]+", x) for x in (numbers if isinstance(numbers, tuple) else (numbers,)))
+        in_bengali = spoken_verdict(said, language("bn"))
+        assert not re.search(r"(পার্থক্য|চেয়ে (ভালো|খারাপ): .*\() ?[+−]", " ".join([in_bengali.claim, *in_bengali.details]))
+
+
+def test_people_are_said_to_be_missing_only_where_they_are(make_run: Maker) -> None:
+    run = read_run(folder := make_run(n=8))
+    assert "do not replace people who read" in report_md(rank([run], resamples=100))
+    rows = [Rating(text_key(e["id"], r.reply), "human:মিতা", "overall", float(1 + i % 5))
+            for i, e in enumerate(run.examples) for r in (of[i] for of in run.replies.values())]  # fmt: skip
+    append_lines(folder / "ratings.jsonl", rows)
+    said = report_md(rank([run], resamples=100))
+    assert "do not replace people who read" not in said
+    assert "speak of other items read by the same people, not of other people." in said
+
+
 def test_files_are_the_same_each_time_and_hold_no_times_or_paths(make_run: Maker, tmp_path: Path) -> None:
     folder = make_run()
     report(folder)
@@ -242,15 +288,15 @@ def test_the_csv_has_a_row_for_each_candidate_and_value(make_run: Maker) -> None
 @pytest.mark.parametrize(
     ("specs", "n", "starts"),
     [
-        (PAIR, 40, r"demo-adapter is better than its base demo-base by \+[\d.]+ chrF\+\+ \(95 % [\d.]+ to [\d.]+, p "),
+        (PAIR, 40, r"demo-adapter is better than its base demo-base by [\d.]+ chrF\+\+ \(95 % [\d.]+ to [\d.]+, p "),
         (PAIR[:1], 40, r"demo-base scores \d+\.\d chrF\+\+ on 40 items \(95 % "),
         ((PAIR[0], Spec(ADAPTER, 0.16, base=PAIR[0].location)), 40, r"The 40 items cannot tell .* from its "),
         (PAIR, 1, r"One item cannot tell demo-adapter from its base demo-base: "),
         ((Spec("a", 0.3, "base"), Spec("b", 0.3)), 40, r"b and its base a have the same chrF\+\+"),
-        ((Spec("base", 0.1, "base", location="b"), Spec("a", 0.9, base="b")), 40, r"a is better than its base by \+"),
+        ((Spec("base", 0.1, "base", location="b"), Spec("a", 0.9, base="b")), 40, r"a is better than its base by \d"),
         ((*PAIR, Spec("third", 0.42)), 40, r"Any of (third|demo-adapter) or .* may be the best of the 3"),
         ((*PAIR, Spec("third", 1.0)), 40, r"third is the best of the 3 candidates on chrF\+\+\."),
-        ((Spec(BASE, 0.9, "base", location="b"), Spec(ADAPTER, 0.1, base="b")), 40, r".* is worse than its .* by −"),
+        ((Spec(BASE, 0.9, "base", location="b"), Spec(ADAPTER, 0.1, base="b")), 40, r".* is worse than its .* by \d"),
     ],
 )  # fmt: skip
 def test_the_verdict_in_plain_words(make_run: Maker, specs: tuple[Spec, ...], n: int, starts: str) -> None:
