@@ -83,7 +83,7 @@ def test_demo_in_bengali(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     folder = tmp_path / "demo"
     shutil.copytree(finished, folder)
     printed = run(capsys, "report", folder, "--lang", "bn")
-    assert " ".join(printed.split()).startswith("demo-adapter তার বেস মডেল demo-base-এর চেয়ে ভালো: chrF++-এর পার্থক্য 11.")
+    assert " ".join(printed.split()).startswith("demo-adapter তার বেস মডেল demo-base-এর চেয়ে ভালো: chrF++-এর পার্থক্য ১১.")
     assert left_in_english((folder / "report.html").read_text(encoding="utf-8")) == set()
 
 
