@@ -25,7 +25,7 @@ from bnbench.finetune.tuners.adapter import adapt, linear_parameters, own_attent
 from bnbench.finetune.tuners.base import Job
 from bnbench.metrics.normalization import normalize
 from bnbench.models.hub import BUNDLED, SMALL, ModelFiles, locate, resolve_base
-from bnbench.models.loading import Device, Precision, choose_precision, outline
+from bnbench.models.loading import Device, Precision, choose_precision, import_libraries, outline
 from bnbench.models.prompts import SYSTEM, Prompter, pad_id
 from bnbench.progress import quiet
 from bnbench.records import OF_TRAINING, alone, slug
@@ -288,6 +288,7 @@ def _validation_rows(request: FinetuneRequest, recipe: Recipe, prompts: Prompter
 
 def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
     eight_bits = recipe.quantisation == "nf4" or "8bit" in recipe.optimizer
+    import_libraries()
     for module in ("torch", "transformers", "peft", *(["bitsandbytes"] if eight_bits else [])):
         require(module, extra="models" if module in ("torch", "transformers") else "finetune")
     if recipe.report_to != "none" and find_spec(recipe.report_to) is None:

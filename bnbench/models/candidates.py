@@ -8,9 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +16,7 @@ from urllib.parse import urlsplit
 from bnbench.data.files import check_file
 from bnbench.errors import BnbenchError, CandidateError, CorpusError, UsageError
 from bnbench.models.hub import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
+from bnbench.models.loading import import_libraries
 
 log = logging.getLogger("bnbench.models")
 
@@ -202,8 +201,7 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
     # A large base that is met for the first time takes seconds to hash, and so do the libraries that will load it.
     with ThreadPoolExecutor(1) as aside:
         hashed = aside.submit(base.weights_sha256)
-        with suppress(ImportError):  # said, with what to install, where it is needed
-            import_module("peft")
+        import_libraries()
     found = [replace(plain, weights_sha256=hashed.result())]
     for spec, (files, _) in zip(adapters, own, strict=True):
         place = (plain.location, str(files.folder), plain.revision, plain.folder, files.weights_sha256())

@@ -13,10 +13,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,6 +103,24 @@ def choose_precision(card: Device, n_parameters: int, quantise: bool | None = No
         sizes = f"{needs / 2**30:.1f} GiB of {dtype} weights leave too little of the card's {card.memory / 2**30:.1f}"
         return Precision(dtype, "nf4", f"{why}; NF4 weights, because {sizes} GiB")
     return Precision(dtype, "none", why)
+
+
+def import_libraries() -> None:
+    """Imports what loads models, which takes seconds: peft, with transformers, and bitsandbytes; those that are there.
+
+    bitsandbytes hands functions for the CPU to torch's compiler as it is imported. That brings 550 modules of 3,700
+    along, and numbers of its own on machines that have a C++ compiler; so the functions stay as they are written.
+    """
+    torch: Any = require("torch", extra="models")
+    compiler = torch.compile
+    torch.compile = lambda function=None, **_: (lambda own: own) if function is None else function
+    try:
+        with suppress(ImportError):  # said, with what to install, where it is needed
+            import_module("bitsandbytes")
+    finally:
+        torch.compile = compiler
+    with suppress(ImportError):
+        import_module("peft")
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -413,3 +415,18 @@ def test_no_library_is_heard(tiny_base: Path, tmp_path: Path, capfd: pytest.Capt
 
 def test_configuration_of_a_language_model(tiny_base: Path) -> None:
     assert load_config(ModelFiles("base", "", "", tiny_base)).model_type == "llama"
+
+
+def test_the_libraries_come_without_torch_s_compiler() -> None:
+    """bitsandbytes would bring it along, 550 modules, and leaves it to the machine's C++ compiler what is computed."""
+    code = """
+import sys, torch
+compiler = torch.compile
+from bnbench.models.loading import import_libraries
+import_libraries()
+assert torch.compile is compiler
+assert {"peft", "transformers", "bitsandbytes"} <= sys.modules.keys()
+print([name for name in sys.modules if name.startswith("torch._inductor.compile_fx")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
