@@ -2,9 +2,9 @@
 
     python benchmarks/finetune.py [--repeats 3] [--unsloth FOLDER_OF_ITS_PACKAGES --tokenizer FOLDER] [--variants ...]
 
-Each measurement is a process of its own, the variants take turns (with --together they load at the same time, which
-needs a card that holds them all, and train one after another), and the table gives medians and ratios of this very
-run. The data are those of `peers.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
+Each variant is a process of its own and they take turns: a new process for each repetition, or with --together one
+that trains in each (they all load at the same time, on a card that holds them all). The table gives medians and ratios
+of this very run. The data are those of `peers.py`: 64 samples of 48–4,096 tokens (mean 660), all tokens supervised,
 effective batch 4. Memory is what PyTorch reserved at most.
 
 What it measured stands in `docs/training.md`. Estimates beside measurements: `finetune/memory.py`.
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=DEFAULT, metavar="VARIANT")
-    parser.add_argument("--together", action="store_true", help="load the variants of a repetition at the same time")
+    parser.add_argument("--together", action="store_true", help="load all at once; each then trains --repeats times")
     parser.add_argument("--add", type=Path, metavar="FILE", help="JSON of results that these are added to")
     parser.add_argument("--unsloth", help="folder with Unsloth's packages; without it the variant is left out")
     parser.add_argument("--tokenizer", help="folder with Llama-3.1's tokenizer.json, which Unsloth asks for")
@@ -84,10 +83,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_job(args: argparse.Namespace, ends: list[float]):
+def make_job(args: argparse.Namespace, turns):
     """The job that `bnbench finetune` would make of the baseline's rows."""
-    import torch
-    from peers import CHECKPOINT, rows
+    from peers import CHECKPOINT, ROUNDS, rows
 
     from bnbench.finetune.engine.collate import IGNORED, Row
     from bnbench.finetune.plan import recipe_precision
@@ -109,8 +107,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
         ]
 
     def at_step_end() -> bool:
-        torch.cuda.synchronize()
-        ends.append(time.time())
+        turns.step()
         return False
 
     return Job(
@@ -120,7 +117,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
         pad_id=128004,
         precision=recipe_precision(recipe, Device.of("cuda"), 8_030_261_248),
         device="cuda",
-        steps=args.steps,
+        steps=args.steps * ROUNDS,
         warmup_steps=1,
         output=Path(f"/tmp/bnbench-benchmark-{os.getpid()}"),
         should_stop=at_step_end,
@@ -130,7 +127,7 @@ def make_job(args: argparse.Namespace, ends: list[float]):
 def measure(args: argparse.Namespace) -> None:
     sys.path.insert(0, str(HERE.parent))
     import torch
-    from peers import make_checkpoint, warm
+    from peers import Turns, make_checkpoint
 
     make_checkpoint(None)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -141,13 +138,12 @@ def measure(args: argparse.Namespace) -> None:
     from bnbench.finetune.engine import processes
     from bnbench.finetune.recipes import get_tuner
 
-    trains_in_turn()
-    ends: list[float] = []
-    job = make_job(args, ends)
+    turns = Turns(args.steps, args.length)
+    trains_in_turn(turns)
+    job = make_job(args, turns)
     start = time.time()
     with processes.meet("cuda"):
         outcome = profiled(job, args.profile) if args.profile else get_tuner(job.recipe.tuner).train(job)
-    steps = [b - a for a, b in pairwise(ends[warm(args.length) :])]
     expected = expectation(job)
     told = {
         "variant": args.one,
@@ -157,8 +153,7 @@ def measure(args: argparse.Namespace) -> None:
         "samples": len(job.rows),
         "tokens": sum(len(r.ids) for r in job.rows),
         "wall_s": round(time.time() - start, 1),
-        "steps_s": round(ends[-1] - ends[0], 2),
-        "median_step_s": round(statistics.median(steps), 3) if steps else None,
+        "median_step_s": turns.medians,
         "losses": [round(p.loss, 6) for p in outcome.curve[:: max(1, len(outcome.curve) // 8)]],
         "estimated_s": round(expected.seconds or 0, 1),
         "estimated_gib": round(expected.peak / 2**30, 2),
@@ -169,15 +164,13 @@ def measure(args: argparse.Namespace) -> None:
         print(json.dumps(told))
 
 
-def trains_in_turn() -> None:
-    from peers import wait_for_turn
-
+def trains_in_turn(turns) -> None:
     from bnbench.finetune.engine.step import StepTrainer
 
     plain = StepTrainer.train
 
     def in_turn(self, *a, **k):
-        _lock = wait_for_turn()
+        turns.begin()
         return plain(self, *a, **k)
 
     StepTrainer.train = in_turn
@@ -260,12 +253,14 @@ def repetition(names: list[str], args: argparse.Namespace) -> list[list[dict]]:
         return [result(name, start(name, args, dict(os.environ))) for name in names]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(names)) as pool:
         turns = {**os.environ, "BNBENCH_TURNS": folder, "BNBENCH_TURN_COUNT": str(len(names))}
+        turns |= {"BNBENCH_TURN_ROUNDS": str(args.repeats)}
         processes = [start(name, args, turns) for name in names]
         return list(pool.map(result, names, processes))
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    medians = {n: statistics.median(r["median_step_s"] for r in found) for n, found in results.items() if found}
+    times = {n: [seconds for r in found for seconds in r["median_step_s"]] for n, found in results.items() if found}
+    medians = {n: statistics.median(seconds) for n, seconds in times.items()}
     lines = [
         "| variant | runs | s a step, median (range) | × TRL | × Unsloth | reserved GiB |",
         "|---|---|---|---|---|---|",
@@ -274,14 +269,14 @@ def table(results: dict[str, list[dict]]) -> str:
         if not found:
             lines.append(f"| {name} | 0 | failed | | | |")
             continue
-        seconds = [r["median_step_s"] for r in found]
+        seconds = times[name]
         at = " at 4096" if name.endswith("at 4096") else ""
         unsloth = [medians[p] for p in (f"unsloth{at}", f"unsloth padded{at}") if p in medians]  # its faster mode
         peers = [medians.get(f"trl{at}"), min(unsloth, default=None)]
         ratios = [f"{peer / medians[name]:.2f}" if peer else "" for peer in peers]
         spread = f"{medians[name]:.3f} ({min(seconds):.3f}–{max(seconds):.3f})"
         reserved = max(r["peak_reserved_gib"] for r in found)
-        lines.append(f"| {name} | {len(found)} | {spread} | {' | '.join(ratios)} | {reserved} |")
+        lines.append(f"| {name} | {len(seconds)} | {spread} | {' | '.join(ratios)} | {reserved} |")
     return "\n".join(lines)
 
 
@@ -295,7 +290,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", MAKE, args.tokenizer or ""], cwd=HERE, check=True)
     if args.add and args.add.exists():
         results |= json.loads(args.add.read_text(encoding="utf-8"))
-    for _ in range(args.repeats):
+    for _ in range(1 if args.together else args.repeats):
         for name, found in zip(names, repetition(names, args), strict=True):
             results[name] += found
         if args.add:

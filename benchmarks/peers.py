@@ -95,25 +95,61 @@ def collate(batch):
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-def wait_for_turn(limit=150):
-    """Under `finetune.py --together`: waits until all processes have loaded, then for those before this one to end."""
-    if "BNBENCH_TURNS" not in os.environ:
-        return None
-    import fcntl
-
-    folder, count = Path(os.environ["BNBENCH_TURNS"]), int(os.environ["BNBENCH_TURN_COUNT"])
-    (folder / f"{os.getpid()}.loaded").touch()
-    end = time.time() + limit
-    while len(list(folder.glob("*.loaded"))) < count and time.time() < end:
-        time.sleep(0.2)
-    lock = (folder / "lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock  # held until the process ends
+LOADING = 240  # seconds that a process waits for the others
+ROUNDS = int(os.environ.get("BNBENCH_TURN_ROUNDS", "1"))
 
 
-def warm(length):
-    """How many steps come before those that count: the first of equal rows, four of mixed ones."""
-    return 1 if length else 4
+class Turns:
+    """Under `finetune.py --together`: processes that have all loaded train one after another, `steps` at a time.
+
+    `medians` are those of this process's turns, in seconds a step. One that has ended is passed over.
+    """
+
+    def __init__(self, steps, length):
+        self.steps, self.warm = steps, 1 if length else 4  # the first of equal rows, four of mixed ones
+        self.folder, self.times, self.medians = os.environ.get("BNBENCH_TURNS"), [], []
+
+    def begin(self):
+        """Waits until all have loaded, and then until it is this one's turn."""
+        if self.folder:
+            self.folder = Path(self.folder)
+            (self.folder / f"{os.getpid()}.loaded").touch()
+            count, end = int(os.environ["BNBENCH_TURN_COUNT"]), time.time() + LOADING
+            while len(found := list(self.folder.glob("*.loaded"))) < count and time.time() < end:
+                time.sleep(0.2)
+            self.order = sorted(int(path.stem) for path in found)
+            self._wait()
+
+    def _turn(self):
+        path = self.folder / "turn"
+        return int(path.read_text()) if path.exists() else 0
+
+    def _pass_on(self, turn):
+        own = self.folder / f"{os.getpid()}.turn"
+        own.write_text(str(turn + 1))
+        own.replace(self.folder / "turn")
+
+    def _wait(self):
+        while (whose := self.order[(turn := self._turn()) % len(self.order)]) != os.getpid():
+            status = Path(f"/proc/{whose}/status")
+            if not status.exists() or "State:\tZ" in status.read_text(encoding="utf-8"):
+                self._pass_on(turn)
+            time.sleep(0.1)
+
+    def step(self):
+        """A step has ended; after the last of a turn its median is noted, and the others have theirs."""
+        import torch
+
+        torch.cuda.synchronize()
+        self.times.append(time.time())
+        if len(self.times) < self.steps + bool(self.medians):  # a further turn has the time of its beginning, too
+            return
+        counted = self.times if self.medians else self.times[self.warm :]
+        self.medians.append(round(statistics.median(b - a for a, b in pairwise(counted)), 3) if counted[1:] else None)
+        if self.folder and len(self.medians) < ROUNDS:
+            self._pass_on(self._turn())
+            self._wait()
+        self.times = [time.time()]
 
 
 def original(settings, data, clock):
@@ -187,28 +223,27 @@ def main():
 
     make_checkpoint(None)
     set_seed(42)
-    steps, ends = 7 if length else 16, []
-    data = rows(steps * 4, length)
+    turns = Turns(7 if length else 16, length)
+    data = rows(turns.steps * 4, length)
     settings = {
-        "output_dir": f"/tmp/peer-{os.getpid()}", "max_steps": steps, "learning_rate": 2e-4, "warmup_steps": 1,
-        "lr_scheduler_type": "cosine", "optim": "paged_adamw_8bit", "bf16": True, "report_to": "none",
-        "save_strategy": "no", "disable_tqdm": True,
+        "output_dir": f"/tmp/peer-{os.getpid()}", "max_steps": turns.steps * ROUNDS, "learning_rate": 2e-4,
+        "warmup_steps": 1, "lr_scheduler_type": "cosine", "optim": "paged_adamw_8bit", "bf16": True,
+        "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
-            torch.cuda.synchronize()
-            ends.append(time.time())
+            turns.step()
 
     make = original if variant == "original" else lambda *given: with_sft(variant, length, *given)
     trainer = make(settings, data, Clock())
-    _lock = wait_for_turn()
+    turns.begin()
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
     found = {
         "variant": variant, "card": torch.cuda.get_device_name(0), "length": length,
         "tokens": sum(map(len, data)), "padding_free": getattr(trainer.args, "padding_free", False),
-        "median_step_s": round(statistics.median(b - a for a, b in pairwise(ends[warm(length) :])), 3),
+        "median_step_s": turns.medians,
         "peak_reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
     }  # fmt: skip
     print(json.dumps(found))
