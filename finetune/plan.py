@@ -254,7 +254,10 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     steps = recipe.count_steps(count_samples(rows, recipe))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
     shape = Shape.of(config, total - trainable, packed)
-    more = {"adapters": 2 if request.start else 1, "sharing": processes.count() if processes.share_base() else 1}
+    more: dict[str, Any] = {
+        "adapters": 2 if request.start else 1,
+        "sharing": processes.count() if processes.share_base() else 1,
+    }
     expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation, **more)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
