@@ -31,6 +31,8 @@ CARDS: Mapping[str, float] = {
     "48 GB (A40, L40S)": 44.4, "80 GB (A100, H100)": 79.1, "141 GB (H200)": 139.8, "192 GB (B200)": 178.4,
 }  # fmt: skip
 """GiB that a card of so many GB gives to programs."""
+MOST_CARDS = 16
+"""How many that share a base are looked at: two machines of eight."""
 EMULATED_RATE: Mapping[str, float] = {"T4": 8.1e12, "V100": 15.7e12}
 """The same in float32 and, below compute capability 8, in bfloat16, which these GPUs only emulate."""
 REACHED, REACHED_PLAIN = 0.58, 0.35
@@ -94,12 +96,18 @@ LLAMA_8B = Shape(32, 4096, 14336, 4096, 1024, 128256, False, 6_979_588_096, 2 * 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by term, and seconds of the whole training, None where the rate of GPU or tuner is not known."""
+    """Bytes by term, and seconds of the whole training, None where the rate of GPU or tuner is not known.
+
+    `shared` says how many of each of `CARDS` hold the base, sharing its layers (0: not even many do; 1: one does), and
+    the GiB on each, `whole` being those of one.
+    """
 
     terms: Mapping[str, float]
     largest_pass: int
     seconds: float | None
     gpu: str
+    shared: Mapping[str, tuple[int, float]]
+    whole: float
 
     @property
     def peak(self) -> float:
@@ -108,16 +116,14 @@ class Estimate:
 
     @property
     def cards(self) -> str:
-        """How many cards of which size hold it: one, the smallest that does, since a base is not split over several."""
-        needed = sum(self.terms.values()) / 2**30
-        if fits := [name for name, gib in CARDS.items() if needed <= gib]:
+        """The smallest card that holds it whole, and how many of which size do where they share the base's layers."""
+        several = [f"{n} of {name} ({gib:.1f} GiB on each)" for name, (n, gib) in self.shared.items() if n > 1]
+        fits = [name for name, (n, _) in self.shared.items() if n == 1]
+        if fits and not several:
             return f"one card of {fits[0]} holds it; several share the rows of a step, each with a whole base"
-        # Of all terms only the weights could be split.
-        name, gib = list(CARDS.items())[-1]
-        weights = self.terms["weights"] / 2**30
-        count = math.ceil(weights / (gib - needed + weights)) if needed - weights < gib else 0
-        split = f"{count} of {name} would if they split the base" if count else "not if several split the base either"
-        return f"no card holds it; {split}, which bnbench does not do"
+        one = f"{f'one card of {fits[0]}' if fits else 'no card'} holds it whole ({self.whole:.1f} GiB)"
+        how = "sharing the base's layers (accelerate launch --use_fsdp; their number must divide the rows of a step)"
+        return f"{one}; {how}: {', '.join(several) or 'none'}"
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON values, in GiB."""
@@ -151,12 +157,12 @@ class Estimate:
 
 def estimate(
     shape: Shape, recipe: Recipe, rows: Sequence[Row], trainable: int, steps: int, *,
-    gpu: str = "T4", fused: bool | None = None, validation: Sequence[Row] = (), adapters: int = 1,
+    gpu: str = "T4", fused: bool | None = None, validation: Sequence[Row] = (), adapters: int = 1, sharing: int = 1,
 ) -> Estimate:  # fmt: skip
     """Of a training of `rows` in so many optimiser steps, with so many trainable parameters.
 
-    `gpu` names the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed);
-    `validation` are the rows that are gone through now and then; `adapters` lie there, of which one is trained.
+    `gpu` is the one that the time is for; `fused` says whether Liger's kernels are used (None: if installed); rows of
+    `validation` are gone through now and then; of `adapters` one is trained; `sharing` processes share base and step.
     """
     size = 4 if recipe.precision == "float32" else 2
     budget = recipe.tokens_per_row if recipe.packing else None
@@ -180,8 +186,41 @@ def estimate(
     if recipe.checkpointing == "none":
         kept, saved = kept + shape.layers * saved, 0.0
 
-    # One layer's backward pass: what it saved, the widest gradients, and one weight unpacked from 4 bits. The loss is
-    # gone by then: a chunk's logits, in float32 and in the model's dtype, and three copies of the hidden states.
+    terms = {
+        "weights": on_gpu * size,
+        # The adapter is trained in float32; Adam has two moments for each parameter, of four bytes or of one.
+        "adapter": 4.0 * trainable * adapters,
+        "gradients": 4.0 * trainable,
+        "optimizer": trainable * (8.0 if recipe.optimizer == "adamw_torch" else 2.0),
+        "activations kept": kept * tokens,
+        "one layer or loss chunk": _at_once(shape, recipe, saved, tokens, size),
+    }
+    base = shape.linear * per_weight + (shape.block - shape.linear) * size
+
+    def shared(count: int) -> dict[str, float]:
+        # Each has its layers, and room for those of others: the one at work and the next.
+        layers = math.ceil(shape.layers / count) + min(count - 1, 2)
+        found = {**terms, "weights": terms["weights"] + base * layers / shape.layers}
+        found["allocator"] = ALLOCATOR * sum(found.values())
+        spare = recipe.memory_gib * 2**30 - sum(found.values())
+        if recipe.checkpointing == "non-reentrant" and spare > 0:
+            # Below memory_gib layers keep what they can, and then their weights unpacked, where they have them.
+            whole = shape.linear * size * (recipe.quantisation == "nf4" and not recipe.pairs and count == 1)
+            found["activations kept"] += min(spare, (1 + ALLOCATOR) * shape.layers * saved * tokens + whole)
+        return {**found, "CUDA context": CONTEXT}
+
+    most = MOST_CARDS if get_tuner(recipe.tuner).shares_steps and not recipe.dora else 1
+    sizes = [(n, sum(shared(n).values()) / 2**30) for n in range(1, most + 1)]
+    counts = {name: next((s for s in sizes if s[1] <= gib), (0, 0.0)) for name, gib in CARDS.items()}
+    # How long layers travel between the cards is not known.
+    seconds = _seconds(shape, recipe, rows, steps, gpu, validation) if sharing == 1 else None
+    return Estimate(shared(sharing), tokens, seconds, gpu, counts, sizes[0][1])
+
+
+def _at_once(shape: Shape, recipe: Recipe, saved: float, tokens: int, size: int) -> float:
+    """Bytes of what comes and goes in a pass of so many tokens: one layer's backward pass, or a chunk of the loss."""
+    # What the layer saved, the widest gradients, and one weight unpacked from 4 bits. The loss is gone by then: a
+    # chunk's logits, in float32 and in the model's dtype, and three copies of the hidden states.
     widest = shape.inner * (2 if _adapted(recipe, "down_proj") else 1) + 3 * shape.hidden
     unpacked = shape.inner * shape.hidden * size if recipe.quantisation == "nf4" else 0
     if recipe.targets == (ALL_LINEAR,):  # experts in one tensor are adapted by a whole one of the same size
@@ -190,25 +229,7 @@ def estimate(
         unpacked += 2 * shape.inner * shape.hidden * size
     layer = (saved + widest * size) * tokens + unpacked
     positions = min(tokens, chunk_positions(shape.vocabulary))
-    chunk = positions * shape.vocabulary * (4 + size) + 3.0 * tokens * shape.hidden * size
-
-    terms = {
-        "weights": shape.linear * per_weight + (shape.block - shape.linear + on_gpu) * size,
-        # The adapter is trained in float32; Adam has two moments for each parameter, of four bytes or of one.
-        "adapter": 4.0 * trainable * adapters,
-        "gradients": 4.0 * trainable,
-        "optimizer": trainable * (8.0 if recipe.optimizer == "adamw_torch" else 2.0),
-        "activations kept": kept * tokens,
-        "one layer or loss chunk": max(layer, chunk),
-    }
-    terms["allocator"] = ALLOCATOR * sum(terms.values())
-    spare = recipe.memory_gib * 2**30 - sum(terms.values())
-    if recipe.checkpointing == "non-reentrant" and spare > 0:
-        # Below memory_gib layers keep what they can, and then their weights unpacked.
-        whole = shape.linear * size if recipe.quantisation == "nf4" and not recipe.pairs else 0
-        terms["activations kept"] += min(spare, (1 + ALLOCATOR) * shape.layers * saved * tokens + whole)
-    terms["CUDA context"] = CONTEXT
-    return Estimate(terms, tokens, _seconds(shape, recipe, rows, steps, gpu, validation), gpu)
+    return max(layer, positions * shape.vocabulary * (4 + size) + 3.0 * tokens * shape.hidden * size)
 
 
 def _adapted(recipe: Recipe, *names: str) -> int:

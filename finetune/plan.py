@@ -253,8 +253,12 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     targets = {name.rpartition(".")[2] for name in adapted.targeted_module_names} | set(lora.target_parameters or ())
     steps = recipe.count_steps(count_samples(rows, recipe))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
-    shape, adapters = Shape.of(config, total - trainable, packed), 2 if request.start else 1
-    expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation, adapters=adapters)
+    shape = Shape.of(config, total - trainable, packed)
+    more: dict[str, Any] = {
+        "adapters": 2 if request.start else 1,
+        "sharing": processes.count() if processes.share_base() else 1,
+    }
+    expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation, **more)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
     return Plan(
@@ -274,6 +278,15 @@ def _check_model(recipe: Recipe, model: Any) -> None:
     if recipe.checkpointing != "none" and not model.supports_gradient_checkpointing:
         why = f"{type(model).__name__} can recompute no layers: --set checkpointing=none"
         raise RecipeError(f"recipe {recipe.name}: {why}")
+    if processes.share_base():
+        from bnbench.finetune.engine.shards import decoder_layers
+
+        held = [id(t) for m in decoder_layers(model).values() for t in (*m.parameters(), *m.buffers())]
+        why = "DoRA measures all weights before it begins" if recipe.dora else ""
+        why = why or ("it is quantised already" if getattr(model.config, "quantization_config", None) else "")
+        why = why or ("" if held and len(set(held)) == len(held) else "it has no layers that stand for themselves")
+        if why:
+            raise RecipeError(f"recipe {recipe.name}: this base cannot be shared (--use_fsdp): {why}")
 
 
 def _validation_rows(request: FinetuneRequest, recipe: Recipe, prompts: Prompter) -> tuple[tuple[Row, ...], int]:

@@ -184,6 +184,8 @@ class Recipe:
                 f"a step of {self.samples_per_step} rows (batch_size × accumulate) cannot be shared by {processes} "
                 "processes: start a number of them that divides it, or change batch_size"
             )
+        if processes > 1 and self.checkpointing == "reentrant":  # DDP would count its parameters twice
+            raise RecipeError('checkpointing "reentrant" is for one process: --set checkpointing=non-reentrant')
         size = min(self.batch_size, share)
         return replace(self, batch_size=size, accumulate=math.ceil(share / size))
 

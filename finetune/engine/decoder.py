@@ -365,6 +365,8 @@ class Recomputation:
         if not all(isinstance(layer, LeanLayer) for layer in self.layers):
             return
         room = self.spare(tokens) - self.kept * tokens * len(self.layers)
+        if processes.share_base():  # all go through the layers as often
+            room = -processes.reduce(-room, "MAX")
         if room >= 0:
             self.hold_weights(room)
         elif tokens >= OFFLOAD_FROM:
@@ -379,7 +381,7 @@ class Recomputation:
         for layer in self.layers:
             packed = [by.weight for by in layer.parts.projections if isinstance(by.weight, Packed)]
             size = sum(weight.size for weight in packed)
-            if size > room:
+            if size > room or processes.share_base():  # of layers that come and go, no weight stays unpacked
                 break
             room, self.fixed = room - size, self.fixed + size
             for weight in packed:
@@ -392,7 +394,7 @@ class Recomputation:
         heads = config.num_attention_heads * parts.attention.head_dim
         # Queries, attention's output, keys and values, which may be repeated to as many, and the residual stream.
         size = tokens * (4 * heads + config.hidden_size) * parts.first_norm.weight.element_size() * len(self.layers)
-        if not HostMemory.has_room(size, processes.count()):
+        if processes.reduce(int(not HostMemory.has_room(size, processes.count())), "MAX"):
             _log.info("not offloaded: attention would take %.1f GiB, over half of the host's memory", size / 2**30)
             return
         seconds = []

@@ -2,7 +2,8 @@
 
 `accelerate launch -m bnbench finetune …` or torchrun starts them. Each holds the whole model on a GPU of its own and
 takes its share of every step's samples; DDP adds up LoRA's small gradients once a step, in each process's last pass,
-however many passes the others have. The first process plans, writes and speaks.
+however many passes the others have. The first process plans, writes and speaks. Under `accelerate launch --use_fsdp`
+the base's layers are shared out too (`bnbench.finetune.engine.shards`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from bnbench.errors import BnbenchError, RecipeError, TrainingError, require
 
+_SHARES = "BNBENCH_USE_FSDP"
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
@@ -36,6 +38,11 @@ def index() -> int:
     return int(os.environ["RANK"]) if count() > 1 else 0
 
 
+def share_base() -> bool:
+    """Whether each holds a part of the base's layers, as the launcher says in ACCELERATE_USE_FSDP."""
+    return count() > 1 and "true" in (os.environ.get(name, "").lower() for name in ("ACCELERATE_USE_FSDP", _SHARES))
+
+
 @contextmanager
 def meet(device: str) -> Iterator[None]:
     """The time that this process spends with the others. Raises RecipeError for fewer GPUs than processes."""
@@ -44,9 +51,13 @@ def meet(device: str) -> Iterator[None]:
     if count() == 1:
         yield
         return
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            refuse(RecipeError(f"{name} splits a model; here each process has a whole one: launch with --multi_gpu"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        refuse(RecipeError("DeepSpeed is not supported: launch with --multi_gpu, or --use_fsdp to share the base"))
+    if share_base():
+        if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+            refuse(RecipeError("FSDP's layers stay on the cards: launch without --fsdp_offload_params"))
+        # Kept from accelerate, which would wrap the model, LoRA and all: its layers are shared out by us.
+        os.environ[_SHARES], os.environ["ACCELERATE_USE_FSDP"] = "true", "false"
     torch = require("torch", extra="models")
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:

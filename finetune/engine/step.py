@@ -316,15 +316,18 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         """Forward and backward of each pass of a batch; gives their share of the step's mean loss.
 
         Of several processes each adds its gradients to the others' in its last pass of the step, a short one that
-        counts nothing where it has none. DDP and transformers' log take means, so that losses are scaled to sums.
+        counts nothing where it has none; where they share the base, all have as many passes, by such ones. DDP and
+        transformers' log take means, so that losses are scaled to sums.
         """
         if not model.training:  # else it goes through all modules for nothing, while the card waits
             model.train()
         total, count = torch.zeros((), device=self.args.device), processes.count()
         meets = isinstance(model, torch.nn.parallel.DistributedDataParallel) and self.accelerator.sync_gradients
-        weights = [float(count)] * len(inputs)
-        if meets and not inputs:
-            inputs, weights = [make_pass([min(self.rows, key=lambda row: len(row.ids))])], [0.0]
+        wanted = processes.reduce(len(inputs), "MAX") if processes.share_base() else int(meets)
+        weights, rest = [float(count)] * len(inputs), max(0, wanted - len(inputs))
+        if rest:
+            shortest = make_pass([min(self.rows, key=lambda row: len(row.ids))])
+            inputs, weights = [*inputs, *[shortest] * rest], [*weights, *[0.0] * rest]
         for i, (one_pass, weight) in enumerate(zip(inputs, weights, strict=True), 1):
             if self.recomputation is not None:
                 self.recomputation.set_for(one_pass.ids.numel())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -35,7 +36,10 @@ class Validator(TrainerCallback):  # type: ignore[misc]
         packs = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         batches = [rows] if job.recipe.packing else [rows[i : i + size] for i in range(0, len(rows), size)]
         passes = [one_pass for batch in batches for one_pass in packs(batch)]
-        self.passes = passes[processes.index() :: processes.count()]
+        # Where processes share the base, all have as many passes; what is there twice counts once.
+        rest = -len(passes) % processes.count() if processes.share_base() else 0
+        counted = [*zip(passes, repeat(1)), *zip(passes[:1] * rest, repeat(0))]
+        self.passes = counted[processes.index() :: processes.count()]
         self.tokens = sum(row.supervised for row in rows)
         kept = job.resume.folder / BEST if job.resume else None
         self.best: Mapping[str, torch.Tensor] = load_file(kept) if kept and kept.is_file() else {}
@@ -52,8 +56,8 @@ class Validator(TrainerCallback):  # type: ignore[misc]
         """One measurement, into the log history (and to trackers)."""
         model, nats = self.trainer.model.eval(), 0.0  # without dropout and recomputation
         with torch.no_grad():
-            for one_pass in self.passes:
-                nats += float(self.trainer.compute_loss(model, one_pass, num_items_in_batch=1))
+            for one_pass, counts in self.passes:
+                nats += counts * float(self.trainer.compute_loss(model, one_pass, num_items_in_batch=1))
         model.train()
         nats = processes.reduce(nats, "SUM")
         bits = nats / math.log(2) / self.job.validation_characters

@@ -120,6 +120,7 @@ def load_base(job: Job) -> Any:
     import transformers
 
     from bnbench.finetune.engine.layers import ATTENTION
+    from bnbench.finetune.engine.shards import Shards, own_part
 
     dtype = getattr(torch, job.precision.dtype_name)
     options: dict[str, Any] = {}
@@ -131,7 +132,12 @@ def load_base(job: Job) -> Any:
     if job.device == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}
         torch.cuda.reset_peak_memory_stats()
+    if processes.share_base():
+        options |= own_part(job.base, trust_remote_code=job.trust_remote_code)
     model = loading.load_base(job.base, dtype=dtype, trust_remote_code=job.trust_remote_code, **options)
+    if processes.share_base():
+        Shards(model)
+        model.name_or_path = str(job.base.folder)  # which PEFT looks into, or asks the hub for, when it saves
     if not own_attention(model):
         model.set_attn_implementation(ATTENTION)
     model.config.use_cache = False

@@ -41,7 +41,8 @@ given = json.loads(sys.stdin.read())
 examples = tuple(Example(**e) for e in given["examples"])
 second, ask = os.environ["RANK"] == "1", Stop.__call__
 
-def train(output, dropout="0", at_step_2=None):
+held = []
+def train(output, dropout="0", at_step_2=None, **more):
     steps = []
     def asked(stop):
         steps.append(None)
@@ -49,7 +50,7 @@ def train(output, dropout="0", at_step_2=None):
             at_step_2()
         return ask(stop)
     Stop.__call__ = asked
-    settings = {**given["settings"], "dropout": dropout}
+    settings = {**given["settings"], "dropout": dropout, **more}
     output = Path(given["folder"]) / output
     try:
         result = finetune(FinetuneRequest(given["base"], examples, "f00d", output, "t4", settings, device="cpu",
@@ -58,8 +59,9 @@ def train(output, dropout="0", at_step_2=None):
         told["validation"] = [bits for _, bits, _ in result.validation.curve]
     except (BnbenchError, SystemExit) as error:
         told = {"error": str(error), "kind": type(error).__name__}
-    print(json.dumps(told), flush=True)
-
+    print(json.dumps(told | ({"held": held[-1]} if held else {})), flush=True)
+"""
+ALIKE = """
 train("plain")
 train("whole", "0.05")
 train("stopped", "0.05", lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -67,13 +69,37 @@ train("stopped", "0.05")
 train("plain")
 train("lost", at_step_2=lambda: os._exit(9))
 """
+SHARED = """
+from bnbench.finetune.tuners import adapter
+adapt = adapter.adapt
+def measured(base, *given, **named):
+    if not next(base.parameters()).is_meta:
+        layers = [p for layer in base.model.layers for p in layer.parameters()]
+        storages = {s.data_ptr(): s.nbytes() for s in (p.untyped_storage() for p in layers)}
+        held.append(sum(storages.values()))
+    return adapt(base, *given, **named)
+adapter.adapt = measured
+whole = {"tuner": "lora", "quantisation": "none"}
+train("plain")
+train("plain-16", **whole)
+os.environ["ACCELERATE_USE_FSDP"] = "true"
+train("shared")
+train("shared-16", **whole)
+train("stopped", at_step_2=lambda: os.kill(os.getpid(), signal.SIGTERM))
+train("stopped")
+train("refused", dora="true")
+train("lost", at_step_2=lambda: os._exit(9))
+"""
 
 
 @pytest.fixture
-def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
-    """What each process says of its trainings."""
-    request = request_for(rows=9)
-    given = {"base": request.base, "settings": {"r": "4", **SETTINGS}, "folder": str(tmp_path)}
+def launch(request_for: Request, tmp_path: Path) -> Callable[..., list[list[dict[str, Any]]]]:
+    return lambda script, base=None: launched(script, request_for(rows=9), tmp_path, base)
+
+
+def launched(script: str, request: FinetuneRequest, tmp_path: Path, base: Path | None) -> list[list[dict[str, Any]]]:
+    """What each of two processes says of its trainings."""
+    given = {"base": str(base or request.base), "settings": {"r": "4", **SETTINGS}, "folder": str(tmp_path)}
     text = json.dumps({**given, "examples": [vars(e) for e in request.examples]})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -81,7 +107,7 @@ def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
     told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD],
+            [sys.executable, "-c", CHILD + script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,7 +130,8 @@ def told(request_for: Request, tmp_path: Path) -> list[list[dict[str, Any]]]:
     return [[json.loads(line) for line in output.splitlines()] for output in outputs]
 
 
-def test_two_processes_train_as_one(told: list[list[dict[str, Any]]], request_for: Request, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(launch: Any, request_for: Request, tmp_path: Path) -> None:
+    told = launch(ALIKE)
     request = request_for("one", rows=9, recipe="t4", overrides={**SETTINGS, "dropout": "0", "learning_rate": "2e-4"})
     one = finetune(replace(request, validation=request.examples[::3]))
     plain, whole, stopped, resumed, again, lost = told[0]
@@ -124,6 +151,25 @@ def test_two_processes_train_as_one(told: list[list[dict[str, Any]]], request_fo
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert again == {**plain, "resumed": 3} and [told[1][i] for i in (0, 1, 3, 4)] == [plain, whole, resumed, again]
     assert lost["kind"] == "TrainingError" and "process 0 of 2 lost the others" in lost["error"]
+
+
+def test_two_processes_share_a_base(
+    launch: Any, make_base: Callable[..., Path], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    base = make_base(tmp_path / "base", tiny_tokenizer, num_hidden_layers=8, hidden_size=128, intermediate_size=256)
+    for plain, plain_16, shared, shared_16, stopped, resumed, refused, *lost in launch(SHARED, base):
+        for one, other in ((plain, shared), (plain_16, shared_16), (plain, resumed)):
+            assert other["curve"] == pytest.approx(one["curve"], abs=1e-4) and other["steps"] == 3
+            assert other["validation"] == pytest.approx(one["validation"], abs=1e-4)
+        for one, other in ((plain, shared), (plain_16, shared_16)):  # four of eight layers, and the one that is sent
+            assert 0.6 * one["held"] < other["held"] < 0.7 * one["held"]
+        assert "error" in stopped and resumed["resumed"] == 2
+        assert "DoRA" in refused["error"] or refused["kind"] == "SystemExit"
+        assert [found["kind"] for found in lost] in ([], ["TrainingError"])
+    for one, other in (("plain", "shared"), ("plain-16", "shared-16"), ("plain", "stopped")):
+        expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in (one, other))
+        assert expected.keys() == found.keys()
+        assert all(torch.allclose(found[name], value, rtol=0, atol=1e-4) for name, value in expected.items())
 
 
 def test_shares_are_even_and_lose_nothing() -> None:
@@ -167,10 +213,31 @@ def test_a_tuner_of_one_process_is_not_started_in_three(request_for: Request, mo
 
 
 @pytest.mark.usefixtures("three")
-def test_a_launcher_that_splits_the_model_is_refused(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RecipeError, match=r"FSDP splits a model; .*: launch with --multi_gpu"):
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["ACCELERATE_USE_DEEPSPEED"], "DeepSpeed is not supported: launch with --multi_gpu, or --use_fsdp"),
+        (["ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"], "stay on the cards: launch without --fsdp_offload_params"),
+    ],
+)
+def test_a_launcher_that_asks_for_more_is_refused(
+    names: list[str], said: str, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in names:
+        monkeypatch.setenv(name, "true")
+    with pytest.raises(RecipeError, match=said):
         finetune(request_for())
+
+
+@pytest.mark.usefixtures("three")
+def test_a_base_that_cannot_be_shared_is_refused(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    six: dict[str, Any] = {"batch_size": "6", "accumulate": "1"}
+    with pytest.raises(RecipeError, match="reentrant.*is for one process"):
+        plan(request_for(overrides={**six, "checkpointing": "reentrant"}))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert plan(request_for(overrides=six)).estimate.seconds is None
+    with pytest.raises(RecipeError, match="cannot be shared .*DoRA"):
+        plan(request_for(overrides={**six, "dora": "true"}))
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", "শেষ\n"), ("1", "")])
