@@ -117,7 +117,7 @@ def make_job(args: argparse.Namespace, turns):
         pad_id=128004,
         precision=recipe_precision(recipe, Device.of("cuda"), 8_030_261_248),
         device="cuda",
-        steps=args.steps * ROUNDS,
+        steps=args.steps * ROUNDS + 1,  # nobody asks whether to stop after the last one, which does not count
         warmup_steps=1,
         output=Path(f"/tmp/bnbench-benchmark-{os.getpid()}"),
         should_stop=at_step_end,
