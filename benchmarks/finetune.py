@@ -45,10 +45,10 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "t4 in 40 GiB at 4096": ("t4", [*AT, "--set", "memory_gib=40"]),
     "t4 on two cards": ("t4", ["--cards", "2"]),
     "t4 on two cards at 4096": ("t4", [*AT, "--cards", "2"]),
-    "t4 in float32": ("t4", ["--steps", "8", "--set", "precision=float32", "--set", "dropout=0"]),
+    "t4 in float32": ("t4", ["--length", "512", "--steps", "8", "--set", "precision=float32", "--set", "dropout=0"]),
     "t4 in float32 on two cards": (
         "t4",
-        ["--steps", "8", "--set", "precision=float32", "--set", "dropout=0", "--cards", "2"],
+        ["--length", "512", "--steps", "8", "--set", "precision=float32", "--set", "dropout=0", "--cards", "2"],
     ),
     "dpo at 2048": ("dpo", ["--length", "2048", "--steps", "7", "--set", "accumulate=2"]),
     "dpo on 16 bits at 1024": (
