@@ -45,6 +45,10 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "t4 in 40 GiB at 4096": ("t4", [*AT, "--set", "memory_gib=40"]),
     "t4 on two cards": ("t4", ["--cards", "2"]),
     "t4 on two cards at 4096": ("t4", [*AT, "--cards", "2"]),
+    "t4 shared by two cards": ("t4", ["--cards", "2", "--share"]),
+    "t4 shared by two cards at 4096": ("t4", [*AT, "--cards", "2", "--share"]),
+    "lora-16bit at 4096": ("lora-16bit", AT),
+    "lora-16bit shared by two cards at 4096": ("lora-16bit", [*AT, "--cards", "2", "--share"]),
     "t4 in float32": ("t4", ["--length", "512", "--steps", "8", "--set", "precision=float32", "--set", "dropout=0"]),
     "t4 in float32 on two cards": (
         "t4",
@@ -76,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--length", type=int)
     parser.add_argument("--cards", type=int, default=1, help="so many processes, one a card, share each step")
+    parser.add_argument("--share", action="store_true", help="they share the base's layers too (FSDP)")
     parser.add_argument("--cap", type=float, help="GiB of the card's memory that may be used")
     parser.add_argument("--no-liger", action="store_true", help="as if liger-kernel were not installed")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -138,6 +143,8 @@ def measure(args: argparse.Namespace) -> None:
     from bnbench.finetune.engine import processes
     from bnbench.finetune.recipes import get_tuner
 
+    if args.share:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     turns = Turns(args.steps, args.length)
     trains_in_turn(turns)
     job = make_job(args, turns)
@@ -182,13 +189,16 @@ def expectation(job):
     from peers import CHECKPOINT
     from transformers import AutoConfig
 
+    from bnbench.finetune.engine import processes
     from bnbench.finetune.memory import Shape, estimate
     from bnbench.finetune.tuners.adapter import count_parameters
 
     config = AutoConfig.from_pretrained(CHECKPOINT)
     trainable, total = count_parameters(config, job.recipe)
     shape = Shape.of(config, total - trainable)
-    return estimate(shape, job.recipe, job.rows, trainable, job.steps, gpu=torch.cuda.get_device_name(0))
+    sharing = processes.count() if processes.share_base() else 1
+    card = torch.cuda.get_device_name(0)
+    return estimate(shape, job.recipe, job.rows, trainable, job.steps, gpu=card, sharing=sharing)
 
 
 def profiled(job, path: Path):

@@ -1,23 +1,32 @@
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bnbench.errors import RecipeError
 from bnbench.finetune import FinetuneRequest, load_recipe, plan
 from bnbench.finetune.engine.collate import Collate, Row
 from bnbench.finetune.engine.decoder import Recomputation
-from bnbench.finetune.memory import LLAMA_8B, Estimate, Shape, estimate, lora_parameters
+from bnbench.finetune.memory import CARDS, LLAMA_8B, Estimate, Shape, estimate, lora_parameters
 from bnbench.finetune.recipes import Recipe
 
 ROWS = [Row(str(i), (7,) * n, (7,) * n) for i, n in enumerate((4096, 600, 300, 900, 48))]
+LLAMA_70B: dict[str, Any] = {
+    "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8,
+}  # fmt: skip
 TRAINABLE = {"t4": 3_407_872, "t4-r16-all-linear": 41_943_040, "lora-16bit": 41_943_040}
 
 
@@ -121,8 +130,6 @@ def test_layers_that_need_not_be_computed_twice() -> None:
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "llama"])
 def test_what_nf4_leaves_in_16_bits_is_counted(kind: str) -> None:
     """Experts lie in one tensor a layer, which is no linear layer, so bitsandbytes leaves them as they are."""
-    import transformers
-
     from bnbench.finetune.tuners.adapter import linear_parameters
 
     widths: dict[str, Any] = {
@@ -149,28 +156,55 @@ def test_what_nf4_leaves_in_16_bits_is_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "one", "several"),
     [
-        ({}, "one card of 48 GB (A40, L40S) holds it; several share the rows of a step, each with a whole base"),
-        ({"memory_gib": 60.0}, "one card of 80 GB (A100, H100) holds it"),
-        ({"tuner": "lora", "quantisation": "none"}, "one card of 192 GB (B200) holds it"),
+        ({}, "one card of 48 GB (A40, L40S) holds it whole", {"16 GB": 9, "24 GB": 4, "32 GB": 2, "40 GB": 2}),
+        ({"memory_gib": 60.0}, "one card of 80 GB (A100, H100) holds it", {}),
+        (
+            {"tuner": "lora", "quantisation": "none"},
+            "one card of 192 GB (B200) holds it whole (143.",
+            {"24 GB": 16, "32 GB": 8, "40 GB": 6, "48 GB": 5, "80 GB": 2, "141 GB": 2},
+        ),
         (
             {"tuner": "lora", "quantisation": "none", "precision": "float32"},
-            "no card holds it; 2 of 192 GB (B200) would",
+            "no card holds it whole (285.",
+            {"48 GB": 16, "80 GB": 5, "141 GB": 3, "192 GB": 2},
         ),
+        ({"quantisation": "none", "tuner": "lora", "precision": "float32", "dora": True}, "sharing .*: none", {}),
     ],
 )
-def test_how_many_cards_a_70b_shape_needs(changes: dict[str, Any], said: str) -> None:
-    from transformers import LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
-        num_key_value_heads=8,
-    )  # fmt: skip
-    shape = Shape.of(config, 70_553_706_496)
-    found = estimate(shape, replace(load_recipe("t4"), **changes), ROWS, 16_384_000, 10, fused=True)
-    assert said in found.cards and said in str(found) and found.summary()["cards"] == found.cards
+def test_how_many_cards_a_70b_shape_needs(changes: dict[str, Any], one: str, several: dict[str, int]) -> None:
+    shape = Shape.of(transformers.LlamaConfig(**LLAMA_70B), 70_553_706_496)
+    recipe = replace(load_recipe("t4"), **changes)
+    found = estimate(shape, recipe, ROWS, 16_384_000, 10, fused=True)
+    assert re.search(one if "none" in one else re.escape(one), found.cards)
+    assert found.cards in str(found) and found.summary()["cards"] == found.cards
+    shared = {name[: name.index(" (")]: (n, gib) for name, (n, gib) in found.shared.items() if n > 1}
+    assert {name: n for name, (n, _) in shared.items()} == several
+    for name, (n, gib) in shared.items():
+        # What each of so many needs is what the plan of one of so many processes says; of fewer it is too much.
+        room = next(room for card, room in CARDS.items() if card.startswith(name))
+        each, of_fewer = (
+            sum(estimate(shape, recipe, ROWS, 16_384_000, 10, fused=True, sharing=count).terms.values()) / 2**30
+            for count in (n, n - 1)
+        )
+        assert each == pytest.approx(gib) and each <= room < of_fewer
+        assert f"{n} of {name} (" in found.cards and f"({gib:.1f} GiB on each)" in found.cards
     if not changes:
         assert 34 < found.terms["weights"] / 2**30 < 36
         with pytest.raises(RecipeError, match=r"a T4 has 14.6; the largest part: weights, .*; one card of 48 GB"):
             found.check_fits(int(14.6 * 2**30), "a T4")
+
+
+def test_dry_run_of_a_70b_base_without_its_weights(
+    request_for: Callable[..., FinetuneRequest], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "70b", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **LLAMA_70B, "head_dim": 128}), encoding="utf-8")
+    planned = plan(request_for(base=str(folder), recipe="t4"), weights=False)
+    assert planned.total - planned.trainable == 70_553_706_496
+    # Its rows are short.
+    said = r"one card of 40 GB \(A100\) holds it whole \(38.*: 4 of 16 GB \(T4\) \(.*, 2 of 24 GB .*, 2 of 32 GB"
+    assert re.search(said, str(planned))
+    assert "the base's weights are not here" in str(planned)

@@ -232,11 +232,11 @@ def test_a_launcher_that_asks_for_more_is_refused(
 @pytest.mark.usefixtures("three")
 def test_a_base_that_cannot_be_shared_is_refused(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     six: dict[str, Any] = {"batch_size": "6", "accumulate": "1"}
-    with pytest.raises(RecipeError, match="reentrant.*is for one process"):
+    with pytest.raises(RecipeError, match=r"reentrant.*is for one process"):
         plan(request_for(overrides={**six, "checkpointing": "reentrant"}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert plan(request_for(overrides=six)).estimate.seconds is None
-    with pytest.raises(RecipeError, match="cannot be shared .*DoRA"):
+    with pytest.raises(RecipeError, match=r"cannot be shared .*DoRA"):
         plan(request_for(overrides={**six, "dora": "true"}))
 
 
