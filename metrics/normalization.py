@@ -10,8 +10,9 @@ Full stops. `.` becomes `।` after a Bengali letter (a closing quote or bracket
 letter, a digit or another `.` follows; after a number that ends a line; and between two Bengali words without a
 blank, where the first has two letters or is না and neither is an abbreviation, an initial or the end of a domain name
 (…কমবে.আমি, but প্রথমআলো.কম, কি.মি., বি.বি.সি.). It stays in abbreviations: `ABBREVIATIONS` (মো. ডা. লি. নং.), single
-consonants (ড. প. ক.), and initials in a row (এ. কে. ফজলুল হক, এম. এ.). A word of that list at the end of a sentence
-therefore keeps its `.`; words that often end sentences (এল, কি, সে, জি, এ, ও) are not in it for that reason.
+letters that more follows on their line (ড. রহমান, আ. লীগ) or that are alone on it (ক.), and initials in a row (এ. কে.
+ফজলুল হক, শ. ম.). A word of that list at the end of a sentence keeps its `.`; words that often end sentences (এল, কি,
+সে, এ, ও; ন, "not" in Chattogram, হ, ল, ত) are in none of both for that reason, and are initials beside others alone.
 """
 
 import re
@@ -65,11 +66,11 @@ _BENGALI_BEFORE = re.compile(f"[{_BENGALI}](?:[{_CLOSING}]?|.*[0-9০-৯])\\s*$
 _BENGALI_LETTER = re.compile(f"[{_LETTERS}]")
 _LAST_WORD = re.compile(f"(?<![{_BENGALI}])[{_BENGALI}]+$")
 _SPELT = (
-    "এ|বি|সি|ডি|ই|এফ|জি|এইচ|আই|জে|কে|এল|এম|এন|ও|পি|কিউ|আর|এস|টি|ইউ|ভি|ডব্লিউ|এক্স|ও(?:\u09af\u09bc|\u09df)াই|জেড|[ক-হ]"
+    "এ|বি|সি|ডি|ই|এফ|জি|এইচ|আই|জে|কে|এল|এম|এন|ও|পি|কিউ|আর|এস|টি|ইউ|ভি|ডব্লিউ|এক্স|ও(?:\u09af\u09bc|\u09df)াই|জেড|সা|[আক-হ]"
 )
-_INITIAL_BEFORE = re.compile(f"(?<![{_BENGALI}])(?:{_SPELT})\\.\\s?$")
-_INITIAL_AFTER = re.compile(f"\\s?(?:{_SPELT})\\.")
-_INITIAL = re.compile(_SPELT)
+_INITIAL_BEFORE = re.compile(f"(?<![{_BENGALI}])(?:{_SPELT})\\. ?$")
+_INITIAL_AFTER = re.compile(f"(?! ড\\.) ?(?:{_SPELT})\\.")  # a title begins a name
+_INITIAL, _LETTER, _SAID = map(re.compile, (_SPELT, "[আক-হ]", "[নহলত]"))  # and the letters that are words
 
 _TITLES = "মো মোঃ মোসা মোছা মোহা মুহা ডা ডাঃ মি মিঃ অধ্যা প্রফ প্রফে ইঞ্জি অ্যাড এড"
 _FIRMS_AND_UNITS = "লি লিঃ প্রা কোং রেজি নং সেমি কিমি গ্রা খ্রি খ্রিঃ খ্রী হি বাং ইং তাং সা সং সম্পা পৃ পৃঃ দ্র"
@@ -121,21 +122,19 @@ def _sentence_end(match: re.Match[str]) -> str:
     if (found := _LAST_WORD.search(before)) is None:  # a closing quote stands between, or a word of forty letters
         return "." if match["glued"] else "।"
 
-    # Abbreviations, single consonants, and initials beside another initial keep it.
-    word = unicodedata.normalize("NFC", found[0])
-    if word in ABBREVIATIONS or (len(word) == 1 and "ক" <= word <= "হ"):
-        return "."
-    initial = _INITIAL.fullmatch(word) is not None
-    if initial and (_INITIAL_BEFORE.search(before[: found.start()]) or _INITIAL_AFTER.match(after)):
+    # Abbreviations, single letters that do not end their line, and initials beside another initial keep it.
+    word, before = unicodedata.normalize("NFC", found[0]), before[: found.start()]
+    said, initial = _SAID.fullmatch(word), _INITIAL.fullmatch(word)
+    letter = not said and _LETTER.fullmatch(word) and (after[:1] not in ("", "\n") or before[-1:] in ("", "\n"))
+    if letter or word in ABBREVIATIONS or (initial and (_INITIAL_BEFORE.search(before) or _INITIAL_AFTER.match(after))):
         return "."
     if not match["glued"]:
         return "।"
 
     # Between two words without a blank it is a stop, but not in প্রথমআলো.কম, কি.মি. or বি.বি.সি.
     following = unicodedata.normalize("NFC", match["glued"])
-    if initial or following in _DOMAINS or following in ABBREVIATIONS:
-        return "."
-    return "।" if word == "না" or len(_BENGALI_LETTER.findall(word)) > 1 else "."
+    ends = said or (not initial and (word == "না" or len(_BENGALI_LETTER.findall(word)) > 1))
+    return "।" if ends and following not in _DOMAINS and following not in ABBREVIATIONS else "."
 
 
 RULES = (  # each comes after those that make what it looks for

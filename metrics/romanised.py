@@ -21,7 +21,7 @@ import numpy as np
 from bnbench.metrics.normalization import Memo, normalize
 
 _LATIN, _BENGALI = re.compile("[A-Za-z]"), re.compile("[\u0985-\u09b9\u09ce\u09dc-\u09df]")
-_WORD = re.compile("(?<![A-Za-z0-9@._/-])[A-Za-z]+(?![A-Za-z0-9@_/]|\\.[A-Za-z])")
+_WORD = re.compile(r"(?<![A-Za-z\d@._/-])[A-Za-z]+(?![A-Za-z\d@_/]|\.[A-Za-z])")
 _ASPIRATE, _DOUBLE = re.compile("(?<=[kgjtdbr])h"), re.compile(r"([a-z])\1+")
 _CONSONANT = "(?:[\u0995-\u09b9]\u09bc?)"  # as bn1 has them
 _FOLDER = Path(__file__).parent

@@ -39,6 +39,11 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
     assert bengali(text) == text
 
 
+@pytest.mark.parametrize("mixed", ["৪th", "২nd", "4th", "t২০", "৩g", "x٣"])
+def test_letters_beside_a_digit_of_any_script_are_no_romanised_word(mixed: str) -> None:
+    assert bengali(f"ami {mixed} bujhi na") == f"আমি {mixed} বুঝি না"
+
+
 def test_unknown_words_stay_in_latin_letters() -> None:
     assert bengali("ami zqxw bujhi na") == "আমি zqxw বুঝি না"
 

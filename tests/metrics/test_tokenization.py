@@ -92,6 +92,9 @@ def test_tokens_do_not_depend_on_where_they_are_met(text: str) -> None:
 
 
 def test_sentences() -> None:
+    assert split_sentences("আঁই ন যাইয়ুম ন. তুঁই যাও. ড. রহমান আছেন ত. চল") == [
+        *map(normalize, ("আঁই ন যাইয়ুম ন।", "তুঁই যাও।", "ড. রহমান আছেন ত।", "চল"))
+    ]
     text = "তিনি বললেন, “যাও!” আমি গেলাম।তারপর?\nঠিক আছে। ড. রহমান এলেন. শেষ"
     assert split_sentences(text) == ["তিনি বললেন, “যাও!”", "আমি গেলাম।", "তারপর?", "ঠিক আছে।", "ড. রহমান এলেন।", "শেষ"]
     assert split_sentences("") == []
