@@ -1,6 +1,7 @@
 """SIGKILL at random moments of every command that writes: what it began, the same command ends, with the same bytes.
 
     python tests/faults/kills.py [--kills 200] [--seed 1] [--only evaluate,report]
+    python tests/faults/kills.py --only endpoint --kills 6 --endpoint http://127.0.0.1:8123#base     a real server
 
 Each command runs in a process that is forked from this one, which has imported all that is needed. It is killed after
 a random time, or in the middle of its n-th write; a third of the killed are killed again on their way.
@@ -147,8 +148,8 @@ def serve() -> str:
         return f"http://127.0.0.1:{file.read()}#m"
 
 
-def scenes(place: Path) -> dict[str, Scene]:
-    """The commands, made ready in `place`."""
+def scenes(place: Path, endpoints: Sequence[str]) -> dict[str, Scene]:
+    """The commands, made ready in `place`; without `endpoints` a server of ours is asked."""
     from bnbench import demo
 
     for name, tail in (("a", ""), ("b", " পাশে আছি।")):
@@ -177,12 +178,15 @@ def scenes(place: Path) -> dict[str, Scene]:
     ask = ("--adapter", "bnbench-demo/adapter", "--limit", "6", "--batch-size", "2", "--max-new-tokens", "6", "-q")
     tune = ("--recipe", "demo", "--limit", "8", "--set", "epochs=2", "--set", "save_every=1", "-q")
     # A strict editable install links file by file, and what is published must be no link.
-    own = (Path(demo.__file__).parent / "adapter" / "adapter_config.json").resolve().parent
+    bundled = Path(demo.__file__).parent
+    own = (bundled / "adapter" / "adapter_config.json").resolve().parent
+    asked = [word for url in endpoints or [serve()] for word in ("--endpoint", url)]
+    asked += ["--tokenizer", str(bundled / "base"), "--greedy"] if endpoints else []
     dry = ("--dry-run", "--base-id", "a/b")
     adapter = ("adapter_model.safetensors", "adapter_config.json", "loss.csv")
     return {
         "evaluate": Scene(("evaluate", *ask, "--out", "{out}"), nothing, run),
-        "endpoint": Scene(("evaluate", "--endpoint", serve(), "--limit", "40", "-q", "--out", "{out}"), nothing, run),
+        "endpoint": Scene(("evaluate", *asked, "--limit", "40", "-q", "--out", "{out}"), nothing, run),
         "recorded": Scene(("evaluate", *recorded, "--out", "{out}"), nothing, run),
         "finetune": Scene(("finetune", *tune, "--out", "{out}"), nothing, adapter),
         "report": Scene(("report", "{out}"), finished, run),
@@ -197,6 +201,7 @@ def main() -> int:
     options.add_argument("--kills", type=int, default=200)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--only", default="")
+    options.add_argument("--endpoint", action="append", default=[], help="URL#model of the bundled base or adapter")
     asked = options.parse_args()
     import bnbench.reports.human  # noqa: F401
 
@@ -209,7 +214,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         place = Path(folder)
-        every = {n: s for n, s in scenes(place).items() if not asked.only or n in asked.only.split(",")}
+        every = {n: s for n, s in scenes(place, asked.endpoint).items() if not asked.only or n in asked.only.split(",")}
         for number, (name, scene) in enumerate(every.items()):
             out, start = place / "out", time.monotonic()
             words = [word.format(out=out) for word in scene.words]
