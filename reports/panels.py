@@ -168,11 +168,10 @@ class Panel:
     level: int = 2
 
 
-def panels(ranking: Ranking, pen: Pen) -> Iterator[tuple[Panel, list[Block]]]:
+def panels(ranking: Ranking, pen: Pen) -> list[tuple[Panel, list[Block]]]:
     """All panels of a report, in order, with the blocks that this pen draws; none where it leaves the panel out."""
-    for section in PANELS:
-        for panel in section(ranking):
-            yield panel, [block for block in panel.blocks if pen in block.pens]
+    every = (panel for section in PANELS for panel in section(ranking))
+    return [(panel, [block for block in panel.blocks if pen in block.pens]) for panel in every]
 
 
 def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
