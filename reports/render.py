@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 WIDTH = 110
-COLUMNS = (
-    "rank_best", "rank_worst", "candidate", "kind", "metric", "value", "higher_is_better", "score", "low", "high",
-    "compared_with", "difference", "difference_low", "difference_high", "p", "p_holm", "smallest_detectable", "outcome",
-    "n", "signature",
-)  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
 Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 
@@ -137,20 +132,20 @@ def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
 
 def ranking_csv(ranking: Ranking) -> str:
     """One row a candidate and value, numbers in full; empty where there is nothing to say."""
-    rows: list[Sequence[object]] = [COLUMNS]
+    rows = list[dict[str, object]]()
     for s in ranking.standings:
         for score in s.scores:
-            c = s.versus(score.metric, score.name)
-            versus: tuple[object, ...] = (None,) * 8
-            if c:
-                versus = (c.other, c.difference, c.low, c.high, c.p, c.p_holm, c.smallest_detectable, outcome(c))
-            higher = str(ranking.directions[score.metric]).lower()
-            cells = (
-                s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
-                score.low, score.high, *versus, len(ranking.items[score.metric]), ranking.signatures[score.metric],
-            )  # fmt: skip
-            rows.append(["" if isinstance(x, float) and not math.isfinite(x) else x for x in cells])
-    return csv_text(rows)
+            metric, c = score.metric, s.versus(score.metric, score.name)
+            rows.append({
+                "rank_best": s.best_rank, "rank_worst": s.worst_rank, "candidate": s.candidate, "kind": s.kind,
+                "metric": metric, "value": score.name, "higher_is_better": str(ranking.directions[metric]).lower(),
+                "score": score.value, "low": score.low, "high": score.high, "compared_with": c and c.other,
+                "difference": c and c.difference, "difference_low": c and c.low, "difference_high": c and c.high,
+                "p": c and c.p, "p_holm": c and c.p_holm, "smallest_detectable": c and c.smallest_detectable,
+                "outcome": c and outcome(c), "n": len(ranking.items[metric]), "signature": ranking.signatures[metric],
+            })  # fmt: skip
+    kept = ([None if isinstance(x, float) and not math.isfinite(x) else x for x in row.values()] for row in rows)
+    return csv_text([[*rows[0]], *kept])
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
