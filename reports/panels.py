@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -753,60 +754,20 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
 
 def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
-    pairs, several = len(ranking.pairs), len(ranking.standings) > 1
-    independent = ranking.dialogues == ranking.n
-    unit = "items" if independent else f"the {counted(ranking.dialogues, 'dialogue')}"
-    said = (
-        f"{counted(len(ranking.standings), 'candidate')} answered the same "
-        f"{counted(len(ranking.runs[0].examples), 'message')}. "
-        f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "
-        f"({ranking.signatures[ranking.primary]}). Intervals are 95 % bootstrap-t intervals over {unit} "
-        f"({ranking.resamples:,} resamples, seed {ranking.seed}), Wilson’s for shares of replies."
-    )
-    if several:
-        family = f", Holm-adjusted over all {pairs} pairs of candidates on the primary metric" if pairs > 1 else ""
-        said += (
-            " Candidates were compared in pairs on the same items: interval and two-sided p of a difference come from "
-            f"the same resamples (paired bootstrap-t){family}. "
-            f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; p-values of secondary metrics are "
-            "unadjusted."
-        )
-    if held := [y.label for y in ranking.yardsticks]:
-        said += f" Yardsticks ({', '.join(held)}) have no rank, stand outside of any family, and their p is unadjusted."
-    others = [s for metric, s in ranking.signatures.items() if metric != ranking.primary]
-    said += f" Secondary metrics: {'; '.join(others)}." if others else ""
+    from jinja2 import Template
+
+    told = {"counted": counted, "listed": listed, "number": "{:,}".format, "p_value": p_value, "alpha": f"{ALPHA:g}"}
+    told |= {"r": ranking, "value": value_of(ranking).label, "groups": [name(group.name) for group in ranking.groups]}
+    told["is_rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
+    text = (Path(__file__).parent / "templates" / "methods.txt.j2").read_text(encoding="utf-8")
+    # The first paragraph is to be copied, the others are the limits; lines of one are folded.
+    whole = Template(text, trim_blocks=True, lstrip_blocks=True).render(told)
+    said, *limits = (paragraph.strip().replace("\n", " ") for paragraph in whole.split("\n\n"))
     columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))
     rows = [[metric, s, ranking.descriptions[metric]] for metric, s in ranking.signatures.items()]
     only = Sentences(("Scores may be compared only where the signatures are equal.",), "lead", Pen.HTML)
     blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, Table(columns, rows, aside="Signatures", pens=Pen.HTML))
     yield Panel("methods", "How it was measured", blocks, "Methods")
-    is_declared = ranking.declared.startswith("declared")
-    declared = "declared as the primary metric before the run" if is_declared else ranking.declared
-    trained = "Training-seed variance is not covered"
-    if ranking.groups:
-        trained = f"Training-seed variance is covered for {listed([name(g.name) for g in ranking.groups])} alone"
-    limits = [
-        f"{trained}: the intervals say how much the scores would move with other items, not "
-        "with another training run of the same recipe.",
-        f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
-        "Items count as independent: no column dialogue and no conversation says which belong together."
-        if independent
-        else "Items of one dialogue depend on each other, and are resampled together.",
-        "Where a few items hold most of a difference (spreads unlike, tails heavy), one that is none is found more "
-        "often than once in twenty: in 8 % of simulations with 40 such items, in 7 % with 100.",
-        f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
-        "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
-        "Intervals of people’s ratings speak of other items read by the same people, not of other people."
-        if any(metric.startswith("human-") for metric in ranking.metrics)
-        else "The metrics compare with a reference, count words, or measure likelihood. "
-        "They do not replace people who read the replies.",
-    ]
-    if several:
-        limits.append(
-            f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} resamples. The "
-            f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
-            f"in 80 % of cases at α = {ALPHA:g}."
-        )
     yield Panel("limits", "Limits", (Sentences(limits, "list", Pen.WRITTEN),), "Limits")
 
 
