@@ -4,6 +4,7 @@ A panel is a title and blocks (tables, sentences …). To add one, write one fun
 """
 
 import math
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -24,6 +25,7 @@ from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing,
 from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted, name, number, p_value, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
 _SLICED = 6  # candidates that have a column in the table of slices
@@ -709,37 +711,16 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
-        # What the run was; what it did not record is left out.
-        corpus, prompt, precision, device = record.corpus, record.prompt, record.precision, record.device
-        source = "" if corpus.source == corpus.name else f" from {corpus.source}"
-        limit = f", limited to {corpus.limit}" if corpus.limit else ""
-        # Greedy decoding ignores what sampling is told.
-        ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
-        decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
-        kept = map(precision.get, ("dtype", "quantisation"))
-        formats = [str(one) for one in kept if one not in (None, "", "none")]
-        cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
-        on = [device.get("accelerator") or "CPU only", cpus, *map(device.get, ("machine", "system"))] if device else []
-        memory, reason = record.peak_memory_bytes, f" – {precision['reason']}" if precision.get("reason") else ""
-        how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
-        times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
         asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
-        for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
+        for of, how_asked in [
+            ("", record.prompt),
+            *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt),
+        ]:
             hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
             known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
             asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
-        facts: dict[str, Any] = {
-            "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
-            "Fingerprint": corpus.fingerprint,
-            **asked,
-            "Decoding": ", ".join(how),
-            "Precision": ", ".join(formats) + reason,
-            "Device": ", ".join(str(part) for part in on if part),
-            "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-            "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
-            "Run": " to ".join(times),
-        }
-        told = [(label, str(text)) for label, text in facts.items() if text]
+        told = [*facts("data", r=record), *((label, str(text)) for label, text in asked.items() if text)]
+        told += facts("run", r=record)
         blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(told, Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
@@ -759,7 +740,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     told = {"counted": counted, "listed": listed, "number": "{:,}".format, "p_value": p_value, "alpha": f"{ALPHA:g}"}
     told |= {"r": ranking, "value": value_of(ranking).label, "groups": [name(group.name) for group in ranking.groups]}
     told["is_rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
-    text = (Path(__file__).parent / "templates" / "methods.txt.j2").read_text(encoding="utf-8")
+    text = (_TEMPLATES / "methods.txt.j2").read_text(encoding="utf-8")
     # The first paragraph is to be copied, the others are the limits; lines of one are folded.
     whole = Template(text, trim_blocks=True, lstrip_blocks=True).render(told)
     said, *limits = (paragraph.strip().replace("\n", " ") for paragraph in whole.split("\n\n"))
@@ -791,37 +772,18 @@ PANELS = (  # a line each
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
-    memory, gain = training.peak_memory_bytes, training.gain
     shown = "name description tuner r alpha dropout targets learning_rate schedule warmup optimizer seed epochs"
     recipe: dict[str, Any] = dict.fromkeys(shown.split(), ABSENT)  # what an older record lacks
     recipe |= {key: value for key, value in training.recipe.items() if value is not None}
-    targets, is_packed = recipe.get("targets"), training.precision.get("quantisation") == "nf4"
-    kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
-    more = "".join(
-        f", {name} {recipe[key]:g}"
-        for key, name, usual in (("lora_plus", "LoRA+", 1.0), ("neftune", "NEFTune", 0.0))
-        if recipe.get(key, usual) != usual
-    )
-    more += ", every reply of a conversation" if recipe.get("supervise") == "all" else ""
-    preferences = ""
-    if gain:
-        margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
-        ends = f"{margin} nats (95 % {low} to {high})"
-        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
-    facts = {
-        "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
-        "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
-        f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
-        "Precision": f"weights {'in NF4' if is_packed else 'not quantised'}, arithmetic in "
-        f"{training.precision.get('reason')}",
-        "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
-        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
-        "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "
-        f"{training.seconds / 60:,.1f} min on {training.device}",
-        "Loss": f"{training.loss_at_start:.3f} → {training.loss_at_end:.3f} "
-        "(means of the first and last tenth of the steps)",
-        "Preferences": preferences,
-        "Validation": training.validation.said(training.loss) if training.validation else "",
-        "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-    }
-    return [(label, text) for label, text in facts.items() if text]
+    if isinstance(recipe["targets"], list):
+        recipe["targets"] = ", ".join(map(str, recipe["targets"]))
+    return facts("training", t=training, recipe=recipe)
+
+
+def facts(kind: str, **of: object) -> list[tuple[str, str]]:
+    """Labels and texts, by those of templates/facts.toml of that kind; what comes out empty is left out."""
+    from jinja2 import Environment
+
+    made, texts = Environment(), tomllib.loads((_TEMPLATES / "facts.toml").read_text(encoding="utf-8"))[kind]
+    told = {label: made.from_string(text).render(of, number=number, counted=counted) for label, text in texts.items()}
+    return [(label, text) for label, text in told.items() if text]
