@@ -497,8 +497,9 @@ def _standings(
             adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == {entry.name, base.name})
             versus[0] = _judged(versus[0], adjusted, ranks_by)
         scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
-        told = own is not None, scores, tuple(versus), entry.record.hit_limit_share
-        standings.append(Standing(entry.name, entry.record.kind, *ranks, other, *told))
+        limit = entry.record.hit_limit_share
+        made = Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
+        standings.append(made)
     return standings
 
 
