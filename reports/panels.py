@@ -579,10 +579,9 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
     """What training seeds and what drawings of a reply contribute to the scores, where there are several of either."""
     value, blocks = value_of(ranking), list[Block]()
     for group in ranking.groups:
-        columns: tuple[Column, ...] = (_WHO, Column("training seed"), Column(value.label))
-        rows = list[list[Cell]]()
-        for who, seed, x in zip(group.members, group.seeds, group.values, strict=True):
-            rows.append([Name(who), ABSENT if seed is None else str(seed), value.number(x)])
+        columns: Sequence[Column] = (_WHO, Column("training seed"), Column(value.label))
+        each = zip(group.members, group.seeds, group.values, strict=True)
+        rows = [(Name(who), ABSENT if seed is None else str(seed), value.number(x)) for who, seed, x in each]
         spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
         told = (
             f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
@@ -603,12 +602,11 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
                 of_score = min(1.0, within / between) if between else 0.0
                 dice.append([Name(candidate), str(k), *(f"{100 * x:.0f} %" for x in (share, of_score))])
     if dice:
-        of = (Column("the dice’s of a reply"), Column("the dice’s of the score"))
         told = (
             f"How much of the variance of {value.label} the dice have that draw a reply: of single replies, and of the "
             "score over all; the items have the rest. The replies to an item are resampled together."
         )
-        columns = (_WHO, Column("replies an item"), *of)
+        columns = (_WHO, *map(Column, ("replies an item", "the dice’s of a reply", "the dice’s of the score")))
         blocks.append(Table(columns, dice, "Drawings of a reply", notes=(told,)))
     if blocks:
         yield Panel("seeds", "Seeds", blocks, "Seeds")

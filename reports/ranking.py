@@ -310,8 +310,7 @@ def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[f
         values.append(drawn[chance.integers(0, len(drawn), drawn.shape[1]), np.arange(drawn.shape[1])])
     scores = np.stack(values) * (1 if metric.higher_is_better else -1)
     first = (scores >= scores.max(axis=0) - 1e-9).astype(float)
-    shares: list[float] = (first / first.sum(axis=0)).mean(axis=1).tolist()
-    return shares
+    return [float(share) for share in (first / first.sum(axis=0)).mean(axis=1)]
 
 
 def _combined(
