@@ -216,8 +216,7 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
     jinja2 = require("jinja2", extra="models")
     # Python's strings are JSON's.
     quoted = partial(json.dumps, ensure_ascii=False)
-    template = jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8"))
-    return str(template.render(
+    return str(jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
         quoted=quoted, base=base, revision=revision, adapter=adapter, llama=prompt.get("kind") == "llama-3.1",
         system=str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
         prompt=template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),

@@ -279,8 +279,7 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
         told = [ABSENT, "", ""]
         if t:
             of = "halves" if "references" in ranking.metrics[v.metric].needs else "replies"
-            mark = "▲ tells" if t.low > 0.5 else "▼ misleads" if t.high < 0.5 else "· cannot tell"
-            told = [_estimate(t), of, mark]
+            told = [_estimate(t), of, "▲ tells" if t.low > 0.5 else "▼ misleads" if t.high < 0.5 else "· cannot tell"]
         rows.append([v.flagged, v.arrow, *(v.number(x.value if x else None) for x in scores), *told])
         level = [y.label for y in ranking.yardsticks[1:] if v.metric in y.scores and v.metric not in y.floor_of]
         notes += [f"{v.label}: the reference itself is not certainly better than {listed(level)}"] if level else []
