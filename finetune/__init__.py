@@ -11,15 +11,7 @@ Importing this package imports no torch; `finetune` and `plan` do, when they are
 
 from bnbench.data.pairs import Pair, load_pairs
 from bnbench.finetune.merge import Exported, export
-from bnbench.finetune.plan import (
-    FinetuneRequest,
-    Plan,
-    finetune_request,
-    parse_duration,
-    plan,
-    recipe_list,
-    recipe_table,
-)
+from bnbench.finetune.plan import FinetuneRequest, Plan, finetune_request, plan, recipe_list, recipe_table
 from bnbench.finetune.publish import Published, publish
 from bnbench.finetune.recipes import Recipe, copy_recipe, get_tuner, list_recipes, load_recipe, recipe_text
 from bnbench.finetune.session import FinetuneResult, finetune
@@ -29,6 +21,6 @@ from bnbench.finetune.tuners.base import Job, Outcome, Point, Tuner
 __all__ = [
     "Exported", "FinetuneRequest", "FinetuneResult", "Job", "Outcome", "Pair", "Plan", "Point", "Published", "Recipe",
     "Tuner", "adapt", "copy_recipe", "count_parameters", "export", "finetune", "finetune_request", "get_tuner",
-    "list_recipes", "load_base", "load_pairs", "load_recipe", "parse_duration", "plan", "publish", "recipe_list",
-    "recipe_table", "recipe_text", "save_adapter",
+    "list_recipes", "load_base", "load_pairs", "load_recipe", "plan", "publish", "recipe_list", "recipe_table",
+    "recipe_text", "save_adapter",
 ]  # fmt: skip

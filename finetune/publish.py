@@ -96,9 +96,9 @@ def publish(
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder, name = out or Path("published") / slug(own), repo.rpartition("/")[2] if repo else own
-    data = card_data(source, evaluation, name, dataset.id if dataset else None, license)
-    readme = _readme(source, evaluation, name, repo, data)
-    results = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
+    results = model_index(*evaluation, name, dataset.id if dataset else None) if evaluation else {}
+    readme = _readme(source, evaluation, name, repo, {"license": license, **results})
+    results_yaml = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
     copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
@@ -122,8 +122,8 @@ def publish(
             lines = (f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in source.record.recipe.items())
             write_text(folder / "recipe.toml", "".join(lines))
             write_text(folder / "loss.svg", loss_svg(source.record.loss, validation=source.record.validation))
-        if results:
-            write_text(folder / ".eval_results" / "bnbench.yaml", results)
+        if results_yaml:
+            write_text(folder / ".eval_results" / "bnbench.yaml", results_yaml)
     return Published(folder, None if dry_run else _push(folder, str(repo), private, create_pr))
 
 
@@ -173,20 +173,16 @@ def _read_evaluation(folder: Path, sha256: str) -> Evaluation:
     return ranking, next(s for s in ranking.standings if s.candidate == mine)
 
 
-def card_data(source: Adapter, found: Evaluation | None, name: str, dataset: str | None, license: str | None) -> Any:
-    """The front matter of the card, a `huggingface_hub.ModelCardData`; its results are every value that tables show."""
-    hub = require("huggingface_hub", extra="models")
-    tuner = str((source.record.recipe if source.record else {}).get("tuner") or source.config.get("peft_type", ""))
-    results = model_index(*found, name, dataset) if found else {}
-    return hub.ModelCardData(
-        base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
-        language="bn", license=license, tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **results,
-    )  # fmt: skip
-
-
-def _readme(source: Adapter, evaluation: Evaluation | None, name: str, repo: str | None, data: Any) -> str:
+def _readme(
+    source: Adapter, evaluation: Evaluation | None, name: str, repo: str | None, more: Mapping[str, Any]
+) -> str:
     hub = require("huggingface_hub", extra="models")
     record, drawn = source.record, dict[str, Any]()
+    tuner = str((record.recipe if record else {}).get("tuner") or source.config.get("peft_type", ""))
+    data = hub.ModelCardData(
+        base_model=source.base, base_model_relation="adapter", library_name="peft", pipeline_tag="text-generation",
+        language="bn", tags=["bengali", "bnbench", *([tuner.lower()] if tuner else [])], **more,
+    )  # fmt: skip
     prompt: Mapping[str, Any] = record.prompt if record else {}
     if evaluation is not None:
         ranking, standing = evaluation
@@ -220,12 +216,11 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
     jinja2 = require("jinja2", extra="models")
     # Python's strings are JSON's.
     quoted = partial(json.dumps, ensure_ascii=False)
-    written: str = jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
+    return str(jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
         quoted=quoted, base=base, revision=revision, adapter=adapter, llama=prompt.get("kind") == "llama-3.1",
         system=str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
         prompt=template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
-    )  # fmt: skip
-    return written
+    ))  # fmt: skip
 
 
 def _push(folder: Path, repo: str, private: bool, create_pr: bool) -> str:

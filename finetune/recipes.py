@@ -237,8 +237,7 @@ def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None
     else:
         where = str(recipe)
         try:
-            text = read_small(recipe).decode() if where.endswith(".toml") else recipe_text(where)
-            settings = tomllib.loads(text)
+            settings = tomllib.loads(read_small(recipe).decode() if where.endswith(".toml") else recipe_text(where))
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {where}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError, RecursionError) as error:

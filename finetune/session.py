@@ -130,11 +130,9 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
         try:
             _check_same(records.typed(Mapping[str, Any], json.loads(job.read_text(encoding="utf-8"))), planned)
         except (OSError, ValueError, RecursionError) as error:
-            why = f"{job} cannot be read ({error}): choose another folder, or remove this one"
-            raise RunError(why) from None
+            raise RunError(f"{job} cannot be read ({error}): choose another folder, or remove this one") from None
     elif (output / "adapter_config.json").exists():
-        what = f"{output} holds an adapter without {records.TRAINING}"
-        raise RunError(f"{what}: choose another folder, or remove it")
+        raise RunError(f"{output} holds an adapter without {records.TRAINING}: choose another folder, or remove it")
     records.write_json(job, planned.identity())
     _log.info("%s", planned)
     return replace(planned, resume=newest), None

@@ -153,7 +153,7 @@ def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
             found |= {f"{_key(value)}_stderr,none": error if math.isfinite(error) else "N/A"}
         directions = {_key(value): value.higher_is_better for value, _ in scores}
         told: dict[str, Any] = {"do_sample": not decoding.get("greedy"), "until": []}
-        told |= {"max_gen_toks": decoding.get("max_new_tokens")}
+        told["max_gen_toks"] = decoding.get("max_new_tokens")
         told |= {k: decoding[k] for k in ("temperature", "top_p", "top_k", "repetition_penalty") if k in decoding}
         samples, items = list[dict[str, Any]](), _per_item(ranking, entry)
         for i, (example, message, reply) in enumerate(zip(run.examples, _messages(run), entry.replies, strict=True)):
@@ -365,15 +365,14 @@ def eval_results(ranking: Ranking, standing: Standing, dataset: Dataset, repo: s
         source_name="Model card" if repo else None,
         notes=f"{value.name}, {interval}, {ranking.signatures[ranking.primary]}",
     )  # fmt: skip
-    written: str = hub.utils.yaml_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False)
-    return written
+    return str(hub.utils.yaml_dump(hub.eval_result_entries_to_yaml([entry]), sort_keys=False))
 
 
 def leaderboard(ranking: Ranking, dataset: Dataset | None) -> Files:
     """`.eval_results` of each candidate, in a folder that can be uploaded to its repository."""
     assert dataset  # by check_exports
-    at = ".eval_results/bnbench.yaml"
-    return {f"{slug(s.candidate)}/{at}": eval_results(ranking, s, dataset, None) for s in ranking.standings}
+    made = ((f"{slug(s.candidate)}/.eval_results/bnbench.yaml", s) for s in ranking.standings)
+    return {path: eval_results(ranking, s, dataset, None) for path, s in made}
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Ranking, Dataset | None], Files]]] = MappingProxyType({

@@ -104,8 +104,7 @@ def make_sheets(
                     place = form, example["id"], example["topic"], disagreement, seed, text_key(example["id"], *these)
                     key.append(Shown(code, *place, tuple(tuple(said[text]) for text in these)))
                     message, *cut = map(_cut, (example["question"], *these))
-                    shown = {"code": code, "title": example["title"], "message": message, "texts": cut}
-                    forms[form].append(shown)
+                    forms[form].append({"code": code, "title": example["title"], "message": message, "texts": cut})
         files: dict[Path, str | bytes] = {}
         for form, questions in forms.items():
             rows = list(_rows(form, questions))

@@ -8,9 +8,10 @@ table's cells, are written in the digits that the catalogue has for `0123456789`
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bnbench.errors import UsageError
 from bnbench.reports import panels
@@ -29,9 +30,8 @@ _ENDINGS = (
     (re.compile("(?<=[\u0980-\u09cc])-(কে|তে)(?![\u0980-\u09ff])"), r"\1"),
 )
 _DIGITS = "0123456789"
-_NUMBER = re.compile(
-    r"[\w.,:/@#+-]*\d[\w.,:/@#+-]*", re.ASCII
-)  # with what belongs to it, which may be a name's letters
+# With what belongs to it, which may be a name's letters.
+_NUMBER = re.compile(r"[\w.,:/@#+-]*\d[\w.,:/@#+-]*", re.ASCII)
 _COUNTED = frozenset({"alpha", "auc", "ends", "rank", "rate", "seed", "value", "weights"})  # places of numbers
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
@@ -53,13 +53,13 @@ class Catalogue:
         own = {key.removesuffix("."): value.removesuffix(self.stop) for key, value in entries.items()}
         self.entries = {key: self._numbers(value) for key, value in own.items()}
         self.said = {key: self._numbers(value) for key, value in entries.items()}
-        self.patterns = [  # first what parts a claim from its but, then the key with most letters of its own
-            (re.compile("".join(_pattern(part) for part in re.split(r"(\{\w+\})", key)), re.DOTALL), value)
-            for key, value in sorted(
-                self.entries.items(), key=lambda e: (", but {" not in e[0], -len(_PLACE.sub("", e[0])))
-            )
-            if _PLACE.search(key)
-        ]
+        # First what parts a claim from its but, then the key with most letters of its own.
+        keys = sorted(filter(_PLACE.search, self.entries), key=lambda k: (", but {" not in k, -len(_PLACE.sub("", k))))
+        self.patterns = list[tuple[re.Pattern[str], str]]()
+        for key in keys:
+            one = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key))
+            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", one)
+            self.patterns.append((re.compile(letters, re.DOTALL), self.entries[key]))
 
     def __call__(self, text: str) -> str:
         """The text in the language, each of its sentences by itself."""
@@ -93,62 +93,36 @@ class Catalogue:
         return _NUMBER.sub(lambda n: n[0] if re.search("[A-Za-z_]", n[0]) else n[0].translate(self.digits), text)
 
 
-def _pattern(part: str) -> str:
-    letters = r"\S+" if len(part) == 3 else ".+?"
-    return f"(?P<{part[1:-1]}>{letters})" if _PLACE.fullmatch(part) else re.escape(part)
+# What is ours to say in each part of a report; the rest are names, code, numbers and texts of the data.
+_OURS: Mapping[type, str] = {
+    panels.Panel: "title link", panels.Sentences: "texts", panels.Table: "columns caption aside notes",
+    panels.Column: "head", panels.Name: "note", panels.Bar: "told", panels.Intervals: "bars caption",
+    panels.Drawing: "caption", panels.Replies: "chosen items unit", panels.Item: "flags",
+    Verdict: "claim evidence but details",
+}  # fmt: skip
 
 
-def spoken(
-    drawn: Iterable[tuple[panels.Panel, list[panels.Block]]], say: Catalogue
-) -> Iterator[tuple[panels.Panel, list[panels.Block]]]:
-    """Panels and their blocks in a language: whatever they say, but for names, code and texts of the data."""
-    for panel, blocks in drawn:
-        yield replace(panel, title=say(panel.title), link=say(panel.link)), [_block(block, say) for block in blocks]
-
-
-def spoken_verdict(said: Verdict, say: Catalogue) -> Verdict:
-    """A verdict in a language."""
-    claim, evidence, but = map(say, (said.claim, said.evidence, said.but))
-    return replace(said, claim=claim, evidence=evidence, but=but, details=tuple(map(say, said.details)))
-
-
-def _block(block: panels.Block, say: Catalogue) -> panels.Block:
-    match block:
-        case panels.Sentences(texts, kind):
-            return block if kind in ("code", "name") else replace(block, texts=list(map(say, texts)))
-        case panels.Facts(pairs):
-            # A system prompt is the user's, whatever it says.
-            facts = [(say(of), fact if of.startswith("System prompt") else say(fact)) for of, fact in pairs]
-            return replace(block, pairs=facts)
+def spoken(part: Any, say: Callable[[str], str]) -> Any:
+    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue; else as they are."""
+    if not isinstance(say, Catalogue):
+        return part
+    own = {key: spoken(getattr(part, key), say) for key in _OURS.get(type(part), "").split()}
+    match part:
+        case str():
+            return say(part)
+        case list() | tuple():
+            return type(part)(spoken(one, say) for one in part)
+        case panels.Sentences(kind="code" | "name"):
+            return part
+        case panels.Facts(pairs):  # a system prompt is the user's, whatever it says
+            own["pairs"] = [(say(of), fact if of.startswith("System prompt") else say(fact)) for of, fact in pairs]
         case panels.Table(columns, rows):
-            heads = [replace(c, head=say(c.head)) if isinstance(c.head, str) else c for c in columns]
-            cells = [[_cell(cell, c, say) for cell, c in zip(row, columns, strict=True)] for row in rows]
-            caption, aside, notes = say(block.caption), say(block.aside), tuple(map(say, block.notes))
-            return replace(block, columns=heads, rows=cells, caption=caption, aside=aside, notes=notes)
-        case panels.Intervals(bars):
-            made = tuple((_name(who, say), score, ends, _bar(bar, say)) for who, score, ends, bar in bars)
-            return replace(block, bars=made, caption=say(block.caption))
-        case panels.Drawing(svg, caption):
-            said = re.sub(r"(?<=>)([^<>]+)(?=</(?:text|title)>)", lambda found: say(found[1]), svg)
-            return replace(block, svg=said, caption=say(caption))
-        case panels.Replies(chosen, items):
-            told = dict[int, panels.Item]()
-            for item in items:
-                replies = [(who, reply, score, list(map(say, flags))) for who, reply, score, flags in item.replies]
-                told[item.number] = replace(item, replies=replies, flags=list(map(say, item.flags)))
-            first = [(say(heading), told[item.number]) for heading, item in chosen]
-            return replace(block, chosen=first, items=list(told.values()), unit=say(block.unit))
-
-
-def _cell(cell: panels.Cell, column: panels.Column, say: Catalogue) -> panels.Cell:
-    if isinstance(cell, str):
-        return cell if column.kind == "code" else say(cell)
-    return _name(cell, say) if isinstance(cell, panels.Name) else _bar(cell, say)
-
-
-def _name(cell: panels.Name, say: Catalogue) -> panels.Name:
-    return replace(cell, text=say(cell.text) if cell.is_ours else cell.text, note=say(cell.note))
-
-
-def _bar(cell: panels.Bar | None, say: Catalogue) -> panels.Bar | None:
-    return replace(cell, told=say(cell.told)) if cell else None
+            codes = [column.kind == "code" for column in columns]
+            own["rows"] = [[x if c else spoken(x, say) for x, c in zip(row, codes, strict=True)] for row in rows]
+        case panels.Name(text, is_ours=True):
+            own["text"] = say(text)
+        case panels.Drawing(svg):
+            own["svg"] = re.sub(r"(?<=>)([^<>]+)(?=</(?:text|title)>)", lambda found: say(found[1]), svg)
+        case panels.Item(replies=replies):
+            own["replies"] = [(*reply, spoken(flags, say)) for *reply, flags in replies]
+    return replace(part, **own) if own else part

@@ -4,10 +4,12 @@ A panel is a title and blocks (tables, sentences …). To add one, write one fun
 """
 
 import math
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +25,7 @@ from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing,
 from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted, name, number, p_value, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
 _SLICED = 6  # candidates that have a column in the table of slices
@@ -168,11 +171,10 @@ class Panel:
     level: int = 2
 
 
-def panels(ranking: Ranking, pen: Pen) -> Iterator[tuple[Panel, list[Block]]]:
+def panels(ranking: Ranking, pen: Pen) -> list[tuple[Panel, list[Block]]]:
     """All panels of a report, in order, with the blocks that this pen draws; none where it leaves the panel out."""
-    for section in PANELS:
-        for panel in section(ranking):
-            yield panel, [block for block in panel.blocks if pen in block.pens]
+    every = (panel for section in PANELS for panel in section(ranking))
+    return [(panel, [block for block in panel.blocks if pen in block.pens]) for panel in every]
 
 
 def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
@@ -277,8 +279,7 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
         told = [ABSENT, "", ""]
         if t:
             of = "halves" if "references" in ranking.metrics[v.metric].needs else "replies"
-            mark = "▲ tells" if t.low > 0.5 else "▼ misleads" if t.high < 0.5 else "· cannot tell"
-            told = [_estimate(t), of, mark]
+            told = [_estimate(t), of, "▲ tells" if t.low > 0.5 else "▼ misleads" if t.high < 0.5 else "· cannot tell"]
         rows.append([v.flagged, v.arrow, *(v.number(x.value if x else None) for x in scores), *told])
         level = [y.label for y in ranking.yardsticks[1:] if v.metric in y.scores and v.metric not in y.floor_of]
         notes += [f"{v.label}: the reference itself is not certainly better than {listed(level)}"] if level else []
@@ -577,10 +578,9 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
     """What training seeds and what drawings of a reply contribute to the scores, where there are several of either."""
     value, blocks = value_of(ranking), list[Block]()
     for group in ranking.groups:
-        columns: tuple[Column, ...] = (_WHO, Column("training seed"), Column(value.label))
-        rows = list[list[Cell]]()
-        for who, seed, x in zip(group.members, group.seeds, group.values, strict=True):
-            rows.append([Name(who), ABSENT if seed is None else str(seed), value.number(x)])
+        columns: Sequence[Column] = (_WHO, Column("training seed"), Column(value.label))
+        each = zip(group.members, group.seeds, group.values, strict=True)
+        rows = [(Name(who), ABSENT if seed is None else str(seed), value.number(x)) for who, seed, x in each]
         spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
         told = (
             f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
@@ -601,12 +601,11 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
                 of_score = min(1.0, within / between) if between else 0.0
                 dice.append([Name(candidate), str(k), *(f"{100 * x:.0f} %" for x in (share, of_score))])
     if dice:
-        of = (Column("the dice’s of a reply"), Column("the dice’s of the score"))
         told = (
             f"How much of the variance of {value.label} the dice have that draw a reply: of single replies, and of the "
             "score over all; the items have the rest. The replies to an item are resampled together."
         )
-        columns = (_WHO, Column("replies an item"), *of)
+        columns = (_WHO, *map(Column, ("replies an item", "the dice’s of a reply", "the dice’s of the score")))
         blocks.append(Table(columns, dice, "Drawings of a reply", notes=(told,)))
     if blocks:
         yield Panel("seeds", "Seeds", blocks, "Seeds")
@@ -709,37 +708,16 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             time = ABSENT if c.seconds is None else f"{c.seconds:,.1f} s"
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
-        # What the run was; what it did not record is left out.
-        corpus, prompt, precision, device = record.corpus, record.prompt, record.precision, record.device
-        source = "" if corpus.source == corpus.name else f" from {corpus.source}"
-        limit = f", limited to {corpus.limit}" if corpus.limit else ""
-        # Greedy decoding ignores what sampling is told.
-        ignored = ("greedy", "temperature", "top_p", "top_k", "seed") if record.decoding.get("greedy") else ("greedy",)
-        decoding = {k.replace("_", " "): v for k, v in record.decoding.items() if k not in ignored and v is not None}
-        kept = map(precision.get, ("dtype", "quantisation"))
-        formats = [str(one) for one in kept if one not in (None, "", "none")]
-        cpus = f"{device['cpus']} CPUs" if device.get("cpus") else None
-        on = [device.get("accelerator") or "CPU only", cpus, *map(device.get, ("machine", "system"))] if device else []
-        memory, reason = record.peak_memory_bytes, f" – {precision['reason']}" if precision.get("reason") else ""
-        how = ["greedy" if record.decoding.get("greedy") else "sampled", *(f"{k} {v}" for k, v in decoding.items())]
-        times = [t.replace("T", " ").replace("+00:00", " UTC") for t in (record.created, record.finished) if t]
         asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
-        for of, how_asked in [("", prompt), *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt)]:
+        for of, how_asked in [
+            ("", record.prompt),
+            *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt),
+        ]:
             hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
             known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
             asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
-        facts: dict[str, Any] = {
-            "Corpus": f"{corpus.name}{source}: split {corpus.split}, {counted(corpus.n, 'item')}{limit}",
-            "Fingerprint": corpus.fingerprint,
-            **asked,
-            "Decoding": ", ".join(how),
-            "Precision": ", ".join(formats) + reason,
-            "Device": ", ".join(str(part) for part in on if part),
-            "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-            "Versions": ", ".join(f"{k} {v}" for k, v in {"bnbench": record.bnbench, **record.packages}.items() if v),
-            "Run": " to ".join(times),
-        }
-        told = [(label, str(text)) for label, text in facts.items() if text]
+        told = [*facts("data", r=record), *((label, str(text)) for label, text in asked.items() if text)]
+        told += facts("run", r=record)
         blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(told, Pen.HTML)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
@@ -754,60 +732,20 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
 
 def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     """A paragraph to copy: what was scored and compared, how, and with which signatures; and what it does not cover."""
-    pairs, several = len(ranking.pairs), len(ranking.standings) > 1
-    independent = ranking.dialogues == ranking.n
-    unit = "items" if independent else f"the {counted(ranking.dialogues, 'dialogue')}"
-    said = (
-        f"{counted(len(ranking.standings), 'candidate')} answered the same "
-        f"{counted(len(ranking.runs[0].examples), 'message')}. "
-        f"The primary metric, {ranking.declared}, was {value_of(ranking).label} "
-        f"({ranking.signatures[ranking.primary]}). Intervals are 95 % bootstrap-t intervals over {unit} "
-        f"({ranking.resamples:,} resamples, seed {ranking.seed}), Wilson’s for shares of replies."
-    )
-    if several:
-        family = f", Holm-adjusted over all {pairs} pairs of candidates on the primary metric" if pairs > 1 else ""
-        said += (
-            " Candidates were compared in pairs on the same items: interval and two-sided p of a difference come from "
-            f"the same resamples (paired bootstrap-t){family}. "
-            f"A difference counts when its interval excludes 0 and p < {ALPHA:g}; p-values of secondary metrics are "
-            "unadjusted."
-        )
-    if held := [y.label for y in ranking.yardsticks]:
-        said += f" Yardsticks ({', '.join(held)}) have no rank, stand outside of any family, and their p is unadjusted."
-    others = [s for metric, s in ranking.signatures.items() if metric != ranking.primary]
-    said += f" Secondary metrics: {'; '.join(others)}." if others else ""
+    from jinja2 import Template
+
+    told = {"counted": counted, "listed": listed, "number": "{:,}".format, "p_value": p_value, "alpha": f"{ALPHA:g}"}
+    told |= {"r": ranking, "value": value_of(ranking).label, "groups": [name(group.name) for group in ranking.groups]}
+    told["is_rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
+    text = (_TEMPLATES / "methods.txt.j2").read_text(encoding="utf-8")
+    # The first paragraph is to be copied, the others are the limits; lines of one are folded.
+    whole = Template(text, trim_blocks=True, lstrip_blocks=True).render(told)
+    said, *limits = (paragraph.strip().replace("\n", " ") for paragraph in whole.split("\n\n"))
     columns = (Column("metric", "text"), Column("signature", "code"), Column("what it is", "wide"))
     rows = [[metric, s, ranking.descriptions[metric]] for metric, s in ranking.signatures.items()]
     only = Sentences(("Scores may be compared only where the signatures are equal.",), "lead", Pen.HTML)
     blocks = (Sentences((said,), "copy", Pen.WRITTEN), only, Table(columns, rows, aside="Signatures", pens=Pen.HTML))
     yield Panel("methods", "How it was measured", blocks, "Methods")
-    is_declared = ranking.declared.startswith("declared")
-    declared = "declared as the primary metric before the run" if is_declared else ranking.declared
-    trained = "Training-seed variance is not covered"
-    if ranking.groups:
-        trained = f"Training-seed variance is covered for {listed([name(g.name) for g in ranking.groups])} alone"
-    limits = [
-        f"{trained}: the intervals say how much the scores would move with other items, not "
-        "with another training run of the same recipe.",
-        f"{counted(ranking.n, 'item')}: the result holds for messages like these.",
-        "Items count as independent: no column dialogue and no conversation says which belong together."
-        if independent
-        else "Items of one dialogue depend on each other, and are resampled together.",
-        "Where a few items hold most of a difference (spreads unlike, tails heavy), one that is none is found more "
-        "often than once in twenty: in 8 % of simulations with 40 such items, in 7 % with 100.",
-        f"{value_of(ranking).label} was {declared} and alone ranks. p-values "
-        "of the other metrics are unadjusted: where nothing differs, one in twenty is under 0.05.",
-        "Intervals of people’s ratings speak of other items read by the same people, not of other people."
-        if any(metric.startswith("human-") for metric in ranking.metrics)
-        else "The metrics compare with a reference, count words, or measure likelihood. "
-        "They do not replace people who read the replies.",
-    ]
-    if several:
-        limits.append(
-            f"p cannot fall below {p_value(1 / (ranking.resamples + 1))} with {ranking.resamples:,} resamples. The "
-            f"smallest detectable difference is the true difference that {counted(ranking.n, 'such item')} would show "
-            f"in 80 % of cases at α = {ALPHA:g}."
-        )
     yield Panel("limits", "Limits", (Sentences(limits, "list", Pen.WRITTEN),), "Limits")
 
 
@@ -831,37 +769,18 @@ PANELS = (  # a line each
 
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
-    memory, gain = training.peak_memory_bytes, training.gain
     shown = "name description tuner r alpha dropout targets learning_rate schedule warmup optimizer seed epochs"
     recipe: dict[str, Any] = dict.fromkeys(shown.split(), ABSENT)  # what an older record lacks
     recipe |= {key: value for key, value in training.recipe.items() if value is not None}
-    targets, is_packed = recipe.get("targets"), training.precision.get("quantisation") == "nf4"
-    kind = "".join(f", {name}" for key, name in (("rslora", "rsLoRA"), ("dora", "DoRA")) if recipe.get(key))
-    more = "".join(
-        f", {name} {recipe[key]:g}"
-        for key, name, usual in (("lora_plus", "LoRA+", 1.0), ("neftune", "NEFTune", 0.0))
-        if recipe.get(key, usual) != usual
-    )
-    more += ", every reply of a conversation" if recipe.get("supervise") == "all" else ""
-    preferences = ""
-    if gain:
-        margin, low, high = (number(x, sign=True) for x in (gain.margin, gain.low, gain.high))
-        ends = f"{margin} nats (95 % {low} to {high})"
-        preferences = f"the chosen reply gained {ends} on the rejected one, mean over {gain.pairs} held-out pairs"
-    facts = {
-        "Recipe": f"{recipe.get('name')}: {recipe.get('description')}",
-        "Adapter": f"{recipe.get('tuner')}{kind}, r {recipe.get('r')}, α {recipe.get('alpha')}, "
-        f"dropout {recipe.get('dropout')}, on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
-        "Precision": f"weights {'in NF4' if is_packed else 'not quantised'}, arithmetic in "
-        f"{training.precision.get('reason')}",
-        "Schedule": f"learning rate {recipe.get('learning_rate')}, {recipe.get('schedule')}, "
-        f"warm-up {recipe.get('warmup')}, {recipe.get('optimizer')}, seed {recipe.get('seed')}{more}",
-        "Length": f"{training.rows:,} rows, epochs {recipe.get('epochs')}, {training.steps:,} steps, "
-        f"{training.seconds / 60:,.1f} min on {training.device}",
-        "Loss": f"{training.loss_at_start:.3f} → {training.loss_at_end:.3f} "
-        "(means of the first and last tenth of the steps)",
-        "Preferences": preferences,
-        "Validation": training.validation.said(training.loss) if training.validation else "",
-        "Peak memory": "" if memory is None else f"{memory / 2**30:.2f} GiB",
-    }
-    return [(label, text) for label, text in facts.items() if text]
+    if isinstance(recipe["targets"], list):
+        recipe["targets"] = ", ".join(map(str, recipe["targets"]))
+    return facts("training", t=training, recipe=recipe)
+
+
+def facts(kind: str, **of: object) -> list[tuple[str, str]]:
+    """Labels and texts, by those of templates/facts.toml of that kind; what comes out empty is left out."""
+    from jinja2 import Environment
+
+    made, texts = Environment(), tomllib.loads((_TEMPLATES / "facts.toml").read_text(encoding="utf-8"))[kind]
+    told = {label: made.from_string(text).render(of, number=number, counted=counted) for label, text in texts.items()}
+    return [(label, text) for label, text in told.items() if text]

@@ -219,7 +219,7 @@ def rank(
     raw: Pairs = {}
     for i, entry in enumerate(entries[:-1]):
         made = _compare(entry, [(other, ranks_by) for other in entries[i + 1 :]], how, 1)
-        raw |= {(i, j): comparisons[0] for j, comparisons in enumerate(made, i + 1)}
+        raw |= {(i, j): c for j, [c] in enumerate(made, i + 1)}
     adjusted = significance.holm([c.p for c in raw.values()])
     pairs = {pair: _judged(c, p, ranks_by) for (pair, c), p in zip(raw.items(), adjusted, strict=True)}
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
@@ -276,10 +276,9 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
             expected, other = signatures.setdefault(metric.name, (metric.signature, run))
             # Other weights of a combined score leave it out (`_same_weights`), and its parts are checked.
             if metric.signature != expected and not metric.weights:
+                what = f"{metric.signature} cannot be ranked with {expected} of {other.path}"
                 how = "run both evaluations again with the same version (their replies are kept)"
-                raise RunError(
-                    f"{run.path}: {metric.signature} cannot be ranked with {expected} of {other.path}; {how}"
-                )
+                raise RunError(f"{run.path}: {what}; {how}")
         names: dict[str, str] = {}
         called.append({})
         base: str | None = None  # a run has one at most, and it comes first
@@ -311,8 +310,7 @@ def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[f
         values.append(drawn[chance.integers(0, len(drawn), drawn.shape[1]), np.arange(drawn.shape[1])])
     scores = np.stack(values) * (1 if metric.higher_is_better else -1)
     first = (scores >= scores.max(axis=0) - 1e-9).astype(float)
-    shares: list[float] = (first / first.sum(axis=0)).mean(axis=1).tolist()
-    return shares
+    return [float(share) for share in (first / first.sum(axis=0)).mean(axis=1)]
 
 
 def _combined(
@@ -339,11 +337,9 @@ def group(
     entries: Sequence[Entry], declared: Mapping[str, Sequence[str]] | None
 ) -> tuple[list[Entry], dict[str, list[Entry]]]:
     """The entries with one for each group in the place of its members, and the members by the group's name."""
-    known, found = {e.name: e for e in entries}, dict[str, list[Entry]]()
-    if declared:
-        check_groups(declared, known)
-    for name, members in (declared or {}).items():
-        found[name] = [known[member] for member in members]
+    known = {e.name: e for e in entries}
+    check_groups(declared or {}, known)
+    found = {name: [known[member] for member in members] for name, members in (declared or {}).items()}
     # Where none is declared: adapters of one base whose recipes and rows are the same but for the seed.
     alike = dict[str, list[Entry]]()
     for e in entries if declared is None else ():
@@ -507,12 +503,9 @@ def _standings(
 
 
 def _yardsticks(
-    runs: Sequence[Run],
-    entries: Sequence[Entry],
-    metrics: Sequence[Metric],
-    items: Mapping[str, IntArray],
+    runs: Sequence[Run], entries: Sequence[Entry], metrics: Sequence[Metric], items: Mapping[str, IntArray],
     how: Resampling,
-) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:
+) -> tuple[tuple[Yardstick, ...], dict[str, Score]]:  # fmt: skip
     """The yardsticks of the first run that has each, and how well each metric tells replies apart by them."""
     found, tables = dict[str, YardstickRecord](), dict[str, dict[str, FloatArray]]()
     for run in runs:  # a later run may have more metrics
@@ -603,19 +596,19 @@ def compare(
     ranking: Ranking, candidate: str, other: str, metric: str, name: str, items: IntArray | None = None
 ) -> Comparison | None:
     """Two candidates on any value, of some items or all, p unadjusted; None where one of them lacks the metric."""
-    entries, of = {e.name: e for e in ranking.entries}, ranking.metrics[metric]
+    entries: dict[str, Scored] = {e.name: e for e in ranking.entries}
     a, b = entries[candidate], entries[other]
     if metric not in a.tables or metric not in b.tables:
         return None
-    tables = a.drawn(metric), b.drawn(metric)
     if items is not None:
-        kept = np.isin(np.arange(tables[0].shape[-2]), items)[:, None]
-        tables = tables[0] * kept, tables[1] * kept
-    x, y = (
-        Scored(one, {metric: over_seeds(t)}, seeds=tuple({metric: s} for s in t) if t.ndim == 3 else ())
-        for one, t in zip((candidate, other), tables, strict=True)
-    )
-    return next(c for made in _compare(x, [(y, of)], ranking.how) for c in made if c.name == name)
+        kept = np.isin(np.arange(len(a.tables[metric])), items)[:, None]
+
+        def part(of: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+            return {metric: of[metric] * kept}
+
+        a, b = (Scored(one.name, part(one.tables), seeds=tuple(map(part, one.seeds))) for one in (a, b))
+    [made] = _compare(a, [(b, ranking.metrics[metric])], ranking.how)
+    return next(c for c in made if c.name == name)
 
 
 def alike(ranking: Ranking) -> list[tuple[str, ...]]:

@@ -26,7 +26,7 @@ from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
 from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
-from bnbench.reports.language import Catalogue, language, spoken, spoken_verdict
+from bnbench.reports.language import Catalogue, language, spoken
 from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Replies, Sentences, Table
 from bnbench.reports.people import Agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 WIDTH = 110
-COLUMNS = (
-    "rank_best", "rank_worst", "candidate", "kind", "metric", "value", "higher_is_better", "score", "low", "high",
-    "compared_with", "difference", "difference_low", "difference_high", "p", "p_holm", "smallest_detectable", "outcome",
-    "n", "signature",
-)  # fmt: skip
 _TEMPLATES = Path(__file__).parent / "templates"
 Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 
@@ -57,9 +52,8 @@ class Report:
 
     def __str__(self) -> str:
         """For a terminal; warnings stand last, where its reader looks first."""
-        told, say = panels.panels(self.ranking, Pen.TEXT), self.say
-        texts, notes = list[str](), list[str]()
-        for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+        texts, notes, say = list[str](), list[str](), self.say
+        for panel, blocks in spoken(panels.panels(self.ranking, Pen.TEXT), say):
             shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
             # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
             text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
@@ -138,20 +132,20 @@ def write_forest(ranking: Ranking, path: Path, say: Say = str) -> None:
 
 def ranking_csv(ranking: Ranking) -> str:
     """One row a candidate and value, numbers in full; empty where there is nothing to say."""
-    rows: list[Sequence[object]] = [COLUMNS]
+    rows = list[dict[str, object]]()
     for s in ranking.standings:
         for score in s.scores:
-            c = s.versus(score.metric, score.name)
-            versus: tuple[object, ...] = (None,) * 8
-            if c:
-                versus = (c.other, c.difference, c.low, c.high, c.p, c.p_holm, c.smallest_detectable, outcome(c))
-            higher = str(ranking.directions[score.metric]).lower()
-            cells = (
-                s.best_rank, s.worst_rank, s.candidate, s.kind, score.metric, score.name, higher, score.value,
-                score.low, score.high, *versus, len(ranking.items[score.metric]), ranking.signatures[score.metric],
-            )  # fmt: skip
-            rows.append(["" if isinstance(x, float) and not math.isfinite(x) else x for x in cells])
-    return csv_text(rows)
+            metric, c = score.metric, s.versus(score.metric, score.name)
+            rows.append({
+                "rank_best": s.best_rank, "rank_worst": s.worst_rank, "candidate": s.candidate, "kind": s.kind,
+                "metric": metric, "value": score.name, "higher_is_better": str(ranking.directions[metric]).lower(),
+                "score": score.value, "low": score.low, "high": score.high, "compared_with": c and c.other,
+                "difference": c and c.difference, "difference_low": c and c.low, "difference_high": c and c.high,
+                "p": c and c.p, "p_holm": c and c.p_holm, "smallest_detectable": c and c.smallest_detectable,
+                "outcome": c and outcome(c), "n": len(ranking.items[metric]), "signature": ranking.signatures[metric],
+            })  # fmt: skip
+    kept = ([None if isinstance(x, float) and not math.isfinite(x) else x for x in row.values()] for row in rows)
+    return csv_text([[*rows[0]], *kept])
 
 
 def people_report(folder: Path, *, resamples: int = RESAMPLES) -> tuple[Agreement, str]:
@@ -215,8 +209,8 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
-    found, told = [], panels.panels(ranking, Pen.MARKDOWN)
-    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+    found = list[str]()
+    for panel, blocks in spoken(panels.panels(ranking, Pen.MARKDOWN), say):
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
@@ -266,9 +260,7 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told, said, lang = panels.panels(ranking, Pen.HTML), verdict(ranking), "en"
-    if isinstance(say, Catalogue):
-        told, said, lang = spoken(told, say), spoken_verdict(said, say), say.code
+    told, said = spoken(panels.panels(ranking, Pen.HTML), say), spoken(verdict(ranking), say)
     # The numbers that matter most: label, number, and what belongs to it in small.
     primary, first = value_of(ranking), ranking.standings[0].scores[0]
     ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
@@ -298,7 +290,8 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
         places = [[name(who), *found[id(of[who])]] for who in names]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
-        "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
+        "report", is_fragment=is_fragment, data=data, said=said, say=say,
+        lang=say.code if isinstance(say, Catalogue) else "en",
         facts=facts, runs=[run.record.name for run in ranking.runs], panels=drawn,
         visible=lambda table: visible(table, Pen.HTML), version=__version__,
     )  # fmt: skip

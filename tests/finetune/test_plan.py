@@ -18,13 +18,12 @@ from bnbench.finetune import (
     finetune_request,
     list_recipes,
     load_recipe,
-    parse_duration,
     plan,
     recipe_list,
     recipe_table,
 )
 from bnbench.finetune.memory import outlook
-from bnbench.finetune.plan import recipe_precision
+from bnbench.finetune.plan import parse_duration, recipe_precision
 from bnbench.models.hub import resolve_base
 from bnbench.models.loading import Device
 from bnbench.models.prompts import Prompter

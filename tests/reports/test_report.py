@@ -26,7 +26,7 @@ from bnbench.errors import RunError
 from bnbench.progress import storable
 from bnbench.records import SEEN, Rating, append_lines, read_run, unpack, write_json
 from bnbench.reports import Report, write_report
-from bnbench.reports.language import language, spoken_verdict
+from bnbench.reports.language import language, spoken
 from bnbench.reports.panels import Intervals, choose, ranking_panel
 from bnbench.reports.people import text_key
 from bnbench.reports.ranking import rank
@@ -242,7 +242,7 @@ def test_by_how_much_has_no_sign(make_run: Maker, of: str, quality: float, metri
         said = verdict(ranking)
         [numbers] = re.findall(found % f"(?i:{of})", " ".join([said.headline, *said.details]))[:1]
         assert all(re.fullmatch(r"[\d.]+", x) for x in (numbers if isinstance(numbers, tuple) else (numbers,)))
-        in_bengali = spoken_verdict(said, language("bn"))
+        in_bengali = spoken(said, language("bn"))
         assert not re.search(r"(পার্থক্য|চেয়ে (ভালো|খারাপ): .*\() ?[+−]", " ".join([in_bengali.claim, *in_bengali.details]))
 
 
