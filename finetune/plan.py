@@ -153,6 +153,7 @@ class Plan(Job):
     def __str__(self) -> str:
         share = 100 * self.trainable / self.total
         shared = f" shared by {self.processes} processes" if self.processes > 1 else ""
+        shared += ", as is the base" * processes.share_base()
         unit, samples, longest = "rows", f"{len(self.rows)} rows", f"{self.longest}"
         if self.recipe.pairs:
             unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {len(self.held_out) // 2} held out"

@@ -93,12 +93,9 @@ class Shards:
             layer.register_forward_hook(lambda *given, i=i: self._watch(i, given[-1]))
         if lost := [name for name, p in model.named_parameters() if p.is_meta]:
             raise TrainingError(f"{lost[0]} is called as a layer's, and belongs to none: the base cannot be shared")
-        size = sum(
-            flat.nbytes for flat, owner in zip(self.flat, self.owners, strict=True) if owner == processes.index()
-        )
-        _log.info(
-            "%d of %d layers lie here (%.2f GiB)", self.owners.count(processes.index()), len(layers), size / 2**30
-        )
+        if device.type == "cuda":  # of what transformers reserved for the whole base, NCCL needs some
+            torch.cuda.empty_cache()
+        _log.info("%d of %d layers of the base lie here", self.owners.count(processes.index()), len(layers))
 
     def enter(self, i: int, step: int) -> None:
         """Layer `i` is here from now on, until the one after the next is; `step` is 1, or -1 in a backward pass."""

@@ -169,6 +169,8 @@ def test_two_processes_share_a_base(
     for one, other in (("plain", "shared"), ("plain-16", "shared-16"), ("plain", "stopped")):
         expected, found = (load_file(tmp_path / name / "adapter_model.safetensors") for name in (one, other))
         assert expected.keys() == found.keys()
+        configs = [(tmp_path / name / "adapter_config.json").read_bytes() for name in (one, other)]
+        assert configs[0] == configs[1]
         assert all(torch.allclose(found[name], value, rtol=0, atol=1e-4) for name, value in expected.items())
 
 
@@ -235,7 +237,8 @@ def test_a_base_that_cannot_be_shared_is_refused(request_for: Request, monkeypat
     with pytest.raises(RecipeError, match=r"reentrant.*is for one process"):
         plan(request_for(overrides={**six, "checkpointing": "reentrant"}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert plan(request_for(overrides=six)).estimate.seconds is None
+    planned = plan(request_for(overrides=six))
+    assert planned.estimate.seconds is None and "shared by 3 processes, as is the base" in str(planned)
     with pytest.raises(RecipeError, match=r"cannot be shared .*DoRA"):
         plan(request_for(overrides={**six, "dora": "true"}))
 
