@@ -138,37 +138,19 @@ def _most(path: Path) -> int:
     return max(MOST_BYTES, 100 * path.stat().st_size)
 
 
-def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
-    if sum(part.file_size for part in archive.infolist()) > _most(path):
-        raise CorpusError(f"{path}: it unfolds to more than {_most(path) >> 20} MiB, much more than the file")
-
-
-class _Unfolding(gzip.GzipFile):
-    """A gzip file, of which no more is read than `_most`: one line may be all of it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.path, self.most = path, _most(path)
-
-    def _bounded(self, content: bytes) -> bytes:
-        if self.tell() > self.most:
-            raise CorpusError(f"{self.path}: it unfolds to more than {self.most >> 20} MiB, much more than the file")
-        return content
-
-    def read(self, size: int | None = -1) -> bytes:
-        return self._bounded(super().read(self.most + 1 if size is None or size < 0 else size))
-
-    def read1(self, size: int = -1) -> bytes:
-        return self._bounded(super().read1(size))
-
-    def readline(self, size: int | None = -1) -> bytes:
-        return self._bounded(super().readline(self.most + 1))
+def _check_unfolded(path: Path, size: int, what: str = "it unfolds to") -> None:
+    if size > _most(path):
+        raise CorpusError(f"{path}: {what} more than {_most(path) >> 20} MiB, much more than the file")
 
 
 @contextmanager
 def _text(path: Path, newline: str) -> Iterator[TextIO]:
-    opened: Callable[[], Any] = partial(_Unfolding, path) if path.suffix.lower() == ".gz" else partial(path.open, "rb")
+    is_packed = path.suffix.lower() == ".gz"
+    opened: Callable[[], Any] = partial(gzip.open, path) if is_packed else partial(path.open, "rb")
     try:
+        if is_packed:  # before anything is read, as one line may be all of it
+            with opened() as unfolded:
+                _check_unfolded(path, unfolded.seek(_most(path) + 1))
         with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline=newline) as text:
             yield text
         return
@@ -296,7 +278,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
     import pyarrow.parquet
 
     number = unfolded = 0
-    most = _most(path)
+    what = "its texts have"
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             _check_header(path, file.schema_arrow.names)
@@ -304,14 +286,11 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
             # A text that stands in many rows is stored once, and that compressed: a few rows may be gigabytes.
             is_dense = max(sizes, default=0) > 20 * path.stat().st_size
             size = max(1, min(250, 2**28 // max(sizes))) if is_dense else 250
-            fault = CorpusError(f"{path}: its texts have more than {most >> 20} MiB, much more than the file")
-            if sum(sizes) > most:
-                raise fault
+            _check_unfolded(path, sum(sizes), what)
             for batch in file.iter_batches(size, columns=columns, use_threads=False):
                 rows = batch.to_pylist()
                 unfolded += sum(len(text) for row in rows for text in row.values() if isinstance(text, str))
-                if unfolded > most:
-                    raise fault
+                _check_unfolded(path, unfolded, what)
                 yield from enumerate(rows, number + 1)
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # a year that no calendar has
@@ -324,7 +303,7 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         if kind_of(path) != ".xls":
             with zipfile.ZipFile(path) as parts:  # first: its reader ends the process where memory ends
-                _check_archive(path, parts)
+                _check_unfolded(path, sum(part.file_size for part in parts.infolist()))
                 sheets = [parts.read(name) for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
                 tables = parts.read("content.xml").split(b"<table:table ") if "content.xml" in parts.namelist() else ()
             for table in tables:
@@ -383,7 +362,7 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
 
     try:
         with zipfile.ZipFile(path) as log, path.open("rb") as raw:
-            _check_archive(path, log)
+            _check_unfolded(path, sum(one.file_size for one in log.infolist()))
             for number, one in enumerate((one for one in log.infolist() if one.filename.startswith("samples/")), 1):
                 if one.compress_type == 93:  # Zstandard, which `zipfile` reads from Python 3.14 on
                     raw.seek(one.header_offset + 26)  # in a member's own head the lengths of its name and extra field
