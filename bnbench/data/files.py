@@ -97,9 +97,8 @@ def kind_of(path: Path) -> str:
 
 
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file.
-
-    Raises CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
+    """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file. Raises
+    CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
     """
     check_file(path, KINDS)
     kind = kind_of(path)
@@ -308,8 +307,14 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
                 tables = parts.read("content.xml").split(b"<table:table ") if "content.xml" in parts.namelist() else ()
             for table in tables:
                 _check_repeats(path, table)
-            for sheet in sheets:
-                _check_reach(path, sheet)
+            for sheet in sheets:  # the reader makes room up to the farthest cell, which would end the process
+                places = [(int(row), column.rjust(3)) for column, row in _CELL.findall(sheet)]
+                last = max((row for row, _ in places), default=0)
+                letters = max((column for _, column in places), default=b"")
+                width = reduce(lambda n, letter: 26 * n + max(0, letter - 64), letters, 0)
+                if last * width > MOST_CELLS:
+                    where = f"row {last:,} and column {width:,}"
+                    raise CorpusError(f"{path}: its cells reach to {where}; remove those far out")
             if lacking := next(filter(None, map(_FORMULA.search, sheets)), None):
                 hint = "open the file in Excel or LibreOffice and save it"
                 raise CorpusError(f"{path}: the cell {lacking[1].decode()} is a formula without its value; {hint}")
@@ -334,17 +339,8 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, dict(zip(header, row, strict=True))
 
 
-def _check_reach(path: Path, sheet: bytes) -> None:
-    """CorpusError where a cell stands so far out that its reader, which makes room up to it, would end the process."""
-    cells = [(int(row), column.rjust(3)) for column, row in _CELL.findall(sheet)]
-    rows, column = max((row for row, _ in cells), default=0), max((column for _, column in cells), default=b"")
-    columns = reduce(lambda n, letter: 26 * n + max(0, letter - 64), column, 0)
-    if rows * columns > MOST_CELLS:
-        raise CorpusError(f"{path}: its cells reach to row {rows:,} and column {columns:,}; remove those far out")
-
-
 def _check_repeats(path: Path, table: bytes) -> None:
-    """CorpusError where cells that an .ods file says to be repeated would fill the memory, as `_check_reach`."""
+    """CorpusError where cells that an .ods file says to be repeated would fill the memory."""
     rows = columns = 0
     for row in table.split(b"<table:table-row")[1:]:
         parts = re.split(rb"<table:(?:covered-)?table-cell", row)  # first that of the row itself
@@ -457,9 +453,8 @@ def match_columns(
     source: str | Path, header: Sequence[str], columns: Mapping[str, str], fields: Mapping[str, str],
     needed: Iterable[str], hint: str = "",
 ) -> list[str | None]:  # fmt: skip
-    """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name.
-
-    Raises CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
+    """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name. Raises
+    CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
     """
     check_columns(columns, fields)
     unknown = {field: name for field, name in columns.items() if name not in header}
