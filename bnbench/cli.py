@@ -85,8 +85,7 @@ EXPORT = (
     "lm-eval, every-eval-ever, model-index, eval-results."
 )
 Exports = Annotated[list[str] | None, Option("--export", help=EXPORT)]
-DATASET_ID = "owner/name of the run's data on the hub, with @revision, #task."
-DatasetId = Annotated[str | None, Option(help=DATASET_ID)]
+DatasetId = Annotated[str | None, Option(help="owner/name of the run's data on the hub, with @revision, #task.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Only print the plan, or write the folder: train and push nothing.")]
 GROUP = "NAME=A,B,C: candidates that differ in their training seed alone rank as one; may be repeated."
 Overwrite = Annotated[bool, Option("--overwrite", help="Start anew in a folder that holds another run.")]
@@ -426,9 +425,8 @@ def export_command(
     if (merged is None and ollama is None and gguf is None) or (merged and ollama):
         raise UsageError("say which: one of --merged DIR and --ollama DIR, --gguf TYPE, or one of them and --gguf")
     folder = merged or ollama or Path("exported") / Path(adapter).name
-    done = export(
-        adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust_remote_code
-    )  # fmt: skip
+    trust = trust_remote_code
+    done = export(adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust)
     _print(done, as_json)
 
 
@@ -766,7 +764,7 @@ def inspect_prompt_command(
     as_json: Json = False,
 ) -> None:
     """Show a prompt as each model gets it: text, ids, token count, and which tokens are supervised in training."""
-    from bnbench.models.prompts import inspect_prompts
+    from bnbench.models.backend import inspect_prompts
 
     asked, example = inspect_prompts(
         base, adapter or (), data, _pairs(columns), split, row, systems=system or (), templates=template or (),

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +34,6 @@ LAUNCH: Mapping[str, float] = {"cuda": 1.4e-3, "cpu": 2e-3}
 @dataclass(frozen=True)
 class Need:
     """What `items` replies each of a base and one adapter take: GiB, seconds at most, and of how many rows a batch.
-
     `memory_gib` is of the card, or of the machine where the CPU computes; `free_gib` is on the disk of `runs`.
     """
 
@@ -84,10 +83,6 @@ class Health:
     caches: Mapping[str, Any]
     need: Need | None = None
 
-    def summary(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
     def __str__(self) -> str:
         lines = [f"bnbench {self.bnbench}", *(f"  {name:<14}{version}" for name, version in self.packages.items())]
         lines += ["\ncomputes on", *(f"  {name:<14}{value or 'none'}" for name, value in self.device.items())]
@@ -103,9 +98,8 @@ def examine(
     base: str | None = None, items: int = 300, device: str | None = None, quantise: bool | None = None, *,
     trust_remote_code: bool = False,
 ) -> Health:  # fmt: skip
-    """Looks at this machine and, for a base that is named, at what `items` messages would take.
-
-    Raises CandidateError for a base that cannot be had; of one on the hub only configuration and tokenizer are fetched.
+    """Looks at this machine and, for a base that is named, at what `items` messages would take. Raises CandidateError
+    for a base that cannot be had; of one on the hub only configuration and tokenizer are fetched.
     """
     found, card, why = describe_environment("accelerate", "vllm", "httpx"), None, "unknown without torch"
     if find_spec("torch"):

@@ -34,7 +34,6 @@ class RunError(UsageError):
 
 class EndpointError(BnbenchError, RuntimeError):
     """A server that cannot be reached, refuses (`status`: with which HTTP status, else 0), or gives no usable answer.
-
     As a RuntimeError it stops a run that has begun as every failure of a backend does: what was computed is kept.
     """
 

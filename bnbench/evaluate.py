@@ -145,9 +145,8 @@ def make_request(
     templates: Sequence[str], combine: str | None, judge: str | None, judge_language: str, judge_pairs: bool,
     metrics: Sequence[str], out: Path | None, **options: Any,
 ) -> EvaluationRequest:  # fmt: skip
-    """The request that a command line spells out; `options` are further fields of it, as they are.
-
-    What is cheap to check is checked first: finding candidates may hash, or fetch, gigabytes.
+    """The request that a command line spells out; `options` are further fields of it, as they are. What is cheap to
+    check is checked first: finding candidates may hash, or fetch, gigabytes.
     """
     sizes, weights = SplitSizes.parse(split_sizes), {} if combine is None else parse_weights(combine)
     quiet, backend, trust = options["quiet"], get_backend(options["backend"]), options["trust_remote_code"]
@@ -221,16 +220,14 @@ def choose_measures(
     return Measures((*chosen.values(), *([combined] if combined else [])), primary, weights, alone)
 
 
-def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequence[str]) -> None:
-    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one;
-    the candidates `without` give no likelihoods.
-    """
+def _check_needs(request: EvaluationRequest, measures: Measures, silent: Sequence[str]) -> None:
+    """UsageError for a metric that was asked for and that no candidate can have, or the primary one not every one."""
     asked = {name.partition(":")[0].casefold() for name in (*request.metrics, measures.primary)}
     n = len(request.candidates)
     for metric in measures.metrics:
         most = 0 if metric.name == measures.primary else n - 1
-        if "likelihoods" in metric.needs and len(without) > most and metric.name.casefold() in asked:
-            who = f"{', '.join(without)} cannot give" if len(without) < n else "none of them gives"
+        if "likelihoods" in metric.needs and len(silent) > most and metric.name.casefold() in asked:
+            who = f"{', '.join(silent)} cannot give" if len(silent) < n else "none of them gives"
             others = ", ".join(m.name for m in measures.metrics if "likelihoods" not in m.needs)
             what = f"it needs likelihoods, which {who}"
             raise UsageError(f"{metric.name} cannot be computed for these candidates: {what}; choose from {others}")
@@ -239,18 +236,14 @@ def _check_needs(request: EvaluationRequest, measures: Measures, without: Sequen
 def _check_declared(request: EvaluationRequest, measures: Measures) -> None:
     """RunError where the run that lies in the folder began with another primary metric or combined score."""
     began = records.read_record(request.out)
-    pairs = ((began.combined.get(n, 0), measures.weights.get(n, 0)) for n in {*began.combined, *measures.weights})
-    if began.primary_metric != measures.primary:
-        before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
-    elif any(abs(before - now) > 1e-9 for before, now in pairs):
+    before, now = (f"with {name} as the primary metric" for name in (began.primary_metric, measures.primary))
+    if before == now:
         both = (began.combined, measures.weights)
+        if all(abs(both[0].get(name, 0) - both[1].get(name, 0)) <= 1e-9 for name in {*both[0], *both[1]}):
+            return
         before, now = (f"with the combined score {weighted(w)}" if w else "without a combined score" for w in both)
-    else:
-        return
-    raise RunError(
-        f"{request.out}: this run began {before} and cannot go on {now}; name another --out, or start anew with "
-        "--overwrite"
-    )
+    what = f"this run began {before} and cannot go on {now}"
+    raise RunError(f"{request.out}: {what}; name another --out, or start anew with --overwrite")
 
 
 def evaluate(request: EvaluationRequest) -> Path:
@@ -308,11 +301,8 @@ def evaluate(request: EvaluationRequest) -> Path:
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
         scoring, computed = time.monotonic(), _score(work, texts, ahead)
-        stages = {
-            **record.stages,
-            "generate": round(sum(c.seconds or 0.0 for c in record.candidates), 3),
-            "score": round(time.monotonic() - scoring, 3),
-        }
+        took = {"generate": sum(c.seconds or 0.0 for c in record.candidates), "score": time.monotonic() - scoring}
+        stages = {**record.stages, **{stage: round(seconds, 3) for stage, seconds in took.items()}}
         record = replace(record, yardsticks=yardsticks.result(), stages=stages)
         records.write_json(path, _end(work, record, generations, computed))
         return request.out
@@ -355,7 +345,6 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
 
     # A row is too long if it is for any of the candidates that can tell.
     telling = [p for p in distinct.values() if p.tokenizer is not None]
-
     limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
     if telling:
         limits["count_tokens"] = lambda rows: [*map(max, zip(*(p.count_tokens(rows) for p in telling), strict=True))]
@@ -379,9 +368,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
 
 
 def _test_rows(corpus: Corpus, request: EvaluationRequest) -> tuple[Corpus, EvaluationRequest]:
-    """The corpus and the split that is tested where none was named.
-
-    That is the whole file, unless it has a column of splits or a candidate was trained by us on rows of it.
+    """The corpus and the split that is tested where none was named. That is the whole file, unless it has a column of
+    splits or a candidate was trained by us on rows of it.
     """
     if request.split:
         if not corpus.is_split:
@@ -407,11 +395,8 @@ def _plan(work: Work) -> list[Batch]:
     size, examples, plan = work.request.batch_size, work.examples, list[Batch]()
     for entrant in work.entrants:
         # A reply's key is a hash of everything that it and its likelihood depend on, in canonical JSON.
-        fixed = {
-            **entrant.backend.identity(entrant.candidate),
-            "decoding": asdict(entrant.decoding),
-            "batch_size": size,
-        }
+        identity, decoding = entrant.backend.identity(entrant.candidate), asdict(entrant.decoding)
+        fixed = {**identity, "decoding": decoding, "batch_size": size}
         keys, draws = dict[tuple[int, int], str](), range(entrant.draws)
         for i, (example, prompt) in enumerate(zip(examples, entrant.prompts, strict=True)):
             for sample in draws:
@@ -462,23 +447,22 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
 def _generate(
     work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor, workers: int, yardsticks: Future[Any]
 ) -> tuple[records.RunRecord, dict[str, list[Future[list[FloatArray]]]]]:
-    """Works the plan off. Gives `record` with the time that each candidate took, as run.json has it after each batch,
-    and the tables, counted aside (a part by each of the `workers`), of candidates who answered all of their messages
-    here; what fails aside, such as the `yardsticks`, ends it at once. Where only recorded replies are left nothing is
-    loaded, timed or shown.
+    """Works the plan off; where only recorded replies are left nothing is loaded, timed or shown. Gives `record` with
+    each candidate's time, as run.json has it after each batch, and the tables, counted aside (a part by each of the
+    `workers`), of candidates who answered all here; what fails aside, such as the `yardsticks`, ends it at once.
     """
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
     ahead = defaultdict[str, list[Future[list[FloatArray]]]](list)
     own = defaultdict[str, list[records.Generation]](list)
-    quiet, out, stages = work.request.quiet, work.request.out, dict(record.stages)
+    quiet, out = work.request.quiet, work.request.out
     models = {b.entrant.candidate.name: b.entrant for b in plan if b.entrant.candidate.kind != "predictions"}
     if models:
         with Stage("load", 1, quiet=quiet) as loading:
             for backend in dict.fromkeys(entrant.backend for entrant in models.values()):
                 backend.load()
             loading.advance(1)
-            took = stages.get("load", 0.0) + time.monotonic() - loading.start
-        record = replace(record, stages=stages | {"load": round(took, 3)})
+            took = record.stages.get("load", 0.0) + time.monotonic() - loading.start
+        record = replace(record, stages={**record.stages, "load": round(took, 3)})
     seconds = {c.name: c.seconds for c in record.candidates}
     try:
         with Stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
@@ -512,12 +496,9 @@ def _generate(
                 records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
-                    peaks = (record.peak_memory_bytes, entrant.backend.peak_memory_bytes())
-                    record = replace(
-                        record,
-                        candidates=tuple(replace(c, seconds=seconds[c.name]) for c in record.candidates),
-                        peak_memory_bytes=max((peak for peak in peaks if peak is not None), default=None),
-                    )
+                    timed = tuple(replace(c, seconds=seconds[c.name]) for c in record.candidates)
+                    seen = [n for n in (record.peak_memory_bytes, entrant.backend.peak_memory_bytes()) if n is not None]
+                    record = replace(record, candidates=timed, peak_memory_bytes=max(seen, default=None))
                 records.write_json(out / "run.json", record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
     except (RuntimeError, OSError) as error:
@@ -536,10 +517,8 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
         numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in of_items]
         known = all(n is not None for row in numbers for n in row)
         cut, others = [g.hit_limit for g in own], {n: m for n, m in draws.items() if n != name}
-        rivals = tuple(
-            tuple(without_thoughts(replies[n, e.id, sample % m].reply) for n, m in others.items())
-            for e, sample in items
-        )
+        theirs = ([replies[n, e.id, sample % m].reply for n, m in others.items()] for e, sample in items)
+        rivals = tuple(tuple(map(without_thoughts, said)) for said in theirs)
         found[name] = Texts(
             tuple(without_thoughts(g.reply) for g in own),
             tuple((e.reference,) for e, _ in items),
@@ -552,8 +531,7 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
 
 
 def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, list[Future[list[FloatArray]]]]) -> list[Metric]:
-    """Writes every candidate's statistics, those counted `ahead` among them; returns the metrics that were computed for
-    any of them.
+    """Writes every candidate's statistics, some counted `ahead`; returns the metrics that were computed for any.
 
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
@@ -597,17 +575,14 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             except RunError as error:
                 log.warning("%s", error)
         if training and (seen := {e.id for e in work.examples}.intersection(training.examples)):
-            notes.append(
-                f"{candidate.name} was trained on {len(seen)} of the {len(work.examples)} test rows: {records.SEEN}"
-            )
+            rows = f"{len(seen)} of the {len(work.examples)} test rows"
+            notes.append(f"{candidate.name} was trained on {rows}: {records.SEEN}")
             log.warning(notes[-1])
         first, asked, other = work.entrants[0], entrant.prompter, work.entrants[0].prompter
         if candidate.kind == "adapter" and asked.template_sha != other.template_sha:
-            notes.append(
-                f"{candidate.name} is asked in a format of its own ({asked.kind}, template {asked.template_sha[:12]}; "
-                f"{first.candidate.name} in {other.kind}, {other.template_sha[:12]}): some of what differs may be the "
-                "format's"
-            )
+            own = f"a format of its own ({asked.kind}, template {asked.template_sha[:12]}"
+            theirs = f"{first.candidate.name} in {other.kind}, {other.template_sha[:12]})"
+            notes.append(f"{candidate.name} is asked in {own}; {theirs}: some of what differs may be the format's")
             log.warning(notes[-1])
         # Where files and servers are is nobody else's business; location, revision and hashes say what they are.
         hidden = ("folder", "base_folder", "urls")
@@ -619,9 +594,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
     if silent := [c.name for c in request.candidates if c.name in work.silent and c.kind != "predictions"]:
-        notes.append(
-            f"likelihoods are not available: {', '.join(silent)}; so perplexity and bits per character are not"
-        )
+        lost = "perplexity and bits per character"
+        notes.append(f"likelihoods are not available: {', '.join(silent)}; so {lost} are not")
     first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
     return records.RunRecord(
         name=request.out.name, bnbench=__version__, command=request.command,
@@ -651,9 +625,8 @@ def _end(
         share = sum(limits) / len(limits) if limits else None
         candidates.append(replace(candidate, tokens_per_second=speed, hit_limit_share=share))
         if thought := sum(without_thoughts(g.reply) != g.reply for g in own):
-            notes.append(
-                f"{candidate.name} thinks aloud in {thought} of {len(own)} replies; <think>…</think> is not scored"
-            )
+            said = f"{candidate.name} thinks aloud in {thought} of {len(own)} replies"
+            notes.append(f"{said}; <think>…</think> is not scored")
         if refused := sum(g.refused for g in own):
             notes.append(f"{candidate.name} refused {refused} of {len(own)} messages; what it said instead is scored")
     return replace(

@@ -77,9 +77,8 @@ class Judge:
         self._path = path
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        """What the judge says to each question; only what it was not asked before goes out.
-
-        Raises EndpointError where no server answers, or nothing of use, CandidateError where it serves another model.
+        """What the judge says to each question; only what it was not asked before goes out. Raises EndpointError where
+        no server answers, or nothing of use, CandidateError where it serves another model.
         """
         asked = {self._key(question): question for question in questions}
         new, client = [key for key in asked if key not in self._said], Client(self._urls, self.model)
@@ -137,7 +136,6 @@ class Judge:
 
     def audits(self, data: LabelledSet | None = None, *, seed: int = 42) -> list[AuditReport]:
         """How far its ratings of empathy, and overall, agree with labels: by default of a part of the shipped replies.
-
         Raises InputError for replies that cannot be audited before it is asked, EndpointError as `answers` does.
         """
         data = data or labelled_part()

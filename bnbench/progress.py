@@ -41,9 +41,7 @@ class Lines(Formatter):
 
 
 class JsonLines(Formatter):
-    """A log for machines: each entry is a JSON object with its time (UTC), level, logger and message, and what `extra`
-    had as `fields`.
-    """
+    """A log for machines, an object an entry: time (UTC), level, logger, message, and what `extra` has as `fields`."""
 
     def format(self, record: LogRecord) -> str:
         """The entry as a line of ASCII."""

@@ -261,7 +261,6 @@ class YardstickRecord:
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """run.json: what was run, on what, with what. `finished` is null until the scores are written; times are UTC.
-
     `stages` are the seconds that loading, generating and scoring took, in all sessions together.
     """
 
@@ -420,8 +419,7 @@ def slug(name: str) -> str:
 def typed(kind: Any, value: Any, where: str = "") -> Any:
     """JSON as what `kind` declares: a dataclass by its annotations, a tuple, a mapping or a plain value.
 
-    A whole number is taken for a float. Raises ValueError where a key is missing or holds something else; `where` leads
-    to it (`candidates[0].seconds`).
+    A whole number is a float too. ValueError where a key lacks or holds something else; `where` leads to it (`a[0].b`).
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:  # every union here is `X | None`
@@ -446,9 +444,9 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
         raise ValueError(f"{where or 'the file'} is a number out of every range")
     if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return float(value) if kind is float else value
-    wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "an object")
-    wanted = "a list" if origin is tuple else wanted
-    raise ValueError(f"{where or 'the file'} is {json.dumps(value, ensure_ascii=False)[:60]}, not {wanted}")
+    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "a list"}
+    what = f"{where or 'the file'} is {json.dumps(value, ensure_ascii=False)[:60]}"
+    raise ValueError(f"{what}, not {plain.get(origin or kind, 'an object')}")
 
 
 def _read(kind: type[Record], path: Path, advice: str) -> Record | int | None:
@@ -491,9 +489,8 @@ def differences(before: RunRecord, now: RunRecord) -> list[str]:
 
 
 def read_training(folder: Path) -> TrainingRecord | None:
-    """training.json of an adapter's folder; None where there is none, or one of another tool or schema.
-
-    Raises RunError where it is ours and damaged (which key).
+    """training.json of an adapter's folder; None where there is none, or one of another tool or schema. Raises RunError
+    where it is ours and damaged (which key).
     """
     path = folder / TRAINING
     advice = "put back what `bnbench finetune` wrote, or remove it: then nothing is said of the training"
@@ -540,10 +537,7 @@ def _with_sha(text: bytes) -> bytes:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Reads a run folder.
-
-    Raises RunError: no run there, an unfinished run (with the command that goes on), another schema, a damaged file.
-    """
+    """Reads a run folder; RunError: no run, an unfinished one (with what goes on), another schema, a damaged file."""
     folder = Path(folder)
     record = read_record(folder)
     if not record.finished:
@@ -646,9 +640,8 @@ def line_of(record: Any) -> bytes:
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
-    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe.
-
-    A torn last line is cut off first, or it would swallow the next.
+    """Appends records, one a line, and waits until they are on the disk: nothing goes on before they are safe. A torn
+    last line is cut off first, or it would swallow the next.
     """
     if path.is_symlink():
         raise RunError(f"{path} is a link, through which nothing is written; put the file itself there")
@@ -734,7 +727,6 @@ def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterat
 
 def packed(runs: Sequence[Run], more: Mapping[str, Any]) -> str:
     """What is read of the folders of `runs`, and `more`, as JSON under gzip in base64; the same files give the same.
-
     Ratings stay outside: they have the names of people.
     """
     press = zlib.compressobj(6, wbits=31)
@@ -752,9 +744,8 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
     for number, run in enumerate(runs):
         yield ",{" if number else "{"
         held = [path for name in _HELD if (path := run.path / name).is_file()]
-        tables = sorted(
-            p for pattern in ("*.parquet", "yardsticks/*.parquet") for p in (run.path / "scores").glob(pattern)
-        )
+        scores = run.path / "scores"
+        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in scores.glob(of))
         for at, path in enumerate((*held, *tables)):
             yield f"{',' if at else ''}{dumps(path.relative_to(run.path).as_posix())}:"
             if path.suffix == ".json":

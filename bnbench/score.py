@@ -63,7 +63,6 @@ def score(
     predictions: str | Path, references: Paths = (), *, profile: str = "bnbench", **options: Any
 ) -> Scores | OriginalScores:
     """The command `bnbench score`: `score_files` with its options, or the original project's figures for the files.
-
     Raises UsageError for another profile, or options that it has not; InputError where the original lacks a reference.
     """
     if profile not in PROFILES:

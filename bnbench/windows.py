@@ -135,9 +135,8 @@ def perplexity(
 
 
 def read_texts(source: str, columns: Mapping[str, str], *, by_line: bool = False) -> list[str]:
-    """The column `text` (or that of `columns`) of a table or a hub data set; any other file is one text.
-
-    `by_line` makes each line of such a file a text. Raises CorpusError for what cannot be read.
+    """The column `text` (or that of `columns`) of a table or a hub data set; any other file is one text. `by_line`
+    makes each line of such a file a text. Raises CorpusError for what cannot be read.
     """
     files.check_columns(columns, ["text"])
     path = Path(source)

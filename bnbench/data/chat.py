@@ -147,9 +147,8 @@ def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str, list[str]]:
 
 
 def text_in(column: str, value: Any) -> Any:
-    """The text in what another tool has in its column of replies or messages; any other value as it is.
-
-    None where a request failed, so that there is no reply. Turns give the message that `plain_rows` makes of them.
+    """The text in what another tool has in its column of replies or messages; any other value as it is. None where a
+    request failed, so that there is no reply. Turns give the message that `plain_rows` makes of them.
     """
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         with suppress(CorpusError):

@@ -35,18 +35,13 @@ UNSPLIT = (
 """Why a file that is not split is not, what follows from it, and what to do."""
 NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
 
-# The characters that cp1252 shows for the bytes 0x80-0xFF. Programs that read UTF-8 as cp1252 leave the five bytes that
-# cp1252 does not define as C1 control characters, so both spellings of those bytes are accepted.
-_BYTE_OF = {bytes([b]).decode("cp1252", errors="ignore") or chr(b): b for b in range(0x80, 0x100)}
-_BYTE_OF |= {chr(b): b for b in range(0x80, 0x100)}
-_MOJIBAKE_RUN = regex.compile(f"[{regex.escape(''.join(_BYTE_OF))}]+")
+_CP1252 = "sloppy-windows-1252"  # of ftfy: the five bytes that cp1252 does not define are C1 control characters
+_MOJIBAKE_RUN = regex.compile(f"[{regex.escape(bytes(range(0x80, 0x100)).decode(_CP1252))}]+")
 # The first two bytes of every Bengali letter and of the danda, read as cp1252 once or twice.
 _MOJIBAKE_SIGN = regex.compile("à[¥¦§]|Ã\\u00a0Â[¥¦§]")
 _MARKS_FOR_WORDS = regex.compile(r"(?<!\S)\?{2,}(?:\s+\?{2,}){2}")  # what a table without Unicode leaves of a text
 _BLANK_IN_SIGN = regex.compile("(?<=Ã) (?=Â[¥¦§])")  # a no-break space that became a blank
-_TEMPLATE = regex.compile(
-    r"(?:\b(?:system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-)
+_TEMPLATE = regex.compile(r"(\b(system|user|assistant)\s*)?<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|<(start|end)_of_turn>")
 _STRAY_A = regex.compile(r"Â(?=[\s\u00a0]|$)|(?<=[\s\u00a0\p{Bengali}])Â")  # half of a non-breaking space
 _STRAY = ">@"  # at the beginning or the end, from mails and mentions
 _DOUBLED_SIGN = regex.compile(r"([\u0981-\u0983\u09bc\u09be-\u09cd\u09d7])\1+")
@@ -87,14 +82,13 @@ def is_lost(text: str) -> bool:
 
 
 def repair(text: str) -> str:
-    """The text without mojibake, BOM, template remnants, stray marks, doubled vowel signs and runs of spaces.
-
-    Only damage that has one certain undoing is undone. The spelling is the scorer's business (`bnbench.metrics`).
+    """The text without mojibake, BOM, template remnants, stray marks, doubled vowel signs and runs of spaces. Only
+    damage that has one certain undoing is undone. The spelling is the scorer's business (`bnbench.metrics`).
     """
 
     def decoded(run: regex.Match[str]) -> str:
         try:
-            return bytes(_BYTE_OF[c] for c in run.group()).decode("utf-8")
+            return run.group().encode(_CP1252).decode("utf-8")
         except UnicodeDecodeError:
             return run.group()
 

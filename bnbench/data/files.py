@@ -97,9 +97,8 @@ def kind_of(path: Path) -> str:
 
 
 def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file.
-
-    Raises CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
+    """The rows of a file with their numbers (see `place`); `columns` are all that is read of a Parquet file. Raises
+    CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
     """
     check_file(path, KINDS)
     kind = kind_of(path)
@@ -138,37 +137,19 @@ def _most(path: Path) -> int:
     return max(MOST_BYTES, 100 * path.stat().st_size)
 
 
-def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
-    if sum(part.file_size for part in archive.infolist()) > _most(path):
-        raise CorpusError(f"{path}: it unfolds to more than {_most(path) >> 20} MiB, much more than the file")
-
-
-class _Unfolding(gzip.GzipFile):
-    """A gzip file, of which no more is read than `_most`: one line may be all of it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.path, self.most = path, _most(path)
-
-    def _bounded(self, content: bytes) -> bytes:
-        if self.tell() > self.most:
-            raise CorpusError(f"{self.path}: it unfolds to more than {self.most >> 20} MiB, much more than the file")
-        return content
-
-    def read(self, size: int | None = -1) -> bytes:
-        return self._bounded(super().read(self.most + 1 if size is None or size < 0 else size))
-
-    def read1(self, size: int = -1) -> bytes:
-        return self._bounded(super().read1(size))
-
-    def readline(self, size: int | None = -1) -> bytes:
-        return self._bounded(super().readline(self.most + 1))
+def _check_unfolded(path: Path, size: int, what: str = "it unfolds to") -> None:
+    if size > _most(path):
+        raise CorpusError(f"{path}: {what} more than {_most(path) >> 20} MiB, much more than the file")
 
 
 @contextmanager
 def _text(path: Path, newline: str) -> Iterator[TextIO]:
-    opened: Callable[[], Any] = partial(_Unfolding, path) if path.suffix.lower() == ".gz" else partial(path.open, "rb")
+    is_packed = path.suffix.lower() == ".gz"
+    opened: Callable[[], Any] = partial(gzip.open, path) if is_packed else partial(path.open, "rb")
     try:
+        if is_packed:  # before anything is read, as one line may be all of it
+            with opened() as unfolded:
+                _check_unfolded(path, unfolded.seek(_most(path) + 1))
         with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline=newline) as text:
             yield text
         return
@@ -296,7 +277,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
     import pyarrow.parquet
 
     number = unfolded = 0
-    most = _most(path)
+    what = "its texts have"
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             _check_header(path, file.schema_arrow.names)
@@ -304,14 +285,11 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
             # A text that stands in many rows is stored once, and that compressed: a few rows may be gigabytes.
             is_dense = max(sizes, default=0) > 20 * path.stat().st_size
             size = max(1, min(250, 2**28 // max(sizes))) if is_dense else 250
-            fault = CorpusError(f"{path}: its texts have more than {most >> 20} MiB, much more than the file")
-            if sum(sizes) > most:
-                raise fault
+            _check_unfolded(path, sum(sizes), what)
             for batch in file.iter_batches(size, columns=columns, use_threads=False):
                 rows = batch.to_pylist()
                 unfolded += sum(len(text) for row in rows for text in row.values() if isinstance(text, str))
-                if unfolded > most:
-                    raise fault
+                _check_unfolded(path, unfolded, what)
                 yield from enumerate(rows, number + 1)
                 number += len(batch)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # a year that no calendar has
@@ -324,13 +302,19 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
     try:
         if kind_of(path) != ".xls":
             with zipfile.ZipFile(path) as parts:  # first: its reader ends the process where memory ends
-                _check_archive(path, parts)
+                _check_unfolded(path, sum(part.file_size for part in parts.infolist()))
                 sheets = [parts.read(name) for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
                 tables = parts.read("content.xml").split(b"<table:table ") if "content.xml" in parts.namelist() else ()
             for table in tables:
                 _check_repeats(path, table)
-            for sheet in sheets:
-                _check_reach(path, sheet)
+            for sheet in sheets:  # the reader makes room up to the farthest cell, which would end the process
+                places = [(int(row), column.rjust(3)) for column, row in _CELL.findall(sheet)]
+                last = max((row for row, _ in places), default=0)
+                letters = max((column for _, column in places), default=b"")
+                width = reduce(lambda n, letter: 26 * n + max(0, letter - 64), letters, 0)
+                if last * width > MOST_CELLS:
+                    where = f"row {last:,} and column {width:,}"
+                    raise CorpusError(f"{path}: its cells reach to {where}; remove those far out")
             if lacking := next(filter(None, map(_FORMULA.search, sheets)), None):
                 hint = "open the file in Excel or LibreOffice and save it"
                 raise CorpusError(f"{path}: the cell {lacking[1].decode()} is a formula without its value; {hint}")
@@ -355,17 +339,8 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, dict(zip(header, row, strict=True))
 
 
-def _check_reach(path: Path, sheet: bytes) -> None:
-    """CorpusError where a cell stands so far out that its reader, which makes room up to it, would end the process."""
-    cells = [(int(row), column.rjust(3)) for column, row in _CELL.findall(sheet)]
-    rows, column = max((row for row, _ in cells), default=0), max((column for _, column in cells), default=b"")
-    columns = reduce(lambda n, letter: 26 * n + max(0, letter - 64), column, 0)
-    if rows * columns > MOST_CELLS:
-        raise CorpusError(f"{path}: its cells reach to row {rows:,} and column {columns:,}; remove those far out")
-
-
 def _check_repeats(path: Path, table: bytes) -> None:
-    """CorpusError where cells that an .ods file says to be repeated would fill the memory, as `_check_reach`."""
+    """CorpusError where cells that an .ods file says to be repeated would fill the memory."""
     rows = columns = 0
     for row in table.split(b"<table:table-row")[1:]:
         parts = re.split(rb"<table:(?:covered-)?table-cell", row)  # first that of the row itself
@@ -383,7 +358,7 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
 
     try:
         with zipfile.ZipFile(path) as log, path.open("rb") as raw:
-            _check_archive(path, log)
+            _check_unfolded(path, sum(one.file_size for one in log.infolist()))
             for number, one in enumerate((one for one in log.infolist() if one.filename.startswith("samples/")), 1):
                 if one.compress_type == 93:  # Zstandard, which `zipfile` reads from Python 3.14 on
                     raw.seek(one.header_offset + 26)  # in a member's own head the lengths of its name and extra field
@@ -478,9 +453,8 @@ def match_columns(
     source: str | Path, header: Sequence[str], columns: Mapping[str, str], fields: Mapping[str, str],
     needed: Iterable[str], hint: str = "",
 ) -> list[str | None]:  # fmt: skip
-    """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name.
-
-    Raises CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
+    """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name. Raises
+    CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
     """
     check_columns(columns, fields)
     unknown = {field: name for field, name in columns.items() if name not in header}

@@ -16,7 +16,7 @@ from io import SEEK_END
 from itertools import islice, product
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Self
+from typing import IO, Self
 
 import regex
 
@@ -40,7 +40,6 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class TextFile:
     """One file and the columns that are read: `column` (None for plain lines), and `before` it a message's title.
-
     `asked` are the messages that stand in it beside other texts.
     """
 
@@ -101,7 +100,6 @@ class TextFile:
 
     def rows(self) -> Iterator[tuple[int, str, tuple[str, ...]]]:
         """Number (see `files.place`), id ("" where there is none) and texts of each row; only references are several.
-
         Raises CorpusError at a row that lacks an id, a reference, or the column, or where something else stands in it.
         """
         if self.column is None:
@@ -266,17 +264,13 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
         if not set[bytes]().union(*asked).isdisjoint(set[bytes]().union(*given) - {b""}):
             how += ", as their messages are"
         elif other.path != replies.path and replies.column and other.column:  # of plain lines one expects nothing else
-            level, how = (
-                logging.WARNING,
-                f"{how}: they hold no ids, and no messages in common, that tell whose is whose",
-            )
+            level = logging.WARNING
+            how += ": they hold no ids, and no messages in common, that tell whose is whose"
     _log.log(level, "%s, joined to the replies %s", other, how)
     return found or places
 
 
-def _finder(
-    other: TextFile, places: Sequence[int], copy: SpooledTemporaryFile[bytes]
-) -> Callable[[int], tuple[str, ...]]:
+def _finder(other: TextFile, places: Sequence[int], copy: IO[bytes]) -> Callable[[int], tuple[str, ...]]:
     """A function from the number of the next reply to its texts in the other file, which is copied where it must be."""
     if list(places) == list(range(other.checked[0])):
         rows = other.rows()

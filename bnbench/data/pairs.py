@@ -183,9 +183,8 @@ def read_ratings(path: Path, columns: Mapping[str, str] | None = None, ratings: 
 
 
 def make_pairs(rated: Sequence[RatedReply], margin: float) -> PairSet:
-    """Of each message every best-rated reply against each that is rated at least `margin` lower, in the file's order.
-
-    A reply that was rated several times has the mean of its ratings. Raises CorpusError where no pair comes of it.
+    """Of each message every best-rated reply against each that is rated at least `margin` lower, in the file's order. A
+    reply that was rated several times has the mean of its ratings. Raises CorpusError where no pair comes of it.
     """
     if not margin > 0:  # nor NaN
         raise CorpusError(f"the margin is {margin:g}: it must be above 0, or a reply would be preferred to its equal")
@@ -216,7 +215,6 @@ def preferences(
     rating_columns: Sequence[str] = (), half: str | None = None,
 ) -> PairSet:  # fmt: skip
     """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
-
     `half` of the bundled ones: "development" (None too), "held-out", or "both" by a column `split`. Raises CorpusError.
     """
     named = columns or rating_columns

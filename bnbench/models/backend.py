@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bnbench.data.corpus import Corpus, Example
-from bnbench.errors import CandidateError, UsageError, require
+from bnbench.data.corpus import Corpus, Example, load_corpus
+from bnbench.errors import CandidateError, CorpusError, UsageError, require
 from bnbench.metrics.core import FloatArray
 from bnbench.metrics.normalization import normalize
 from bnbench.metrics.registry import Registry
-from bnbench.models.candidates import Candidate
+from bnbench.models.candidates import DEMO_BASE, Candidate, by_name, parse_spec
 from bnbench.models.decoding import Decoding
-from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256
+from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256, find_model, locate
 from bnbench.models.loading import Device, choose_precision, load_config, trained_tokens
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
 from bnbench.records import TRAINING
@@ -44,7 +44,6 @@ BACKENDS = Registry(
 @dataclass(frozen=True)
 class Reply:
     """One reply. `tokens` counts what was generated, `hit_limit` is True when no end token came; None: not known.
-
     `refused` is True where what answers said that it will not: `text` is then what it said instead.
     """
 
@@ -77,9 +76,8 @@ class BackendOptions:
 
 
 class Backend(ABC):
-    """What answers for some candidates of a run, all of them together.
-
-    Making one checks what can be checked and reads no weights: a run with nothing left to generate loads no model.
+    """What answers for some candidates of a run, all of them together. Making one checks what can be checked and reads
+    no weights: a run with nothing left to generate loads no model.
     """
 
     needs_files: ClassVar[bool] = False
@@ -88,6 +86,7 @@ class Backend(ABC):
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self.context: int | None = None  # most tokens of a row, where that is known
+        self.at_once = 64  # prompts in a batch, where `batch_sizes` says nothing else
         # How each is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids.
         self.prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
         # For run.json: in what was computed, and why.
@@ -112,9 +111,8 @@ class Backend(ABC):
         """One reply a prompt, as one batch; `items` are the example ids that the sampling noise belongs to."""
 
     def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> Sequence[float] | None:
-        """The sum of -log p (nats) over each row's token ids from its start (at least 1) on, given all before them.
-
-        Not written where it cannot be known; None where that shows only now, such as with a server.
+        """The sum of -log p (nats) over each row's token ids from its start (at least 1) on, given all before them. Not
+        written where it cannot be known; None where that shows only now, such as with a server.
         """
         return None
 
@@ -143,10 +141,10 @@ class Backend(ABC):
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
         """How many prompts to hand to `generate` at a time, by their `lengths` in tokens; replies have `new_tokens`.
-
         Replies are saved a batch at a time: what a killed run had begun is made again.
         """
-        return [min(64, len(lengths) - start) for start in range(0, len(lengths), 64)]
+        most = self.at_once
+        return [min(most, len(lengths) - start) for start in range(0, len(lengths), most)]
 
     def peak_memory_bytes(self) -> int | None:
         """Peak memory of the accelerator (or of the process, on the CPU); None where it is not this machine's."""
@@ -181,11 +179,10 @@ class LocalModels(Backend):
         # An adapter may have been trained with a tokenizer or a template of its own, and with tokens that it adds.
         made = dict[Any, Prompter]()
         for c in candidates:
-            files, rows = self.adapter_files.get(c.name), self.text.vocab_size
-            for shape in files.shapes().values() if files else ():
-                if len(shape) == 2 and shape[1] == getattr(self.text, "hidden_size", 0):
-                    rows = max(rows, shape[0])
-            rows = max(rows, 1 + max(trained_tokens(files) if files else (), default=-1))
+            files, width = self.adapter_files.get(c.name), getattr(self.text, "hidden_size", 0)
+            shapes, tokens = (files.shapes().values(), trained_tokens(files)) if files else ((), ())
+            tables = [shape[0] for shape in shapes if shape[1:] == (width,)]
+            rows = max([self.text.vocab_size, *tables, *(token + 1 for token in tokens)])
             telling = {*TOKENIZERS, TEMPLATE_FILE, TOKENIZER_CONFIG, TRAINING}  # the last says how it was asked
             own = files.folder if files and files.names() & telling else None
             system, template = options.format_of(c.name)
@@ -226,10 +223,8 @@ class LocalModels(Backend):
         if not is_finite:
             why = f"has logits in {self.precision['dtype']} that are not finite: its weights are damaged or too large"
         elif is_base_s:
-            why = (
-                f"({candidate.location}) does not change the logits of {self.files.location}: it is untrained (all its "
-                "B matrices are zero), or the names of its layers are not the base's"
-            )
+            why = f"({candidate.location}) does not change the logits of {self.files.location}: it is untrained "
+            why += "(all its B matrices are zero), or the names of its layers are not the base's"
         if why:
             raise CandidateError(f"{candidate.kind} {candidate.name or candidate.location} {why}")
 
@@ -245,6 +240,36 @@ class LocalModels(Backend):
             return None
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def inspect_prompts(
+    base: str | None, adapters: Sequence[str] = (), data: str | None = None,
+    columns: Mapping[str, str] | None = None, split: str = "test", row: int = 0, *, systems: Sequence[str] = (),
+    templates: Sequence[str] = (), trust_remote_code: bool = False,
+) -> tuple[dict[str, Prompter], Example]:  # fmt: skip
+    """How a base and adapters on it are asked, by name, and row `row` of a corpus's split; without these, the demo's.
+
+    `systems` and `templates` are [NAME=]TEXT as for `evaluate`. Raises CandidateError, CorpusError or PromptError, for
+    what is wrong with a model, the data or a template.
+    """
+    specs = [parse_spec(text) for text in adapters]
+    own = [locate(f"adapter {spec.given}", spec.location, spec.revision) for spec in specs]
+    if base is None and own:
+        base = str(own[0].read_json("adapter_config.json").get("base_model_name_or_path"))
+    spec = parse_spec(base or DEMO_BASE)
+    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    files = find_model(f"base {spec.given}", spec.location, spec.revision, weights=False, **trust)
+    every, made = [spec, *specs], dict[str, Prompter]()
+    options = BackendOptions(system=by_name(systems, every), template=by_name(templates, every))
+    for one, adapter in zip(every, (None, *(found.folder for found in own)), strict=True):
+        system, template = options.format_of(one.name)
+        made[one.name] = Prompter.load(files, adapter=adapter, system=system, template=template, **trust)
+    corpus = load_corpus(data, columns=columns)
+    examples = corpus.select(split)
+    if row >= len(examples):
+        side = f"the split {split}" if corpus.is_split and split != "all" else "the whole file"
+        raise CorpusError(f"{corpus.source}: there is no row {row} in {side}: its {len(examples)} are counted from 0")
+    return made, examples[row]
 
 
 def get_backend(name: str) -> type[Backend]:

@@ -170,9 +170,8 @@ def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:
 
 
 def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: bool) -> list[Candidate]:
-    """The base, given or named by the adapters, and the adapters; CandidateError where they name different bases.
-
-    A base that is given is taken at its word: whether an adapter fits is known, and checked, when it is put on.
+    """The base, given or named by the adapters, and the adapters; CandidateError where they name different bases. A
+    base that is given is taken at its word: whether an adapter fits is known, and checked, when it is put on.
     """
     own, label = [_find_adapter(spec) for spec in adapters], "base"
     for files, named in own:
@@ -186,11 +185,10 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
         for spec, (files, other) in zip(adapters[1:], others, strict=True):
             is_same = _is_same(given.location, other.location, files.folder)
             if not is_same or given.revision != other.revision:
-                raise CandidateError(
-                    f"the adapters belong to different bases, {adapters[0].given} to {given.location} and {spec.given} "
-                    f"to {other.location}; if both are the same weights, name these with --base, else evaluate them in "
-                    "two runs and rank these together with `bnbench compare`"
-                )
+                which = f"{adapters[0].given} to {given.location} and {spec.given} to {other.location}"
+                how = "if both are the same weights, name these with --base, else evaluate them in two runs and"
+                how += " rank these together with `bnbench compare`"
+                raise CandidateError(f"the adapters belong to different bases, {which}; {how}")
         label = f"{first.label}: --base is not given, and its base"
         # A relative folder may be meant from where the adapter lies.
         beside = first.folder / given.location

@@ -115,9 +115,8 @@ class Client:
         return _run(ask())
 
     def owner(self) -> str:
-        """Whose server serves the model: the first question to it, without patience, as `models` asks.
-
-        Raises CandidateError where one does not serve it, with what it serves, the nearest name first.
+        """Whose server serves the model: the first question to it, without patience, as `models` asks. Raises
+        CandidateError where one does not serve it, with what it serves, the nearest name first.
         """
         listed = self.models()
         for server, names in zip(self._servers, listed, strict=True):
@@ -280,10 +279,7 @@ class Client:
 
 def _seconds(retry_after: str | None) -> float | None:
     """Retry-After; None where it says no number."""
-    try:
-        return max(0.0, float(retry_after or ""))
-    except ValueError:
-        return None
+    return float(retry_after) if retry_after and re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -99,6 +99,7 @@ class EndpointBackend(Backend):
         super().__init__(candidates, options)
         if other := [c for c in candidates if not c.urls]:
             raise UsageError(f"{other[0].location}: the backend endpoint takes --endpoint [name=]URL#MODEL")
+        self.at_once = MOST_AT_ONCE * max(len(c.urls) for c in candidates)  # saved before the next are asked
         told = dict[str, Prompter]()
         if options.tokenizer:
             spec, trust = parse_spec(options.tokenizer), options.trust_remote_code
@@ -164,11 +165,6 @@ class EndpointBackend(Backend):
         """Whether the server gave some when it was asked."""
         return bool(self._served[candidate.name].likelihoods)
 
-    def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
-        """As many as the servers can be asked at once: a window, which is saved before the next one begins."""
-        most = MOST_AT_ONCE * max(len(c.urls) for c in self.candidates)
-        return [min(most, len(lengths) - start) for start in range(0, len(lengths), most)]
-
     def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
         """One reply a prompt; empty, cut and refused ones too, each marked as what it is."""
         served = self._served[candidate.name]
@@ -189,9 +185,8 @@ class EndpointBackend(Backend):
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
-    """Asks for one token, leaving out what the server says it does not know, then all that may be left out.
-
-    All parameters of a run are tried; with temperature 0, as one server dies of a seed for which it has a use.
+    """Asks for one token, leaving out what the server says it does not know, then all that may be left out. All
+    parameters of a run are tried; with temperature 0, as one server dies of a seed for which it has a use.
     """
     prompt, needed = served.prompter.prompt(PROBE), {"prompt", "messages", "max_tokens", "temperature"}
     while True:

@@ -175,7 +175,6 @@ class TransformersBackend(LocalModels):
 
     def batch_sizes(self, lengths: Sequence[int], new_tokens: int) -> list[int]:
         """On the CPU eight at a time. On a GPU as many as leave its memory half empty: keys and values of every token.
-
         The GPU's whole memory is counted, not what is free now, so that a run that goes on has the batches it had.
         """
         if self.memory is None or self.token_bytes is None:
@@ -216,9 +215,8 @@ class TransformersBackend(LocalModels):
 
 
 def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
-    """Results of `work` over the rows: all at once, or halved as often as memory runs out; one row must fit.
-
-    Not accelerate's `find_executable_batch_size`, which begins anew after each failure and hides the last error.
+    """Results of `work` over the rows: all at once, or halved as often as memory runs out; one row must fit. Not
+    accelerate's `find_executable_batch_size`, which begins anew after each failure and hides the last error.
     """
     import torch
 

@@ -35,9 +35,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model or adapter lies. `commit` is that of a hub snapshot, and empty for a folder of one's own.
-
-    `label` is what messages call it ("base NAME"), `location` the folder or hub id as the user gave it.
+    """Where a model or adapter lies. `commit` is that of a hub snapshot, and empty for a folder of one's own. `label`
+    is what messages call it ("base NAME"), `location` the folder or hub id as the user gave it.
     """
 
     label: str
@@ -122,9 +121,8 @@ class Base(ModelFiles):
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 of a file. A large one is read once: what it was is remembered by place, size and times of change.
-
-    What is remembered lies in BNBENCH_CACHE, else in ~/.cache/bnbench, where that can be written.
+    """Sha256 of a file. A large one is read once: what it was is remembered by place, size and times of change. What is
+    remembered lies in BNBENCH_CACHE, else in ~/.cache/bnbench, where that can be written.
     """
     target = path.resolve()
     # The hub cache names large files by their hash, so these are not read at all.
@@ -200,19 +198,16 @@ def with_weights(files: ModelFiles, revision: str = "", patterns: Sequence[str] 
             names |= set(_hub().list_repo_files(files.location, revision=revision or None))
     why = f"there are no weights in {files.folder}: no {single}; save them there with save_pretrained"
     if pickles := sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))):
-        why = (
-            f"its weights are pickled ({pickles[0]}), and a pickle can run any code; only safetensors are loaded. "
-            "Load it where you trust it and save it again with save_pretrained"
-        )
+        why = f"its weights are pickled ({pickles[0]}), and a pickle can run any code; only safetensors are loaded. "
+        why += "Load it where you trust it and save it again with save_pretrained"
     raise CandidateError(f"{files.label}: {why}")
 
 
 def find_model(
     label: str, location: str, revision: str = "", *, trust_remote_code: bool = False, weights: bool = True
 ) -> ModelFiles:
-    """A whole model: its configuration, its tokenizer and, unless `weights` is False, its safetensors weights.
-
-    Raises CandidateError: one line for what is missing, or for what would load something else, or run code.
+    """A whole model: its configuration, its tokenizer and, unless `weights` is False, its safetensors weights. Raises
+    CandidateError: one line for what is missing, or for what would load something else, or run code.
     """
     patterns = (*SMALL, "*.py") if trust_remote_code else SMALL
     files = locate(label, location, revision, patterns)
@@ -226,15 +221,11 @@ def find_model(
         why = "it runs code of its own (auto_map in config.json); add --trust-remote-code if you trust it"
     # Two ways in which transformers would load something else, or something more, than `weights()`.
     elif _ADAPTER in names:
-        why = (
-            f"there is an {_ADAPTER} beside config.json in {place}, so an adapter would be loaded with it; give the "
-            "folder as --adapter, or move the adapter to a folder of its own"
-        )
+        why = f"there is an {_ADAPTER} beside config.json in {place}, so an adapter would be loaded with it; "
+        why += "give the folder as --adapter, or move the adapter to a folder of its own"
     elif named := config.get("transformers_weights"):
-        why = (
-            f"its config.json names weights of its own (transformers_weights: {named}), which is not supported; load "
-            "it where you trust it and save it again with save_pretrained"
-        )
+        why = f"its config.json names weights of its own (transformers_weights: {named}), which is not supported; "
+        why += "load it where you trust it and save it again with save_pretrained"
     elif not names & TOKENIZERS:
         why = f"there is no tokenizer in {place}; copy tokenizer.json and tokenizer_config.json there"
     if why:
@@ -246,10 +237,8 @@ def resolve_base(
     name: str, revision: str | None = None, *, folder: Path | None = None, trust_remote_code: bool = False,
     weights: bool = True,
 ) -> Base:  # fmt: skip
-    """A base to train on, by folder or hub id; raises as `find_model` does.
-
-    `folder` is where the files lie if `name` is only what the adapter should say. Without `weights` the configuration
-    and the tokenizer do, and no more is fetched.
+    """A base to train on, by folder or hub id; raises as `find_model` does, and fetches weights only with `weights`.
+    `folder` is where the files lie if `name` is only what the adapter should say.
     """
     location, asked = (name, revision or "") if folder is None else (str(folder), "")
     found = find_model(f"base {name}", location, asked, trust_remote_code=trust_remote_code, weights=weights)

@@ -83,8 +83,7 @@ def choose(logits: Tensor, seen: Tensor, decoding: Decoding, keys: Tensor, step:
 def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) -> tuple[Tensor, Tensor]:
     """The tokens that top-k and top-p leave: scores (n, m), -inf where a row has fewer than m, and their ids (n, m).
 
-    Equal scores stay or go together, however a device sorts them. The `first` likeliest are looked at, then all where
-    these do not suffice.
+    Equal scores stay or go together, however a device sorts them. First the `first` likeliest are looked at, then all.
     """
     size = scores.shape[-1]
     first = size if top_p >= 1 and not top_k else min(size, max(first, top_k + 1))
@@ -103,7 +102,6 @@ def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) ->
 
 class Slots(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
     """A cache layer whose places are written one by one; transformers' own copies the whole cache at every token.
-
     `keys` and `values` (rows, heads, places, width) are views of the places that are taken so far.
     """
 
@@ -234,9 +232,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: 
 
 
 def call(model: Any, **arguments: Any) -> Any:
-    """Calls a model with those of the arguments that its forward takes: some know no position_ids, and call the cache
-    `cache_params`.
-    """
+    """Calls a model with what its forward takes: some know no position_ids, and call the cache `cache_params`."""
     known = inspect.signature(model.forward).parameters
     arguments["cache_params"] = arguments.get("past_key_values")
     return model(**{name: value for name, value in arguments.items() if name in known})
@@ -275,7 +271,6 @@ def negative_log_likelihoods(
 
 def head(model: Any, hidden: Tensor) -> Tensor:
     """Logits from last hidden states, as the model's own forward makes them: with its scaling and soft cap.
-
     `logits_scaling` is Granite's, `logit_scale` Cohere's, `final_logit_softcapping` Gemma 2's.
     """
     config = model.config.get_text_config()

@@ -27,9 +27,8 @@ SIZE = 1024
 
 
 def usable(device: torch.device) -> bool:
-    """Whether they run on a device: a card of compute capability 8 or above, with Triton and a compiler for it.
-
-    Triton launches on torch's current card, so that another one (of a base over several) goes torch's way.
+    """Whether they run on a device: a card of compute capability 8 or above, with Triton and a compiler for it. Triton
+    launches on torch's current card, so that another one (of a base over several) goes torch's way.
     """
     return bool(triton) and device.type == "cuda" and device.index == torch.cuda.current_device() and _works(device)
 
@@ -54,10 +53,6 @@ def next_seed(device: torch.device) -> tuple[int, int]:
     place = generator.get_offset()
     generator.set_offset(place + 4)
     return generator.initial_seed() % 2**31, place // 4 % 2**31
-
-
-def _inlined(function: Any) -> Any:
-    return triton.jit(function) if triton else function
 
 
 def _compiled(function: Any) -> Any:
@@ -110,16 +105,16 @@ def _unpack(  # type: ignore[no-untyped-def]
 def unpack_nf4(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
     """The matrix of bitsandbytes' NF4 numbers, two a byte, and their `QuantState`: to the bit what it makes of them."""
     whole, blocks = torch.empty(state.shape, dtype=dtype, device=packed.device), state.absmax.numel()
-    inner, codes, size = (
-        (state.state2.absmax, state.state2.code, state.state2.blocksize) if state.nested else (None,) * 3
-    )
+    inner, codes, size = None, None, 1
+    if state.nested:
+        inner, codes, size = state.state2.absmax, state.state2.code, state.state2.blocksize
     tensors = packed, state.absmax, state.code, inner, codes, state.offset, whole
-    sizes = size or 1, state.blocksize // 2, 32
+    sizes = size, state.blocksize // 2, 32
     _launch(_unpack, triton.cdiv(blocks, 32), tensors, (blocks,), state.nested, *sizes, enable_fp_fusion=False)
     return whole
 
 
-@_inlined
+@_compiled
 def _kept(x, at, first, second, below, scale):  # type: ignore[no-untyped-def] # pragma: no cover
     # MurmurHash3's finaliser (Appleby 2011), twice, of the place and the two halves of the seed.
     chance = at.to(tl.uint32) ^ first.to(tl.uint32)
@@ -135,9 +130,7 @@ def _kept(x, at, first, second, below, scale):  # type: ignore[no-untyped-def] #
 
 
 @_compiled
-def _drop(  # type: ignore[no-untyped-def]
-    x, y, n, first, second, below, scale, SIZE: tl.constexpr
-):  # pragma: no cover
+def _drop(x, y, n, first, second, below, scale, SIZE: tl.constexpr):  # type: ignore[no-untyped-def] # pragma: no cover
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     here = at < n
     tl.store(y + at, _kept(tl.load(x + at, mask=here).to(tl.float32), at, first, second, below, scale), mask=here)
@@ -190,9 +183,8 @@ def _norm_back(x, weight, g, plus, y, eps, WIDTH: tl.constexpr, SIZE: tl.constex
 def norm_backward(
     x: torch.Tensor, weight: torch.Tensor, eps: float, g: torch.Tensor, plus: torch.Tensor
 ) -> torch.Tensor:  # fmt: skip
-    """∂L/∂x of RMSNorm (Zhang and Sennrich 2019), from g = ∂L/∂y, added to what else comes to x; (n, width) each.
-
-    With s = 1 / sqrt(mean x² + eps), y = s w x: ∂L/∂x = s (w g − x s² mean(x w g)).
+    """∂L/∂x of RMSNorm (Zhang and Sennrich 2019), from g = ∂L/∂y, added to what else comes to x; (n, width) each. With
+    s = 1 / sqrt(mean x² + eps), y = s w x: ∂L/∂x = s (w g − x s² mean(x w g)).
     """
     x, g, plus, (n, width) = x.contiguous(), g.contiguous(), plus.contiguous(), x.shape
     y = torch.empty_like(x)

@@ -48,10 +48,7 @@ class Device:
 
     @classmethod
     def of(cls, name: str) -> Device:
-        """Asks torch about `cuda`, `cuda:1`, `mps` or `cpu`; `auto` is the first card there is, else the CPU.
-
-        Raises UsageError where torch sees no such device.
-        """
+        """Asks torch about cuda, cuda:1, mps, cpu or auto (the first card, else the CPU); UsageError without it."""
         torch: Any = require("torch", extra="models")
         cuda = torch.cuda
         name = ("cuda" if cuda.is_available() else "cpu") if name == "auto" else name
@@ -79,9 +76,8 @@ class Precision:
 
 
 def choose_precision(card: Device, n_parameters: int, quantise: bool | None = None) -> Precision:
-    """The dtype that the device computes fast in, and whether weights are stored in 4 bits (NF4).
-
-    `quantise` True or False decides about NF4; None takes it only where 16-bit weights do not fit on the card.
+    """The dtype that the device computes fast in, and whether weights are stored in 4 bits (NF4). `quantise` True or
+    False decides about NF4; None takes it only where 16-bit weights do not fit on the card.
     """
     dtype: DType = "float16"
     if card.type == "cpu":
@@ -140,9 +136,8 @@ def explained(label: str, fault: str) -> Iterator[None]:
 
 @contextmanager
 def bounded(label: str, what: str, seconds: float = 10.0, memory: int = 2**30) -> Iterator[None]:
-    """Raises CandidateError where a block takes longer, or more bytes: what a stranger's file has a library do.
-
-    Bounded on Linux, in the main thread.
+    """Raises CandidateError where a block takes longer, or more bytes: what a stranger's file has a library do. Bounded
+    on Linux, in the main thread.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         yield
@@ -194,25 +189,21 @@ def load_config(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
 def load_base(files: ModelFiles, *, load: Any = None, trust_remote_code: bool = False, **options: Any) -> Any:
     """The model of a folder, with `from_pretrained`'s `options`, every tensor from its checkpoint.
 
-    `load` stands in for `from_pretrained` on the folder. Raises CandidateError where it cannot be loaded, or where
-    tensors are missing, not used or of another shape.
+    `load` stands in for that. CandidateError where it fails, or tensors are missing, not used or of another shape.
     """
     load = load or partial(require("transformers", extra="models").AutoModelForCausalLM.from_pretrained, files.folder)
     always = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "output_loading_info": True}
     with explained(files.label, "it cannot be loaded"):
         # A shape that differs is reported below, by name; left alone it is a report of many lines.
         model, info = load(ignore_mismatched_sizes=True, **always, **options)
-    shapes = [
-        f"{name} (stored as {tuple(stored)}, the model's is {tuple(own)})"
-        for name, stored, own in info["mismatched_keys"]
-    ]
+    differ = info["mismatched_keys"]
+    shapes = [f"{name} (stored as {tuple(stored)}, the model's is {tuple(own)})" for name, stored, own in differ]
     refuse_partial(files.label, info["missing_keys"], info["unexpected_keys"], shapes)
     return model
 
 
 def outline(files: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """The model of a folder as names and shapes, on torch's device "meta"; raises as `load_config` and `load_base` do.
-
     No weights are read: what they hold is known from the headers of their files, where these are there.
     """
     torch, auto = require("torch", extra="models"), require("transformers", extra="models").AutoModelForCausalLM
@@ -252,9 +243,8 @@ def trained_tokens(files: ModelFiles) -> set[int]:
 
 
 def put_on(model: Any, files: ModelFiles, name: str) -> Any:
-    """A PeftModel that has the adapter under this name, on a plain model or on one that has adapters already.
-
-    Raises CandidateError where it does not fit, or where a tensor of it is missing or not used.
+    """A PeftModel that has the adapter under this name, on a plain model or on one that has adapters already. Raises
+    CandidateError where it does not fit, or where a tensor of it is missing or not used.
     """
     peft = require("peft", extra="models")
     # PEFT has no use_safetensors: it opens a pickle where this file is not there (any more).

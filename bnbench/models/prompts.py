@@ -9,19 +9,18 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from bnbench.data.corpus import Conversation, Example, load_corpus
-from bnbench.errors import CandidateError, CorpusError, PromptError, RunError, require
+from bnbench.data.corpus import Conversation, Example
+from bnbench.errors import CandidateError, PromptError, RunError, require
 from bnbench.metrics.exceptions import read_small
-from bnbench.models.candidates import DEMO_BASE, by_name, parse_spec
 from bnbench.models.decoding import SENTENCES, Decoding
-from bnbench.models.hub import TOKENIZERS, ModelFiles, find_model, locate
+from bnbench.models.hub import TOKENIZERS, ModelFiles
 from bnbench.models.loading import bounded, explained
 from bnbench.records import read_training
 
@@ -33,10 +32,9 @@ PROBE = Example("probe", "মানসিক স্বাস্থ্য", "ঘ�
 _SYSTEM, _USER, _ANSWER = "\ue000system\ue001", "\ue000user\ue001", "\ue000answer\ue001"
 _SLOTS = re.compile(f"({_SYSTEM}|{_USER})")
 _LLAMA_HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_LLAMA_SYSTEM = f"<|start_header_id|>system<|end_header_id|>\n\n{_SYSTEM}<|eot_id|>"
-_LLAMA_TURNS = (
-    f"<|start_header_id|>user<|end_header_id|>\n\n{_USER}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-)
+_LLAMA_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+_LLAMA_SYSTEM = f"{_LLAMA_HEADER.format('system')}{_SYSTEM}<|eot_id|>"
+_LLAMA_TURNS = f"{_LLAMA_HEADER.format('user')}{_USER}<|eot_id|>{_LLAMA_HEADER.format('assistant')}"
 _LLAMA = f"<|begin_of_text|>{_LLAMA_SYSTEM}{_LLAMA_TURNS}"
 _PLAIN_TURN = f"প্রশ্ন: {_USER}\n\nউত্তর:\n"
 _PLAIN = f"{_SYSTEM}\n\n{_PLAIN_TURN}"
@@ -61,9 +59,8 @@ _TOPIC_PART = re.compile("\\s*বিষ(?:\u09af\u09bc|\u09df):\\s*\\{topic\\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text, special tokens spelt out, and as token ids (BOS first where the tokenizer has one).
-
-    `system` and `user` are the texts that it is made of, for servers that write the rest themselves.
+    """A prompt as text, special tokens spelt out, and as token ids (BOS first where the tokenizer has one). `system`
+    and `user` are the texts that it is made of, for servers that write the rest themselves.
     """
 
     text: str
@@ -143,7 +140,6 @@ class Prompter:
         trust_remote_code: bool = False,
     ) -> Self:  # fmt: skip
         """The one of a model, or of an adapter on it, whose folder may bring a tokenizer or a chat template of its own.
-
         Raises PromptError as `of` does, and CandidateError where tokenizer or generation configuration are broken.
         """
         transformers, folder = require("transformers", extra="models"), files.folder
@@ -200,9 +196,8 @@ class Prompter:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def prompt(self, example: Example, *, goes_on: bool = False) -> Prompt:
-        """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS.
-
-        With `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
+        """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS. With
+        `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
         """
         topic = example.topic.strip()
         system = (self.system if topic else _TOPIC_PART.sub("", self.system)).replace("{topic}", topic).strip()
@@ -229,11 +224,9 @@ class Prompter:
             # Where one token begins texts and ends turns, later ones are ends of turns.
             is_shared = self.bos_id == self.tokenizer.eos_token_id
             if written[:1] != [self.bos_id] or (written[1:2] == [self.bos_id] if is_shared else count != 1):
-                raise PromptError(
-                    f"the prompt has {count} BOS tokens ({self.tokenizer.bos_token!r}, id {self.bos_id}) where exactly "
-                    "one, at its start, is right: mend chat_template in the model's tokenizer_config.json or "
-                    "chat_template.jinja"
-                )
+                what = f"the prompt has {count} BOS tokens ({self.tokenizer.bos_token!r}, id {self.bos_id})"
+                how = "mend chat_template in the model's tokenizer_config.json or chat_template.jinja"
+                raise PromptError(f"{what} where exactly one, at its start, is right: {how}")
         return Prompt(text, tuple(written), system, user)
 
     def _encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -256,10 +249,9 @@ class Prompter:
         if not isinstance(example, Conversation) or (supervise == "last" and not self.in_turns):
             return self.prompt(example).ids, self.answer(example.reference)
         if not self.next_turn:
-            raise PromptError(
-                f"example {example.id} has several turns, and the chat template writes earlier turns otherwise than "
-                'the last one, so not every answer can be trained on as it is given: set supervise = "last"'
-            )
+            what = f"example {example.id} has several turns, and the chat template writes earlier turns otherwise"
+            why = "so not every answer can be trained on as it is given"
+            raise PromptError(f'{what} than the last one, {why}: set supervise = "last"')
         first, *others = example.turns
         parts = [self.prompt(Example(example.id, example.topic, example.title, first, "")).ids]
         for said, asked in zip(others[::2], others[1::2], strict=True):
@@ -274,8 +266,7 @@ class Prompter:
     def limited(self, decoding: Decoding, references: Sequence[str] = ()) -> Decoding:
         """The decoding with its limit in tokens, by the fertility of this tokenizer; without one it stays in words.
 
-        The fertility is tokens per whitespace-separated word of the references (or else of sentences of ours), their
-        punctuation included; at least 1.
+        The fertility, at least 1, is tokens per word of the references, else of `SENTENCES`, punctuation included.
         """
         if self.tokenizer is None or decoding.max_new_tokens is not None:
             return decoding
@@ -326,7 +317,6 @@ class Prompter:
 
     def check_vocabulary(self, label: str, rows: int) -> None:
         """Every token that can occur has one of a model's embedding `rows`; CandidateError with the numbers otherwise.
-
         Special tokens beyond the embedding are let pass where no prompt uses them (Gemma 3 has one for images).
         """
         tokenizer = self.tokenizer
@@ -336,41 +326,9 @@ class Prompter:
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         if beyond := {i: t for t, i in tokenizer.get_vocab().items() if i >= rows and (i in used or i not in special)}:
             i, name = min(beyond.items())
-            raise CandidateError(
-                f"{label}: the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is "
-                "beyond; use the tokenizer that belongs to the model (embeddings are never resized here)"
-            )
-
-
-def inspect_prompts(
-    base: str | None, adapters: Sequence[str] = (), data: str | None = None,
-    columns: Mapping[str, str] | None = None, split: str = "test", row: int = 0, *, systems: Sequence[str] = (),
-    templates: Sequence[str] = (), trust_remote_code: bool = False,
-) -> tuple[dict[str, Prompter], Example]:  # fmt: skip
-    """How a base and adapters on it are asked, by name, and row `row` of a corpus's split; without these, the demo's.
-
-    `systems` and `templates` are [NAME=]TEXT as for `evaluate`. Raises CandidateError, CorpusError or PromptError, for
-    what is wrong with a model, the data or a template.
-    """
-    specs = [parse_spec(text) for text in adapters]
-    own = [locate(f"adapter {spec.given}", spec.location, spec.revision) for spec in specs]
-    if base is None and own:
-        base = str(own[0].read_json("adapter_config.json").get("base_model_name_or_path"))
-    spec = parse_spec(base or DEMO_BASE)
-    trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    files = find_model(f"base {spec.given}", spec.location, spec.revision, weights=False, **trust)
-    every, made = [spec, *specs], dict[str, Prompter]()
-    system, template = by_name(systems, every), by_name(templates, every)
-    for one, adapter in zip(every, (None, *(found.folder for found in own)), strict=True):
-        text, named = system.get(one.name, system.get("", SYSTEM)), template.get(one.name, template.get("", "auto"))
-        text = "" if text == "none" else text
-        made[one.name] = Prompter.load(files, adapter=adapter, system=text, template=named, **trust)
-    corpus = load_corpus(data, columns=columns)
-    examples = corpus.select(split)
-    if row >= len(examples):
-        side = f"the split {split}" if corpus.is_split and split != "all" else "the whole file"
-        raise CorpusError(f"{corpus.source}: there is no row {row} in {side}: its {len(examples)} are counted from 0")
-    return made, examples[row]
+            what = f"the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is beyond"
+            how = "use the tokenizer that belongs to the model (embeddings are never resized here)"
+            raise CandidateError(f"{label}: {what}; {how}")
 
 
 def template_of(kind: str) -> str:

@@ -83,7 +83,6 @@ class Pairing:
 
 def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None = None) -> Pairing:
     """The reply of every item: by id, else by message, else by the order of the data, where nothing contradicts it.
-
     Raises CandidateError where an item has no reply or two, or where it is not certain which reply is whose.
     """
     by_id: dict[str, int] = {}
@@ -145,8 +144,7 @@ def _by_rows(
 ) -> Pairing:
     """The replies of these rows, by the items' ids, if the messages, where there are any, do not contradict them."""
     if (at := contradiction(asked, file.messages, [rows[e.id] for e in examples])) is not None:
-        raise CandidateError(
-            f"predictions {file.path}: its messages contradict {how}, the first at reply {rows[examples[at].id] + 1}; "
-            "give the same message the same id in both files, or each once and no ids: then they join the replies"
-        )
+        what = f"its messages contradict {how}, the first at reply {rows[examples[at].id] + 1}"
+        hint = "give the same message the same id in both files, or each once and no ids: then they join the replies"
+        raise CandidateError(f"predictions {file.path}: {what}; {hint}")
     return Pairing(how, {e.id: file.replies[rows[e.id]] for e in examples})

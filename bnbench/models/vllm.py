@@ -193,16 +193,11 @@ class VllmBackend(LocalModels):
         skips = [not can_reuse or start % block == 0 for start in starts]
         params = [self.vllm.SamplingParams(**how, skip_reading_prefix_cache=skip) for skip in skips]
         known = [done.prompt_logprobs for done in self._run(candidate, rows, starts, params)]
-        return [
-            -math.fsum(of[at][row[at]].logprob for at in range(start, len(row)))
-            for of, row, start in zip(known, rows, starts, strict=True)
-        ]
+        answers = zip(known, rows, starts, strict=True)
+        return [-math.fsum(of[at][row[at]].logprob for at in range(start, len(row))) for of, row, start in answers]
 
     def _run(self, candidate: Candidate, rows: Rows, starts: Sequence[int], params: Sequence[Any]) -> Any:
-        """The engine's outputs for rows of token ids, whose prompts end at `starts`, in their order.
-
-        Raises RuntimeError for whatever ends it.
-        """
+        """The engine's outputs for rows of ids, whose prompts end at `starts`; RuntimeError for whatever ends it."""
         if self.engine is None:
             self.load()
         asked = [
@@ -225,7 +220,6 @@ class VllmBackend(LocalModels):
 
 def check_adapter(files: ModelFiles) -> tuple[int, set[str]]:
     """The rank of an adapter, and its layers' names; CandidateError where vLLM's answers would not be PEFT's, or none.
-
     vLLM adds the head's LoRA to the last position alone, so the likelihoods would be others'.
     """
     config, shapes = files.read_json("adapter_config.json"), files.shapes()
