@@ -8,7 +8,7 @@ table's cells, are written in the digits that the catalogue has for `0123456789`
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,8 @@ _OURS: Mapping[type, str] = {
 }  # fmt: skip
 
 
-def spoken(part: Any, say: Callable[[str], str]) -> Any:
-    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue; else as they are."""
-    if not isinstance(say, Catalogue):
-        return part
+def spoken(part: Any, say: Catalogue) -> Any:
+    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue."""
     own = {key: spoken(getattr(part, key), say) for key in _OURS.get(type(part), "").split()}
     match part:
         case str():

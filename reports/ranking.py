@@ -338,7 +338,8 @@ def group(
 ) -> tuple[list[Entry], dict[str, list[Entry]]]:
     """The entries with one for each group in the place of its members, and the members by the group's name."""
     known = {e.name: e for e in entries}
-    check_groups(declared or {}, known)
+    if declared:
+        check_groups(declared, known)
     found = {name: [known[member] for member in members] for name, members in (declared or {}).items()}
     # Where none is declared: adapters of one base whose recipes and rows are the same but for the seed.
     alike = dict[str, list[Entry]]()
@@ -602,11 +603,8 @@ def compare(
         return None
     if items is not None:
         kept = np.isin(np.arange(len(a.tables[metric])), items)[:, None]
-
-        def part(of: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
-            return {metric: of[metric] * kept}
-
-        a, b = (Scored(one.name, part(one.tables), seeds=tuple(map(part, one.seeds))) for one in (a, b))
+        parts = [[{metric: of[metric] * kept} for of in (one.tables, *one.seeds)] for one in (a, b)]
+        a, b = (Scored(one.name, whole, seeds=tuple(s)) for one, (whole, *s) in zip((a, b), parts, strict=True))
     [made] = _compare(a, [(b, ranking.metrics[metric])], ranking.how)
     return next(c for c in made if c.name == name)
 

@@ -105,11 +105,11 @@ def import_libraries() -> None:
     """Imports what loads models, which takes seconds: peft, with transformers, and bitsandbytes; those that are there.
 
     bitsandbytes hands functions for the CPU to torch's compiler as it is imported. That brings 550 modules of 3,700
-    along, and numbers of its own on machines that have a C++ compiler; so the functions stay as they are written.
+    along, and numbers of its own on machines that have a C++ compiler. Without one it leaves them as they are written.
     """
     torch: Any = require("torch", extra="models")
     compiler = torch.compile
-    torch.compile = lambda function=None, **_: (lambda own: own) if function is None else function
+    torch.compile = None
     try:
         with suppress(ImportError):  # said, with what to install, where it is needed
             import_module("bitsandbytes")
