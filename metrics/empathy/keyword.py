@@ -34,7 +34,7 @@ STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
 ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
-WORDS = 0.8  # what each level by the head earns beside the phrases
+WORDS, UNASKED = 0.8, 0.25  # earned beside phrases by each level of the head; kept of exploration that asks nothing
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
@@ -78,8 +78,8 @@ class KeywordEmpathy(EmpathyMetric):
         lexicon = self.lexicon
         if self._mechanisms:
             messages = {message: _Message(lexicon, message) for message in set(texts.messages or ())}
-            # Five numbers in 0-1: what the phrases earn for each mechanism, and what is left of what the words do, and
-            # of their general kindness, which stock phrases have too.
+            # Six numbers in 0-1: what the phrases earn for each mechanism, and what is left of what the words do, of
+            # their general kindness, which stock phrases have too, and of exploration.
             credits = []
             for reply, message in zip(texts.replies, texts.messages or (), strict=True):
                 said = _Reading(lexicon, reply, messages[message])
@@ -91,7 +91,8 @@ class KeywordEmpathy(EmpathyMetric):
                 sums = (sum(x for match, x in said.earning if match.entry.mechanism == m) for m in MECHANISMS)
                 phrases = [factor * fits * level / FULL_LEVELS for level in sums]
                 own = not all(said.hidden)
-                credits.append([*phrases, factor * own, said.left * own])
+                asks = phrases[2] > 0 or any(sentence.question for sentence in said.text.sentences)
+                credits.append([*phrases, factor * own, said.left * own, 1.0 if asks else UNASKED])
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
@@ -99,10 +100,10 @@ class KeywordEmpathy(EmpathyMetric):
         if not lexicon.words:
             return table[:, : len(self.columns) - 1]
         # What the words say: phrases count in proportion to their mean level, and each level adds some.
-        by_words = texts.derived("head", lambda: load_head().read(texts.replies))  # semantic-empathy's, too
-        levels = by_words[:, 1:]
-        earned = levels.mean(axis=1, keepdims=True) * table[:, :3] + WORDS * levels * table[:, 3:4]
-        return weighed(np.minimum(1, earned), by_words, chances(texts, "fit"), table[:, 4])
+        levels = (by_words := texts.derived("head", lambda: load_head().read(texts.replies)))[:, 1:]  # semantic's, too
+        earned = np.minimum(1, levels.mean(axis=1, keepdims=True) * table[:, :3] + WORDS * levels * table[:, 3:4])
+        earned[:, 2] *= table[:, 5]
+        return weighed(earned, by_words, chances(texts, "fit"), table[:, 4])
 
     def explain(self, reply: str, message: str = "") -> tuple[Span, ...]:
         """The phrases found in the reply and not set aside, in the order in which they stand."""

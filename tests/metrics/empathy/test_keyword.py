@@ -19,6 +19,7 @@ from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
 from bnbench.metrics.empathy.lexicon import load_lexicon, load_polarity
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
+from bnbench.metrics.labelled import blind_set
 from bnbench.metrics.relevance import fitted
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
@@ -450,3 +451,15 @@ def test_words_weigh_beside_the_phrases() -> None:
     warmer = "চশমাটার কথা পড়ে বুকটা ভারী হয়ে গেল। টেবিলের ওপর ওটা দেখলে বাবার কোন কথাটা সবচেয়ে বেশি মনে পড়ে তোমার?"
     cold, warm, copied = KeywordEmpathy().score([COLD, warmer, message], messages=[message] * 3).per_item
     assert cold < 8 < 30 < warm and copied == 0
+
+
+def test_exploration_is_asking_and_more_than_a_question_mark() -> None:
+    message = "বাবা মারা গেছেন এগারো দিন। আজ আলমারি খুলে ওঁর পুরনো শালটা পেলাম।"
+    texts = [f"শালটা হাতে নিয়ে বাবার কোন কথাটা মনে পড়ছিল{end}" for end in "?।"] + ["আপনার কাছে রিপোর্টের কপি আছে?"]
+    asked, unmarked, idle = mechanisms(KeywordEmpathy().score(texts, messages=[message] * 3))[:, 2]
+    assert asked > 2 * unmarked > 0 and asked > 4 * idle
+    data = blind_set().part("development")
+    found = mechanisms(KeywordEmpathy().score(data.replies, messages=data.messages))[:, 2]
+    marks, asking = np.array(["?" in reply for reply in data.replies]), data.levels[:, 2] == 2
+    assert np.median(found[asking & marks]) > 10 * found[marks & (data.levels[:, 2] == 0)].mean()
+    assert found[~marks & ~asking].mean() < 3
