@@ -5,10 +5,11 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Self
 
 from bnbench.errors import require
-from bnbench.records import Points, Validation, mean_loss, thinned
+from bnbench.records import Points, Validation, thinned
 
 _WIDTH, _HEIGHT = 720, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 704, 14, 232
@@ -132,7 +133,7 @@ def loss_svg(points: Points, name: str = "", validation: Validation | None = Non
         marks.append(f'<circle cx="{xs.at(kept[0][0]):.1f}" cy="{ys.at(kept[0][1]):.1f}" r="4"/>')
     elif kept:
         half = len(kept) // 24
-        smooth = [(s, mean_loss(kept[max(0, i - half) : i + half + 1])) for i, (s, _) in enumerate(kept)]
+        smooth = [(s, fmean(y for _, y in kept[max(0, i - half) : i + half + 1])) for i, (s, _) in enumerate(kept)]
         thin, thick = (" ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in line) for line in (kept, smooth))
         marks += [f'<path d="M{thin}" stroke-width="1" opacity=".4"/>'] if half else []
         marks.append(f'<path d="M{thick}" stroke-width="2.5"/>')

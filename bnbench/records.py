@@ -378,20 +378,15 @@ class TrainingRecord:
 
 def ends(points: Points) -> dict[str, float]:
     """The mean losses over the first and the last tenth of the steps, of which there is at least one."""
-    tenth = max(1, len(points) // 10)
-    return {"loss_at_start": mean_loss(points[:tenth]), "loss_at_end": mean_loss(points[-tenth:])}
-
-
-def mean_loss(points: Points) -> float:
-    """The mean over some steps of a curve."""
-    return sum(loss for _, loss, *_ in points) / len(points)
+    tenth, losses = max(1, len(points) // 10), [loss for _, loss, *_ in points]
+    return {"loss_at_start": fmean(losses[:tenth]), "loss_at_end": fmean(losses[-tenth:])}
 
 
 def thinned(points: Points) -> list[tuple[int, float]]:
     """At most 240 points (more are narrower than a pixel): each the mean loss of as many steps, at the last of them."""
     size = max(1, math.ceil(len(points) / 240))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(part[-1][0], mean_loss(part)) for part in parts]
+    return [(part[-1][0], fmean(loss for _, loss, *_ in part)) for part in parts]
 
 
 def describe_environment(*more: str) -> dict[str, Any]:

@@ -22,6 +22,8 @@ PASSES, FAILS, LIMIT, NOT_APPLICABLE = "passes", "fails", "limit", "not applicab
 AUC = "AUC"  # the measure, and the check, that decides whether a metric is to be trusted
 _MARKS = {PASSES: "pass", FAILS: "FAIL", LIMIT: "limit", NOT_APPLICABLE: "n/a"}
 _LONGEST_NAME = 33
+# Of a signature, in which an audit on some replies says the same of a metric on others.
+NUMBER_OF_REPLIES = re.compile("[|]n:[0-9]+(?=[|]|$)")
 _NOTES = """\
 * a gate: where one fails, the audit fails; the other checks show limits. p: paired bootstrap, two-sided.
 Sentinels are taken in their better direction. An audit speaks of these replies and labels only.
@@ -199,11 +201,12 @@ def trust(
     """What audits of this or another signature tell of each metric that scored; of a set of labels the later counts."""
     found: dict[str, dict[str, AuditReport]] = {audit.metric: {} for audit in audits}
     for audit in audits:
-        if unnumbered(audit.signature) == unnumbered(signatures.get(audit.metric, "")):
+        scored, audited = (NUMBER_OF_REPLIES.sub("", s) for s in (signatures.get(audit.metric, ""), audit.signature))
+        if scored == audited:
             found[audit.metric][f"{audit.data} {audit.data_sha256}"] = audit
     made = []
     for metric in (metric for metric in signatures if metric in found):
-        signature, (main, *others) = unnumbered(signatures[metric]), values[metric]
+        signature, (main, *others) = NUMBER_OF_REPLIES.sub("", signatures[metric]), values[metric]
         if not found[metric]:
             made.append(Trust(metric, signature))
         for audit in found[metric].values():

@@ -15,7 +15,7 @@ import pytest
 from bnbench.metrics import KeywordEmpathy, Metric, Perplexity, UsageError, get_metric, tokenize
 from bnbench.metrics.audit import AuditReport, Check, OriginalSemantic, audit, audits, audits_text, read_audits
 from bnbench.metrics.audit.checks import references_of
-from bnbench.metrics.audit.findings import unnumbered
+from bnbench.metrics.audit.findings import NUMBER_OF_REPLIES
 from bnbench.metrics.audit.perturbations import PERTURBATIONS, SPELLINGS
 from bnbench.metrics.core import FloatArray, Texts, ratio
 from bnbench.metrics.empathy import MECHANISMS
@@ -314,8 +314,8 @@ def test_the_audits_on_record_are_those_of_this_version() -> None:
 
 
 def test_a_signature_without_its_number() -> None:
-    assert unnumbered("x|lex:n.2-1a|n:240|bnbench:0.6") == "x|lex:n.2-1a|bnbench:0.6"
-    assert unnumbered("x|norm:bn1|n:3") == "x|norm:bn1"
+    assert NUMBER_OF_REPLIES.sub("", "x|lex:n.2-1a|n:240|bnbench:0.6") == "x|lex:n.2-1a|bnbench:0.6"
+    assert NUMBER_OF_REPLIES.sub("", "x|norm:bn1|n:3") == "x|norm:bn1"
 
 
 def test_the_originals_semantic_score_takes_any_encoder() -> None:
