@@ -91,9 +91,9 @@ def test_nothing_is_written_through_a_link_of_a_run(run: Path, tmp_path: Path) -
     assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
     assert mine.read_text(encoding="utf-8") == "precious"
     assert (run / "report.html").is_file() and not (run / "ranking.csv").is_symlink()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "generations.jsonl").symlink_to(tmp_path / "made")
-    words = ["evaluate", "--predictions", str(tmp_path / "a.txt"), "--limit", "2", "--out", str(tmp_path / "other")]
+    (run / "generations.jsonl").unlink()
+    (run / "generations.jsonl").symlink_to(tmp_path / "made")
+    words = ["evaluate", "--predictions", str(tmp_path / "a.txt"), "--limit", "2", "--out", str(run)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and "generations.jsonl is a link, through which nothing is written" in done.stderr
     assert not (tmp_path / "made").exists()
