@@ -214,7 +214,7 @@ def test_a_server_that_fails_beside_a_good_one_ends_nothing(serve: Serve, fail: 
         return echo(handler, path, body)
 
     bad, good = serve(lambda handler, path, body: fail(handler)), serve(slow)
-    client = Client([bad.url, good.url], "base", replace(QUICK, total=0.5))
+    client = Client([bad.url, good.url], "base", replace(QUICK, total=2))
     assert [a["n"] for a in client.map("completions", [{"n": i} for i in range(64)])] == list(range(64))
     assert len(bad.seen) <= 16
 
