@@ -125,9 +125,9 @@ def paired_test(a: Result, b: Result, *, value: str | None = None) -> PairedResu
         raise InputError(f"{a.metric} has no value {value!r}; there are {', '.join(a.of.values)}")
     # A stream kept sums over blocks of replies; the other result's rows are summed into the same blocks.
     kept = counting(a.table, b.table)[:, None] if len(a.table) == len(b.table) else 1.0
-    tables = [block_sums(result.table * kept, a.clusters) for result in (a, b)]
-    how: dict[str, Any] = {"resamples": a.resamples, "seed": a.seed, "shares": [a.of.share_places]}
-    [found] = paired_tests([(tables[0], tables[1], a.of.formula)], **how)
+    ours, theirs = (block_sums(result.table * kept, a.clusters) for result in (a, b))
+    both, shares = [(ours, theirs, a.of.formula)], [a.of.share_places]
+    [found] = paired_tests(both, resamples=a.resamples, seed=a.seed, shares=shares)
     return found[a.of.values.index(value or a.of.values[0])]
 
 
@@ -362,19 +362,17 @@ def statistics(texts: Texts, metrics: Sequence[Metric], progress: Progress = Non
     for piece in texts.parts():
         for name, metric in counted.items():
             try:
-                tables[name].append(metric.statistics(piece))
-                if (
-                    tables[name][-1].shape != (len(piece), len(metric.columns))
-                    or not np.isfinite(tables[name][-1]).all()
-                ):
+                table, shape = metric.statistics(piece), (len(piece), len(metric.columns))
+                if table.shape != shape or not np.isfinite(table).all():
                     raise ValueError(f"its table must be {len(piece)} x {len(metric.columns)} finite numbers")
+                tables[name].append(table)
             except BnbenchError:
                 raise
             except Exception as error:  # whatever a stranger's metric raises
                 raise InputError(f"the metric {metric.spelling} fails: {type(error).__name__}: {error}") from error
         if progress is not None:
             progress(len(piece))
-    whole = {name: np.vstack(table) for name, table in tables.items()}
+    whole = {name: np.vstack(parts) for name, parts in tables.items()}
     return [table_of(metric, whole) for metric in metrics]
 
 

@@ -49,9 +49,8 @@ def evaluate_pairs(
         given = ("references", "messages", "likelihoods")
         metrics = default_metrics(frozenset(name for name in given if getattr(texts, name) is not None))
     chosen = _named(metrics)
-    tables = statistics(texts, chosen, progress)
-    results = (Result(m, table, resamples, seed, clusters=clusters) for m, table in zip(chosen, tables, strict=True))
-    return Results({result.metric: result for result in results})
+    scored = zip(chosen, statistics(texts, chosen, progress), strict=True)
+    return Results({m.name: Result(m, table, resamples, seed, clusters=clusters) for m, table in scored})
 
 
 def evaluate_stream(
@@ -76,8 +75,8 @@ def evaluate_stream(
             progress(len(rows))
     if not n:
         raise InputError("there is no reply to score")
-    results = (Result(m, total[:n], resamples, seed, items=n) for m, total in zip(chosen, sums, strict=True))
-    return Results({result.metric: result for result in results})
+    scored = zip(chosen, sums, strict=True)
+    return Results({m.name: Result(m, total[:n], resamples, seed, items=n) for m, total in scored})
 
 
 def _tables(pieces: Iterable[Texts], metrics: list[Metric], workers: int) -> Iterator[list[FloatArray]]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bnbench.metrics.core import FloatArray, Made, Metric, Texts
 from bnbench.metrics.exceptions import InputError
-from bnbench.metrics.normalization import Normalizer
+from bnbench.metrics.normalization import Memo, Normalizer
 from bnbench.metrics.tokenization import BY_WORD, SENTENCE_ENDS, Preparation, is_word, preparation
 
 IntArray = npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ class LexicalMetric(Metric):
 class Pairs:
     """Every (reply, reference) pair of some texts, the pairs of one reply side by side from `first[reply]` on.
 
-    `spelled` and `sentences` spell each distinct text, for `sides` to pick from.
+    `spelled` and `sentences` spell each distinct text, for `sides` to pick from; each spelling is made once.
     """
 
     def __init__(self, texts: Texts, preparation: Preparation) -> None:
@@ -78,8 +78,7 @@ class Pairs:
             else [[place(text)]]
             for text in dict.fromkeys((*self.replies, *self.references))
         }
-        self._by_line: dict[str, dict[str, list[str]]] = {}
-        self._spelled: dict[str, dict[str, str]] = {}
+        self.spelled, self._lines = Memo(self._spell).__getitem__, Memo(self._in_lines).__getitem__
 
     @classmethod
     def of(cls, texts: Texts, preparation: Preparation) -> Self:
@@ -97,17 +96,13 @@ class Pairs:
         ends = np.append(self.first[1:], len(score))
         return table[[start + int(score[start:end].argmax()) for start, end in zip(self.first, ends, strict=True)]]
 
-    def spelled(self, spelling: Spelling) -> dict[str, str]:
-        """Each distinct text, made once: a character for each of its "tokens", the same without punctuation ("words"),
-        or the "characters" of its tokens, so without whitespace.
+    def _spell(self, spelling: str) -> dict[str, str]:
+        """Each distinct text: a character for each of its "tokens", the same without punctuation ("words"), or the
+        "characters" of its tokens, so without whitespace.
         """
-        if spelling not in self._spelled:
-            if spelling == "words":
-                made = {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.spelled("tokens").items()}
-            else:
-                made = {text: "".join(lines) for text, lines in self._lines(spelling).items()}
-            self._spelled[spelling] = made
-        return self._spelled[spelling]
+        if spelling == "words":
+            return {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.spelled("tokens").items()}
+        return {text: "".join(lines) for text, lines in self._lines(spelling).items()}
 
     @cached_property
     def sentences(self) -> dict[str, list[str]]:
@@ -122,24 +117,21 @@ class Pairs:
             found[text] = [words for part in parts if (words := _PUNCTUATION.sub("", part))]
         return found
 
-    def _lines(self, spelling: Literal["tokens", "characters"]) -> dict[str, list[str]]:
-        """The lines of each distinct text, so spelled and joined, made once.
+    def _in_lines(self, spelling: str) -> dict[str, list[str]]:
+        """The lines of each distinct text, so spelled ("tokens" or "characters") and joined.
 
         What is made of words is made once for each different one, in a list; a text is then a few look-ups by place,
         which cost half of those by word.
         """
-        if spelling not in self._by_line:
-            character, prepared, words = self.vocabulary.__getitem__, self.preparation, self._numbers
-            by_word = prepared.tokenizer in BY_WORD
-            tokens = prepared.pieces.__getitem__ if by_word else prepared.tokens
-            if spelling == "tokens":
-                made = ["".join(map(character, tokens(word))) for word in words]
-            else:
-                normal = prepared.normalizer.words
-                made = [normal[word] if by_word else "".join(tokens(word)) for word in words]
-            lines_of = self._texts.items()
-            self._by_line[spelling] = {t: ["".join(map(made.__getitem__, line)) for line in own] for t, own in lines_of}
-        return self._by_line[spelling]
+        character, prepared, words = self.vocabulary.__getitem__, self.preparation, self._numbers
+        by_word = prepared.tokenizer in BY_WORD
+        tokens = prepared.pieces.__getitem__ if by_word else prepared.tokens
+        if spelling == "tokens":
+            made = ["".join(map(character, tokens(word))) for word in words]
+        else:
+            normal = prepared.normalizer.words
+            made = [normal[word] if by_word else "".join(tokens(word)) for word in words]
+        return {t: ["".join(map(made.__getitem__, line)) for line in own] for t, own in self._texts.items()}
 
     def ngrams(self, spelling: Spelling, order: int) -> IntArray:
         """`ngram_counts` of the pairs, (pairs, order, 3), counted once for all metrics."""

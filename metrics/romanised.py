@@ -89,8 +89,7 @@ class Sounds:
 
     def _cost(self, heard: str, sounds: str, limit: float) -> float:
         """What a Latin word costs as a spelling of Bengali sounds: an edit distance, infinite above `limit`."""
-        out: dict[str, float] = self._left_out
-        heard_as: dict[str, float] = self._heard
+        out, heard_as = self._left_out, self._heard
         without = [out.get(letter, 1.0) for letter in sounds]
         row: list[float] = [0.0, *accumulate(without)]
         for letter in heard:

@@ -48,8 +48,6 @@ def _by_text(tokenizer: str) -> Callable[[str], list[str]]:
         return lambda text: split(text).split()
     if tokenizer == "csebuetnlp":
         return _csebuetnlp
-    if tokenizer != "indicnlp":  # `preparation` lets none of these through
-        raise UsageError(f"no tokeniser {tokenizer!r}")
     module = require("indicnlp.tokenize.indic_tokenize", extra="compare", by='the tokeniser "indicnlp"')
     return lambda text: [token for token in module.trivial_tokenize(text, lang="bn") if token.strip()]
 

@@ -8,16 +8,15 @@ table's cells, are written in the digits that the catalogue has for `0123456789`
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bnbench.errors import UsageError
 from bnbench.reports import panels
 from bnbench.reports.verdict import Verdict
 
-_TEMPLATES = Path(__file__).parent / "templates"
+Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 _PLACE = re.compile(r"\{(\w+)\}")
 _SENTENCE = re.compile(r"(?<=[.?!]) (?=[A-Z“])")  # a boundary
 # What a Bengali word takes of -এর, -এ, -কে and -তে, written as one word, by the sound that it ends in; a name in other
@@ -38,10 +37,10 @@ _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 def language(code: str) -> "Catalogue":
     """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
-    known = sorted(path.stem for path in _TEMPLATES.glob("*.toml"))
+    known = sorted(path.stem for path in panels.TEMPLATES.glob("*.toml"))
     if code not in known:
         raise UsageError(f"--lang {code}: there are en and {', '.join(known)}")
-    return Catalogue(code, tomllib.loads((_TEMPLATES / f"{code}.toml").read_text(encoding="utf-8")))
+    return Catalogue(code, tomllib.loads((panels.TEMPLATES / f"{code}.toml").read_text(encoding="utf-8")))
 
 
 class Catalogue:
@@ -102,8 +101,10 @@ _OURS: Mapping[type, str] = {
 }  # fmt: skip
 
 
-def spoken(part: Any, say: Catalogue) -> Any:
-    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue."""
+def spoken(part: Any, say: Say) -> Any:
+    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue; in English as they are."""
+    if not isinstance(say, Catalogue):
+        return part
     own = {key: spoken(getattr(part, key), say) for key in _OURS.get(type(part), "").split()}
     match part:
         case str():

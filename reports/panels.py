@@ -25,7 +25,7 @@ from bnbench.reports.ranking import ALPHA, Comparison, Ranking, Score, Standing,
 from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted, name, number, p_value, value_of
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
 _SLICED = 6  # candidates that have a column in the table of slices
@@ -42,7 +42,6 @@ class Pen(Flag):
     MARKDOWN = auto()
     HTML = auto()
     WRITTEN = MARKDOWN | HTML
-    PLAIN = TEXT | MARKDOWN
     ALL = TEXT | MARKDOWN | HTML
 
 
@@ -112,7 +111,7 @@ class Facts:
     """Labels and what is to be said of each."""
 
     pairs: Sequence[tuple[str, str]]
-    pens: Pen = Pen.ALL
+    pens: Pen = Pen.HTML
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def panels(ranking: Ranking, pen: Pen) -> list[tuple[Panel, list[Block]]]:
 def verdict_panel(ranking: Ranking) -> Iterator[Panel]:
     """What the primary metric says, which the page has in its head, and warnings."""
     said = verdict(ranking)
-    yield Panel("verdict", said.headline, (Sentences(said.details, pens=Pen.PLAIN),), level=1)
+    yield Panel("verdict", said.headline, (Sentences(said.details, pens=Pen.TEXT | Pen.MARKDOWN),), level=1)
     if notes := warnings(ranking):
         yield Panel("notes", "⚠ Read this first", (Sentences(notes, "note"),))
 
@@ -683,7 +682,7 @@ def training_panel(ranking: Ranking) -> Iterator[Panel]:
         about = "Loss of each optimiser step (thin) and its running mean (thick)."
         about += " Dashed: loss in validation, a ring around the adapter that was kept." if best else ""
         curve = Drawing(loss_svg(training.loss, who, training.validation), about)
-        each += [Sentences((name(who),), "name", Pen.HTML), curve, Facts(training_facts(training), Pen.HTML)]
+        each += [Sentences((name(who),), "name", Pen.HTML), curve, Facts(training_facts(training))]
     heads = (*(key.replace("_", " ") for key in keys), "steps", "minutes", "GiB", "loss", "validation bits")
     caption = "What the adapters’ trainings took, and the settings in which they differ"
     told = [at for at in range(len(heads) + 1) if any(row[at] != ABSENT for row in rows)]
@@ -709,16 +708,14 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             speed = ABSENT if c.tokens_per_second is None else f"{c.tokens_per_second:,.0f} tokens/s"
             rows.append([Name(c.name), c.kind, place, base, sha, time, speed])
         asked: dict[str, Any] = {}  # how the first was, and whoever was asked otherwise
-        for of, how_asked in [
-            ("", record.prompt),
-            *((f" of {c.name}", c.prompt) for c in record.candidates if c.prompt),
-        ]:
+        prompts = {"": record.prompt, **{f" of {c.name}": c.prompt for c in record.candidates if c.prompt}}
+        for of, how_asked in prompts.items():
             hashes = {"template": how_asked.get("template_sha"), "tokenizer": how_asked.get("tokenizer_sha")}
             known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
             asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
         told = [*facts("data", r=record), *((label, str(text)) for label, text in asked.items() if text)]
         told += facts("run", r=record)
-        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(told, Pen.HTML)]
+        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(told)]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
             shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
@@ -737,7 +734,7 @@ def methods_panel(ranking: Ranking) -> Iterator[Panel]:
     told = {"counted": counted, "listed": listed, "number": "{:,}".format, "p_value": p_value, "alpha": f"{ALPHA:g}"}
     told |= {"r": ranking, "value": value_of(ranking).label, "groups": [name(group.name) for group in ranking.groups]}
     told["is_rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
-    text = (_TEMPLATES / "methods.txt.j2").read_text(encoding="utf-8")
+    text = (TEMPLATES / "methods.txt.j2").read_text(encoding="utf-8")
     # The first paragraph is to be copied, the others are the limits; lines of one are folded.
     whole = Template(text, trim_blocks=True, lstrip_blocks=True).render(told)
     said, *limits = (paragraph.strip().replace("\n", " ") for paragraph in whole.split("\n\n"))
@@ -781,6 +778,6 @@ def facts(kind: str, **of: object) -> list[tuple[str, str]]:
     """Labels and texts, by those of templates/facts.toml of that kind; what comes out empty is left out."""
     from jinja2 import Environment
 
-    made, texts = Environment(), tomllib.loads((_TEMPLATES / "facts.toml").read_text(encoding="utf-8"))[kind]
+    made, texts = Environment(), tomllib.loads((TEMPLATES / "facts.toml").read_text(encoding="utf-8"))[kind]
     told = {label: made.from_string(text).render(of, number=number, counted=counted) for label, text in texts.items()}
     return [(label, text) for label, text in told.items() if text]

@@ -224,12 +224,13 @@ def rank(
     pairs = {pair: _judged(c, p, ranks_by) for (pair, c), p in zip(raw.items(), adjusted, strict=True)}
     baseline = next((e for e in entries if e.record.kind == "base"), entries[0])
     standings = _standings(entries, baseline, list(metrics.values()), pairs, how)
-    if len(entries) > 2:
-        shares = _firsts(entries, ranks_by, how)
-        standings = [replace(s, first_share=share) for s, share in zip(standings, shares, strict=True)]
     standings.sort(key=lambda s: s.scores[0].value * (-1 if ranks_by.higher_is_better else 1))
     yardsticks, telling = _yardsticks(runs, entries, list(metrics.values()), items, how)
-    weights = next((described[name].weights for name in metrics if described[name].weights), None)
+    # The combined score is of those that have every part.
+    weights = next((described[name].weights for name in metrics if described[name].weights), None) or {}
+    mains = {(name, metrics[name].values[0]) for name in weights}
+    parts = {s.candidate: {x.metric: x.value for x in s.scores if (x.metric, x.name) in mains} for s in standings}
+    whole = {who: of for who, of in parts.items() if len(of) == len(mains)}
     values = {name: tuple(m.values) for name, m in metrics.items()}
     signatures = {m: re.sub(r"\|n:\d+", f"|n:{len(items[m])}", described[m].signature) for m in metrics}
     notes = [*(n for run in runs for n in run.record.notes), *(_differences_between(runs) if runs[1:] else ()), *absent]
@@ -243,7 +244,7 @@ def rank(
         telling=telling, groups=_seeds(grouped, ranks_by, how) if grouped else (), values=values,
         signatures=signatures, descriptions={name: described[name].description for name in metrics},
         directions={name: m.higher_is_better for name, m in metrics.items()}, notes=tuple(dict.fromkeys(notes)),
-        combined=_combined(standings, metrics, weights, seed) if weights else None, metrics=metrics,
+        combined=combine(whole, weights, seed=seed) if weights else None, metrics=metrics,
         trust=trust(signatures, values, on_record), entries=tuple(entries), runs=tuple(runs), declared=declared,
     )  # fmt: skip
 
@@ -311,15 +312,6 @@ def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[f
     scores = np.stack(values) * (1 if metric.higher_is_better else -1)
     first = (scores >= scores.max(axis=0) - 1e-9).astype(float)
     return [float(share) for share in (first / first.sum(axis=0)).mean(axis=1)]
-
-
-def _combined(
-    standings: Sequence[Standing], metrics: Mapping[str, Metric], weights: Mapping[str, float], seed: int
-) -> Combined:
-    """The combined score of those that have every part."""
-    parts = {s.candidate: {name: s.value(name, metrics[name].values[0]) for name in weights} for s in standings}
-    whole = {who: {n: x for n, x in of.items() if x is not None} for who, of in parts.items()}
-    return combine({who: of for who, of in whole.items() if len(of) == len(weights)}, weights, seed=seed)
 
 
 def _groups(runs: Sequence[Run], called: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -488,7 +480,8 @@ def _standings(
     # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
     certain = {pair: Interval(c.low, c.high) for pair, c in pairs.items() if c.better is not None}
     ranges = significance.rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
-    for entry, ranks in zip(entries, ranges, strict=True):
+    shares = _firsts(entries, ranks_by, how) if len(entries) > 2 else [None] * len(entries)
+    for entry, ranks, share in zip(entries, ranges, shares, strict=True):
         own = next((e for e in entries if e.name == entry.own_base), None)
         versus = []
         if base := own or (baseline if baseline is not entry else None):
@@ -497,8 +490,8 @@ def _standings(
             adjusted = next(c.p_holm for c in pairs.values() if {c.candidate, c.other} == {entry.name, base.name})
             versus[0] = _judged(versus[0], adjusted, ranks_by)
         scores, other = tuple(_scores(entry, metrics, how)), base.name if base else None
-        limit = entry.record.hit_limit_share
-        made = Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), limit)
+        of_all = entry.record.hit_limit_share, share
+        made = Standing(entry.name, entry.record.kind, *ranks, other, own is not None, scores, tuple(versus), *of_all)
         standings.append(made)
     return standings
 

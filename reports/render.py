@@ -26,8 +26,8 @@ from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
 from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
-from bnbench.reports.language import Catalogue, language, spoken
-from bnbench.reports.panels import Block, Cell, Column, Facts, Name, Pen, Replies, Sentences, Table
+from bnbench.reports.language import Say, language, spoken
+from bnbench.reports.panels import TEMPLATES, Block, Cell, Column, Name, Pen, Replies, Sentences, Table
 from bnbench.reports.people import Agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
 from bnbench.reports.values import ABSENT, FLAG, items_of, legend, name, shown_values, value_of
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 WIDTH = 110
-_TEMPLATES = Path(__file__).parent / "templates"
-Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,7 @@ class Report:
     def __str__(self) -> str:
         """For a terminal; warnings stand last, where its reader looks first."""
         texts, notes, say = list[str](), list[str](), self.say
-        told = panels.panels(self.ranking, Pen.TEXT)
-        for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+        for panel, blocks in spoken(panels.panels(self.ranking, Pen.TEXT), say):
             shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
             # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
             text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
@@ -186,8 +183,6 @@ def _text(block: Block, note: str = "Note:") -> str:
                 table = f"{aligned([row[:at] for row in cells], left)}\n\n{below}"
             parts = (wrapped([block.caption]) if block.caption else "", table, wrapped(block.notes, "  "))
             return "\n".join(filter(None, parts))
-        case Facts(pairs):
-            return aligned([list(pair) for pair in pairs], 2)
     return ""
 
 
@@ -210,8 +205,8 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
-    found, told = list[str](), panels.panels(ranking, Pen.MARKDOWN)
-    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
+    found = list[str]()
+    for panel, blocks in spoken(panels.panels(ranking, Pen.MARKDOWN), say):
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
@@ -243,8 +238,6 @@ def _markdown(block: Block, note: str = "Note:") -> Iterator[str]:
                 yield from [escaped(block.caption)] if block.caption else []
                 yield table_md(_cells(columns, rows, (60, 60)))
                 yield from ["\n".join(f"* {escaped(note)}" for note in block.notes)] if block.notes else []
-        case Facts(pairs):
-            yield table_md([["", ""], *map(list, pairs)])
 
 
 def table_md(rows: Sequence[Sequence[str]]) -> str:
@@ -261,9 +254,7 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told, said, lang = panels.panels(ranking, Pen.HTML), verdict(ranking), "en"
-    if isinstance(say, Catalogue):
-        told, said, lang = spoken(told, say), spoken(said, say), say.code
+    told, said = (spoken(part, say) for part in (panels.panels(ranking, Pen.HTML), verdict(ranking)))
     # The numbers that matter most: label, number, and what belongs to it in small.
     primary, first = value_of(ranking), ranking.standings[0].scores[0]
     ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
@@ -293,7 +284,7 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
         places = [[name(who), *found[id(of[who])]] for who in names]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
-        "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
+        "report", is_fragment=is_fragment, data=data, said=said, lang=getattr(say, "code", "en"), say=say,
         facts=facts, runs=[run.record.name for run in ranking.runs], panels=drawn,
         visible=lambda table: visible(table, Pen.HTML), version=__version__,
     )  # fmt: skip
@@ -301,9 +292,9 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
 
 def page(template: str, **parts: Any) -> str:
     """A page from a template with the style and the script of its name; text in `parts` stays text, whatever it is."""
-    style, script = ((_TEMPLATES / f"{template}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style, script = ((TEMPLATES / f"{template}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     for font in set(re.findall(r"url\((\S+\.woff2)\)", style)):
-        inside = base64.b64encode((_TEMPLATES / font).read_bytes()).decode()
+        inside = base64.b64encode((TEMPLATES / font).read_bytes()).decode()
         style = style.replace(font, f"data:font/woff2;base64,{inside}")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made = templates().get_template(f"{template}.html.j2")
@@ -315,7 +306,7 @@ def templates() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     how: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), **how)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), **how)
     environment.filters |= {"cell": _cell, "name": _name, "svg": Markup, "pc": "{:.2f}%".format}
     return environment
 

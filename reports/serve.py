@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,15 +23,15 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
     With `watch`, `write` is called whenever a file changed of which the page, in the run's folder, is made. Raises
     UsageError where the port is taken.
     """
-    server = None
-    if port is not None:
-        try:
-            server = ThreadingHTTPServer((_HOST, port), _of(page))
-        except OSError as error:
-            raise UsageError(f"--port {port}: {error.strerror}; choose another, or 0 for any") from None
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        _LOG.info("http://%s:%d/ shows %s; Ctrl-C ends it", _HOST, server.server_port, page)
-    try:
+    with ExitStack() as ends, suppress(KeyboardInterrupt):
+        if port is not None:
+            try:
+                server = ends.enter_context(ThreadingHTTPServer((_HOST, port), _of(page)))
+            except OSError as error:
+                raise UsageError(f"--port {port}: {error.strerror}; choose another, or 0 for any") from None
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            ends.callback(server.shutdown)
+            _LOG.info("http://%s:%d/ shows %s; Ctrl-C ends it", _HOST, server.server_port, page)
         seen = before = _stamps(page.parent)
         said = ""
         while True:
@@ -48,12 +48,6 @@ def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bo
                         said = str(error)
                         _LOG.warning("%s", said)
             before = now
-    except KeyboardInterrupt:
-        pass
-    finally:
-        if server:
-            server.shutdown()
-            server.server_close()
 
 
 def _stamps(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -126,8 +126,7 @@ def check_auditable(metric: Metric, data: LabelledSet) -> None:
 
 def references_of(data: LabelledSet) -> list[str]:
     """For each reply the best-labelled empathic one among the others to its message; `InputError` where none is."""
-    empathic = [(place, row) for place, row in enumerate(data.rows) if row.empathic]
-    empathic.sort(key=lambda pair: -sum(pair[1].levels))
+    empathic = sorted((pair for pair in enumerate(data.rows) if pair[1].empathic), key=lambda p: -sum(p[1].levels))
     found = []
     for place, row in enumerate(data.rows):
         others = [other.reply for at, other in empathic if other.id == row.id and at != place]

@@ -150,11 +150,6 @@ def short_name(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
-def unnumbered(signature: str) -> str:
-    """A signature without the number of replies: what an audit on some replies says of the same metric on others."""
-    return re.sub(r"[|]n:[0-9]+(?=[|]|$)", "", signature)
-
-
 def read_audits(path: str | Path = RECORD) -> list[AuditReport]:
     """The audits of a file. Raises `UsageError` where there is none, or it holds something else."""
     try:
