@@ -775,9 +775,9 @@ def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
 
 
 def facts(kind: str, **of: object) -> list[tuple[str, str]]:
-    """Labels and texts, by those of templates/facts.toml of that kind; what comes out empty is left out."""
+    """Labels and texts, by those of templates/facts.toml.j2 of that kind; what comes out empty is left out."""
     from jinja2 import Environment
 
-    made, texts = Environment(), tomllib.loads((TEMPLATES / "facts.toml").read_text(encoding="utf-8"))[kind]
+    made, texts = Environment(), tomllib.loads((TEMPLATES / "facts.toml.j2").read_text(encoding="utf-8"))[kind]
     told = {label: made.from_string(text).render(of, number=number, counted=counted) for label, text in texts.items()}
     return [(label, text) for label, text in told.items() if text]

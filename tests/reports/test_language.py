@@ -307,5 +307,5 @@ def test_the_catalogue_is_whole() -> None:
 
 
 def test_another_language_is_refused(make_run: Maker) -> None:
-    with pytest.raises(UsageError, match="--lang fr: there are en and bn"):
+    with pytest.raises(UsageError, match=r"--lang fr: there are en and bn$"):
         write_report([read_run(make_run(n=1))], Path("nowhere"), lang="fr")
