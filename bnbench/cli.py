@@ -500,10 +500,9 @@ def compare_command(
     """Rank the candidates of several runs together, in pairs over the same items. A page holds the data of its runs."""
     if len(runs) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
-    groups = _groups(group) if group else None
     _report(
-        runs, out, as_json, audit, groups=groups, fail_if=fail_if, lang=lang, exports=export or (),
-        dataset_id=dataset_id, overwrite=overwrite,
+        runs, out, as_json, audit, groups=_groups(group) if group else None, fail_if=fail_if, lang=lang,
+        exports=export or (), dataset_id=dataset_id, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -651,10 +650,9 @@ def score_command(
     from bnbench.metrics.combined import parse_weights
     from bnbench.score import score
 
-    weights = None if combine is None else parse_weights(combine)
     scores = score(
-        predictions, references or (), profile=profile, metrics=metric, combine=weights, messages=messages,
-        columns=_pairs(columns), workers=workers, seed=seed, quiet=quiet,
+        predictions, references or (), profile=profile, metrics=metric, messages=messages, columns=_pairs(columns),
+        combine=None if combine is None else parse_weights(combine), workers=workers, seed=seed, quiet=quiet,
     )  # fmt: skip
     _print(scores, as_json)
 

@@ -102,8 +102,18 @@ class Judge:
         for _ in range(2):
             bodies = [{"messages": chat, "temperature": 0.0, "max_tokens": MOST_TOKENS} for chat in chats.values()]
             failed = {}
-            for (key, chat), answer in zip(chats.items(), self._post(client, bodies), strict=True):
-                said = _text(answer)
+            try:
+                answers = client.map("chat/completions", [body | self._extras for body in bodies])
+            except EndpointError as error:
+                if not self._extras or error.status not in (400, 422):
+                    raise
+                self._extras = {}  # a server that does not know what only models that think have a use for
+                answers = client.map("chat/completions", bodies)
+            for (key, chat), answer in zip(chats.items(), answers, strict=True):
+                try:
+                    said = _whole(str(answer["choices"][0]["message"]["content"] or ""))
+                except (KeyError, IndexError, TypeError):
+                    said = ""
                 if values := _values(said, SCALES[len(asked[key])]):
                     self._said[key] = values
                 else:
@@ -124,15 +134,6 @@ class Judge:
         words, mark, named = self._rubric[kind], key[:12], zip(["message", *names], question, strict=True)
         texts = [f"[{name} {mark}]\n{_whole(text)}\n[/{name} {mark}]" for name, text in named]
         return "\n\n".join([words["rubric"].strip().replace("FENCE", mark), *texts, words["ask"].strip()])
-
-    def _post(self, client: Client, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        try:
-            return client.map("chat/completions", [body | self._extras for body in bodies])
-        except EndpointError as error:
-            if not self._extras or error.status not in (400, 422):
-                raise
-            self._extras = {}  # a server that does not know what only models that think have a use for
-            return self._post(client, bodies)
 
     def audits(self, data: LabelledSet | None = None, *, seed: int = 42) -> list[AuditReport]:
         """How far its ratings of empathy, and overall, agree with labels: by default of a part of the shipped replies.
@@ -337,13 +338,6 @@ def _values(said: str, scales: Mapping[str, range]) -> Answer:
 def _won(first: Answer, second: Answer) -> float | None:
     """What the reply has won that stood first in `first`: 1, 0 or, equal, a half; None where the order decided."""
     return {(1.0, 2.0): 1.0, (2.0, 1.0): 0.0, (0.0, 0.0): 0.5}.get((first["better"], second["better"]))
-
-
-def _text(answer: Mapping[str, Any]) -> str:
-    try:
-        return _whole(str(answer["choices"][0]["message"]["content"] or ""))
-    except (KeyError, IndexError, TypeError):
-        return ""
 
 
 def _whole(text: str) -> str:

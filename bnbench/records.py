@@ -644,11 +644,9 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
         if end := file.seek(0, os.SEEK_END):
             file.seek(end - 1)
             if file.read() != b"\n":
-                torn = path.read_bytes().rpartition(b"\n")[2]
-                if torn == _with_sha(torn.rpartition(_SHA)[0]):
-                    file.write(b"\n")
-                else:
-                    file.truncate(end - len(torn))
+                size = sum(len(line) + 1 for line in _whole_lines(path))  # with the newline that the last may lack
+                file.truncate(min(size, end))
+                file.write(b"\n" * (size > end))
         file.write(b"".join(line_of(row) + b"\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())

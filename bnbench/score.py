@@ -105,7 +105,20 @@ def score_files(
     """
     files = _files(predictions, references, messages, columns)
     given = frozenset(need for need, there in (("references", files[1]), ("messages", files[2])) if there)
-    chosen, n = _metrics(metrics, given, CombinedScore(combine) if combine else None), files[0].checked[0]
+    whole = CombinedScore(combine) if combine else None
+    if isinstance(metrics, str):
+        raise InputError(f"metrics is one string; give a list: [{metrics!r}]")
+    asked = default_metrics(given) if metrics is None else metrics
+    chosen = [get_metric(name) if isinstance(name, str) else name for name in asked]
+    if whole:  # it is computed from the tables of its parts, which are counted once
+        chosen += [part for part in whole.parts if part.name not in [metric.name for metric in chosen]]
+        chosen.append(whole)
+    for metric in chosen:
+        for need in sorted(metric.needs - given):
+            is_file = need in ("references", "messages")
+            how = f"give a file of them (--{need} FILE)" if is_file else "no file gives them, an evaluation does"
+            raise InputError(f"{metric.name} needs {need}: {how}")
+    n = files[0].checked[0]
     with join(*files) as rows, Stage("score", n, quiet=quiet) as progress:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers, thoughts = workers or (cores if n >= _PARALLEL_FROM else 1), {"replies": 0, "references": 0}
@@ -139,22 +152,6 @@ def _files(
     others = (TextFile.beside(replies, field, names) for field in given if field not in there)
     found += filter(None, others)
     return replies, [f for f in found if f.field == "reference"], next((f for f in found if f.field == "message"), None)
-
-
-def _metrics(names: Sequence[str | Metric] | None, given: frozenset[str], whole: CombinedScore | None) -> list[Metric]:
-    if isinstance(names, str):
-        raise InputError(f"metrics is one string; give a list: [{names!r}]")
-    asked = default_metrics(given) if names is None else names
-    chosen = [get_metric(name) if isinstance(name, str) else name for name in asked]
-    if whole:  # it is computed from the tables of its parts, which are counted once
-        chosen += [part for part in whole.parts if part.name not in [metric.name for metric in chosen]]
-        chosen.append(whole)
-    for metric in chosen:
-        for need in sorted(metric.needs - given):
-            is_file = need in ("references", "messages")
-            how = f"give a file of them (--{need} FILE)" if is_file else "no file gives them, an evaluation does"
-            raise InputError(f"{metric.name} needs {need}: {how}")
-    return chosen
 
 
 def _parts(rows: Iterator[ReplyRow], thoughts: dict[str, int]) -> Iterator[Texts]:

@@ -305,8 +305,17 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
                 _check_unfolded(path, sum(part.file_size for part in parts.infolist()))
                 sheets = [parts.read(name) for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
                 tables = parts.read("content.xml").split(b"<table:table ") if "content.xml" in parts.namelist() else ()
-            for table in tables:
-                _check_repeats(path, table)
+            for table in tables:  # cells that an .ods file says to be repeated would fill the memory, too
+                down = across = 0
+                for line in table.split(b"<table:table-row")[1:]:
+                    cut = re.split(rb"<table:(?:covered-)?table-cell", line)  # first that of the row itself
+                    times, *each = (int(found[1]) if (found := _REPEATED.search(part)) else 1 for part in cut)
+                    # What is empty is repeated up to the sheet's edge by every program, and left out by the reader.
+                    if full := [at for at, part in enumerate(cut) if b"office:value" in part or b"<text:" in part]:
+                        down, across = down + times, max(across, sum(each[: full[-1]]))
+                if down * across > MOST_CELLS:
+                    where = f"{down:,} rows and {across:,} columns"
+                    raise CorpusError(f"{path}: its cells are repeated over {where}; remove the copies")
             for sheet in sheets:  # the reader makes room up to the farthest cell, which would end the process
                 places = [(int(row), column.rjust(3)) for column, row in _CELL.findall(sheet)]
                 last = max((row for row, _ in places), default=0)
@@ -337,20 +346,6 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
     _check_header(path, header)
     for number, row in rows:
         yield number, dict(zip(header, row, strict=True))
-
-
-def _check_repeats(path: Path, table: bytes) -> None:
-    """CorpusError where cells that an .ods file says to be repeated would fill the memory."""
-    rows = columns = 0
-    for row in table.split(b"<table:table-row")[1:]:
-        parts = re.split(rb"<table:(?:covered-)?table-cell", row)  # first that of the row itself
-        times, *each = (int(found[1]) if (found := _REPEATED.search(part)) else 1 for part in parts)
-        # What is empty is repeated up to the sheet's edge by every program, and left out by the reader.
-        if full := [at for at, part in enumerate(parts) if b"office:value" in part or b"<text:" in part]:
-            rows, columns = rows + times, max(columns, sum(each[: full[-1]]))
-    if rows * columns > MOST_CELLS:
-        where = f"{rows:,} rows and {columns:,} columns"
-        raise CorpusError(f"{path}: its cells are repeated over {where}; remove the copies")
 
 
 def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:

@@ -183,8 +183,7 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
     if given is None:
         (first, given), *others = own
         for spec, (files, other) in zip(adapters[1:], others, strict=True):
-            is_same = _is_same(given.location, other.location, files.folder)
-            if not is_same or given.revision != other.revision:
+            if given.revision != other.revision or not _is_same(given.location, other.location, files.folder):
                 which = f"{adapters[0].given} to {given.location} and {spec.given} to {other.location}"
                 how = "if both are the same weights, name these with --base, else evaluate them in two runs and"
                 how += " rank these together with `bnbench compare`"

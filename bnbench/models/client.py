@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from bnbench.errors import CandidateError, EndpointError, UsageError, require
 
@@ -233,7 +233,21 @@ class Client:
             why = self.words(str(error) or type(error).__name__)
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
         if not answer.is_success:
-            self._refuse(url, answer, data)
+            status, said = int(answer.status_code), self.words(data)
+            if status in (408, 409, 425, 429) or status >= 500:
+                after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
+                seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
+                raise _AgainError(f"{url}: status {status}: {said}", status, seconds)
+            if 300 <= status < 400:
+                where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
+                raise EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
+            name = next((name for name in KEYS if os.environ.get(name)), "")
+            key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
+            told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
+            told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
+            raise EndpointError(
+                f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status
+            )
         if (coding := answer.headers.get("Content-Encoding", "")).lower() not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:
@@ -246,20 +260,6 @@ class Client:
         if found.get("error") and "choices" not in found:  # so OpenRouter passes on what a model's host says
             raise _AgainError(f"{url}: an error with status 200: {self.words(data)}", 200)
         return found
-
-    def _refuse(self, url: str, answer: Any, data: bytearray) -> NoReturn:
-        """The error for a status that is not 2xx, with what the server says."""
-        status, said = int(answer.status_code), self.words(data)
-        if status in (408, 409, 425, 429) or status >= 500:
-            raise _AgainError(f"{url}: status {status}: {said}", status, _seconds(answer.headers.get("Retry-After")))
-        if 300 <= status < 400:
-            where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
-            raise EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
-        name = next((name for name in KEYS if os.environ.get(name)), "")
-        key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
-        why = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
-        why[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
-        raise EndpointError(f"{url}: {why.get(status, 'it refuses the request')} (status {status}: {said})", status)
 
     def _key(self) -> str:
         key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")
@@ -275,11 +275,6 @@ class Client:
         signs = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in key)
         text = " ".join((re.sub("".join(signs), "***", text, flags=re.IGNORECASE) if key else text)[:2000].split())
         return "".join(c if c.isprintable() else "\ufffd" for c in text[:300]) or "nothing"
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After; None where it says no number."""
-    return float(retry_after) if retry_after and re.fullmatch(r"\d+(\.\d+)?", retry_after) else None
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -110,11 +110,16 @@ class EndpointBackend(Backend):
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
         owners = {name: client.owner() for name, client in clients.items()}
         self._served = {name: self._find_out(name, clients[name], told.get(name), own) for name, own in owners.items()}
+        asked = list[str]()  # in words, for the record
         for name, one in self._served.items():
             self.prompters[name] = one.prompter
+            how = "with token ids" if one.path == COMPLETIONS else "by chat, with the server's own template"
+            how += f", likelihoods by {one.likelihoods}" if one.likelihoods else ", without likelihoods"
+            how += f", not taking {', '.join(one.unsupported)}" if one.unsupported else ""
+            asked.append(f"{name} asked {how}")
             if missing := [p for p in one.unsupported if p not in _OPTIONAL]:
                 log.warning("%s: its server does not take %s: its own values hold", name, ", ".join(missing))
-        self.precision["reason"] = "as served: " + "; ".join(f"{n} {_how(one)}" for n, one in self._served.items())
+        self.precision["reason"] = f"as served: {'; '.join(asked)}"
 
     def _find_out(self, name: str, client: Client, told: Prompter | None, owner: str) -> Served:
         """How the model may be asked: by token ids if there is a tokenizer and the server takes them, else by chat."""
@@ -246,10 +251,3 @@ def _choice(answer: Mapping[str, Any], client: Client) -> Mapping[str, Any]:
 
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _how(served: Served) -> str:
-    """In words, for the record."""
-    how = "asked with token ids" if served.path == COMPLETIONS else "asked by chat, with the server's own template"
-    how += f", likelihoods by {served.likelihoods}" if served.likelihoods else ", without likelihoods"
-    return how + (f", not taking {', '.join(served.unsupported)}" if served.unsupported else "")

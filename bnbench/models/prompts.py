@@ -40,8 +40,6 @@ _PLAIN_TURN = f"প্রশ্ন: {_USER}\n\nউত্তর:\n"
 _PLAIN = f"{_SYSTEM}\n\n{_PLAIN_TURN}"
 TEMPLATES = ("auto", "llama-3.1", "chat", "plain")
 """What a format may be called, beside a file with a chat template in Jinja."""
-# What a base model writes when it goes on past its answer in the plain format.
-_PLAIN_STOPS = ("\nপ্রশ্ন:", "\nউত্তর:")
 _END_TOKENS = (
     "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>",
 )  # fmt: skip
@@ -127,7 +125,8 @@ class Prompter:
             kind, system, template, end=end, end_id=int(end_id),
             next_turn=between.removeprefix(end) if kind == "plain" or between.startswith(end) else "",
             stop_ids=tuple(sorted(int(i) for i in ends if i is not None)),
-            stop_texts=_PLAIN_STOPS if kind == "plain" else (),
+            # What a base model writes when it goes on past its answer in the plain format.
+            stop_texts=("\nপ্রশ্ন:", "\nউত্তর:") if kind == "plain" else (),
             bos_id=bos if bos is not None and template.startswith(tokenizer.bos_token) else None,
             tokenizer=tokenizer, special_names=special_names,
         )  # fmt: skip

@@ -106,37 +106,32 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
         return _by_rows(file, examples, asked, "their messages", places)
 
     # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order.
-    numbers, n = [int(name) for name in by_id if name.isdecimal()], len(by_id)
+    numbers, n, by_number = [int(name) for name in by_id if name.isdecimal()], len(by_id), ""
     is_named = corpus is not None and any(row.own_id for row in corpus.rows)
     if n and not is_named and sorted(numbers) in (list(range(n)), list(range(1, n + 1))):
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         given = [[messages[i] for i in order] for messages in file.messages]
         file = replace(file, replies=tuple(file.replies[i] for i in order), messages=given)
-        paired = _pair_by_order(file, examples, corpus, asked)
-        return replace(paired, how=f"the row numbers in its ids, {paired.how}")
-    if file.ids is not None:
+        by_number = "the row numbers in its ids, "
+    elif file.ids is not None:
         missing = [e.id for e in examples if e.id not in (own or by_id)]
         raise CandidateError(
             f"predictions {file.path}: {len(missing)} of {len(examples)} items have no reply, the first {missing[0]!r};"
             f" ids are those of examples.jsonl in a run folder, or of a column 'id' in {source} that names each row "
             f"once; without a column 'id', replies are joined in the order of {source}"
         )
-    return _pair_by_order(file, examples, corpus, asked)
-
-
-def _pair_by_order(file: Predictions, examples: Sequence[Example], corpus: Corpus | None, asked: Messages) -> Pairing:
-    """By the one order that has as many rows as there are replies."""
+    # The one order that has as many rows as there are replies.
     orders = corpus.orders(examples) if corpus else {"their order": [e.id for e in examples]}
-    how = next((name for name, order in orders.items() if len(order) == len(file.replies)), None)
-    if how is None:
-        source, rows = (corpus.source, len(corpus.rows)) if corpus else ("the data", len(examples))
+    fitting = next((name for name, order in orders.items() if len(order) == len(file.replies)), None)
+    if fitting is None:
+        in_all = len(corpus.rows if corpus else examples)
         raise CandidateError(
-            f"predictions {file.path}: it holds {len(file.replies)} replies, and {source} has {rows} rows, of which "
+            f"predictions {file.path}: it holds {len(file.replies)} replies, and {source} has {in_all} rows, of which "
             f"{len(examples)} are evaluated, so whose each reply is is not certain; give one reply for each row of "
             f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message'"
         )
-    places = {item: i for i, item in reversed(list(enumerate(orders[how])))}  # the first of two equal rows
-    return _by_rows(file, examples, asked, how, places)
+    places = {item: i for i, item in reversed(list(enumerate(orders[fitting])))}  # the first of two equal rows
+    return replace(_by_rows(file, examples, asked, fitting, places), how=f"{by_number}{fitting}")
 
 
 def _by_rows(
