@@ -8,7 +8,7 @@ table's cells, are written in the digits that the catalogue has for `0123456789`
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from bnbench.errors import UsageError
 from bnbench.reports import panels
 from bnbench.reports.verdict import Verdict
 
-Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 _PLACE = re.compile(r"\{(\w+)\}")
 _SENTENCE = re.compile(r"(?<=[.?!]) (?=[A-Z“])")  # a boundary
 # What a Bengali word takes of -এর, -এ, -কে and -তে, written as one word, by the sound that it ends in; a name in other
@@ -101,10 +100,8 @@ _OURS: Mapping[type, str] = {
 }  # fmt: skip
 
 
-def spoken(part: Any, say: Say) -> Any:
-    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue; in English as they are."""
-    if not isinstance(say, Catalogue):
-        return part
+def spoken(part: Any, say: Catalogue) -> Any:
+    """Panels, blocks, a verdict, or what they are made of, in the language of a catalogue."""
     own = {key: spoken(getattr(part, key), say) for key in _OURS.get(type(part), "").split()}
     match part:
         case str():

@@ -26,7 +26,7 @@ from bnbench.progress import storable
 from bnbench.records import Run, alone, packed, read_run, write_text
 from bnbench.reports import panels
 from bnbench.reports.gates import Gate, parse_gates
-from bnbench.reports.language import Say, language, spoken
+from bnbench.reports.language import Catalogue, language, spoken
 from bnbench.reports.panels import TEMPLATES, Block, Cell, Column, Name, Pen, Replies, Sentences, Table
 from bnbench.reports.people import Agreement
 from bnbench.reports.ranking import RESAMPLES, Ranking, rank
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 WIDTH = 110
+Say = Callable[[str], str]  # says a text of the report in its language: a catalogue, or `str` for English
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Report:
     def __str__(self) -> str:
         """For a terminal; warnings stand last, where its reader looks first."""
         texts, notes, say = list[str](), list[str](), self.say
-        for panel, blocks in spoken(panels.panels(self.ranking, Pen.TEXT), say):
+        told = panels.panels(self.ranking, Pen.TEXT)
+        for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
             shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
             # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
             text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
@@ -205,8 +207,8 @@ def wrapped(paragraphs: Sequence[str], indent: str = "") -> str:
 
 def report_md(ranking: Ranking, say: Say = str) -> str:
     """The report as Markdown: what a README or an issue quotes."""
-    found = list[str]()
-    for panel, blocks in spoken(panels.panels(ranking, Pen.MARKDOWN), say):
+    found, told = list[str](), panels.panels(ranking, Pen.MARKDOWN)
+    for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
         is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
         if panel.level == 1 or (texts and not is_note):
@@ -254,7 +256,9 @@ def escaped(text: str) -> str:
 
 def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) -> str:
     """The whole page; or its ranking and metrics, for a notebook, which has a style of its own."""
-    told, said = (spoken(part, say) for part in (panels.panels(ranking, Pen.HTML), verdict(ranking)))
+    told, said, lang = panels.panels(ranking, Pen.HTML), verdict(ranking), "en"
+    if isinstance(say, Catalogue):
+        told, said, lang = spoken(told, say), spoken(said, say), say.code
     # The numbers that matter most: label, number, and what belongs to it in small.
     primary, first = value_of(ranking), ranking.standings[0].scores[0]
     ends = f"{primary.number(first.low)} to {primary.number(first.high)}" if ranking.dialogues > 1 else ABSENT
@@ -284,7 +288,7 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
         places = [[name(who), *found[id(of[who])]] for who in names]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
-        "report", is_fragment=is_fragment, data=data, said=said, lang=getattr(say, "code", "en"), say=say,
+        "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
         facts=facts, runs=[run.record.name for run in ranking.runs], panels=drawn,
         visible=lambda table: visible(table, Pen.HTML), version=__version__,
     )  # fmt: skip
