@@ -296,6 +296,9 @@ def main() -> None:
         measure(args)
         return
     names = [n for n in args.variants if args.unsloth or not n.startswith("unsloth")]
+    alone = [n for n in names if VARIANTS[n][0] == "dpo" or "--cards" in VARIANTS[n][1]]
+    if args.together and alone:  # several processes, or TRL's trainer: the others would wait for turns that never end
+        sys.exit(f"--together: {', '.join(alone)} takes no turns; measure it without")
     results: dict[str, list[dict]] = {n: [] for n in names}
     subprocess.run([sys.executable, "-c", MAKE, args.tokenizer or ""], cwd=HERE, check=True)
     if args.add and args.add.exists():
