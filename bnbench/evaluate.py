@@ -334,7 +334,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     _check_needs(request, measures, [c for c, of in names.items() if classes[of].likelihood is Backend.likelihood])
     for name, kind in classes.items():
         own = [c for c in request.candidates if names[c.name] == name]
-        how = (request.tokenizer, request.system, request.template)
+        how = (request.tokenizer, request.system, request.template, request.columns)
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = kind(own, options)
     answering = [(c, backends[names[c.name]]) for c in request.candidates]

@@ -51,11 +51,9 @@ class TextFile:
     asked: Self | None = None
 
     @classmethod
-    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None) -> Self:
-        """The file at `path`, with its columns by `columns` or their usual names; CorpusError where there is none."""
-        hint = f"Call the right one {field!r}, or name it with --columns {field}=NAME"
-        hint = f"Call it one of {', '.join(files.COLUMNS[field])}" if columns is None else hint
-        columns = columns or {}
+    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None, hint: str = "") -> Self:
+        """The file at `path`, with its columns by `columns` or their usual names; CorpusError, with `hint`, without."""
+        columns, hint = columns or {}, hint or f"Call the right one {field!r}, or name it with --columns {field}=NAME"
         files.check_columns(columns, FIELDS)
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
@@ -142,6 +140,16 @@ class TextFile:
             raise CorpusError(f"{self.path}: the file is empty")
         return n, order.hexdigest(), twice
 
+    def shared(self, other: Self) -> list[str]:
+        """The columns of text, in the first row, that both files have beside what is read; none of plain lines."""
+        if self.path == other.path or not (self.column and other.column):
+            return []
+        own, given = (next(files.iter_table(file.path))[1] for file in (self, other))
+        rest = set(own).difference([self.column, self.ids, other.column, other.ids])
+        return [
+            name for name in own if name in rest and isinstance(own[name], str) and isinstance(given.get(name), str)
+        ]
+
     @cached_property
     def messages(self) -> Messages:
         """What its rows answer, or say where it is a file of messages; empty where there are none that can be read."""
@@ -154,9 +162,14 @@ class TextFile:
             return ()
 
 
+def spelled(message: str) -> str:
+    """The one spelling in which messages of two files may be compared."""
+    return " ".join(normalize(repair(message)).split())
+
+
 def comparable(message: str) -> bytes:
-    """A hash of the one spelling in which messages of two files may be compared; of a blank one nothing."""
-    said = " ".join(normalize(repair(message)).split())
+    """A hash of the one spelling of a message; of a blank one nothing."""
+    said = spelled(message)
     return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest() if said else b""
 
 
@@ -241,6 +254,11 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
             found.append(of[name])
     elif not by_id:
         found, how = by_messages(asked, given, range(others)) or [], "by message"
+        for name in replies.shared(other) if not found else ():  # whatever messages are called, or else names rows
+            both = [replace(file, field="message", column=name, before=None).messages for file in (replies, other)]
+            if found := by_messages(*both, range(others)) or []:
+                how = f"by {name}"
+                break
         if not found and n != others:
             how = "by line, as neither a column 'id' nor messages in both join them, files must be equally long"
             raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")

@@ -58,7 +58,8 @@ class BackendOptions:
     """What a backend may be told: the `name` it was asked for by; `device` None is the first GPU, else the CPU;
     `quantise` None takes 4-bit weights where the GPU is too small; `trust_remote_code` lets code run that comes with a
     model; `system` and `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
-    `tokenizer` is the folder or hub id of what makes the prompts, where the backend has no files of a model.
+    `tokenizer` is the folder or hub id of what makes the prompts, where the backend has no files of a model. `columns`
+    are the user's names of the data's columns (field → column), by which a file of replies may have them, too.
     """
 
     name: str = "hf"
@@ -68,6 +69,7 @@ class BackendOptions:
     tokenizer: str | None = None
     system: Mapping[str, str] = field(default_factory=dict)
     template: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def format_of(self, candidate: str) -> tuple[str, str]:
         """The system text and the template for a candidate: what was given for its name, else for all, else ours."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from bnbench.data.corpus import Corpus, Example
-from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction
+from bnbench.data.files import COLUMNS
+from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction, spelled
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply
 from bnbench.models.candidates import Candidate
@@ -27,7 +28,7 @@ class RecordedReplies(Backend):
         asked = Prompter("recorded")  # the file does not say how the model was asked
         self.prompters = {candidate.name: asked for candidate in candidates}
         self.precision = self.precision | {"reason": "recorded replies: no model was run"}
-        self._files = {c.name: Predictions.read(Path(c.location)) for c in candidates}
+        self._files = {c.name: Predictions.read(Path(c.location), options.columns) for c in candidates}
         self._paired: dict[str, Pairing] = {}
 
     def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
@@ -51,25 +52,32 @@ class RecordedReplies(Backend):
 
 @dataclass(frozen=True)
 class Predictions:
-    """A file of replies. `ids` is None where it has none; `messages` are those that stand beside the replies."""
+    """A file of replies. `ids` is None where it has none; `messages` are those that stand beside the replies, in
+    `asked`, a column of the file.
+    """
 
     path: Path
     replies: tuple[str, ...]
     ids: tuple[str, ...] | None = None
     messages: Messages = ()
+    asked: TextFile | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads a file as `bnbench score` does; CandidateError also for a null, which is no empty reply."""
+    def read(cls, path: Path, columns: Mapping[str, str] | None = None) -> Self:
+        """Reads a file as `bnbench score` does, and its messages also by the data's names of `columns` (field → name);
+        CandidateError also for a null, which is no empty reply.
+        """
+        own = {"question": "message", "title": "title"}
+        named = {own[field]: column for field, column in (columns or {}).items() if field in own}
         try:
-            file = TextFile.of(path, "reply")
+            file = TextFile.of(path, "reply", named, f"Call it one of {', '.join(COLUMNS['reply'])}")
             rows = list(file.rows())
         except CorpusError as error:
             raise CandidateError(f"predictions {error}") from None
         if not rows:
             raise CandidateError(f"predictions {path}: the file is empty")
         ids = tuple(name for _, name, _ in rows) if file.ids else None
-        return cls(path, tuple(texts[0] for _, _, texts in rows), ids, file.messages)
+        return cls(path, tuple(texts[0] for _, _, texts in rows), ids, file.messages, file.asked)
 
 
 @dataclass(frozen=True)
@@ -101,17 +109,17 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     for how, table in (("the ids of the items", by_id), (f"the ids of {source}", own)):
         if all(e.id in table for e in examples):
             return replace(_by_rows(file, examples, asked, how, table), is_by_content=table is by_id)
-    if rows := by_messages(asked, file.messages, file.replies):
-        places = {e.id: row for e, row in zip(examples, rows, strict=True)}
-        return _by_rows(file, examples, asked, "their messages", places)
+    if found := by_messages(asked, file.messages, file.replies):
+        rows = {e.id: row for e, row in zip(examples, found, strict=True)}
+        told = "their messages, as its ids are not theirs" if by_id else "their messages"
+        return _by_rows(file, examples, asked, told, rows)
 
     # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order.
     numbers, n, by_number = [int(name) for name in by_id if name.isdecimal()], len(by_id), ""
+    order = list(range(len(file.replies)))
     is_named = corpus is not None and any(row.own_id for row in corpus.rows)
     if n and not is_named and sorted(numbers) in (list(range(n)), list(range(1, n + 1))):
-        order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        given = [[messages[i] for i in order] for messages in file.messages]
-        file = replace(file, replies=tuple(file.replies[i] for i in order), messages=given)
+        order.sort(key=numbers.__getitem__)
         by_number = "the row numbers in its ids, "
     elif file.ids is not None:
         missing = [e.id for e in examples if e.id not in (own or by_id)]
@@ -130,16 +138,24 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
             f"{len(examples)} are evaluated, so whose each reply is is not certain; give one reply for each row of "
             f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message'"
         )
-    places = {item: i for i, item in reversed(list(enumerate(orders[fitting])))}  # the first of two equal rows
-    return replace(_by_rows(file, examples, asked, fitting, places), how=f"{by_number}{fitting}")
+    rows = dict(reversed([*zip(orders[fitting], order, strict=True)]))  # of two equal items the first
+    return _by_rows(file, examples, asked, f"{by_number}{fitting}", rows, by_order=True)
 
 
 def _by_rows(
-    file: Predictions, examples: Sequence[Example], asked: Messages, how: str, rows: Mapping[str, int]
-) -> Pairing:
+    file: Predictions, examples: Sequence[Example], asked: Messages, how: str, rows: Mapping[str, int],
+    *, by_order: bool = False,
+) -> Pairing:  # fmt: skip
     """The replies of these rows, by the items' ids, if the messages, where there are any, do not contradict them."""
-    if (at := contradiction(asked, file.messages, [rows[e.id] for e in examples])) is not None:
+    at = contradiction(asked, file.messages, [rows[e.id] for e in examples])
+    if by_order and file.asked and file.messages:  # each must be the item's, alone or within a whole prompt
+        said = [spelled(texts[0]) for _, _, texts in replace(file.asked, before=None).rows()]
+        wrong = ((own := said[rows[e.id]]) and spelled(e.question) not in own for e in examples)
+        at = next((i for i, is_wrong in enumerate(wrong) if is_wrong), None)
+    if at is not None:
         what = f"its messages contradict {how}, the first at reply {rows[examples[at].id] + 1}"
         hint = "give the same message the same id in both files, or each once and no ids: then they join the replies"
+        if by_order and file.asked:
+            hint += f"; call {file.asked.column!r} otherwise if it holds something else"
         raise CandidateError(f"predictions {file.path}: {what}; {hint}")
     return Pairing(how, {e.id: file.replies[rows[e.id]] for e in examples})

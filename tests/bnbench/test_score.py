@@ -129,6 +129,17 @@ def test_messages_join_files_without_ids_in_any_order(ending, tmp_path, whole, c
     assert twice.results["chrF++"].scores == whole["chrF++"].scores
 
 
+def test_a_column_that_both_files_have_joins_them_whatever_it_is_called(tmp_path, whole, caplog):
+    asked = [{"বার্তা": m, "বিষয়": "মন"} for m in MESSAGES]
+    replies = [{"reply": text, **row} for text, row in zip(REPLIES, asked, strict=True)]
+    references = [{"reference": text, **row} for text, row in zip(REFERENCES, asked, strict=True)]
+    predictions, turned = write(tmp_path / "p.jsonl", replies), write(tmp_path / "r.csv", references[::-1])
+    with caplog.at_level("INFO", "bnbench"):
+        found = score_files(predictions, [turned], metrics=["chrF++"])
+    assert found.results["chrF++"].scores == whole["chrF++"].scores
+    assert "joined to the replies by বার্তা" in caplog.text
+
+
 def test_messages_that_contradict_how_files_are_joined_are_refused(tmp_path, caplog):
     asked = [MESSAGES[1], *MESSAGES[1:]]  # one stands twice, so that they do not join
     predictions = write(tmp_path / "p.csv", beside("reply", REPLIES, asked))

@@ -54,17 +54,17 @@ def record(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def joined(path: Path, corpus: Corpus, examples: Sequence[Example]) -> dict[str, str]:
+def joined(path: Path, corpus: Corpus, examples: Sequence[Example], **columns: str) -> dict[str, str]:
     """Reference → reply, as the run would pair them."""
     [candidate] = parse_candidates(predictions=[f"mine={path}"])
-    backend = RecordedReplies([candidate], BackendOptions("recorded"))
+    backend = RecordedReplies([candidate], BackendOptions("recorded", columns=columns))
     backend.bind(examples, corpus)
     replies = backend.generate(candidate, [], [e.id for e in examples], Decoding())
     return {e.reference: reply.text for e, reply in zip(examples, replies, strict=True)}
 
 
-def is_perfect(path: Path, corpus: Corpus, examples: Sequence[Example]) -> bool:
-    return all(reference == reply for reference, reply in joined(path, corpus, examples).items())
+def is_perfect(path: Path, corpus: Corpus, examples: Sequence[Example], **columns: str) -> bool:
+    return all(reference == reply for reference, reply in joined(path, corpus, examples, **columns).items())
 
 
 def answers(rows: Rows, **columns: str) -> Rows:
@@ -169,6 +169,34 @@ def test_messages_join_where_each_occurs_once(tmp_path: Path, columns: dict[str,
     replies = answers([row | other for row, other in zip(rows, more, strict=True)], **columns)
     random.Random(1).shuffle(replies)
     assert is_perfect(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+
+
+def test_messages_join_by_the_name_that_the_data_have_for_theirs(tmp_path: Path) -> None:
+    rows = [{"বার্তা": row["Questions"], "উত্তর": row["Answers"]} for row in make_rows(12)]
+    columns = {"question": "বার্তা", "reference": "উত্তর"}
+    corpus = load_corpus(write(tmp_path / "test.csv", rows), columns=columns)
+    mine = record(tmp_path / "mine.jsonl", [{"reply": row["উত্তর"], "বার্তা": row["বার্তা"]} for row in rows[::-1]])
+    assert is_perfect(mine, corpus, corpus.select("all"), **columns)
+    with pytest.raises(CandidateError, match="Call it one of reply, prediction, "):
+        joined(record(tmp_path / "none.jsonl", [{"বার্তা": "ক"}]), corpus, corpus.select("all"), **columns)
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("right", [0, 1, 11])
+def test_messages_of_other_data_are_not_joined_by_order(tmp_path: Path, right: int, numbered: bool) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies = answers(rows, message="Questions")
+    for i in range(right, 12):
+        replies[i] |= {"message": f"অন্য কোথাও থেকে আসা বার্তা {i}"}
+    if numbered:
+        replies = [{"id": str(i), **reply} for i, reply in enumerate(replies)]
+    with pytest.raises(CandidateError, match=r"contradict .*, the first at reply [0-9]+; .* call 'message' oth"):
+        joined(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all")[:])
+    # Whole prompts have the messages in them, and an empty one says nothing.
+    for i, (reply, row) in enumerate(zip(replies, rows, strict=True)):
+        reply |= {"message": f"তুমি মন দিয়ে শোনো।\n\n{row['Questions']}\n\nউত্তর:" if i else ""}
+    assert is_perfect(record(tmp_path / "whole.jsonl", replies), corpus, corpus.select("all"))
 
 
 def test_a_message_that_occurs_twice_leaves_the_order_which_must_agree(tmp_path: Path) -> None:
