@@ -255,8 +255,8 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
     elif not by_id:
         found, how = by_messages(asked, given, range(others)) or [], "by message"
         for name in replies.shared(other) if not found else ():  # whatever messages are called, or else names rows
-            both = [replace(file, field="message", column=name, before=None).messages for file in (replies, other)]
-            if found := by_messages(*both, range(others)) or []:
+            own, rest = (replace(file, field="message", column=name, before=None).messages for file in (replies, other))
+            if found := by_messages(own, rest, range(others)) or []:
                 how = f"by {name}"
                 break
         if not found and n != others:
