@@ -234,6 +234,8 @@ class Client:
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
         if not answer.is_success:
             status, said = int(answer.status_code), self.words(data)
+            if status == 500 and "validation error" in said:  # as llama-cpp-python tells a request that it cannot read
+                status = 422
             if status in (408, 409, 425, 429) or status >= 500:
                 after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
                 seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None

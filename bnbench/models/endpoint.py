@@ -24,6 +24,7 @@ VERSION = 1  # raised when the same arguments would give other replies or likeli
 TOKENS_PER_WORD = 7.0  # where a server does not say how long a prompt is: Llama-3.1's tokenizer spends 6.8
 COMPLETIONS, CHAT = "completions", "chat/completions"
 _NOT_KNOWN = {200, 400, 404, 405, 422, 500, 501}  # answers to a request that a server does not know (200: in words)
+_LLAMA_CPP = ("llamacpp", "me")  # who owns the models of its own server, and of llama-cpp-python's
 _OPTIONAL = {"return_token_ids", "chat_template_kwargs", "min_p"}  # without which the replies are as usual
 
 log = logging.getLogger("bnbench.models")
@@ -57,8 +58,9 @@ class Served:
             "min_p": 0.0,
             "repetition_penalty": decoding.repetition_penalty,
         }
-        if self.owner == "llamacpp":  # which ignores in silence what it does not know, and penalises 64 tokens alone
+        if self.owner in _LLAMA_CPP:  # which ignore in silence what they do not know, and penalise 64 tokens alone
             extras |= {"repeat_penalty": extras.pop("repetition_penalty"), "repeat_last_n": 2**17}
+            extras["top_k"] = max(0, extras["top_k"])
         if not decoding.greedy:
             extras["seed"] = item_key(decoding.seed, item)[0] >> 1
         if self.path == COMPLETIONS:

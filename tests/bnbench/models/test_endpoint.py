@@ -231,14 +231,16 @@ def test_what_a_server_refuses_is_left_out_and_on_record(
     assert "not taking top_k, repetition_penalty, return_token_ids" in made.precision["reason"]
 
 
-def test_llama_cpp_is_asked_in_its_own_words(serve: Serve, model: Model) -> None:
+@pytest.mark.parametrize("owner", ["llamacpp", "me"])
+def test_llama_cpp_is_asked_in_its_own_words(serve: Serve, model: Model, owner: str) -> None:
     # It takes every name and reads its own alone: greedy replies would go without the penalty, and loop.
-    model.owner = "llamacpp"
+    model.owner = owner
     server = serve(model)
     made = backend(server)
     made.generate(*made.candidates, [made.prompters[made.candidates[0].name].prompt(PROBE)], ["a"], Decoding())
     asked = server.posts()[-1]
     assert (asked["repeat_penalty"], asked["repeat_last_n"], asked["min_p"]) == (1.1, 2**17, 0.0)
+    assert asked["top_k"] == 0
     assert "repetition_penalty" not in asked
 
 
