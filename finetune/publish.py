@@ -16,14 +16,15 @@ from typing import Any
 from bnbench.errors import RunError, TrainingError, UsageError, require
 from bnbench.models.candidates import Spec, parse_spec
 from bnbench.models.hub import BUNDLED, HUB_ID, SMALL, ModelFiles, hub_id, is_offline, locate, with_weights
-from bnbench.models.prompts import SYSTEM, template_of
+from bnbench.models.prompts import SYSTEM, system_of, template_of
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, alone, read_run, read_training, slug, write_json, write_text
-from bnbench.reports.exports import Dataset, eval_results, model_index
-from bnbench.reports.panels import training_facts
+from bnbench.reports.exports import Dataset, eval_results, may_be_told, model_index
+from bnbench.reports.panels import facts, training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
 from bnbench.reports.values import value_of
+from bnbench.reports.verdict import trained_on_test
 
 Evaluation = tuple[Ranking, Standing]
 """One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
@@ -96,9 +97,10 @@ def publish(
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder, name = out or Path("published") / slug(own), repo.rpartition("/")[2] if repo else own
-    results = model_index(*evaluation, name, dataset.id if dataset else None) if evaluation else {}
+    told = evaluation if evaluation and may_be_told(*evaluation) else None
+    results = model_index(*told, name, dataset.id if dataset else None) if told else {}
     readme = _readme(source, evaluation, name, repo, {"license": license, **results})
-    results_yaml = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
+    results_yaml = eval_results(*told, dataset, repo) if told and dataset else ""
     copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
@@ -130,8 +132,8 @@ def publish(
 def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
     label, patterns = f"adapter {spec.given}", (*SMALL, "loss.csv")
     files = locate(label, spec.location, spec.revision, patterns)
-    files = with_weights(files, spec.revision, patterns)
     config = files.read_json("adapter_config.json")
+    files = with_weights(files, spec.revision, patterns)
     named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
     path = Path(named).expanduser()
     if base_id is not None:
@@ -190,17 +192,15 @@ def _readme(
         drawn = {"ranking": ranking, "standing": standing, "run": run, "primary": value_of(ranking).label}
         drawn["rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
         drawn["verdict"], drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
+        drawn["note"] = trained_on_test(*evaluation)
         prompt = prompt or run.prompt
+        # Another tool's adapter and an older record do not say if there were topics; the data that were tested do.
+        is_of_data = record is None or record.data.fingerprint == run.corpus.fingerprint
+        if is_of_data and not any(e["topic"].strip() for e in ranking.runs[0].examples):
+            prompt = {**prompt, "system": system_of(prompt.get("system") or SYSTEM, "")}
     if record is not None:
-        packages = {"bnbench": record.bnbench, **record.packages}
-        facts = [
-            *training_facts(record.summary()),
-            ("Parameters", f"{record.parameters.trainable:,} trained, of {record.parameters.total:,}"),
-            ("Data", f"fingerprint {record.data.fingerprint}"),
-            ("Base weights", f"sha256 {record.base.weights_sha256}"),
-            ("Packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
-        ]
-        drawn["training"] = table_md([["", ""], *map(list, facts)])
+        told = [*training_facts(record.summary()), *facts("card", r=record)]
+        drawn["training"] = table_md([["", ""], *map(list, told)])
     keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "peft_version")
     card = hub.ModelCard.from_template(
         data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name,
@@ -218,7 +218,7 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
     quoted = partial(json.dumps, ensure_ascii=False)
     return str(jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
         quoted=quoted, base=base, revision=revision, adapter=adapter, llama=prompt.get("kind") == "llama-3.1",
-        system=str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
+        system=system_of(str(prompt.get("system") or SYSTEM), "মানসিক স্বাস্থ্য"),
         prompt=template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
     ))  # fmt: skip
 

@@ -21,6 +21,7 @@ from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import get_tuner
 from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
+from bnbench.models.prompts import system_of
 from bnbench.plot import loss_svg
 
 JOB = "job.json"  # in the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`
@@ -89,7 +90,7 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
                         raise
                     why = f"{planned.output} cannot be written ({found[0]}): make room; the same command goes on from "
                     raise TrainingError(f"{why}the last checkpoint") from error
-            processes.first(lambda: _end(request.command, planned, trained, resumed_from, stop.signal))
+            processes.first(lambda: _end(request, planned, trained, resumed_from, stop.signal))
     return FinetuneResult(
         output=planned.output, total_steps=planned.steps, resumed_from=resumed_from, trainable=planned.trainable,
         total=planned.total, tuner=planned.recipe.tuner, **vars(outcome),
@@ -164,11 +165,11 @@ def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
     return error
 
 
-def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
+def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
     """Records a finished training; PartialRunError for one that a signal ended, TrainingError if it learned nothing."""
     if outcome.steps < planned.steps and not outcome.stopped_early:
         if stopped_by is not None:
-            raise _stopped(planned, command, stopped_by)
+            raise _stopped(planned, request.command, stopped_by)
         return  # for the time limit, which is no error
 
     # LoRA starts with every B matrix at zero, and the adapter does nothing while all are.
@@ -181,13 +182,15 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
                 'steps, raise learning_rate, or set precision = "float32"; remove the folder first'
             )
 
-    identity, base = planned.identity(), planned.base
+    identity, base, prompt = planned.identity(), planned.base, dict(planned.prompt)
+    if not any(e.topic.strip() for e in (*request.examples, *(pair.chosen for pair in request.pairs))):
+        prompt["system"] = system_of(prompt["system"], "")  # what every row was asked with, and a reply is to be
     environment = records.describe_environment("accelerate", "datasets", "safetensors")
     record = records.TrainingRecord(
-        bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=command,
+        bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=request.command,
         recipe=planned.recipe.to_dict(), recipe_sha256=planned.recipe.sha256, seed=planned.recipe.seed,
         base=records.BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes),
-        data=records.TrainingData(**identity["data"]), prompt=planned.prompt, precision=asdict(planned.precision),
+        data=records.TrainingData(**identity["data"]), prompt=prompt, precision=asdict(planned.precision),
         device=planned.device, machine=environment["device"], processes=planned.processes,
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,

@@ -57,16 +57,18 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sheets:
-    """The files that were written, and how much one rater has to do; `before` counts the forms of earlier sheets."""
+    """The files, what one rater has to do, how many items were `asked` for, and `before`: the forms of earlier sheets."""
 
     files: tuple[str, ...]
     key: str
     items: int
     pages: int
     before: int = 0
+    asked: int = 0
 
     def __str__(self) -> str:
-        told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
+        items = f"{self.items} items" + f" (the run has no more; {self.asked} were asked for)" * (self.items < self.asked)
+        told = f"{items}, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
         earlier = [f"Forms of earlier sheets still count ({self.before}); these come on top, for further raters."]
         key = f"The key is {self.key}: whoever rates must not see it."
         return "\n".join([*(earlier if self.before else ()), told, *self.files, key])
@@ -114,7 +116,7 @@ def make_sheets(
         append_lines(folder / KEY, key)
         for path, content in files.items():
             write_text(path, content)
-    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters, before)
+    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters, before, items)
 
 
 def _cut(text: str) -> str:
