@@ -26,8 +26,7 @@ from bnbench.reports.render import escaped, evaluation_md, table_md
 from bnbench.reports.values import value_of
 from bnbench.reports.verdict import trained_on_test
 
-Evaluation = tuple[Ranking, Standing]
-"""One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
+Evaluation = tuple[Ranking, Standing]  # of a run its ranking, and one adapter's standing therein
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 _MESSAGE = "Published by bnbench"
 _LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*", re.ASCII)
@@ -50,9 +49,8 @@ class Published:
         return {"folder": str(self.folder), "url": self.url}
 
     def __str__(self) -> str:
-        if self.url:
-            return f"{self.folder}\n{self.url}"
-        return f"{self.folder}\nnot pushed: look at its README.md, then `hf upload OWNER/NAME {self.folder}`"
+        how = f"not pushed: look at its README.md, then `hf upload OWNER/NAME {self.folder}`"
+        return f"{self.folder}\n{self.url or how}"
 
 
 @dataclass(frozen=True)
@@ -134,8 +132,8 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
     files = locate(label, spec.location, spec.revision, patterns)
     config = files.read_json("adapter_config.json")
     files = with_weights(files, spec.revision, patterns)
-    named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
-    path = Path(named).expanduser()
+    base = named = str(config.get("base_model_name_or_path") or "")
+    path, revision = Path(named).expanduser(), config.get("revision")
     if base_id is not None:
         if not HUB_ID.fullmatch(base_id):
             raise UsageError(f"--base-id {base_id}: write it as owner/name, as on the hub")
@@ -147,15 +145,13 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
             f"{files.folder / 'adapter_config.json'} names its base {named!r}, which nobody else can load: give the "
             "hub id of the same weights with --base-id owner/name"
         )
-    else:
-        base = named
     return Adapter(files, config, read_training(files.folder), base, revision)
 
 
 def _copied(folder: Path) -> list[Path]:
     """The files of an adapter that are published as they are; UsageError for a link that leads out of its folder."""
-    found = (folder.glob(pattern) for pattern in (*_COPIED, *_TOKENIZER))
-    copied, own = [file for files in found for file in files if file.is_file()], folder.resolve()
+    copied = [file for pattern in (*_COPIED, *_TOKENIZER) for file in folder.glob(pattern) if file.is_file()]
+    own = folder.resolve()
     homes = (own, own.parents[1] / "blobs") if hub_id(own) else (own,)  # a snapshot of the hub's cache is links
     if strays := [file for file in copied if not any(map(file.resolve().is_relative_to, homes))]:
         where = f"{strays[0]} is a link to {strays[0].resolve()}"
@@ -189,10 +185,9 @@ def _readme(
     if evaluation is not None:
         ranking, standing = evaluation
         run = ranking.runs[0].record
-        drawn = {"ranking": ranking, "standing": standing, "run": run, "primary": value_of(ranking).label}
-        drawn["rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
+        drawn = {"ranking": ranking, "standing": standing, "run": run, "note": trained_on_test(ranking, standing)}
+        drawn |= {"primary": value_of(ranking).label, "rated": any(m.startswith("human-") for m in ranking.metrics)}
         drawn["verdict"], drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
-        drawn["note"] = trained_on_test(*evaluation)
         prompt = prompt or run.prompt
         # Another tool's adapter and an older record do not say if there were topics; the data that were tested do.
         is_of_data = record is None or record.data.fingerprint == run.corpus.fingerprint
@@ -201,12 +196,9 @@ def _readme(
     if record is not None:
         told = [*training_facts(record.summary()), *facts("card", r=record)]
         drawn["training"] = table_md([["", ""], *map(list, told)])
-    keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "peft_version")
     card = hub.ModelCard.from_template(
-        data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name,
-        kind=escaped(str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA")), base=source.base,
-        snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
-        adapter=", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None), **drawn,
+        data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name, base=source.base,
+        config=source.config, snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt), **drawn,
     )  # fmt: skip
     return f"{card}\n"
 
@@ -225,11 +217,9 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
 
 def _push(folder: Path, repo: str, private: bool, create_pr: bool) -> str:
     hub, again = require("huggingface_hub", extra="models"), f"{folder} is ready; the same command tries again"
-    if is_offline():
-        raise UsageError(f"{repo}: not pushed, because HF_HUB_OFFLINE is set; {again}")
-    token = hub.get_token()
-    if token is None:
-        raise UsageError(f"{repo}: not pushed, because there is no token: set HF_TOKEN to one that may write; {again}")
+    why = "" if (token := hub.get_token()) else "there is no token: set HF_TOKEN to one that may write"
+    if why := "HF_HUB_OFFLINE is set" if is_offline() else why:
+        raise UsageError(f"{repo}: not pushed, because {why}; {again}")
     api = hub.HfApi(token=token)
     try:
         if create_pr:  # in one commit, which opens it: by `upload_folder` it would stay a draft

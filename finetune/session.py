@@ -143,24 +143,19 @@ def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises RunError that names what the training in the folder has otherwise, `before` being its identity."""
     now, recipe = planned.identity(), before.get("recipe")
     then = recipe if isinstance(recipe, dict) else {}
-    parts = [part for part in {**before, **now} if part != "recipe"]
-    changed = [part for part in parts if before.get(part) != now.get(part)]
+    changed = [part for part in {**before, **now} if part != "recipe" and before.get(part) != now.get(part)]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if other := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
-        raise RunError(
-            f"{planned.output} belongs to another training; different: {'; '.join(other)}. "
-            "Give the same request to go on with it, or choose another folder"
-        )
+        what = f"{planned.output} belongs to another training; different: {'; '.join(other)}"
+        raise RunError(f"{what}. Give the same request to go on with it, or choose another folder")
 
 
 def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
     newest = newest_checkpoint(planned.checkpoints)
     kept = f"step {newest.step} is saved" if newest else "no step was saved yet"
     again = f"\n  {command}" if command else ""
-    error = PartialRunError(
-        f"stopped by {signal.Signals(number).name}: {kept} in {planned.checkpoints}. "
-        f"The same command goes on from there{again}"
-    )
+    what = f"stopped by {signal.Signals(number).name}: {kept} in {planned.checkpoints}"
+    error = PartialRunError(f"{what}. The same command goes on from there{again}")
     error.exit_code = 130 if number == signal.SIGINT else error.exit_code
     return error
 
@@ -177,10 +172,9 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
     with safetensors.safe_open(planned.output / "adapter_model.safetensors", framework="pt") as file:
         names = [name for name in file.keys() if ".lora_B." in name]  # noqa: SIM118 - it is no mapping
         if names and not any(file.get_tensor(name).any() for name in names):
-            raise TrainingError(
-                f"{planned.output}: the adapter is as it began, every lora_B zero: no step changed it. Train for more "
-                'steps, raise learning_rate, or set precision = "float32"; remove the folder first'
-            )
+            what = f"{planned.output}: the adapter is as it began, every lora_B zero: no step changed it"
+            how = 'Train for more steps, raise learning_rate, or set precision = "float32"; remove the folder first'
+            raise TrainingError(f"{what}. {how}")
 
     identity, base, prompt = planned.identity(), planned.base, dict(planned.prompt)
     if not any(e.topic.strip() for e in (*request.examples, *(pair.chosen for pair in request.pairs))):

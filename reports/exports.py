@@ -30,7 +30,6 @@ from bnbench.reports.verdict import trained_on_test
 
 Files = dict[str, str]  # texts by their paths under the export's own; that of a format of one file is empty
 _DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
-_log = logging.getLogger("bnbench")
 _NAMES_DATA = ("lm-eval", "every-eval-ever", "model-index", "eval-results")
 _TEX = str.maketrans({
     **{sign: rf"\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -155,7 +154,9 @@ def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
             found[f"{_key(value)},none"] = score.value
             found[f"{_key(value)}_stderr,none"] = error if math.isfinite(error) else "N/A"
         directions = {_key(value): value.higher_is_better for value, _ in scores}
-        told = {"do_sample": not decoding.get("greedy"), "until": [], "max_gen_toks": decoding.get("max_new_tokens")}
+        told = dict[str, Any](
+            do_sample=not decoding.get("greedy"), until=[], max_gen_toks=decoding.get("max_new_tokens")
+        )
         told |= {k: decoding[k] for k in ("temperature", "top_p", "top_k", "repetition_penalty") if k in decoding}
         samples, items = list[dict[str, Any]](), _per_item(ranking, entry)
         for i, (example, message, reply) in enumerate(zip(run.examples, _messages(run), entry.replies, strict=True)):
@@ -223,15 +224,13 @@ def every_eval_ever(ranking: Ranking, dataset: Dataset | None) -> Files:
                 "metric_name": value.label, "lower_is_better": not value.higher_is_better,
                 "additional_details": {"signature": ranking.signatures[value.metric]},
             }  # fmt: skip
-            details = {"score": score.value, "uncertainty": unsure}
             results.append(
                 {"evaluation_result_id": _key(value), "evaluation_name": f"{benchmark}/{_key(value)}",
-                 "source_data": source, "evaluation_timestamp": when, "metric_config": about, "score_details": details,
-                 "generation_config": generated}
+                 "source_data": source, "evaluation_timestamp": when, "metric_config": about,
+                 "score_details": {"score": score.value, "uncertainty": unsure}, "generation_config": generated}
             )  # fmt: skip
         # A model's own place, hashes and base; whose weights are open only the reader can know, but for the hub's.
-        known = {"base": candidate.base, "revision": candidate.revision, "weights_sha256": candidate.weights_sha256}
-        more = {k: str(v) for k, v in known.items() if v} | {"kind": candidate.kind}
+        more = {k: str(v) for k in ("base", "revision", "weights_sha256", "kind") if (v := getattr(candidate, k))}
         more["deployment_type"] = "self_deployed" if candidate.kind in ("base", "adapter") else "unknown"
         more["model_availability"] = "unknown" if model.startswith("local/") else "open_weights"
         samples = _jsonl([*_instances(ranking, entry, run, identity, model, benchmark)])
@@ -348,7 +347,7 @@ def model_index(ranking: Ranking, standing: Standing, name: str, dataset: str | 
 def may_be_told(ranking: Ranking, standing: Standing) -> bool:
     """Whether the hub is told a candidate's scores: not of rows that it was trained on, and the log says so."""
     if note := trained_on_test(ranking, standing):
-        _log.warning("%s; so none go into model-index or .eval_results: evaluate it on other messages", note)
+        logging.getLogger("bnbench").warning("%s; none go into model-index or .eval_results: test on others", note)
     return not note
 
 

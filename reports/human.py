@@ -57,7 +57,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sheets:
-    """The files, what one rater has to do, how many items were `asked` for, and `before`: the forms of earlier sheets."""
+    """The files, what one rater has to do, and how many items were `asked` for; `before` counts earlier forms."""
 
     files: tuple[str, ...]
     key: str
@@ -67,11 +67,11 @@ class Sheets:
     asked: int = 0
 
     def __str__(self) -> str:
-        items = f"{self.items} items" + f" (the run has no more; {self.asked} were asked for)" * (self.items < self.asked)
-        told = f"{items}, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
+        fewer = [f"The run has only {self.items} items, not {self.asked}."] if self.items < self.asked else []
+        told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
         earlier = [f"Forms of earlier sheets still count ({self.before}); these come on top, for further raters."]
         key = f"The key is {self.key}: whoever rates must not see it."
-        return "\n".join([*(earlier if self.before else ()), told, *self.files, key])
+        return "\n".join([*fewer, *(earlier if self.before else ()), told, *self.files, key])
 
 
 def make_sheets(
@@ -220,8 +220,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     with alone(folder):
         run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
         if not shown:
-            how = f"`bnbench human sheet {folder}`"
-            raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; {how}")
+            raise UsageError(f"{folder}: no sheet was made of this run: make one with `bnbench human sheet {folder}`")
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
         spelt = {(rater := r.rater.removeprefix(PERSON)).casefold(): rater for r, _ in before.values()}
         owners = {shown[r.code].form: r.rater.removeprefix(PERSON) for r, _ in before.values() if r.code in shown}

@@ -155,8 +155,8 @@ def trained_on_test(ranking: Ranking, standing: Standing) -> str:
     record = next(e.record for e in ranking.entries if e.name == standing.candidate)
     members = next((group.members for group in ranking.groups if group.name == standing.candidate), ())
     own = [note for run in ranking.runs if members or record in run.record.candidates for note in run.record.notes]
-    begins = tuple(f"{one} was trained on " for one in (record.name, *members))
-    return next((note for note in own if note.startswith(begins) and note.endswith(SEEN)), "")
+    seen = (note for note in own if note.endswith(SEEN))
+    return next((note for note in seen if note.rpartition(" was trained on ")[0] in (record.name, *members)), "")
 
 
 def listed(texts: Sequence[str], word: str = "and") -> str:

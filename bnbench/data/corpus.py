@@ -225,7 +225,7 @@ def load_corpus(
     """
     if source is None and columns:
         raise CorpusError("--columns says what the columns of --data are called: give --data too")
-    named, told = ("bnbench demo", "the bundled conversations") if source is None else (str(source), str(source))
+    kept_as, told = ("bnbench demo", "the bundled conversations") if source is None else (str(source), str(source))
     source = source or Path(str(resources.files("bnbench.demo"))) / "conversations.csv"
     records = plain_rows(source, files.read_records(source), columns or {})
     header = files.header_of(records.values())
@@ -266,7 +266,7 @@ def load_corpus(
     cleaned = [(row.example, row.side) for row in unique.values()]
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
     corpus = divide(told, cleaned, steps, sizes, seed, lengths, max_tokens)
-    return replace(corpus, source=named, rows=tuple(rows), fell={**corpus.fell, **fell})
+    return replace(corpus, source=kept_as, rows=tuple(rows), fell={**corpus.fell, **fell})
 
 
 def check_split(split: str) -> None:
@@ -303,13 +303,12 @@ def divide(
     """
     fell: dict[str, str] = {}
     if lengths and max_tokens is not None:
-        why = f"over {max_tokens} tokens after the template"
         fell = {e.id: "too long" for (e, _), length in zip(examples, lengths, strict=True) if length > max_tokens}
         examples = [pair for pair in examples if pair[0].id not in fell]
-        steps = [*steps, Step("too long", why, dropped=len(fell))]
+        steps = [*steps, Step("too long", f"over {max_tokens} tokens after the template", dropped=len(fell))]
     if not examples:
         told = ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped)
-        how = f" for {max_tokens} tokens; raise --max-tokens (finetune: --set max_tokens=N)" if fell else ""
+        how = f"; raise --max-tokens {max_tokens} (finetune: --set max_tokens)" if fell else ""
         raise CorpusError(f"{source}: no usable row; {told}{how}")
     sides = [side for _, side in examples]
     if any(sides) and (unknown := [side for side in sides if side not in SPLITS]):
@@ -342,8 +341,7 @@ def divide(
     left = {example.id for part in splits.values() for example in part}
     near = {e.id: "near-duplicate" for part in drawn.values() for e in part if e.id not in left}
     steps = (*steps, Step("near-duplicate", why, dropped=len(near)))
-    whole = tuple(example for example, _ in order)
-    return Corpus(source, splits, steps, _fingerprint(splits), fell=fell | near, whole=whole)
+    return Corpus(source, splits, steps, _fingerprint(splits), fell=fell | near, whole=tuple(e for e, _ in order))
 
 
 def _fingerprint(splits: Mapping[str, Sequence[Example]]) -> str:

@@ -192,9 +192,8 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             delimiter = next((sign for sign in ";\t" if sign in first), ",")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
         whole = (line.replace("\x00", "") for line in chain([first], lines))
-        rows = csv.reader(
-            whole, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-        )
+        quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        rows = csv.reader(whole, delimiter=delimiter, strict=True, quoting=quoting)
         try:
             if (header := next(filter(None, rows), None)) is None:
                 raise CorpusError(f"{path}: the file is empty")

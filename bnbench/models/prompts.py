@@ -198,8 +198,7 @@ class Prompter:
         """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS. With
         `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
         """
-        topic = example.topic.strip()
-        system = system_of(self.system, topic)
+        system = system_of(self.system, example.topic.strip())
         user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
         if self.tokenizer is None:
             return Prompt(user, (), system, user)

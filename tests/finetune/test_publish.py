@@ -132,7 +132,7 @@ def test_a_run_on_rows_that_were_trained_on(
     with caplog.at_level(logging.WARNING):
         folder = write(run=seen, repo=REPO, dataset_id="me/bn-replies").folder
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"{note}; so none go into model-index or .eval_results: evaluate it on other messages" in caplog.text
+    assert f"{note}; none go into model-index or .eval_results: test on others" in caplog.text
     assert text.index("> **Warning:** আমার\\|অ্যাডাপ্টার was trained on 6 of") < text.index("\n**")
     assert "model-index" not in front(folder) and not (folder / ".eval_results").exists()
     caplog.clear()
@@ -410,6 +410,12 @@ def test_a_damaged_record(
 
 
 def test_what_is_no_adapter(write: Callable[..., Published], tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CandidateError) as evaluated:
+        parse_candidates(None, [str(tmp_path / "empty")], [])
+    with pytest.raises(CandidateError, match=r"no adapter_config\.json") as published:
+        write(tmp_path / "empty")
+    assert str(published.value) == str(evaluated.value)
     with pytest.raises(CandidateError, match=r"no adapter_config\.json"):
         write(tiny_base)
     (tmp_path / "half").mkdir()

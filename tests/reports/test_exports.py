@@ -172,9 +172,7 @@ def test_the_hub_is_told_no_score_of_rows_that_were_trained_on(
     for kind in ("model-index", "eval-results"):
         caplog.clear()
         assert sorted(p.name for p in export(ranking, kind, tmp_path, DATASET).iterdir()) == [BASE, "other"]
-        assert caplog.messages == [
-            f"{note}; so none go into model-index or .eval_results: evaluate it on other messages"
-        ]
+        assert caplog.messages == [f"{note}; none go into model-index or .eval_results: test on others"]
     assert len(list(export(ranking, "lm-eval", tmp_path).iterdir())) == 3  # which goes to nobody
     # A seed of a group is among what the group's scores are made of; another run's candidate of that name is not it.
     specs = (PAIR[0], Spec("a", 0.3, base="x"), Spec("b", 0.5, base="x"))

@@ -228,6 +228,16 @@ def test_split_sizes_that_make_no_sense(text):
         SplitSizes.parse(text)
 
 
+def test_where_nothing_is_short_enough_the_option_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Questions,Answers\nকী?,কিছু না\n", encoding="utf-8")
+    for source, called in ((None, "the bundled conversations"), (path, str(path))):
+        with pytest.raises(CorpusError) as raised:
+            load_corpus(source, max_tokens=1, count_tokens=lambda examples: [2] * len(examples))
+        how = r" too long; raise --max-tokens 1 \(finetune: --set max_tokens\)"
+        assert re.fullmatch(rf"{re.escape(called)}: no usable row; (.*, )?\d+{how}", str(raised.value))
+
+
 def test_the_bundled_conversations():
     corpus = load_corpus(None)
     assert {k: len(v) for k, v in corpus.splits.items()} == {"train": 160, "validation": 40, "test": 40}
