@@ -95,11 +95,10 @@ def publish(
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder, name = out or Path("published") / slug(own), repo.rpartition("/")[2] if repo else own
-    told = evaluation if evaluation and may_be_told(*evaluation) else None
+    copied, told = _copied(source.files.folder), evaluation if evaluation and may_be_told(*evaluation) else None
     results = model_index(*told, name, dataset.id if dataset else None) if told else {}
     readme = _readme(source, evaluation, name, repo, {"license": license, **results})
     results_yaml = eval_results(*told, dataset, repo) if told and dataset else ""
-    copied = _copied(source.files.folder)
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
     with alone(folder):
