@@ -193,8 +193,7 @@ def _readme(
         if is_of_data and not any(e["topic"].strip() for e in ranking.runs[0].examples):
             prompt = {**prompt, "system": system_of(prompt.get("system") or SYSTEM, "")}
     if record is not None:
-        told = [*training_facts(record.summary()), *facts("card", r=record)]
-        drawn["training"] = table_md([["", ""], *map(list, told)])
+        drawn["training"] = table_md([("", ""), *training_facts(record.summary()), *facts("card", r=record)])
     card = hub.ModelCard.from_template(
         data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name, base=source.base,
         config=source.config, snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt), **drawn,
