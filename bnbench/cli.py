@@ -65,7 +65,7 @@ SPLIT = (
 )
 Split = Annotated[str, Option(help=SPLIT)]
 Sizes = Annotated[str, Option(help="Most rows of train/validation/test.")]
-Limit = Annotated[int | None, Option(min=1, max=MANY, help="Take only the first N rows of the split.")]
+Limit = Annotated[int | None, Option(min=1, max=MANY, help="Take only the first N rows of the shuffled split.")]
 Trust = Annotated[bool, Option("--trust-remote-code", help="Run code that comes with a model. Off for a reason.")]
 Device = Annotated[str | None, Option(help="cpu, cuda or (evaluate) cuda:1 …; by default the first graphics card.")]
 Combine = Annotated[str | None, Option(help="METRIC=WEIGHT,METRIC=WEIGHT: their mean too, weighted as declared now.")]

@@ -84,13 +84,13 @@ class Health:
     need: Need | None = None
 
     def __str__(self) -> str:
-        lines = [f"bnbench {self.bnbench}", *(f"  {name:<14}{version}" for name, version in self.packages.items())]
-        lines += ["\ncomputes on", *(f"  {name:<14}{value or 'none'}" for name, value in self.device.items())]
-        lines += [f"  {'dtype':<14}{self.precision}", "\nextras"]
-        for extra, lacks in self.extras.items():
-            told = f'lacks {", ".join(lacks)}: pip install "bnbench[{extra}]"' if lacks else "ok"
-            lines.append(f"  {extra:<14}{told}")
-        lines += ["\ncaches", *(f"  {name:<14}{value}" for name, value in self.caches.items())]
+        how = 'lacks {}: pip install ".[{}]" in a clone'
+        extras = {name: how.format(", ".join(of), name) if of else "ok" for name, of in self.extras.items()}
+        parts = {f"bnbench {self.bnbench}": self.packages, "\ncomputes on": {**self.device, "dtype": self.precision}}
+        parts |= {"\nextras": extras, "\ncaches": self.caches}
+        lines = [
+            row for head, of in parts.items() for row in (head, *(f"  {k:<14}{v or 'none'}" for k, v in of.items()))
+        ]
         return "\n".join([*lines, *([str(self.need)] if self.need else [])])
 
 

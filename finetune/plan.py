@@ -255,10 +255,8 @@ def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     steps = recipe.count_steps(count_samples(rows, recipe))
     gpu = device.name if device.type == "cuda" else gpu_of(recipe.card) or "T4"
     shape = Shape.of(config, total - trainable, packed)
-    more: dict[str, Any] = {
-        "adapters": 2 if request.start else 1,
-        "sharing": processes.count() if processes.share_base() else 1,
-    }
+    more: dict[str, Any] = {"adapters": 2 if request.start else 1}
+    more["sharing"] = processes.count() if processes.share_base() else 1
     expected = estimate(shape, share, rows, trainable, steps, gpu=gpu, validation=validation, **more)
     if device.memory is not None:
         expected.check_fits(device.memory, device.name)
@@ -306,7 +304,7 @@ def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:
     for module in ("torch", "transformers", "peft", *(["bitsandbytes"] if eight_bits else [])):
         require(module, extra="models" if module in ("torch", "transformers") else "finetune")
     if recipe.report_to != "none" and find_spec(recipe.report_to) is None:
-        raise MissingExtraError(f'{recipe.report_to} is not installed: pip install "bnbench[trackers]"')
+        raise MissingExtraError(f'{recipe.report_to} is not installed: pip install ".[trackers]" in a clone')
     if wanted not in ("auto", "cpu", "cuda"):
         raise RecipeError(f"device is {wanted!r}: choose auto, cpu or cuda (and a card by CUDA_VISIBLE_DEVICES)")
     device, tuner = Device.of(wanted), get_tuner(recipe.tuner)

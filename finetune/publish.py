@@ -16,17 +16,17 @@ from typing import Any
 from bnbench.errors import RunError, TrainingError, UsageError, require
 from bnbench.models.candidates import Spec, parse_spec
 from bnbench.models.hub import BUNDLED, HUB_ID, SMALL, ModelFiles, hub_id, is_offline, locate, with_weights
-from bnbench.models.prompts import SYSTEM, template_of
+from bnbench.models.prompts import SYSTEM, system_of, template_of
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, alone, read_run, read_training, slug, write_json, write_text
-from bnbench.reports.exports import Dataset, eval_results, model_index
-from bnbench.reports.panels import training_facts
+from bnbench.reports.exports import Dataset, eval_results, may_be_told, model_index
+from bnbench.reports.panels import facts, training_facts
 from bnbench.reports.ranking import Ranking, Standing, rank
 from bnbench.reports.render import escaped, evaluation_md, table_md
 from bnbench.reports.values import value_of
+from bnbench.reports.verdict import trained_on_test
 
-Evaluation = tuple[Ranking, Standing]
-"""One adapter's part of a run: the ranking of the run, and the adapter's standing therein."""
+Evaluation = tuple[Ranking, Standing]  # of a run its ranking, and one adapter's standing therein
 MARK = "<!-- Written by bnbench publish, which writes it anew when it is run again. -->"
 _MESSAGE = "Published by bnbench"
 _LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*", re.ASCII)
@@ -49,9 +49,8 @@ class Published:
         return {"folder": str(self.folder), "url": self.url}
 
     def __str__(self) -> str:
-        if self.url:
-            return f"{self.folder}\n{self.url}"
-        return f"{self.folder}\nnot pushed: look at its README.md, then `hf upload OWNER/NAME {self.folder}`"
+        how = f"not pushed: look at its README.md, then `hf upload OWNER/NAME {self.folder}`"
+        return f"{self.folder}\n{self.url or how}"
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,10 @@ def publish(
     if dataset and evaluation is None:
         raise UsageError("--dataset-id says what the evaluation was on: give the evaluation with --run")
     folder, name = out or Path("published") / slug(own), repo.rpartition("/")[2] if repo else own
-    results = model_index(*evaluation, name, dataset.id if dataset else None) if evaluation else {}
+    copied, told = _copied(source.files.folder), evaluation if evaluation and may_be_told(*evaluation) else None
+    results = model_index(*told, name, dataset.id if dataset else None) if told else {}
     readme = _readme(source, evaluation, name, repo, {"license": license, **results})
-    results_yaml = eval_results(*evaluation, dataset, repo) if evaluation and dataset else ""
-    copied = _copied(source.files.folder)
+    results_yaml = eval_results(*told, dataset, repo) if told and dataset else ""
     if folder.resolve() == source.files.folder.resolve():
         raise UsageError(f"--out {folder} is the adapter's own folder: name another one")
     with alone(folder):
@@ -130,10 +129,10 @@ def publish(
 def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
     label, patterns = f"adapter {spec.given}", (*SMALL, "loss.csv")
     files = locate(label, spec.location, spec.revision, patterns)
-    files = with_weights(files, spec.revision, patterns)
     config = files.read_json("adapter_config.json")
-    named, revision = str(config.get("base_model_name_or_path") or ""), config.get("revision")
-    path = Path(named).expanduser()
+    files = with_weights(files, spec.revision, patterns)
+    base = named = str(config.get("base_model_name_or_path") or "")
+    path, revision = Path(named).expanduser(), config.get("revision")
     if base_id is not None:
         if not HUB_ID.fullmatch(base_id):
             raise UsageError(f"--base-id {base_id}: write it as owner/name, as on the hub")
@@ -145,15 +144,13 @@ def _read_adapter(spec: Spec, base_id: str | None) -> Adapter:
             f"{files.folder / 'adapter_config.json'} names its base {named!r}, which nobody else can load: give the "
             "hub id of the same weights with --base-id owner/name"
         )
-    else:
-        base = named
     return Adapter(files, config, read_training(files.folder), base, revision)
 
 
 def _copied(folder: Path) -> list[Path]:
     """The files of an adapter that are published as they are; UsageError for a link that leads out of its folder."""
-    found = (folder.glob(pattern) for pattern in (*_COPIED, *_TOKENIZER))
-    copied, own = [file for files in found for file in files if file.is_file()], folder.resolve()
+    copied = [file for pattern in (*_COPIED, *_TOKENIZER) for file in folder.glob(pattern) if file.is_file()]
+    own = folder.resolve()
     homes = (own, own.parents[1] / "blobs") if hub_id(own) else (own,)  # a snapshot of the hub's cache is links
     if strays := [file for file in copied if not any(map(file.resolve().is_relative_to, homes))]:
         where = f"{strays[0]} is a link to {strays[0].resolve()}"
@@ -187,26 +184,19 @@ def _readme(
     if evaluation is not None:
         ranking, standing = evaluation
         run = ranking.runs[0].record
-        drawn = {"ranking": ranking, "standing": standing, "run": run, "primary": value_of(ranking).label}
-        drawn["rated"] = any(metric.startswith("human-") for metric in ranking.metrics)
+        drawn = {"ranking": ranking, "standing": standing, "run": run, "note": trained_on_test(ranking, standing)}
+        drawn |= {"primary": value_of(ranking).label, "rated": any(m.startswith("human-") for m in ranking.metrics)}
         drawn["verdict"], drawn["evaluation"] = evaluation_md(ranking, standing.candidate)
         prompt = prompt or run.prompt
+        # Another tool's adapter and an older record do not say if there were topics; the data that were tested do.
+        is_of_data = record is None or record.data.fingerprint == run.corpus.fingerprint
+        if is_of_data and not any(e["topic"].strip() for e in ranking.runs[0].examples):
+            prompt = {**prompt, "system": system_of(prompt.get("system") or SYSTEM, "")}
     if record is not None:
-        packages = {"bnbench": record.bnbench, **record.packages}
-        facts = [
-            *training_facts(record.summary()),
-            ("Parameters", f"{record.parameters.trainable:,} trained, of {record.parameters.total:,}"),
-            ("Data", f"fingerprint {record.data.fingerprint}"),
-            ("Base weights", f"sha256 {record.base.weights_sha256}"),
-            ("Packages", ", ".join(f"{k} {v}" for k, v in packages.items())),
-        ]
-        drawn["training"] = table_md([["", ""], *map(list, facts)])
-    keys = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "peft_version")
+        drawn["training"] = table_md([("", ""), *training_facts(record.summary()), *facts("card", r=record)])
     card = hub.ModelCard.from_template(
-        data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name,
-        kind=escaped(str(source.config.get("peft_type", "PEFT")).replace("LORA", "LoRA")), base=source.base,
-        snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt),
-        adapter=", ".join(f"{k} {source.config[k]}" for k in keys if source.config.get(k) is not None), **drawn,
+        data, template_path=str(_TEMPLATES / "card.md.j2"), mark=MARK, escaped=escaped, title=name, base=source.base,
+        config=source.config, snippet=snippet(source.base, source.revision, repo or f"OWNER/{name}", prompt), **drawn,
     )  # fmt: skip
     return f"{card}\n"
 
@@ -218,18 +208,16 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
     quoted = partial(json.dumps, ensure_ascii=False)
     return str(jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
         quoted=quoted, base=base, revision=revision, adapter=adapter, llama=prompt.get("kind") == "llama-3.1",
-        system=str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য"),
+        system=system_of(str(prompt.get("system") or SYSTEM), "মানসিক স্বাস্থ্য"),
         prompt=template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
     ))  # fmt: skip
 
 
 def _push(folder: Path, repo: str, private: bool, create_pr: bool) -> str:
     hub, again = require("huggingface_hub", extra="models"), f"{folder} is ready; the same command tries again"
-    if is_offline():
-        raise UsageError(f"{repo}: not pushed, because HF_HUB_OFFLINE is set; {again}")
-    token = hub.get_token()
-    if token is None:
-        raise UsageError(f"{repo}: not pushed, because there is no token: set HF_TOKEN to one that may write; {again}")
+    why = "" if (token := hub.get_token()) else "there is no token: set HF_TOKEN to one that may write"
+    if why := "HF_HUB_OFFLINE is set" if is_offline() else why:
+        raise UsageError(f"{repo}: not pushed, because {why}; {again}")
     api = hub.HfApi(token=token)
     try:
         if create_pr:  # in one commit, which opens it: by `upload_folder` it would stay a draft

@@ -21,6 +21,7 @@ from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import get_tuner
 from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
+from bnbench.models.prompts import system_of
 from bnbench.plot import loss_svg
 
 JOB = "job.json"  # in the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`
@@ -89,7 +90,7 @@ def finetune(request: FinetuneRequest) -> FinetuneResult:
                         raise
                     why = f"{planned.output} cannot be written ({found[0]}): make room; the same command goes on from "
                     raise TrainingError(f"{why}the last checkpoint") from error
-            processes.first(lambda: _end(request.command, planned, trained, resumed_from, stop.signal))
+            processes.first(lambda: _end(request, planned, trained, resumed_from, stop.signal))
     return FinetuneResult(
         output=planned.output, total_steps=planned.steps, resumed_from=resumed_from, trainable=planned.trainable,
         total=planned.total, tuner=planned.recipe.tuner, **vars(outcome),
@@ -142,33 +143,28 @@ def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
     """Raises RunError that names what the training in the folder has otherwise, `before` being its identity."""
     now, recipe = planned.identity(), before.get("recipe")
     then = recipe if isinstance(recipe, dict) else {}
-    parts = [part for part in {**before, **now} if part != "recipe"]
-    changed = [part for part in parts if before.get(part) != now.get(part)]
+    changed = [part for part in {**before, **now} if part != "recipe" and before.get(part) != now.get(part)]
     keys = [f"{k} (then {then.get(k)!r}, now {v!r})" for k, v in now["recipe"].items() if then.get(k) != v]
     if other := [*([f"recipe: {', '.join(keys)}"] if keys else []), *changed]:
-        raise RunError(
-            f"{planned.output} belongs to another training; different: {'; '.join(other)}. "
-            "Give the same request to go on with it, or choose another folder"
-        )
+        what = f"{planned.output} belongs to another training; different: {'; '.join(other)}"
+        raise RunError(f"{what}. Give the same request to go on with it, or choose another folder")
 
 
 def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
     newest = newest_checkpoint(planned.checkpoints)
     kept = f"step {newest.step} is saved" if newest else "no step was saved yet"
     again = f"\n  {command}" if command else ""
-    error = PartialRunError(
-        f"stopped by {signal.Signals(number).name}: {kept} in {planned.checkpoints}. "
-        f"The same command goes on from there{again}"
-    )
+    what = f"stopped by {signal.Signals(number).name}: {kept} in {planned.checkpoints}"
+    error = PartialRunError(f"{what}. The same command goes on from there{again}")
     error.exit_code = 130 if number == signal.SIGINT else error.exit_code
     return error
 
 
-def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
+def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from: int, stopped_by: int | None) -> None:
     """Records a finished training; PartialRunError for one that a signal ended, TrainingError if it learned nothing."""
     if outcome.steps < planned.steps and not outcome.stopped_early:
         if stopped_by is not None:
-            raise _stopped(planned, command, stopped_by)
+            raise _stopped(planned, request.command, stopped_by)
         return  # for the time limit, which is no error
 
     # LoRA starts with every B matrix at zero, and the adapter does nothing while all are.
@@ -176,18 +172,19 @@ def _end(command: str, planned: Plan, outcome: Outcome, resumed_from: int, stopp
     with safetensors.safe_open(planned.output / "adapter_model.safetensors", framework="pt") as file:
         names = [name for name in file.keys() if ".lora_B." in name]  # noqa: SIM118 - it is no mapping
         if names and not any(file.get_tensor(name).any() for name in names):
-            raise TrainingError(
-                f"{planned.output}: the adapter is as it began, every lora_B zero: no step changed it. Train for more "
-                'steps, raise learning_rate, or set precision = "float32"; remove the folder first'
-            )
+            what = f"{planned.output}: the adapter is as it began, every lora_B zero: no step changed it"
+            how = 'Train for more steps, raise learning_rate, or set precision = "float32"; remove the folder first'
+            raise TrainingError(f"{what}. {how}")
 
-    identity, base = planned.identity(), planned.base
+    identity, base, prompt = planned.identity(), planned.base, dict(planned.prompt)
+    if not any(e.topic.strip() for e in (*request.examples, *(pair.chosen for pair in request.pairs))):
+        prompt["system"] = system_of(prompt["system"], "")  # what every row was asked with, and a reply is to be
     environment = records.describe_environment("accelerate", "datasets", "safetensors")
     record = records.TrainingRecord(
-        bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=command,
+        bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=request.command,
         recipe=planned.recipe.to_dict(), recipe_sha256=planned.recipe.sha256, seed=planned.recipe.seed,
         base=records.BaseRecord(name=base.name, revision=base.revision, commit=base.commit, **base.hashes),
-        data=records.TrainingData(**identity["data"]), prompt=planned.prompt, precision=asdict(planned.precision),
+        data=records.TrainingData(**identity["data"]), prompt=prompt, precision=asdict(planned.precision),
         device=planned.device, machine=environment["device"], processes=planned.processes,
         parameters=records.ParameterCount(trainable=planned.trainable, total=planned.total), steps=outcome.steps,
         resumed_from=resumed_from, seconds=round(outcome.seconds, 3), peak_memory_bytes=outcome.peak_memory_bytes,

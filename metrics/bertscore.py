@@ -1,4 +1,4 @@
-"""BERTScore through the `bert-score` package, with its traps for Bengali fenced (`pip install "bnbench[models]"`)."""
+"""BERTScore through the `bert-score` package, with its traps for Bengali fenced (`pip install ".[models]"`)."""
 
 import hashlib
 import json

@@ -39,7 +39,7 @@ def require(module: str, *, extra: str, by: str = "") -> Any:
         if error.name and error.name.partition(".")[0] != package:
             raise  # it is there, but something that it needs is not
         what = f"{by} needs {package}" if by else f"{module} is not installed"
-        raise MissingExtraError(f'{what}: pip install "bnbench[{extra}]"') from None
+        raise MissingExtraError(f'{what}: pip install ".[{extra}]" in a clone') from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

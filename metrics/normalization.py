@@ -199,7 +199,7 @@ class Normalizer:
 
     Profiles: `bn1`; `none`; `nfc` (Unicode only); `indicnlp` (indic-nlp-library's, for comparison with older papers:
     it turns ৫:৩০ into ৫ঃ৩০, drops ZWJ but not ZWNJ, and leaves digits, danda variants and ৎ as they are; needs
-    `pip install "bnbench[compare]"`). Raises `UsageError` for an unknown profile or rule.
+    `pip install ".[compare]"`). Raises `UsageError` for an unknown profile or rule.
     """
 
     profile: str = "bn1"

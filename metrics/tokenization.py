@@ -2,7 +2,7 @@
 
 `bn1` is the tokeniser to use. The others are for comparability: `graphemes` (user-perceived characters), `intl`
 (sacrebleu's, which keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits
-১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install "bnbench[compare]"`), `csebuetnlp` (the stems of XL-Sum's ROUGE).
+১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install ".[compare]"`), `csebuetnlp` (the stems of XL-Sum's ROUGE).
 
 Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three
 (বুঝতে: ব, ঝত).

@@ -5,6 +5,7 @@ Scores are those of the ranking, on its scale and in full, and keep their signat
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from bnbench.records import AUDITS, CorpusRecord, Run, slug, write_text
 from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
+from bnbench.reports.verdict import trained_on_test
 
 Files = dict[str, str]  # texts by their paths under the export's own; that of a format of one file is empty
 _DATASET = re.compile(rf"({HUB_ID.pattern})(?:@([^#]+))?(?:#(.+))?", re.ASCII)
@@ -149,11 +151,12 @@ def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
         found: dict[str, Any] = {"alias": task}
         for value, score in scores:
             error = (score.high - score.low) / width  # that of a normal distribution whose interval is as wide
-            found |= {f"{_key(value)},none": score.value}
-            found |= {f"{_key(value)}_stderr,none": error if math.isfinite(error) else "N/A"}
+            found[f"{_key(value)},none"] = score.value
+            found[f"{_key(value)}_stderr,none"] = error if math.isfinite(error) else "N/A"
         directions = {_key(value): value.higher_is_better for value, _ in scores}
-        told: dict[str, Any] = {"do_sample": not decoding.get("greedy"), "until": []}
-        told["max_gen_toks"] = decoding.get("max_new_tokens")
+        told = dict[str, Any](
+            do_sample=not decoding.get("greedy"), until=[], max_gen_toks=decoding.get("max_new_tokens")
+        )
         told |= {k: decoding[k] for k in ("temperature", "top_p", "top_k", "repetition_penalty") if k in decoding}
         samples, items = list[dict[str, Any]](), _per_item(ranking, entry)
         for i, (example, message, reply) in enumerate(zip(run.examples, _messages(run), entry.replies, strict=True)):
@@ -211,8 +214,8 @@ def every_eval_ever(ranking: Ranking, dataset: Dataset | None) -> Files:
         generated = {"generation_args": told, "additional_details": {k: str(v) for k, v in decoding.items()}}
         results = []
         for value, score in _scores(ranking, standing):
-            unsure: dict[str, Any] = {"num_samples": len(ranking.items[value.metric])}
-            unsure["num_bootstrap_samples"] = ranking.resamples
+            items = ranking.items[value.metric]
+            unsure: dict[str, Any] = {"num_samples": len(items), "num_bootstrap_samples": ranking.resamples}
             if math.isfinite(score.low) and math.isfinite(score.high):
                 ends = {"lower": score.low, "upper": score.high, "confidence_level": LEVEL, "method": "bootstrap"}
                 unsure["confidence_interval"] = ends
@@ -221,15 +224,13 @@ def every_eval_ever(ranking: Ranking, dataset: Dataset | None) -> Files:
                 "metric_name": value.label, "lower_is_better": not value.higher_is_better,
                 "additional_details": {"signature": ranking.signatures[value.metric]},
             }  # fmt: skip
-            details = {"score": score.value, "uncertainty": unsure}
             results.append(
                 {"evaluation_result_id": _key(value), "evaluation_name": f"{benchmark}/{_key(value)}",
-                 "source_data": source, "evaluation_timestamp": when, "metric_config": about, "score_details": details,
-                 "generation_config": generated}
+                 "source_data": source, "evaluation_timestamp": when, "metric_config": about,
+                 "score_details": {"score": score.value, "uncertainty": unsure}, "generation_config": generated}
             )  # fmt: skip
         # A model's own place, hashes and base; whose weights are open only the reader can know, but for the hub's.
-        known = {"base": candidate.base, "revision": candidate.revision, "weights_sha256": candidate.weights_sha256}
-        more = {k: str(v) for k, v in known.items() if v} | {"kind": candidate.kind}
+        more = {k: str(v) for k in ("base", "revision", "weights_sha256", "kind") if (v := getattr(candidate, k))}
         more["deployment_type"] = "self_deployed" if candidate.kind in ("base", "adapter") else "unknown"
         more["model_availability"] = "unknown" if model.startswith("local/") else "open_weights"
         samples = _jsonl([*_instances(ranking, entry, run, identity, model, benchmark)])
@@ -334,7 +335,8 @@ def model_index(ranking: Ranking, standing: Standing, name: str, dataset: str | 
     return {"model_name": name, "eval_results": [
         hub.EvalResult(
             task_type="text-generation", task_name="Replies to messages in Bengali",
-            dataset_type=dataset or hub_dataset(corpus) or slug(corpus.name), dataset_name=corpus.name,
+            # The hub takes any other text for the id of a data set of its own.
+            dataset_type=dataset or hub_dataset(corpus) or "unknown", dataset_name=corpus.name,
             dataset_split=corpus.split, metric_type=value.metric.lower().rstrip("+"),
             metric_name=f"{value.metric}: {value.name}", metric_value=score.value,
         )
@@ -342,13 +344,19 @@ def model_index(ranking: Ranking, standing: Standing, name: str, dataset: str | 
     ]}  # fmt: skip
 
 
+def may_be_told(ranking: Ranking, standing: Standing) -> bool:
+    """Whether the hub is told a candidate's scores: not of rows that it was trained on, and the log says so."""
+    if note := trained_on_test(ranking, standing):
+        logging.getLogger("bnbench").warning("%s; none go into model-index or .eval_results: test on others", note)
+    return not note
+
+
 def model_cards(ranking: Ranking, dataset: Dataset | None) -> Files:
     """The front matter of a card for each candidate, with its `model-index`: `metadata_update` of the hub takes it."""
     hub, files = require("huggingface_hub", extra="models"), dict[str, str]()
-    for standing in ranking.standings:
-        name = standing.candidate
-        data = hub.ModelCardData(language="bn", **model_index(ranking, standing, name, dataset.id if dataset else None))
-        files[f"{slug(name)}/README.md"] = f"---\n{data.to_yaml()}\n---\n"
+    for one in (s for s in ranking.standings if may_be_told(ranking, s)):
+        index = model_index(ranking, one, one.candidate, dataset.id if dataset else None)
+        files[f"{slug(one.candidate)}/README.md"] = f"---\n{hub.ModelCardData(language='bn', **index).to_yaml()}\n---\n"
     return files
 
 
@@ -371,8 +379,8 @@ def eval_results(ranking: Ranking, standing: Standing, dataset: Dataset, repo: s
 def leaderboard(ranking: Ranking, dataset: Dataset | None) -> Files:
     """`.eval_results` of each candidate, in a folder that can be uploaded to its repository."""
     assert dataset  # by check_exports
-    made = ((f"{slug(s.candidate)}/.eval_results/bnbench.yaml", s) for s in ranking.standings)
-    return {path: eval_results(ranking, s, dataset, None) for path, s in made}
+    told = (s for s in ranking.standings if may_be_told(ranking, s))
+    return {f"{slug(s.candidate)}/.eval_results/bnbench.yaml": eval_results(ranking, s, dataset, None) for s in told}
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Ranking, Dataset | None], Files]]] = MappingProxyType({

@@ -57,19 +57,21 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sheets:
-    """The files that were written, and how much one rater has to do; `before` counts the forms of earlier sheets."""
+    """The files, what one rater has to do, and how many items were `asked` for; `before` counts earlier forms."""
 
     files: tuple[str, ...]
     key: str
     items: int
     pages: int
     before: int = 0
+    asked: int = 0
 
     def __str__(self) -> str:
+        fewer = [f"The run has only {self.items} items, not {self.asked}."] if self.items < self.asked else []
         told = f"{self.items} items, {self.pages} pages a rater; each rater gets one of the forms, as page or as table:"
         earlier = [f"Forms of earlier sheets still count ({self.before}); these come on top, for further raters."]
         key = f"The key is {self.key}: whoever rates must not see it."
-        return "\n".join([*(earlier if self.before else ()), told, *self.files, key])
+        return "\n".join([*fewer, *(earlier if self.before else ()), told, *self.files, key])
 
 
 def make_sheets(
@@ -114,7 +116,7 @@ def make_sheets(
         append_lines(folder / KEY, key)
         for path, content in files.items():
             write_text(path, content)
-    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters, before)
+    return Sheets(tuple(map(str, files)), str(folder / KEY), len(drawn), len(key) // raters, before, items)
 
 
 def _cut(text: str) -> str:
@@ -218,8 +220,7 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
     with alone(folder):
         run, shown = read_run(folder), {line.code: line for line in read_lines(Shown, folder / KEY)}
         if not shown:
-            how = f"`bnbench human sheet {folder}`"
-            raise UsageError(f"{folder}: no sheet was made of this run, so there is no key; {how}")
+            raise UsageError(f"{folder}: no sheet was made of this run: make one with `bnbench human sheet {folder}`")
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
         spelt = {(rater := r.rater.removeprefix(PERSON)).casefold(): rater for r, _ in before.values()}
         owners = {shown[r.code].form: r.rater.removeprefix(PERSON) for r, _ in before.values() if r.code in shown}

@@ -767,11 +767,8 @@ PANELS = (  # a line each
 def training_facts(training: TrainingSummary) -> list[tuple[str, str]]:
     """How an adapter was trained, as labels and texts; what was not measured is left out."""
     shown = "name description tuner r alpha dropout targets learning_rate schedule warmup optimizer seed epochs"
-    recipe: dict[str, Any] = dict.fromkeys(shown.split(), ABSENT)  # what an older record lacks
-    recipe |= {key: value for key, value in training.recipe.items() if value is not None}
-    if isinstance(recipe["targets"], list):
-        recipe["targets"] = ", ".join(map(str, recipe["targets"]))
-    return facts("training", t=training, recipe=recipe)
+    known = {key: value for key, value in training.recipe.items() if value is not None}
+    return facts("training", t=training, recipe={**dict.fromkeys(shown.split(), ABSENT), **known})  # an older record's
 
 
 def facts(kind: str, **of: object) -> list[tuple[str, str]]:

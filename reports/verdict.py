@@ -150,6 +150,15 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
     return Verdict(claim, evidence, tuple(details), outcome(c), caveat(ranking, standing) if c.better else "")
 
 
+def trained_on_test(ranking: Ranking, standing: Standing) -> str:
+    """The note that a candidate, or a seed of a group, was trained on rows of the test; empty for any other."""
+    record = next(e.record for e in ranking.entries if e.name == standing.candidate)
+    members = next((group.members for group in ranking.groups if group.name == standing.candidate), ())
+    own = [note for run in ranking.runs if members or record in run.record.candidates for note in run.record.notes]
+    seen = (note for note in own if note.endswith(SEEN))
+    return next((note for note in seen if note.rpartition(" was trained on ")[0] in (record.name, *members)), "")
+
+
 def listed(texts: Sequence[str], word: str = "and") -> str:
     """`one, two and three`."""
     return f" {word} ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))

@@ -223,12 +223,10 @@ def load_corpus(
 
     Raises CorpusError where the source cannot be read, lacks a column, or has no row left.
     """
-    if source is None:
-        if columns:
-            raise CorpusError("--columns says what the columns of --data are called: give --data too")
-        with resources.as_file(resources.files("bnbench.demo") / "conversations.csv") as path:
-            ours = load_corpus(path, sizes=sizes, seed=seed, max_tokens=max_tokens, count_tokens=count_tokens)
-            return replace(ours, source="bnbench demo")
+    if source is None and columns:
+        raise CorpusError("--columns says what the columns of --data are called: give --data too")
+    kept_as, told = ("bnbench demo", "the bundled conversations") if source is None else (str(source), str(source))
+    source = source or Path(str(resources.files("bnbench.demo"))) / "conversations.csv"
     records = plain_rows(source, files.read_records(source), columns or {})
     header = files.header_of(records.values())
     is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
@@ -267,8 +265,8 @@ def load_corpus(
     fell |= {row.where: "duplicate" for row in kept if row is not unique[row.example.id]}
     cleaned = [(row.example, row.side) for row in unique.values()]
     lengths = count_tokens([example for example, _ in cleaned]) if count_tokens else ()
-    corpus = divide(str(source), cleaned, steps, sizes, seed, lengths, max_tokens)
-    return replace(corpus, rows=tuple(rows), fell={**corpus.fell, **fell})
+    corpus = divide(told, cleaned, steps, sizes, seed, lengths, max_tokens)
+    return replace(corpus, source=kept_as, rows=tuple(rows), fell={**corpus.fell, **fell})
 
 
 def check_split(split: str) -> None:
@@ -305,12 +303,13 @@ def divide(
     """
     fell: dict[str, str] = {}
     if lengths and max_tokens is not None:
-        why = f"over {max_tokens} tokens after the template"
         fell = {e.id: "too long" for (e, _), length in zip(examples, lengths, strict=True) if length > max_tokens}
         examples = [pair for pair in examples if pair[0].id not in fell]
-        steps = [*steps, Step("too long", why, dropped=len(fell))]
+        steps = [*steps, Step("too long", f"over {max_tokens} tokens after the template", dropped=len(fell))]
     if not examples:
-        raise CorpusError(f"{source}: no usable row; " + ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped))
+        told = ", ".join(f"{s.dropped} {s.name}" for s in steps if s.dropped)
+        how = f"; raise --max-tokens {max_tokens} (finetune: --set max_tokens)" if fell else ""
+        raise CorpusError(f"{source}: no usable row; {told}{how}")
     sides = [side for _, side in examples]
     if any(sides) and (unknown := [side for side in sides if side not in SPLITS]):
         what = f"the column 'split' says {unknown[0]!r} in {len(unknown)} of {len(sides)} rows"
@@ -342,8 +341,7 @@ def divide(
     left = {example.id for part in splits.values() for example in part}
     near = {e.id: "near-duplicate" for part in drawn.values() for e in part if e.id not in left}
     steps = (*steps, Step("near-duplicate", why, dropped=len(near)))
-    whole = tuple(example for example, _ in order)
-    return Corpus(source, splits, steps, _fingerprint(splits), fell=fell | near, whole=whole)
+    return Corpus(source, splits, steps, _fingerprint(splits), fell=fell | near, whole=tuple(e for e, _ in order))
 
 
 def _fingerprint(splits: Mapping[str, Sequence[Example]]) -> str:

@@ -68,6 +68,7 @@ _FORMULA = re.compile(rb'<c r="(\w+)"(?![^>]*\bt="str")[^>]*><f\b[^>]*(?:/>|>[^<
 _REPEATED = re.compile(rb'\bnumber-(?:columns|rows)-repeated=["\']([0-9]{1,9})["\']')
 _CELL = re.compile(rb'\br="([A-Z]{1,3})([0-9]{1,7})"')
 _NOT_TEXT = {
+    **dict.fromkeys((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "UTF-32; save it as UTF-8"),  # before UTF-16's
     b"\xff\xfe": "UTF-16; save it as UTF-8 (in Excel: “CSV UTF-8”)",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
     b"\x1f\x8b": "compressed (gzip); unpack it first, or let its name end in .gz",
@@ -161,7 +162,7 @@ def _text(path: Path, newline: str) -> Iterator[TextIO]:
         for number, line in enumerate(lines, 1):
             kind = next((why for magic, why in _NOT_TEXT.items() if number == 1 and line.startswith(magic)), None)
             if kind or b"\x00" in line:
-                raise CorpusError(f"{path}: the file is {kind or 'UTF-16 or no text at all; save it as UTF-8'}")
+                raise CorpusError(f"{path}: the file is {kind or 'UTF-16, UTF-32 or no text at all; save it as UTF-8'}")
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -191,9 +192,8 @@ def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
             delimiter = next((sign for sign in ";\t" if sign in first), ",")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
         whole = (line.replace("\x00", "") for line in chain([first], lines))
-        rows = csv.reader(
-            whole, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-        )
+        quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+        rows = csv.reader(whole, delimiter=delimiter, strict=True, quoting=quoting)
         try:
             if (header := next(filter(None, rows), None)) is None:
                 raise CorpusError(f"{path}: the file is empty")

@@ -198,8 +198,7 @@ class Prompter:
         """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS. With
         `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
         """
-        topic = example.topic.strip()
-        system = (self.system if topic else _TOPIC_PART.sub("", self.system)).replace("{topic}", topic).strip()
+        system = system_of(self.system, example.topic.strip())
         user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
         if self.tokenizer is None:
             return Prompt(user, (), system, user)
@@ -328,6 +327,11 @@ class Prompter:
             what = f"the tokenizer has {len(tokenizer)} ids but the model embeds {rows}: {name!r} ({i}) is beyond"
             how = "use the tokenizer that belongs to the model (embeddings are never resized here)"
             raise CandidateError(f"{label}: {what}; {how}")
+
+
+def system_of(system: str, topic: str) -> str:
+    """The system text of a message on a topic; without one the part `বিষয়: {topic}` is left out."""
+    return (system if topic else _TOPIC_PART.sub("", system)).replace("{topic}", topic).strip()
 
 
 def template_of(kind: str) -> str:

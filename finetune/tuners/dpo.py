@@ -33,7 +33,7 @@ from bnbench.records import Gain
 class PreferenceTuner(AdapterTuner):
     """The tuner "dpo", on a base in 4 bits or as it is."""
 
-    packages: ClassVar[Mapping[str, str]] = {"trl": '"bnbench[finetune]"'}
+    packages: ClassVar[Mapping[str, str]] = {"trl": '".[finetune]" in a clone'}
     data = "pairs"
     keys: ClassVar[Mapping[str, Any]] = {"beta": 0.0}
     shares_steps = False

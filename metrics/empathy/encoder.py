@@ -126,7 +126,7 @@ class StaticEncoder:
 
 
 class TransformerEncoder:
-    """Any sentence-transformers model, by hub id or folder; needs `pip install "bnbench[models]"`.
+    """Any sentence-transformers model, by hub id or folder; needs `pip install ".[models]"`.
 
     Models of the e5 family are given the prefix `query: ` that they were trained with. `id` is name@commit, or for a
     local folder name@8 hex digits of the sha256 over its weights, vocabulary and settings, and the prefix. Only

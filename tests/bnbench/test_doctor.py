@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def test_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert told["caches"]["hub"] == f"{tmp_path}: 0.0 GiB, offline" and told["caches"]["HF_TOKEN"] == "is set"
     assert told["need"] is None and "canary" not in done.stdout
     shown = run("--device", "cpu").stdout
+    lacking = doctor.examine(device="cpu")
+    text = str(replace(lacking, extras={"models": ("torch",), "vllm": ()}))
+    assert 'models        lacks torch: pip install ".[models]" in a clone\n  vllm          ok\n\ncaches\n' in text
     assert "\nextras\n" in shown and "None" not in shown and re.search("accelerator +none\n", shown)
 
 

@@ -115,9 +115,7 @@ def test_missing_package_gives_the_pip_command(
     request_for: Request, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        MissingExtraError, match=rf'{package} is not installed: pip install "bnbench\[(finetune|models)\]"'
-    ):
+    with pytest.raises(MissingExtraError, match=rf'{package} is not installed: pip install "\.\[(finetune|models)\]"'):
         plan(request_for(recipe="t4", overrides={}))
 
 

@@ -6,11 +6,13 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import re
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +25,14 @@ from typer.testing import CliRunner
 from bnbench.cli import app
 from bnbench.errors import BnbenchError, CandidateError, RunError, TrainingError, UsageError
 from bnbench.evaluate import EvaluationRequest, evaluate
-from bnbench.finetune import FinetuneResult, Published, load_recipe, publish
+from bnbench.finetune import FinetuneResult, Published, finetune, load_recipe, publish
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import file_sha256
-from bnbench.records import Rating, append_lines, read_run
+from bnbench.records import SEEN, Rating, append_lines, read_run
 from bnbench.reports import write_report
 from bnbench.reports.people import text_key
+from tests.finetune.conftest import make_examples, make_request
 
 BASE, REPO = "org/tiny-base", "me/bengali-lora"
 PULL = f"https://huggingface.co/{REPO}/discussions/7"
@@ -116,6 +119,48 @@ def test_the_hub_reads_the_evaluation(write: Callable[..., Published], run: Path
     (entry,) = parse_eval_result_entries(yaml.safe_load((folder / ".eval_results/bnbench.yaml").read_bytes()))
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("me/bn-replies", "empathy", "abc")
     assert entry.value == value and entry.source_url == f"https://huggingface.co/{REPO}" and "n:6" in str(entry.notes)
+
+
+def test_a_run_on_rows_that_were_trained_on(
+    write: Callable[..., Published], run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its scores go to no leaderboard, the card says why before what they say, and so does the log."""
+    seen = shutil.copytree(run, tmp_path / "seen")
+    record = json.loads((seen / "run.json").read_text(encoding="utf-8"))
+    record["notes"].append(note := f"আমার|অ্যাডাপ্টার was trained on 6 of the 6 test rows: {SEEN}")
+    (seen / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        folder = write(run=seen, repo=REPO, dataset_id="me/bn-replies").folder
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{note}; none go into model-index or .eval_results: test on others" in caplog.text
+    assert text.index("> **Warning:** আমার\\|অ্যাডাপ্টার was trained on 6 of") < text.index("\n**")
+    assert "model-index" not in front(folder) and not (folder / ".eval_results").exists()
+    caplog.clear()
+    other = write(run=run, repo=REPO, dataset_id="me/bn-replies").folder
+    assert "model-index" in front(other) and (other / ".eval_results").exists()
+    assert "Warning" not in (other / "README.md").read_text(encoding="utf-8") and not caplog.text
+
+
+def test_data_of_no_hub_have_no_id_of_one(write: Callable[..., Published], run: Path) -> None:
+    [index] = front(write(run=run).folder)["model-index"]
+    assert {(r["dataset"]["type"], r["dataset"]["name"]) for r in index["results"]} == {("unknown", "bnbench demo")}
+
+
+def test_only_the_yardsticks_of_the_run_are_explained(
+    write: Callable[..., Published], run: Path, tmp_path: Path
+) -> None:
+    few = shutil.copytree(run, tmp_path / "few")
+    record = json.loads((few / "run.json").read_text(encoding="utf-8"))
+    whole = (write(run=run).folder / "README.md").read_text(encoding="utf-8")
+    assert "the most central training reply (the one most like all others), one stock reply for all, a copy of" in whole
+    for kept, says in (
+        (("reference", "another", "copy"), "for the message: another item’s reference, a copy of the message. A score"),
+        (("reference",), "unadjusted.\n\nAn AUC is"),
+    ):
+        record["yardsticks"] = [y for y in record["yardsticks"] if y["name"] in kept]
+        (few / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        text = (write(run=few).folder / "README.md").read_text(encoding="utf-8")
+        assert says in text and "(the one most like" not in text
 
 
 def test_a_card_explains_itself(write: Callable[..., Published], run: Path) -> None:
@@ -233,15 +278,44 @@ def test_a_run_that_is_not_finished(write: Callable[..., Published], run: Path, 
         write(run=half)
 
 
+def test_the_snippet_names_no_topic_where_the_data_have_none(
+    write: Callable[..., Published], undisturbed: FinetuneResult, run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    def system(**more: Any) -> str:
+        return next(
+            line for line in (write(**more).folder / "README.md").read_text("utf-8").splitlines() if "system =" in line
+        )
+
+    plain, on = "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী।", "আপনি একজন সহানুভূতিশীল বাংলা কথোপকথন সহকারী। বিষয়: মানসিক স্বাস্থ্য"
+    without = tuple(replace(example, topic=" ") for example in make_examples(4))
+    request = make_request(tiny_base, tmp_path / "own", {"epochs": "1"}, examples=without)
+    own = finetune(request)
+    assert system(adapter=own.output) == f'system = "{plain}"' and system() == f'system = "{on}"'
+    assert finetune(request).curve == own.curve  # what it is resumed by is as it was
+    # A record of before this was kept, with a run on the same data; and another tool's adapter.
+    bare, old = shutil.copytree(run, tmp_path / "bare"), shutil.copytree(undisturbed.output, tmp_path / "old")
+    lines = (bare / "examples.jsonl").read_text("utf-8").splitlines()
+    rows = [json.dumps({**json.loads(line.rpartition(', "sha256"')[0] + "}"), "topic": ""}) for line in lines]
+    (bare / "examples.jsonl").write_text("\n".join([*rows, ""]), encoding="utf-8")
+    assert system(adapter=old, run=bare) == f'system = "{on}"'  # of other data
+    record = json.loads((old / "training.json").read_text("utf-8"))
+    record["data"]["fingerprint"] = read_run(bare).record.corpus.fingerprint
+    (old / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    assert system(adapter=old, run=bare) == f'system = "{plain}"' and system(adapter=old, run=run) == f'system = "{on}"'
+    (old / "training.json").unlink()
+    assert system(adapter=old, run=bare) == f'system = "{plain}"' and system(adapter=old) == f'system = "{on}"'
+
+
+@pytest.mark.parametrize("topic", ["মানসিক স্বাস্থ্য", ""])
 @pytest.mark.parametrize("kind", ["llama-3.1", "plain", "chat"])
 def test_the_snippet_runs_and_prompts_as_in_training(
-    kind: str, make_tokenizer: Any, make_base: Any, make_adapter: Any, tmp_path: Path
+    kind: str, topic: str, make_tokenizer: Any, make_base: Any, make_adapter: Any, tmp_path: Path
 ) -> None:
     import torch
 
     from bnbench.data.corpus import Example
     from bnbench.finetune.publish import snippet
-    from bnbench.models.prompts import Prompter
+    from bnbench.models.prompts import SYSTEM, Prompter, system_of
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
     special = {"llama-3.1": {}, "plain": {"template": None}, "chat": {"template": template}}[kind]
@@ -252,12 +326,13 @@ def test_the_snippet_runs_and_prompts_as_in_training(
     adapter = make_adapter(tmp_path / "adapter", base)
     prompts = Prompter.of(tokenizer)
     assert prompts.kind == kind
-    code = snippet(str(base), None, str(adapter), prompts.describe()).replace("max_new_tokens=400", "max_new_tokens=3")
+    told = prompts.describe() | ({} if topic else {"system": system_of(SYSTEM, "")})
+    code = snippet(str(base), None, str(adapter), told).replace("max_new_tokens=400", "max_new_tokens=3")
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):
         exec(code, names)
-    expected = prompts.prompt(Example("", "মানসিক স্বাস্থ্য", "", names["message"], "")).ids
+    expected = prompts.prompt(Example("", topic, "", names["message"], "")).ids
     ids = tuple(names["inputs"]["input_ids"][0].tolist())
     assert ids == (expected if kind != "chat" else (tokenizer.bos_token_id, *expected)[-len(ids) :])
     assert len(ids) < names["output"].shape[1] <= len(ids) + 3
@@ -335,6 +410,12 @@ def test_a_damaged_record(
 
 
 def test_what_is_no_adapter(write: Callable[..., Published], tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CandidateError) as evaluated:
+        parse_candidates(None, [str(tmp_path / "empty")], [])
+    with pytest.raises(CandidateError, match=r"no adapter_config\.json") as published:
+        write(tmp_path / "empty")
+    assert str(published.value) == str(evaluated.value)
     with pytest.raises(CandidateError, match=r"no adapter_config\.json"):
         write(tiny_base)
     (tmp_path / "half").mkdir()

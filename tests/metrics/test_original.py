@@ -91,5 +91,5 @@ def test_packages_for_comparison_are_an_extra(
     monkeypatch.setitem(sys.modules, module, None)
     for cached in (normalization._indicnlp, tokenization._by_text):
         cached.cache_clear()
-    with pytest.raises(MissingExtraError, match=rf'needs {module}: pip install "bnbench\[compare\]"'):
+    with pytest.raises(MissingExtraError, match=rf'needs {module}: pip install "\.\[compare\]"'):
         use()

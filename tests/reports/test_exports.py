@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from bnbench.cli import app
 from bnbench.errors import RunError, UsageError
-from bnbench.records import alone, read_run, write_text
+from bnbench.records import SEEN, alone, read_run, write_text
 from bnbench.reports import Ranking, rank
 from bnbench.reports.exports import FORMATS, Dataset, export
+from bnbench.reports.verdict import trained_on_test
 from bnbench.score import score
 from tests.reports.conftest import ADAPTER, BASE, PAIR, Spec
 
@@ -161,6 +162,30 @@ def test_the_hub_reads_cards_and_results(ranking: Ranking, tmp_path: Path) -> No
     (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_bytes()))
     assert (entry.dataset_id, entry.task_id, entry.dataset_revision) == ("me/bn-replies", "empathy", "abc")
     assert entry.value == ranking.standings[0].scores[0].value
+
+
+def test_the_hub_is_told_no_score_of_rows_that_were_trained_on(
+    make_run: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = f"{ADAPTER} was trained on 8 of the 8 test rows: {SEEN}"
+    ranking = rank([read_run(make_run((*PAIR, Spec("other", 0.3, base="x")), n=8, notes=[note]))], resamples=50)
+    for kind in ("model-index", "eval-results"):
+        caplog.clear()
+        assert sorted(p.name for p in export(ranking, kind, tmp_path, DATASET).iterdir()) == [BASE, "other"]
+        assert caplog.messages == [f"{note}; none go into model-index or .eval_results: test on others"]
+    assert len(list(export(ranking, "lm-eval", tmp_path).iterdir())) == 3  # which goes to nobody
+    # A seed of a group is among what the group's scores are made of; another run's candidate of that name is not it.
+    specs = (PAIR[0], Spec("a", 0.3, base="x"), Spec("b", 0.5, base="x"))
+    seen = f"b was trained on 1 of the 8 test rows: {SEEN}"
+    run = make_run(specs, n=8, notes=[seen])
+    ranking = rank([read_run(run)], resamples=50, groups={"t4": ("a", "b")})
+    told = {s.candidate: trained_on_test(ranking, s) for s in ranking.standings}
+    assert told == {BASE: "", "t4": seen}
+    ranking = rank(
+        [read_run(run), read_run(make_run((PAIR[0], Spec("b", 0.9, base="x", location="y")), n=8))], resamples=50
+    )
+    told = {s.candidate: trained_on_test(ranking, s) for s in ranking.standings}
+    assert [name for name, note in told.items() if note] == ["b"] and len(told) == 4
 
 
 def test_models_of_the_hub_go_by_their_ids(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ def test_a_sheet_is_blind(run: Path) -> None:
     assert max(first.values()) < 18
     # A second sheet has new names, so that neither files nor codes are mistaken for the first's.
     assert make_sheets(run, raters=1, items=3).files[0] == str(run / "human" / "rater-4.html")
+    assert "The run has only 30 items, not 99.\n" in str(make_sheets(run, raters=1, items=99))
+    assert "only" not in str(made)
 
 
 def test_pairs_show_each_text_first_once_and_second_once(run: Path) -> None:

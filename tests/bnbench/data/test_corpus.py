@@ -201,7 +201,9 @@ def test_bom_and_mojibake_are_read_as_what_they_were(tmp_path):
         ("a.json", b'{\n"samples": 5\n}', "a.json, row 1: a JSON int; the file must hold one list of objects"),
         ("a.csv.gz", b"x", "not a whole gzip file"),
         ("a.csv.zip", b"x", "unpack it first"),
-        ("no-bom.csv", "Questions,Answers\nকী?,হুম\n".encode("utf-16-le"), "UTF-16 or no text at all"),
+        ("no-bom.csv", "Questions,Answers\nকী?,হুম\n".encode("utf-16-le"), "UTF-16, UTF-32 or no text at all"),
+        ("wide.csv", "Questions,Answers\nকী?,হুম\n".encode("utf-32"), "the file is UTF-32; save it as UTF-8"),
+        ("big.csv", "\ufeffQuestions,Answers\nকী?,হুম\n".encode("utf-32-be"), "the file is UTF-32; save it as UTF-8"),
         ("open.csv", 'Questions,Answers\nকী?,"হুম\nক,খ\n'.encode(), "line 3: unexpected end of data; close each quote"),
         ("nested.jsonl", b'{"Questions": "a", "Answers": ["b"]}\n', "a list or object where text is needed"),
         ("side.csv", "Questions,Answers,split\nকী?,কিছু না,foo\nকী,কিছু না,test\n".encode(), "says 'foo' in 1 of 2 rows"),
@@ -224,6 +226,16 @@ def test_bad_files_get_one_clear_line(tmp_path, name, content, message):
 def test_split_sizes_that_make_no_sense(text):
     with pytest.raises(CorpusError, match="split sizes"):
         SplitSizes.parse(text)
+
+
+def test_where_nothing_is_short_enough_the_option_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Questions,Answers\nকী?,কিছু না\n", encoding="utf-8")
+    for source, called in ((None, "the bundled conversations"), (path, str(path))):
+        with pytest.raises(CorpusError) as raised:
+            load_corpus(source, max_tokens=1, count_tokens=lambda examples: [2] * len(examples))
+        how = r" too long; raise --max-tokens 1 \(finetune: --set max_tokens\)"
+        assert re.fullmatch(rf"{re.escape(called)}: no usable row; (.*, )?\d+{how}", str(raised.value))
 
 
 def test_the_bundled_conversations():

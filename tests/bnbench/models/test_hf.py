@@ -473,7 +473,7 @@ def test_generation_goes_on_after_too_little_memory(
 def test_missing_package_names_the_command(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = parse_candidates(str(tiny_base))
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "bnbench\[models\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[models\]"'):
         open_backend(candidates)
 
 

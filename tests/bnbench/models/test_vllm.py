@@ -293,7 +293,7 @@ def test_missing_package_and_device(tiny_base: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(UsageError, match=rf"vLLM 0\.20\.0 runs on {found}, not on cpu; .*--backend hf"):
             open_backend(candidates)
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "bnbench\[vllm\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[vllm\]"'):
         open_backend(candidates)
 
 

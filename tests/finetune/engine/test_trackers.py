@@ -92,7 +92,7 @@ def test_a_tracker_that_does_not_start(recorder: Recorder, request_for: Request,
 def test_a_tracker_that_is_not_there(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     monkeypatch.setattr(PLANNING, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r'trackio is not installed: pip install "bnbench\[trackers\]"'):
+    with pytest.raises(MissingExtraError, match=r'trackio is not installed: pip install "\.\[trackers\]"'):
         finetune(request_for(overrides={"report_to": "trackio"}))
     assert load_recipe("t4", {"report_to": "trackio"}).sha256 == load_recipe("t4").sha256  # it changes no training
 

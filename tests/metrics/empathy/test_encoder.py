@@ -219,7 +219,7 @@ def test_a_word_is_looked_up_once_however_many_texts_have_it(monkeypatch: pytest
 
 def test_without_sentence_transformers_another_encoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "bnbench\[models\]"'):
+    with pytest.raises(MissingExtraError, match=r'pip install "\.\[models\]"'):
         load_encoder("some/model-that-needs-it")
 
 

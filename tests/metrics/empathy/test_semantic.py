@@ -321,7 +321,7 @@ def test_without_sentence_transformers_one_line_says_what_to_install(monkeypatch
     with pytest.raises(MissingExtraError) as raised:
         metric.score(["মন খারাপ"], messages=["কেমন আছ?"])
     said = str(raised.value)
-    assert 'pip install "bnbench[models]"' in said and "org/never-loaded" in said and "\n" not in said
+    assert 'pip install ".[models]"' in said and "org/never-loaded" in said and "\n" not in said
 
 
 def test_the_script_gives_the_shipped_calibration(tmp_path: Path) -> None:
