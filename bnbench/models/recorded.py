@@ -109,28 +109,24 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     for how, table in (("the ids of the items", by_id), (f"the ids of {source}", own)):
         if all(e.id in table for e in examples):
             return replace(_by_rows(file, examples, asked, how, table), is_by_content=table is by_id)
-    if found := by_messages(asked, file.messages, file.replies):
-        rows = {e.id: row for e, row in zip(examples, found, strict=True)}
-        told = "their messages, as its ids are not theirs" if by_id else "their messages"
-        return _by_rows(file, examples, asked, told, rows)
-
-    # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order.
-    numbers, n, by_number = [int(name) for name in by_id if name.isdecimal()], len(by_id), ""
-    order = list(range(len(file.replies)))
+    # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order, which
+    # is the one of the data's that has as many rows as there are replies.
+    numbers, n = [int(name) for name in by_id if name.isdecimal()], len(by_id)
     is_named = corpus is not None and any(row.own_id for row in corpus.rows)
-    if n and not is_named and sorted(numbers) in (list(range(n)), list(range(1, n + 1))):
-        order.sort(key=numbers.__getitem__)
-        by_number = "the row numbers in its ids, "
-    elif file.ids is not None:
+    is_numbered = n and not is_named and sorted(numbers) in (list(range(n)), list(range(1, n + 1)))
+    order = sorted(range(n), key=numbers.__getitem__) if is_numbered else list(range(len(file.replies)))
+    orders = corpus.orders(examples) if corpus else {"their order": [e.id for e in examples]}
+    fitting = next((name for name, order in orders.items() if len(order) == len(file.replies)), None)
+    if not (is_numbered and fitting) and (found := by_messages(asked, file.messages, file.replies)):
+        rows = {e.id: row for e, row in zip(examples, found, strict=True)}
+        return _by_rows(file, examples, asked, "their messages", rows)
+    if file.ids is not None and not is_numbered:
         missing = [e.id for e in examples if e.id not in (own or by_id)]
         raise CandidateError(
             f"predictions {file.path}: {len(missing)} of {len(examples)} items have no reply, the first {missing[0]!r};"
             f" ids are those of examples.jsonl in a run folder, or of a column 'id' in {source} that names each row "
             f"once; without a column 'id', replies are joined in the order of {source}"
         )
-    # The one order that has as many rows as there are replies.
-    orders = corpus.orders(examples) if corpus else {"their order": [e.id for e in examples]}
-    fitting = next((name for name, order in orders.items() if len(order) == len(file.replies)), None)
     if fitting is None:
         in_all = len(corpus.rows if corpus else examples)
         raise CandidateError(
@@ -139,7 +135,8 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
             f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message'"
         )
     rows = dict(reversed([*zip(orders[fitting], order, strict=True)]))  # of two equal items the first
-    return _by_rows(file, examples, asked, f"{by_number}{fitting}", rows, by_order=True)
+    how = f"the row numbers in its ids, {fitting}" if is_numbered else fitting
+    return _by_rows(file, examples, asked, how, rows, by_order=True)
 
 
 def _by_rows(

@@ -320,6 +320,18 @@ def test_ids_that_the_messages_contradict_are_refused(tmp_path: Path) -> None:
     assert set(joined(record(tmp_path / "mine.jsonl", unknown), corpus, corpus.select("all")))
 
 
+def test_row_numbers_that_the_messages_contradict_are_refused_unless_they_count_other_rows(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies = [{"id": str(i), **reply} for i, reply in enumerate(answers(rows[::-1], message="Questions"))]
+    with pytest.raises(CandidateError, match="contradict the row numbers in its ids, the order of"):
+        joined(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+    few = corpus.select("all", 5)  # of which a file has the replies, numbered by themselves
+    own = {e.question: e.reference for e in few}
+    mine = [{"id": str(i), "message": said, "reply": reply} for i, (said, reply) in enumerate(sorted(own.items()))]
+    assert is_perfect(record(tmp_path / "few.jsonl", mine), corpus, few)
+
+
 def test_messages_that_cannot_be_read_are_not_left_out_in_silence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
