@@ -300,7 +300,7 @@ def evaluate(request: EvaluationRequest) -> Path:
                 record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
-        scoring, computed = time.monotonic(), _score(work, texts, ahead)
+        scoring, computed = time.monotonic(), _score(work, generations, texts, ahead)
         took = {"generate": sum(c.seconds or 0.0 for c in record.candidates), "score": time.monotonic() - scoring}
         stages = {**record.stages, **{stage: round(seconds, 3) for stage, seconds in took.items()}}
         record = replace(record, yardsticks=yardsticks.result(), stages=stages)
@@ -530,7 +530,10 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
     return found
 
 
-def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, list[Future[list[FloatArray]]]]) -> list[Metric]:
+def _score(
+    work: Work, generations: Sequence[records.Generation], texts: Mapping[str, Texts],
+    ahead: Mapping[str, list[Future[list[FloatArray]]]],
+) -> list[Metric]:  # fmt: skip
     """Writes every candidate's statistics, some counted `ahead`; returns the metrics that were computed for any.
 
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
@@ -546,7 +549,8 @@ def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, list[Futu
             tables |= {m.name: t for m, t in zip(rest, statistics(own, rest), strict=True)}
             tables = {m.name: tables[m.name] for m in metrics}
             rows = [one for one in ids for _ in range(len(own) // len(ids))]
-            records.write_scores(work.request.out, name, rows, tables, {m.name: m.columns for m in metrics})
+            said, columns = [g for g in generations if g.candidate == name], {m.name: m.columns for m in metrics}
+            records.write_scores(work.request.out, name, rows, tables, columns, replies=said)
             used.update(tables)
             progress.advance(len(ids))
     computed = [m for m in work.measures.metrics if used.issuperset(p.name for p in m.parts or (m,))]

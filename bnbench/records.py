@@ -24,7 +24,7 @@ import platform
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache, partial
@@ -543,35 +543,41 @@ def read_run(folder: str | Path) -> Run:
     examples = tuple(asdict(example) for example in read_lines(Example, path))
     # Replies come in the order of the batches; everything from here on is in the order of the items.
     ids = [example["id"] for example in examples]
-    replies: dict[str, dict[str, Generation]] = {c.name: {} for c in record.candidates}
+    replies: dict[str, dict[tuple[str, int], Generation]] = {c.name: {} for c in record.candidates}
     known, path = set(ids), folder / GENERATIONS
     for generation in read_lines(Generation, path):
         if generation.candidate not in replies or generation.id not in known:
             raise RunError(f"{path}: {generation.candidate}, {generation.id}: no such candidate or item")
-        if not generation.sample:
-            replies[generation.candidate][generation.id] = generation
+        replies[generation.candidate][generation.id, generation.sample] = generation
     for name, found in replies.items():
-        if lost := [one for one in ids if one not in found]:
+        if lost := [one for one in ids if (one, 0) not in found]:
             raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
-    ordered = {name: tuple(found[one] for one in ids) for name, found in replies.items()}
+    ordered = {name: tuple(found[one, 0] for one in ids) for name, found in replies.items()}
 
-    scores = {name: _read_scores(folder, slug(name), ids, record.metrics) for name in replies}
+    scores = {name: _read_scores(folder, name, ids, record.metrics, of.values()) for name, of in replies.items()}
     tables = {name: {metric: table.mean(axis=1) for metric, table in own.items()} for name, own in scores.items()}
     names = [y.name for y in record.yardsticks]
-    yardsticks = {name: _read_scores(folder, f"yardsticks/{slug(name)}", ids, record.metrics) for name in names}
+    yardsticks = {name: _read_scores(folder, name, ids, record.metrics, kind="yardsticks") for name in names}
     return Run(folder, record, examples, ordered, tables, yardsticks, scores if record.samples > 1 else {})
 
 
-def _read_scores(folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord]) -> dict[str, FloatArray]:
+def _read_scores(
+    folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord], replies: Iterable[Generation] = (), *,
+    kind: str = "",
+) -> dict[str, FloatArray]:  # fmt: skip
     """The table of each metric that a file of scores has, n x m x k, of m replies to each item in the order of ids."""
     import pandas as pd
 
-    path, again = folder / "scores" / f"{name}.parquet", "run the evaluation again, its replies are kept"
+    path, again = folder / "scores" / kind / f"{slug(name)}.parquet", "run the evaluation again, its replies are kept"
     if not path.is_file():
         raise RunError(f"{path}: missing; {again}")
-    tables = {}
+    sha = hashlib.sha256(b"".join(sorted(map(line_of, replies)))).hexdigest()
+    tables, mark = {}, {"kind": kind, "name": name, "replies": sha}
     try:
-        frame = pd.read_parquet(path).set_index("id").loc[ids]
+        frame = pd.read_parquet(path)
+        if other := {key: value for key, value in frame.attrs.items() if value != mark.get(key)}:  # none: an older run
+            raise ValueError(f"it has the scores of {other.get('name', 'other replies')}")
+        frame = frame.set_index("id").loc[ids]
         if list(frame.index) != [one for one in ids for _ in range(len(frame) // len(ids))]:
             raise ValueError("some items have more rows than others")
         have = {column.split("/")[0] for column in frame.columns}
@@ -617,13 +623,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_scores(
-    folder: Path, name: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns, kind: str = ""
-) -> None:
-    """Writes one candidate's statistics as `scores/[<kind>/]<name>.parquet`; columns are called `<metric>/<column>`."""
+    folder: Path, name: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns, kind: str = "",
+    replies: Sequence[Generation] = (),
+) -> None:  # fmt: skip
+    """Writes one candidate's statistics as `scores/[<kind>/]<name>.parquet`, columns called `<metric>/<column>`; whose
+    they are, and a hash of the `replies`, stand in it, since a file is easily copied over another.
+    """
     import pandas as pd
 
     data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
     frame = pd.DataFrame({"id": list(ids), **data})
+    frame.attrs = {"kind": kind, "name": name}
+    if replies:
+        frame.attrs["replies"] = hashlib.sha256(b"".join(sorted(map(line_of, replies)))).hexdigest()
     write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
 
 

@@ -187,6 +187,31 @@ def test_scores_that_lack_an_item_or_a_column_are_damaged(tmp_path):
         read_run(folder)
 
 
+def test_a_table_is_its_candidate_s_and_of_its_replies(tmp_path):
+    other = {**CANDIDATE, "name": "অ্যাডাপ্টার"}
+    folder = write_run(tmp_path / "run", candidates=[CANDIDATE, other], yardsticks=[{"name": "stock", "label": "s"}])
+    mine, theirs = [ONE, TWO], [replace(one, candidate="অ্যাডাপ্টার", key=f"a{one.key}") for one in (ONE, TWO)]
+    append_lines(folder / "generations.jsonl", theirs)
+    table, columns = {"m": np.array([[1.0, 2.0], [3.0, 4.0]])}, {"m": ("x", "y")}
+    write_scores(folder, "stock", ["a", "b"], table, columns, "yardsticks")
+    write_scores(folder, "অ্যাডাপ্টার", ["a", "b"], table, columns, replies=theirs)
+    assert read_run(folder).tables["ভিত্তি"]["m"].tolist() == [[3.0, 4.0], [1.0, 2.0]]  # older: its table says nothing
+    write_scores(folder, "ভিত্তি", ["a", "b"], table, columns, replies=mine)
+    read_run(folder)
+    base, adapter = (folder / "scores" / f"{slug(name)}.parquet" for name in ("ভিত্তি", "অ্যাডাপ্টার"))
+    stock, whole = folder / "scores" / "yardsticks" / "stock.parquet", base.read_bytes()
+    base.write_bytes(adapter.read_bytes())
+    with pytest.raises(RunError, match=f"{base}: damaged .it has the scores of অ্যাডাপ্টার.; run the"):
+        read_run(folder)
+    write_scores(folder, "ভিত্তি", ["a", "b"], table, columns, replies=[ONE, replace(TWO, reply="না।")])
+    with pytest.raises(RunError, match=f"{base}: damaged .it has the scores of other replies.; run the"):
+        read_run(folder)
+    base.write_bytes(whole)
+    stock.write_bytes(whole)
+    with pytest.raises(RunError, match=f"{stock}: damaged .it has the scores of ভিত্তি.; run the"):
+        read_run(folder)
+
+
 def test_a_record_is_written_as_it_was_read_and_passes_over_what_it_does_not_know(tmp_path):
     folder = write_run(tmp_path / "run")
     record = read_record(folder)

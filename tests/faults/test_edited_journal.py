@@ -11,6 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from bnbench.cli import app
+from bnbench.records import slug
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +64,18 @@ def test_a_journal_whose_last_newline_an_editor_took_is_whole(whole: Path, tmp_p
     path.write_bytes(original[:-1])
     assert evaluate(tmp_path / "copy").exit_code == 0
     assert path.read_bytes() in (original, original[:-1])
+
+
+def test_a_table_over_another_is_told_and_made_again(tmp_path: Path) -> None:
+    for name, text in (("ক", "আমি শুনছি, আপনার মনের কষ্টটা বুঝি।"), ("খ", "সব ঠিক হয়ে যাবে।")):
+        (tmp_path / f"{name}.txt").write_text(f"{text}\n" * 240, encoding="utf-8")
+    words = [word for name in "কখ" for word in ("--predictions", f"{name}={tmp_path / name}.txt")]
+    asked = ["evaluate", *words, "--limit", "5", "--out", str(tmp_path / "run"), "-q"]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    first, second = (tmp_path / "run" / "scores" / f"{slug(name)}.parquet" for name in "কখ")
+    whole = first.read_bytes()
+    shutil.copyfile(second, first)
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert done.exit_code == 2 and f"{first}: damaged (it has the scores of খ); run" in done.stderr
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert first.read_bytes() == whole
