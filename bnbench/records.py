@@ -459,9 +459,11 @@ def read_record(folder: Path) -> RunRecord:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
-    found = _read(RunRecord, path, "put back what `bnbench evaluate` wrote")
+    advice = "remove it and run the same `bnbench evaluate` command again: what else is whole is kept"
+    found = _read(RunRecord, path, advice)
     if not isinstance(found, RunRecord):
-        raise RunError(f"{path}: schema {found}, but this bnbench reads schema {SCHEMA_VERSION}")
+        other = f"schema {found}, but this bnbench reads schema {SCHEMA_VERSION}"
+        raise RunError(f"{path}: {f'damaged (schema_version is missing); {advice}' if found is None else other}")
     return found
 
 
@@ -537,10 +539,11 @@ def read_run(folder: str | Path) -> Run:
     record = read_record(folder)
     if not record.finished:
         raise RunError(f"{folder}: this run is not finished; go on with: {record.command}")
-    path = folder / "examples.jsonl"
-    if not path.is_file():
-        raise RunError(f"{path}: missing; the run folder is not whole")
+    path, again = folder / "examples.jsonl", f"run the same command again, what is whole is kept: {record.command}"
     examples = tuple(asdict(example) for example in read_lines(Example, path))
+    if len(examples) != record.corpus.n:  # else its neighbour would be blamed, whose replies are to no known item
+        what = f"has {len(examples)} of the run's {record.corpus.n} items" if path.exists() else "missing"
+        raise RunError(f"{path}: {what}; {again}")
     # Replies come in the order of the batches; everything from here on is in the order of the items.
     ids = [example["id"] for example in examples]
     replies: dict[str, dict[tuple[str, int], Generation]] = {c.name: {} for c in record.candidates}
@@ -551,24 +554,25 @@ def read_run(folder: str | Path) -> Run:
         replies[generation.candidate][generation.id, generation.sample] = generation
     for name, found in replies.items():
         if lost := [one for one in ids if (one, 0) not in found]:
-            raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
+            what = f"{name} has no reply to item {lost[0]} ({len(lost)} such)" if path.exists() else "missing"
+            raise RunError(f"{path}: {what}; {again}")
     ordered = {name: tuple(found[one, 0] for one in ids) for name, found in replies.items()}
 
-    scores = {name: _read_scores(folder, name, ids, record.metrics, of.values()) for name, of in replies.items()}
+    scores = {name: _read_scores(folder, name, ids, record.metrics, again, of.values()) for name, of in replies.items()}
     tables = {name: {metric: table.mean(axis=1) for metric, table in own.items()} for name, own in scores.items()}
     names = [y.name for y in record.yardsticks]
-    yardsticks = {name: _read_scores(folder, name, ids, record.metrics, kind="yardsticks") for name in names}
+    yardsticks = {name: _read_scores(folder, name, ids, record.metrics, again, kind="yardsticks") for name in names}
     return Run(folder, record, examples, ordered, tables, yardsticks, scores if record.samples > 1 else {})
 
 
 def _read_scores(
-    folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord], replies: Iterable[Generation] = (), *,
-    kind: str = "",
+    folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord], again: str,
+    replies: Iterable[Generation] = (), kind: str = "",
 ) -> dict[str, FloatArray]:  # fmt: skip
     """The table of each metric that a file of scores has, n x m x k, of m replies to each item in the order of ids."""
     import pandas as pd
 
-    path, again = folder / "scores" / kind / f"{slug(name)}.parquet", "run the evaluation again, its replies are kept"
+    path = folder / "scores" / kind / f"{slug(name)}.parquet"
     if not path.is_file():
         raise RunError(f"{path}: missing; {again}")
     sha = hashlib.sha256(b"".join(sorted(map(line_of, replies)))).hexdigest()

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from bnbench.cli import app
-from bnbench.records import slug
+from bnbench.records import read_record, slug
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,41 @@ def test_a_table_over_another_is_told_and_made_again(tmp_path: Path) -> None:
     whole = first.read_bytes()
     shutil.copyfile(second, first)
     done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
-    assert done.exit_code == 2 and f"{first}: damaged (it has the scores of খ); run" in done.stderr
+    assert done.exit_code == 2 and f"{first}: damaged (it has the scores of খ); run the same command" in done.stderr
     assert CliRunner().invoke(app, asked).exit_code == 0
     assert first.read_bytes() == whole
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generations.jsonl", lambda b: b[: len(b) // 2]),
+        ("generations.jsonl", None),
+        ("examples.jsonl", lambda b: b.partition(b"\n")[2]),
+        ("examples.jsonl", None),
+        ("scores/*.parquet", lambda b: b""),
+        ("run.json", lambda b: b""),
+        ("run.json", lambda b: b"{}"),
+    ],
+)
+def test_what_its_own_command_mends_is_mended(
+    whole: Path, tmp_path: Path, name: str, content: Callable[[bytes], bytes] | None
+) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    shutil.copyfile(whole / "a.txt", tmp_path / "a.txt")
+    [path] = (tmp_path / "run").glob(name)
+    original = path.read_bytes()
+    if content:
+        path.write_bytes(content(original))
+    else:
+        path.unlink()
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    again = "again: " if name == "run.json" else f"again, what is whole is kept: {read_record(whole / 'run').command}\n"
+    assert done.exit_code == 2 and done.stderr.startswith(f"bnbench: {path}: ") and again in done.stderr
+    if name == "run.json":
+        assert "; remove it and run the same `bnbench evaluate` command again: " in evaluate(tmp_path).stderr
+        path.unlink()
+    assert evaluate(tmp_path).exit_code == 0
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "run")]).exit_code == 0
+    assert name == "run.json" or path.read_bytes() == original
