@@ -425,7 +425,13 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
-        other = ["its replies are not those of this plan"]
+        at = next((i for i, (was, is_now) in enumerate(zip(done, keys, strict=False)) if was != is_now), len(keys))
+        if done[at] in done[:at]:
+            more = f" and {n} more that repeat others" if (n := len(done) - len(set(done)) - 1) else ""
+            what = f"{path}, line {at + 1}: it repeats line {done.index(done[at]) + 1}"
+            raise RunError(f"{what}; remove it{more}, and run the same command again")
+        gone_on = "the same command goes on where it and all after it are removed"
+        other = [f"{path}, line {at + 1}: this reply is not of this plan ({gone_on})"]
         with suppress(RunError):  # a record that cannot be read
             other = records.differences(records.read_record(out), _begin(work, going_on=False)) or other
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""

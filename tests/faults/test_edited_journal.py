@@ -114,3 +114,28 @@ def test_what_its_own_command_mends_is_mended(
     assert evaluate(tmp_path).exit_code == 0
     assert CliRunner().invoke(app, ["report", str(tmp_path / "run")]).exit_code == 0
     assert name == "run.json" or path.read_bytes() == original
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a, b, c, d, e: (a, b, b, c, d, e), "{}, line 3: it repeats line 2; remove it, and run the same"),
+        (lambda *a: (*a, *a), "{}, line 6: it repeats line 1; remove it and 4 more that repeat others, and"),
+        (lambda a, b, c, d, e: (a, c, d, e), "{}, line 2: this reply is not of this plan (the same command goes on"),
+    ],
+    ids=["one-twice", "all-twice", "one-gone"],
+)
+def test_a_line_that_does_not_belong_is_named(
+    whole: Path, tmp_path: Path, change: Callable[..., tuple[bytes, ...]], says: str
+) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "generations.jsonl"
+    original = path.read_bytes()
+    lines = change(*original.splitlines(keepends=True))
+    path.write_bytes(b"".join(lines))
+    done = evaluate(tmp_path / "copy")
+    assert done.exit_code == 2 and says.format(path) in done.stderr and done.stderr.count("\n") == 1
+    assert path.read_bytes() == b"".join(lines)
+    path.write_bytes(b"".join(dict.fromkeys(lines)) if len(lines) > 4 else lines[0])  # what the message says
+    assert evaluate(tmp_path / "copy").exit_code == 0
+    assert path.read_bytes() == original
