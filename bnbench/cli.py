@@ -22,7 +22,7 @@ from typer import Argument, Exit, Option, Typer, echo
 from typer.core import TyperGroup
 
 from bnbench import __version__
-from bnbench.errors import BnbenchError, RunError, UsageError
+from bnbench.errors import FULL, BnbenchError, RunError, UsageError, refused
 from bnbench.progress import JsonLines, Lines, logs_json, quiet_beside_the_first, shown, told
 
 if TYPE_CHECKING:
@@ -161,9 +161,12 @@ class Commands(TyperGroup):
             code, said = 2, f"{error.filename}: {error.strerror}; choose another path"
         except BrokenPipeError:
             raise  # whoever read our output has had enough: click ends quietly
-        except OSError as error:  # such as a disk that is full
-            where = f"{error.filename}: " if error.filename else ""
-            code, said = 1, f"{where}{error.strerror or error}; what was written before is kept"
+        except OSError as error:
+            code, said = 1, refused(error)
+            if error.errno in FULL and error.filename:
+                place = Path(error.filename)
+                kept = any((place if place.is_dir() else place.parent).glob("[!.]*"))
+                said += "; what was written before is kept" if kept else ""
         except KeyboardInterrupt as stopped:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = "; ".join(["interrupted", *map(str, stopped.args)])

@@ -28,7 +28,7 @@ from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
 from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, load_corpus
 from bnbench.data.files import check_columns, check_source
-from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
+from bnbench.errors import HELP, CorpusError, EndpointError, PartialRunError, RunError, UsageError, refused
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import FloatArray, Metric, Texts, statistics
@@ -323,7 +323,8 @@ def _try(judge: Judge, work: Work) -> None:
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
     kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
-    return PartialRunError(f"{type(error).__name__}: {error}\n{kept}")
+    of_disk = isinstance(error, OSError) and error.errno in HELP
+    return PartialRunError(f"{refused(error, request.out) if of_disk else f'{type(error).__name__}: {error}'}\n{kept}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:

@@ -38,7 +38,7 @@ import numpy as np
 
 from bnbench.data.corpus import Example
 from bnbench.data.files import MOST_BYTES
-from bnbench.errors import RunError
+from bnbench.errors import FULL, RunError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import FloatArray, Metric
 
@@ -721,6 +721,10 @@ def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterat
         except KeyboardInterrupt as stopped:
             kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
             stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
+            raise
+        except OSError as error:
+            if error.errno in FULL and not error.filename:  # what is written to an open file says no path
+                error.filename = str(folder)
             raise
         finally:
             with suppress(OSError):
