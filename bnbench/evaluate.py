@@ -323,8 +323,8 @@ def _try(judge: Judge, work: Work) -> None:
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
     kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
-    of_disk = isinstance(error, OSError) and error.errno in HELP
-    return PartialRunError(f"{refused(error, request.out) if of_disk else f'{type(error).__name__}: {error}'}\n{kept}")
+    disk = error if isinstance(error, OSError) and error.errno in HELP else None
+    return PartialRunError(f"{refused(disk, request.out) if disk else f'{type(error).__name__}: {error}'}\n{kept}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -540,7 +540,6 @@ def _score(
     work: Work, generations: Sequence[records.Generation], ahead: Mapping[str, list[Future[list[FloatArray]]]]
 ) -> list[Metric]:
     """Writes every candidate's statistics, some counted `ahead`; returns the metrics that were computed for any.
-
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
     ids, used, texts = [e.id for e in work.examples], set[str](), _texts(work, generations)

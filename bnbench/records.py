@@ -413,7 +413,6 @@ def slug(name: str) -> str:
 
 def typed(kind: Any, value: Any, where: str = "") -> Any:
     """JSON as what `kind` declares: a dataclass by its annotations, a tuple, a mapping or a plain value.
-
     A whole number is a float too. ValueError where a key lacks or holds something else; `where` leads to it (`a[0].b`).
     """
     origin, inner = get_origin(kind), get_args(kind)
@@ -579,7 +578,7 @@ def _read_scores(
     tables, mark = {}, {"kind": kind, "name": name, "replies": sha}
     try:
         frame = pd.read_parquet(path)
-        if other := {key: value for key, value in frame.attrs.items() if value != mark.get(key)}:  # none: an older run
+        if other := {key: value for key, value in frame.attrs.items() if value != mark.get(str(key))}:  # older: none
             raise ValueError(f"it has the scores of {other.get('name', 'other replies')}")
         frame = frame.set_index("id").loc[ids]
         if list(frame.index) != [one for one in ids for _ in range(len(frame) // len(ids))]:
@@ -665,10 +664,18 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
         os.fsync(file.fileno())
 
 
+def _tell(stopped: BaseException, folder: Path, own: Sequence[str]) -> None:
+    """Adds what whoever catches it cannot know: where a disk was full, or whether replies are kept."""
+    if isinstance(stopped, OSError) and stopped.errno in FULL:
+        stopped.filename = stopped.filename or str(folder)  # an open file says no path
+    elif isinstance(stopped, KeyboardInterrupt):
+        kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
+        stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
+
+
 @contextmanager
 def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterator[None]:
     """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
-
     The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
     OSError where nothing can be written. With `own`, patterns of what is gone on with, RunError also where no folder
     can be, or one holds something and none of them (but names that begin with a dot); `dry` looks for that alone.
@@ -715,13 +722,8 @@ def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterat
             if other:
                 raise other
             yield
-        except KeyboardInterrupt as stopped:
-            kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
-            stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
-            raise
-        except OSError as error:
-            if error.errno in FULL and not error.filename:  # what is written to an open file says no path
-                error.filename = str(folder)
+        except (KeyboardInterrupt, OSError) as stopped:
+            _tell(stopped, folder, own)
             raise
         finally:
             with suppress(OSError):

@@ -89,8 +89,7 @@ def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) ->
     values, tokens = scores.topk(first)
     if 0 < top_k < size:
         values = values.masked_fill(values < values[:, top_k - 1 : top_k], -torch.inf)
-    whole = torch.logsumexp(values if 0 < top_k < size else scores, -1, keepdim=True).double()
-    mass = (values.double() - whole).exp()
+    mass = (values.double() - torch.logsumexp(values if 0 < top_k < size else scores, -1, keepdim=True).double()).exp()
     kept = (mass.cumsum(-1) - mass < top_p) & (values > -torch.inf)
     kept = values >= values.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
     if first < size and bool(kept[:, -1].any()):
