@@ -4,12 +4,23 @@ The command line exits with the error's `exit_code`: 2 where what was asked for 
 command fails again; 1 where the work, a server or the machine failed; 3 partial (all is kept).
 """
 
+import errno
+
 from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, nearest, require
 
 __all__ = [
     "BnbenchError", "CandidateError", "CorpusError", "EndpointError", "InputError", "MissingExtraError",
     "PartialRunError", "PromptError", "RecipeError", "RunError", "TrainingError", "UsageError", "nearest", "require",
 ]  # fmt: skip
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+HELP = dict.fromkeys(FULL, "make room") | {errno.EROFS: "name another --out, or copy the folder elsewhere"}
+
+
+def refused(error: OSError, place: object = "") -> str:
+    """What the system refused, where (`place` if the error names no file), and what helps against it."""
+    where, helps = error.filename or place, HELP.get(error.errno or 0)
+    return f"{f'{where}: ' if where else ''}{error.strerror or error}{f'; {helps}' if helps else ''}"
 
 
 class CorpusError(UsageError):

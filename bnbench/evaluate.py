@@ -28,7 +28,7 @@ from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
 from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, load_corpus
 from bnbench.data.files import check_columns, check_source
-from bnbench.errors import CorpusError, EndpointError, PartialRunError, RunError, UsageError
+from bnbench.errors import HELP, CorpusError, EndpointError, PartialRunError, RunError, UsageError, refused
 from bnbench.metrics.combined import NAME as COMBINED
 from bnbench.metrics.combined import CombinedScore, parse_weights, weighted
 from bnbench.metrics.core import FloatArray, Metric, Texts, statistics
@@ -294,13 +294,13 @@ def evaluate(request: EvaluationRequest) -> Path:
                 aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
                 raise
         generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
-        texts = _texts(work, generations)
         if request.judge:  # scoring only looks its ratings up
             try:
-                record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
+                notes = request.judge.rate(list(_texts(work, generations).values()))
+                record = replace(record, notes=(*record.notes, *notes))
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
-        scoring, computed = time.monotonic(), _score(work, texts, ahead)
+        scoring, computed = time.monotonic(), _score(work, generations, ahead)
         took = {"generate": sum(c.seconds or 0.0 for c in record.candidates), "score": time.monotonic() - scoring}
         stages = {**record.stages, **{stage: round(seconds, 3) for stage, seconds in took.items()}}
         record = replace(record, yardsticks=yardsticks.result(), stages=stages)
@@ -323,7 +323,8 @@ def _try(judge: Judge, work: Work) -> None:
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
     kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
-    return PartialRunError(f"{type(error).__name__}: {error}\n{kept}")
+    disk = error if isinstance(error, OSError) and error.errno in HELP else None
+    return PartialRunError(f"{refused(disk, request.out) if disk else f'{type(error).__name__}: {error}'}\n{kept}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -425,7 +426,12 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
     keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
     if done != keys[: len(done)]:
-        other = ["its replies are not those of this plan"]
+        at = next((i for i, (was, is_now) in enumerate(zip(done, keys, strict=False)) if was != is_now), len(keys))
+        if done[at] in done[:at]:
+            more = f" and {n} more that repeat others" if (n := len(done) - len(set(done)) - 1) else ""
+            what = f"{path}, line {at + 1}: it repeats line {done.index(done[at]) + 1}"
+            raise RunError(f"{what}; remove it{more}, and run the same command again")
+        other = [f"{path}, line {at + 1}: no reply of this plan (remove it and all after it to go on)"]
         with suppress(RunError):  # a record that cannot be read
             other = records.differences(records.read_record(out), _begin(work, going_on=False)) or other
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
@@ -530,12 +536,13 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
     return found
 
 
-def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, list[Future[list[FloatArray]]]]) -> list[Metric]:
+def _score(
+    work: Work, generations: Sequence[records.Generation], ahead: Mapping[str, list[Future[list[FloatArray]]]]
+) -> list[Metric]:
     """Writes every candidate's statistics, some counted `ahead`; returns the metrics that were computed for any.
-
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
-    ids, used = [e.id for e in work.examples], set[str]()
+    ids, used, texts = [e.id for e in work.examples], set[str](), _texts(work, generations)
     with Stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}
@@ -546,7 +553,8 @@ def _score(work: Work, texts: Mapping[str, Texts], ahead: Mapping[str, list[Futu
             tables |= {m.name: t for m, t in zip(rest, statistics(own, rest), strict=True)}
             tables = {m.name: tables[m.name] for m in metrics}
             rows = [one for one in ids for _ in range(len(own) // len(ids))]
-            records.write_scores(work.request.out, name, rows, tables, {m.name: m.columns for m in metrics})
+            said, columns = [g for g in generations if g.candidate == name], {m.name: m.columns for m in metrics}
+            records.write_scores(work.request.out, name, rows, tables, columns, replies=said)
             used.update(tables)
             progress.advance(len(ids))
     computed = [m for m in work.measures.metrics if used.issuperset(p.name for p in m.parts or (m,))]

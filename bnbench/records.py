@@ -24,7 +24,7 @@ import platform
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache, partial
@@ -38,7 +38,7 @@ import numpy as np
 
 from bnbench.data.corpus import Example
 from bnbench.data.files import MOST_BYTES
-from bnbench.errors import RunError
+from bnbench.errors import FULL, RunError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import FloatArray, Metric
 
@@ -413,7 +413,6 @@ def slug(name: str) -> str:
 
 def typed(kind: Any, value: Any, where: str = "") -> Any:
     """JSON as what `kind` declares: a dataclass by its annotations, a tuple, a mapping or a plain value.
-
     A whole number is a float too. ValueError where a key lacks or holds something else; `where` leads to it (`a[0].b`).
     """
     origin, inner = get_origin(kind), get_args(kind)
@@ -459,9 +458,11 @@ def read_record(folder: Path) -> RunRecord:
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no run.json); name one that `bnbench evaluate` wrote")
-    found = _read(RunRecord, path, "put back what `bnbench evaluate` wrote")
+    advice = "remove it and run the same `bnbench evaluate` command again: what else is whole is kept"
+    found = _read(RunRecord, path, advice)
     if not isinstance(found, RunRecord):
-        raise RunError(f"{path}: schema {found}, but this bnbench reads schema {SCHEMA_VERSION}")
+        other = f"schema {found}, but this bnbench reads schema {SCHEMA_VERSION}"
+        raise RunError(f"{path}: {f'damaged (schema_version is missing); {advice}' if found is None else other}")
     return found
 
 
@@ -537,41 +538,49 @@ def read_run(folder: str | Path) -> Run:
     record = read_record(folder)
     if not record.finished:
         raise RunError(f"{folder}: this run is not finished; go on with: {record.command}")
-    path = folder / "examples.jsonl"
-    if not path.is_file():
-        raise RunError(f"{path}: missing; the run folder is not whole")
+    path, again = folder / "examples.jsonl", f"run the same command again, what is whole is kept: {record.command}"
     examples = tuple(asdict(example) for example in read_lines(Example, path))
+    if len(examples) != record.corpus.n:  # else its neighbour would be blamed, whose replies are to no known item
+        what = f"has {len(examples)} of the run's {record.corpus.n} items" if path.exists() else "missing"
+        raise RunError(f"{path}: {what}; {again}")
     # Replies come in the order of the batches; everything from here on is in the order of the items.
     ids = [example["id"] for example in examples]
-    replies: dict[str, dict[str, Generation]] = {c.name: {} for c in record.candidates}
+    replies: dict[str, dict[tuple[str, int], Generation]] = {c.name: {} for c in record.candidates}
     known, path = set(ids), folder / GENERATIONS
     for generation in read_lines(Generation, path):
         if generation.candidate not in replies or generation.id not in known:
             raise RunError(f"{path}: {generation.candidate}, {generation.id}: no such candidate or item")
-        if not generation.sample:
-            replies[generation.candidate][generation.id] = generation
+        replies[generation.candidate][generation.id, generation.sample] = generation
     for name, found in replies.items():
-        if lost := [one for one in ids if one not in found]:
-            raise RunError(f"{path}: {name} has no reply to item {lost[0]} ({len(lost)} such)")
-    ordered = {name: tuple(found[one] for one in ids) for name, found in replies.items()}
+        if lost := [one for one in ids if (one, 0) not in found]:
+            what = f"{name} has no reply to item {lost[0]} ({len(lost)} such)" if path.exists() else "missing"
+            raise RunError(f"{path}: {what}; {again}")
+    ordered = {name: tuple(found[one, 0] for one in ids) for name, found in replies.items()}
 
-    scores = {name: _read_scores(folder, slug(name), ids, record.metrics) for name in replies}
+    scores = {name: _read_scores(folder, name, ids, record.metrics, again, of.values()) for name, of in replies.items()}
     tables = {name: {metric: table.mean(axis=1) for metric, table in own.items()} for name, own in scores.items()}
     names = [y.name for y in record.yardsticks]
-    yardsticks = {name: _read_scores(folder, f"yardsticks/{slug(name)}", ids, record.metrics) for name in names}
+    yardsticks = {name: _read_scores(folder, name, ids, record.metrics, again, kind="yardsticks") for name in names}
     return Run(folder, record, examples, ordered, tables, yardsticks, scores if record.samples > 1 else {})
 
 
-def _read_scores(folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord]) -> dict[str, FloatArray]:
+def _read_scores(
+    folder: Path, name: str, ids: list[str], used: Sequence[MetricRecord], again: str,
+    replies: Iterable[Generation] = (), kind: str = "",
+) -> dict[str, FloatArray]:  # fmt: skip
     """The table of each metric that a file of scores has, n x m x k, of m replies to each item in the order of ids."""
     import pandas as pd
 
-    path, again = folder / "scores" / f"{name}.parquet", "run the evaluation again, its replies are kept"
+    path = folder / "scores" / kind / f"{slug(name)}.parquet"
     if not path.is_file():
         raise RunError(f"{path}: missing; {again}")
-    tables = {}
+    sha = hashlib.sha256(b"".join(sorted(map(line_of, replies)))).hexdigest()
+    tables, mark = {}, {"kind": kind, "name": name, "replies": sha}
     try:
-        frame = pd.read_parquet(path).set_index("id").loc[ids]
+        frame = pd.read_parquet(path)
+        if other := {key: value for key, value in frame.attrs.items() if value != mark.get(str(key))}:  # older: none
+            raise ValueError(f"it has the scores of {other.get('name', 'other replies')}")
+        frame = frame.set_index("id").loc[ids]
         if list(frame.index) != [one for one in ids for _ in range(len(frame) // len(ids))]:
             raise ValueError("some items have more rows than others")
         have = {column.split("/")[0] for column in frame.columns}
@@ -617,21 +626,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_scores(
-    folder: Path, name: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns, kind: str = ""
-) -> None:
-    """Writes one candidate's statistics as `scores/[<kind>/]<name>.parquet`; columns are called `<metric>/<column>`."""
+    folder: Path, name: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns, kind: str = "",
+    replies: Sequence[Generation] = (),
+) -> None:  # fmt: skip
+    """Writes a candidate's statistics, marked as its own, as `scores/[<kind>/]<name>.parquet`: `<metric>/<column>`."""
     import pandas as pd
 
     data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
     frame = pd.DataFrame({"id": list(ids), **data})
+    frame.attrs = {"kind": kind, "name": name}  # a file is easily copied over another
+    if replies:
+        frame.attrs["replies"] = hashlib.sha256(b"".join(sorted(map(line_of, replies)))).hexdigest()
     write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
 
 
 def line_of(record: Any) -> bytes:
     """A record as one line of JSON, whose last key "sha256" has 16 digits of the hash of all that stands before it."""
-    text = json.dumps(as_json(record), ensure_ascii=False)
     # A reply may hold half a character, which JSON can carry and UTF-8 cannot.
-    return _with_sha(text[:-1].encode("utf-8", "surrogatepass"))
+    return _with_sha(json.dumps(as_json(record), ensure_ascii=False)[:-1].encode("utf-8", "surrogatepass"))
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
@@ -652,10 +664,18 @@ def append_lines(path: Path, rows: Sequence[Any]) -> None:
         os.fsync(file.fileno())
 
 
+def _tell(stopped: BaseException, folder: Path, own: Sequence[str]) -> None:
+    """Adds what whoever catches it cannot know: where a disk was full, or whether replies are kept."""
+    if isinstance(stopped, OSError) and stopped.errno in FULL:
+        stopped.filename = stopped.filename or str(folder)  # an open file says no path
+    elif isinstance(stopped, KeyboardInterrupt):
+        kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
+        stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
+
+
 @contextmanager
 def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterator[None]:
     """Keeps other processes of bnbench out of a folder, which is made where it is not there, while the block runs.
-
     The lock is the system's and ends with the process, however that ends. Raises RunError where another process has it,
     OSError where nothing can be written. With `own`, patterns of what is gone on with, RunError also where no folder
     can be, or one holds something and none of them (but names that begin with a dot); `dry` looks for that alone.
@@ -702,9 +722,8 @@ def alone(folder: Path, own: Sequence[str] = (), *, dry: bool = False) -> Iterat
             if other:
                 raise other
             yield
-        except KeyboardInterrupt as stopped:
-            kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
-            stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
+        except (KeyboardInterrupt, OSError) as stopped:
+            _tell(stopped, folder, own)
             raise
         finally:
             with suppress(OSError):
@@ -737,8 +756,7 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
     for number, run in enumerate(runs):
         yield ",{" if number else "{"
         held = [path for name in _HELD if (path := run.path / name).is_file()]
-        scores = run.path / "scores"
-        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in scores.glob(of))
+        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in (run.path / "scores").glob(of))
         for at, path in enumerate((*held, *tables)):
             yield f"{',' if at else ''}{dumps(path.relative_to(run.path).as_posix())}:"
             if path.suffix == ".json":

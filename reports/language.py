@@ -55,8 +55,7 @@ class Catalogue:
         keys = sorted(filter(_PLACE.search, self.entries), key=lambda k: (", but {" not in k, -len(_PLACE.sub("", k))))
         self.patterns = list[tuple[re.Pattern[str], str]]()
         for key in keys:
-            one = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key))
-            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", one)
+            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key)))
             self.patterns.append((re.compile(letters, re.DOTALL), self.entries[key]))
 
     def __call__(self, text: str) -> str:

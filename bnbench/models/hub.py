@@ -147,16 +147,18 @@ def file_sha256(path: Path) -> str:
 def locate(label: str, location: str, revision: str = "", patterns: Sequence[str] = SMALL) -> ModelFiles:
     """Finds a folder, a bundled model, or a hub id in the cache or on the hub; fetches the files that match `patterns`.
 
-    Raises CandidateError for no such folder, or a hub id that cannot be had, with what to do about it, and
-    MissingExtraError where a hub id is named and huggingface_hub is not installed.
+    Raises CandidateError for no such folder, one whose name is not UTF-8, or a hub id that cannot be had, with what to
+    do about it, and MissingExtraError where a hub id is named and huggingface_hub is not installed.
     """
     if location.startswith(BUNDLED):
         demo = Path(str(resources.files("bnbench.demo")))
         return ModelFiles(label, location, "", demo / location.removeprefix(BUNDLED))
     folder = Path(location).expanduser()
     if folder.is_dir():
-        if revision:
-            why = f"is a folder, which has no revision {revision!r}; leave out @{revision}"
+        why = f"is a folder, which has no revision {revision!r}; leave out @{revision}" if revision else ""
+        if str(folder) != str(folder).encode("utf-8", "replace").decode():
+            why = "is a name that is not UTF-8, which not every library can open; rename the folder"
+        if why:
             raise CandidateError(f"{label}: {location} {why}")
         return ModelFiles(label, location, "", folder)
     if folder.is_file() or not _HUB_ID.fullmatch(location):
@@ -254,8 +256,7 @@ def hub_id(folder: Path) -> str | None:
 
 def is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` is set, now or when huggingface_hub was imported."""
-    hub = _hub()
-    return hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return _hub().constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _hub() -> Any:

@@ -76,8 +76,7 @@ def choose(logits: Tensor, seen: Tensor, decoding: Decoding, keys: Tensor, step:
         return logits.argmax(-1)
     values, tokens = likeliest(logits / decoding.temperature, decoding.top_k, decoding.top_p)
     uniform = (random_words(keys, step, tokens).double() + 0.5) / 2.0**32
-    drawn = (values.double() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
-    return tokens.gather(1, drawn)[:, 0]
+    return tokens.gather(1, (values.double() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True))[:, 0]
 
 
 def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) -> tuple[Tensor, Tensor]:
@@ -90,8 +89,7 @@ def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) ->
     values, tokens = scores.topk(first)
     if 0 < top_k < size:
         values = values.masked_fill(values < values[:, top_k - 1 : top_k], -torch.inf)
-    whole = torch.logsumexp(values if 0 < top_k < size else scores, -1, keepdim=True).double()
-    mass = (values.double() - whole).exp()
+    mass = (values.double() - torch.logsumexp(values if 0 < top_k < size else scores, -1, keepdim=True).double()).exp()
     kept = (mass.cumsum(-1) - mass < top_p) & (values > -torch.inf)
     kept = values >= values.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
     if first < size and bool(kept[:, -1].any()):
@@ -226,9 +224,8 @@ def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
     """Ids and mask (n, longest), shorter rows filled up on the `side` "left" or "right"."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, side)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], True, 0, side)
-    return ids.to(device), mask.to(device)
+    return pad_sequence([torch.tensor(row) for row in rows], True, pad, side).to(device), mask.to(device)
 
 
 def call(model: Any, **arguments: Any) -> Any:

@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import json
 import logging
@@ -250,16 +251,39 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path, reply):
     assert f"bnbench: interrupted; {kept}. Go on with: bnbench evaluate --limit 3\n" in result.stderr
 
 
-def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "reason", "written", "helps"),
+    [
+        (28, "No space left on device", False, "make room"),
+        (28, "No space left on device", True, "make room; what was written before is kept"),
+        (errno.EDQUOT, "Disk quota exceeded", True, "make room; what was written before is kept"),
+        (30, "Read-only file system", True, "name another --out, or copy the folder elsewhere"),
+    ],
+)
+def test_a_full_disk_is_one_line(monkeypatch, tmp_path, number, reason, written, helps):
+    out = tmp_path / "run"
+
     def full(request):
-        raise OSError(28, "No space left on device")
+        with alone(request.out, OF_RUN):
+            if written:
+                (request.out / "run.json").write_text("{}", encoding="utf-8")
+            # A file that is open says no path; one that cannot be opened does.
+            raise OSError(number, reason) if number != 30 else OSError(number, reason, str(out / "run.json"))
 
     monkeypatch.setattr("bnbench.evaluate.evaluate", full)
-    result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "bnbench: No space left on device; what was written before is kept\n",
-    )
+    result = run("evaluate", "--limit", 3, "--out", out)
+    place = out / "run.json" if number == 30 else out
+    assert (result.exit_code, result.stderr) == (1, f"bnbench: {place}: {reason}; {helps}\n")
+
+
+@pytest.mark.parametrize("number", [28, 5])
+def test_an_error_of_no_folder_promises_nothing(monkeypatch, tmp_path, number):
+    def refuses(*_, **__):
+        raise OSError(number, "No space left on device" if number == 28 else "Input/output error")
+
+    monkeypatch.setattr("bnbench.score.score", refuses)
+    said = "No space left on device; make room" if number == 28 else "Input/output error"
+    assert run("score", tmp_path / "a.txt").stderr == f"bnbench: {said}\n"
 
 
 def test_what_a_console_cannot_show_is_spelt_out(scored):

@@ -108,6 +108,9 @@ META = {
 }  # fmt: skip
 
 
+AGAIN = "run the same command again, what is whole is kept: bnbench evaluate"
+
+
 def write_run(folder, **changes):
     folder.mkdir()
     write_json(folder / "run.json", {**META, **changes})
@@ -133,7 +136,7 @@ def test_what_is_no_finished_run_says_so(tmp_path):
         read_run(write_run(tmp_path / "b", schema_version=99))
     folder = write_run(tmp_path / "c")
     next((folder / "scores").iterdir()).unlink()
-    with pytest.raises(RunError, match="its replies are kept"):
+    with pytest.raises(RunError, match=rf"\.parquet: missing; {AGAIN}"):
         read_run(folder)
 
 
@@ -151,7 +154,7 @@ def test_what_is_no_finished_run_says_so(tmp_path):
     ],
 )
 def test_a_damaged_record_is_named_with_its_key(tmp_path, changes, says):
-    with pytest.raises(RunError, match=rf"run\.json: damaged \({says}\); put back"):
+    with pytest.raises(RunError, match=rf"run\.json: damaged \({says}\); remove it and run the same"):
         read_run(write_run(tmp_path / "run", **changes))
 
 
@@ -159,15 +162,24 @@ def damage(name, text):
     return lambda folder: next(folder.glob(name)).write_text(text, encoding="utf-8")
 
 
+def without_first(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes().partition(b"\n")[2])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (damage("run.json", "{"), r"run\.json: damaged"),
+        (damage("run.json", ""), r"run\.json: damaged .*; remove it and run the same `bnbench evaluate` command again"),
+        (damage("run.json", "{}"), r"run\.json: damaged \(schema_version is missing\); remove it and run the same"),
         (damage("examples.jsonl", '{"id": "a"}\n'), r"examples\.jsonl, line 1: damaged \(topic is missing\)"),
         (damage("examples.jsonl", "x\n"), r"examples\.jsonl, line 1: damaged"),
-        (damage("generations.jsonl", ""), r"generations\.jsonl: ভিত্তি has no reply to item b \(2 such\)"),
+        (lambda folder: (folder / "examples.jsonl").unlink(), rf"examples\.jsonl: missing; {AGAIN}"),
+        (without_first("examples.jsonl"), rf"examples\.jsonl: has 1 of the run's 2 items; {AGAIN}"),
+        (damage("generations.jsonl", ""), rf"generations\.jsonl: .* no reply to item b \(2 such\); {AGAIN}"),
+        (lambda folder: (folder / "generations.jsonl").unlink(), rf"generations\.jsonl: missing; {AGAIN}"),
         (damage("generations.jsonl", "[]\n"), r"generations\.jsonl, line 1: damaged \(the file is \[\], not an object"),
-        (damage("scores/*.parquet", "no table"), r"\.parquet: damaged .*its replies are kept"),
+        (damage("scores/*.parquet", "no table"), rf"\.parquet: damaged .*; {AGAIN}"),
     ],
 )
 def test_every_damaged_file_is_named(tmp_path, change, says):
@@ -184,6 +196,31 @@ def test_scores_that_lack_an_item_or_a_column_are_damaged(tmp_path):
         read_run(folder)
     write_scores(folder, "ভিত্তি", ["a", "b"], {"m": np.array([[1.0], [2.0]])}, {"m": ("x",)})
     with pytest.raises(RunError, match=r"\.parquet: damaged .*m/y"):
+        read_run(folder)
+
+
+def test_a_table_is_its_candidate_s_and_of_its_replies(tmp_path):
+    other = {**CANDIDATE, "name": "অ্যাডাপ্টার"}
+    folder = write_run(tmp_path / "run", candidates=[CANDIDATE, other], yardsticks=[{"name": "stock", "label": "s"}])
+    mine, theirs = [ONE, TWO], [replace(one, candidate="অ্যাডাপ্টার", key=f"a{one.key}") for one in (ONE, TWO)]
+    append_lines(folder / "generations.jsonl", theirs)
+    table, columns = {"m": np.array([[1.0, 2.0], [3.0, 4.0]])}, {"m": ("x", "y")}
+    write_scores(folder, "stock", ["a", "b"], table, columns, "yardsticks")
+    write_scores(folder, "অ্যাডাপ্টার", ["a", "b"], table, columns, replies=theirs)
+    assert read_run(folder).tables["ভিত্তি"]["m"].tolist() == [[3.0, 4.0], [1.0, 2.0]]  # older: its table says nothing
+    write_scores(folder, "ভিত্তি", ["a", "b"], table, columns, replies=mine)
+    read_run(folder)
+    base, adapter = (folder / "scores" / f"{slug(name)}.parquet" for name in ("ভিত্তি", "অ্যাডাপ্টার"))
+    stock, whole = folder / "scores" / "yardsticks" / "stock.parquet", base.read_bytes()
+    base.write_bytes(adapter.read_bytes())
+    with pytest.raises(RunError, match=f"{base}: damaged .it has the scores of অ্যাডাপ্টার.; {AGAIN}"):
+        read_run(folder)
+    write_scores(folder, "ভিত্তি", ["a", "b"], table, columns, replies=[ONE, replace(TWO, reply="না।")])
+    with pytest.raises(RunError, match=f"{base}: damaged .it has the scores of other replies.; {AGAIN}"):
+        read_run(folder)
+    base.write_bytes(whole)
+    stock.write_bytes(whole)
+    with pytest.raises(RunError, match=f"{stock}: damaged .it has the scores of ভিত্তি.; {AGAIN}"):
         read_run(folder)
 
 

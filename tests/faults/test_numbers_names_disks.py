@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,35 @@ def test_a_read_only_folder(files: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Path, "open", refuses)
     for words in (asked, ["report", str(files / "run")]):
         done = CliRunner().invoke(app, words)
-        assert done.exit_code == 1 and "Read-only file system" in done.stderr and done.stderr.count("\n") == 1
+        assert done.exit_code == 1 and done.stderr.count("\n") == 1
+        assert f"{files / 'run'}/.lock: Read-only file system; name another --out, or copy the folder" in done.stderr
+
+
+def test_a_disk_that_fills_up_while_models_answer(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["evaluate", "--predictions", str(files / "a.txt"), "--limit", "2", "-q", "--out", str(files / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fails_for(files / "run" / "generations.jsonl", os.fsync))
+        done = CliRunner().invoke(app, asked)
+    said, kept = done.stderr.splitlines()
+    assert done.exit_code == 3 and f"What was computed is kept in {files / 'run'}; go on with: bnbench" in kept
+    assert said == f"bnbench: {files / 'run'}: No space left on device; make room"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fails_for(files / "run" / "scores" / ".a.parquet.tmp", os.fsync))
+        done = CliRunner().invoke(app, asked)
+    kept = "make room; what was written before is kept"
+    assert (done.exit_code, done.stderr) == (1, f"bnbench: {files / 'run'}: No space left on device; {kept}\n")
+    assert CliRunner().invoke(app, asked).exit_code == 0
+
+
+def fails_for(path: Path, synced: Callable[[int], None]) -> Callable[[int], None]:
+    """`os.fsync` of a disk on which one file finds no room."""
+
+    def fails(file: int) -> None:
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            raise OSError(28, "No space left on device")
+        synced(file)
+
+    return fails
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bnbench.cli import app
+from bnbench.errors import CandidateError
 from bnbench.models import hub
 
 
@@ -38,3 +42,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     monkeypatch.setenv("BNBENCH_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(hub, "REMEMBERED_FROM", 0)
     assert hub.file_sha256(tmp_path / "file") == hashlib.sha256(b"").hexdigest()
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = shutil.copytree(hub.locate("adapter", "bnbench-demo/adapter").folder, os.fsdecode(b"a\xff"))
+    with pytest.raises(CandidateError, match=r"adapter a: a\udcff is a name that is not UTF-8, .*; rename the folder"):
+        hub.locate("adapter a", str(odd))
+    for option in ("--adapter", "--base"):
+        done = CliRunner().invoke(app, ["evaluate", option, str(odd), "--limit", "2", "--out", "run", "-q"])
+        assert done.exit_code == 2 and "is not UTF-8" in done.stderr and done.stderr.count("\n") == 1
+    assert not Path("run").exists()
+    assert hub.locate("adapter", str(Path(odd).rename("অ্যাডাপ্টার"))).weights()
