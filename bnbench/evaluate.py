@@ -294,13 +294,13 @@ def evaluate(request: EvaluationRequest) -> Path:
                 aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
                 raise
         generations = records.read_lines(records.Generation, request.out / records.GENERATIONS)
+        texts = _texts(work, generations)
         if request.judge:  # scoring only looks its ratings up
             try:
-                notes = request.judge.rate(list(_texts(work, generations).values()))
-                record = replace(record, notes=(*record.notes, *notes))
+                record = replace(record, notes=(*record.notes, *request.judge.rate(list(texts.values()))))
             except (EndpointError, OSError) as error:
                 raise _partial(request, error) from error
-        scoring, computed = time.monotonic(), _score(work, generations, ahead)
+        scoring, computed = time.monotonic(), _score(work, generations, texts, ahead)
         took = {"generate": sum(c.seconds or 0.0 for c in record.candidates), "score": time.monotonic() - scoring}
         stages = {**record.stages, **{stage: round(seconds, 3) for stage, seconds in took.items()}}
         record = replace(record, yardsticks=yardsticks.result(), stages=stages)
@@ -431,7 +431,8 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
             more = f" and {n} more that repeat others" if (n := len(done) - len(set(done)) - 1) else ""
             what = f"{path}, line {at + 1}: it repeats line {done.index(done[at]) + 1}"
             raise RunError(f"{what}; remove it{more}, and run the same command again")
-        other = [f"{path}, line {at + 1}: no reply of this plan (remove it and all after it to go on)"]
+        gone_on = "the same command goes on where it and all after it are removed"
+        other = [f"{path}, line {at + 1}: this reply is not of this plan ({gone_on})"]
         with suppress(RunError):  # a record that cannot be read
             other = records.differences(records.read_record(out), _begin(work, going_on=False)) or other
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
@@ -537,12 +538,13 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
 
 
 def _score(
-    work: Work, generations: Sequence[records.Generation], ahead: Mapping[str, list[Future[list[FloatArray]]]]
-) -> list[Metric]:
+    work: Work, generations: Sequence[records.Generation], texts: Mapping[str, Texts],
+    ahead: Mapping[str, list[Future[list[FloatArray]]]],
+) -> list[Metric]:  # fmt: skip
     """Writes every candidate's statistics, some counted `ahead`; returns the metrics that were computed for any.
     A candidate goes without a metric that needs what it cannot give, such as recorded replies without perplexity.
     """
-    ids, used, texts = [e.id for e in work.examples], set[str](), _texts(work, generations)
+    ids, used = [e.id for e in work.examples], set[str]()
     with Stage("score", len(texts) * len(ids), quiet=work.request.quiet) as progress:
         for name, own in texts.items():
             can = {need for need in EVERY_NEED if getattr(own, need) is not None}

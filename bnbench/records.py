@@ -629,12 +629,14 @@ def write_scores(
     folder: Path, name: str, ids: Sequence[str], tables: Mapping[str, FloatArray], columns: Columns, kind: str = "",
     replies: Sequence[Generation] = (),
 ) -> None:  # fmt: skip
-    """Writes a candidate's statistics, marked as its own, as `scores/[<kind>/]<name>.parquet`: `<metric>/<column>`."""
+    """Writes one candidate's statistics as `scores/[<kind>/]<name>.parquet`, columns called `<metric>/<column>`; whose
+    they are, and a hash of the `replies`, stand in it, since a file is easily copied over another.
+    """
     import pandas as pd
 
     data = {f"{m}/{c}": table[:, i] for m, table in tables.items() for i, c in enumerate(columns[m])}
     frame = pd.DataFrame({"id": list(ids), **data})
-    frame.attrs = {"kind": kind, "name": name}  # a file is easily copied over another
+    frame.attrs = {"kind": kind, "name": name}
     if replies:
         frame.attrs["replies"] = hashlib.sha256(b"".join(sorted(map(line_of, replies)))).hexdigest()
     write_text(folder / "scores" / kind / f"{slug(name)}.parquet", frame.to_parquet(index=False))
@@ -642,8 +644,9 @@ def write_scores(
 
 def line_of(record: Any) -> bytes:
     """A record as one line of JSON, whose last key "sha256" has 16 digits of the hash of all that stands before it."""
+    text = json.dumps(as_json(record), ensure_ascii=False)
     # A reply may hold half a character, which JSON can carry and UTF-8 cannot.
-    return _with_sha(json.dumps(as_json(record), ensure_ascii=False)[:-1].encode("utf-8", "surrogatepass"))
+    return _with_sha(text[:-1].encode("utf-8", "surrogatepass"))
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
@@ -756,7 +759,8 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
     for number, run in enumerate(runs):
         yield ",{" if number else "{"
         held = [path for name in _HELD if (path := run.path / name).is_file()]
-        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in (run.path / "scores").glob(of))
+        scores = run.path / "scores"
+        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in scores.glob(of))
         for at, path in enumerate((*held, *tables)):
             yield f"{',' if at else ''}{dumps(path.relative_to(run.path).as_posix())}:"
             if path.suffix == ".json":

@@ -253,7 +253,8 @@ def _saved(shape: Shape, recipe: Recipe, size: int, fused: bool, gpu: str) -> fl
         elements += masks
     eager = 0 if fused else 8 * shape.hidden + size * shape.inner  # norms in float32, the gate's activation
     # A dropout's mask is a byte an element, where none of our kernels makes it again.
-    return size * elements + eager + (masks if recipe.dropout and (recipe.dora or gpu_of(gpu) in EMULATED_RATE) else 0)
+    has_masks = recipe.dropout and (recipe.dora or gpu_of(gpu) in EMULATED_RATE)
+    return size * elements + eager + (masks if has_masks else 0)
 
 
 def _seconds(

@@ -73,8 +73,9 @@ def export(
         raise UsageError(f"{folder}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; free some")
 
     record = read_training(own.folder)
+    system = str((record.prompt if record else {}).get("system") or SYSTEM)
     how: dict[str, Any] = {"adapter": own.folder, "trust_remote_code": trust_remote_code}
-    asked = Prompter.load(files, system=str((record.prompt if record else {}).get("system") or SYSTEM), **how)
+    asked = Prompter.load(files, system=system, **how)
     temporary = place.with_name(f".{place.name}.tmp")
     with alone(place.with_name(f".{place.name}.busy")):  # the temporary one is to be gone, lock and all
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed

@@ -219,9 +219,10 @@ def recipe_text(name: str) -> str:
 
 def copy_recipe(name: str, path: Path) -> None:
     """Writes a shipped recipe to a file of the user's own; RecipeError when there is one already."""
+    text = recipe_text(name)
     if path.exists() or path.suffix != ".toml":
         raise RecipeError(f"{path} {'exists' if path.exists() else 'is no .toml file'}: name another file")
-    write_text(path, recipe_text(name))
+    write_text(path, text)
 
 
 def load_recipe(recipe: str | Path | Recipe, overrides: Mapping[str, str] | None = None) -> Recipe:

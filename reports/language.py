@@ -55,7 +55,8 @@ class Catalogue:
         keys = sorted(filter(_PLACE.search, self.entries), key=lambda k: (", but {" not in k, -len(_PLACE.sub("", k))))
         self.patterns = list[tuple[re.Pattern[str], str]]()
         for key in keys:
-            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key)))
+            one = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key))
+            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", one)
             self.patterns.append((re.compile(letters, re.DOTALL), self.entries[key]))
 
     def __call__(self, text: str) -> str:

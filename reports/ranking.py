@@ -539,7 +539,8 @@ def _yardsticks(
         if not all(m.name in tables.get(name, {}) for name in pair):
             continue
         belongs, others = (np.nan_to_num(m.formula(tables[name][m.name])[..., 0]) for name in pair)
-        won = (np.sign((belongs - others).round(9)) * (1 if m.higher_is_better else -1) + 1).mean(axis=1) / 2
+        gaps = (belongs - others) * (1 if m.higher_is_better else -1)
+        won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))]) * np.isin(np.arange(len(won)), items[m.name])[:, None]
         [ends] = significance.bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
         telling[m.name] = Score(m.name, m.values[0], float(won[items[m.name]].mean()), ends.low, ends.high)
@@ -618,4 +619,5 @@ def _judged(comparison: Comparison, p_holm: float | None, metric: Metric) -> Com
     """The comparison judged by its adjusted p, where it has one."""
     p = comparison.p if p_holm is None else p_holm
     clear = p < ALPHA and not comparison.low <= 0 <= comparison.high  # p is not a number where there is one item
-    return replace(comparison, p_holm=p_holm, better=(comparison.low > 0) == metric.higher_is_better if clear else None)
+    better = (comparison.low > 0) == metric.higher_is_better if clear else None
+    return replace(comparison, p_holm=p_holm, better=better)

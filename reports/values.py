@@ -85,10 +85,11 @@ class Value:
         """`[1.0, 3.2]` of a score, or of a difference with its signs; a dash where there is none."""
         if not (math.isfinite(of.low) or math.isfinite(of.high)):
             return ABSENT
+        is_difference = isinstance(of, Comparison)
         # The interval of a clear difference does not hold 0: an end that rounds to it has more decimals.
         near = 4 if isinstance(of, Comparison) and of.better is not None else self.decimals
         ends = ((end, self.decimals if round(end, self.decimals) else near) for end in (of.low, of.high))
-        low, high = (number(end, decimals, sign=isinstance(of, Comparison)) for end, decimals in ends)
+        low, high = (number(end, decimals, sign=is_difference) for end, decimals in ends)
         return f"[{low}, {high}]"
 
 

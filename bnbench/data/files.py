@@ -283,7 +283,8 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
             _check_header(path, file.schema_arrow.names)
             sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
             # A text that stands in many rows is stored once, and that compressed: a few rows may be gigabytes.
-            size = max(1, min(250, 2**28 // max(sizes))) if max(sizes, default=0) > 20 * path.stat().st_size else 250
+            is_dense = max(sizes, default=0) > 20 * path.stat().st_size
+            size = max(1, min(250, 2**28 // max(sizes))) if is_dense else 250
             _check_unfolded(path, sum(sizes), what)
             for batch in file.iter_batches(size, columns=columns, use_threads=False):
                 rows = batch.to_pylist()
@@ -366,25 +367,26 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
         raise CorpusError(f"{path}: not a readable log of inspect ({error})") from None
 
 
-def check_source(source: str | Path) -> bool:
-    """Whether a source is meant as a file: it is there, or its name ends as a file's does (.csv, not .5 or :2.bn).
-    Raises CorpusError when it is neither a file of a known kind nor looks like a hub id; reads nothing.
-    """
-    path = Path(source)
-    if is_file := (kind_of(path)[1:].isalpha() and ":" not in path.name) or path.exists():
+def check_source(source: str | Path) -> None:
+    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
+    if _is_file(path := Path(source)):
         check_file(path, KINDS)
     elif not _HUB_ID.fullmatch(str(source)):
         raise CorpusError(f"{source}: no such file, and not a hub id (owner/name, owner/name:configuration)")
-    return is_file
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a source is meant as a file: it is there, or its name ends as a file's does (.csv, not .5 or :2.bn)."""
+    return (kind_of(path)[1:].isalpha() and ":" not in path.name) or path.exists()
 
 
 def read_records(source: str | Path) -> dict[str, Row]:
     """All rows, one or more, by where they stand, of a file or `owner/name[:configuration][@revision]` on the hub."""
-    if check_source(source):
-        path = Path(source)
+    if _is_file(path := Path(source)):
         if records := {place(path, number): row for number, row in iter_table(path)}:
             return records
         raise CorpusError(f"{source}: the file has no rows")
+    check_source(source)
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     hub = require("huggingface_hub", extra="models")
     away = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the hub cannot be reached"

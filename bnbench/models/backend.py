@@ -92,7 +92,8 @@ class Backend(ABC):
         # How each is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids.
         self.prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
         # For run.json: in what was computed, and why.
-        self.precision = {"dtype": "none", "quantisation": "none", "reason": f"chosen by the backend {options.name}"}
+        reason = f"chosen by the backend {options.name}"
+        self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""
@@ -239,7 +240,8 @@ class LocalModels(Backend):
             import resource
         except ImportError:  # Windows
             return None
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def inspect_prompts(

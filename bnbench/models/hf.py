@@ -141,7 +141,8 @@ class TransformersBackend(LocalModels):
                 # Whether `head` on the hidden states gives what the model itself gives.
                 given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
                 try:
-                    mine = inference.head(lm, inference.call(lm.base_model, **given).last_hidden_state).float()
+                    body = inference.call(lm.base_model, **given)
+                    mine = inference.head(lm, body.last_hidden_state).float()
                     is_known = mine.shape == logits.shape and torch.allclose(mine, logits.float(), rtol=1e-3, atol=1e-3)
                 except AttributeError:  # what it calls its base model has a head too, or it has no embedding for a head
                     is_known = False
@@ -222,11 +223,13 @@ def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
     done: list[T] = []
     size = rows.stop - rows.start
     while (start := rows.start + len(done)) < rows.stop:
+        part = slice(start, min(start + size, rows.stop))
         try:
-            done += work(slice(start, min(start + size, rows.stop)))
+            done += work(part)
             continue
         except RuntimeError as error:
-            if size == 1 or not (isinstance(error, torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error)):
+            is_memory = isinstance(error, torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error)
+            if size == 1 or not is_memory:
                 raise
         # Outside the handler, where the traceback no longer holds the tensors of the failed attempt.
         size = math.ceil(size / 2)

@@ -256,7 +256,8 @@ def hub_id(folder: Path) -> str | None:
 
 def is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` is set, now or when huggingface_hub was imported."""
-    return _hub().constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    hub = _hub()
+    return hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _hub() -> Any:

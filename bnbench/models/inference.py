@@ -76,7 +76,8 @@ def choose(logits: Tensor, seen: Tensor, decoding: Decoding, keys: Tensor, step:
         return logits.argmax(-1)
     values, tokens = likeliest(logits / decoding.temperature, decoding.top_k, decoding.top_p)
     uniform = (random_words(keys, step, tokens).double() + 0.5) / 2.0**32
-    return tokens.gather(1, (values.double() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True))[:, 0]
+    drawn = (values.double() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
+    return tokens.gather(1, drawn)[:, 0]
 
 
 def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) -> tuple[Tensor, Tensor]:
@@ -224,8 +225,9 @@ def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
     """Ids and mask (n, longest), shorter rows filled up on the `side` "left" or "right"."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, side)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], True, 0, side)
-    return pad_sequence([torch.tensor(row) for row in rows], True, pad, side).to(device), mask.to(device)
+    return ids.to(device), mask.to(device)
 
 
 def call(model: Any, **arguments: Any) -> Any:

@@ -86,7 +86,8 @@ class Shards:
                 buffers[key] = torch.empty(ends[-1], dtype=torch.uint8, device=device)
             self.flat.append(buffers[key])
             for part, start in zip(parts, ends, strict=False):
-                part.data = self.flat[i][start : start + part.nbytes].view(part.dtype).view(part.shape).copy_(part.data)
+                place = self.flat[i][start : start + part.nbytes].view(part.dtype).view(part.shape)
+                part.data = place.copy_(part.data)
             layer._apply = lambda *_, layer=layer, **__: layer  # whatever moves the model leaves it there
             layer.register_forward_pre_hook(lambda *_, i=i: self.enter(i, 1))
             layer.register_forward_hook(lambda *given, i=i: self._watch(i, given[-1]))

@@ -281,7 +281,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         most = len(job.rows) if self.packs else job.recipe.shared(processes.count()).batch_size
-        monitor.try_largest = partial(self.try_largest, self.collate.largest(job.rows, most))
+        largest = self.collate.largest(job.rows, most)
+        monitor.try_largest = partial(self.try_largest, largest)
 
     def get_train_dataloader(self) -> Any:
         """Lists of rows, the same in every process: `share` deals them out by length, not accelerate's sampler."""
@@ -296,7 +297,8 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         if self.recomputation is None:
             step()
         else:
-            self.recomputation.measure(largest.ids.numel(), lambda: self.model(one_pass=largest)["loss"], step)
+            tokens = largest.ids.numel()
+            self.recomputation.measure(tokens, lambda: self.model(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""

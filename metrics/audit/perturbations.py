@@ -187,7 +187,8 @@ def other_register(text: str) -> str | None:
     to_familiar, to_polite = (pronouns <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
     if not pronouns or not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
         return None
-    found = [(_familiar if to_familiar else _polite)(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
+    other = _familiar if to_familiar else _polite
+    found = [other(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
     certain = iter([word for word in found if word is not None])
     return None if None in found else _WORD.sub(lambda _: next(certain), text)
 

@@ -121,7 +121,7 @@ def test_what_its_own_command_mends_is_mended(
     [
         (lambda a, b, c, d, e: (a, b, b, c, d, e), "{}, line 3: it repeats line 2; remove it, and run the same"),
         (lambda *a: (*a, *a), "{}, line 6: it repeats line 1; remove it and 4 more that repeat others, and"),
-        (lambda a, b, c, d, e: (a, c, d, e), "{}, line 2: no reply of this plan (remove it and all after it to go on)"),
+        (lambda a, b, c, d, e: (a, c, d, e), "{}, line 2: this reply is not of this plan (the same command goes on"),
     ],
     ids=["one-twice", "all-twice", "one-gone"],
 )
