@@ -163,10 +163,10 @@ class Commands(TyperGroup):
             raise  # whoever read our output has had enough: click ends quietly
         except OSError as error:
             code, said = 1, refused(error)
-            if error.errno in FULL and error.filename:
-                place = Path(error.filename)
-                kept = any((place if place.is_dir() else place.parent).glob("[!.]*"))
-                said += "; what was written before is kept" if kept else ""
+            place = Path(error.filename or "")
+            folder = place if place.is_dir() else place.parent
+            if error.filename and error.errno in FULL and any(folder.glob("[!.]*")):
+                said += "; what was written before is kept"
         except KeyboardInterrupt as stopped:
             resumes = ctx.invoked_subcommand in ("evaluate", "finetune")
             kept = "; ".join(["interrupted", *map(str, stopped.args)])
@@ -428,8 +428,7 @@ def export_command(
     if (merged is None and ollama is None and gguf is None) or (merged and ollama):
         raise UsageError("say which: one of --merged DIR and --ollama DIR, --gguf TYPE, or one of them and --gguf")
     folder = merged or ollama or Path("exported") / Path(adapter).name
-    trust = trust_remote_code
-    done = export(adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust)
+    done = export(adapter, folder, base=base, gguf=gguf, ollama=ollama is not None, trust_remote_code=trust_remote_code)
     _print(done, as_json)
 
 
@@ -743,8 +742,7 @@ def corpus_command(
     """Show what cleaning drops from a corpus and why, its splits and its fingerprint."""
     from bnbench.data.corpus import Corpus, SplitSizes, load_corpus, write_dropped
 
-    sizes = SplitSizes.parse(split_sizes)
-    corpus = load_corpus(data, columns=_pairs(columns), sizes=sizes, seed=seed)
+    corpus = load_corpus(data, columns=_pairs(columns), sizes=SplitSizes.parse(split_sizes), seed=seed)
     if dropped is not None:
         write_dropped(corpus, dropped)
     _print(corpus, as_json, Corpus.table)

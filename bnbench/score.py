@@ -149,8 +149,7 @@ def _files(
         raise CorpusError("; ".join(dict.fromkeys(faults)))
     replies, there = found[0], {file.field for file in found}
     _log.info("%s", replies)
-    others = (TextFile.beside(replies, field, names) for field in given if field not in there)
-    found += filter(None, others)
+    found += filter(None, (TextFile.beside(replies, field, names) for field in given if field not in there))
     return replies, [f for f in found if f.field == "reference"], next((f for f in found if f.field == "message"), None)
 
 

@@ -116,12 +116,10 @@ def _begin(request: FinetuneRequest, held: ExitStack) -> tuple[Plan, Outcome | N
         _check_same(record.identity, planned)
         if not (output / "adapter_model.safetensors").is_file():
             how = f"put it back, or remove {records.TRAINING} to make it again from the last checkpoint"
-            why = "this training is finished, but its adapter_model.safetensors is gone"
-            raise RunError(f"{output}: {why}; {how}")
+            raise RunError(f"{output}: this training is finished, but its adapter_model.safetensors is gone; {how}")
         _log.info("%s already holds this training, finished", output)
-        curve = tuple(Point(*point) for point in record.loss)
         more = (record.seconds, record.peak_memory_bytes, record.gain, record.validation)
-        return planned, Outcome(record.steps, curve, *more)
+        return planned, Outcome(record.steps, tuple(Point(*point) for point in record.loss), *more)
 
     # What a kill in the first write of all leaves there is ours.
     if not job.is_file() and {path.name for path in checkpoints.glob("*")} - {f".{JOB}.tmp"}:

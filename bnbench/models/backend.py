@@ -92,8 +92,7 @@ class Backend(ABC):
         # How each is asked. Without a tokenizer a prompt is its texts (`system`, `user`), and has no ids.
         self.prompters = {c.name: Prompter("messages", options.format_of(c.name)[0]) for c in candidates}
         # For run.json: in what was computed, and why.
-        reason = f"chosen by the backend {options.name}"
-        self.precision = {"dtype": "none", "quantisation": "none", "reason": reason}
+        self.precision = {"dtype": "none", "quantisation": "none", "reason": f"chosen by the backend {options.name}"}
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """All that a reply depends on beside its prompt and decoding, as plain JSON: names, revisions, hashes."""
@@ -240,8 +239,7 @@ class LocalModels(Backend):
             import resource
         except ImportError:  # Windows
             return None
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def inspect_prompts(

@@ -253,8 +253,7 @@ class Prompter:
         first, *others = example.turns
         parts = [self.prompt(Example(example.id, example.topic, example.title, first, "")).ids]
         for said, asked in zip(others[::2], others[1::2], strict=True):
-            turn = replace(example, title="", question=asked)
-            parts += [self.answer(said), self.prompt(turn, goes_on=True).ids]
+            parts += [self.answer(said), self.prompt(replace(example, title="", question=asked), goes_on=True).ids]
         return (*parts, self.answer(example.reference))
 
     def count_tokens(self, examples: Sequence[Example]) -> list[int]:
@@ -336,8 +335,7 @@ def system_of(system: str, topic: str) -> str:
 
 def template_of(kind: str) -> str:
     """The template of a kind that is written out here, with {system} and {user}; empty for a model's own."""
-    written = {"llama-3.1": _LLAMA, "plain": _PLAIN}.get(kind, "")
-    return written.replace(_SYSTEM, "{system}").replace(_USER, "{user}")
+    return {"llama-3.1": _LLAMA, "plain": _PLAIN}.get(kind, "").replace(_SYSTEM, "{system}").replace(_USER, "{user}")
 
 
 def pad_id(tokenizer: Any, vocab_size: int, stop: Sequence[int]) -> int:

@@ -62,10 +62,8 @@ def write_yardsticks(
     with Stage("yardsticks", n * sum(len(one[2]) for one in made.values()), quiet=quiet) as progress:
         for name, (_, _, columns) in made.items():
             m, against = len(columns), tuple((text,) for text in (second if name in HALVES else references))
-            texts = Texts(tuple(chain(*columns)), against * m, messages * m)
-            tables = statistics(texts, counted, progress.advance)
-            scores = {c.name: table for c, table in zip(counted, tables, strict=True)}
-            write_scores(folder, name, ids * m, scores, names, "yardsticks")
+            tables = statistics(Texts(tuple(chain(*columns)), against * m, messages * m), counted, progress.advance)
+            write_scores(folder, name, ids * m, dict(zip(names, tables, strict=True)), names, "yardsticks")
     return tuple(YardstickRecord(name, label, text) for name, (label, text, _) in made.items())
 
 
