@@ -16,7 +16,7 @@ from typing import Any
 from bnbench.errors import RunError, TrainingError, UsageError, require
 from bnbench.models.candidates import Spec, parse_spec
 from bnbench.models.hub import BUNDLED, HUB_ID, SMALL, ModelFiles, hub_id, is_offline, locate, with_weights
-from bnbench.models.prompts import SYSTEM, system_of, template_of
+from bnbench.models.prompts import SYSTEM, template_of, without_topic
 from bnbench.plot import loss_svg
 from bnbench.records import TRAINING, TrainingRecord, alone, read_run, read_training, slug, write_json, write_text
 from bnbench.reports.exports import Dataset, eval_results, may_be_told, model_index
@@ -191,7 +191,7 @@ def _readme(
         # Another tool's adapter and an older record do not say if there were topics; the data that were tested do.
         is_of_data = record is None or record.data.fingerprint == run.corpus.fingerprint
         if is_of_data and not any(e["topic"].strip() for e in ranking.runs[0].examples):
-            prompt = {**prompt, "system": system_of(prompt.get("system") or SYSTEM, "")}
+            prompt = {**prompt, "system": without_topic(prompt.get("system") or SYSTEM)}
     if record is not None:
         drawn["training"] = table_md([("", ""), *training_facts(record.summary()), *facts("card", r=record)])
     card = hub.ModelCard.from_template(
@@ -208,7 +208,7 @@ def snippet(base: str, revision: str | None, adapter: str, prompt: Mapping[str, 
     quoted = partial(json.dumps, ensure_ascii=False)
     return str(jinja2.Template((_TEMPLATES / "snippet.py.j2").read_text(encoding="utf-8")).render(
         quoted=quoted, base=base, revision=revision, adapter=adapter, llama=prompt.get("kind") == "llama-3.1",
-        system=system_of(str(prompt.get("system") or SYSTEM), "মানসিক স্বাস্থ্য"),
+        system=str(prompt.get("system") or SYSTEM).replace("{topic}", "মানসিক স্বাস্থ্য").strip(),
         prompt=template_of(str(prompt.get("kind"))).replace("{user}", "{message}"),
     ))  # fmt: skip
 

@@ -21,7 +21,7 @@ from bnbench.finetune.engine.processes import stop_on_signals
 from bnbench.finetune.plan import FinetuneRequest, Plan, plan
 from bnbench.finetune.recipes import get_tuner
 from bnbench.finetune.tuners.base import Outcome, Point, newest_checkpoint, write_curve
-from bnbench.models.prompts import system_of
+from bnbench.models.prompts import without_topic
 from bnbench.plot import loss_svg
 
 JOB = "job.json"  # in the folder of the checkpoints: what a training must share to go on from them, `Plan.identity`
@@ -176,7 +176,7 @@ def _end(request: FinetuneRequest, planned: Plan, outcome: Outcome, resumed_from
 
     identity, base, prompt = planned.identity(), planned.base, dict(planned.prompt)
     if not any(e.topic.strip() for e in (*request.examples, *(pair.chosen for pair in request.pairs))):
-        prompt["system"] = system_of(prompt["system"], "")  # what every row was asked with, and a reply is to be
+        prompt["system"] = without_topic(prompt["system"])  # what every row was asked with, and a reply is to be
     environment = records.describe_environment("accelerate", "datasets", "safetensors")
     record = records.TrainingRecord(
         bnbench=bnbench.__version__, finished=datetime.now(UTC).isoformat(timespec="seconds"), command=request.command,

@@ -198,7 +198,8 @@ class Prompter:
         """The prompt up to where the reply begins; raises PromptError where it would not have exactly one BOS. With
         `goes_on` the conversation does: it is the part between a reply's end token and the next reply.
         """
-        system = system_of(self.system, example.topic.strip())
+        topic = example.topic.strip()
+        system = self.system.replace("{topic}", topic).strip() if topic else without_topic(self.system)
         user = "\n\n".join(part for part in (example.title.strip(), example.question.strip()) if part)
         if self.tokenizer is None:
             return Prompt(user, (), system, user)
@@ -328,9 +329,9 @@ class Prompter:
             raise CandidateError(f"{label}: {what}; {how}")
 
 
-def system_of(system: str, topic: str) -> str:
-    """The system text of a message on a topic; without one the part `বিষয়: {topic}` is left out."""
-    return (system if topic else _TOPIC_PART.sub("", system)).replace("{topic}", topic).strip()
+def without_topic(system: str) -> str:
+    """The system text of a message that has no topic: without the part `বিষয়: {topic}`."""
+    return _TOPIC_PART.sub("", system).replace("{topic}", "").strip()
 
 
 def template_of(kind: str) -> str:

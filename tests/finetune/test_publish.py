@@ -315,7 +315,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
 
     from bnbench.data.corpus import Example
     from bnbench.finetune.publish import snippet
-    from bnbench.models.prompts import SYSTEM, Prompter, system_of
+    from bnbench.models.prompts import SYSTEM, Prompter, without_topic
 
     template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
     special = {"llama-3.1": {}, "plain": {"template": None}, "chat": {"template": template}}[kind]
@@ -326,7 +326,7 @@ def test_the_snippet_runs_and_prompts_as_in_training(
     adapter = make_adapter(tmp_path / "adapter", base)
     prompts = Prompter.of(tokenizer)
     assert prompts.kind == kind
-    told = prompts.describe() | ({} if topic else {"system": system_of(SYSTEM, "")})
+    told = prompts.describe() | ({} if topic else {"system": without_topic(SYSTEM)})
     code = snippet(str(base), None, str(adapter), told).replace("max_new_tokens=400", "max_new_tokens=3")
     names: dict[str, Any] = {}
     torch.manual_seed(0)
