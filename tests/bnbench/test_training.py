@@ -26,6 +26,14 @@ def test_the_bundled_adapter() -> None:
     assert as_json(record) == json.loads((ADAPTER / "training.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", float("nan"), 7])
+def test_targets_are_told_whatever_a_record_has_for_them(targets: object) -> None:
+    record = read_training(ADAPTER)
+    assert record is not None
+    told = dict(training_facts(replace(record, recipe={**record.recipe, "targets": targets}).summary()))["Adapter"]
+    assert told.endswith(f", on {'q_proj, v_proj' if isinstance(targets, list) else targets}")
+
+
 def test_what_a_preference_training_gained() -> None:
     record = read_training(ADAPTER)
     assert record is not None and "Preferences" not in dict(training_facts(record.summary()))
