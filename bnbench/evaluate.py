@@ -269,8 +269,8 @@ def evaluate(request: EvaluationRequest) -> Path:
             raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
         work = _prepare(request, measures)
         plan = _plan(work)
-        start = _resume(work, plan)
-        record, e = _begin(work, going_on=start > 0), work.examples[0]
+        plan, kept = _resume(work, plan)
+        record, e = _begin(work, going_on=kept > 0), work.examples[0]
         # A metric that fails on any reply does so now, on one reference, before a model is loaded.
         statistics(Texts((e.reference,), ((e.reference,),), (e.question,)), measures.alone)
         records.write_json(path, record)
@@ -279,7 +279,7 @@ def evaluate(request: EvaluationRequest) -> Path:
         tested = {e.id for e in work.examples}
         train = [e.reference for e in work.corpus.splits.get("train", ()) if e.id not in tested]
         # Yardsticks need the data alone, so they are scored while a model loads and answers; the one bar is then its.
-        is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan[start:])
+        is_quiet = request.quiet or any(batch.entrant.candidate.kind != "predictions" for batch in plan)
         # A thread takes the interpreter from what feeds a card, a process takes cores from models on the CPU. Metrics
         # other than the default ones may have models of their own, which each process would load.
         on_card = any(getattr(entrant.backend, "memory", None) for entrant in work.entrants)
@@ -289,7 +289,7 @@ def evaluate(request: EvaluationRequest) -> Path:
             given = (request.out, work.examples, train, measures.alone, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
             try:
-                record, ahead = _generate(work, plan[start:], record, aside, workers, yardsticks)
+                record, ahead = _generate(work, plan, record, aside, workers, yardsticks)
             except BaseException:
                 aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
                 raise
@@ -322,7 +322,9 @@ def _try(judge: Judge, work: Work) -> None:
 
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
-    kept = f"What was computed is kept in {request.out}; go on with: {request.command}"
+    path = request.out / records.GENERATIONS
+    n = path.read_bytes().count(b"\n") if path.exists() else 0
+    kept = f"What was computed is kept in {request.out} (replies: {n:,}); go on with: {request.command}"
     disk = error if isinstance(error, OSError) and error.errno in HELP else None
     return PartialRunError(f"{refused(disk, request.out) if disk else f'{type(error).__name__}: {error}'}\n{kept}")
 
@@ -413,8 +415,10 @@ def _plan(work: Work) -> list[Batch]:
     return plan
 
 
-def _resume(work: Work, plan: Sequence[Batch]) -> int:
-    """Cuts the file of replies back to whole batches; returns how many batches of the plan it holds."""
+def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int]:
+    """Cuts the file of replies back to whole batches, where that matters; returns what is left of the plan, and how
+    many replies the file holds.
+    """
     out, path = work.request.out, work.request.out / records.GENERATIONS
     out.mkdir(parents=True, exist_ok=True)
     if work.request.overwrite:
@@ -442,13 +446,17 @@ def _resume(work: Work, plan: Sequence[Batch]) -> int:
     while start < len(plan) and whole + len(plan[start].keys) <= len(done):
         whole += len(plan[start].keys)
         start += 1
+    left = list(plan[start:])
+    if len(done) > whole and not left[0].entrant.backend.by_batch:
+        begun, whole = len(done) - whole, len(done)
+        left[0] = replace(left[0], items=left[0].items[begun:], keys=left[0].keys[begun:])
     content = path.read_bytes() if path.exists() else b""
     if (size := sum(len(line) + 1 for line in content.split(b"\n")[:whole])) < len(content):
         os.truncate(path, size)
-    if start:
+    if whole:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
     records.write_text(out / "examples.jsonl", b"".join(records.line_of(e) + b"\n" for e in work.examples))
-    return start
+    return left, whole
 
 
 def _generate(
@@ -481,12 +489,19 @@ def _generate(
                 examples = [(work.examples[i], sample) for i, sample in batch.items]
                 # Sampling noise belongs to the item, and to which of its replies it is.
                 named = [f"{e.id}#{sample}" if sample else e.id for e, sample in examples]
-                replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
-                if len(replies) != len(prompts):
+                failure: EndpointError | None = None
+                try:
+                    replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
+                except EndpointError as error:
+                    if name not in work.silent or not error.before:
+                        raise  # the same server would have to give the likelihoods of what was answered before
+                    replies, failure = list(error.before), error
+                    examples = examples[: len(replies)]
+                if len(replies) != len(examples):
                     raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
                 generations = [
                     records.Generation(key, name, e.id, r.text, r.tokens, r.hit_limit, *(*unknown, r.refused, sample))
-                    for key, (e, sample), r in zip(batch.keys, examples, replies, strict=True)
+                    for key, (e, sample), r in zip(batch.keys, examples, replies, strict=False)
                 ]
                 own[name] += generations
                 if len(own[name]) == len(work.examples) * entrant.draws:
@@ -508,6 +523,8 @@ def _generate(
                     record = replace(record, candidates=timed, peak_memory_bytes=max(seen, default=None))
                 records.write_json(out / "run.json", record)
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
+                if failure:
+                    raise failure
     except (RuntimeError, OSError) as error:
         raise _partial(work.request, error) from error
     return record, ahead

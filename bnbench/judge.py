@@ -101,15 +101,15 @@ class Judge:
         said, again = "", self._rubric["again"]
         for _ in range(2):
             bodies = [{"messages": chat, "temperature": 0.0, "max_tokens": MOST_TOKENS} for chat in chats.values()]
-            failed = {}
+            failed, failure = {}, None
             try:
                 answers = client.map("chat/completions", [body | self._extras for body in bodies])
             except EndpointError as error:
-                if not self._extras or error.status not in (400, 422):
-                    raise
-                self._extras = {}  # a server that does not know what only models that think have a use for
-                answers = client.map("chat/completions", bodies)
-            for (key, chat), answer in zip(chats.items(), answers, strict=True):
+                answers, failure = list(error.before), error
+                if self._extras and not answers and error.status in (400, 422):
+                    self._extras = {}  # a server that does not know what only models that think have a use for
+                    answers, failure = client.map("chat/completions", bodies), None
+            for (key, chat), answer in zip(chats.items(), answers, strict=False):
                 try:
                     said = _whole(str(answer["choices"][0]["message"]["content"] or ""))
                 except (KeyError, IndexError, TypeError):
@@ -119,9 +119,11 @@ class Judge:
                 else:
                     turns = (("assistant", said[:1000] or "…"), ("user", again))
                     failed[key] = [*chat, *({"role": role, "content": text} for role, text in turns)]
-            rater, new = f"{self.model}|{self.rubric}", [key for key in chats if key not in failed]
+            rater, new = f"{self.model}|{self.rubric}", [key for key in chats if self._said.get(key)]
             if self._path and new:
                 append_lines(self._path, [Rating(k, rater, *one) for k in new for one in self._said[k].items()])
+            if failure:
+                raise failure
             chats = failed
         if len(chats) == len(asked) >= FEWEST:
             told = f"the judge {self.model} answered none of {len(asked)} questions as it was asked to"

@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,31 +127,41 @@ class Client:
                 raise CandidateError(f"{server.url} serves no model {self.model!r}; it has {near}")
         return listed[0].get(self.model, "")
 
-    def map(self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
-        """The answers to POST requests to `path` ("chat/completions"), in their order; the model's name is added.
+    def map(
+        self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE,
+        read: Callable[[dict[str, Any]], Any] = dict,
+    ) -> list[Any]:  # fmt: skip
+        """The answers to POST requests to `path` ("chat/completions"), in their order, as `read` makes them; the
+        model's name is added.
 
         A server gets at most `most` at once. What may pass (429, 5xx, a lost connection, half an answer) is tried
-        again, on another server where there is one; the first failure that stays ends the others.
+        again, on another server where there is one; the first failure that stays ends the others, and has with it
+        what was answered before (`EndpointError.before`).
         """
 
-        async def ask() -> list[dict[str, Any]]:
+        async def ask() -> list[Any]:
             room, waiting = asyncio.Condition(), list[int]()
             for server in self._servers:
                 server.rest()
             try:
                 async with self._open() as http, asyncio.TaskGroup() as group:
                     asked = ({"model": self.model, **body} for body in bodies)
-                    tasks = [group.create_task(self._insist(http, room, waiting, path, body, most)) for body in asked]
+                    work = [self._insist(http, room, waiting, path, body, most, read) for body in asked]
+                    tasks = [group.create_task(one) for one in work]
             except BaseExceptionGroup as failures:
                 first = failures.exceptions[0]
-                raise EndpointError(str(first), first.status) if isinstance(first, _AgainError) else first from None
+                if not isinstance(first, EndpointError):
+                    raise first from None
+                whole = takewhile(lambda task: not task.cancelled() and task.exception() is None, tasks)
+                raise EndpointError(str(first), first.status, [task.result() for task in whole]) from None
             return [task.result() for task in tasks]
 
         return _run(ask())
 
     async def _insist(
-        self, http: Any, room: asyncio.Condition, waiting: list[int], path: str, body: dict[str, Any], most: int
-    ) -> dict[str, Any]:
+        self, http: Any, room: asyncio.Condition, waiting: list[int], path: str, body: dict[str, Any], most: int,
+        read: Callable[[dict[str, Any]], Any],
+    ) -> Any:  # fmt: skip
         """One answer, over as many attempts as patience allows, each on the server that has most room.
 
         Of those that are `waiting` for room the one with most attempts goes first. Else, where every attempt takes
@@ -183,7 +194,7 @@ class Client:
                 try:
                     answer = await self._send(http, server, path, body)
                     server.succeeded()
-                    return answer
+                    return read(answer)
                 except _AgainError as error:
                     server.failed(error, start)
                     raise

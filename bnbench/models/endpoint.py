@@ -97,6 +97,8 @@ class Served:
 class EndpointBackend(Backend):
     """The backend `endpoint`: the models that `--endpoint` names, each behind one URL or several."""
 
+    by_batch = False
+
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         if other := [c for c in candidates if not c.urls]:
@@ -173,10 +175,12 @@ class EndpointBackend(Backend):
         return bool(self._served[candidate.name].likelihoods)
 
     def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
-        """One reply a prompt; empty, cut and refused ones too, each marked as what it is."""
+        """One reply a prompt; empty, cut and refused ones too, each marked as what it is. An EndpointError has those
+        `before` it.
+        """
         served = self._served[candidate.name]
         bodies = [served.body(prompt, decoding, item) for prompt, item in zip(prompts, items, strict=True)]
-        return [served.reply(answer) for answer in served.client.map(served.path, bodies)]
+        return served.client.map(served.path, bodies, read=served.reply)
 
     def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> list[float] | None:
         """As `Backend.likelihood`, from the log-probabilities that the server gives of a prompt."""

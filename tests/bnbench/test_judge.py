@@ -313,7 +313,8 @@ def test_a_server_that_fails_midway_ends_with_3_and_the_same_command_goes_on(ser
     words += ["--judge", f"{server.url}#bichar", "--primary", "judge-overall"]
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 3 and "status 403" in ended.stderr and "go on with: bnbench" in ended.stderr
-    assert len(ratings(files / "run")) == 48 * 4
+    kept = len(ratings(files / "run")) // 4 - 48  # what was answered in the window that failed is kept, too
+    assert 0 <= kept <= 3 and len(ratings(files / "run")) % 4 == 0
     later = []  # what the first session had under way when it ended may still come in, so these are not counted
     server.act = lambda handler, path, body: plain(
         handler, path, body and (later.append(tuple(texts_in(body))) or body)
@@ -321,7 +322,7 @@ def test_a_server_that_fails_midway_ends_with_3_and_the_same_command_goes_on(ser
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 0, ended.stderr
     replies = [(MESSAGES[i], own[i]) for own in (WARM, COLD) for i in MESSAGES]
-    assert set(later) == set(replies)  # none of the labelled ones
+    assert set(later) <= set(replies) and len(set(later)) == len(replies) - kept  # none of the labelled ones
     before = len(later)
     # The audit stands beside the scores: in the terminal and on the page.
     said = "judge-empathy: AUC 1.00 [1.00,1.00], better than every sentinel, on 48 labelled replies to 24 messages"
@@ -497,11 +498,12 @@ def test_audit_of_a_judge_that_fails_midway_is_partial_and_goes_on(serve, labell
     with caplog.at_level("INFO", logger="bnbench"):
         ended = CliRunner().invoke(app, words)
         assert ended.exit_code == 3 and f"Ratings are kept in {files / 'kept'}; go on with: bnbench" in ended.stderr
-        assert len(ratings(files / "kept")) == 4 * 32  # two windows of 16 questions
+        kept = len(ratings(files / "kept")) // 4
+        assert 32 <= kept <= 40  # two windows of 16 questions, and what was answered of the third
         server.act = plain
         assert CliRunner().invoke(app, words).exit_code == 0
     assert "bichar rates 48 labelled replies, 48 calls" in caplog.text
-    assert "bichar rates 48 labelled replies, 16 calls" in caplog.text
+    assert f"bichar rates 48 labelled replies, {48 - kept} calls" in caplog.text
 
 
 def test_a_judge_is_not_asked_about_replies_that_cannot_be_audited(serve, labelled, files):

@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_while_models_answer(files: Path, monkeypatch: pyte
         patch.setattr("os.fsync", fails_for(files / "run" / "generations.jsonl", os.fsync))
         done = CliRunner().invoke(app, asked)
     said, kept = done.stderr.splitlines()
-    assert done.exit_code == 3 and f"What was computed is kept in {files / 'run'}; go on with: bnbench" in kept
+    assert done.exit_code == 3 and f"What was computed is kept in {files / 'run'} (replies: " in kept
     assert said == f"bnbench: {files / 'run'}: No space left on device; make room"
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", fails_for(files / "run" / "scores" / ".a.parquet.tmp", os.fsync))

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -459,12 +460,47 @@ def test_a_server_that_dies_three_times_is_gone_on_with(serve: Serve, model: Mod
         server, done = command(out)
         assert done.exit_code == 3, done.output
         assert f"EndpointError: {server.url}/completions: the connection was lost" in done.output
-        assert f"What was computed is kept in {out}; go on with: " in done.output
+        assert f"What was computed is kept in {out} (replies: {kept}); go on with: " in done.output
         assert len(lines(out)) == kept if kept else not (out / "generations.jsonl").exists()
     count, lives = iter(range(10**6)), 10**6
     assert command(out)[1].exit_code == 0
     assert command(tmp_path / "whole")[1].exit_code == 0
     assert len(lines(out)) == 12
+    assert (out / "generations.jsonl").read_bytes() == (tmp_path / "whole" / "generations.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("ends", ["403", "no choices", "500"])
+def test_what_was_answered_before_a_server_failed_is_kept(
+    serve: Serve, model: Model, tmp_path: Path, ends: str
+) -> None:
+    """One batch holds all six: those before the first that failed are not asked, and paid for, again."""
+    out, asked, seen = tmp_path / "run", list[str](), range(4)
+
+    def tired(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        if body["max_tokens"] == 1:
+            return answer
+        with lock:
+            asked.append(body["messages"][-1]["content"])
+            n = len(set(asked))
+        if n <= len(seen):
+            return answer
+        time.sleep(0.3)  # until the others have come in
+        return {"choices": []} if ends == "no choices" else handler.say(int(ends), {"error": "কোটা শেষ"})
+
+    lock, model.change = threading.Lock(), tired
+    words = ("--endpoint", f"{serve(model).url}#base", "--greedy", "--metric", "chrF++", "--limit", "6", "--out")
+    done = evaluate(*words, str(out))
+    assert done.exit_code == 3 and f"What was computed is kept in {out} (replies: 4)" in done.output, done.output
+    begun = (out / "generations.jsonl").read_bytes()
+    first, seen = [*asked], range(100)
+    asked.clear()
+    assert evaluate(*words, str(out)).exit_code == 0
+    assert (
+        len(asked) == 2
+        and not {*asked} & {*first[:4]}
+        and (out / "generations.jsonl").read_bytes()[: len(begun)] == begun
+    )
+    assert evaluate(*words, str(tmp_path / "whole")).exit_code == 0
     assert (out / "generations.jsonl").read_bytes() == (tmp_path / "whole" / "generations.jsonl").read_bytes()
 
 
