@@ -447,7 +447,7 @@ def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int]:
         whole += len(plan[start].keys)
         start += 1
     left = list(plan[start:])
-    if len(done) > whole and not left[0].entrant.backend.by_batch:
+    if len(done) > whole and left[0].entrant.candidate.urls:  # behind a server a reply is its own, not its batch's
         begun, whole = len(done) - whole, len(done)
         left[0] = replace(left[0], items=left[0].items[begun:], keys=left[0].keys[begun:])
     content = path.read_bytes() if path.exists() else b""

@@ -85,9 +85,6 @@ class Backend(ABC):
     needs_files: ClassVar[bool] = False
     """True: `--base` and `--adapter` are folders or hub ids, found and checked here; False: names only it knows."""
 
-    by_batch: ClassVar[bool] = True
-    """True: those beside it in a batch may change a reply, so what is kept of half a batch is made again."""
-
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         self.candidates, self.options = tuple(candidates), options
         self.context: int | None = None  # most tokens of a row, where that is known

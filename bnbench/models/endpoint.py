@@ -97,8 +97,6 @@ class Served:
 class EndpointBackend(Backend):
     """The backend `endpoint`: the models that `--endpoint` names, each behind one URL or several."""
 
-    by_batch = False
-
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
         if other := [c for c in candidates if not c.urls]:
