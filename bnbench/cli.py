@@ -416,7 +416,7 @@ def preferences_command(
 def export_command(
     adapter: Annotated[str, Argument(help=ADAPTERS.partition(";")[0] + ".")],
     merged: Annotated[Path | None, Option(help="Folder of a whole model: safetensors, tokenizer, template.")] = None,
-    gguf: Annotated[str | None, Option(help="Type of llama.cpp, such as Q4_K_M; by default in exported/NAME.")] = None,
+    gguf: Annotated[str | None, Option(help="Type of a GGUF file, such as Q4_K_M; in that folder, else exported/NAME.")] = None,
     ollama: Annotated[Path | None, Option(help="The same folder with a Modelfile, for `ollama create`.")] = None,
     base: Base = None,
     trust_remote_code: Trust = False,
