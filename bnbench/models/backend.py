@@ -4,6 +4,7 @@ With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends
 --base any-name` runs the class, in which only `generate` must be written.
 """
 
+import logging
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -24,7 +25,9 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256, find_model, locate
 from bnbench.models.loading import Device, choose_precision, load_config, trained_tokens
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
-from bnbench.records import TRAINING
+from bnbench.records import TRAINING, seen_note
+
+log = logging.getLogger("bnbench.models")
 
 Prompts = Sequence[Prompt]
 Rows = Sequence[Sequence[int]]  # of token ids
@@ -101,8 +104,11 @@ class Backend(ABC):
             "base": candidate.base or "", "template_sha": self.prompters[candidate.name].template_sha,
         }  # fmt: skip
 
-    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:  # noqa: B027 - a default
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
         """Tells all items of the run, and the corpus that they are from, before the first reply."""
+        for base in (c for c in self.candidates if c.kind == "base" and c.trained):
+            if note := seen_note(base.name, base.trained, [e.id for e in examples]):
+                log.warning(note)
 
     def load(self) -> None:  # noqa: B027 - a default
         """Reads weights, or opens a connection. Called once, before the first `generate`."""
