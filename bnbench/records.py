@@ -202,8 +202,7 @@ class TrainingSummary:
 class CandidateRecord:
     """One candidate: where it was read from, `key_fields` (all that a reply depends on beside prompt and decoding), and
     how it went. `prompt` says how it was asked where that is not as the first one was; `seconds` are summed over all
-    sessions, None for recorded replies. `trained`: the ids of the rows that an adapter learned that is merged into the
-    base.
+    sessions, None for recorded replies.
     """
 
     name: str
@@ -219,7 +218,7 @@ class CandidateRecord:
     seconds: float | None
     tokens_per_second: float | None
     hit_limit_share: float | None
-    trained: tuple[str, ...] = ()
+    trained: str = ""  # ids, parted by blanks, of the rows of an adapter that `bnbench export` merged into the base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,9 +497,9 @@ def read_training(folder: Path) -> TrainingRecord | None:
     return found if isinstance(found, TrainingRecord) else None
 
 
-def seen_note(name: str, trained: Sequence[str], ids: Collection[str]) -> str:
+def seen_note(name: str, trained: str, ids: Collection[str]) -> str:
     """The note on a candidate that was trained on some of the test's rows, by their ids; empty for any other."""
-    seen = len(set(ids).intersection(trained))
+    seen = len(set(ids).intersection(trained.split()))
     return f"{name} was trained on {seen} of the {len(ids)} test rows: {SEEN}" if seen else ""
 
 

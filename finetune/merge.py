@@ -54,9 +54,9 @@ def export(
     """Merges an adapter (a folder or hub id) into its base's weights, in their own precision, on the CPU.
 
     `folder` must be new or empty; it gets safetensors, tokenizer and chat template, with `gguf` (a type of llama.cpp,
-    such as Q4_K_M) a GGUF file, with `ollama` a Modelfile, and the adapter's training.json, if any. It is there whole or not at all. Raises UsageError where
-    the folder is taken, the disk too full or a program missing, CandidateError where the adapter cannot be merged,
-    and TrainingError where llama.cpp's programs fail.
+    such as Q4_K_M) a GGUF file, with `ollama` a Modelfile, and training.json, as the adapter has it. It is there whole
+    or not at all. Raises UsageError where the folder is taken, the disk too full or a program missing, CandidateError
+    where the adapter cannot be merged, and TrainingError where llama.cpp's programs fail.
     """
     programs = _programs(gguf.upper()) if gguf else ()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -82,7 +82,7 @@ def export(
         try:
             gap = _merge(files, own, asked, temporary, trust_remote_code)
             if learned := record or read_training(files.folder):  # by which a test on its rows is known; it has no text
-                rows = dict.fromkeys((*found.trained, *learned.examples))  # the base may be such an export itself
+                rows = dict.fromkeys((*found.trained.split(), *learned.examples))  # the base may be an export too
                 write_json(temporary / TRAINING, replace(learned, command="", examples=tuple(rows)))
             model = _convert(temporary, place.name, gguf.upper(), programs) if gguf else None
             if ollama:

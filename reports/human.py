@@ -32,8 +32,7 @@ from bnbench.reports.values import counted, name
 KEY = "human-key.jsonl"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
 _CELL = 32_000  # characters; a spreadsheet's cell holds 32,767
-_SHOWN = 40  # lines of a message about faults
-_OF_A_KIND = 3  # of the faults of one kind in one column of a file, those that have a line each
+_SHOWN = 3  # faults of one kind in a file's column that have a line each
 
 Fault = tuple[str, str, str]  # where, the column if it is of one, and why
 Question = Mapping[str, Any]  # what one page of a form shows: code, title, message and one text, or two
@@ -256,9 +255,9 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                         faults.append((where, criterion, f"{why}; {how}"))
                     found[at] = new, where
             how = f"fill in {', '.join(CRITERIA)}, or leave it out"
-            faults += [(str(path), "", f"no answer in the form {form}; {how}") for form, is_so in empty.items() if is_so]
-            here, there = (sorted(texts) for texts in zip(*moved, strict=True)) if moved else ((), ())
-            sorted_apart += [str(path)] if moved and here == there else []
+            faults += [(str(path), "", f"no answer in the form {form}; {how}") for form, so in empty.items() if so]
+            is_order = sorted(here for here, _ in moved) == sorted(its for _, its in moved)
+            sorted_apart += [str(path)] if moved and is_order else []
         if faults:
             raise UsageError(_told(faults, sorted_apart))
         new_ones = [new for at, (new, _) in found.items() if at not in before or before[at][0].value != new.value]
@@ -277,15 +276,13 @@ def _told(faults: Sequence[Fault], sorted_apart: Sequence[str]) -> str:
     for where, column, why in faults:  # two words end each kind, whatever was quoted before
         kinds.setdefault((where.rpartition(" ")[0], column, *why.split()[-2:]), []).append((where, column, why))
     for (of, column, *_), these in kinds.items():
-        n = _OF_A_KIND if column and len(these) > _OF_A_KIND + 1 else len(these)
+        n = _SHOWN if column and len(these) > _SHOWN + 1 else len(these)
         lines += [f"{', '.join(filter(None, (where, own)))}: {why}" for where, own, why in these[:n]]
         rest = [where.rpartition(" ")[2] for where, *_ in these[n:]]
         lines += [f"{of}s {', '.join(rest)}, {column}: {len(rest)} more like these"] if rest else []
-    more = [f"… and {len(lines) - _SHOWN} more lines"] if len(lines) > _SHOWN else []
     why = "every reply is there, in another order than its codes: columns were sorted without the others"
-    how = "undo that, or fill in the form as it was"
-    more += [f"{path}: {why}; {how}" for path in sorted_apart]
-    return "\n".join([f"{counted(len(faults), 'fault')}, nothing was imported:", *lines[:_SHOWN], *more])
+    lines += [f"{path}: {why}; undo that, or fill in the form as it was" for path in sorted_apart]
+    return "\n".join([f"{counted(len(faults), 'fault')}, nothing was imported:", *lines])
 
 
 def _filled(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -322,9 +319,9 @@ def _answers(
     texts = [g.reply for who, *_ in shown.texts for g in run.replies.get(who, ()) if g.id == shown.item]
     if "reply" in row and text_key(shown.item, *texts) == shown.key:  # else the run has other replies now
         here, there = ("".join(storable(text).split())[:1000] for text in (as_text(row["reply"]), texts[0]))
-        moved += [] if here == there else [(here, there)]
-        is_wrong = values and here != there
-        wrong += [("reply", "not the one of this code; sort and copy whole rows only")] if is_wrong else []
+        if here != there:
+            moved.append((here, there))
+            wrong += [("reply", "not the one of this code; sort and copy whole rows only")] if values else []
     return values, wrong
 
 

@@ -60,7 +60,7 @@ def verdict(ranking: Ranking) -> Verdict:
         if doubted := [name(s.candidate, 36) for s in ranking.standings if caveat(ranking, s)]:
             details.append(f"Not above every yardstick, mostly broken, or trained on test rows: {', '.join(doubted)}.")
     best = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1]
-    seen = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1 and has_seen(ranking, s)]
+    seen = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1 and trained_on_test(ranking, s)]
     but = f", but {listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on test rows" if seen else ""
     if first.worst_rank == 1:
         but = caveat(ranking, first)
@@ -112,7 +112,7 @@ def caveat(ranking: Ranking, standing: Standing) -> str:
     """`, but below a stock reply and 67 % of its replies are broken`: no "better" stands without it. Where it was
     trained on test rows, that says all: what it scores on them is what it learned.
     """
-    if has_seen(ranking, standing):
+    if any(note.endswith(SEEN) for note in ranking.notes) and trained_on_test(ranking, standing):
         return ", but it was trained on test rows"
     lost = sorted(ranking.unpassed(standing.candidate, ranking.primary), key=lambda c: c.better is None)
     told = [f"{'below' if c.better is False else 'not to be told from'} {c.other}" for c in lost[:1]]
@@ -163,11 +163,6 @@ def trained_on_test(ranking: Ranking, standing: Standing) -> str:
     own = [note for run in ranking.runs if members or record in run.record.candidates for note in run.record.notes]
     seen = (note for note in own if note.endswith(SEEN))
     return next((note for note in seen if note.rpartition(" was trained on ")[0] in (record.name, *members)), "")
-
-
-def has_seen(ranking: Ranking, standing: Standing) -> bool:
-    """Whether a candidate was trained on rows of the test."""
-    return any(note.endswith(SEEN) for note in ranking.notes) and bool(trained_on_test(ranking, standing))
 
 
 def listed(texts: Sequence[str], word: str = "and") -> str:

@@ -4,7 +4,6 @@ With `echo = "my_package:Echo"` among a package's entry points "bnbench.backends
 --base any-name` runs the class, in which only `generate` must be written.
 """
 
-import logging
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -25,9 +24,7 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256, find_model, locate
 from bnbench.models.loading import Device, choose_precision, load_config, trained_tokens
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
-from bnbench.records import TRAINING, seen_note
-
-log = logging.getLogger("bnbench.models")
+from bnbench.records import TRAINING, log, seen_note
 
 Prompts = Sequence[Prompt]
 Rows = Sequence[Sequence[int]]  # of token ids

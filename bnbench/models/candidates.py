@@ -40,8 +40,7 @@ class Candidate:
     `location` is the folder, hub id or file as it was given; `revision` the commit it was resolved to, empty for a
     folder or file; `folder` where its files lie. `weights_sha256` is of the model's, adapter's or predictions file. A
     model of a backend that reads no files here has its location and revision as they were given, and nothing else;
-    `urls` are those of the servers (with /v1) of an endpoint, whose `location` is the model's name there. `trained` has
-    the ids of the rows that an adapter learned that `bnbench export` merged into the base.
+    `urls` are those of the servers (with /v1) of an endpoint, whose `location` is the model's name there.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Candidate:
     base_folder: str = ""
     weights_sha256: str = ""
     urls: tuple[str, ...] = ()
-    trained: tuple[str, ...] = ()
+    trained: str = ""  # ids, parted by blanks, of the rows of an adapter that `bnbench export` merged into the base
 
 
 class Spec(NamedTuple):
@@ -200,7 +199,7 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
     plain = Candidate(given.name, "base", given.location, base.commit, None, str(base.folder))
     try:
         if merged := read_training(base.folder):
-            plain = replace(plain, trained=merged.examples)
+            plain = replace(plain, trained=" ".join(merged.examples))
     except RunError as error:
         log.warning("%s", error)
     # A large base that is met for the first time takes seconds to hash, and so do the libraries that will load it.

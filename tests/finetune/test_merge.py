@@ -197,4 +197,4 @@ def test_the_record_of_the_training_goes_along(tmp_path: Path, caplog: pytest.Lo
     assert json.loads((twice / "training.json").read_bytes())["examples"] == [row.id for row in rows]
     # A damaged record is told, and stops nothing.
     (folder / "training.json").write_text(kept.replace('"loss"', '"lost"'), encoding="utf-8")
-    assert parse_candidates(str(folder))[0].trained == () and "training.json: damaged (loss is missing" in caplog.text
+    assert parse_candidates(str(folder))[0].trained == "" and "training.json: damaged (loss is missing" in caplog.text

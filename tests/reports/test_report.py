@@ -227,7 +227,7 @@ def test_what_undoes_the_verdict_is_the_first_note_wherever_it_stands(make_run: 
 
 def test_the_headline_says_who_was_trained_on_the_test(make_run: Maker) -> None:
     """Whatever else is wrong with it, in each form of the report, and in Bengali."""
-    broken = {i: "I am sorry, my friend.\ufffd" for i in range(30)}
+    broken = dict.fromkeys(range(30), "I am sorry, my friend.\ufffd")
     pair = (PAIR[0], replace(PAIR[1], replies=broken))
     seen, but = f"{ADAPTER} was trained on 3 of the 40 test rows: {SEEN}", ", but it was trained on test rows"
     folder = make_run((PAIR[0], PAIR[1]), name="two", notes=[seen])
