@@ -311,7 +311,7 @@ def evaluate_command(
     )  # fmt: skip
     if fail_if or group or lang != "en":
         _check_asked(request, fail_if or [], lang)
-    _report([evaluate(request)], None, as_json, fail_if=fail_if, lang=lang)
+    _report([evaluate(request)], None, as_json, fail_if=fail_if or (), lang=lang)
 
 
 @app.command("perplexity")
@@ -416,7 +416,7 @@ def preferences_command(
 def export_command(
     adapter: Annotated[str, Argument(help=ADAPTERS.partition(";")[0] + ".")],
     merged: Annotated[Path | None, Option(help="Folder of a whole model: safetensors, tokenizer, template.")] = None,
-    gguf: Annotated[str | None, Option(help="Type of llama.cpp, such as Q4_K_M; by default in exported/NAME.")] = None,
+    gguf: Annotated[str | None, Option(help="Type of a GGUF file, such as Q4_K_M; alone: in exported/NAME.")] = None,
     ollama: Annotated[Path | None, Option(help="The same folder with a Modelfile, for `ollama create`.")] = None,
     base: Base = None,
     trust_remote_code: Trust = False,
@@ -474,14 +474,15 @@ def report_command(
 ) -> None:
     """Rank a finished run again and write its report, in other tools' formats too. Needs no model."""
     wanted = _groups(group) if group else None
-    _report([run], None, as_json, audit, primary, wanted, fail_if, forest, lang, export or (), dataset_id)
+    how: dict[str, Any] = {"audits": audit, "primary": primary, "groups": wanted, "lang": lang}
+    _report([run], None, as_json, forest, export or (), dataset_id, fail_if=fail_if or (), **how)
     if serve or watch:
         from bnbench.records import read_run
         from bnbench.reports import write_report
         from bnbench.reports.serve import show
 
         def again() -> object:
-            return write_report([read_run(run)], run, audits=audit, primary=primary, groups=wanted, lang=lang)
+            return write_report([read_run(run)], run, **how)
 
         show(run / "report.html", again, port=port if serve else None, watch=watch)
 
@@ -503,15 +504,14 @@ def compare_command(
     if len(runs) < 2:
         raise UsageError(f"{runs[0]}: name two runs or more; `bnbench report {runs[0]}` ranks one by itself")
     _report(
-        runs, out, as_json, audit, groups=_groups(group) if group else None, fail_if=fail_if, lang=lang,
-        exports=export or (), dataset_id=dataset_id, overwrite=overwrite,
+        runs, out, as_json, exports=export or (), dataset_id=dataset_id, audits=audit, lang=lang,
+        groups=_groups(group) if group else None, fail_if=fail_if or (), overwrite=overwrite,
     )  # fmt: skip
 
 
 def _report(
-    folders: list[Path], out: Path | None, as_json: bool, audits: Path | None = None, primary: str | None = None,
-    groups: dict[str, tuple[str, ...]] | None = None, fail_if: list[str] | None = None, forest: Path | None = None,
-    lang: str = "en", exports: Sequence[str] = (), dataset_id: str | None = None, overwrite: bool = False,
+    folders: list[Path], out: Path | None, as_json: bool, forest: Path | None = None, exports: Sequence[str] = (),
+    dataset_id: str | None = None, **how: Any,  # as `write_report` takes it
 ) -> None:  # fmt: skip
     from bnbench.records import read_run, unpack
     from bnbench.reports import Report, write_report
@@ -539,10 +539,7 @@ def _report(
             places += ((place, path) for place in (unpack(path, Path(room, str(at))) if is_page else [path]))
         try:
             runs = [read_run(place) for place, _ in places]
-            report = write_report(
-                runs, out or folders[0], audits=audits, primary=primary, groups=groups, fail_if=fail_if or (),
-                lang=lang, overwrite=overwrite, also=more if forest or exports else None,
-            )  # fmt: skip
+            report = write_report(runs, out or folders[0], also=more if forest or exports else None, **how)
         except RunError as error:  # nobody knows where the runs of a page lay
             told = str(error)
             for place, path in places:

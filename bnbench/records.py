@@ -24,9 +24,9 @@ import platform
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -218,6 +218,7 @@ class CandidateRecord:
     seconds: float | None
     tokens_per_second: float | None
     hit_limit_share: float | None
+    trained: str = ""  # ids, parted by blanks, of the rows of an adapter that `bnbench export` merged into the base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,6 +497,12 @@ def read_training(folder: Path) -> TrainingRecord | None:
     return found if isinstance(found, TrainingRecord) else None
 
 
+def seen_note(name: str, trained: str, ids: Collection[str]) -> str:
+    """The note on a candidate that was trained on some of the test's rows, by their ids; empty for any other."""
+    seen = len(set(ids).intersection(trained.split()))
+    return f"{name} was trained on {seen} of the {len(ids)} test rows: {SEEN}" if seen else ""
+
+
 def read_lines(kind: type[Record], path: Path) -> list[Record]:
     """All whole lines of a JSONL file that may not be there. A last line without its newline was torn by a crash and is
     left out; RunError (line number) for one that is damaged, or that was changed since `line_of` made it.
@@ -545,6 +552,9 @@ def read_run(folder: str | Path) -> Run:
         raise RunError(f"{path}: {what}; {again}")
     # Replies come in the order of the batches; everything from here on is in the order of the items.
     ids = [example["id"] for example in examples]
+    told = {note.rpartition(" was trained on ")[0] for note in record.notes if note.endswith(SEEN)}
+    more = (seen_note(c.name, c.trained, ids) for c in record.candidates if c.trained and c.name not in told)
+    record = replace(record, notes=(*record.notes, *filter(None, more)))
     replies: dict[str, dict[tuple[str, int], Generation]] = {c.name: {} for c in record.candidates}
     known, path = set(ids), folder / GENERATIONS
     for generation in read_lines(Generation, path):

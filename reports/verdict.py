@@ -58,8 +58,10 @@ def verdict(ranking: Ranking) -> Verdict:
             told = [f"{name(c.candidate, 36)} ({gap})" for c, gap in zip(these, shown, strict=True)]
             details += [f"{head} {base}: {', '.join(told)}."] if told else []
         if doubted := [name(s.candidate, 36) for s in ranking.standings if caveat(ranking, s)]:
-            details.append(f"Not above every yardstick, or mostly broken: {', '.join(doubted)}.")
-    best, but = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1], ""
+            details.append(f"Not above every yardstick, mostly broken, or trained on test rows: {', '.join(doubted)}.")
+    best = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1]
+    seen = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1 and trained_on_test(ranking, s)]
+    but = f", but {listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on test rows" if seen else ""
     if first.worst_rank == 1:
         but = caveat(ranking, first)
         claim = f"{name(first.candidate)} is the best of the {n} candidates on {value.label}"
@@ -107,7 +109,11 @@ def held_against(ranking: Ranking, standing: Standing, said: Verdict) -> Verdict
 
 
 def caveat(ranking: Ranking, standing: Standing) -> str:
-    """`, but below a stock reply, and 67 % of its replies are broken`: no "better" stands without it."""
+    """`, but below a stock reply and 67 % of its replies are broken`: no "better" stands without it. Where it was
+    trained on test rows, that says all: what it scores on them is what it learned.
+    """
+    if any(note.endswith(SEEN) for note in ranking.notes) and trained_on_test(ranking, standing):
+        return ", but it was trained on test rows"
     lost = sorted(ranking.unpassed(standing.candidate, ranking.primary), key=lambda c: c.better is None)
     told = [f"{'below' if c.better is False else 'not to be told from'} {c.other}" for c in lost[:1]]
     broken = standing.value("degeneration", "degenerate") or 0

@@ -13,14 +13,18 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from bnbench.cli import app
+from bnbench.data.corpus import load_corpus
 from bnbench.errors import BnbenchError, CandidateError, RunError, TrainingError, UsageError
 from bnbench.evaluate import EvaluationRequest, evaluate
 from bnbench.finetune import Exported, export
 from bnbench.models.candidates import parse_candidates
 from bnbench.models.decoding import Decoding
 from bnbench.models.hub import locate
-from bnbench.records import alone, read_run
+from bnbench.records import SEEN, alone, read_run
 from bnbench.reports import rank
+from bnbench.reports.exports import may_be_told
+from bnbench.reports.ranking import Ranking
+from bnbench.reports.verdict import warnings
 
 DEMO = "bnbench-demo/adapter"
 
@@ -154,3 +158,43 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     for words in ([], ["--merged", "a", "--ollama", "b"]):
         refused = CliRunner().invoke(app, ["export", DEMO, *words])
         assert refused.exit_code == 2 and "one of --merged DIR and --ollama DIR" in refused.stderr
+
+
+def test_the_record_of_the_training_goes_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A merged adapter is known by the rows that it learned as the adapter is, and so is what is trained on it."""
+    adapter, rows = tmp_path / "mine", load_corpus(None).select("test", 4)
+    shutil.copytree(locate("adapter", DEMO).folder, adapter)
+    record = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+    record |= {"examples": [row.id for row in rows[:3]], "command": f"bnbench finetune --out {tmp_path}"}
+    (adapter / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    folder = export(str(adapter), tmp_path / "whole").folder
+    kept = (folder / "training.json").read_text(encoding="utf-8")
+    assert json.loads(kept)["examples"] == record["examples"] and str(tmp_path) not in kept
+    assert not any(row.reference[:20] in kept or row.question[:20] in kept for row in rows)
+
+    def tested(name: str, base: str, *adapters: str) -> Ranking:
+        request = EvaluationRequest(
+            parse_candidates(base, adapters), tmp_path / name, limit=4, metrics=("chrF++",), quiet=True, device="cpu",
+            decoding=Decoding(greedy=True, max_new_tokens=4), quantise=False,
+        )  # fmt: skip
+        caplog.clear()
+        return rank([read_run(evaluate(request))], resamples=50)
+
+    note = f"whole was trained on 3 of the 4 test rows: {SEEN}"
+    alone = tested("alone", f"whole={folder}")
+    assert list(alone.notes) == [note] == [m for m in caplog.messages if m.endswith(SEEN)]
+    assert warnings(alone)[0] == note and not may_be_told(alone, alone.standings[0])
+    # On top of it stands an adapter that learned one row more; merged again, it has the rows of both.
+    record["examples"] = [rows[3].id]
+    (adapter / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    over = tested("over", f"whole={folder}", f"over={adapter}")
+    assert set(over.notes) == {note, f"over was trained on 1 of the 4 test rows: {SEEN}"}
+    (adapter / "training.json").unlink()
+    over = tested("foreign", f"whole={folder}", f"over={adapter}")
+    assert set(over.notes) == {note, note.replace("whole", "over", 1)}
+    (adapter / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    twice = export(str(adapter), tmp_path / "twice", base=str(folder)).folder
+    assert json.loads((twice / "training.json").read_bytes())["examples"] == [row.id for row in rows]
+    # A damaged record is told, and stops nothing.
+    (folder / "training.json").write_text(kept.replace('"loss"', '"lost"'), encoding="utf-8")
+    assert parse_candidates(str(folder))[0].trained == "" and "training.json: damaged (loss is missing" in caplog.text

@@ -403,6 +403,42 @@ def test_a_table_sorted_by_some_of_its_columns_is_refused(run: Path) -> None:
         UsageError, match=f"{len(wrong)} faults, .*\n.*line {wrong[0]}, reply: not the one of this code; sort and copy"
     ):
         import_ratings(run, [save(run / "apart.csv", apart)], replace=True)
+    # Most are told by their lines alone, and what all of them come from at the end.
+    with pytest.raises(UsageError) as caught:
+        import_ratings(run, [run / "apart.csv"], replace=True)
+    path, said = run / "apart.csv", str(caught.value).splitlines()
+    assert len(said) == 6 and [line.split(",")[1] for line in said[1:4]] == [f" line {n}" for n in wrong[:3]]
+    rest = ", ".join(map(str, wrong[3:]))
+    assert said[4] == f"{path}, lines {rest}, reply: {len(wrong) - 3} more like these"
+    assert said[5].startswith(f"{path}: every reply is there, in another order than its codes: columns were sorted")
+    # With a reply that is none of the form's it is no order; a row that is not filled in counts as the others.
+    for row in apart[:2]:
+        row |= dict.fromkeys((*CRITERIA, "better"), "")
+    with pytest.raises(UsageError, match="every reply is there"):
+        import_ratings(run, [save(run / "apart.csv", apart)], replace=True)
+    apart[-1]["reply"] = "অন্য"
+    with pytest.raises(UsageError, match="not the one of this code") as caught:
+        import_ratings(run, [save(run / "apart.csv", apart)], replace=True)
+    assert "every reply is there" not in str(caught.value)
+
+
+def test_faults_of_one_kind_are_listed_by_their_lines(run: Path) -> None:
+    make_sheets(run, raters=1, items=6)
+    rows = answer(run, "rater-1", same(TRUE))
+    for row in rows[:5]:
+        row["empathy"] = 7
+    for row in rows[5:9]:  # one more than three is told as it is
+        row["overall"] = "x"
+    path = save(run / "wrong.csv", rows)
+    with pytest.raises(UsageError) as caught:
+        import_ratings(run, [path])
+    why = "is no whole number from 1 to 5"
+    assert str(caught.value).splitlines() == [
+        "9 faults, nothing was imported:",
+        *(f"{path}, line {n}, empathy: '7' {why}" for n in (2, 3, 4)),
+        f"{path}, lines 5, 6, empathy: 2 more like these",
+        *(f"{path}, line {n}, overall: 'x' {why}" for n in (7, 8, 9, 10)),
+    ]
 
 
 def test_raters_conflict_by_name_alone(run: Path) -> None:

@@ -225,6 +225,33 @@ def test_what_undoes_the_verdict_is_the_first_note_wherever_it_stands(make_run: 
     assert page.index("was trained on 3") < page.index("8 items: too few")
 
 
+def test_the_headline_says_who_was_trained_on_the_test(make_run: Maker) -> None:
+    """Whatever else is wrong with it, in each form of the report, and in Bengali."""
+    broken = dict.fromkeys(range(30), "I am sorry, my friend.\ufffd")
+    pair = (PAIR[0], replace(PAIR[1], replies=broken))
+    seen, but = f"{ADAPTER} was trained on 3 of the 40 test rows: {SEEN}", ", but it was trained on test rows"
+    folder = make_run((PAIR[0], PAIR[1]), name="two", notes=[seen])
+    made, ranking = report(folder), rank([read_run(folder)], resamples=400)
+    assert re.match(rf"{ADAPTER} is better than its base .*\){but}\.$", verdict(ranking).headline)
+    page = " ".join(" ".join(Page((folder / "report.html").read_text(encoding="utf-8")).text).split())
+    shown = (" ".join(str(made).split()), report_md(ranking), evaluation_md(ranking, ADAPTER)[0])
+    assert all(f"){but}." in text for text in shown) and f"{but}." in page
+    in_bengali = report_md(ranking, language("bn")).partition("\n")[0]
+    assert in_bengali.endswith("), তবে পরীক্ষার সারি দিয়েই একে প্রশিক্ষণ দেওয়া হয়েছে।")
+    one = rank([read_run(make_run(pair[1:], name="one", notes=[seen]))], resamples=400)
+    assert verdict(one).headline.endswith(f"{but}.")
+    # Of several that may be the best, and in a list of many.
+    twins = (PAIR[0], *(replace(PAIR[1], name=name) for name in "abcd"))
+    notes = [f"{name} was trained on 40 of the 40 test rows: {SEEN}" for name in "ab"]
+    of_three = verdict(rank([read_run(make_run(twins[:3], name="three", notes=notes[:1]))], resamples=50))
+    assert of_three.headline.endswith(" candidates on chrF++, but a was trained on test rows.")
+    of_three = verdict(rank([read_run(make_run(twins[:3], name="both", notes=notes))], resamples=50))
+    assert of_three.headline.endswith(" candidates on chrF++, but a and b were trained on test rows.")
+    assert language("bn")(of_three.headline).endswith(", তবে পরীক্ষার সারি দিয়েই এদের প্রশিক্ষণ দেওয়া হয়েছে: a, b।")
+    of_many = verdict(rank([read_run(make_run(twins, name="many", notes=notes))], resamples=50))
+    assert of_many.details[-1].endswith("or trained on test rows: a, b.")
+
+
 @pytest.mark.parametrize(("of", "quality"), [("better", 0.9), ("worse", 0.1)])
 @pytest.mark.parametrize("metric", ["chrF++", "degeneration"])
 def test_by_how_much_has_no_sign(make_run: Maker, of: str, quality: float, metric: str) -> None:
@@ -364,7 +391,8 @@ def test_nothing_is_better_without_its_but(make_run: Maker) -> None:
         assert "of its replies are broken." in sentence
     many = (PAIR[0], *(Spec(f"adapter-{i}", 0.3 + 0.1 * i, replies=broken) for i in range(5)))
     told = verdict(rank([read_run(make_run(many, name="many"))], resamples=400)).details
-    assert "Not above every yardstick, or mostly broken: adapter-4, adapter-3" in told[-1]
+    doubts = "Not above every yardstick, mostly broken, or trained on test rows"
+    assert f"{doubts}: adapter-4, adapter-3" in told[-1]
     eight = (PAIR[0], *(Spec(f"adapter-{i}", 0.1 * i, replies=broken) for i in range(1, 8)))
     notes = warnings(rank([read_run(make_run(eight, name="eight"))], resamples=50))
     assert [re.sub(r"\d+(\.5)?", "#", note) for note in notes[6:8]] == [
