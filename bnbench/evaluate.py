@@ -595,13 +595,15 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
     candidates = list[records.CandidateRecord]()
     notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
-        candidate, training = entrant.candidate, None
-        if candidate.kind == "adapter" and candidate.folder:
+        candidate, trained = entrant.candidate, list[records.TrainingRecord | None]()
+        for folder in (candidate.folder, candidate.base_folder):  # a base may be an export of an adapter
             try:
-                training = records.read_training(Path(candidate.folder))
+                trained.append(records.read_training(Path(folder)) if folder else None)
             except RunError as error:
+                trained.append(None)
                 log.warning("%s", error)
-        if training and (seen := {e.id for e in work.examples}.intersection(training.examples)):
+        rows_of = {row for training in trained if training for row in training.examples}
+        if seen := rows_of.intersection(e.id for e in work.examples):
             rows = f"{len(seen)} of the {len(work.examples)} test rows"
             notes.append(f"{candidate.name} was trained on {rows}: {records.SEEN}")
             log.warning(notes[-1])
@@ -618,7 +620,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         candidates.append(records.CandidateRecord(
             **shown, key_fields=dict(entrant.backend.identity(candidate)), seconds=seconds.get(candidate.name),
             prompt=None if asked.describe() == other.describe() else asked.describe(),
-            training=training.summary() if training else None, tokens_per_second=None, hit_limit_share=None,
+            training=trained[0].summary() if trained[0] else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
     if silent := [c.name for c in request.candidates if c.name in work.silent and c.kind != "predictions"]:
         lost = "perplexity and bits per character"

@@ -24,9 +24,9 @@ import platform
 import re
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -218,7 +218,6 @@ class CandidateRecord:
     seconds: float | None
     tokens_per_second: float | None
     hit_limit_share: float | None
-    trained: str = ""  # ids, parted by blanks, of the rows of an adapter that `bnbench export` merged into the base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -486,8 +485,8 @@ def differences(before: RunRecord, now: RunRecord) -> list[str]:
 
 
 def read_training(folder: Path) -> TrainingRecord | None:
-    """training.json of an adapter's folder; None where there is none, or one of another tool or schema. Raises RunError
-    where it is ours and damaged (which key).
+    """training.json of an adapter's folder, or of an export's; None where there is none, or one of another tool or
+    schema. Raises RunError where it is ours and damaged (which key).
     """
     path = folder / TRAINING
     advice = "put back what `bnbench finetune` wrote, or remove it: then nothing is said of the training"
@@ -495,12 +494,6 @@ def read_training(folder: Path) -> TrainingRecord | None:
     if isinstance(found, TrainingRecord) and not found.loss:
         raise RunError(f"{path}: damaged (loss has no step); {advice}")
     return found if isinstance(found, TrainingRecord) else None
-
-
-def seen_note(name: str, trained: str, ids: Collection[str]) -> str:
-    """The note on a candidate that was trained on some of the test's rows, by their ids; empty for any other."""
-    seen = len(set(ids).intersection(trained.split()))
-    return f"{name} was trained on {seen} of the {len(ids)} test rows: {SEEN}" if seen else ""
 
 
 def read_lines(kind: type[Record], path: Path) -> list[Record]:
@@ -552,9 +545,6 @@ def read_run(folder: str | Path) -> Run:
         raise RunError(f"{path}: {what}; {again}")
     # Replies come in the order of the batches; everything from here on is in the order of the items.
     ids = [example["id"] for example in examples]
-    told = {note.rpartition(" was trained on ")[0] for note in record.notes if note.endswith(SEEN)}
-    more = (seen_note(c.name, c.trained, ids) for c in record.candidates if c.trained and c.name not in told)
-    record = replace(record, notes=(*record.notes, *filter(None, more)))
     replies: dict[str, dict[tuple[str, int], Generation]] = {c.name: {} for c in record.candidates}
     known, path = set(ids), folder / GENERATIONS
     for generation in read_lines(Generation, path):

@@ -81,9 +81,10 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         try:
             gap = _merge(files, own, asked, temporary, trust_remote_code)
-            if learned := record or read_training(files.folder):  # by which a test on its rows is known; it has no text
-                rows = dict.fromkeys((*found.trained.split(), *learned.examples))  # the base may be an export too
-                write_json(temporary / TRAINING, replace(learned, command="", examples=tuple(rows)))
+            # By the record a test on its rows is known; it has no text of theirs. The base may be an export, too.
+            if trained := [one for one in (record, read_training(files.folder)) if one]:
+                rows = dict.fromkeys(row for one in reversed(trained) for row in one.examples)
+                write_json(temporary / TRAINING, replace(trained[0], command="", examples=tuple(rows)))
             model = _convert(temporary, place.name, gguf.upper(), programs) if gguf else None
             if ollama:
                 slots = Prompter.load(files, system="{{ .System }}", **how)

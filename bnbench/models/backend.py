@@ -24,7 +24,7 @@ from bnbench.models.decoding import Decoding
 from bnbench.models.hub import TOKENIZERS, ModelFiles, file_sha256, find_model, locate
 from bnbench.models.loading import Device, choose_precision, load_config, trained_tokens
 from bnbench.models.prompts import SYSTEM, TEMPLATE_FILE, TOKENIZER_CONFIG, Prompt, Prompter
-from bnbench.records import TRAINING, log, seen_note
+from bnbench.records import TRAINING
 
 Prompts = Sequence[Prompt]
 Rows = Sequence[Sequence[int]]  # of token ids
@@ -101,11 +101,8 @@ class Backend(ABC):
             "base": candidate.base or "", "template_sha": self.prompters[candidate.name].template_sha,
         }  # fmt: skip
 
-    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:
+    def bind(self, examples: Sequence[Example], corpus: Corpus | None = None) -> None:  # noqa: B027 - a default
         """Tells all items of the run, and the corpus that they are from, before the first reply."""
-        for base in (c for c in self.candidates if c.kind == "base" and c.trained):
-            if note := seen_note(base.name, base.trained, [e.id for e in examples]):
-                log.warning(note)
 
     def load(self) -> None:  # noqa: B027 - a default
         """Reads weights, or opens a connection. Called once, before the first `generate`."""

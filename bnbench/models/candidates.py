@@ -14,10 +14,9 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from bnbench.data.files import check_file
-from bnbench.errors import BnbenchError, CandidateError, CorpusError, RunError, UsageError
+from bnbench.errors import BnbenchError, CandidateError, CorpusError, UsageError
 from bnbench.models.hub import BUNDLED, ModelFiles, file_sha256, find_model, hub_id, locate, with_weights
 from bnbench.models.loading import import_libraries
-from bnbench.records import read_training
 
 log = logging.getLogger("bnbench.models")
 
@@ -53,7 +52,6 @@ class Candidate:
     base_folder: str = ""
     weights_sha256: str = ""
     urls: tuple[str, ...] = ()
-    trained: str = ""  # ids, parted by blanks, of the rows of an adapter that `bnbench export` merged into the base
 
 
 class Spec(NamedTuple):
@@ -197,11 +195,6 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
             given = given._replace(location=str(beside))
     base = find_model(f"{label} {given.given}", given.location, given.revision, trust_remote_code=trust_remote_code)
     plain = Candidate(given.name, "base", given.location, base.commit, None, str(base.folder))
-    try:
-        if merged := read_training(base.folder):
-            plain = replace(plain, trained=" ".join(merged.examples))
-    except RunError as error:
-        log.warning("%s", error)
     # A large base that is met for the first time takes seconds to hash, and so do the libraries that will load it.
     with ThreadPoolExecutor(1) as aside:
         hashed = aside.submit(base.weights_sha256)
@@ -209,7 +202,7 @@ def _models(given: Spec | None, adapters: Sequence[Spec], trust_remote_code: boo
     found = [replace(plain, weights_sha256=hashed.result())]
     for spec, (files, _) in zip(adapters, own, strict=True):
         place = (plain.location, str(files.folder), plain.revision, plain.folder, files.weights_sha256())
-        found.append(Candidate(spec.name, "adapter", spec.location, files.commit, *place, trained=plain.trained))
+        found.append(Candidate(spec.name, "adapter", spec.location, files.commit, *place))
     return found
 
 

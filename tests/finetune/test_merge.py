@@ -188,7 +188,7 @@ def test_the_record_of_the_training_goes_along(tmp_path: Path, caplog: pytest.Lo
     record["examples"] = [rows[3].id]
     (adapter / "training.json").write_text(json.dumps(record), encoding="utf-8")
     over = tested("over", f"whole={folder}", f"over={adapter}")
-    assert set(over.notes) == {note, f"over was trained on 1 of the 4 test rows: {SEEN}"}
+    assert set(over.notes) == {note, f"over was trained on 4 of the 4 test rows: {SEEN}"}
     (adapter / "training.json").unlink()
     over = tested("foreign", f"whole={folder}", f"over={adapter}")
     assert set(over.notes) == {note, note.replace("whole", "over", 1)}
@@ -197,4 +197,4 @@ def test_the_record_of_the_training_goes_along(tmp_path: Path, caplog: pytest.Lo
     assert json.loads((twice / "training.json").read_bytes())["examples"] == [row.id for row in rows]
     # A damaged record is told, and stops nothing.
     (folder / "training.json").write_text(kept.replace('"loss"', '"lost"'), encoding="utf-8")
-    assert parse_candidates(str(folder))[0].trained == "" and "training.json: damaged (loss is missing" in caplog.text
+    assert not tested("damaged", f"whole={folder}").notes and "training.json: damaged (loss is missing" in caplog.text
