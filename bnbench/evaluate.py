@@ -160,7 +160,7 @@ def make_request(
         with records.alone(out, records.OF_RUN):  # can be written, and nobody else is at it
             pass
     check_split(split or "test")
-    check_columns(columns, READ)
+    columns = check_columns(columns, (*READ, "reply") if predictions else READ)
     try:
         if data is not None:
             check_source(data)
@@ -349,7 +349,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
     if telling:
         limits["count_tokens"] = lambda rows: [*map(max, zip(*(p.count_tokens(rows) for p in telling), strict=True))]
-    corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+    named = {field: name for field, name in request.columns.items() if field != "reply"}  # of the recorded replies
+    corpus = load_corpus(request.data, columns=named, sizes=request.sizes, **limits)
     if request.data is not None:
         corpus, request = _test_rows(corpus, request)
         log.info("%s: %s", request.data, corpus.describe())

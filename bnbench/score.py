@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.chat import without_thoughts
-from bnbench.data.join import ReplyRow, TextFile, join
+from bnbench.data.files import check_columns
+from bnbench.data.join import FIELDS, ReplyRow, TextFile, join
 from bnbench.errors import CorpusError, InputError, UsageError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import PART, Metric, Result, Texts
@@ -137,19 +138,25 @@ def _files(
 ) -> tuple[TextFile, list[TextFile], TextFile | None]:
     if isinstance(references, (str, Path)):
         raise InputError(f"references is one path; give a list: [{str(references)!r}]")
-    names, found, faults = columns or {}, list[TextFile](), list[str]()
+    names, found, faults = check_columns(columns or {}, FIELDS), list[TextFile](), list[str]()
     given = {"reply": [predictions], "reference": list(references), "message": [] if messages is None else [messages]}
     for field, paths in given.items():
-        for path in paths or ([predictions] if field in names else []):
+        # What is named without a file of its own stands in whichever file has a column of that name.
+        having = [file.path for file in found if names.get(field) in file.first][:1] or [predictions, *references]
+        for path in paths or (having if field in names else []):
             try:
                 found.append(TextFile.of(Path(path), field, names))
             except CorpusError as error:
                 faults.append(str(error))
+    there = dict.fromkeys(name for file in found for name in file.first)
+    lacking = [repr(name) for name in names.values() if name not in there]
+    if lacking and not faults:
+        faults = [f"no file has a column {', '.join(lacking)}; the columns are {', '.join(there) or 'none'}"]
     if faults:
         raise CorpusError("; ".join(dict.fromkeys(faults)))
-    replies, there = found[0], {file.field for file in found}
+    replies, fields = found[0], {file.field for file in found}
     _log.info("%s", replies)
-    found += filter(None, (TextFile.beside(replies, field, names) for field in given if field not in there))
+    found += filter(None, (TextFile.beside(replies, field, names) for field in given if field not in fields))
     return replies, [f for f in found if f.field == "reference"], next((f for f in found if f.field == "message"), None)
 
 

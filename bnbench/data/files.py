@@ -435,13 +435,19 @@ def find_column(
     return given or next(filter(None, (known.get(plain_name(name)) for name in (own, *COLUMNS[field]) if name)), None)
 
 
-def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
-    """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
-    fields = tuple(fields)
-    for field in (name for name in columns if name not in fields):
+def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> dict[str, str]:
+    """The mapping (field → column), a message under whichever of its two names is a field. Raises CorpusError, with the
+    nearest name, for something that is no field.
+    """
+    fields, found = tuple(fields), dict(columns)
+    for name, twin in (("message", "question"), ("question", "message")):
+        if name in found and name not in fields and twin in fields and twin not in found:
+            found[twin] = found.pop(name)
+    for field in (name for name in found if name not in fields):
         meant = next((own for own in fields if plain_name(field) in map(plain_name, COLUMNS.get(own, ()))), "")
         hint = (f"; did you mean {meant!r}?" if meant else nearest(field, fields)) or ";"
         raise CorpusError(f"unknown field {field!r} in the column mapping{hint} the fields are {', '.join(fields)}")
+    return found
 
 
 def match_columns(
@@ -451,7 +457,7 @@ def match_columns(
     """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name. Raises
     CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
     """
-    check_columns(columns, fields)
+    columns = check_columns(columns, fields)
     unknown = {field: name for field, name in columns.items() if name not in header}
     given = {field: name for field, name in columns.items() if field not in unknown}
     found = {field: find_column(source, header, field, given.get(field), own) for field, own in fields.items()}

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from bnbench.data.corpus import Corpus, Example
 from bnbench.data.files import COLUMNS
-from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction, spelled
+from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction, spelled, unanswered
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply
 from bnbench.models.candidates import Candidate
@@ -38,9 +38,9 @@ class RecordedReplies(Backend):
             log.info("predictions %s: joined to the items by %s", file.path, self._paired[name].how)
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """The hash of the file, and of what the data made of it where the data's order, ids or messages joined it."""
+        """The hash of the file, and of the joined replies where it is not known from the file alone which they are."""
         known, paired = {"predictions_sha256": candidate.weights_sha256}, self._paired.get(candidate.name)
-        if paired and not paired.is_by_content:
+        if paired and ("reply" in self.options.columns or not paired.is_by_content):
             pairs = json.dumps(list(paired.replies.items())).encode()
             known["joined_sha256"] = hashlib.sha256(pairs).hexdigest()
         return {"backend": "recorded", **known}
@@ -64,13 +64,13 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path, columns: Mapping[str, str] | None = None) -> Self:
-        """Reads a file as `bnbench score` does, and its messages also by the data's names of `columns` (field → name);
+        """Reads a file as `bnbench score` does, its messages by the data's names of `columns` (field → name), too;
         CandidateError also for a null, which is no empty reply.
         """
-        own = {"question": "message", "title": "title"}
-        named = {own[field]: column for field, column in (columns or {}).items() if field in own}
+        named = {field: name for field, name in (columns or {}).items() if field in ("reply", "question", "title")}
+        hint = f"Call it one of {', '.join(COLUMNS['reply'])}, or name it with --columns reply=NAME"
         try:
-            file = TextFile.of(path, "reply", named, f"Call it one of {', '.join(COLUMNS['reply'])}")
+            file = TextFile.of(path, "reply", named, hint)
             rows = list(file.rows())
         except CorpusError as error:
             raise CandidateError(f"predictions {error}") from None
@@ -120,19 +120,28 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     if not (is_numbered and fitting) and (found := by_messages(asked, file.messages, file.replies)):
         rows = {e.id: row for e, row in zip(examples, found, strict=True)}
         return _by_rows(file, examples, asked, "their messages", rows)
-    if file.ids is not None and not is_numbered:
-        missing = [e.id for e in examples if e.id not in (own or by_id)]
+    has_ids = file.ids is not None and not is_numbered
+    missing = [e.id for e in examples if has_ids and e.id not in (own or by_id)]
+    lost = unanswered(asked, file.messages) if missing or not fitting else []
+    if lost and not 0 < len(missing) <= len(lost):
+        first = ", ".join(repr(examples[at].question[:50]) for at in lost[:3])
+        what = f"{len(lost)} of {len(examples)} items have no reply, as their messages are not in it: {first}"
+        hint = 'give each a row, with "" where the model gave no reply, or leave these items out of'
+        raise CandidateError(f"predictions {file.path}: {what}{' …' if lost[3:] else ''}; {hint} {source}")
+    if missing:
         raise CandidateError(
             f"predictions {file.path}: {len(missing)} of {len(examples)} items have no reply, the first {missing[0]!r};"
             f" ids are those of examples.jsonl in a run folder, or of a column 'id' in {source} that names each row "
             f"once; without a column 'id', replies are joined in the order of {source}"
         )
     if fitting is None:
-        in_all = len(corpus.rows if corpus else examples)
+        in_all, told = len(corpus.rows if corpus else examples), " or 'message'"
+        if file.messages:
+            told = "; its messages do not tell: each must stand once in the data and, beside one reply, in the file"
         raise CandidateError(
             f"predictions {file.path}: it holds {len(file.replies)} replies, and {source} has {in_all} rows, of which "
             f"{len(examples)} are evaluated, so whose each reply is is not certain; give one reply for each row of "
-            f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message'"
+            f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder){told}"
         )
     rows = dict(reversed([*zip(orders[fitting], order, strict=True)]))  # of two equal items the first
     how = f"the row numbers in its ids, {fitting}" if is_numbered else fitting
