@@ -186,13 +186,10 @@ def _complain(why: str, code: int) -> None:
 
 
 app = Typer(
-    name="bnbench",
-    cls=Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    name="bnbench", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Evaluate Bengali chat models against their base, say which is better and by how much, and fine-tune them.",
-)
+)  # fmt: skip
 
 
 RATE = "Let people rate a finished run, blind: forms, ratings, agreement, a plan."

@@ -76,8 +76,7 @@ def score(
     with join(*files) as rows:
         replies, found, asked = zip(*rows, strict=True)
     for number, row in enumerate(found, 1):
-        if row is None or len(row) != 1:
-            n = len(row or ())
+        if (n := len(row or ())) != 1:
             raise InputError(f"reply {number} has {n} references: the profile 'original' needs exactly one")
     answered = list(asked) if files[2] else None
     return original_scores(list(map(without_thoughts, replies)), [row[0] for row in found], messages=answered)
@@ -141,17 +140,15 @@ def _files(
     names, found, faults = check_columns(columns or {}, FIELDS), list[TextFile](), list[str]()
     given = {"reply": [predictions], "reference": list(references), "message": [] if messages is None else [messages]}
     for field, paths in given.items():
-        # What is named without a file of its own stands in whichever file has a column of that name.
         having = [file.path for file in found if names.get(field) in file.first][:1] or [predictions, *references]
-        for path in paths or (having if field in names else []):
+        for path in paths or (having if field in names else []):  # what is named stands in whichever file has it
             try:
                 found.append(TextFile.of(Path(path), field, names))
             except CorpusError as error:
                 faults.append(str(error))
     there = dict.fromkeys(name for file in found for name in file.first)
-    lacking = [repr(name) for name in names.values() if name not in there]
-    if lacking and not faults:
-        faults = [f"no file has a column {', '.join(lacking)}; the columns are {', '.join(there) or 'none'}"]
+    lacking = [name for name in names.values() if name not in there]
+    faults = faults or [f"no file has a column {name!r}; there are {', '.join(there) or 'none'}" for name in lacking]
     if faults:
         raise CorpusError("; ".join(dict.fromkeys(faults)))
     replies, fields = found[0], {file.field for file in found}

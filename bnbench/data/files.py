@@ -424,21 +424,14 @@ def plain_name(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def find_column(
-    source: str | Path, header: Iterable[str], field: str, given: str | None = None, own: str = ""
-) -> str | None:
-    """The column `given` (CorpusError where there is none), else `own` or the first of the field's `COLUMNS`."""
-    header = list(header)
-    if given is not None and given not in header:
-        raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
+def find_column(header: Sequence[str], field: str, given: str | None = None, own: str = "") -> str | None:
+    """The column `given`, else `own` or the first of the field's `COLUMNS`."""
     known = {plain_name(column): column for column in reversed(header)}
     return given or next(filter(None, (known.get(plain_name(name)) for name in (own, *COLUMNS[field]) if name)), None)
 
 
 def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> dict[str, str]:
-    """The mapping (field → column), a message under whichever of its two names is a field. Raises CorpusError, with the
-    nearest name, for something that is no field.
-    """
+    """The mapping (field → column), with a message's name among the fields; CorpusError for something that is none."""
     fields, found = tuple(fields), dict(columns)
     for name, twin in (("message", "question"), ("question", "message")):
         if name in found and name not in fields and twin in fields and twin not in found:
@@ -460,7 +453,7 @@ def match_columns(
     columns = check_columns(columns, fields)
     unknown = {field: name for field, name in columns.items() if name not in header}
     given = {field: name for field, name in columns.items() if field not in unknown}
-    found = {field: find_column(source, header, field, given.get(field), own) for field, own in fields.items()}
+    found = {field: find_column(header, field, given.get(field), own) for field, own in fields.items()}
     lacking = [field for field in needed if found[field] is None and field not in unknown]
     faults = [f"there is no column {name!r}" for name in (*unknown.values(), *filter(None, map(fields.get, lacking)))]
     faults += [f"no column holds a {field}" for field in lacking if not fields[field]]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import SEEK_END
@@ -53,39 +53,32 @@ class TextFile:
     asked: Self | None = None
 
     @classmethod
-    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None, hint: str = "") -> Self:
-        """The file at `path`, with its columns by `columns` or their usual names; CorpusError, with `hint`, without."""
-        columns = files.check_columns(columns or {}, FIELDS)
-        hint = hint or f"Call the right one {field!r}, or name it with --columns {field}=NAME"
+    def of(cls, path: Path, field: str, columns: Mapping[str, str]) -> Self:
+        """The file at `path`, with its columns by `columns` (of `FIELDS`) or their usual names; CorpusError without."""
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
             return cls(path, field, {})
         if (first := next(files.iter_table(path), None)) is None:
             raise CorpusError(f"{path}: the file has no rows")
-        header = list(first[1])
         # One mapping serves all files, of which some may have no ids, or messages of another name.
-        columns = {of: name for of, name in columns.items() if of == field or name in header}
-        if (column := files.find_column(path, header, field, columns.get(field))) is None:
-            what = f"no column holds a {field}; the columns are {', '.join(header) or 'none'}"
-            raise CorpusError(f"{path}: {what}. {hint}")
+        columns = {of: name for of, name in columns.items() if of == field or name in first[1]}
+        names = files.match_columns(path, list(first[1]), columns, dict.fromkeys(FIELDS, ""), [field])
+        found = dict(zip(FIELDS, names, strict=True))
+        column, message = found[field], found["message"]
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
-        others = [name for name in header if name != column and files.plain_name(name) in usual]
+        others = [name for name in first[1] if name != column and files.plain_name(name) in usual]
         if field == "reply" and "reply" not in columns and others:
             _log.warning("%s: the replies are read from %s, not from %s", path, column, ", ".join(others))
         # A message of another name is taken to be whole; one of a usual name has the title before it.
         is_usual = files.plain_name(columns.get(field, field)) in map(files.plain_name, files.COLUMNS[field])
-        titled = field == "message" and ("title" in columns or is_usual)
-        before = files.find_column(path, header, "title", columns.get("title")) if titled else None
-        ids = files.find_column(path, header, "id", columns.get("id"))
-        asked = None
-        with suppress(CorpusError):  # most files hold no messages beside the others
-            asked = cls.of(path, "message", columns) if field != "message" else None
-        return cls(path, field, first[1], column, before, ids, asked if asked and asked.column != column else None)
+        before = found["title"] if field == "message" and ("title" in columns or is_usual) else None
+        asked = cls.of(path, "message", columns) if message not in (None, column) else None
+        return cls(path, field, first[1], column, before, found["id"], asked)
 
     @classmethod
     def beside(cls, replies: Self, field: str, columns: Mapping[str, str]) -> Self | None:
         """A further column of the replies' own file that holds a text of this field in its first row; None without."""
-        name = files.find_column(replies.path, [name for name in replies.first if name != replies.column], field)
+        name = files.find_column([name for name in replies.first if name != replies.column], field)
         value = text_in(name, replies.first[name]) if name else None
         first = value[0] if isinstance(value, list) and value else value
         return cls.of(replies.path, field, {**columns, field: name}) if name and _has_letters(first) else None
@@ -123,10 +116,6 @@ class TextFile:
             found = tuple(map(files.as_text, cells))
             yield number, files.whole_number(str(own)), (" ".join(found).strip(),) if self.before else found
 
-    def place(self, at: int) -> str:
-        """Where the row that has so many before it stands, for messages."""
-        return files.place(self.path, next(islice(self.rows(), at, None))[0])
-
     @cached_property
     def checked(self) -> tuple[int, str, str]:
         """After reading all rows: how many, a hash of their ids in order, and where the first id stands again ("")."""
@@ -143,16 +132,14 @@ class TextFile:
         return n, order.hexdigest(), twice
 
     def keyed(self) -> Iterator[tuple[Self, bool]]:
-        """What may name its rows, as files of messages: its messages, if any, and then its columns beside what is read
-        that are text in the first row, those with letters first; and whether one may where it has another name.
-        """
+        """What may name its rows, as files of messages, those with letters first; and whether also of another name."""
         if own := self if self.field == "message" else self.asked:
             yield own, True
-        rest = [name for name, text in self.first.items() if isinstance(text, str)]
+        read = (self.column, self.ids, own and own.column)
+        rest = [name for name, text in self.first.items() if isinstance(text, str) and name not in read]
         for name in sorted(rest, key=lambda name: not _has_letters(self.first[name])):
-            if name not in (self.column, self.ids, own and own.column):
-                is_text = _has_letters(self.first[name]) and files.plain_name(name) not in _SCORED
-                yield replace(self, field="message", column=name, before=None, asked=None), is_text
+            is_text = _has_letters(self.first[name]) and files.plain_name(name) not in _SCORED
+            yield replace(self, field="message", column=name, before=None, asked=None), is_text
 
     @cached_property
     def messages(self) -> Messages:
@@ -200,26 +187,20 @@ def by_messages(asked: Messages, given: Messages, texts: Sequence[object]) -> li
 
 def unanswered(asked: Messages, given: Messages) -> list[int]:
     """The rows whose message is not in the other file, which holds those of others; as few as there may be."""
-    fewest = list(range(len(asked[0]) if asked else 0))
-    for own, other in product(asked, map(set, given)):
-        fewest = min(fewest, [row for row, message in enumerate(own) if message not in other], key=len)
-    return fewest if asked and len(fewest) < len(asked[0]) else []
+    ways = [[at for at, said in enumerate(own) if said not in other] for own, other in product(asked, map(set, given))]
+    return min((rows for rows in ways if len(rows) < len(asked[0])), key=len, default=[])
 
 
 def by_texts(replies: TextFile, other: TextFile) -> tuple[list[int], str]:
     """As `by_messages`, by a column of each file, whatever they are called: the rows, and how; none where none does."""
-    if replies.path == other.path:
-        return [], ""
-    for own, is_text in replies.keyed():
+    for own, is_text in replies.keyed() if replies.path != other.path else ():
         said = own.messages
-        if not any(len(set(texts)) == len(texts) for texts in said):  # before anything of the other file is read
-            continue
-        for rest, is_other_text in other.keyed():
-            if not (own.column == rest.column or (is_text and is_other_text)):
-                continue
-            if found := by_messages(said, rest.messages, range(other.checked[0])):
-                name = f", there {rest.column}" if rest.column not in (None, own.column) else ""
-                return found, f"by {own.column}{name}"
+        is_name = any(len(set(texts)) == len(texts) for texts in said)  # else the other file need not be read for it
+        for rest, is_too in other.keyed() if is_name else ():
+            may = (is_text and is_too) or own.column == rest.column
+            if may and (found := by_messages(said, rest.messages, range(other.checked[0]))):
+                there = f", there {rest.column}" if rest.column not in (None, own.column) else ""
+                return found, f"by {own.column}{there}"
     return [], ""
 
 
@@ -239,10 +220,8 @@ def join(
 ) -> Iterator[Iterator[ReplyRow]]:
     """Each reply with its references (blank ones left out) and its message, in the order of the replies.
 
-    Raises CorpusError, before the first row is given, for anything wrong in any file; where files that neither ids nor
-    messages join differ in length, or hold the messages in another order; where an id occurs twice or a reply's is
-    missing from another file; where a reference has no reply; and, when it comes to it, at a reply of which all
-    references are blank.
+    Raises CorpusError, before the first row is given, for anything wrong in any file, or that keeps them from being
+    joined; and, when it comes to it, at a reply of which all references are blank.
     """
     # References come last: where the replies stand beside no messages, those that were given for them are theirs.
     others = (*([messages] if messages else []), *references)
@@ -292,28 +271,28 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
             found, how = by_texts(replies, other)
         if not found and n != others:
             how = "by line, as neither a column 'id' nor messages in both join them, files must be equally long"
-            for at in unanswered(asked, given)[:1]:
-                how += f"; the message of {replies.place(at)} is not in {other.path}"
+            for number, *_ in (next(islice(replies.rows(), at, None)) for at in unanswered(asked, given)[:1]):
+                how += f"; the message of {files.place(replies.path, number)} is not in {other.path}"
             raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")
     # Every reply has its own row, so that only what no reply asks for can be left over.
     if others > n and other.field == "reference":
-        left = set(range(others)).difference(found)
-        number, name, _ = next(islice(other.rows(), min(left), None))
+        number, name, _ = next(islice(other.rows(), min(set(range(others)).difference(found)), None))
         what = f"{others - n} of the {others} references in {other.path} have no reply, the first {name or number!r}"
         hint = "give each a reply (an empty one where the model gave none) or leave its reference out"
         raise CorpusError(f"{replies.path}: {what}; {hint}")
     if (at := contradiction(asked, given, found or places)) is not None:
+        number, *_ = next(islice(replies.rows(), at, None))
         how = "of the same id" if by_id else "of the same place"
         what = f"its message is not that of the row {how} in {other.path}, where it stands elsewhere"
         hint = "give both files one order, or a column 'id'; messages join them only where each stands once in both"
         hint = "give the same message the same id in both files" if by_id else hint
-        raise CorpusError(f"{replies.place(at)}: {what}; {hint}")
+        raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
     level = logging.INFO
     if not (by_id or found):
         how = "line by line" if other.path != replies.path else "row by row, as they are of one file"
         if not set[bytes]().union(*asked).isdisjoint(set[bytes]().union(*given) - {b""}):
             how += ", as their messages are"
-        elif other.path != replies.path and replies.column and other.column:  # of plain lines one expects nothing else
+        elif other.path != replies.path and replies.first and other.first:  # of plain lines one expects nothing else
             level = logging.WARNING
             how += ": no ids, and no messages that are the same in both, each once, tell whose is whose"
     _log.log(level, "%s, joined to the replies %s", other, how)

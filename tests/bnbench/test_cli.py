@@ -167,14 +167,17 @@ def test_version():
         (["finetune", "--stop-after", "soon"], "11h30m"),
         (["corpus", "none.csv"], "no such file"),
         (
-            ["evaluate", "--columns", "message=a"],
-            "unknown field 'message' in the column mapping; did you mean 'question'?",
+            ["evaluate", "--columns", "prompt=a"],
+            "unknown field 'prompt' in the column mapping; did you mean 'question'?",
         ),
         (["corpus", "two.csv", "--columns", "Answer=a"], "did you mean 'reference'? the fields are topic, title, "),
         (
-            ["score", "two.csv", "--columns", "question=a"],
-            "unknown field 'question' in the column mapping; did you mean 'message'",
+            ["score", "two.csv", "--columns", "prompt=a"],
+            "unknown field 'prompt' in the column mapping; did you mean 'message'",
         ),
+        (["evaluate", "--columns", "message=a", "--columns", "question=b"], "unknown field 'message'"),
+        (["evaluate", "--columns", "reply=a"], "unknown field 'reply'"),  # there are no recorded ones
+        *(([name, "--columns", "message=x"], "give --data too") for name in ("evaluate", "corpus", "inspect-prompt")),
         (["score", "none.csv"], "none.csv: no such file"),
         (["score", "none.csv", "--columns", "reply"], "FIELD=COLUMN"),
         (["score", "none.csv", "--profile", "orignal"], "original"),
