@@ -258,7 +258,7 @@ def evaluate_command(
     endpoint: Endpoints = None,
     tokenizer: Annotated[str | None, Option(help="Of the endpoints: a folder or hub id; prompts are its ids.")] = None,
     data: Data = None,
-    columns: Columns = None,
+    columns: Annotated[Several, Option(help=COLUMNS.format("the data", f"{CORPUS}, reply"))] = None,
     split: Annotated[str | None, Option(help=SPLIT)] = None,
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,
