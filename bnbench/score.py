@@ -140,8 +140,8 @@ def _files(
     names, found, faults = check_columns(columns or {}, FIELDS), list[TextFile](), list[str]()
     given = {"reply": [predictions], "reference": list(references), "message": [] if messages is None else [messages]}
     for field, paths in given.items():
-        having = tuple(f.path for f in found if names.get(field) in f.first)[:1] or (predictions, *references)
-        for path in paths or (having if field in names else ()):  # what is named stands in whichever file has it
+        having: Paths = [file.path for file in found if names.get(field) in file.first][:1]  # of what is named
+        for path in paths or ((having or [predictions, *references]) if field in names else ()):
             try:
                 found.append(TextFile.of(Path(path), field, names))
             except CorpusError as error:
