@@ -186,13 +186,10 @@ def _complain(why: str, code: int) -> None:
 
 
 app = Typer(
-    name="bnbench",
-    cls=Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    name="bnbench", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Evaluate Bengali chat models against their base, say which is better and by how much, and fine-tune them.",
-)
+)  # fmt: skip
 
 
 RATE = "Let people rate a finished run, blind: forms, ratings, agreement, a plan."
@@ -261,7 +258,7 @@ def evaluate_command(
     endpoint: Endpoints = None,
     tokenizer: Annotated[str | None, Option(help="Of the endpoints: a folder or hub id; prompts are its ids.")] = None,
     data: Data = None,
-    columns: Columns = None,
+    columns: Annotated[Several, Option(help=COLUMNS.format("the data", f"{CORPUS}, reply"))] = None,
     split: Annotated[str | None, Option(help=SPLIT)] = None,
     split_sizes: Sizes = "4000/300/300",
     limit: Limit = None,

@@ -160,7 +160,7 @@ def make_request(
         with records.alone(out, records.OF_RUN):  # can be written, and nobody else is at it
             pass
     check_split(split or "test")
-    check_columns(columns, READ)
+    columns = check_columns(columns, (*READ, "reply") if predictions else READ)
     try:
         if data is not None:
             check_source(data)
@@ -351,7 +351,8 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
     if telling:
         limits["count_tokens"] = lambda rows: [*map(max, zip(*(p.count_tokens(rows) for p in telling), strict=True))]
-    corpus = load_corpus(request.data, columns=request.columns, sizes=request.sizes, **limits)
+    named = {field: name for field, name in request.columns.items() if field != "reply"}  # of the recorded replies
+    corpus = load_corpus(request.data, columns=named, sizes=request.sizes, **limits)
     if request.data is not None:
         corpus, request = _test_rows(corpus, request)
         log.info("%s: %s", request.data, corpus.describe())
@@ -537,20 +538,17 @@ def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, T
     for name, k in draws.items():
         items = [(e, sample) for e in work.examples for sample in range(k)]
         own = [replies[name, e.id, sample] for e, sample in items]
-        of_items = [replies[name, e.id, 0] for e, _ in items]
-        numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in of_items]
+        numbers = [(g.nll, g.nll_tokens, g.bytes, g.characters) for g in (replies[name, e.id, 0] for e, _ in items)]
         known = all(n is not None for row in numbers for n in row)
         cut, others = [g.hit_limit for g in own], {n: m for n, m in draws.items() if n != name}
         theirs = ([replies[n, e.id, sample % m].reply for n, m in others.items()] for e, sample in items)
         rivals = tuple(tuple(map(without_thoughts, said)) for said in theirs)
         found[name] = Texts(
-            tuple(without_thoughts(g.reply) for g in own),
-            tuple((e.reference,) for e, _ in items),
+            tuple(without_thoughts(g.reply) for g in own), tuple((e.reference,) for e, _ in items),
             tuple(f"{e.title} {e.question}".strip() for e, _ in items),
             np.array(numbers, dtype=np.float64) if known else None,
-            None if None in cut else tuple(map(bool, cut)),
-            rivals if others else None,
-        )
+            None if None in cut else tuple(map(bool, cut)), rivals if others else None,
+        )  # fmt: skip
     return found
 
 
@@ -659,10 +657,7 @@ def _end(
         if refused := sum(g.refused for g in own):
             notes.append(f"{candidate.name} refused {refused} of {len(own)} messages; what it said instead is scored")
     return replace(
-        record,
-        notes=(*record.notes, *notes),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        record, notes=(*record.notes, *notes), finished=datetime.now(UTC).isoformat(timespec="seconds"),
         **records.describe_environment(),  # again: only now is the accelerator known
-        candidates=tuple(candidates),
-        metrics=tuple(records.MetricRecord.of(metric, len(work.examples)) for metric in computed),
-    )
+        candidates=tuple(candidates), metrics=tuple(records.MetricRecord.of(m, len(work.examples)) for m in computed),
+    )  # fmt: skip

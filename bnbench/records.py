@@ -759,8 +759,7 @@ def _pieces(runs: Sequence[Run], more: Mapping[str, Any]) -> Iterator[str]:
     for number, run in enumerate(runs):
         yield ",{" if number else "{"
         held = [path for name in _HELD if (path := run.path / name).is_file()]
-        scores = run.path / "scores"
-        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in scores.glob(of))
+        tables = sorted(path for of in ("*.parquet", "yardsticks/*.parquet") for path in (run.path / "scores").glob(of))
         for at, path in enumerate((*held, *tables)):
             yield f"{',' if at else ''}{dumps(path.relative_to(run.path).as_posix())}:"
             if path.suffix == ".json":

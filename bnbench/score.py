@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.data.chat import without_thoughts
-from bnbench.data.join import ReplyRow, TextFile, join
+from bnbench.data.files import check_columns
+from bnbench.data.join import FIELDS, ReplyRow, TextFile, join
 from bnbench.errors import CorpusError, InputError, UsageError
 from bnbench.metrics.combined import CombinedScore
 from bnbench.metrics.core import PART, Metric, Result, Texts
@@ -75,8 +76,7 @@ def score(
     with join(*files) as rows:
         replies, found, asked = zip(*rows, strict=True)
     for number, row in enumerate(found, 1):
-        if row is None or len(row) != 1:
-            n = len(row or ())
+        if (n := len(row or ())) != 1:
             raise InputError(f"reply {number} has {n} references: the profile 'original' needs exactly one")
     answered = list(asked) if files[2] else None
     return original_scores(list(map(without_thoughts, replies)), [row[0] for row in found], messages=answered)
@@ -137,19 +137,23 @@ def _files(
 ) -> tuple[TextFile, list[TextFile], TextFile | None]:
     if isinstance(references, (str, Path)):
         raise InputError(f"references is one path; give a list: [{str(references)!r}]")
-    names, found, faults = columns or {}, list[TextFile](), list[str]()
+    names, found, faults = check_columns(columns or {}, FIELDS), list[TextFile](), list[str]()
     given = {"reply": [predictions], "reference": list(references), "message": [] if messages is None else [messages]}
     for field, paths in given.items():
-        for path in paths or ([predictions] if field in names else []):
+        having: Paths = [file.path for file in found if names.get(field) in file.first][:1]  # of what is named
+        for path in paths or ((having or [predictions, *references]) if field in names else ()):
             try:
                 found.append(TextFile.of(Path(path), field, names))
             except CorpusError as error:
                 faults.append(str(error))
+    there = dict.fromkeys(name for file in found for name in file.first)
+    lacking = [name for name in names.values() if name not in there]
+    faults = faults or [f"no file has a column {name!r}; there are {', '.join(there) or 'none'}" for name in lacking]
     if faults:
         raise CorpusError("; ".join(dict.fromkeys(faults)))
-    replies, there = found[0], {file.field for file in found}
+    replies, fields = found[0], {file.field for file in found}
     _log.info("%s", replies)
-    found += filter(None, (TextFile.beside(replies, field, names) for field in given if field not in there))
+    found += filter(None, (TextFile.beside(replies, field, names) for field in given if field not in fields))
     return replies, [f for f in found if f.field == "reference"], next((f for f in found if f.field == "message"), None)
 
 

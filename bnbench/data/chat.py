@@ -60,7 +60,7 @@ def plain_rows(source: str | Path, records: Mapping[str, Row], columns: Mapping[
     header = header_of(rows)
     fields = ("question", "reference", "dialogue", "turns", "instruction", "input", "output", "history")
     given = {field: name for field, name in columns.items() if name in header}  # `match_columns` names the others
-    at = {field: find_column(source, header, field, given.get(field)) or "" for field in fields}
+    at = {field: find_column(header, field, given.get(field)) or "" for field in fields}
     read = into = (at["question"], at["reference"])
     cells = [row.get(name) for row in rows for name in into] if all(into) else []
     if any(isinstance(cell, list) and cell and all(isinstance(turn, dict) for turn in cell) for cell in cells):

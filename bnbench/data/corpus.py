@@ -227,12 +227,13 @@ def load_corpus(
         raise CorpusError("--columns says what the columns of --data are called: give --data too")
     kept_as, told = ("bnbench demo", "the bundled conversations") if source is None else (str(source), str(source))
     source = source or Path(str(resources.files("bnbench.demo"))) / "conversations.csv"
-    records = plain_rows(source, files.read_records(source), columns or {})
+    columns = files.check_columns(columns or {}, READ)
+    records = plain_rows(source, files.read_records(source), columns)
     header = files.header_of(records.values())
-    is_pairs = all(files.find_column(source, header, reply) for reply in ("chosen", "rejected"))
+    is_pairs = all(files.find_column(header, reply) for reply in ("chosen", "rejected"))
     hint = "; a file of preference pairs is for the recipe dpo" if is_pairs else ""
-    places = files.match_columns(source, header, columns or {}, READ, ("question", "reference"), hint)
-    own_id = files.find_column(source, header, "id") or ""
+    places = files.match_columns(source, header, columns, READ, ("question", "reference"), hint)
+    own_id = files.find_column(header, "id") or ""
     rows = []
     for where, record in records.items():
         *texts, within = files.texts_of(where, record, places)

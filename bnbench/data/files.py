@@ -424,24 +424,23 @@ def plain_name(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def find_column(
-    source: str | Path, header: Iterable[str], field: str, given: str | None = None, own: str = ""
-) -> str | None:
-    """The column `given` (CorpusError where there is none), else `own` or the first of the field's `COLUMNS`."""
-    header = list(header)
-    if given is not None and given not in header:
-        raise CorpusError(f"{source}: there is no column {given!r}; the columns are {', '.join(header)}")
+def find_column(header: Sequence[str], field: str, given: str | None = None, own: str = "") -> str | None:
+    """The column `given`, else `own` or the first of the field's `COLUMNS`."""
     known = {plain_name(column): column for column in reversed(header)}
     return given or next(filter(None, (known.get(plain_name(name)) for name in (own, *COLUMNS[field]) if name)), None)
 
 
-def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> None:
-    """Raises CorpusError, with the nearest name, for a mapping (field → column) of something that is no field."""
-    fields = tuple(fields)
-    for field in (name for name in columns if name not in fields):
+def check_columns(columns: Mapping[str, str], fields: Iterable[str]) -> dict[str, str]:
+    """The mapping (field → column), with a message's name among the fields; CorpusError for something that is none."""
+    fields, found = tuple(fields), dict(columns)
+    for name, twin in (("message", "question"), ("question", "message")):
+        if name in found and name not in fields and twin in fields and twin not in found:
+            found[twin] = found.pop(name)
+    for field in (name for name in found if name not in fields):
         meant = next((own for own in fields if plain_name(field) in map(plain_name, COLUMNS.get(own, ()))), "")
         hint = (f"; did you mean {meant!r}?" if meant else nearest(field, fields)) or ";"
         raise CorpusError(f"unknown field {field!r} in the column mapping{hint} the fields are {', '.join(fields)}")
+    return found
 
 
 def match_columns(
@@ -451,10 +450,10 @@ def match_columns(
     """The file's column of each of `fields` (field → our own name of it, or ""): by `columns`, else by name. Raises
     CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
     """
-    check_columns(columns, fields)
+    columns = check_columns(columns, fields)
     unknown = {field: name for field, name in columns.items() if name not in header}
     given = {field: name for field, name in columns.items() if field not in unknown}
-    found = {field: find_column(source, header, field, given.get(field), own) for field, own in fields.items()}
+    found = {field: find_column(header, field, given.get(field), own) for field, own in fields.items()}
     lacking = [field for field in needed if found[field] is None and field not in unknown]
     faults = [f"there is no column {name!r}" for name in (*unknown.values(), *filter(None, map(fields.get, lacking)))]
     faults += [f"no column holds a {field}" for field in lacking if not fields[field]]

@@ -1,15 +1,15 @@
 """Files of replies, references and messages, row by row beside each other, in memory that does not hold their texts.
 
-Files are joined by id where both have a column `id`, else by message where both hold them, each once, else line by
-line; messages that contradict how files are joined refuse them. Each is read before the first row is given, which finds
-what is wrong with it; those that stand in another order are then copied into a temporary file.
+Files are joined by id where both have a column `id`, else by message where both hold them, each once, whatever their
+columns are called, else line by line; messages that contradict how files are joined refuse them. Each is read before
+the first row is given, which finds what is wrong with it; those in another order are then copied into a temporary file.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import SEEK_END
@@ -34,63 +34,54 @@ Messages = Sequence[Sequence[bytes]]
 
 _TEXT = regex.compile(r"[^\s\p{C}]")  # more than blanks and what nobody sees, such as a zero-width space
 _IN_MEMORY = 1 << 24  # bytes of the temporary file that are held before it goes to the disk
+_SCORED = {files.plain_name(name) for name in (*files.COLUMNS["reply"], *files.COLUMNS["reference"])}
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file and the columns that are read: `column` (None for plain lines), and `before` it a message's title.
-    `asked` are the messages that stand in it beside other texts.
+    """One file, its `first` row, and the columns that are read: `column` (None for plain lines), and `before` it a
+    message's title. `asked` are the messages that stand in it beside other texts.
     """
 
     path: Path
     field: str
+    first: files.Row
     column: str | None = None
     before: str | None = None
     ids: str | None = None
     asked: Self | None = None
 
     @classmethod
-    def of(cls, path: Path, field: str, columns: Mapping[str, str] | None = None, hint: str = "") -> Self:
-        """The file at `path`, with its columns by `columns` or their usual names; CorpusError, with `hint`, without."""
-        columns, hint = columns or {}, hint or f"Call the right one {field!r}, or name it with --columns {field}=NAME"
-        files.check_columns(columns, FIELDS)
+    def of(cls, path: Path, field: str, columns: Mapping[str, str]) -> Self:
+        """The file at `path`, with its columns by `columns` (of `FIELDS`) or their usual names; CorpusError without."""
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
-            return cls(path, field)
+            return cls(path, field, {})
         if (first := next(files.iter_table(path), None)) is None:
             raise CorpusError(f"{path}: the file has no rows")
-        header = list(first[1])
-        if (column := files.find_column(path, header, field, columns.get(field))) is None:
-            what = f"no column holds a {field}; the columns are {', '.join(header) or 'none'}"
-            raise CorpusError(f"{path}: {what}. {hint}")
+        # One mapping serves all files, of which some may have no ids, or messages of another name.
+        columns = {of: name for of, name in columns.items() if of == field or name in first[1]}
+        names = files.match_columns(path, list(first[1]), columns, dict.fromkeys(FIELDS, ""), [field])
+        found = dict(zip(FIELDS, names, strict=True))
+        column, message = found[field], found["message"]
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
-        others = [name for name in header if name != column and files.plain_name(name) in usual]
+        others = [name for name in first[1] if name != column and files.plain_name(name) in usual]
         if field == "reply" and "reply" not in columns and others:
             _log.warning("%s: the replies are read from %s, not from %s", path, column, ", ".join(others))
         # A message of another name is taken to be whole; one of a usual name has the title before it.
         is_usual = files.plain_name(columns.get(field, field)) in map(files.plain_name, files.COLUMNS[field])
-        titled = field == "message" and ("title" in columns or is_usual)
-        before = files.find_column(path, header, "title", columns.get("title")) if titled else None
-        own_id = columns.get("id")  # one mapping serves all files, of which some may have no ids
-        ids = files.find_column(path, header, "id", own_id if own_id in header else None)
-        asked = None
-        with suppress(CorpusError):  # most files hold no messages beside the others
-            here = {of: name for of, name in columns.items() if name in header}
-            asked = cls.of(path, "message", here) if field != "message" else None
-        return cls(path, field, column, before, ids, asked if asked and asked.column != column else None)
+        before = found["title"] if field == "message" and ("title" in columns or is_usual) else None
+        asked = cls.of(path, "message", columns) if message not in (None, column) else None
+        return cls(path, field, first[1], column, before, found["id"], asked)
 
     @classmethod
     def beside(cls, replies: Self, field: str, columns: Mapping[str, str]) -> Self | None:
         """A further column of the replies' own file that holds a text of this field in its first row; None without."""
-        if replies.column is None:
-            return None
-        _, row = next(files.iter_table(replies.path))
-        name = files.find_column(replies.path, [name for name in row if name != replies.column], field)
-        value = text_in(name, row[name]) if name else None
+        name = files.find_column([name for name in replies.first if name != replies.column], field)
+        value = text_in(name, replies.first[name]) if name else None
         first = value[0] if isinstance(value, list) and value else value
-        has_text = isinstance(first, str) and any(map(str.isalpha, first))  # and is no label, such as 0 or 1
-        return cls.of(replies.path, field, {**columns, field: name}) if name and has_text else None
+        return cls.of(replies.path, field, {**columns, field: name}) if name and _has_letters(first) else None
 
     def __str__(self) -> str:
         names = " and ".join(filter(None, (self.before, self.column))) or "each line"
@@ -140,15 +131,15 @@ class TextFile:
             raise CorpusError(f"{self.path}: the file is empty")
         return n, order.hexdigest(), twice
 
-    def shared(self, other: Self) -> list[str]:
-        """The columns of text, in the first row, that both files have beside what is read; none of plain lines."""
-        if self.path == other.path or not (self.column and other.column):
-            return []
-        own, given = (next(files.iter_table(file.path))[1] for file in (self, other))
-        rest = set(own).difference([self.column, self.ids, other.column, other.ids])
-        return [
-            name for name in own if name in rest and isinstance(own[name], str) and isinstance(given.get(name), str)
-        ]
+    def keyed(self) -> Iterator[tuple[Self, bool]]:
+        """What may name its rows, as files of messages, those with letters first; and whether also of another name."""
+        if own := self if self.field == "message" else self.asked:
+            yield own, True
+        read = (self.column, self.ids, own and own.column)
+        rest = [name for name, text in self.first.items() if isinstance(text, str) and name not in read]
+        for name in sorted(rest, key=lambda name: not _has_letters(self.first[name])):
+            is_text = _has_letters(self.first[name]) and files.plain_name(name) not in _SCORED
+            yield replace(self, field="message", column=name, before=None, asked=None), is_text
 
     @cached_property
     def messages(self) -> Messages:
@@ -160,6 +151,11 @@ class TextFile:
         except CorpusError as error:  # such as a prompt that is a list of turns
             _log.warning("%s: its messages neither join nor check the replies", error)
             return ()
+
+
+def _has_letters(value: object) -> bool:
+    """Whether it is a text, and no label such as 0 or 1."""
+    return isinstance(value, str) and any(map(str.isalpha, value))
 
 
 def spelled(message: str) -> str:
@@ -189,6 +185,25 @@ def by_messages(asked: Messages, given: Messages, texts: Sequence[object]) -> li
     return None
 
 
+def unanswered(asked: Messages, given: Messages) -> list[int]:
+    """The rows whose message is not in the other file, which holds those of others; as few as there may be."""
+    ways = [[at for at, said in enumerate(own) if said not in other] for own, other in product(asked, map(set, given))]
+    return min((rows for rows in ways if len(rows) < len(asked[0])), key=len, default=[])
+
+
+def by_texts(replies: TextFile, other: TextFile) -> tuple[list[int], str]:
+    """As `by_messages`, by a column of each file, whatever they are called: the rows, and how; none where none does."""
+    for own, is_text in replies.keyed() if replies.path != other.path else ():
+        said = own.messages
+        is_name = any(len(set(texts)) == len(texts) for texts in said)  # else the other file need not be read for it
+        for rest, is_too in other.keyed() if is_name else ():
+            may = (is_text and is_too) or own.column == rest.column
+            if may and (found := by_messages(said, rest.messages, range(other.checked[0]))):
+                there = f", there {rest.column}" if rest.column not in (None, own.column) else ""
+                return found, f"by {own.column}{there}"
+    return [], ""
+
+
 def contradiction(asked: Messages, given: Messages, rows: Sequence[int]) -> int | None:
     """The first row whose message stands in the other file, but not in the one of `rows` that it was joined to."""
     known = set[bytes]().union(*given) - {b""}
@@ -205,10 +220,8 @@ def join(
 ) -> Iterator[Iterator[ReplyRow]]:
     """Each reply with its references (blank ones left out) and its message, in the order of the replies.
 
-    Raises CorpusError, before the first row is given, for anything wrong in any file; where files that neither ids nor
-    messages join differ in length, or hold the messages in another order; where an id occurs twice or a reply's is
-    missing from another file; where a reference has no reply; and, when it comes to it, at a reply of which all
-    references are blank.
+    Raises CorpusError, before the first row is given, for anything wrong in any file, or that keeps them from being
+    joined; and, when it comes to it, at a reply of which all references are blank.
     """
     # References come last: where the replies stand beside no messages, those that were given for them are theirs.
     others = (*([messages] if messages else []), *references)
@@ -254,18 +267,16 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
             found.append(of[name])
     elif not by_id:
         found, how = by_messages(asked, given, range(others)) or [], "by message"
-        for name in replies.shared(other) if not found else ():  # whatever messages are called, or else names rows
-            own, rest = (replace(file, field="message", column=name, before=None).messages for file in (replies, other))
-            if found := by_messages(own, rest, range(others)) or []:
-                how = f"by {name}"
-                break
+        if not found:
+            found, how = by_texts(replies, other)
         if not found and n != others:
             how = "by line, as neither a column 'id' nor messages in both join them, files must be equally long"
+            for number, *_ in (next(islice(replies.rows(), at, None)) for at in unanswered(asked, given)[:1]):
+                how += f"; the message of {files.place(replies.path, number)} is not in {other.path}"
             raise CorpusError(f"{replies.path} has {n} rows and {other.path} has {others}; {how}")
     # Every reply has its own row, so that only what no reply asks for can be left over.
     if others > n and other.field == "reference":
-        left = set(range(others)).difference(found)
-        number, name, _ = next(islice(other.rows(), min(left), None))
+        number, name, _ = next(islice(other.rows(), min(set(range(others)).difference(found)), None))
         what = f"{others - n} of the {others} references in {other.path} have no reply, the first {name or number!r}"
         hint = "give each a reply (an empty one where the model gave none) or leave its reference out"
         raise CorpusError(f"{replies.path}: {what}; {hint}")
@@ -278,12 +289,12 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
         raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
     level = logging.INFO
     if not (by_id or found):
-        how = "line by line"
+        how = "line by line" if other.path != replies.path else "row by row, as they are of one file"
         if not set[bytes]().union(*asked).isdisjoint(set[bytes]().union(*given) - {b""}):
             how += ", as their messages are"
-        elif other.path != replies.path and replies.column and other.column:  # of plain lines one expects nothing else
+        elif other.path != replies.path and replies.first and other.first:  # of plain lines one expects nothing else
             level = logging.WARNING
-            how += ": they hold no ids, and no messages in common, that tell whose is whose"
+            how += ": no ids, and no messages that are the same in both, each once, tell whose is whose"
     _log.log(level, "%s, joined to the replies %s", other, how)
     return found or places
 

@@ -59,7 +59,7 @@ class BackendOptions:
     `quantise` None takes 4-bit weights where the GPU is too small; `trust_remote_code` lets code run that comes with a
     model; `system` and `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
     `tokenizer` is the folder or hub id of what makes the prompts, where the backend has no files of a model. `columns`
-    are the user's names of the data's columns (field → column), by which a file of replies may have them, too.
+    are the user's names of the data's columns and of `reply`, by which a file of replies may have them, too.
     """
 
     name: str = "hf"

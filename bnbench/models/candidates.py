@@ -123,8 +123,7 @@ def parse_candidates(
         name = spec.name if spec.name != path.name else path.stem
         folder, sha = str(path.parent), file_sha256(path)
         found.append(Candidate(name, "predictions", spec.location, folder=folder, weights_sha256=sha))
-    names = [candidate.name for candidate in found]
-    if twice := [c for c in found if names.count(c.name) > 1]:
+    if twice := [c for c in found if [other.name for other in found].count(c.name) > 1]:
         how = f"put a name in front of one, such as --{twice[-1].kind} mine=…"
         raise CandidateError(f"two candidates are called {twice[0].name!r}: {how}")
     return tuple(found)

@@ -206,8 +206,7 @@ class Client:
 
     def _ready(self, most: int) -> list[_Server]:
         """The servers that have room; one that is down is asked where there is no other, and now and then."""
-        now = time.monotonic()
-        up = [s for s in self._servers if s.down_until <= now] or self._servers
+        up = [s for s in self._servers if s.down_until <= time.monotonic()] or self._servers
         return [s for s in up if s.active < min(s.limit, most)]
 
     def _open(self) -> Any:

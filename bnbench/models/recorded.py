@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bnbench.data.corpus import Corpus, Example
-from bnbench.data.files import COLUMNS
-from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction, spelled
+from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction, spelled, unanswered
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply
 from bnbench.models.candidates import Candidate
@@ -38,11 +37,10 @@ class RecordedReplies(Backend):
             log.info("predictions %s: joined to the items by %s", file.path, self._paired[name].how)
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
-        """The hash of the file, and of what the data made of it where the data's order, ids or messages joined it."""
+        """The hash of the file, and of what the data and the names of its columns made of it."""
         known, paired = {"predictions_sha256": candidate.weights_sha256}, self._paired.get(candidate.name)
-        if paired and not paired.is_by_content:
-            pairs = json.dumps(list(paired.replies.items())).encode()
-            known["joined_sha256"] = hashlib.sha256(pairs).hexdigest()
+        if paired:
+            known["joined_sha256"] = hashlib.sha256(json.dumps(list(paired.replies.items())).encode()).hexdigest()
         return {"backend": "recorded", **known}
 
     def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
@@ -52,9 +50,7 @@ class RecordedReplies(Backend):
 
 @dataclass(frozen=True)
 class Predictions:
-    """A file of replies. `ids` is None where it has none; `messages` are those that stand beside the replies, in
-    `asked`, a column of the file.
-    """
+    """A file of replies; `messages` stand beside them in its column `asked`, and `ids` is None where it has none."""
 
     path: Path
     replies: tuple[str, ...]
@@ -64,13 +60,11 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path, columns: Mapping[str, str] | None = None) -> Self:
-        """Reads a file as `bnbench score` does, and its messages also by the data's names of `columns` (field → name);
-        CandidateError also for a null, which is no empty reply.
-        """
-        own = {"question": "message", "title": "title"}
+        """Reads it as `bnbench score` does, by the data's `columns` (field → name) too; a null is a CandidateError."""
+        own = {"question": "message", "title": "title", "reply": "reply"}
         named = {own[field]: column for field, column in (columns or {}).items() if field in own}
         try:
-            file = TextFile.of(path, "reply", named, f"Call it one of {', '.join(COLUMNS['reply'])}")
+            file = TextFile.of(path, "reply", named)
             rows = list(file.rows())
         except CorpusError as error:
             raise CandidateError(f"predictions {error}") from None
@@ -82,11 +76,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Item id → reply, for every item, and what joined them. `is_by_content`: by ids that are hashes of the items."""
+    """Item id → reply, for every item, and what joined them."""
 
     how: str
     replies: Mapping[str, str]
-    is_by_content: bool = False
 
 
 def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None = None) -> Pairing:
@@ -98,17 +91,15 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
         if by_id.setdefault(item, row) != row:
             what = f"reply {row + 1}: the id {item!r} occurs a second time"
             raise CandidateError(f"predictions {file.path}, {what}; give each row an id of its own")
-    own: dict[str, int] = {}
-    for name, item in (corpus.own_ids() if corpus and by_id else {}).items():
-        if name in by_id:
-            own.setdefault(item, by_id[name])
+    named = corpus.own_ids() if corpus and by_id else {}
+    own = {item: by_id[name] for name, item in reversed(named.items()) if name in by_id}  # of two equal items the first
     # In the file a message may be written without the item's title or with it.
     written = zip(*((e.question, f"{e.title} {e.question}") for e in examples if file.messages), strict=True)
     asked = [list(map(comparable, texts)) for texts in written]
     source = corpus.source if corpus else "the data"
     for how, table in (("the ids of the items", by_id), (f"the ids of {source}", own)):
         if all(e.id in table for e in examples):
-            return replace(_by_rows(file, examples, asked, how, table), is_by_content=table is by_id)
+            return _by_rows(file, examples, asked, how, table)
     # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order, which
     # is the one of the data's that has as many rows as there are replies.
     numbers, n = [int(name) for name in by_id if name.isdecimal()], len(by_id)
@@ -120,8 +111,14 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     if not (is_numbered and fitting) and (found := by_messages(asked, file.messages, file.replies)):
         rows = {e.id: row for e, row in zip(examples, found, strict=True)}
         return _by_rows(file, examples, asked, "their messages", rows)
-    if file.ids is not None and not is_numbered:
-        missing = [e.id for e in examples if e.id not in (own or by_id)]
+    missing = [e.id for e in examples if by_id and not is_numbered and e.id not in (own or by_id)]
+    lost = unanswered(asked, file.messages) if missing or not fitting else []
+    if lost and not 0 < len(missing) <= len(lost):
+        first = ", ".join(repr(examples[at].question[:50]) for at in lost[:3])
+        what = f"{len(lost)} of {len(examples)} items have no reply, their messages are not in it: {first}"
+        hint = f'{" …" if lost[3:] else ""}; give each a row, with "" for an empty reply, or take them out of {source}'
+        raise CandidateError(f"predictions {file.path}: {what}{hint}")
+    if missing:
         raise CandidateError(
             f"predictions {file.path}: {len(missing)} of {len(examples)} items have no reply, the first {missing[0]!r};"
             f" ids are those of examples.jsonl in a run folder, or of a column 'id' in {source} that names each row "
@@ -132,7 +129,8 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
         raise CandidateError(
             f"predictions {file.path}: it holds {len(file.replies)} replies, and {source} has {in_all} rows, of which "
             f"{len(examples)} are evaluated, so whose each reply is is not certain; give one reply for each row of "
-            f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message'"
+            f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message', "
+            "each once"
         )
     rows = dict(reversed([*zip(orders[fitting], order, strict=True)]))  # of two equal items the first
     how = f"the row numbers in its ids, {fitting}" if is_numbered else fitting

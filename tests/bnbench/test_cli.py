@@ -101,7 +101,7 @@ def test_version():
             ["evaluate", "--predictions", "r.txt", "--predictions", "r.txt"],
             "'r': put a name in front of one, such as --p",
         ),
-        (["score", "none.json"], "no column holds a reply; the columns are none. Call"),
+        (["score", "none.json"], "no column holds a reply; the columns are none. Name"),
         (["evaluate", "--predictions", "folder"], "predictions folder: a folder; name a file in it"),
         (["evaluate", "--data", "folder"], "folder: a folder; name a file in it"),
         (["evaluate", "--data", "x" * 300 + ".csv"], "File name too long"),
@@ -167,14 +167,17 @@ def test_version():
         (["finetune", "--stop-after", "soon"], "11h30m"),
         (["corpus", "none.csv"], "no such file"),
         (
-            ["evaluate", "--columns", "message=a"],
-            "unknown field 'message' in the column mapping; did you mean 'question'?",
+            ["evaluate", "--columns", "prompt=a"],
+            "unknown field 'prompt' in the column mapping; did you mean 'question'?",
         ),
         (["corpus", "two.csv", "--columns", "Answer=a"], "did you mean 'reference'? the fields are topic, title, "),
         (
-            ["score", "two.csv", "--columns", "question=a"],
-            "unknown field 'question' in the column mapping; did you mean 'message'",
+            ["score", "two.csv", "--columns", "prompt=a"],
+            "unknown field 'prompt' in the column mapping; did you mean 'message'",
         ),
+        (["evaluate", "--columns", "message=a", "--columns", "question=b"], "unknown field 'message'"),
+        (["evaluate", "--columns", "reply=a"], "unknown field 'reply'"),  # there are no recorded ones
+        *(([name, "--columns", "message=x"], "give --data too") for name in ("evaluate", "corpus", "inspect-prompt")),
         (["score", "none.csv"], "none.csv: no such file"),
         (["score", "none.csv", "--columns", "reply"], "FIELD=COLUMN"),
         (["score", "none.csv", "--profile", "orignal"], "original"),
@@ -494,9 +497,10 @@ def test_an_advice_names_options_of_its_own_command(tmp_path):
     (tmp_path / "p.csv").write_text("id,উত্তর\n1,ভালো আছি।\n", encoding="utf-8")
     said = "p.csv: no column holds a reply; the columns are id, উত্তর. "
     scored, ran = run("score", tmp_path / "p.csv"), run("evaluate", "--predictions", tmp_path / "p.csv")
-    assert f"{said}Call the right one 'reply', or name it with --columns reply=NAME\n" in scored.stderr
-    assert f"{said}Call it one of reply, prediction, " in ran.stderr
-    fields = {"evaluate": [*READ], "score": [*join.FIELDS], "preferences": [*pairs.RATED], "perplexity": ["text"]}
+    assert f"{said}Name the right one with --columns reply=NAME\n" in scored.stderr
+    assert f"{said}Name the right one with --columns reply=NAME\n" in ran.stderr  # which has that option too
+    columns = [*READ, "reply"]  # of the recorded ones
+    fields = {"evaluate": columns, "score": [*join.FIELDS], "preferences": [*pairs.RATED], "perplexity": ["text"]}
     commands = get_command(app).commands
     for name, known in fields.items():
         told = next(p.help for p in commands[name].params if p.name == "columns")

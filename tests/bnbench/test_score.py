@@ -140,6 +140,59 @@ def test_a_column_that_both_files_have_joins_them_whatever_it_is_called(tmp_path
     assert "joined to the replies by বার্তা" in caplog.text
 
 
+def test_the_same_messages_join_files_whatever_each_calls_them(tmp_path, whole, caplog):
+    """The columns message and বার্তা hold the same texts; a number or a text that is scored names no row."""
+    n, right = range(len(REPLIES)), whole["chrF++"].scores
+    told = [{"message": m, "reply": r, "n": str(i)} for i, m, r in zip(n, MESSAGES, REPLIES, strict=True)]
+    asked = [{"no": str(i), "বিষয়": "মন", "বার্তা": m, "উত্তর": r} for i, m, r in zip(n, MESSAGES, REFERENCES, strict=True)]
+    turned = [{**row, "no": str(i)} for i, row in enumerate(asked[::-1])]
+    predictions, references = write(tmp_path / "p.jsonl", told), write(tmp_path / "r.csv", turned)
+    options = {"metrics": ["chrF++"], "quiet": True}
+    with caplog.at_level("INFO", "bnbench"):
+        assert (
+            score_files(predictions, [references], columns={"reference": "উত্তর"}, **options).results["chrF++"].scores
+            == right
+        )
+    assert f"{references}: reference from উত্তর, joined to the replies by message, there বার্তা" in caplog.text
+    assert (
+        f"{predictions}: message from message, joined to the replies row by row, as they are of one file" in caplog.text
+    )
+    # Or it is the references' file that calls them by a usual name, or a file of messages, or one of plain lines.
+    own = write(tmp_path / "o.csv", [{"কথা": row["message"], "reply": row["reply"]} for row in told])
+    usual = write(tmp_path / "u.csv", [{"question": row["বার্তা"], "reference": row["উত্তর"]} for row in turned])
+    assert score_files(own, [usual], **options).results["chrF++"].scores == right
+    for messages in (
+        write(tmp_path / "m.txt", MESSAGES[::-1]),
+        write(tmp_path / "m.csv", [{"prompt": m} for m in MESSAGES[::-1]]),
+    ):
+        found = score_files(own, messages=messages, metrics=["relevance"], quiet=True)
+        assert (
+            found.results["relevance"].scores
+            == score_files(own, columns={"message": "কথা"}, metrics=["relevance"]).results["relevance"].scores
+        )
+    # Numbers of another name, and replies and references, join nothing.
+    caplog.clear()
+    bare = [{"n": row["n"], "reply": row["reply"], "prediction": row["message"]} for row in told]
+    score_files(write(tmp_path / "b.csv", bare), [references], columns={"reference": "উত্তর"}, **options)
+    assert (
+        "line by line: no ids, and no messages that are the same in both, each once, tell whose is whose" in caplog.text
+    )
+
+
+def test_a_column_is_named_as_whichever_file_has_it(tmp_path, whole):
+    told, asked = beside("reply", REPLIES), [{"বার্তা": m, "উত্তর": r} for m, r in zip(MESSAGES, REFERENCES, strict=True)]
+    predictions, references = write(tmp_path / "p.jsonl", told), write(tmp_path / "r.csv", asked[::-1])
+    for name in ("message", "question"):  # what evaluate calls it
+        found = score_files(predictions, [references], columns={"reference": "উত্তর", name: "বার্তা"}, quiet=True)
+        assert found.results["chrF++"].scores == whole["chrF++"].scores
+    for name in ("message", "title", "id"):
+        with pytest.raises(
+            CorpusError,
+            match=r"no file has a column 'নেই'; there are message, reply, বার্তা, উত্তর|r\.csv: there is no column 'নেই'",
+        ):
+            score_files(predictions, [references], columns={"reference": "উত্তর", name: "নেই"})
+
+
 def test_messages_that_contradict_how_files_are_joined_are_refused(tmp_path, caplog):
     asked = [MESSAGES[1], *MESSAGES[1:]]  # one stands twice, so that they do not join
     predictions = write(tmp_path / "p.csv", beside("reply", REPLIES, asked))
@@ -180,7 +233,7 @@ def test_files_in_which_nothing_can_be_compared_are_joined_by_line_and_that_is_s
         path = write(tmp_path / f"{name}.csv", references)
         found = score_files(predictions, [path], metrics=["chrF++"], quiet=True)
         assert found.results["chrF++"].scores == whole["chrF++"].scores
-        told = "joined to the replies line by line: they hold no ids, and no messages in common"
+        told = "joined to the replies line by line: no ids, and no messages that are the same in both"
         assert f"{path}: reference from reference, {told}" in caplog.text
         assert sum(record.levelname == "WARNING" for record in caplog.records) == 1
         with pytest.raises(
@@ -375,7 +428,7 @@ REFERENCE = '{"id": "ক", "reference": "ভালো"}\n{"id": "খ", "referenc
         (
             REPLY,
             '{"id": "ক"}\n',
-            "r.jsonl: no column holds a reference; the columns are id. Call the right one 'reference'",
+            "r.jsonl: no column holds a reference; the columns are id. Name the right one with --columns reference",
         ),
         ('{"text": "ভালো"}\n', REFERENCE, "p.jsonl: no column holds a reply; the columns are text"),
         ('{"reply": "ক"}\n{"id": 1}\n', REFERENCE, "p.jsonl, line 2: the row has no 'reply'"),
@@ -387,6 +440,11 @@ REFERENCE = '{"id": "ক", "reference": "ভালো"}\n{"id": "খ", "referenc
         (REPLY, '{"reference": "ক"}\n{"reference": []}\n', "r.jsonl, line 2: 'reference' is an empty list"),
         (REPLY, '{"reference": ["ক", 7]}\n{"reference": ["ক", ["খ"]]}\n', "r.jsonl, line 2: 'reference' is list"),
         (REPLY, '{"reference": "ক"}\n', "p.jsonl has 2 rows and"),
+        (
+            '{"message": "কেমন আছ?", "reply": "ভালো"}\n{"message": "ঘুম আসে না", "reply": "শুনছি"}\n',
+            '{"message": "কেমন আছ?", "reference": "ভালো আছি"}\n',
+            "p.jsonl, line 2 is not in",
+        ),
         (REPLY, REFERENCE.replace('"খ"', '"গ"'), "p.jsonl, line 2: the id 'খ' is not in"),
         (REPLY, REFERENCE.replace('"খ"', '"ক"'), "r.jsonl, line 2: the id 'ক' occurs a second time"),
         (REPLY.replace('"খ"', '"ক"'), REFERENCE, "p.jsonl, line 2: the id 'ক' occurs a second time"),

@@ -177,8 +177,49 @@ def test_messages_join_by_the_name_that_the_data_have_for_theirs(tmp_path: Path)
     corpus = load_corpus(write(tmp_path / "test.csv", rows), columns=columns)
     mine = record(tmp_path / "mine.jsonl", [{"reply": row["উত্তর"], "বার্তা": row["বার্তা"]} for row in rows[::-1]])
     assert is_perfect(mine, corpus, corpus.select("all"), **columns)
-    with pytest.raises(CandidateError, match="Call it one of reply, prediction, "):
+    with pytest.raises(CandidateError, match=r"the columns are বার্তা\. Name the right one with --columns reply=NAME"):
         joined(record(tmp_path / "none.jsonl", [{"বার্তা": "ক"}]), corpus, corpus.select("all"), **columns)
+
+
+def test_replies_are_read_from_the_column_that_is_named(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    data = write(tmp_path / "test.csv", rows)
+    corpus = load_corpus(data)
+    named = [
+        {"reply": "না", "জবাব": r["Answers"], "id": e.id}
+        for r, e in zip(rows, [row.example for row in corpus.rows], strict=True)
+    ]
+    mine = record(tmp_path / "mine.jsonl", named)
+    assert is_perfect(mine, corpus, corpus.select("all"), reply="জবাব")
+    assert set(joined(mine, corpus, corpus.select("all")).values()) == {"না"}
+    with pytest.raises(CandidateError, match="there is no column 'নেই'; the columns are reply, জবাব, id"):
+        joined(mine, corpus, corpus.select("all"), reply="নেই")
+    # Of one file and one run folder, the replies of another column are another run's.
+    asked = EvaluationRequest(parse_candidates(predictions=[str(mine)]), tmp_path / "run", data=str(data), quiet=True)
+    run = read_run(evaluate(replace(asked, columns={"reply": "জবাব"})))
+    assert [g.reply for g in run.replies["mine"]] == [e["reference"] for e in run.examples]
+    with pytest.raises(RunError, match="holds another run"):
+        evaluate(asked)
+
+
+def test_an_item_that_has_no_reply_is_named(tmp_path: Path) -> None:
+    rows = make_rows(15)
+    rows[6] |= {"Questions": "নতুন শহরে এসেছি, কাউকে চিনি না।"}
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    replies = answers(rows, message="Questions")
+    del replies[6]
+    told = r"1 of 15 items have no reply, their messages are not in it: 'নতুন শহরে এসেছি, কাউকে চিনি না।'; give each a row"
+    with pytest.raises(CandidateError, match=told):
+        joined(record(tmp_path / "mine.jsonl", replies), corpus, corpus.select("all"))
+    asked = [{"id": f"অনুরোধ-{i}", **reply} for i, reply in enumerate(replies)]  # ids of the requests, not of the data
+    with pytest.raises(CandidateError, match=told):
+        joined(record(tmp_path / "ids.jsonl", asked), corpus, corpus.select("all"))
+    with pytest.raises(CandidateError, match=r"5 of 15 items have no reply, .*', '.*', '.*' …; give each a row"):
+        joined(record(tmp_path / "few.jsonl", replies[:10]), corpus, corpus.select("all"))
+    twice = [*replies, replies[0] | {"reply": "আরেক উত্তর"}, replies[1] | {"reply": "আরেক উত্তর"}]
+    twice.append({"reply": "আছি", "message": "নতুন শহরে এসেছি, কাউকে চিনি না।"})
+    with pytest.raises(CandidateError, match=r"holds 17 replies, .* or 'message', each once"):
+        joined(record(tmp_path / "twice.jsonl", twice), corpus, corpus.select("all"))
 
 
 @pytest.mark.parametrize("numbered", [False, True])
