@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,26 +27,7 @@ from bnbench.metrics.exceptions import require
 Row = dict[str, Any]
 """Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
 
-_MESSAGE = ("message", "question", "questions", "prompt", "inputs")
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    # The first is of OpenAI's batch files, whose "id" is the request's; the last of lm-evaluation-harness.
-    "id": ("custom id", "id", "sample id", "example id", "item id", "question id", "qid", "uid", "doc id"),
-    "topic": ("topic", "topics"),
-    "title": ("title", "question title"),
-    "message": (*_MESSAGE, "instruction", "input"),
-    "question": _MESSAGE,  # the corpus' name of a message
-    "reference": ("reference", "references", "answers", "answer", "target", "targets", "gold", "completion", "label"),
-    "reply": (
-        *("reply", "prediction", "predict", "response", "response text", "model response", "filtered resps"),
-        *("generated", "generated text", "output", "answer", "answers"),
-    ),
-    "text": ("text", "content", "document", "sentence"),
-    "dialogue": ("dialogue", "dialogue id", "dialog id", "conversation id", "chat id", "thread id", "session id"),
-    "turns": ("messages", "conversations", "conversation", "dialogue", "dialog", "chat"),
-    "input": ("input", "context"),  # the second, and "response", are Dolly's
-    "output": ("output", "response"),
-    **{own: (own,) for own in ("chosen", "rejected", "split", "instruction", "history")},
-}
+COLUMNS: Mapping[str, Sequence[str]] = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 """Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
 RATINGS = (
     *("empathy", "relevance", "fluency", "helpfulness", "overall", "rating", "score"),
