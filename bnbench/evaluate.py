@@ -467,7 +467,6 @@ def _generate(
     each candidate's time, as run.json has it after each batch, and the tables, counted aside (a part by each of the
     `workers`), of candidates who answered all here; what fails aside, such as the `yardsticks`, ends it at once.
     """
-    unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
     ahead = defaultdict[str, list[Future[list[FloatArray]]]](list)
     own = defaultdict[str, list[records.Generation]](list)
     quiet, out = work.request.quiet, work.request.out
@@ -486,33 +485,18 @@ def _generate(
                 for known in filter(Future.done, (yardsticks, *chain(*ahead.values()))):
                     known.result()
                 start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
-                prompts = [entrant.prompts[i] for i, _ in batch.items]
-                examples = [(work.examples[i], sample) for i, sample in batch.items]
-                # Sampling noise belongs to the item, and to which of its replies it is.
-                named = [f"{e.id}#{sample}" if sample else e.id for e, sample in examples]
-                failure: EndpointError | None = None
-                try:
-                    replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
-                except EndpointError as error:
-                    if name not in work.silent or not error.before:
-                        raise  # the same server would have to give the likelihoods of what was answered before
-                    replies, failure = list(error.before), error
-                    examples = examples[: len(replies)]
-                if len(replies) != len(examples):
-                    raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
-                generations = [
-                    records.Generation(key, name, e.id, r.text, r.tokens, r.hit_limit, *(*unknown, r.refused, sample))
-                    for key, (e, sample), r in zip(batch.keys, examples, replies, strict=False)
-                ]
+                generations, failure = _ask(work, batch)
                 own[name] += generations
                 if len(own[name]) == len(work.examples) * entrant.draws:
                     # Most metrics ask for no likelihood: they need not wait for it, or for the other candidates.
                     texts = _texts(work, own.pop(name))[name]
                     for part in texts.parts(math.ceil(len(texts) / workers)):
                         ahead[name].append(aside.submit(statistics, part, work.measures.alone))
-                if first := [at for at, (_, sample) in enumerate(examples) if not sample]:  # an item's reference once
-                    references = [examples[at][0].reference for at in first]
-                    scored = entrant.backend.score(entrant.candidate, [prompts[at] for at in first], references)
+                # An item's reference once; a server that failed could not give its likelihood.
+                if first := {at: i for at, (i, sample) in enumerate(batch.items) if not (sample or failure)}:
+                    references = [work.examples[i].reference for i in first.values()]
+                    prompts = [entrant.prompts[i] for i in first.values()]
+                    scored = entrant.backend.score(entrant.candidate, prompts, references)
                     for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
                         sizes: Any = zip(("nll_tokens", "bytes", "characters"), map(int, counts), strict=True)
                         generations[at] = replace(generations[at], nll=nll, **dict(sizes))
@@ -529,6 +513,28 @@ def _generate(
     except (RuntimeError, OSError) as error:
         raise _partial(work.request, error) from error
     return record, ahead
+
+
+def _ask(work: Work, batch: Batch) -> tuple[list[records.Generation], EndpointError | None]:
+    """What is answered to a batch. Where a server fails that gives no likelihoods: what it answered before, and why."""
+    entrant, name, failure = batch.entrant, batch.entrant.candidate.name, None
+    prompts = [entrant.prompts[i] for i, _ in batch.items]
+    examples = [(work.examples[i], sample) for i, sample in batch.items]
+    # Sampling noise belongs to the item, and to which of its replies it is.
+    named = [f"{e.id}#{sample}" if sample else e.id for e, sample in examples]
+    try:
+        replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
+    except EndpointError as error:
+        if name not in work.silent or not error.before:
+            raise
+        replies, failure = list(error.before), error
+    if failure is None and len(replies) != len(prompts):
+        raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
+    unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
+    return [
+        records.Generation(key, name, e.id, r.text, r.tokens, r.hit_limit, *(*unknown, r.refused, sample))
+        for key, (e, sample), r in zip(batch.keys, examples, replies, strict=failure is None)
+    ], failure
 
 
 def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:

@@ -349,26 +349,25 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
         raise CorpusError(f"{path}: not a readable log of inspect ({error})") from None
 
 
-def check_source(source: str | Path) -> None:
-    """Raises CorpusError when `source` is neither a file of a known kind nor looks like a hub id; reads nothing."""
-    if _is_file(path := Path(source)):
+def check_source(source: str | Path) -> bool:
+    """Whether it is meant as a file: it is there, or its name ends as a file's does (.csv, not .5 or :2.bn). Raises
+    CorpusError when it is neither one of a known kind nor looks like a hub id; reads nothing.
+    """
+    path = Path(source)
+    if is_file := (kind_of(path)[1:].isalpha() and ":" not in path.name) or path.exists():
         check_file(path, KINDS)
     elif not _HUB_ID.fullmatch(str(source)):
         raise CorpusError(f"{source}: no such file, and not a hub id (owner/name, owner/name:configuration)")
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a source is meant as a file: it is there, or its name ends as a file's does (.csv, not .5 or :2.bn)."""
-    return (kind_of(path)[1:].isalpha() and ":" not in path.name) or path.exists()
+    return is_file
 
 
 def read_records(source: str | Path) -> dict[str, Row]:
     """All rows, one or more, by where they stand, of a file or `owner/name[:configuration][@revision]` on the hub."""
-    if _is_file(path := Path(source)):
+    if check_source(source):
+        path = Path(source)
         if records := {place(path, number): row for number, row in iter_table(path)}:
             return records
         raise CorpusError(f"{source}: the file has no rows")
-    check_source(source)
     datasets, hub_id = require("datasets", extra="models"), _HUB_ID.fullmatch(str(source))
     hub = require("huggingface_hub", extra="models")
     away = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "the hub cannot be reached"
