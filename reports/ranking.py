@@ -21,7 +21,7 @@ from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import Interval, counting, over_seeds, pseudo_values, resampled_sums
+from bnbench.metrics.significance import Interval, block_sums, counting, pseudo_values, resampled_sums
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -380,7 +380,7 @@ def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampli
     made = []
     for name, members in grouped.items():
         table = np.stack([e.tables[metric.name] for e in members])
-        blocks = significance.block_sums(over_seeds(table), how["clusters"])
+        blocks = block_sums(table, how["clusters"])
         values = metric.formula(table.sum(axis=1))[:, 0].tolist()
         items = pseudo_values(blocks[counting(blocks)], metric.formula)
         of_seeds, of_items = significance.seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
@@ -566,7 +566,7 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
             [m.formula(x)[..., :first] for m, x in zip(mine, np.split(sums, edges, axis=-1), strict=True)], axis=-1
         ), level=LEVEL, shares=shares, bounds=bounds, **how,
     )  # fmt: skip
-    values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(over_seeds(t).sum(axis=0))[:first])
+    values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(block_sums(t).sum(axis=0))[:first])
     found = zip(names, values, intervals, strict=True)
     return [Score(m.name, name, float(value), i.low, i.high) for (m, name), value, i in found]
 
