@@ -7,17 +7,14 @@ and how far its mean is from the score, in its own standard errors, says how far
 interval of a difference and its p come from the same resamples: it excludes 0 where p < 1 - level, and only there. A
 score has no p: each of its ends is the farther one of the symmetric and the equal-tailed interval.
 
-The weights depend on n, their number and the seed alone: all candidates and metrics are resampled alike, so comparisons
-are paired.
+The weights depend on n, their number and the seed alone, whatever is resampled: comparisons are paired.
 
 Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` blocks, item i into block i mod `BLOCKS`,
-and the blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000
-resamples have.
+and these are resampled: 1/sqrt(2 BLOCKS) = 0.7 % more error of an interval's width, less than 10,000 resamples have.
 
 Sources: Efron & Tibshirani 1993 (jackknife, bootstrap-t); Hall 1988 (symmetric and equal-tailed); Wilson 1927 (shares);
 Korn & Graubard 1998 (of clusters); Koehn 2004 (paired bootstrap); Fisher 1935 (exchanged pairs); Phipson & Smyth 2010
-(p is (c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007 (resampling whole clusters). `benchmarks/simulation.py` measures
-how often they are right.
+((c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007 (clusters). How often they are right: `benchmarks/simulation.py`.
 """
 
 import math
@@ -36,6 +33,7 @@ from bnbench.metrics.exceptions import InputError
 FloatArray = npt.NDArray[np.float64]
 Formula = Callable[[FloatArray], FloatArray]
 Clusters = Sequence[Hashable] | None
+Bounds = Sequence[tuple[float, float]]
 
 BLOCKS = 10_000
 FEW = 30  # items under which intervals are not to be trusted, as measured by `benchmarks/simulation.py`
@@ -81,7 +79,7 @@ class PairedResult:
 
 def bootstrap(
     table: FloatArray, formula: Formula, *, resamples: int = 10_000, seed: int = 42, level: float = 0.95,
-    clusters: Clusters = None, shares: Sequence[int] = (), bounds: Sequence[tuple[float, float]] = (),
+    clusters: Clusters = None, shares: Sequence[int] = (), bounds: Bounds = (),
 ) -> list[Interval]:  # fmt: skip
     """Bootstrap-t intervals of every value that `formula` makes of the (n, k) table's column sums.
 
@@ -96,12 +94,10 @@ def bootstrap(
     side = (1 + level) / 2
     reaches, variance = _reaches(values, of_seeds[None], resamples, seed), values.var(axis=0) + n * of_seeds[0]
     both, upper, lower = (_critical(x, p) for x, p in ((np.abs(reaches), level), (reaches, side), (-reaches, side)))
-    # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
-    low = np.maximum(whole - np.maximum(both, upper), values.min(axis=0))
-    high = np.minimum(whole + np.maximum(both, lower), values.max(axis=0))
-    rows, (least, most) = formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T
-    low = np.maximum(np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low), least)
-    high = np.minimum(np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high), most)
+    # No score is beyond what the lowest and the highest item add, or beyond its scale.
+    least, most = _scale(formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T)
+    low = np.maximum(whole - np.maximum(both, upper), np.maximum(values.min(axis=0), least))
+    high = np.minimum(whole + np.maximum(both, lower), np.minimum(values.max(axis=0), most))
     for i in shares if n > 1 else ():
         # As many independent rows as have the variance found; where all rows are alike, each cluster counts once. The
         # variance of clusters is an estimate, for which Student's t stands (Fisher & Cornish 1960: its expansion).
@@ -112,6 +108,12 @@ def bootstrap(
         low[i], high[i] = (100 * max(0.0, min(1.0, (middle + sign * half) / (1 + z * z / of))) for sign in (-1, 1))
     ends = np.stack([low, high], axis=1).round(9) + (math.nan if n == 1 else 0.0)
     return [Interval(low, high, level) for low, high in ends.tolist()]
+
+
+def _scale(rows: FloatArray, bounds: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Where each value's scale ends: at its bounds, and at 0 and 100 where none of the rows, (n, v), is beyond."""
+    least, most = np.where(rows.min(axis=0) >= 0, 0, -math.inf), np.where(rows.max(axis=0) <= 100 + 1e-9, 100, math.inf)
+    return np.maximum(least, bounds[0]), np.minimum(most, bounds[1])
 
 
 def pseudo_values(blocks: FloatArray, formula: Formula) -> FloatArray:
@@ -126,41 +128,45 @@ def pseudo_values(blocks: FloatArray, formula: Formula) -> FloatArray:
 
 def paired_tests(
     comparisons: Sequence[tuple[FloatArray, FloatArray, Formula]], *, resamples: int = 10_000, seed: int = 42,
-    level: float = 0.95, clusters: Clusters = None, shares: Sequence[Sequence[int]] = (),
+    level: float = 0.95, clusters: Clusters = None, shares: Sequence[Sequence[int]] = (), bounds: Bounds = (),
 ) -> list[list[PairedResult]]:  # fmt: skip
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
     A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
-    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes. Rows
-    that do not count in both tables are left out. Of one item all but the difference is NaN. Raises `InputError` where
-    the tables of a comparison have different shapes, or none of their rows counts in both.
+    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes, and
+    `bounds` the ends of its scale. Rows that do not count in both tables are left out. Of one item all but the
+    difference is NaN. Raises `InputError` where two tables have different shapes, or no row that counts in both.
     """
-    shares = shares or [()] * len(comparisons)
+    shares, bounds = shares or [()] * len(comparisons), bounds or [(-math.inf, math.inf)] * len(comparisons)
     alike = dict[bytes, list[int]]()  # comparisons over the same rows
     for at, (a, b, _) in enumerate(comparisons):
-        if np.shape(a)[-2:] != np.shape(b)[-2:]:
-            raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
         alike.setdefault(counting(a, b).tobytes(), []).append(at)
     if len(alike) > 1:
         made = dict[int, list[PairedResult]]()
         how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level, "clusters": clusters}
         for these in alike.values():
-            some, how["shares"] = [comparisons[at] for at in these], [shares[at] for at in these]
-            made |= zip(these, paired_tests(some, **how), strict=True)
+            how |= {"shares": [shares[at] for at in these], "bounds": [bounds[at] for at in these]}
+            made |= zip(these, paired_tests([comparisons[at] for at in these], **how), strict=True)
         return [made[at] for at in range(len(comparisons))]
     kept = np.frombuffer(next(iter(alike)), np.bool_)[:, None]
     rows = block_sums(kept.astype(float), clusters)[:, 0] > 0
     comparisons = comparisons if kept.all() else [(a * kept, b * kept, formula) for a, b, formula in comparisons]
     # The differences lie side by side: every comparison sees the same resamples.
     gaps, told, noise = list[FloatArray](), list[FloatArray](), list[list[FloatArray]]()
-    for (a, b, formula), own in zip(comparisons, shares, strict=True):
+    for (a, b, formula), own, ends in zip(comparisons, shares, bounds, strict=True):
         x, y = (block_sums(side, clusters)[rows] for side in (a, b))
-        gaps.append(pseudo_values(x, formula) - pseudo_values(y, formula))
+        ours, theirs = pseudo_values(x, formula), pseudo_values(y, formula)
+        gaps.append(ours - theirs)
         differ = ((x != y).any(axis=1, keepdims=True) & (gaps[-1].round(9) != 0)).sum(axis=0)
         difference, is_share = formula(x.sum(axis=0)) - formula(y.sum(axis=0)), np.isin(np.arange(len(differ)), own)
-        told.append(np.stack([difference, differ, is_share]))
+        # Neither score leaves its scale. One of which each item is at the top, as the reference's, is there: no other
+        # is above. At the bottom none is known to be: what no reply had another may have, and so it is with shares.
+        least, most = _scale(formula(np.vstack([x, y])), np.array(ends))
+        low, high = (np.where((v >= most - 1e-9).all(axis=0) & ~is_share, most, least) for v in (ours, theirs))
+        told.append(np.stack([difference, differ, is_share, low - most, most - high]))
         noise.append([seed_variance(side, formula) for side in (a, b)])
-    values, (whole, differ, are_shares), of_seeds = np.hstack(gaps), np.hstack(told), np.concatenate(noise, axis=-1)
+    values, of_seeds = np.hstack(gaps), np.concatenate(noise, axis=-1)
+    whole, differ, are_shares, least, most = np.hstack(told)
     n, near, differ = len(values), whole.round(9), np.maximum(differ, 1)
     reaches = np.abs(_reaches(values, of_seeds, resamples, seed, near))
     # Were A and B alike, the m items that differ would as likely have the other sign, each by itself: all have one in
@@ -168,15 +174,13 @@ def paired_tests(
     p_values = np.where(near != 0, np.maximum((reaches >= np.abs(near)).mean(axis=0), 2 * 0.5**differ), 1)
     reach = np.maximum(_critical(reaches, level), np.where(p_values >= 1 - level, np.abs(near), 0))
     by_seeds = of_seeds[:, 0].sum(axis=0)
-    variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + by_seeds
-    detectable = _DETECTABLE * np.sqrt(variance)
+    error = np.sqrt(values.var(axis=0, ddof=min(n - 1, 1)) / n + by_seeds)
     # Of two or three seeds the interval is far wider than a normal one, and what it misses is larger as much.
-    detectable = np.where(by_seeds > 0, np.maximum(detectable, reach + _POWER * np.sqrt(variance)), detectable)
+    detectable = np.maximum(_DETECTABLE * error, np.where(by_seeds > 0, reach + _POWER * error, 0))
     # Of shares that differ alike in all n items as many may differ otherwise as Wilson's interval of none in n holds.
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    reach = np.where((variance < 1e-12) & (are_shares > 0), np.maximum(reach, 100 * z2 / (n + z2)), reach)
-    most = np.where(are_shares > 0, 100, np.inf)
-    low, high = np.maximum(near - reach, -most).round(9), np.minimum(near + reach, most).round(9)
+    reach = np.where((error < 1e-6) & (are_shares > 0), np.maximum(reach, 100 * z2 / (n + z2)), reach)
+    low, high = (near - np.clip(near - least, 0, reach)).round(9), (near + np.clip(most - near, 0, reach)).round(9)
     table = np.column_stack([whole, low, high, p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0
     results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
@@ -188,6 +192,8 @@ def counting(*tables: FloatArray) -> npt.NDArray[np.bool_]:
 
     Where none does, all: a score is then what the formula makes of nothing. `InputError` where tables share no row.
     """
+    if len({np.shape(table)[-2:] for table in tables}) > 1:
+        raise InputError(f"tables of shapes {[*map(np.shape, tables)]} cannot be compared in pairs")
     rows = [(np.asarray(table) != 0).any(axis=-1) for table in tables]
     each = [held.all(axis=tuple(range(held.ndim - 1))) for held in rows]  # of seeds: in every one
     shared: npt.NDArray[np.bool_] = np.logical_and.reduce(each)
@@ -204,9 +210,7 @@ def seed_variance(table: FloatArray, formula: Formula) -> FloatArray:
     return np.stack([scores.var(axis=0, ddof=1) / len(scores), np.full(scores.shape[1], len(scores) - 1.0)])
 
 
-def _reaches(
-    values: FloatArray, noise: FloatArray, resamples: int, seed: int, side: FloatArray | float = 0.0
-) -> FloatArray:
+def _reaches(values: FloatArray, noise: FloatArray, resamples: int, seed: int, side: Any = 0) -> FloatArray:
     """How far each resample's mean is above the mean of n values, in its own standard errors, times that of the mean.
 
     (n, v) to (resamples + 1, v): what was observed is one of the possible resamples, so that p is never 0, and is as
@@ -269,12 +273,8 @@ def resampled_sums(
     """The column sums of each bootstrap resample, shape (resamples, k)."""
     blocks = block_sums(table, clusters)
     blocks = blocks[counting(blocks)]
-    n, start = len(blocks), 0
-    drawn = np.empty((resamples, blocks.shape[1]))
-    for counts in _held(n, resamples, seed) if n * resamples <= _HELD else _counts(n, resamples, seed):
-        np.matmul(counts.astype(np.float64), blocks, out=drawn[start : start + len(counts)])
-        start += len(counts)
-    return drawn
+    counts = (_held if len(blocks) * resamples <= _HELD else _counts)(len(blocks), resamples, seed)
+    return np.vstack([some.astype(np.float64) @ blocks for some in counts])
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -559,12 +559,11 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
     edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
-    bounds = [m.bounds for m, _ in names]
     intervals = significance.bootstrap(
         np.concatenate(tables, axis=-1),
         lambda sums: np.concatenate(
             [m.formula(x)[..., :first] for m, x in zip(mine, np.split(sums, edges, axis=-1), strict=True)], axis=-1
-        ), level=LEVEL, shares=shares, bounds=bounds, **how,
+        ), level=LEVEL, shares=shares, bounds=[m.bounds for m, _ in names], **how,
     )  # fmt: skip
     values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(block_sums(t).sum(axis=0))[:first])
     found = zip(names, values, intervals, strict=True)
@@ -577,7 +576,8 @@ def _compare(
     """Every value, or the first so many, of each metric, compared with the entry beside it."""
     firsts = [lambda sums, of=m.formula: of(sums)[..., :first] for _, m in against]
     tests = [(a.drawn(m.name), b.drawn(m.name), formula) for (b, m), formula in zip(against, firsts, strict=True)]
-    found = significance.paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
+    shares, bounds = [m.share_places for _, m in against], [m.bounds for _, m in against]
+    found = significance.paired_tests(tests, level=LEVEL, shares=shares, bounds=bounds, **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values[:first], results, strict=True):

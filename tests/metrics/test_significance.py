@@ -322,6 +322,32 @@ def test_replies_that_are_the_same_do_not_speak_for_a_ratio_either() -> None:
         assert by_dialogue.p_value >= 2 * 0.5**k
 
 
+@pytest.mark.parametrize("top", [95.0, 100.0])
+def test_no_interval_of_a_difference_leaves_what_is_possible(top: float) -> None:
+    lengths, ends = np.ceil(np.random.default_rng(3).lognormal(3, 1, 15)), []
+    for k in range(1, 16):
+        rates = np.where(np.arange(15) < k, np.linspace(0, 5, 15), top)
+        good, bad = (np.column_stack([x * lengths, lengths]) for x in (np.full(15, top), rates))
+        made, other = paired(good, bad, mean)[0], paired(bad, good, mean)[0]
+        assert made.interval.low <= made.difference <= made.interval.high <= 100
+        assert (other.interval.low, other.interval.high) == (-made.interval.high, -made.interval.low)
+        assert (made.interval.low <= 0) == (made.p_value >= 0.05)
+        ends.append((made.interval.low, made.interval.high))
+    lows, highs = zip(*ends, strict=True)
+    assert 100 in highs  # beyond it without the end
+    # What every item has in full, as the reference has, is known: nothing scores above it. 95 is not.
+    assert (min(lows) == 0) == (top == 100)
+
+
+def test_no_difference_of_ratings_is_more_than_their_scale() -> None:
+    a, b = table(np.array([5.0, 4.0] * 5)), table(np.array([1.0, 1.0, 1.0, 1.0, 5.0] * 2))
+    tests, ratings = [(a, b, mean), (a, np.where(np.arange(10)[:, None] < 5, b, 0), mean)], (1.0, 5.0)
+    for of in (tests, tests[:1]):  # over different items and alone
+        for [free], [made] in zip(paired_tests(of), paired_tests(of, bounds=[ratings] * len(of)), strict=True):
+            assert free.interval.high > 4 == made.interval.high
+            assert (made.interval.low, made.p_value) == (max(free.interval.low, -4), free.p_value)
+
+
 def test_pseudo_values_of_a_mean_are_the_values_and_of_a_ratio_what_each_row_adds(scores: FloatArray) -> None:
     assert module.pseudo_values(table(scores), mean)[:, 0] == pytest.approx(scores)
     rows = np.column_stack([scores, np.arange(1, 401.0)])
