@@ -4,7 +4,10 @@
 
 1. Intervals: how often a 95 % interval of a score and of a difference holds the truth, and how often a difference that
    is none is called significant: means, shares and ratios of sums, light and heavy tails, dialogues; n = 10 to 300.
-2. Rankings: six candidates of known quality, three training seeds each, over the same items. How often the range of
+2. All or nothing: most replies of two candidates are the same, and where they differ, they differ by all. What p and
+   interval say of k one-signed differences among n items, beside the exact p of exchanged pairs; how often differences
+   of random signs are called one, and how often one-signed ones are found, and their mean held by the interval.
+3. Rankings: six candidates of known quality, three training seeds each, over the same items. How often the range of
    ranks holds the true rank, and how often two that are alike are called different after Holm's correction (in any of
    the pairs of an experiment), for single candidates and for groups of seeds.
 """
@@ -18,7 +21,7 @@ from itertools import combinations
 
 import numpy as np
 
-from bnbench.metrics.significance import Interval, bootstrap, holm, paired_tests, rank_ranges
+from bnbench.metrics.significance import Interval, PairedResult, bootstrap, holm, paired_tests, rank_ranges
 
 Array = np.ndarray
 SIZES = (10, 20, 40, 100, 300)
@@ -110,6 +113,25 @@ def unlike(n: int, times: int, seed: int) -> dict[str, float]:
     return found
 
 
+def of_gaps(gaps: Array, seed: int) -> list[PairedResult]:
+    """A paired test of each row of differences, (experiments, n)."""
+    tables = [np.stack([row, np.ones(len(row))], axis=1) for row in gaps]
+    tests = [(one, one * [0, 1], score) for one in tables]
+    return [found for (found,) in paired_tests(tests, resamples=RESAMPLES, seed=seed)]
+
+
+def all_or_nothing(n: int, times: int, seed: int) -> dict[str, str]:
+    """False positives; then how often one-signed differences are found, and how often the interval holds their mean."""
+    chance, found = np.random.default_rng([seed, n, 78]), {}
+    for rate in (0.15, 0.3, 0.6, 0.9):
+        gaps = (chance.random((times, n)) < rate) * chance.uniform(0.8, 1, (times, n))
+        none, one = (of_gaps(x, seed) for x in (gaps * chance.choice([-1, 1], gaps.shape), gaps))
+        false, clear = (np.mean([r.p_value < 0.05 for r in results]) for results in (none, one))
+        held = np.mean([r.interval.low <= 90 * rate <= r.interval.high for r in one])
+        found[f"{rate:.0%} of items differ"] = f"{false:.3f} {clear:.3f} {held:.3f}"
+    return found
+
+
 QUALITY = (0.0, 0.0, 0.25, 0.25, 0.5, 1.0)  # of six candidates, in standard deviations of an item; two pairs are alike
 SEED_SPREAD = 0.15  # of training seeds, in the same
 
@@ -144,7 +166,7 @@ def experiment(kind: str, n: int, seed: int, grouped: bool) -> tuple[int, bool]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints all tables."""
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--experiments", type=int, default=200)
     ask.add_argument("--intervals", type=int, default=1000)
@@ -161,6 +183,15 @@ def main() -> None:
     rows = [unlike(n, given.intervals, given.seed) for n in SIZES]
     for name in rows[0]:
         print(f"{name:36}" + "".join(f"{f'{row[name]:.3f}':>10}" for row in rows), flush=True)
+    print("\np and 95 % interval where k of n items differ by 100 and to one side (in brackets 2 / 2^k)")
+    for n in (10, 15, 40):
+        results = of_gaps(np.tril(np.ones((n, n))), given.seed)
+        told = (f"{k}: {r.p_value:.4f} ({2 / 2**k:.4f}) {r.interval}" for k, r in enumerate(results, 1) if k < 17)
+        print(f"n = {n}", *told, sep="\n    ")
+    print("\nwhere items differ by all or nothing: false positives; of one sign: found, mean held")
+    rows = [all_or_nothing(n, given.intervals, given.seed) for n in (10, 15, 20, 40)]
+    for name in rows[0]:
+        print(f"{name:24}" + "".join(f"{row[name]:>22}" for row in rows), flush=True)
     print(
         f"\nsix candidates, {given.experiments} experiments: "
         "ranges that hold the true rank, experiments with a false positive"

@@ -126,8 +126,8 @@ def paired_test(a: Result, b: Result, *, value: str | None = None) -> PairedResu
     # A stream kept sums over blocks of replies; the other result's rows are summed into the same blocks.
     kept = counting(a.table, b.table)[:, None] if len(a.table) == len(b.table) else 1.0
     ours, theirs = (block_sums(result.table * kept, a.clusters) for result in (a, b))
-    both, shares = [(ours, theirs, a.of.formula)], [a.of.share_places]
-    [found] = paired_tests(both, resamples=a.resamples, seed=a.seed, shares=shares)
+    both, shares, bounds = [(ours, theirs, a.of.formula)], [a.of.share_places], [a.of.bounds]
+    [found] = paired_tests(both, resamples=a.resamples, seed=a.seed, shares=shares, bounds=bounds)
     return found[a.of.values.index(value or a.of.values[0])]
 
 

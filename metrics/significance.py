@@ -7,23 +7,21 @@ and how far its mean is from the score, in its own standard errors, says how far
 interval of a difference and its p come from the same resamples: it excludes 0 where p < 1 - level, and only there. A
 score has no p: each of its ends is the farther one of the symmetric and the equal-tailed interval.
 
-The weights depend on n, their number and the seed alone: all candidates and metrics are resampled alike, so comparisons
-are paired.
+The weights depend on n, their number and the seed alone, whatever is resampled: comparisons are paired.
 
 Above `BLOCKS` items (or clusters) the rows are first summed into `BLOCKS` blocks, item i into block i mod `BLOCKS`,
-and the blocks are resampled. That adds 1/sqrt(2 BLOCKS) = 0.7 % to the error of an interval's width, less than 10,000
-resamples have.
+and these are resampled: 1/sqrt(2 BLOCKS) = 0.7 % more error of an interval's width, less than 10,000 resamples have.
 
 Sources: Efron & Tibshirani 1993 (jackknife, bootstrap-t); Hall 1988 (symmetric and equal-tailed); Wilson 1927 (shares);
-Korn & Graubard 1998 (of clusters); Koehn 2004 (paired bootstrap); Phipson & Smyth 2010 (why p is (c + 1) / (R + 1));
-Holm 1979; Field & Welsh 2007 (resampling whole clusters). `benchmarks/simulation.py` measures how often they are right.
+Korn & Graubard 1998 (of clusters); Koehn 2004 (paired bootstrap); Fisher 1935 (exchanged pairs); Phipson & Smyth 2010
+((c + 1) / (R + 1)); Holm 1979; Field & Welsh 2007 (clusters). How often they are right: `benchmarks/simulation.py`.
 """
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice, zip_longest
+from itertools import islice
 from statistics import NormalDist
 from typing import Any
 
@@ -35,6 +33,7 @@ from bnbench.metrics.exceptions import InputError
 FloatArray = npt.NDArray[np.float64]
 Formula = Callable[[FloatArray], FloatArray]
 Clusters = Sequence[Hashable] | None
+Bounds = Sequence[tuple[float, float]]
 
 BLOCKS = 10_000
 FEW = 30  # items under which intervals are not to be trusted, as measured by `benchmarks/simulation.py`
@@ -45,6 +44,7 @@ TOO_FEW = (
 _CELLS = 2_000_000  # weights at once: 16 MB as float64
 _HELD = 2**25  # counts that are kept for the next table, a byte each
 _FLOOR = 1 / 16  # of a resample's variance: one that missed the few items that differ would divide by nothing
+_FLOOR_AWAY = 1 / 4  # where it missed the few that speak for 0: of 3 in 15 3.5 % miss all, and reached as far as the 12
 _POWER = 0.841621  # z(.80): power 80 %
 _DETECTABLE = 1.959964 + _POWER  # z(.975): two-sided alpha .05
 
@@ -79,7 +79,7 @@ class PairedResult:
 
 def bootstrap(
     table: FloatArray, formula: Formula, *, resamples: int = 10_000, seed: int = 42, level: float = 0.95,
-    clusters: Clusters = None, shares: Sequence[int] = (), bounds: Sequence[tuple[float, float]] = (),
+    clusters: Clusters = None, shares: Sequence[int] = (), bounds: Bounds = (),
 ) -> list[Interval]:  # fmt: skip
     """Bootstrap-t intervals of every value that `formula` makes of the (n, k) table's column sums.
 
@@ -88,18 +88,16 @@ def bootstrap(
     shares of rows in per cent, which get Wilson's intervals: of none in 40 not [0, 0]. `bounds` are the ends of
     each value's scale, or of all. Raises `InputError` on an empty table; what one row (or cluster) alone gives is NaN.
     """
-    blocks, (spread, freedom) = block_sums(over_seeds(table), clusters), seed_variance(table, formula)
+    blocks, of_seeds = block_sums(table, clusters), seed_variance(table, formula)
     blocks = blocks[counting(blocks)]
     n, whole, values = len(blocks), formula(blocks.sum(axis=0)), pseudo_values(blocks, formula)
     side = (1 + level) / 2
-    reaches, variance = _reaches(values, [(spread, freedom)], resamples, seed), values.var(axis=0) + n * spread
+    reaches, variance = _reaches(values, of_seeds[None], resamples, seed), values.var(axis=0) + n * of_seeds[0]
     both, upper, lower = (_critical(x, p) for x, p in ((np.abs(reaches), level), (reaches, side), (-reaches, side)))
-    # No score is beyond what the lowest and the highest item add, or under 0 or over 100 where no item is.
-    low = np.maximum(whole - np.maximum(both, upper), values.min(axis=0))
-    high = np.minimum(whole + np.maximum(both, lower), values.max(axis=0))
-    rows, (least, most) = formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T
-    low = np.maximum(np.where(rows.min(axis=0) >= 0, np.maximum(low, 0), low), least)
-    high = np.minimum(np.where(rows.max(axis=0) <= 100 + 1e-9, np.minimum(high, 100), high), most)
+    # No score is beyond what the lowest and the highest item add, or beyond its scale.
+    least, most = _scale(formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T)
+    low = np.maximum(whole - np.maximum(both, upper), np.maximum(values.min(axis=0), least))
+    high = np.minimum(whole + np.maximum(both, lower), np.minimum(values.max(axis=0), most))
     for i in shares if n > 1 else ():
         # As many independent rows as have the variance found; where all rows are alike, each cluster counts once. The
         # variance of clusters is an estimate, for which Student's t stands (Fisher & Cornish 1960: its expansion).
@@ -110,6 +108,12 @@ def bootstrap(
         low[i], high[i] = (100 * max(0.0, min(1.0, (middle + sign * half) / (1 + z * z / of))) for sign in (-1, 1))
     ends = np.stack([low, high], axis=1).round(9) + (math.nan if n == 1 else 0.0)
     return [Interval(low, high, level) for low, high in ends.tolist()]
+
+
+def _scale(rows: FloatArray, bounds: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Where each value's scale ends: at its bounds, and at 0 and 100 where none of the rows, (n, v), is beyond."""
+    least, most = np.where(rows.min(axis=0) >= 0, 0, -math.inf), np.where(rows.max(axis=0) <= 100 + 1e-9, 100, math.inf)
+    return np.maximum(least, bounds[0]), np.minimum(most, bounds[1])
 
 
 def pseudo_values(blocks: FloatArray, formula: Formula) -> FloatArray:
@@ -124,61 +128,63 @@ def pseudo_values(blocks: FloatArray, formula: Formula) -> FloatArray:
 
 def paired_tests(
     comparisons: Sequence[tuple[FloatArray, FloatArray, Formula]], *, resamples: int = 10_000, seed: int = 42,
-    level: float = 0.95, clusters: Clusters = None, shares: Sequence[Sequence[int]] = (),
+    level: float = 0.95, clusters: Clusters = None, shares: Sequence[Sequence[int]] = (), bounds: Bounds = (),
 ) -> list[list[PairedResult]]:  # fmt: skip
     """Compare candidates on the same n items: one `PairedResult` of A - B for each value of each comparison's formula.
 
     A comparison is (table A, table B, formula), either table (m, n, k) where it is of m training seeds; many at once
-    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes. Rows
-    that do not count in both tables are left out. Of one item all but the difference is NaN. Raises `InputError` where
-    the tables of a comparison have different shapes, or none of their rows counts in both.
+    cost little more than one and give the same numbers. `shares` has for each comparison what `bootstrap` takes, and
+    `bounds` the ends of its scale. Rows that do not count in both tables are left out. Of one item all but the
+    difference is NaN. Raises `InputError` where two tables have different shapes, or no row that counts in both.
     """
+    shares, bounds = shares or [()] * len(comparisons), bounds or [(-math.inf, math.inf)] * len(comparisons)
     alike = dict[bytes, list[int]]()  # comparisons over the same rows
     for at, (a, b, _) in enumerate(comparisons):
-        if np.shape(a)[-2:] != np.shape(b)[-2:]:
-            raise InputError(f"tables of shapes {np.shape(a)} and {np.shape(b)} cannot be compared in pairs")
         alike.setdefault(counting(a, b).tobytes(), []).append(at)
     if len(alike) > 1:
         made = dict[int, list[PairedResult]]()
         how: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level, "clusters": clusters}
         for these in alike.values():
-            some, of = [comparisons[at] for at in these], [shares[at] if shares else () for at in these]
-            made |= zip(these, paired_tests(some, **how, shares=of), strict=True)
+            how |= {"shares": [shares[at] for at in these], "bounds": [bounds[at] for at in these]}
+            made |= zip(these, paired_tests([comparisons[at] for at in these], **how), strict=True)
         return [made[at] for at in range(len(comparisons))]
     kept = np.frombuffer(next(iter(alike)), np.bool_)[:, None]
     rows = block_sums(kept.astype(float), clusters)[:, 0] > 0
     comparisons = comparisons if kept.all() else [(a * kept, b * kept, formula) for a, b, formula in comparisons]
     # The differences lie side by side: every comparison sees the same resamples.
-    gaps, observed, noise = list[FloatArray](), list[FloatArray](), list[tuple[FloatArray, FloatArray]]()
-    for a, b, formula in comparisons:
-        means = over_seeds(a), over_seeds(b)
-        gaps.append(np.subtract(*(pseudo_values(block_sums(x, clusters)[rows], formula) for x in means)))
-        observed.append(np.subtract(*(formula(x.sum(axis=0)) for x in means)))
-    for side in zip(*((a, b) for a, b, _ in comparisons), strict=True):
-        found = [seed_variance(x, formula) for x, (_, _, formula) in zip(side, comparisons, strict=True)]
-        noise.append((np.concatenate([spread for spread, _ in found]), np.concatenate([free for _, free in found])))
-    values, whole = np.hstack(gaps), np.concatenate(observed)
-    n, reaches, near = len(values), np.abs(_reaches(values, noise, resamples, seed)), whole.round(9)
-    reach, p_values = _critical(reaches, level), (reaches >= np.abs(near)).mean(axis=0)
-    by_seeds = sum(spread for spread, _ in noise)
-    variance = values.var(axis=0, ddof=min(n - 1, 1)) / n + by_seeds
-    detectable = _DETECTABLE * np.sqrt(variance)
+    gaps, told, noise = list[FloatArray](), list[FloatArray](), list[list[FloatArray]]()
+    for (a, b, formula), own, ends in zip(comparisons, shares, bounds, strict=True):
+        x, y = (block_sums(side, clusters)[rows] for side in (a, b))
+        ours, theirs = pseudo_values(x, formula), pseudo_values(y, formula)
+        gaps.append(ours - theirs)
+        differ = ((x != y).any(axis=1, keepdims=True) & (gaps[-1].round(9) != 0)).sum(axis=0)
+        difference, is_share = formula(x.sum(axis=0)) - formula(y.sum(axis=0)), np.isin(np.arange(len(differ)), own)
+        # Neither score leaves its scale. One of which each item is at the top, as the reference's, is there: no other
+        # is above. At the bottom none is known to be: what no reply had another may have, and so it is with shares.
+        least, most = _scale(formula(np.vstack([x, y])), np.array(ends))
+        low, high = (np.where((v >= most - 1e-9).all(axis=0) & ~is_share, most, least) for v in (ours, theirs))
+        told.append(np.stack([difference, differ, is_share, low - most, most - high]))
+        noise.append([seed_variance(side, formula) for side in (a, b)])
+    values, of_seeds = np.hstack(gaps), np.concatenate(noise, axis=-1)
+    whole, differ, are_shares, least, most = np.hstack(told)
+    n, near, differ = len(values), whole.round(9), np.maximum(differ, 1)
+    reaches = np.abs(_reaches(values, of_seeds, resamples, seed, near))
+    # Were A and B alike, the m items that differ would as likely have the other sign, each by itself: all have one in
+    # 2 of 2^m cases, and no p is below (Fisher 1935). Where it is what holds p up, the interval goes as far as 0.
+    p_values = np.where(near != 0, np.maximum((reaches >= np.abs(near)).mean(axis=0), 2 * 0.5**differ), 1)
+    reach = np.maximum(_critical(reaches, level), np.where(p_values >= 1 - level, np.abs(near), 0))
+    by_seeds = of_seeds[:, 0].sum(axis=0)
+    error = np.sqrt(values.var(axis=0, ddof=min(n - 1, 1)) / n + by_seeds)
     # Of two or three seeds the interval is far wider than a normal one, and what it misses is larger as much.
-    detectable = np.where(by_seeds > 0, np.maximum(detectable, reach + _POWER * np.sqrt(variance)), detectable)
-    # Where all items differ alike, resamples do not say what others would do: p is then that of the sign test, and of
-    # shares that differ in none of n items as many may differ as Wilson's interval of none in n holds.
-    alike, z2 = variance < 1e-12, NormalDist().inv_cdf((1 + level) / 2) ** 2
-    p_values = np.where(alike & (near != 0), np.maximum(p_values, 0.5 ** (n - 1)), p_values)
-    reach = np.where(alike & (p_values >= 1 - level), np.abs(near), reach)
-    places = zip_longest(observed, shares, fillvalue=())
-    are_shares = np.concatenate([np.isin(np.arange(len(found)), list(own)) for found, own in places])
-    reach = np.where(alike & are_shares, np.maximum(reach, 100 * z2 / (n + z2)), reach)
-    most = np.where(are_shares, 100, np.inf)
-    low, high = np.maximum(near - reach, -most).round(9), np.minimum(near + reach, most).round(9)
+    detectable = np.maximum(_DETECTABLE * error, np.where(by_seeds > 0, reach + _POWER * error, 0))
+    # Of shares that differ alike in all n items as many may differ otherwise as Wilson's interval of none in n holds.
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    reach = np.where((error < 1e-6) & (are_shares > 0), np.maximum(reach, 100 * z2 / (n + z2)), reach)
+    low, high = (near - np.clip(near - least, 0, reach)).round(9), (near + np.clip(most - near, 0, reach)).round(9)
     table = np.column_stack([whole, low, high, p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0
     results = (PairedResult(d, Interval(low, high, level), p, least) for d, low, high, p, least in table.tolist())
-    return [list(islice(results, len(values))) for values in observed]
+    return [list(islice(results, one.shape[1])) for one in told]
 
 
 def counting(*tables: FloatArray) -> npt.NDArray[np.bool_]:
@@ -186,6 +192,8 @@ def counting(*tables: FloatArray) -> npt.NDArray[np.bool_]:
 
     Where none does, all: a score is then what the formula makes of nothing. `InputError` where tables share no row.
     """
+    if len({np.shape(table)[-2:] for table in tables}) > 1:
+        raise InputError(f"tables of shapes {[*map(np.shape, tables)]} cannot be compared in pairs")
     rows = [(np.asarray(table) != 0).any(axis=-1) for table in tables]
     each = [held.all(axis=tuple(range(held.ndim - 1))) for held in rows]  # of seeds: in every one
     shared: npt.NDArray[np.bool_] = np.logical_and.reduce(each)
@@ -194,33 +202,27 @@ def counting(*tables: FloatArray) -> npt.NDArray[np.bool_]:
     return shared if shared.any() else np.ones_like(shared)
 
 
-def over_seeds(table: FloatArray) -> FloatArray:
-    """The mean table of m training seeds, (m, n, k) to (n, k); any other table as it is."""
-    return table.mean(axis=0) if table.ndim == 3 else table
-
-
-def seed_variance(table: FloatArray, formula: Formula) -> tuple[FloatArray, FloatArray]:
-    """The variance of the values that m seeds make, (m, n, k) to (v,), and its degrees of freedom; 0 without seeds."""
+def seed_variance(table: FloatArray, formula: Formula) -> FloatArray:
+    """The variance of what m seeds score, and its degrees of freedom, (m, n, k) to (2, v); 0 without seeds."""
     scores = formula(table.sum(axis=-2))
     if table.ndim == 2:
-        return np.zeros_like(scores), np.ones_like(scores)
-    return scores.var(axis=0, ddof=1) / len(scores), np.full(scores.shape[1], len(scores) - 1.0)
+        return np.stack([np.zeros_like(scores), np.ones_like(scores)])
+    return np.stack([scores.var(axis=0, ddof=1) / len(scores), np.full(scores.shape[1], len(scores) - 1.0)])
 
 
-def _reaches(
-    values: FloatArray, noise: Sequence[tuple[FloatArray, FloatArray]], resamples: int, seed: int
-) -> FloatArray:
+def _reaches(values: FloatArray, noise: FloatArray, resamples: int, seed: int, side: Any = 0) -> FloatArray:
     """How far each resample's mean is above the mean of n values, in its own standard errors, times that of the mean.
 
     (n, v) to (resamples + 1, v): what was observed is one of the possible resamples, so that p is never 0, and is as
-    far as can be. To nine decimals: sums of the same values in another order are no difference. `noise` has variances
-    of the mean, and their degrees of freedom, that come on top. Those of two or three training seeds are too few to be
-    resampled: they are drawn as normal ones, and their variances as chi-squared (Krishnamoorthy, Lu & Mathew 2007).
+    far as can be. To nine decimals: sums of the same values in another order are no difference. `side` is the side of 0
+    where a difference is. `noise` has variances of the mean, and their degrees of freedom, on top. Those of a few seeds
+    are not resampled: they are drawn as normal ones, their variances as chi-squared (Krishnamoorthy, Lu & Mathew 2007).
     """
     n, around = len(values), values - values.mean(axis=0)
     variance = (around**2).mean(axis=0)
     means, squares = np.hsplit(resampled_sums(np.hstack([around, around**2]), resamples=resamples, seed=seed) / n, 2)
-    own, generator = np.maximum(squares - means**2, _FLOOR * variance), np.random.default_rng([seed, 2])
+    floor = np.where(means * side > 0, _FLOOR_AWAY, _FLOOR) * variance
+    own, generator = np.maximum(squares - means**2, floor), np.random.default_rng([seed, 2])
     for spread, freedom in noise:
         if spread.any():
             means += np.sqrt(spread) * generator.standard_normal((resamples, 1))
@@ -271,12 +273,8 @@ def resampled_sums(
     """The column sums of each bootstrap resample, shape (resamples, k)."""
     blocks = block_sums(table, clusters)
     blocks = blocks[counting(blocks)]
-    n, start = len(blocks), 0
-    drawn = np.empty((resamples, blocks.shape[1]))
-    for counts in _held(n, resamples, seed) if n * resamples <= _HELD else _counts(n, resamples, seed):
-        np.matmul(counts.astype(np.float64), blocks, out=drawn[start : start + len(counts)])
-        start += len(counts)
-    return drawn
+    counts = (_held if len(blocks) * resamples <= _HELD else _counts)(len(blocks), resamples, seed)
+    return np.vstack([some.astype(np.float64) @ blocks for some in counts])
 
 
 def _counts(n: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -300,8 +298,10 @@ def _held(n: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.uint8], ...
 def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
     """What is resampled as one, a row each: the table's rows, or sums over clusters, or over `BLOCKS` blocks of either.
 
-    Raises `InputError` on an empty table, or where there is not one cluster for each row.
+    Of m training seeds, (m, n, k), the mean table's. Raises `InputError` on an empty table, or where there is not one
+    cluster for each row.
     """
+    table = table.mean(axis=0) if table.ndim == 3 else table
     if table.ndim != 2 or not len(table):
         raise InputError(f"a table of shape {table.shape} cannot be resampled: it needs a row per reply, at least one")
     group, groups = np.arange(len(table)), len(table)

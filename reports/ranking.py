@@ -21,7 +21,7 @@ from bnbench.metrics.audit.findings import RECORD, Trust, read_audits, trust
 from bnbench.metrics.combined import Combined, combine, weighted
 from bnbench.metrics.core import FloatArray, Metric, ratio
 from bnbench.metrics.registry import get_metric
-from bnbench.metrics.significance import Interval, counting, over_seeds, pseudo_values, resampled_sums
+from bnbench.metrics.significance import Interval, block_sums, counting, pseudo_values, resampled_sums
 from bnbench.models.yardsticks import ANOTHER, ANOTHER_HALF, HALF, HALVES, REFERENCE
 from bnbench.records import AUDITS, RATINGS, CandidateRecord, Generation, MetricRecord, Run, RunRecord, YardstickRecord
 from bnbench.reports.people import TABLE, with_ratings
@@ -380,7 +380,7 @@ def _seeds(grouped: Mapping[str, Sequence[Entry]], metric: Metric, how: Resampli
     made = []
     for name, members in grouped.items():
         table = np.stack([e.tables[metric.name] for e in members])
-        blocks = significance.block_sums(over_seeds(table), how["clusters"])
+        blocks = block_sums(table, how["clusters"])
         values = metric.formula(table.sum(axis=1))[:, 0].tolist()
         items = pseudo_values(blocks[counting(blocks)], metric.formula)
         of_seeds, of_items = significance.seed_variance(table, metric.formula)[0][0], items[:, 0].var() / len(items)
@@ -559,14 +559,13 @@ def _scores(entry: Scored, metrics: Sequence[Metric], how: Resampling, first: in
     edges = np.cumsum([table.shape[-1] for table in tables])[:-1]
     names = [(m, value) for m in mine for value in m.values[:first]]
     shares = [place for place, (m, value) in enumerate(names) if value in m.shares]
-    bounds = [m.bounds for m, _ in names]
     intervals = significance.bootstrap(
         np.concatenate(tables, axis=-1),
         lambda sums: np.concatenate(
             [m.formula(x)[..., :first] for m, x in zip(mine, np.split(sums, edges, axis=-1), strict=True)], axis=-1
-        ), level=LEVEL, shares=shares, bounds=bounds, **how,
+        ), level=LEVEL, shares=shares, bounds=[m.bounds for m, _ in names], **how,
     )  # fmt: skip
-    values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(over_seeds(t).sum(axis=0))[:first])
+    values = (x for m, t in zip(mine, tables, strict=True) for x in m.formula(block_sums(t).sum(axis=0))[:first])
     found = zip(names, values, intervals, strict=True)
     return [Score(m.name, name, float(value), i.low, i.high) for (m, name), value, i in found]
 
@@ -577,7 +576,8 @@ def _compare(
     """Every value, or the first so many, of each metric, compared with the entry beside it."""
     firsts = [lambda sums, of=m.formula: of(sums)[..., :first] for _, m in against]
     tests = [(a.drawn(m.name), b.drawn(m.name), formula) for (b, m), formula in zip(against, firsts, strict=True)]
-    found = significance.paired_tests(tests, level=LEVEL, shares=[m.share_places for _, m in against], **how)
+    shares, bounds = [m.share_places for _, m in against], [m.bounds for _, m in against]
+    found = significance.paired_tests(tests, level=LEVEL, shares=shares, bounds=bounds, **how)
     for (b, metric), results in zip(against, found, strict=True):
         made = []
         for name, r in zip(metric.values[:first], results, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -257,7 +258,7 @@ def test_of_skew_items_each_end_is_the_farther_one_of_the_symmetric_and_the_equa
 def test_shares_that_differ_alike_in_all_items_are_no_certainty(hits: tuple[int, int], low: float, high: float) -> None:
     """Wilson's interval of none in 40 goes up to 8.76 %: so many other items may differ otherwise."""
     a, b = (table(np.full(40, 100.0 * hit)) for hit in hits)
-    [[made], [mean_of]] = paired_tests([(a, b, mean), (a, b, mean)], shares=[[0]])
+    [[made], [mean_of]] = paired_tests([(a, b, mean), (a, b, mean)], shares=[[0], []])
     assert (made.interval.low, made.interval.high) == pytest.approx((low, high), abs=0.01)
     assert mean_of.interval.low == mean_of.interval.high == made.difference  # of no share, whose ends nobody knows
     by_cluster = paired_tests([(a, b, mean)], shares=[[0]], clusters=[i // 10 for i in range(40)])[0][0]
@@ -269,6 +270,82 @@ def test_where_all_items_differ_by_the_same_p_is_that_of_the_sign_test(n: int) -
     made = paired(table(np.full(n, 4.0)), table(np.full(n, 3.0)), mean)[0]
     assert made.p_value == max(2 * 0.5**n, 1 / 10_001)
     assert (made.p_value < 0.05) == (made.interval.low > 0)
+
+
+ALL_OR_NOTHING = [(n, k) for n in (10, 15, 20, 30) for k in range(1, n + 1)]
+
+
+def one_signed(n: int, k: int) -> PairedResult:
+    """k of n replies differ, all by nearly as much and to one side."""
+    gaps = np.where(np.arange(n) < k, 80 + np.random.default_rng(k).random(n), 0)
+    return paired(table(gaps), table(np.zeros(n)), mean)[0]
+
+
+@pytest.mark.parametrize(("n", "k"), ALL_OR_NOTHING)
+def test_no_p_is_below_that_of_an_exact_test_of_exchanged_pairs(n: int, k: int) -> None:
+    """Against SciPy's exact test of paired exchanges (all 2^n of them for as many as 10 items)."""
+    from scipy.stats import permutation_test
+
+    made, gaps = one_signed(n, k), np.where(np.arange(n) < k, 80.0, 0)
+    exact = 2 * 0.5**k
+    if n == 10:
+        both = (gaps, np.zeros(n))
+        of = permutation_test(
+            both, lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True
+        )
+        assert of.pvalue == pytest.approx(exact)
+    assert max(exact, 1 / 10_001) <= made.p_value <= 1.25 * exact + 0.01
+    assert (made.interval.low > 0) == (made.p_value < 0.05) == (made.interval.low > 1e-6)
+
+
+@pytest.mark.parametrize("n", [10, 15, 20, 30])
+def test_more_evidence_gives_no_larger_p_and_no_lower_end(n: int) -> None:
+    made = [one_signed(n, k) for k in range(1, n + 1)]
+    for less, more in pairwise(made):
+        assert more.p_value <= less.p_value + 2e-3  # resamples of few items have few values
+        assert more.interval.low >= less.interval.low - 3 or more.interval.low < 0
+
+
+def test_replies_that_are_the_same_do_not_speak_for_a_ratio_either() -> None:
+    """Leaving out a reply that both have moves a ratio's difference, and yet it is none that could be exchanged."""
+    chance = np.random.default_rng(2)
+    lengths = np.ceil(chance.lognormal(3.5, 0.3, 20))
+    a = np.column_stack([np.round(lengths * 0.6), lengths])
+    for k in (2, 5, 6):
+        b = a * np.where(np.arange(20) < k, [[0.05], [0.5]], 1.0).T
+        assert (module.pseudo_values(a, mean) - module.pseudo_values(b, mean)).all()
+        made = paired(a, b, mean)[0]
+        assert made.p_value >= 2 * 0.5**k and (made.interval.low > 0) == (made.p_value < 0.05)
+        # So it is of whole dialogues: five replies of each are one.
+        talks = [i // 5 for i in range(100)]
+        by_dialogue = paired(np.repeat(a, 5, axis=0), np.repeat(b, 5, axis=0), mean, clusters=talks)[0]
+        assert by_dialogue.p_value >= 2 * 0.5**k
+
+
+@pytest.mark.parametrize("top", [95.0, 100.0])
+def test_no_interval_of_a_difference_leaves_what_is_possible(top: float) -> None:
+    lengths, ends = np.ceil(np.random.default_rng(3).lognormal(3, 1, 15)), []
+    for k in range(1, 16):
+        rates = np.where(np.arange(15) < k, np.linspace(0, 5, 15), top)
+        good, bad = (np.column_stack([x * lengths, lengths]) for x in (np.full(15, top), rates))
+        made, other = paired(good, bad, mean)[0], paired(bad, good, mean)[0]
+        assert made.interval.low <= made.difference <= made.interval.high <= 100
+        assert (other.interval.low, other.interval.high) == (-made.interval.high, -made.interval.low)
+        assert (made.interval.low <= 0) == (made.p_value >= 0.05)
+        ends.append((made.interval.low, made.interval.high))
+    lows, highs = zip(*ends, strict=True)
+    assert 100 in highs  # beyond it without the end
+    # What every item has in full, as the reference has, is known: nothing scores above it. 95 is not.
+    assert (min(lows) == 0) == (top == 100)
+
+
+def test_no_difference_of_ratings_is_more_than_their_scale() -> None:
+    a, b = table(np.array([5.0, 4.0] * 5)), table(np.array([1.0, 1.0, 1.0, 1.0, 5.0] * 2))
+    tests, ratings = [(a, b, mean), (a, np.where(np.arange(10)[:, None] < 5, b, 0), mean)], (1.0, 5.0)
+    for of in (tests, tests[:1]):  # over different items and alone
+        for [free], [made] in zip(paired_tests(of), paired_tests(of, bounds=[ratings] * len(of)), strict=True):
+            assert free.interval.high > 4 == made.interval.high
+            assert (made.interval.low, made.p_value) == (max(free.interval.low, -4), free.p_value)
 
 
 def test_pseudo_values_of_a_mean_are_the_values_and_of_a_ratio_what_each_row_adds(scores: FloatArray) -> None:

@@ -289,7 +289,9 @@ def rows_of_people(run: Path, primary: str | None) -> list[set[str]]:
         str(Report(ranking)).splitlines(), (run / "report.md").read_text("utf-8").splitlines(), card.splitlines(),
         [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL)],
     ]  # fmt: skip
-    rows = [{line for line in of if re.match(r"\W*human (?!overall)\w+ \(n = 8\)", line)} for of in lines]
+    rows = [
+        {" ".join(line.split()) for line in of if re.match(r"\W*human (?!overall)\w+ \(n = 8\)", line)} for of in lines
+    ]
     table = csv.DictReader(io.StringIO((run / "ranking.csv").read_text("utf-8")))
     kept = ("candidate", "metric", "score", "low", "high", "difference", "difference_low", "p", "n", "signature")
     return [*rows, {str([row[k] for k in kept]) for row in table if row["metric"].startswith("human-")}]
