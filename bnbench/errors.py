@@ -5,7 +5,6 @@ command fails again; 1 where the work, a server or the machine failed; 3 partial
 """
 
 import errno
-from collections.abc import Sequence
 from typing import Any
 
 from bnbench.metrics.exceptions import BnbenchError, InputError, MissingExtraError, UsageError, nearest, require
@@ -48,10 +47,10 @@ class RunError(UsageError):
 class EndpointError(BnbenchError, RuntimeError):
     """A server that cannot be reached, refuses (`status`: with which HTTP status, else 0), or gives no usable answer.
     As a RuntimeError it stops a run that has begun as every failure of a backend does: what was computed is kept, and
-    `before`, what came of the requests before the one that failed.
+    `before`: what came, in their order, of the requests before the one that failed.
     """
 
-    def __init__(self, message: str, status: int = 0, before: Sequence[Any] = ()) -> None:
+    def __init__(self, message: str, status: int = 0, before: Any = ()) -> None:
         super().__init__(message)
         self.status, self.before = status, before
 

@@ -78,7 +78,7 @@ class Pairs:
             else [[place(text)]]
             for text in dict.fromkeys((*self.replies, *self.references))
         }
-        self.spelled, self._lines = Memo(self._spell).__getitem__, Memo(self._in_lines).__getitem__
+        self.spelled, self._lines = Memo(self._spell).__getitem__, dict[str, list[str]]()
 
     @classmethod
     def of(cls, texts: Texts, preparation: Preparation) -> Self:
@@ -98,31 +98,13 @@ class Pairs:
 
     def _spell(self, spelling: str) -> dict[str, str]:
         """Each distinct text: a character for each of its "tokens", the same without punctuation ("words"), or the
-        "characters" of its tokens, so without whitespace.
-        """
-        if spelling == "words":
-            return {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.spelled("tokens").items()}
-        return {text: "".join(lines) for text, lines in self._lines(spelling).items()}
-
-    @cached_property
-    def sentences(self) -> dict[str, list[str]]:
-        """The words of each sentence, sentences without a word left out."""
-        prepared, character = self.preparation, self.vocabulary.__getitem__
-        found = {}
-        for text, lines in self._lines("tokens").items():
-            if prepared.tokenizer in BY_WORD:
-                parts = [part for line in lines for part in _SENTENCE_ENDS.split(line)]
-            else:  # these leave marks on words, so the sentences are bn1's
-                parts = ["".join(map(character, prepared.tokens(s))) for s in prepared.split_sentences(text)]
-            found[text] = [words for part in parts if (words := _PUNCTUATION.sub("", part))]
-        return found
-
-    def _in_lines(self, spelling: str) -> dict[str, list[str]]:
-        """The lines of each distinct text, so spelled ("tokens" or "characters") and joined.
+        "characters" of its tokens, so without whitespace. The lines of tokens are kept, for `sentences`.
 
         What is made of words is made once for each different one, in a list; a text is then a few look-ups by place,
         which cost half of those by word.
         """
+        if spelling == "words":
+            return {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.spelled("tokens").items()}
         character, prepared, words = self.vocabulary.__getitem__, self.preparation, self._numbers
         by_word = prepared.tokenizer in BY_WORD
         tokens = prepared.pieces.__getitem__ if by_word else prepared.tokens
@@ -131,7 +113,23 @@ class Pairs:
         else:
             normal = prepared.normalizer.words
             made = [normal[word] if by_word else "".join(tokens(word)) for word in words]
-        return {t: ["".join(map(made.__getitem__, line)) for line in own] for t, own in self._texts.items()}
+        lines = {t: ["".join(map(made.__getitem__, line)) for line in own] for t, own in self._texts.items()}
+        self._lines = lines if spelling == "tokens" else self._lines
+        return {text: "".join(own) for text, own in lines.items()}
+
+    @cached_property
+    def sentences(self) -> dict[str, list[str]]:
+        """The words of each sentence, sentences without a word left out."""
+        prepared, character = self.preparation, self.vocabulary.__getitem__
+        self.spelled("tokens")
+        found = {}
+        for text, lines in self._lines.items():
+            if prepared.tokenizer in BY_WORD:
+                parts = [part for line in lines for part in _SENTENCE_ENDS.split(line)]
+            else:  # these leave marks on words, so the sentences are bn1's
+                parts = ["".join(map(character, prepared.tokens(s))) for s in prepared.split_sentences(text)]
+            found[text] = [words for part in parts if (words := _PUNCTUATION.sub("", part))]
+        return found
 
     def ngrams(self, spelling: Spelling, order: int) -> IntArray:
         """`ngram_counts` of the pairs, (pairs, order, 3), counted once for all metrics."""

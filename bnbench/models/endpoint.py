@@ -171,9 +171,7 @@ class EndpointBackend(Backend):
         return bool(self._served[candidate.name].likelihoods)
 
     def generate(self, candidate: Candidate, prompts: Prompts, items: Sequence[str], decoding: Decoding) -> list[Reply]:
-        """One reply a prompt; empty, cut and refused ones too, each marked as what it is. An EndpointError has those
-        `before` it.
-        """
+        """One reply a prompt; empty, cut and refused ones too, each marked as what it is."""
         served = self._served[candidate.name]
         bodies = [served.body(prompt, decoding, item) for prompt, item in zip(prompts, items, strict=True)]
         return served.client.map(served.path, bodies, read=served.reply)
