@@ -131,12 +131,11 @@ class Client:
         self, path: str, bodies: Sequence[dict[str, Any]], most: int = MOST_AT_ONCE,
         read: Callable[[dict[str, Any]], Any] = dict,
     ) -> list[Any]:  # fmt: skip
-        """The answers to POST requests to `path` ("chat/completions"), in their order, as `read` makes them; the
-        model's name is added.
+        """The answers to POST requests to `path` ("chat/completions"), in their order, as `read` makes them.
 
-        A server gets at most `most` at once. What may pass (429, 5xx, a lost connection, half an answer) is tried
-        again, on another server where there is one; the first failure that stays ends the others, and has with it
-        what was answered before (`EndpointError.before`).
+        The model's name is added. A server gets at most `most` at once. What may pass (429, 5xx, a lost connection,
+        half an answer) is tried again, on another server where there is one; the first failure that stays ends the
+        others, and has with it what was answered before (`EndpointError.before`).
         """
 
         async def ask() -> list[Any]:

@@ -53,7 +53,8 @@ class Served:
         limit = decoding.max_new_tokens or math.ceil(decoding.max_words * self.tokens_per_word)
         body: dict[str, Any] = {"max_tokens": limit, "temperature": 0.0 if decoding.greedy else decoding.temperature}
         extras: dict[str, Any] = {
-            "top_p": 1.0 if decoding.greedy else decoding.top_p, "top_k": -1 if decoding.greedy else decoding.top_k or -1,
+            "top_p": 1.0 if decoding.greedy else decoding.top_p,
+            "top_k": -1 if decoding.greedy else decoding.top_k or -1,
             "min_p": 0.0, "repetition_penalty": decoding.repetition_penalty,
         }  # fmt: skip
         if self.owner in _LLAMA_CPP:  # which ignore in silence what they do not know, and penalise 64 tokens alone
