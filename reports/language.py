@@ -61,12 +61,10 @@ class Catalogue:
 
     def __call__(self, text: str) -> str:
         """The text in the language, each of its sentences by itself."""
-        if text not in self.said:
-            parts = _SENTENCE.split(text)
-            self.said[text] = " ".join(map(self, parts)) if len(parts) > 1 else self._sentence(text)
-        return self.said[text]
-
-    def _sentence(self, text: str) -> str:
+        if text in self.said:
+            return self.said[text]
+        if len(parts := _SENTENCE.split(text)) > 1:
+            return self.said.setdefault(text, " ".join(map(self, parts)))
         plain = text.removesuffix(".")
         said = self.entries.get(plain)
         for pattern, value in self.patterns if said is None and re.search("[A-Za-z]", plain) else ():
@@ -75,7 +73,8 @@ class Catalogue:
                 for ending, joint in _ENDINGS:
                     said = ending.sub(joint, said)
                 break
-        return text if said in (None, plain) else said + (self.stop if plain != text else "")
+        self.said[text] = text if said in (None, plain) else said + (self.stop if plain != text else "")
+        return self.said[text]
 
     def _part(self, place: str, text: str) -> str:
         if not place.isupper():

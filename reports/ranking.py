@@ -302,18 +302,6 @@ def collect(runs: Sequence[Run]) -> tuple[list[Entry], list[dict[str, str]]]:
     return list(entries.values()), called
 
 
-def _firsts(entries: Sequence[Entry], metric: Metric, how: Resampling) -> list[float]:
-    """How often each is first on the primary value where the items, and a group's seed, are drawn again; ties share."""
-    values, chance = [], np.random.default_rng([how["seed"], 3])
-    for e in entries:
-        seeds = e.drawn(metric.name) if e.seeds else e.drawn(metric.name)[None]
-        drawn = np.stack([metric.formula(resampled_sums(own, **how))[:, 0] for own in seeds])  # seeds x resamples
-        values.append(drawn[chance.integers(0, len(drawn), drawn.shape[1]), np.arange(drawn.shape[1])])
-    scores = np.stack(values) * (1 if metric.higher_is_better else -1)
-    first = (scores >= scores.max(axis=0) - 1e-9).astype(float)
-    return [float(share) for share in (first / first.sum(axis=0)).mean(axis=1)]
-
-
 def _groups(runs: Sequence[Run], called: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
     """The groups that the runs declared, of candidates as they are called among all."""
     found = dict[str, tuple[str, ...]]()
@@ -480,7 +468,16 @@ def _standings(
     # A pair that Holm's correction leaves open separates nobody, whatever its own interval says.
     certain = {pair: Interval(c.low, c.high) for pair, c in pairs.items() if c.better is not None}
     ranges = significance.rank_ranges(certain, len(entries), higher_is_better=ranks_by.higher_is_better)
-    shares = _firsts(entries, ranks_by, how) if len(entries) > 2 else [None] * len(entries)
+    # How often each is first where the items, and a group's seed, are drawn again; ties share.
+    values, chance, shares = list[FloatArray](), np.random.default_rng([how["seed"], 3]), [None] * len(entries)
+    for e in entries if len(entries) > 2 else ():
+        seeds = e.drawn(ranks_by.name) if e.seeds else e.drawn(ranks_by.name)[None]
+        drawn = np.stack([ranks_by.formula(resampled_sums(own, **how))[:, 0] for own in seeds])  # seeds x resamples
+        values.append(drawn[chance.integers(0, len(drawn), drawn.shape[1]), np.arange(drawn.shape[1])])
+    if values:
+        drawn = np.stack(values) * (1 if ranks_by.higher_is_better else -1)
+        first = (drawn >= drawn.max(axis=0) - 1e-9).astype(float)
+        shares = (first / first.sum(axis=0)).mean(axis=1).tolist()
     for entry, ranks, share in zip(entries, ranges, shares, strict=True):
         own = next((e for e in entries if e.name == entry.own_base), None)
         versus = []

@@ -27,13 +27,9 @@ from bnbench.metrics.exceptions import require
 Row = dict[str, Any]
 """Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
 
-COLUMNS: Mapping[str, Sequence[str]] = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
+COLUMNS: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 """Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
-RATINGS = (
-    *("empathy", "relevance", "fluency", "helpfulness", "overall", "rating", "score"),
-    *("emotionalreaction", "interpretation", "exploration"),
-)
-"""How the plain name of a column of ratings may begin."""
+RATINGS = tuple(COLUMNS.pop("ratings"))  # how the plain name of a column of ratings may begin
 SHEETS = (".xlsx", ".xls", ".ods")
 _RUNS = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four of full width
 _INERT = re.compile(f"^'(?=[{re.escape(''.join(_RUNS))}])")

@@ -61,7 +61,8 @@ class TextFile:
         if (first := next(files.iter_table(path), None)) is None:
             raise CorpusError(f"{path}: the file has no rows")
         # One mapping serves all files, of which some may have no ids, or messages of another name.
-        columns = {of: name for of, name in columns.items() if of == field or name in first[1]}
+        has_usual = field == "message" and files.find_column(list(first[1]), field)
+        columns = {of: name for of, name in columns.items() if name in first[1] or (of == field and not has_usual)}
         names = files.match_columns(path, list(first[1]), columns, dict.fromkeys(FIELDS, ""), [field])
         found = dict(zip(FIELDS, names, strict=True))
         column, message = found[field], found["message"]
@@ -81,7 +82,8 @@ class TextFile:
         name = files.find_column([name for name in replies.first if name != replies.column], field)
         value = text_in(name, replies.first[name]) if name else None
         first = value[0] if isinstance(value, list) and value else value
-        return cls.of(replies.path, field, {**columns, field: name}) if name and _has_letters(first) else None
+        has_text = isinstance(first, str) and any(map(str.isalpha, first))  # and is no label, such as 0 or 1
+        return cls.of(replies.path, field, {**columns, field: name}) if name and has_text else None
 
     def __str__(self) -> str:
         names = " and ".join(filter(None, (self.before, self.column))) or "each line"
@@ -131,15 +133,17 @@ class TextFile:
             raise CorpusError(f"{self.path}: the file is empty")
         return n, order.hexdigest(), twice
 
-    def keyed(self) -> Iterator[tuple[Self, bool]]:
-        """What may name its rows, as files of messages, those with letters first; and whether also of another name."""
-        if own := self if self.field == "message" else self.asked:
-            yield own, True
-        read = (self.column, self.ids, own and own.column)
-        rest = [name for name, text in self.first.items() if isinstance(text, str) and name not in read]
-        for name in sorted(rest, key=lambda name: not _has_letters(self.first[name])):
-            is_text = _has_letters(self.first[name]) and files.plain_name(name) not in _SCORED
-            yield replace(self, field="message", column=name, before=None, asked=None), is_text
+    def keyed(self) -> list[tuple[Self, bool]]:
+        """What may name its rows, as files of messages; and whether it holds sentences, which do so by any name."""
+        own = self if self.field == "message" else self.asked
+        some = [row for _, row in islice(files.iter_table(self.path), 50)] if self.column else []
+        read, found = (self.column, self.ids, own and own.column), [(own, True)] if own else []
+        for name in (name for name in self.first if name not in read and files.plain_name(name) not in _SCORED):
+            texts = [text for row in some if isinstance(text := row.get(name), str)]
+            if words := [len(text.split()) for text in texts]:
+                file = replace(self, field="message", column=name, before=None, asked=None)
+                found.append((file, sum(words) > 2 * len(words)))
+        return found
 
     @cached_property
     def messages(self) -> Messages:
@@ -151,11 +155,6 @@ class TextFile:
         except CorpusError as error:  # such as a prompt that is a list of turns
             _log.warning("%s: its messages neither join nor check the replies", error)
             return ()
-
-
-def _has_letters(value: object) -> bool:
-    """Whether it is a text, and no label such as 0 or 1."""
-    return isinstance(value, str) and any(map(str.isalpha, value))
 
 
 def spelled(message: str) -> str:
@@ -191,17 +190,32 @@ def unanswered(asked: Messages, given: Messages) -> list[int]:
     return min((rows for rows in ways if len(rows) < len(asked[0])), key=len, default=[])
 
 
-def by_texts(replies: TextFile, other: TextFile) -> tuple[list[int], str]:
-    """As `by_messages`, by a column of each file, whatever they are called: the rows, and how; none where none does."""
-    for own, is_text in replies.keyed() if replies.path != other.path else ():
-        said = own.messages
-        is_name = any(len(set(texts)) == len(texts) for texts in said)  # else the other file need not be read for it
-        for rest, is_too in other.keyed() if is_name else ():
-            may = (is_text and is_too) or own.column == rest.column
-            if may and (found := by_messages(said, rest.messages, range(other.checked[0]))):
-                there = f", there {rest.column}" if rest.column not in (None, own.column) else ""
-                return found, f"by {own.column}{there}"
-    return [], ""
+def by_texts(replies: TextFile, other: TextFile, ids: Sequence[int] = ()) -> tuple[list[int], str]:
+    """As `by_messages`, by columns of the two files: of sentences, whatever they are called, or else of one name, which
+    join files of unequal length only. None where there are no such ones; CorpusError where what the files hold says
+    otherwise: another column, the rows that their `ids` join, or in files of equal length the order of the lines.
+    """
+    n, joined, labels = other.checked[0], list[tuple[str, list[int]]](), list[tuple[str, list[int]]]()
+    doubts = list[tuple[str, Messages, Messages]]()
+    for (own, is_text), (rest, is_too) in product(replies.keyed(), other.keyed()) if replies.path != other.path else ():
+        is_text = is_text and is_too
+        if not is_text and own.column != rest.column:
+            continue
+        how = f"{own.column}{f', there {rest.column}' if rest.column not in (None, own.column) else ''}"
+        if rows := by_messages(own.messages, rest.messages, range(n)):
+            (joined if is_text else labels).append((how, rows))
+        elif is_text and own is not replies.asked:  # whose messages the caller compares
+            shared = set(own.messages[0]).intersection(*rest.messages[:1])
+            doubts += [(how, own.messages, rest.messages)] if 2 * len(shared) > len(own.messages[0]) else []
+    order = [("the order of the lines", list(range(n)))] if n == replies.checked[0] else []
+    found = [("id", list(ids)), *joined] if ids else joined or order + labels
+    says = [how for how, rows in found if rows != found[0][1]]
+    says += [how for how, own, rest in doubts if found and contradiction(own, rest, found[0][1]) is not None]
+    if says:
+        hint = "name the column that tells the rows apart with --columns message=NAME, or id=NAME"
+        what = f"{found[0][0]} joins its rows to those of {other.path} otherwise than {says[0]} does"
+        raise CorpusError(f"{replies.path}: {what}; {hint}")
+    return (found[0][1], f"by {found[0][0]}") if joined or (labels and not order) else ([], "")
 
 
 def contradiction(asked: Messages, given: Messages, rows: Sequence[int]) -> int | None:
@@ -265,10 +279,11 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
             if name not in of:
                 raise CorpusError(f"{files.place(replies.path, number)}: the id {name!r} is not in {other.path}")
             found.append(of[name])
-    elif not by_id:
-        found, how = by_messages(asked, given, range(others)) or [], "by message"
-        if not found:
-            found, how = by_texts(replies, other)
+    if by_id:
+        by_texts(replies, other, found or places)
+    else:
+        rows = by_messages(asked, given, range(others))
+        found, how = (rows, "by message") if rows else by_texts(replies, other)
         if not found and n != others:
             how = "by line, as neither a column 'id' nor messages in both join them, files must be equally long"
             for number, *_ in (next(islice(replies.rows(), at, None)) for at in unanswered(asked, given)[:1]):

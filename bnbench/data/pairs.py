@@ -5,7 +5,7 @@ bnbench finetune --recipe dpo --data pairs.csv
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -99,23 +99,11 @@ def load_pairs(
     are dropped whole. Raises CorpusError for a row that is no pair, and for a message on two sides.
     """
     name = source or "bundled labelled replies"
-    sided = list(_read_pairs(source, columns or {})) if source else [(p, r.side) for p, r, _ in labelled_pairs().pairs]
-    _refuse_straddling(name, ((pair.chosen, side) for pair, side in sided))
-    kept = {f"{pair.chosen.id}-{pair.rejected.id}": (pair, side) for pair, side in sided}
-    steps = [Step("duplicate", "the same pair in the same or another spelling", dropped=len(sided) - len(kept))]
-    both = [e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)]
-    lengths = count_tokens(both) if count_tokens else []
-    longest = list(map(max, lengths[::2], lengths[1::2]))
-    examples = [(replace(pair.chosen, id=key), side) for key, (pair, side) in kept.items()]
-    corpus = divide(name, examples, steps, sizes or SplitSizes(), seed, longest, max_tokens)
-    return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
-
-
-def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair, str]]:
-    records = files.read_records(source)
+    sided = [] if source else [(pair, row.side) for pair, row, _ in labelled_pairs().pairs]
+    records = files.read_records(source) if source else {}
     hint = " (pairs have chosen and rejected), or make pairs of rated replies with `bnbench preferences`"
     header, needed = files.header_of(records.values()), ("chosen", "rejected", "question")
-    places = files.match_columns(source, header, columns, FIELDS, needed, hint)
+    places = files.match_columns(source, header, columns or {}, FIELDS, needed, hint) if source else []
     for where, record in records.items():
         texts = dict(zip(FIELDS, map(repair, files.texts_of(where, record, places)), strict=True))
         if empty := next((field for field in ("question", "chosen", "rejected") if not texts[field]), None):
@@ -125,7 +113,17 @@ def _read_pairs(source: str, columns: Mapping[str, str]) -> Iterator[tuple[Pair,
         if any(is_lost(texts[field]) for field in ("title", "question", "chosen")):
             raise CorpusError(f"{where}: a letter was lost for good in the message or chosen; remove the row")
         message = (texts["topic"], texts["title"], texts["question"])
-        yield Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected"))), files.side_of(record)
+        pair = Pair(*(make_example(*message, texts[reply]) for reply in ("chosen", "rejected")))
+        sided.append((pair, files.side_of(record)))
+    _refuse_straddling(name, ((pair.chosen, side) for pair, side in sided))
+    kept = {f"{pair.chosen.id}-{pair.rejected.id}": (pair, side) for pair, side in sided}
+    steps = [Step("duplicate", "the same pair in the same or another spelling", dropped=len(sided) - len(kept))]
+    both = [e for pair, _ in kept.values() for e in (pair.chosen, pair.rejected)]
+    lengths = count_tokens(both) if count_tokens else []
+    longest = list(map(max, lengths[::2], lengths[1::2]))
+    examples = [(replace(pair.chosen, id=key), side) for key, (pair, side) in kept.items()]
+    corpus = divide(name, examples, steps, sizes or SplitSizes(), seed, longest, max_tokens)
+    return Preferences(corpus, {key: pair for key, (pair, _) in kept.items()})
 
 
 def _refuse_straddling(source: str, sided: Iterable[tuple[Example, str]]) -> None:

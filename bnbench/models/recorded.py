@@ -57,6 +57,7 @@ class Predictions:
     ids: tuple[str, ...] | None = None
     messages: Messages = ()
     asked: TextFile | None = None
+    others: tuple[TextFile, ...] = ()  # of sentences: without `asked`, what may hold messages
 
     @classmethod
     def read(cls, path: Path, columns: Mapping[str, str] | None = None) -> Self:
@@ -71,7 +72,8 @@ class Predictions:
         if not rows:
             raise CandidateError(f"predictions {path}: the file is empty")
         ids = tuple(name for _, name, _ in rows) if file.ids else None
-        return cls(path, tuple(texts[0] for _, _, texts in rows), ids, file.messages, file.asked)
+        others = () if file.asked else tuple(own for own, is_text in file.keyed() if is_text)
+        return cls(path, tuple(texts[0] for _, _, texts in rows), ids, file.messages, file.asked, others)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
             raise CandidateError(f"predictions {file.path}, {what}; give each row an id of its own")
     named = corpus.own_ids() if corpus and by_id else {}
     own = {item: by_id[name] for name, item in reversed(named.items()) if name in by_id}  # of two equal items the first
+    questions = {comparable(e.question) for e in examples if file.others}
+    for other in (one for one in file.others if 2 * len(questions.intersection(one.messages[0])) > len(questions)):
+        file = replace(file, messages=other.messages, asked=other)
     # In the file a message may be written without the item's title or with it.
     written = zip(*((e.question, f"{e.title} {e.question}") for e in examples if file.messages), strict=True)
     asked = [list(map(comparable, texts)) for texts in written]

@@ -91,8 +91,15 @@ def audit(
     for original in (KeywordEmpathy("original"), OriginalSemantic(words_only(load_encoder()))):
         if _label(original) not in found:
             found[_label(original)] = agreements(_scored(original, data, {})[0])
-    sentinels: dict[str, Agreements] = {}
-    for name, values in sentinel_scores(data).items():
+    # Sentinels know nothing of empathy. F1 of the words shared with the message: 1 for the message given back.
+    words = ([Counter(filter(is_word, tokenize(text))) for text in some] for some in (data.replies, data.messages))
+    pairs, sentinels = list(zip(*words, strict=True)), dict[str, Agreements]()
+    for name, values in {
+        "length": np.array([float(ours.total()) for ours, _ in pairs]),
+        "constant": np.zeros(len(data)),
+        "copy of the message": np.array([2 * (a & b).total() / max(1, a.total() + b.total()) for a, b in pairs]),
+        "question mark": np.array([float("?" in reply) for reply in data.replies]),
+    }.items():
         # In its better direction: where short replies are the warm ones, it is brevity that has to be beaten.
         ways = [agreements({_MAIN: turned}) for turned in (values, -values)]
         sentinels[name] = {key: max((way[key] for way in ways), key=lambda a: a.value) for key in ways[0]}
@@ -228,20 +235,6 @@ def _label_checks(
         numbers["tie_threshold"] = found.tie_threshold
         verdict = PASSES if lead.value > 0 and p_value < ALPHA else FAILS if gate else LIMIT
         yield Check("labels", measure, "wins", len(set(data.ids)), shown, verdict, gate, numbers)
-
-
-def sentinel_scores(data: LabelledSet) -> dict[str, FloatArray]:
-    """The n scores of each sentinel, a score that knows nothing of empathy, by its name."""
-    texts = (data.replies, data.messages)
-    replies, messages = ([Counter(filter(is_word, tokenize(text))) for text in some] for some in texts)
-    pairs = list(zip(replies, messages, strict=True))
-    return {
-        "length": np.array([float(ours.total()) for ours in replies]),
-        "constant": np.zeros(len(data)),
-        # F1 of the words shared with the message: 1 for the message given back.
-        "copy of the message": np.array([2 * (a & b).total() / max(1, a.total() + b.total()) for a, b in pairs]),
-        "question mark": np.array([float("?" in reply) for reply in data.replies]),
-    }
 
 
 class OriginalSemantic(MeanMetric):

@@ -228,26 +228,21 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
     features, levels = seen.features[whole], levels[whole]
     mean, spread = features.mean(axis=0), features.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
-    standard = (features - mean) / scale
-    models = [_fit(standard[:, m], levels[:, m]) for m in range(len(MECHANISMS))]
-    found = (mean, scale, *map(np.stack, zip(*models, strict=True)))
+    n, _, f = features.shape
+    penalty, models = np.array([RIDGE] * f + [1e-3] * 2), list[FloatArray]()  # of each: f weights and 2 thresholds
+    for m in range(len(MECHANISMS)):
+        # Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
+        standard = ((features - mean) / scale)[:, m]
+        twice = np.vstack([np.hstack([standard, -np.eye(2)[[level] * n]]) for level in range(2)])
+        target = np.concatenate([levels[:, m] > 0, levels[:, m] > 1]).astype(np.float64)
+        models.append(np.zeros(f + 2))
+        for _ in range(50):  # Newton's method
+            chance = 1 / (1 + np.exp(-twice @ models[-1]))
+            slope = twice.T @ (target - chance) - penalty * models[-1]
+            curvature = (twice * (chance * (1 - chance))[:, None]).T @ twice + np.diag(penalty)
+            models[-1] += np.linalg.solve(curvature, slope)
+    found = (mean, scale, np.stack(models)[:, :f], np.stack(models)[:, f:])
     return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
-
-
-def _fit(features: FloatArray, levels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Weights of features (f,) and thresholds (2,) by Newton's method; `features` (n, f) are standardised."""
-    n, f = features.shape
-    # Every reply is two rows of one logistic regression: is its level above 0, and is it above 1.
-    rows = np.vstack([np.hstack([features, -np.eye(2)[[level] * n]]) for level in range(2)])
-    target = np.concatenate([levels > 0, levels > 1]).astype(np.float64)
-    penalty = np.array([RIDGE] * f + [1e-3] * 2)
-    found = np.zeros(f + 2)
-    for _ in range(50):
-        chance = 1 / (1 + np.exp(-rows @ found))
-        slope = rows.T @ (target - chance) - penalty * found
-        curvature = (rows * (chance * (1 - chance))[:, None]).T @ rows + np.diag(penalty)
-        found += np.linalg.solve(curvature, slope)
-    return found[:f], found[f:]
 
 
 def kept_calibration(reader: Reader) -> Calibration:
