@@ -47,7 +47,7 @@ class RunError(UsageError):
 class EndpointError(BnbenchError, RuntimeError):
     """A server that cannot be reached, refuses (`status`: with which HTTP status, else 0), or gives no usable answer.
     As a RuntimeError it stops a run that has begun as every failure of a backend does: what was computed is kept, and
-    `before`: what came, in their order, of the requests before the one that failed.
+    `before`: what came of the requests beside the one that failed, in their order; None where nothing did.
     """
 
     def __init__(self, message: str, status: int = 0, before: Any = ()) -> None:

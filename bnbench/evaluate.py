@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,11 +322,12 @@ def _try(judge: Judge, work: Work) -> None:
 
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
-    path = request.out / records.GENERATIONS
-    n = path.read_bytes().count(b"\n") if path.exists() else 0
-    kept = f"What was computed is kept in {request.out} (replies: {n:,}); go on with: {request.command}"
-    disk = error if isinstance(error, OSError) and error.errno in HELP else None
-    return PartialRunError(f"{refused(disk, request.out) if disk else f'{type(error).__name__}: {error}'}\n{kept}")
+    paths = [request.out / name for name in (records.GENERATIONS, records.RATINGS)]
+    n, rated = (path.read_bytes().count(b"\n") if path.exists() else 0 for path in paths)
+    kept = f"What was computed is kept in {request.out} (replies: {n:,}{f', ratings: {rated:,}' * (rated > 0)})"
+    told = f"{type(error).__name__}: {error}"
+    told = refused(error, request.out) if isinstance(error, OSError) and error.errno in HELP else told
+    return PartialRunError(f"{told}\n{kept}; go on with: {request.command}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
@@ -525,9 +526,9 @@ def _ask(work: Work, batch: Batch) -> tuple[list[records.Generation], EndpointEr
     try:
         replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
     except EndpointError as error:
-        if name not in work.silent or not error.before:
+        replies, failure = list(takewhile(lambda reply: reply is not None, error.before)), error
+        if name not in work.silent or not replies:
             raise
-        replies, failure = list(error.before), error
     if failure is None and len(replies) != len(prompts):
         raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters

@@ -101,15 +101,17 @@ class Judge:
         said, again = "", self._rubric["again"]
         for _ in range(2):
             bodies = [{"messages": chat, "temperature": 0.0, "max_tokens": MOST_TOKENS} for chat in chats.values()]
-            failed, failure = {}, None
-            try:
-                answers = client.map("chat/completions", [body | self._extras for body in bodies])
-            except EndpointError as error:
-                answers, failure = list(error.before), error
-                if self._extras and not answers and error.status in (400, 422):
-                    self._extras = {}  # a server that does not know what only models that think have a use for
-                    answers, failure = client.map("chat/completions", bodies), None
-            for (key, chat), answer in zip(chats.items(), answers, strict=False):
+            failed = {}
+            while True:
+                try:
+                    answers, failure = client.map("chat/completions", [body | self._extras for body in bodies]), None
+                except EndpointError as error:
+                    answers, failure = list(error.before), error
+                if failure is None or any(answers) or not self._extras or failure.status not in (400, 422):
+                    break
+                self._extras = {}  # a server that does not know what only models that think have a use for
+            came = zip(chats.items(), answers, strict=False)
+            for key, chat, answer in ((key, chat, answer) for (key, chat), answer in came if answer):
                 try:
                     said = _whole(str(answer["choices"][0]["message"]["content"] or ""))
                 except (KeyError, IndexError, TypeError):

@@ -673,7 +673,7 @@ def _tell(stopped: BaseException, folder: Path, own: Sequence[str]) -> None:
         stopped.filename = stopped.filename or str(folder)  # an open file says no path
     elif isinstance(stopped, KeyboardInterrupt):
         kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
-        stopped.args = ("what was computed is kept" if kept else "no reply was computed yet",) * (own == OF_RUN)
+        stopped.args = ("what was computed is kept" if kept else "no reply is kept yet",) * (own == OF_RUN)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def export(
     if (free := shutil.disk_usage(there).free) < needed:
         raise UsageError(f"{folder}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; free some")
 
-    record = read_training(own.folder)
+    record, below = read_training(own.folder), read_training(files.folder)  # the base may be an export, too
     system = str((record.prompt if record else {}).get("system") or SYSTEM)
     how: dict[str, Any] = {"adapter": own.folder, "trust_remote_code": trust_remote_code}
     asked = Prompter.load(files, system=system, **how)
@@ -81,8 +81,7 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
         try:
             gap = _merge(files, own, asked, temporary, trust_remote_code)
-            # By the record a test on its rows is known; it has no text of theirs. The base may be an export, too.
-            if trained := [one for one in (record, read_training(files.folder)) if one]:
+            if trained := [one for one in (record, below) if one]:  # by which a test on its rows is known
                 rows = dict.fromkeys(row for one in reversed(trained) for row in one.examples)
                 write_json(temporary / TRAINING, replace(trained[0], command="", examples=tuple(rows)))
             model = _convert(temporary, place.name, gguf.upper(), programs) if gguf else None

@@ -213,21 +213,12 @@ def agreement(
             is_known = table[:, 1].sum() > 1  # one reply that others rated does not say how strict someone is
             found = estimate(table, mean, (1 - LEVELS, LEVELS - 1)) if is_known else Estimate(*[math.nan] * 3)
             severity.setdefault(rater.removeprefix(PERSON), {})[criterion] = found
-    against = _against(run, metrics, people, seed)
-    alphas = {criterion: estimate(coincidences(x), alpha, (-math.inf, 1)) for criterion, x in flat.items()}
-    given, seen = means or {}, len(np.unique(items))
-    return Agreement(len(people.raters), seen, len(items), alphas, severity, given, against, people.by_pairs)
-
-
-def _against(
-    run: Run, metrics: Mapping[str, Metric], people: People, seed: int
-) -> dict[str, tuple[Estimate, float | None]]:
-    """Each metric's tau-b with the mean overall rating, over replies and candidates; NaN and None where it is 0 / 0."""
-    table, found = people.tables()["human-overall"], dict[str, tuple[Estimate, float | None]]()
-    rows, which = np.nonzero((table[..., 1] > 0) & people.own)
-    seen, groups = np.unique(rows, return_inverse=True)
-    weights = np.random.default_rng(seed).multinomial(len(seen), np.full(len(seen), 1 / len(seen)), 500)
-    liked, means = ratio(*table[rows, which].T), ratio(*table[seen].sum(axis=0).T)
+    # Each metric's tau-b with the mean overall rating, over replies and candidates; NaN and None where it is 0 / 0.
+    ratings, against = people.tables()["human-overall"], dict[str, tuple[Estimate, float | None]]()
+    rows, which = np.nonzero((ratings[..., 1] > 0) & people.own)
+    shown, groups = np.unique(rows, return_inverse=True)
+    weights = np.random.default_rng(seed).multinomial(len(shown), np.full(len(shown), 1 / len(shown)), 500)
+    liked, theirs = ratio(*ratings[rows, which].T), ratio(*ratings[shown].sum(axis=0).T)
     for name, metric in metrics.items():
         tables = [own[name] for own in run.tables.values() if name in own]
         if name.startswith("human-") or len(tables) < len(run.tables):
@@ -240,10 +231,12 @@ def _against(
             tied = threshold if (threshold := tie_threshold(single, liked)) < np.ptp(single) else 0.0
             per_reply = kendall(single, liked, groups, weights.astype(np.float64), tied).estimate
         # Candidates are compared by their scores on the items that people saw.
-        scores = turn * np.array([metric.formula(own[seen].sum(axis=0))[0] for own in tables])
-        order = kendall(scores, means, np.arange(len(scores)), np.zeros((0, len(scores))), 0.0).value
-        found[name] = per_reply, order if len(scores) > 2 and np.ptp(scores) and np.ptp(means) else None
-    return found
+        scores = turn * np.array([metric.formula(own[shown].sum(axis=0))[0] for own in tables])
+        order = kendall(scores, theirs, np.arange(len(scores)), np.zeros((0, len(scores))), 0.0).value
+        against[name] = per_reply, order if len(scores) > 2 and np.ptp(scores) and np.ptp(theirs) else None
+    alphas = {criterion: estimate(coincidences(x), alpha, (-math.inf, 1)) for criterion, x in flat.items()}
+    given, seen = means or {}, len(np.unique(items))
+    return Agreement(len(people.raters), seen, len(items), alphas, severity, given, against, people.by_pairs)
 
 
 @dataclass(frozen=True)

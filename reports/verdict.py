@@ -61,7 +61,7 @@ def verdict(ranking: Ranking) -> Verdict:
             details.append(f"Not above every yardstick, mostly broken, or trained on test rows: {', '.join(doubted)}.")
     best = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1]
     seen = [name(s.candidate, 36) for s in ranking.standings if s.best_rank == 1 and trained_on_test(ranking, s)]
-    but = f", but {listed(seen)} {'was' if len(seen) == 1 else 'were'} trained on test rows" if seen else ""
+    but = _trained(seen)
     if first.worst_rank == 1:
         but = caveat(ranking, first)
         claim = f"{name(first.candidate)} is the best of the {n} candidates on {value.label}"
@@ -153,7 +153,15 @@ def verdict_on(ranking: Ranking, standing: Standing) -> Verdict:
         details.append(f"With {items}, a true difference under {least} would often go undetected.")
     if standing.kind == "adapter" and standing.candidate not in [group.name for group in ranking.groups]:
         details.append("This is one training run: what another seed would give, only several of them can tell.")
-    return Verdict(claim, evidence, tuple(details), outcome(c), caveat(ranking, standing) if c.better else "")
+    but = caveat(ranking, standing) if c.better else ""
+    if not c.better and any(note.endswith(SEEN) for note in ranking.notes):
+        both = [s for s in ranking.standings if s.candidate in (c.candidate, c.other)]
+        but = _trained([name(s.candidate, 36) for s in both if trained_on_test(ranking, s)])
+    return Verdict(claim, evidence, tuple(details), outcome(c), but)
+
+
+def _trained(names: Sequence[str]) -> str:
+    return f", but {listed(names)} {'was' if len(names) == 1 else 'were'} trained on test rows" if names else ""
 
 
 def trained_on_test(ranking: Ranking, standing: Standing) -> str:

@@ -195,11 +195,10 @@ def by_texts(replies: TextFile, other: TextFile, ids: Sequence[int] = ()) -> tup
     join files of unequal length only. None where there are no such ones; CorpusError where what the files hold says
     otherwise: another column, the rows that their `ids` join, or in files of equal length the order of the lines.
     """
-    n, joined, labels = other.checked[0], list[tuple[str, list[int]]](), list[tuple[str, list[int]]]()
-    doubts = list[tuple[str, Messages, Messages]]()
+    n, joined, labels, doubts = other.checked[0], list[tuple[str, list[int]]](), list[tuple[str, list[int]]](), []
     for (own, is_text), (rest, is_too) in product(replies.keyed(), other.keyed()) if replies.path != other.path else ():
         is_text = is_text and is_too
-        if not is_text and own.column != rest.column:
+        if (not is_text and own.column != rest.column) or (ids and own is replies.asked):
             continue
         how = f"{own.column}{f', there {rest.column}' if rest.column not in (None, own.column) else ''}"
         if rows := by_messages(own.messages, rest.messages, range(n)):

@@ -112,7 +112,27 @@ def parse_candidates(
         found = [Candidate(given.name, "base", given.location, given.revision)] if given else []
         below = given.location if given else None
         found += [Candidate(spec.name, "adapter", spec.location, spec.revision, below) for spec in on]
-    found += _endpoints(endpoints) if endpoints else []
+    # Several URLs of one name and model are one candidate; the key to a server is no part of it.
+    served = dict[tuple[str, str], Candidate]()
+    for text in endpoints:
+        name, sign, rest = text.partition("=")
+        name, rest = (name, rest) if sign and "/" not in name else ("", text)
+        advice = "write --endpoint [name=]URL#MODEL, such as --endpoint http://127.0.0.1:8000#my-model"
+        try:
+            url = urlsplit(rest)
+            host = f"{url.hostname}:{url.port}" if url.port else url.hostname
+        except ValueError as error:
+            raise CandidateError(f"endpoint {rest!r}: {error}; {advice}") from None
+        if url.username is not None or url.password is not None:
+            raise CandidateError(f"endpoint of {host}: no password in a URL, please: set BNBENCH_API_KEY; {advice}")
+        if url.scheme not in ("http", "https") or not host or url.query or not url.fragment:
+            raise CandidateError(f"endpoint {rest!r}: {advice}")
+        version = "" if re.search(r"/v\d", url.path) else "/v1"
+        place = f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}{version}"
+        one = Candidate(name or Path(url.fragment).name, "endpoint", url.fragment)
+        before = served.get((one.name, one.location), one)
+        served[one.name, one.location] = replace(before, urls=tuple(dict.fromkeys((*before.urls, place))))
+    found += served.values()
     for text in predictions:
         spec = parse_spec(text, revisions=False)
         path = Path(spec.location)
@@ -127,30 +147,6 @@ def parse_candidates(
         how = f"put a name in front of one, such as --{twice[-1].kind} mine=…"
         raise CandidateError(f"two candidates are called {twice[0].name!r}: {how}")
     return tuple(found)
-
-
-def _endpoints(texts: Sequence[str]) -> list[Candidate]:
-    """`[name=]URL#MODEL`, each once: several URLs of one name and model are one candidate. The key is no part of it."""
-    found: dict[tuple[str, str], Candidate] = {}
-    for text in texts:
-        name, sign, given = text.partition("=")
-        name, given = (name, given) if sign and "/" not in name else ("", text)
-        advice = "write --endpoint [name=]URL#MODEL, such as --endpoint http://127.0.0.1:8000#my-model"
-        try:
-            url = urlsplit(given)
-            host = f"{url.hostname}:{url.port}" if url.port else url.hostname
-        except ValueError as error:
-            raise CandidateError(f"endpoint {given!r}: {error}; {advice}") from None
-        if url.username is not None or url.password is not None:
-            raise CandidateError(f"endpoint of {host}: no password in a URL, please: set BNBENCH_API_KEY; {advice}")
-        if url.scheme not in ("http", "https") or not host or url.query or not url.fragment:
-            raise CandidateError(f"endpoint {given!r}: {advice}")
-        path = url.path.rstrip("/") if re.search(r"/v\d", url.path) else f"{url.path.rstrip('/')}/v1"
-        model, place = url.fragment, f"{url.scheme}://{url.netloc}{path}"
-        one = Candidate(name or Path(model).name, "endpoint", model)
-        before = found.get((one.name, model), one)
-        found[one.name, model] = replace(before, urls=tuple(dict.fromkeys((*before.urls, place))))
-    return list(found.values())
 
 
 def missing(models: Sequence[str], predictions: Sequence[str]) -> list[str]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,8 +150,8 @@ class Client:
                 first = failures.exceptions[0]
                 if not isinstance(first, EndpointError):
                     raise first from None
-                whole = takewhile(lambda task: not task.cancelled() and task.exception() is None, tasks)
-                raise EndpointError(str(first), first.status, [task.result() for task in whole]) from None
+                came = [None if task.cancelled() or task.exception() else task.result() for task in tasks]
+                raise EndpointError(str(first), first.status, came) from None
             return [task.result() for task in tasks]
 
         return _run(ask())

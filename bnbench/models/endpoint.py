@@ -77,19 +77,22 @@ class Served:
     def reply(self, answer: Mapping[str, Any]) -> Reply:
         """What was said: by its token ids where they are given, so that it reads as every other backend's."""
         choice = _choice(answer, self.client)
-        message, finish = _object(choice.get("message")), choice.get("finish_reason")
-        text, ids, cut = message.get("content") or choice.get("text") or "", choice.get("token_ids"), finish == "length"
-        if refusal := message.get("refusal"):
+        message, finish = choice.get("message") or {}, choice.get("finish_reason")
+        text = message.get("content") or choice.get("text") or "" if isinstance(message, dict) else message
+        ids, cut = choice.get("token_ids"), finish == "length"
+        if refusal := _object(message).get("refusal"):
             return Reply(str(refusal).strip(), None, cut, refused=True)
         tokens = _object(answer.get("usage")).get("completion_tokens")
         if self.path == COMPLETIONS and isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**32 for i in ids):
             ids = ids[:-1] if not cut and ids and ids[-1] in self.prompter.stop_ids else ids
             text, tokens = self.prompter.decode(ids, cut=cut), len(ids)
         if isinstance(text, list):  # so Mistral's models that think answer: in parts
-            text = "".join(str(_object(part).get("text", "")) for part in text)
-        text = str(text).strip()
+            text = "".join(str(_object(part).get("text") or "") for part in text)
+        if not isinstance(text, str):
+            raise EndpointError(f"{self.client.model}: an answer without text: {self.client.words(str(dict(answer)))}")
+        text = text.strip()
         text = text.rstrip("\ufffd").rstrip() if cut else text
-        tokens = tokens if type(tokens) is int and tokens >= 0 else None
+        tokens = tokens if type(tokens) is int and 0 <= tokens < 2**31 else None
         return Reply(text, tokens, cut, refused=finish == "content_filter")
 
 

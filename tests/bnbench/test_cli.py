@@ -250,7 +250,7 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(monkeypatch, tmp_path, reply):
     monkeypatch.setattr(sys, "argv", ["bnbench", "evaluate", "--limit", "3"])
     result = run("evaluate", "--limit", 3, "--out", tmp_path / "run")
     assert result.exit_code == 130
-    kept = "what was computed is kept" if reply else "no reply was computed yet"  # a model was loading
+    kept = "what was computed is kept" if reply else "no reply is kept yet"  # a model was loading
     assert f"bnbench: interrupted; {kept}. Go on with: bnbench evaluate --limit 3\n" in result.stderr
 
 

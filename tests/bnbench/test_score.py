@@ -657,3 +657,69 @@ def test_which_of_two_columns_of_replies_is_read_is_said(tmp_path, caplog):
     assert caplog.messages == [f"{path}: the replies are read from reply, not from prediction"]
     TextFile.of(path, "reply", {"reply": "prediction"})
     assert len(caplog.messages) == 1
+
+
+SAID = [e.question for e in EXAMPLES]
+
+
+def pair_of_files(folder, reply, reference):
+    """Replies that are the references, so that 100 is right, beside these columns, and the references beside those."""
+    n = range(8)
+    replies = [{**{name: texts[i] for name, texts in reply.items()}, "reply": REFERENCES[i]} for i in n]
+    order = reference.pop("order", list(n))
+    references = [{**{c: texts[i] for c, texts in reference.items()}, "reference": REFERENCES[i]} for i in order]
+    return write(folder / "p.csv", replies), write(folder / "r.csv", references)
+
+
+def chrf(predictions, references, **columns):
+    found = score_files(predictions, [references], columns=columns, metrics=["chrF++"], quiet=True)
+    return next(iter(found.results["chrF++"].scores.values()))
+
+
+FEELINGS = ["দুঃখ", "রাগ", "ভয়", "লজ্জা", "আনন্দ", "ঘৃণা", "বিস্ময়", "হতাশা"]
+TURNED = [3, 5, 1, 7, 0, 2, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference"),
+    [
+        ({"ধরা_পড়েছে": FEELINGS}, {"আসলে": FEELINGS[::-1]}),
+        ({"ধরা_পড়েছে": FEELINGS, "কথা": SAID}, {"আসলে": FEELINGS[::-1], "বার্তা": SAID, "order": TURNED}),
+        ({"যিনি": FEELINGS, "কথা": SAID}, {"যিনি": FEELINGS[::-1], "কথা": SAID, "order": TURNED}),
+        ({"কথা": ["😢😢", *SAID[1:]]}, {"বার্তা": ["😢😢", *SAID[1:]], "order": TURNED}),
+    ],
+    ids=["labels-of-other-names", "messages-behind-labels", "messages-behind-a-name", "no-letter-in-the-first"],
+)
+def test_labels_name_no_rows(tmp_path, reply, reference):
+    predictions, references = pair_of_files(tmp_path, reply, dict(reference))
+    assert chrf(predictions, references) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "says"),
+    [
+        ({"ক্রম": FEELINGS}, {"ক্রম": FEELINGS[::-1]}, "the order of the lines joins .* otherwise than ক্রম"),
+        (
+            {"নং": list("12345678"), "কথা": [SAID[0], *SAID[:7]]},
+            {"নং": list("12345678"), "কথা": [SAID[0], *SAID[:7]][::-1]},
+            "the order of the lines joins .* otherwise than কথা",
+        ),
+        (
+            {"id": list("12345678"), "কথা": SAID[:8]},
+            {"id": list("12345678"), "কথা": SAID[:8][::-1]},
+            "id joins .* otherwise than কথা",
+        ),
+        (
+            {"আগের": SAID[8:16], "কথা": SAID[:8]},
+            {"আগের": SAID[8:16][::-1], "কথা": SAID[:8]},
+            "আগের joins .* otherwise than কথা",
+        ),
+    ],
+    ids=["a-rank", "one-message-twice", "ids-are-row-numbers", "two-columns"],
+)
+def test_columns_that_contradict_each_other_are_refused(tmp_path, reply, reference, says):
+    predictions, references = pair_of_files(tmp_path, reply, reference)
+    with pytest.raises(CorpusError, match=rf"p\.csv: {says} does; name the column"):
+        chrf(predictions, references)
+    if says.startswith("আগের"):
+        assert chrf(predictions, references, message="কথা") == pytest.approx(100)

@@ -181,6 +181,22 @@ def test_messages_join_by_the_name_that_the_data_have_for_theirs(tmp_path: Path)
         joined(record(tmp_path / "none.jsonl", [{"বার্তা": "ক"}]), corpus, corpus.select("all"), **columns)
 
 
+@pytest.mark.parametrize("numbered", [False, True])
+def test_messages_join_whatever_their_column_is_called(tmp_path: Path, numbered: bool) -> None:
+    """In another order than the data's, under a name that nobody told; row numbers as ids, which they contradict."""
+    rows = make_rows(8)
+    corpus = load_corpus(write(tmp_path / "data.csv", rows)).unsplit()
+    told = [{"কথা": row["Questions"], "reply": f"→ {row['Answers']}"} for row in rows[::-1]]
+    told = [{"id": str(i), **row} if numbered else row for i, row in enumerate(told)]
+    path = write(tmp_path / "p.csv", told)
+    if numbered:
+        with pytest.raises(CandidateError, match="its messages contradict the row numbers in its ids"):
+            joined(path, corpus, corpus.select("all"))
+        return
+    found = joined(path, corpus, corpus.select("all"))
+    assert len(found) == 8 and all(reply == f"→ {reference}" for reference, reply in found.items())
+
+
 def test_replies_are_read_from_the_column_that_is_named(tmp_path: Path) -> None:
     rows = make_rows(12)
     data = write(tmp_path / "test.csv", rows)
