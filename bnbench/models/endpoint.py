@@ -78,7 +78,7 @@ class Served:
         """What was said: by its token ids where they are given, so that it reads as every other backend's."""
         choice = _choice(answer, self.client)
         message, finish = choice.get("message") or {}, choice.get("finish_reason")
-        text = message.get("content") or choice.get("text") or "" if isinstance(message, dict) else message
+        text = message.get("content") or choice.get("text") or "" if isinstance(message, dict) else None
         ids, cut = choice.get("token_ids"), finish == "length"
         if refusal := _object(message).get("refusal"):
             return Reply(str(refusal).strip(), None, cut, refused=True)

@@ -165,6 +165,27 @@ def test_a_server_that_does_not_know_templates_is_asked_without(serve):
     assert ["chat_template_kwargs" in body for body in server.posts()] == [True, False, False]
 
 
+def test_what_was_answered_beside_a_failure_is_kept_wherever_it_stands(serve, files):
+    """Also of a server that first refuses what only models that think have a use for."""
+    server, asked = serve(), [(MESSAGES[i], WARM[i]) for i in MESSAGES]
+    plain, last = server.act, asked[1][0]
+
+    def act(handler, path, body):
+        if body and "chat_template_kwargs" in body:
+            return handler.say(400, {"error": {"message": "unknown parameter"}})
+        if body and texts_in(body)[0] == last:
+            time.sleep(1)  # until the others have come in
+            return handler.say(403, {"error": "কোটা শেষ"})
+        return plain(handler, path, body)
+
+    server.act = act
+    judge = Judge(f"{server.url}#bichar")
+    judge.keep(files / "ratings.jsonl")
+    with pytest.raises(EndpointError, match="status 403"):
+        judge.answers(asked)
+    assert len(asked) > 2 and len(ratings(files)) == 4 * (len(asked) - 1)
+
+
 # -------------------------------------------------------------------------------------------------- what is made of it
 
 GOOD = {"overall": 4.0, "empathy": 5.0, "relevance": 3.0, "fluency": 2.0}

@@ -240,6 +240,22 @@ def test_the_headline_says_who_was_trained_on_the_test(make_run: Maker) -> None:
     assert in_bengali.endswith("), তবে পরীক্ষার সারি দিয়েই একে প্রশিক্ষণ দেওয়া হয়েছে।")
     one = rank([read_run(make_run(pair[1:], name="one", notes=[seen]))], resamples=400)
     assert verdict(one).headline.endswith(f"{but}.")
+    # Nor is it silent where the two are alike, or where it is the base that was.
+    told = [f"{name} was trained on 3 of the 40 test rows: {SEEN}" for name in (ADAPTER, BASE)]
+    alike = verdict(
+        rank(
+            [
+                read_run(
+                    make_run((PAIR[0], replace(PAIR[0], name=ADAPTER, kind="adapter")), name="alike", notes=told[:1])
+                )
+            ],
+            resamples=50,
+        )
+    )
+    assert alike.headline.endswith(f", but {ADAPTER} was trained on test rows.")
+    worse = (replace(PAIR[0], quality=PAIR[1].quality), replace(PAIR[1], quality=PAIR[0].quality))
+    below = verdict(rank([read_run(make_run(worse, name="worse", notes=told))], resamples=400))
+    assert re.match(rf"{ADAPTER} is worse than .*, but .* and .* were trained on test rows\.$", below.headline)
     # Of several that may be the best, and in a list of many.
     twins = (PAIR[0], *(replace(PAIR[1], name=name) for name in "abcd"))
     notes = [f"{name} was trained on 40 of the 40 test rows: {SEEN}" for name in "ab"]

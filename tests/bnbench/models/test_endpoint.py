@@ -309,7 +309,7 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**40], [2**70], [True], ["5"], "5", None])
-@pytest.mark.parametrize("count", [-1, True, 2.5, "3", None])
+@pytest.mark.parametrize("count", [-1, True, 2.5, "3", None, 10**19])
 def test_counts_and_token_ids_that_cannot_be(serve: Serve, model: Model, ids: Any, count: Any) -> None:
     made = backend(serve(model))
     model.change = lambda handler, body, answer: {
@@ -318,6 +318,15 @@ def test_counts_and_token_ids_that_cannot_be(serve: Serve, model: Model, ids: An
     prompt = made.prompters[made.candidates[0].name].prompt(PROBE)
     (reply,) = made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
     assert (reply.text, reply.tokens) == ("আপনি একা নন।", None)
+
+
+@pytest.mark.parametrize("message", [{"content": {"a": 1}}, {"content": 7}, ["আপনি একা নন।"]])
+def test_what_is_no_text_is_no_reply(serve: Serve, model: Model, message: Any) -> None:
+    made = backend(serve(model), tokenizer=None)
+    model.change = lambda handler, body, answer: {"choices": [{"message": message}]}
+    prompt = made.prompters[made.candidates[0].name].prompt(PROBE)
+    with pytest.raises(EndpointError, match="an answer without text"):
+        made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
 
 
 @pytest.mark.parametrize("value", [0.5, -(10**400), -1e308, float("nan"), float("-inf"), True, "-1", None])
