@@ -287,7 +287,7 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
         ("আপনার", False, True),
     ]
     # What no server should say ends in words of ours, or in what can be read of it.
-    model.change = lambda handler, body, answer: {"choices": [{"message": "?", "token_ids": 5}], "usage": [1]}
+    model.change = lambda handler, body, answer: {"choices": [{"text": "", "token_ids": 5}], "usage": [1]}
     (reply,) = made.generate(
         candidate, [made.prompters[candidate.name].prompt(PROBE)], ["e"], Decoding(max_new_tokens=9)
     )
