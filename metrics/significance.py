@@ -194,8 +194,8 @@ def counting(*tables: FloatArray) -> npt.NDArray[np.bool_]:
     """
     if len({np.shape(table)[-2:] for table in tables}) > 1:
         raise InputError(f"tables of shapes {[*map(np.shape, tables)]} cannot be compared in pairs")
-    if not all(np.isfinite(table).all() for table in tables):
-        raise InputError("a table holds a value that is no finite number: an item counts with a number, or not at all")
+    if len(tables) > 1 and not all(np.isfinite(table).all() for table in tables):
+        raise InputError("a table holds NaN or an infinite value: an item counts with a number, or not at all")
     rows = [(np.asarray(table) != 0).any(axis=-1) for table in tables]
     each = [held.all(axis=tuple(range(held.ndim - 1))) for held in rows]  # of seeds: in every one
     shared: npt.NDArray[np.bool_] = np.logical_and.reduce(each)

@@ -442,3 +442,12 @@ def test_rows_of_zeros_do_not_count(clusters: list[str] | None) -> None:
         assert own == paired_tests(kept, resamples=500, clusters=named(rows), shares=shares)[0]
     with pytest.raises(InputError, match="no row counts in all of the tables"):
         paired_tests([(a, whole[0] - a, mean)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_no_numbers_are_not_compared(value: float) -> None:
+    a, b = np.ones((6, 2)), np.ones((6, 2))
+    a[3, 0] = value
+    for tables in ((a, b), (b, a)):
+        with pytest.raises(InputError, match="NaN or an infinite value"):
+            paired_tests([(*tables, lambda sums: sums[..., :1] / sums[..., 1:])])
