@@ -600,8 +600,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
     candidates = list[records.CandidateRecord]()
     notes = request.judge.kin(request.candidates) if request.judge else []
     for entrant in work.entrants:
-        candidate, trained = entrant.candidate, list[records.TrainingRecord | None]()
-        for folder in (candidate.folder, candidate.base_folder):  # a base may be an export of an adapter
+        candidate, trained = entrant.candidate, list[records.TrainingRecord | None]()  # a base may be an export, too
+        for folder in ("" if candidate.kind == "predictions" else candidate.folder, candidate.base_folder):
             try:
                 trained.append(records.read_training(Path(folder)) if folder else None)
             except RunError as error:

@@ -195,6 +195,12 @@ def test_the_record_of_the_training_goes_along(tmp_path: Path, caplog: pytest.Lo
     (adapter / "training.json").write_text(json.dumps(record), encoding="utf-8")
     twice = export(str(adapter), tmp_path / "twice", base=str(folder)).folder
     assert json.loads((twice / "training.json").read_bytes())["examples"] == [row.id for row in rows]
+    # Replies that lie in its folder are nobody's training.
+    lines = (json.dumps({"id": row.id, "reply": "আপনি একা নন।"}) + "\n" for row in rows)
+    (folder / "said.jsonl").write_text("".join(lines), encoding="utf-8")
+    said = parse_candidates(predictions=[str(folder / "said.jsonl")])
+    request = EvaluationRequest(said, tmp_path / "said", limit=4, metrics=("chrF++",), quiet=True)
+    assert not any(note.endswith(SEEN) for note in read_run(evaluate(request)).record.notes)
     # A damaged record is told, and stops nothing.
     (folder / "training.json").write_text(kept.replace('"loss"', '"lost"'), encoding="utf-8")
     assert not tested("damaged", f"whole={folder}").notes and "training.json: damaged (loss is missing" in caplog.text
