@@ -4,12 +4,12 @@
 
 A random Llama (4 layers, width 1,024, with and without shared key heads, in 4 bits and in 16) with LoRA on all linear
 layers; samples of 1,500 to 3 tokens. Plain is transformers and PEFT, sample by sample. The distance of each LoRA
-matrix's gradient from the plain one in float32 is taken, relative to that, and the largest is printed: of the lean,
-packed step, kept, recomputed and with attention offloaded, and of the plain one in the same 16 bits, which rounds, too.
-Exit code 1 where lean passes 2e-2 and one and a half times what plain has.
+matrix's gradient from the plain one in float32 (of the same 16-bit weights) is taken, relative to that, and the largest
+is printed: of the lean, packed step, kept, recomputed and with attention offloaded, and of the plain one in the same 16
+bits, which rounds, too. Exit code 1 where lean passes 2e-2 and 1.2 times what plain has.
 
-On one H200 (2026-11-28), bfloat16: 16-bit weights lean 2.5e-2, plain 2.3e-2; NF4 both 1.7e-1 (what is unpacked to 16
-bits differs from what is unpacked to 32).
+On one H200 (2026-11-30), the farthest of all matrices and both head counts: bfloat16, own kernels 2.0e-2 in 16-bit
+weights and 1.9e-2 in NF4, torch's kernels 2.0e-2 and 2.1e-2, plain 2.0e-2 and 2.3e-2; float16 2.8e-3 at most.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LENGTHS = (1500, 1100, 300, 97, 41, 3)
 SCALE = 2.0**14  # of the loss, so that the gradients in float16 are no zeros; training's scaler does as much
 
 
-def make(folder: str, dtype: torch.dtype, *, four_bits: bool, attention: str):
+def make(folder: str, dtype: torch.dtype, *, four_bits: bool, attention: str, exact: bool = False):
     settings = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -45,6 +45,8 @@ def make(folder: str, dtype: torch.dtype, *, four_bits: bool, attention: str):
     base = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map={"": 0}, attn_implementation=attention, **options
     )
+    if exact:  # float32 of these very weights: read or quantised in float32 they would be those of another model
+        base = (base.dequantize() if four_bits else base).float()
     model = adapt(base, load_recipe("t4", {"targets": "all-linear", "dropout": "0"}))
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.named_parameters():
@@ -87,8 +89,8 @@ def main() -> int:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(3)
-            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-            exact = plain(make(folder, torch.float32, four_bits=four_bits, attention="eager"), rows)
+            AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
+            exact = plain(make(folder, dtype, four_bits=four_bits, attention="eager", exact=True), rows)
             rounded = farthest(plain(make(folder, dtype, four_bits=four_bits, attention="sdpa"), rows), exact)
             model = make(folder, dtype, four_bits=four_bits, attention=ATTENTION)
         prepare(model, "cuda")
@@ -104,7 +106,7 @@ def main() -> int:
             for one in Collate(4096)(rows):
                 (model(one_pass=one)["loss"] / total * SCALE).backward()
             distances.append(farthest(collected(model), exact))
-        failed |= max(distances) > max(2e-2, 1.5 * rounded)
+        failed |= max(distances) > max(2e-2, 1.2 * rounded)
         kernels.usable = own
         told = ", ".join(
             f"{how} {ours:.1e} (torch's kernels {torchs:.1e})"
