@@ -146,13 +146,17 @@ def _last_exchange(turns: Sequence[Turn]) -> tuple[str, str, list[str]]:
     return f"{said_before}\n\n{question[1]}".strip(), answer[1], in_turns
 
 
-def text_in(column: str, value: Any) -> Any:
+def text_in(column: str, value: Any, field: str = "message") -> Any:
     """The text in what another tool has in its column of replies or messages; any other value as it is. None where a
-    request failed, so that there is no reply. Turns give the message that `plain_rows` makes of them.
+    request failed, so that there is no reply. Turns give the message that `plain_rows` makes of them, or a reply: the
+    assistant's, where it has the last word.
     """
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         with suppress(CorpusError):
-            return _last_exchange([*_turns("", value, _USER), (_ASSISTANT, "")])[0] or value
+            turns = _turns("", value, _USER)
+            if field == "reply":
+                return turns[-1][1] if turns[-1][0] == _ASSISTANT else value
+            return _last_exchange([*turns, (_ASSISTANT, "")])[0] or value
     paths = _PATHS.get(plain_name(column), ())
     for path in paths if isinstance(value, dict) or (isinstance(value, list) and len(value) == 1) else ():
         with suppress(TypeError, LookupError):

@@ -33,6 +33,7 @@ Messages = Sequence[Sequence[bytes]]
 """What the rows of a file answer, each by `comparable`, as they may be written: with their titles, and without."""
 
 _TEXT = regex.compile(r"[^\s\p{C}]")  # more than blanks and what nobody sees, such as a zero-width space
+_SOME = 50  # rows that say what a column holds
 _IN_MEMORY = 1 << 24  # bytes of the temporary file that are held before it goes to the disk
 _SCORED = {files.plain_name(name) for name in (*files.COLUMNS["reply"], *files.COLUMNS["reference"])}
 _log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextFile:
-    """One file, its `first` row, and the columns that are read: `column` (None for plain lines), and `before` it a
-    message's title. `asked` are the messages that stand in it beside other texts.
+    """One file, what stands `first` in each column, and those that are read: `column` (None for plain lines), and
+    `before` it a message's title. `asked` are the messages that stand in it beside other texts.
     """
 
     path: Path
@@ -58,29 +59,35 @@ class TextFile:
         if files.kind_of(path) not in files.KINDS:
             files.check_file(path)
             return cls(path, field, {})
-        if (first := next(files.iter_table(path), None)) is None:
+        if not (some := [row for _, row in islice(files.iter_table(path), _SOME)]):
             raise CorpusError(f"{path}: the file has no rows")
+        # Rows of JSON may lack some columns, and a blank cell does not say what its column holds.
+        first = {name: next((row[name] for row in some if row.get(name)), None) for name in files.header_of(some)}
         # One mapping serves all files, of which some may have no ids, or messages of another name.
-        has_usual = field == "message" and files.find_column(list(first[1]), field)
-        columns = {of: name for of, name in columns.items() if name in first[1] or (of == field and not has_usual)}
-        names = files.match_columns(path, list(first[1]), columns, dict.fromkeys(FIELDS, ""), [field])
+        has_usual = field == "message" and files.find_column(list(first), field)
+        columns = {of: name for of, name in columns.items() if name in first or (of == field and not has_usual)}
+        names = files.match_columns(path, list(first), columns, dict.fromkeys(FIELDS, ""), [field])
         found = dict(zip(FIELDS, names, strict=True))
         column, message = found[field], found["message"]
+        named = {name: of for of, name in columns.items()}
+        if field == "reply" and named.get(column or "", field) != field:  # a reference is no reply, whatever its name
+            what = f"no column holds a reply, as --columns calls {column!r} the {named[str(column)]}"
+            raise CorpusError(f"{path}: {what}. Name the right one with --columns reply=NAME")
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
-        others = [name for name in first[1] if name != column and files.plain_name(name) in usual]
+        others = [name for name in first if name != column and files.plain_name(name) in usual]
         if field == "reply" and "reply" not in columns and others:
             _log.warning("%s: the replies are read from %s, not from %s", path, column, ", ".join(others))
         # A message of another name is taken to be whole; one of a usual name has the title before it.
         is_usual = files.plain_name(columns.get(field, field)) in map(files.plain_name, files.COLUMNS[field])
         before = found["title"] if field == "message" and ("title" in columns or is_usual) else None
         asked = cls.of(path, "message", columns) if message not in (None, column) else None
-        return cls(path, field, first[1], column, before, found["id"], asked)
+        return cls(path, field, first, column, before, found["id"], asked)
 
     @classmethod
     def beside(cls, replies: Self, field: str, columns: Mapping[str, str]) -> Self | None:
-        """A further column of the replies' own file that holds a text of this field in its first row; None without."""
+        """A further column of the replies' own file whose first cell is a text of this field; None without."""
         name = files.find_column([name for name in replies.first if name != replies.column], field)
-        value = text_in(name, replies.first[name]) if name else None
+        value = text_in(name, replies.first[name], field) if name else None
         first = value[0] if isinstance(value, list) and value else value
         has_text = isinstance(first, str) and any(map(str.isalpha, first))  # and is no label, such as 0 or 1
         return cls.of(replies.path, field, {**columns, field: name}) if name and has_text else None
@@ -99,7 +106,7 @@ class TextFile:
         name = self.column
         for number, row in files.iter_table(self.path, list(filter(None, (name, self.before, self.ids)))):
             own, fault = row.get(self.ids) if self.ids else "", ""
-            value = row.get(name) if self.field == "reference" else text_in(name, row.get(name))
+            value = row.get(name) if self.field == "reference" else text_in(name, row.get(name), self.field)
             texts = value if isinstance(value, list) and self.field == "reference" else [value]
             cells = [row.get(self.before), *texts] if self.before else texts
             if self.ids and (own is None or own == "" or own != own):
@@ -136,10 +143,10 @@ class TextFile:
     def keyed(self) -> list[tuple[Self, bool]]:
         """What may name its rows, as files of messages; and whether it holds sentences, which do so by any name."""
         own = self if self.field == "message" else self.asked
-        some = [row for _, row in islice(files.iter_table(self.path), 50)] if self.column else []
+        some = [row for _, row in islice(files.iter_table(self.path), _SOME)] if self.column else []
         read, found = (self.column, self.ids, own and own.column), [(own, True)] if own else []
         for name in (name for name in self.first if name not in read and files.plain_name(name) not in _SCORED):
-            texts = [text for row in some if isinstance(text := row.get(name), str)]
+            texts = [text for row in some if isinstance(text := text_in(name, row.get(name)), str)]
             if words := [len(text.split()) for text in texts]:
                 file = replace(self, field="message", column=name, before=None, asked=None)
                 found.append((file, sum(words) > 2 * len(words)))
@@ -203,7 +210,7 @@ def by_texts(replies: TextFile, other: TextFile, ids: Sequence[int] = ()) -> tup
         how = f"{own.column}{f', there {rest.column}' if rest.column not in (None, own.column) else ''}"
         if rows := by_messages(own.messages, rest.messages, range(n)):
             (joined if is_text else labels).append((how, rows))
-        elif is_text and own is not replies.asked:  # whose messages the caller compares
+        elif is_text and own.messages and own is not replies.asked:  # whose messages the caller compares
             shared = set(own.messages[0]).intersection(*rest.messages[:1])
             doubts += [(how, own.messages, rest.messages)] if 2 * len(shared) > len(own.messages[0]) else []
     order = [("the order of the lines", list(range(n)))] if n == replies.checked[0] else []
@@ -215,6 +222,12 @@ def by_texts(replies: TextFile, other: TextFile, ids: Sequence[int] = ()) -> tup
         what = f"{found[0][0]} joins its rows to those of {other.path} otherwise than {says[0]} does"
         raise CorpusError(f"{replies.path}: {what}; {hint}")
     return (found[0][1], f"by {found[0][0]}") if joined or (labels and not order) else ([], "")
+
+
+def agreeing(asked: Messages, given: Messages, rows: Sequence[int]) -> list[int]:
+    """The rows whose message is that of the row of the other file that they were joined to."""
+    pairs = (({own[at] for own in asked}, {other[row] for other in given}) for at, row in enumerate(rows))
+    return [at for at, (own, other) in enumerate(pairs) if own & other - {b""}]
 
 
 def contradiction(asked: Messages, given: Messages, rows: Sequence[int]) -> int | None:
@@ -301,14 +314,17 @@ def _places(replies: TextFile, other: TextFile, asked: Messages) -> Sequence[int
         hint = "give both files one order, or a column 'id'; messages join them only where each stands once in both"
         hint = "give the same message the same id in both files" if by_id else hint
         raise CorpusError(f"{files.place(replies.path, number)}: {what}; {hint}")
-    level = logging.INFO
     if not (by_id or found):
         how = "line by line" if other.path != replies.path else "row by row, as they are of one file"
-        if not set[bytes]().union(*asked).isdisjoint(set[bytes]().union(*given) - {b""}):
-            how += ", as their messages are"
-        elif other.path != replies.path and replies.first and other.first:  # of plain lines one expects nothing else
-            level = logging.WARNING
-            how += ": no ids, and no messages that are the same in both, each once, tell whose is whose"
+    strange = n - len(agreeing(asked, given, found or places)) if asked and given else 0
+    level = logging.WARNING if strange == n or (strange and not by_id) else logging.INFO
+    if strange and (by_id or strange < n):
+        how += f", though the messages of {strange} of {n} rows are not the same"
+    elif asked and given and not (strange or by_id or found):
+        how += ", as their messages are"
+    elif not (by_id or found) and other.path != replies.path and replies.first and other.first:
+        level = logging.WARNING  # of plain lines one expects nothing else
+        how += ": no ids, and no messages that are the same in both, each once, tell whose is whose"
     _log.log(level, "%s, joined to the replies %s", other, how)
     return found or places
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bnbench.data.corpus import Corpus, Example
-from bnbench.data.join import Messages, TextFile, by_messages, comparable, contradiction, spelled, unanswered
+from bnbench.data.join import Messages, TextFile, agreeing, by_messages, comparable, contradiction, spelled, unanswered
 from bnbench.errors import CandidateError, CorpusError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply
 from bnbench.models.candidates import Candidate
@@ -62,7 +62,7 @@ class Predictions:
     @classmethod
     def read(cls, path: Path, columns: Mapping[str, str] | None = None) -> Self:
         """Reads it as `bnbench score` does, by the data's `columns` (field → name) too; a null is a CandidateError."""
-        own = {"question": "message", "title": "title", "reply": "reply"}
+        own = {"question": "message", "title": "title", "reply": "reply", "reference": "reference"}
         named = {own[field]: column for field, column in (columns or {}).items() if field in own}
         try:
             file = TextFile.of(path, "reply", named)
@@ -96,7 +96,7 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     named = corpus.own_ids() if corpus and by_id else {}
     own = {item: by_id[name] for name, item in reversed(named.items()) if name in by_id}  # of two equal items the first
     questions = {comparable(e.question) for e in examples if file.others}
-    for other in (one for one in file.others if 2 * len(questions.intersection(one.messages[0])) > len(questions)):
+    for other in (o for o in file.others if o.messages and 2 * len(questions & {*o.messages[0]}) > len(questions)):
         file = replace(file, messages=other.messages, asked=other)
     # In the file a message may be written without the item's title or with it.
     written = zip(*((e.question, f"{e.title} {e.question}") for e in examples if file.messages), strict=True)
@@ -104,6 +104,12 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     source = corpus.source if corpus else "the data"
     for how, table in (("the ids of the items", by_id), (f"the ids of {source}", own)):
         if all(e.id in table for e in examples):
+            if strange := sorted(by_id.keys() - named) if table is own else []:
+                what = f"{len(strange)} of its ids are not in {source}, the first {strange[0]!r}"
+                if strange == ["0"] and named.keys() - by_id == {str(len(by_id))}:
+                    what += ": they count from 0, those from 1, so whose each reply is is not certain"
+                    raise CandidateError(f"predictions {file.path}: {what}; give it the ids of {source}")
+                log.warning("predictions %s: %s; these replies are left out", file.path, what)
             return _by_rows(file, examples, asked, how, table)
     # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order, which
     # is the one of the data's that has as many rows as there are replies.
@@ -124,8 +130,9 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
         hint = f'{" …" if lost[3:] else ""}; give each a row, with "" for an empty reply, or take them out of {source}'
         raise CandidateError(f"predictions {file.path}: {what}{hint}")
     if missing:
+        first = next((name for name, item in named.items() if item == missing[0]), missing[0])
         raise CandidateError(
-            f"predictions {file.path}: {len(missing)} of {len(examples)} items have no reply, the first {missing[0]!r};"
+            f"predictions {file.path}: {len(missing)} of {len(examples)} items have no reply, the first {first!r};"
             f" ids are those of examples.jsonl in a run folder, or of a column 'id' in {source} that names each row "
             f"once; without a column 'id', replies are joined in the order of {source}"
         )
@@ -147,11 +154,15 @@ def _by_rows(
     *, by_order: bool = False,
 ) -> Pairing:  # fmt: skip
     """The replies of these rows, by the items' ids, if the messages, where there are any, do not contradict them."""
-    at = contradiction(asked, file.messages, [rows[e.id] for e in examples])
-    if by_order and file.asked and file.messages:  # each must be the item's, alone or within a whole prompt
+    places = [rows[e.id] for e in examples]
+    at = contradiction(asked, file.messages, places)
+    if file.asked and file.messages and (by_order or not agreeing(asked, file.messages, places)):
+        # Each must be the item's, alone or within a whole prompt. Where ids join, a text that is in all rows is none.
         said = [spelled(texts[0]) for _, _, texts in replace(file.asked, before=None).rows()]
-        wrong = ((own := said[rows[e.id]]) and spelled(e.question) not in own for e in examples)
-        at = next((i for i, is_wrong in enumerate(wrong) if is_wrong), None)
+        wrong = [i for i, e in enumerate(examples) if (own := said[rows[e.id]]) and spelled(e.question) not in own]
+        at = next(iter(wrong), None) if by_order else at
+        if len(wrong) == len(examples) and len(set(said)) > 1 and at is None:
+            log.warning("predictions %s: %s join it, but none of its messages is the item's", file.path, how)
     if at is not None:
         what = f"its messages contradict {how}, the first at reply {rows[examples[at].id] + 1}"
         hint = "give the same message the same id in both files, or each once and no ids: then they join the replies"

@@ -431,7 +431,7 @@ REFERENCE = '{"id": "ক", "reference": "ভালো"}\n{"id": "খ", "referenc
             "r.jsonl: no column holds a reference; the columns are id. Name the right one with --columns reference",
         ),
         ('{"text": "ভালো"}\n', REFERENCE, "p.jsonl: no column holds a reply; the columns are text"),
-        ('{"reply": "ক"}\n{"id": 1}\n', REFERENCE, "p.jsonl, line 2: the row has no 'reply'"),
+        ('{"id": 2, "reply": "ক"}\n{"id": 1}\n', REFERENCE, "p.jsonl, line 2: the row has no 'reply'"),
         ('{"reply": "ক"}\n\n{"reply": ["খ"]}\n', REFERENCE, "p.jsonl, line 3: 'reply' is list, not text"),
         ('{"reply": "ক"}\n{"reply": NaN}\n', REFERENCE, "p.jsonl, line 2: 'reply' is float, not text"),
         ('{"reply": "ক"}\n{oops\n', REFERENCE, "p.jsonl, line 2: not JSON"),
@@ -481,7 +481,11 @@ def test_what_cannot_be_joined_is_one_clear_line(replies, references, message, t
         ("a.json", b'{"reply": "ok"}\nno\n', "line 2: not JSON"),
         ("a.jsonl", b'{"reply": "ok"}\n{"id": 1, "reply": "ok", "id": 2}\n', "line 2: the key 'id' stands twice"),
         ("a.json", b'[{"reply": "ok"},\n{"reply": {"x": 1, "x": 7}}]', "a.json: the key 'x' stands twice in one"),
-        ("a.json", b'[{"reply": "ok"}, {"reply": 1, "id": []}, {"reply": {}}]', "row 3: 'reply' is dict, not text"),
+        (
+            "a.json",
+            b'[{"id": 0, "reply": "ok"}, {"reply": 1, "id": []}, {"id": 2, "reply": {}}]',
+            "row 3: 'reply' is dict, not text",
+        ),
         ("a.ndjson", b'{"id": "ok"}', "no column holds a reply"),
         ("a.parquet", b"no", "not a readable Parquet file"),
         ("folder", None, "a folder; name a file in it"),
@@ -723,3 +727,34 @@ def test_columns_that_contradict_each_other_are_refused(tmp_path, reply, referen
         chrf(predictions, references)
     if says.startswith("আগের"):
         assert chrf(predictions, references, message="কথা") == pytest.approx(100)
+
+
+def test_messages_that_differ_are_told_however_files_are_joined(tmp_path, caplog):
+    """One message that both files hold does not speak for the others."""
+    mine = [MESSAGES[0], *(f"প্রশ্ন: {message}" for message in MESSAGES[1:])]
+    replies = write(tmp_path / "p.jsonl", beside("reply", REPLIES, mine))
+    for name, references, told, level in (
+        ("line", beside("reference", REFERENCES), "line by line, though the messages of {} of {} rows", "WARNING"),
+        ("same", beside("reference", REFERENCES, mine), "line by line, as their messages are", "INFO"),
+    ):
+        caplog.clear()
+        score_files(replies, [write(tmp_path / f"{name}.jsonl", references[:1] + references[1:])], quiet=True)
+        [record] = [r for r in caplog.records if told.format(len(REPLIES) - 1, len(REPLIES)) in r.getMessage()] or [
+            None
+        ]
+        assert (record and record.levelname == level) or "by message" in caplog.text
+    named = [{"id": i, **row} for i, row in zip(IDS, beside("reply", REPLIES, MESSAGES[::-1]), strict=True)]
+    other = [{"id": i, **row} for i, row in zip(IDS, beside("reference", REFERENCES, mine), strict=True)]
+    other[0]["message"] = "আর কোথাও নেই"
+    caplog.clear()
+    score_files(write(tmp_path / "n.jsonl", named), [write(tmp_path / "o.jsonl", other)], quiet=True)
+    told = f"by id, though the messages of {len(REPLIES)} of {len(REPLIES)} rows are not the same"
+    assert [r.levelname for r in caplog.records if told in r.getMessage()] == ["WARNING"]
+
+
+def test_a_blank_first_reference_is_a_blank_reference(tmp_path):
+    for row in ({"reference": ""}, {}):
+        rows = beside("reply", REPLIES)
+        rows = [rows[0] | row, *(r | {"reference": t} for r, t in zip(rows[1:], REFERENCES[1:], strict=True))]
+        with pytest.raises(CorpusError, match=r"line 1: the (reference of this reply is blank|row has no 'reference')"):
+            score_files(write(tmp_path / "p.jsonl", rows), quiet=True)

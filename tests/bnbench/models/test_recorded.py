@@ -397,3 +397,90 @@ def test_messages_that_cannot_be_read_are_not_left_out_in_silence(
     read = Predictions.read(path)
     assert (read.ids, read.messages) == (("1",), ())
     assert "turns.jsonl" in caplog.text and "neither join nor check the replies" in caplog.text
+
+
+@pytest.mark.parametrize("named", ["generated_text", "reply"])
+def test_of_a_whole_conversation_the_assistant_s_last_word_is_the_reply(tmp_path: Path, named: str) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+
+    def turns(row: dict[str, str], last: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": row["Questions"]}, {"role": last, "content": row["Answers"]}]
+
+    chats = [{named: turns(row, "assistant")} for row in rows]
+    assert is_perfect(record(tmp_path / "chats.jsonl", chats), corpus, corpus.select("all"))
+    chats[4] = {named: turns(rows[4], "user")}
+    with pytest.raises(CandidateError, match=f"chats.jsonl, line 5: '{named}' is list, not text"):
+        joined(record(tmp_path / "chats.jsonl", chats), corpus, corpus.select("all"))
+
+
+def test_turns_join_replies_that_stand_beside_them(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    mine = [{"messages": [{"role": "user", "content": row["Questions"]}], "reply": row["Answers"]} for row in rows]
+    assert is_perfect(record(tmp_path / "turns.jsonl", mine[::-1]), corpus, corpus.select("all"))
+
+
+def test_a_column_that_only_the_first_row_lacks_counts(tmp_path: Path) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    mine = answers(rows, message="Questions")
+    numbered = [mine[0], *({"id": str(12 - i), **row} for i, row in enumerate(mine[1:]))]
+    with pytest.raises(CandidateError, match=r"mine\.jsonl, line 1: the row has no 'id'"):
+        joined(record(tmp_path / "mine.jsonl", numbered), corpus, corpus.select("all"))
+    asked = [{"reply": mine[0]["reply"]}, *mine[:0:-1]]
+    with pytest.raises(CandidateError, match="its messages contradict the order of"):
+        joined(record(tmp_path / "mine.jsonl", asked), corpus, corpus.select("all"))
+
+
+def test_ids_that_the_data_have_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = make_rows(12, ID=[str(i) for i in range(1, 13)])
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    some = [row.example for row in corpus.rows[:5]]
+    from_zero = [{"id": str(i), **reply} for i, reply in enumerate(answers(rows))]
+    with pytest.raises(CandidateError, match="the first '0': they count from 0, those from 1, so whose each reply is"):
+        joined(record(tmp_path / "mine.jsonl", from_zero), corpus, some)
+    more = [{"id": str(i), **reply} for i, reply in enumerate(answers([rows[0], *rows]))] + [{"id": "ক", "reply": "না"}]
+    assert is_perfect(record(tmp_path / "more.jsonl", more), corpus, some)
+    assert "2 of its ids are not in" in caplog.text and "these replies are left out" in caplog.text
+    with pytest.raises(CandidateError, match="11 of 12 items have no reply, the first '2';"):
+        joined(record(tmp_path / "one.jsonl", more[1:2]), corpus, corpus.select("all"))
+
+
+def test_ids_whose_messages_are_all_of_other_data_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = make_rows(12, ID=[str(i) for i in range(12)])
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    for message, told in (
+        (lambda i: f"### প্রশ্ন: {rows[i]['Questions']}\n### উত্তর:", False),
+        (lambda i: f"### প্রশ্ন: {rows[(i + 3) % 12]['Questions']}\n### উত্তর:", True),
+        (lambda i: f"অন্য কারও কথা, {i} নম্বর", True),
+        (lambda i: "নিচের বার্তার উত্তর দাও।", False),
+    ):
+        caplog.clear()
+        mine = [{"id": str(i), "message": message(i), **reply} for i, reply in enumerate(answers(rows))]
+        assert is_perfect(record(tmp_path / "mine.jsonl", mine), corpus, corpus.select("all"))
+        assert ("none of its messages is the item's" in caplog.text) is told
+
+
+def test_what_is_named_as_the_reference_is_no_reply(tmp_path: Path) -> None:
+    rows = [{"message": row["Questions"], "answer": row["Answers"]} for row in make_rows(12)]
+    data = write(tmp_path / "test.csv", [row | {"bot": "শুনে খারাপ লাগল।"} for row in rows])
+    corpus = load_corpus(data, columns={"reference": "answer"})
+    with pytest.raises(
+        CandidateError, match=r"no column holds a reply, as --columns calls 'answer' the reference\. Name"
+    ):
+        joined(data, corpus, corpus.select("all"), reference="answer")
+    found = joined(data, corpus, corpus.select("all"), reference="answer", reply="bot")
+    assert set(found.values()) == {"শুনে খারাপ লাগল।"}
+
+
+@pytest.mark.parametrize("cell", [float("nan"), ["শুনছি"]])
+def test_sentences_of_which_one_is_no_text_join_nothing(
+    tmp_path: Path, cell: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = make_rows(12)
+    corpus = load_corpus(write(tmp_path / "test.csv", rows))
+    mine: list[dict[str, Any]] = [*answers(rows, প্রশ্ন="Questions")]
+    mine[3]["প্রশ্ন"] = cell
+    assert is_perfect(record(tmp_path / "mine.jsonl", mine), corpus, corpus.select("all"))
+    assert "neither join nor check the replies" in caplog.text
