@@ -36,7 +36,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from bnbench.data.corpus import Example
+from bnbench.data.corpus import Example, Step
 from bnbench.data.files import MOST_BYTES
 from bnbench.errors import FULL, RunError
 from bnbench.metrics.combined import CombinedScore
@@ -112,7 +112,7 @@ class CorpusRecord:
     split: str
     n: int
     limit: int | None
-    steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
+    steps: tuple[Step, ...] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
