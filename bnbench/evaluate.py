@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain, takewhile
+from itertools import accumulate, chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from bnbench import __version__, records
 from bnbench.data.chat import without_thoughts
-from bnbench.data.corpus import READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, load_corpus
+from bnbench.data.corpus import OF_SPLITTING, READ, UNSPLIT, Corpus, Example, SplitSizes, check_split, load_corpus
 from bnbench.data.files import check_columns, check_source
 from bnbench.errors import HELP, CorpusError, EndpointError, PartialRunError, RunError, UsageError, refused
 from bnbench.metrics.combined import NAME as COMBINED
@@ -347,11 +347,10 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     prompters = {candidate.name: backend.prompters[candidate.name] for candidate, backend in answering}
     distinct = {id(p): p for p in prompters.values()}  # candidates that are asked alike share one, and its prompts
 
-    # A row is too long if it is for any of the candidates that can tell.
+    # A row is too long if it is for any of the candidates that can tell; where none can, none is.
     telling = [p for p in distinct.values() if p.tokenizer is not None]
-    limits: dict[str, Any] = {"max_tokens": request.max_tokens, "count_tokens": None}
-    if telling:
-        limits["count_tokens"] = lambda rows: [*map(max, zip(*(p.count_tokens(rows) for p in telling), strict=True))]
+    limits: dict[str, Any] = {"max_tokens": request.max_tokens}
+    limits["count_tokens"] = lambda rows: [*map(max, zip(*(p.count_tokens(rows) for p in telling), strict=True))]
     named = {field: name for field, name in request.columns.items() if field != "reply"}  # of the recorded replies
     corpus = load_corpus(request.data, columns=named, sizes=request.sizes, **limits)
     if request.data is not None:
@@ -444,11 +443,9 @@ def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int]:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         what = f"{out} holds another run: {'; '.join(other[:3])}{more}"
         raise RunError(f"{what}. Name another --out, or start anew with --overwrite")
-    whole = start = 0
-    while start < len(plan) and whole + len(plan[start].keys) <= len(done):
-        whole += len(plan[start].keys)
-        start += 1
-    left = list(plan[start:])
+    ends = [0, *accumulate(len(batch.keys) for batch in plan)]
+    start = sum(end <= len(done) for end in ends) - 1
+    left, whole = list(plan[start:]), ends[start]
     if len(done) > whole and left[0].entrant.candidate.urls:  # behind a server a reply is its own, not its batch's
         begun, whole = len(done) - whole, len(done)
         left[0] = replace(left[0], items=left[0].items[begun:], keys=left[0].keys[begun:])
@@ -599,6 +596,11 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
     seconds, home = {c.name: c.seconds for c in before.candidates} if before else {}, f"{Path.home()}/"
     candidates = list[records.CandidateRecord]()
     notes = request.judge.kin(request.candidates) if request.judge else []
+    left = (s for s in corpus.steps if s.dropped and (request.split == "all" or s.name not in OF_SPLITTING))
+    if told := ", ".join(f"{step.dropped:,} {step.name}" for step in left):
+        rows = f"{len(work.examples):,} of {len(corpus.rows):,} rows of {Path(corpus.source).name}"
+        notes.append(f"the scores are of {rows}; left out in cleaning: {told}")
+    first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
     for entrant in work.entrants:
         candidate, trained = entrant.candidate, list[records.TrainingRecord | None]()  # a base may be an export, too
         for folder in ("" if candidate.kind == "predictions" else candidate.folder, candidate.base_folder):
@@ -612,7 +614,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             rows = f"{len(seen)} of the {len(work.examples)} test rows"
             notes.append(f"{candidate.name} was trained on {rows}: {records.SEEN}")
             log.warning(notes[-1])
-        first, asked, other = work.entrants[0], entrant.prompter, work.entrants[0].prompter
+        asked, other = entrant.prompter, first.prompter
         if candidate.kind == "adapter" and asked.template_sha != other.template_sha:
             own = f"a format of its own ({asked.kind}, template {asked.template_sha[:12]}"
             theirs = f"{first.candidate.name} in {other.kind}, {other.template_sha[:12]})"
@@ -627,10 +629,8 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
             prompt=None if asked.describe() == other.describe() else asked.describe(),
             training=trained[0].summary() if trained[0] else None, tokens_per_second=None, hit_limit_share=None,
         ))  # fmt: skip
-    if silent := [c.name for c in request.candidates if c.name in work.silent and c.kind != "predictions"]:
-        lost = "perplexity and bits per character"
-        notes.append(f"likelihoods are not available: {', '.join(silent)}; so {lost} are not")
-    first = work.entrants[0]  # the base where there is one; the others are asked and computed as it is
+    if silent := ", ".join(c.name for c in request.candidates if c.name in work.silent and c.kind != "predictions"):
+        notes.append(f"likelihoods are not available: {silent}; so perplexity and bits per character are not")
     return records.RunRecord(
         name=request.out.name, bnbench=__version__, command=request.command,
         created=before.created if before else datetime.now(UTC).isoformat(timespec="seconds"), finished=None,
@@ -638,7 +638,7 @@ def _begin(work: Work, *, going_on: bool) -> records.RunRecord:
         corpus=records.CorpusRecord(
             name=Path(corpus.source).name, source=corpus.source.replace(home, "~/"), fingerprint=corpus.fingerprint,
             split=(request.split or "test") if corpus.is_split else "all", n=len(work.examples), limit=request.limit,
-            steps=tuple(asdict(step) for step in corpus.steps),
+            steps=corpus.steps,
         ),
         prompt=first.prompter.describe(), decoding=asdict(first.decoding), batch_size=request.batch_size,
         peak_memory_bytes=before.peak_memory_bytes if before else None, stages=before.stages if before else {},

@@ -36,7 +36,7 @@ from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from bnbench.data.corpus import Example
+from bnbench.data.corpus import Example, Step
 from bnbench.data.files import MOST_BYTES
 from bnbench.errors import FULL, RunError
 from bnbench.metrics.combined import CombinedScore
@@ -112,7 +112,7 @@ class CorpusRecord:
     split: str
     n: int
     limit: int | None
-    steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
+    steps: tuple[Step, ...] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -424,6 +424,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
             key, declared = f"{where}.{one.name}".lstrip("."), _hints(kind)[one.name]
             if one.name in value:
                 found[one.name] = typed(declared, value[one.name], key)
+                if isinstance(found[one.name], int) and found[one.name] < 0:  # all that records have count, or seed
+                    raise ValueError(f"{key} is {found[one.name]}, and cannot be negative")
             elif one.default is MISSING and one.default_factory is MISSING:
                 if type(None) not in get_args(declared):
                     raise ValueError(f"{key} is missing")
@@ -461,7 +463,7 @@ def read_record(folder: Path) -> RunRecord:
     advice = "remove it and run the same `bnbench evaluate` command again: what else is whole is kept"
     found = _read(RunRecord, path, advice)
     if not isinstance(found, RunRecord):
-        other = f"schema {found}, but this bnbench reads schema {SCHEMA_VERSION}"
+        other = f"schema {json.dumps(found, ensure_ascii=False)[:60]}, but this bnbench reads schema {SCHEMA_VERSION}"
         raise RunError(f"{path}: {f'damaged (schema_version is missing); {advice}' if found is None else other}")
     return found
 

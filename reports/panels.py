@@ -686,12 +686,10 @@ def runs_panel(ranking: Ranking) -> Iterator[Panel]:
             known = [how_asked.get("kind"), *(f"{k} sha256 {str(v)[:12]}" for k, v in hashes.items() if v)]
             asked |= {f"Prompt{of}": ", ".join(filter(None, known)), f"System prompt{of}": how_asked.get("system")}
         told = [*facts("data", r=record), *((label, str(text)) for label, text in asked.items() if text)]
-        told += facts("run", r=record)
-        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts(told)]
+        blocks += [Table(columns, rows, aside="Models", pens=Pen.HTML), Facts([*told, *facts("run", r=record)])]
         if record.corpus.steps:
             about = (Column("step", "text"), Column("Changed"), Column("Dropped"), Column("why", "wide"))
-            shown = ({**step, "changed": step.get("changed") or ABSENT} for step in record.corpus.steps)
-            steps = [[str(step.get(key)) for key in ("name", "changed", "dropped", "why")] for step in shown]
+            steps = [[s.name, str(s.changed or ABSENT), str(s.dropped), s.why] for s in record.corpus.steps]
             table = Table(about, steps, aside="Cleaning steps", pens=Pen.HTML)
             blocks += [Sentences(("Cleaning of the corpus",), "heading", Pen.HTML), table]
         if record.command:

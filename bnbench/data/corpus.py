@@ -33,6 +33,7 @@ UNSPLIT = (
     "to hold rows out, give more, or a column 'split' that says train, validation or test"
 )
 """Why a file that is not split is not, what follows from it, and what to do."""
+OF_SPLITTING = ("near-duplicate", "surplus")  # steps that clean no row: they keep the sides apart, or small
 NEAR_DUPLICATE = 0.7  # Jaccard similarity of character 5-grams
 
 _CP1252 = "sloppy-windows-1252"  # of ftfy: the five bytes that cp1252 does not define are C1 control characters
@@ -129,8 +130,8 @@ class Step:
 
     name: str
     why: str
-    changed: int = 0
-    dropped: int = 0
+    changed: int = field(default_factory=int)  # of a factory, as run.json and --json have it, 0 or not
+    dropped: int = field(default_factory=int)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Corpus:
 
     def unsplit(self) -> Self:
         """All clean examples as one side, also those that a split leaves out to keep its sides apart or small."""
-        steps = tuple(step for step in self.steps if step.name not in ("near-duplicate", "surplus"))
+        steps = tuple(step for step in self.steps if step.name not in OF_SPLITTING)
         splits = {"all": self.whole}
         return replace(self, splits=splits, steps=steps, fingerprint=_fingerprint(splits))
 
@@ -198,9 +199,8 @@ class Corpus:
 
     def summary(self) -> dict[str, object]:
         """Source, steps, sizes and fingerprint, for JSON."""
-        sizes = {name: len(part) for name, part in self.splits.items()}
-        steps = [asdict(s) for s in self.steps]
-        return {"source": self.source, "steps": steps, "splits": sizes, "fingerprint": self.fingerprint}
+        kept = {"source": self.source, "steps": [asdict(s) for s in self.steps]}
+        return kept | {"splits": {n: len(part) for n, part in self.splits.items()}, "fingerprint": self.fingerprint}
 
     def table(self) -> str:
         """The same for people: one line a step, one for the splits."""

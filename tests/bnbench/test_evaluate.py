@@ -579,6 +579,56 @@ def test_a_report_in_bengali_is_asked_for_with_the_evaluation(tmp_path):
     assert "মাপকাঠি" in done.stdout and '<html lang="bn">' in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
+def test_rows_that_cleaning_left_out_are_told_with_the_scores(tmp_path):
+    said = {
+        "আমার মন খারাপ।": "শুনে কষ্ট হলো, একটু বিশ্রাম নাও।", "রাতে ঘুম হয় না।": "মোবাইল দূরে রেখে শুতে চেষ্টা করো।",
+        "ভয় লাগে।": "আচ্ছা।", "একা লাগে।": "হুম।", "": "আমি তোমার পাশে আছি।",
+    }  # fmt: skip
+    rows = [{"question": q, "reference": r} for q, r in said.items()]
+    (tmp_path / "ছোট.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 5, encoding="utf-8")
+
+    def told(*words):
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.stdout.split())
+
+    given = ("--predictions", f"ক={tmp_path / 'a.txt'}", "--data", tmp_path / "ছোট.jsonl", "--metric", "chrF++", "-q")
+    note = "the scores are of 2 of 5 rows of ছোট.jsonl; left out in cleaning: 1 empty, 2 too short"
+    out = tmp_path / "run"
+    assert f"Note: {note}" in told("evaluate", *given, "--out", out)
+    assert f"**Note:** {note}" in (out / "report.md").read_text(encoding="utf-8")
+    assert f"<li>{note}</li>" in (out / "report.html").read_text(encoding="utf-8")
+    assert note in json.loads((out / "ranking.json").read_text(encoding="utf-8"))["notes"]
+    again = told("evaluate", *given, "--limit", "1", "--out", tmp_path / "one")
+    assert "the scores are of 1 of 5 rows of ছোট.jsonl; left out in cleaning: 1 empty, 2 too short" in again
+    told("evaluate", *given, "--metric", "BLEU", "--out", tmp_path / "two")
+    assert told("compare", out, tmp_path / "two", "--out", tmp_path / "both").count(note) == 1
+    bengali = "স্কোরগুলো ছোট.jsonl-এর ৫টি সারির ২টির উপর; পরিষ্কার করার সময় বাদ পড়েছে: ফাঁকা ১টি, খুব ছোট ২টি"
+    assert f"দ্রষ্টব্য: {bengali}" in told("report", out, "--lang", "bn")
+    assert f"<li>{bengali}</li>" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_rows_that_only_the_split_leaves_out_are_told_where_all_are_asked_for(tmp_path):
+    message = "আমার মন খুব খারাপ, পরীক্ষায় ফেল করেছি আর বাসায় কাউকে বলতে পারছি না"
+    reply = "শুনে খুব কষ্ট হলো, একটু সময় নিয়ে কাছের কাউকে বলো"
+    rows = [
+        {"question": message + mark, "reference": reply, "split": side}
+        for mark, side in (("।", "test"), ("!", "train"))
+    ]
+    rows.append({"question": "রাতে ঘুম হয় না কেন?", "reference": "শোবার আগে চা খেয়ো না।", "split": "validation"})
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    request = recorded_request(tmp_path, metrics=("chrF++",), data=str(path), limit=None)
+    (tmp_path / "a.txt").write_text("আমি শুনছি।\n" * 3, encoding="utf-8")
+    assert [n for n in read_run(evaluate(request)).record.notes if "rows" in n] == []  # its test rows are all there
+    whole = read_run(evaluate(replace(request, split="all", out=tmp_path / "all"))).record
+    assert "the scores are of 2 of 3 rows of a.jsonl; left out in cleaning: 1 near-duplicate" in whole.notes
+    assert {"name": "empty", "why": "no question or no answer", "changed": 0, "dropped": 0} in json.loads(
+        (tmp_path / "all" / "run.json").read_text(encoding="utf-8")
+    )["corpus"]["steps"]
+
+
 def test_a_gate_that_is_none_is_refused_before_anything_is_read(tmp_path):
     words = ["evaluate", "--out", str(tmp_path / "run"), "-q"]
     for more, says in (

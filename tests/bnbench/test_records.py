@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -106,6 +106,7 @@ META = {
     "corpus": {"name": "c", "source": "c.csv", "fingerprint": "ab", "split": "test", "n": 2},
     "candidates": [CANDIDATE], "primary_metric": "m", "metrics": [METRIC], "seed": 1, "notes": [],
 }  # fmt: skip
+STEP = {"name": "empty", "why": "no question or no answer", "dropped": -3}
 
 
 AGAIN = "run the same command again, what is whole is kept: bnbench evaluate"
@@ -134,6 +135,10 @@ def test_what_is_no_finished_run_says_so(tmp_path):
         read_run(write_run(tmp_path / "a", finished=None, command="bnbench evaluate --adapter x"))
     with pytest.raises(RunError, match="schema 99"):
         read_run(write_run(tmp_path / "b", schema_version=99))
+    with pytest.raises(RunError, match=r'schema "1", but this bnbench reads schema 1$'):
+        read_run(write_run(tmp_path / "text", schema_version="1"))
+    with pytest.raises(RunError, match=r'schema \["১"\], but'):
+        read_run(write_run(tmp_path / "list", schema_version=["১"]))
     folder = write_run(tmp_path / "c")
     next((folder / "scores").iterdir()).unlink()
     with pytest.raises(RunError, match=rf"\.parquet: missing; {AGAIN}"):
@@ -144,6 +149,11 @@ def test_what_is_no_finished_run_says_so(tmp_path):
     ("changes", "says"),
     [
         ({"seed": "x"}, 'seed is "x", not a whole number'),
+        ({"seed": -1}, "seed is -1, and cannot be negative"),
+        ({"batch_size": -4}, "batch_size is -4, and cannot be negative"),
+        ({"corpus": {**META["corpus"], "n": -2}}, "corpus.n is -2, and cannot be negative"),
+        ({"corpus": {**META["corpus"], "steps": [STEP]}}, r"corpus.steps\[0\].dropped is -3, and cannot be negative"),
+        ({"corpus": {**META["corpus"], "steps": [{"name": "ফাঁকা"}]}}, r"corpus.steps\[0\].why is missing"),
         ({"notes": None}, "notes is null, not a list"),
         ({"candidates": [{**CANDIDATE, "seconds": "x"}]}, r'candidates\[0\].seconds is "x", not a number'),
         ({"candidates": [{"name": "ভিত্তি"}]}, r"candidates\[0\].kind is missing"),
@@ -178,6 +188,10 @@ def without_first(name):
         (without_first("examples.jsonl"), rf"examples\.jsonl: has 1 of the run's 2 items; {AGAIN}"),
         (damage("generations.jsonl", ""), rf"generations\.jsonl: .* no reply to item b \(2 such\); {AGAIN}"),
         (lambda folder: (folder / "generations.jsonl").unlink(), rf"generations\.jsonl: missing; {AGAIN}"),
+        (
+            damage("generations.jsonl", json.dumps({**asdict(ONE), "tokens": -9}) + "\n"),
+            r"generations\.jsonl, line 1: damaged \(tokens is -9, and cannot be negative\)",
+        ),
         (damage("generations.jsonl", "[]\n"), r"generations\.jsonl, line 1: damaged \(the file is \[\], not an object"),
         (damage("scores/*.parquet", "no table"), rf"\.parquet: damaged .*; {AGAIN}"),
     ],
