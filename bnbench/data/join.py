@@ -105,7 +105,7 @@ class TextFile:
             if self.ids and (own is None or own == "" or own != own):
                 fault = f"the row has no {self.ids!r}"
             elif value is None and self.field != "message":
-                hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
+                hint = ' (null) or ends early; an empty reply is ""' if name in row and self.field == "reply" else ""
                 fault = f"the row has no {name!r}{hint}"
             elif not texts:
                 fault = f"{name!r} is an empty list; give at least one reference"
@@ -139,8 +139,7 @@ class TextFile:
         some = [row for _, row in islice(files.iter_table(self.path), 50)] if self.column else []
         read, found = (self.column, self.ids, own and own.column), [(own, True)] if own else []
         for name in (name for name in self.first if name not in read and files.plain_name(name) not in _SCORED):
-            texts = [text for row in some if isinstance(text := row.get(name), str)]
-            if words := [len(text.split()) for text in texts]:
+            if words := [len(text.split()) for row in some if isinstance(text := row.get(name), str)]:
                 file = replace(self, field="message", column=name, before=None, asked=None)
                 found.append((file, sum(words) > 2 * len(words)))
         return found
