@@ -174,8 +174,8 @@ def _delimited(path: Path) -> Iterator[tuple[int, Row]]:
         if mark == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
             mark = next((sign for sign in ";\t" if sign in first), ",")
         # What Python writes as text on Windows ends each line in CR CR LF, which is no blank line after it.
-        ends = pairwise(chain(["", first], lines))
-        whole = (line.replace("\x00", "") for before, line in ends if line != "\r\n" or before[-1:] != "\r")
+        pairs = pairwise(chain(["", first], lines))
+        whole = (line.replace("\x00", "") for before, line in pairs if before[-1:] + line != "\r\r\n")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
         rows = csv.reader(whole, delimiter=mark, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
         try:
@@ -220,6 +220,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode  # `json.loads` would make one for each line
     hint, is_list = "each line must hold one whole object, {…}, without a list around them", False
     with _text(path, "\n") as lines:
         texts: Iterable[tuple[int, str]] = enumerate(lines, 1)
@@ -230,12 +231,10 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             if is_list:
                 hint = "the file must hold one list of objects"
             texts = [(1, first + lines.read())] if is_list else chain([(number, first)], texts)
-        for number, text in texts:
-            if not text.strip():
-                continue
+        for number, text in filter(lambda numbered: numbered[1].strip(), texts):
             where = f"{path}" if is_list else f"{path}, line {number}"
             try:
-                value = json.loads(text, object_pairs_hook=_object)
+                value = decode(text)
             except KeyError as error:
                 raise CorpusError(f"{where}: {error.args[0]}") from None
             except (ValueError, RecursionError) as error:
