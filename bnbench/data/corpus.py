@@ -176,8 +176,7 @@ class Corpus:
     def own_ids(self) -> dict[str, str]:
         """What the column 'id' of the source calls a row → the example's id, for each name that occurs once."""
         counts = Counter(row.own_id for row in self.rows)
-        named = {row.own_id: row.example.id for row in self.rows}
-        return {name: item for name, item in named.items() if name and counts[name] == 1}
+        return {row.own_id: row.example.id for row in self.rows if row.own_id and counts[row.own_id] == 1}
 
     def select(self, split: str, limit: int | None = None) -> tuple[Example, ...]:
         """The first `limit` examples of a split ("all" for every row). A file too small to split is taken whole."""

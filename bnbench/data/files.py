@@ -15,9 +15,9 @@ import tomllib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
-from itertools import chain
+from itertools import chain, pairwise, zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +25,7 @@ from bnbench.errors import CorpusError, nearest
 from bnbench.metrics.exceptions import require
 
 Row = dict[str, Any]
-"""Column → value as the file has it: text, and in JSON and Parquet also numbers, lists, objects and None."""
+"""Column → value as the file has it: text, in JSON and Parquet also numbers, lists and objects; None for no cell."""
 
 COLUMNS: dict[str, list[str]] = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 """Each field and the names under which a file's column of it is looked for, without regard to case and punctuation."""
@@ -37,7 +37,7 @@ MOST_COLUMNS = 2_000
 MOST_CHARACTERS = 10_000_000  # of one text, which is more than any book has
 MOST_BYTES = 2**29  # of what a compressed file unfolds to, or a hundred times its size
 MOST_CELLS = 2**25  # of a sheet, empty ones too: its reader makes room for all
-KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".eval")
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", *SHEETS, ".eval", ".jsonlines")
 
 _log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<path>[\w.-]+/[\w.-]+)(?::(?P<name>[^@]+))?(?:@(?P<revision>.+))?")
@@ -80,13 +80,8 @@ def iter_table(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
     CorpusError for what is no table, not UTF-8 or cannot be parsed, as soon as it is read.
     """
     check_file(path, KINDS)
-    kind = kind_of(path)
-    if kind == ".parquet":
-        rows = _parquet(path, columns)
-    elif kind in (*SHEETS, ".eval"):
-        rows = _sheet(path) if kind in SHEETS else _inspect_log(path)
-    else:
-        rows = _delimited(path, "," if kind == ".csv" else "\t") if kind in (".csv", ".tsv") else _json(path)
+    readers = dict.fromkeys(SHEETS, _sheet) | {".csv": _delimited, ".tsv": _delimited, ".eval": _inspect_log}
+    rows = _parquet(path, columns) if kind_of(path) == ".parquet" else readers.get(kind_of(path), _json)(path)
     return ((number, row) for number, row in rows if _check_texts(path, number, row.values()))
 
 
@@ -152,59 +147,67 @@ def _text(path: Path, newline: str) -> Iterator[TextIO]:
     raise CorpusError(f"{path}: not UTF-8")
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[tuple[int, Row]]:
+def _filled(rows: Iterable[tuple[int, list[Any]]]) -> Iterator[tuple[int, list[Any]]]:
+    """The rows that are not blank; but in one column a blank one before others is an empty text, or all would shift."""
+    width = blank = last = 0
+    for number, row in rows:
+        if row:
+            yield from ((last - more, [""]) for more in reversed(range(blank)))
+            yield number, row
+            width, blank = width or len(row), 0
+        elif width == 1:
+            blank, last = blank + 1, number
+
+
+def _delimited(path: Path) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**26)  # a quote that is never closed would otherwise take in the rest of the file
-    quotes = True
+    mark = "," if kind_of(path) == ".csv" else "\t"
     # Some programs write TSV with quotes, as CSV, and some without, where a quote is text like any other. The file is
-    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
-    if delimiter == "\t":
-        with _text(path, "") as lines:
-            rows = csv.reader((line.replace("\x00", "") for line in lines), delimiter=delimiter, strict=True)
-            try:
-                quotes = not any("\t" in cell and "\n" in cell for row in rows for cell in row)
-            except csv.Error:
-                quotes = False
+    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own. Nothing
+    # tells that of a row with one cell, so that there a line end always ends the row.
+    if not (quotes := mark == ","):
+        with _text(path, "") as lines, suppress(csv.Error):
+            rows = csv.reader((line.replace("\x00", "") for line in lines), delimiter=mark, strict=True)
+            quotes = not any("\n" in cell and ("\t" in cell or not row[1:]) for row in rows for cell in row)
     with _text(path, "") as lines:
         first = next(lines, "")
-        if delimiter == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
-            delimiter = next((sign for sign in ";\t" if sign in first), ",")
+        if mark == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet
+            mark = next((sign for sign in ";\t" if sign in first), ",")
+        # What Python writes as text on Windows ends each line in CR CR LF, which is no blank line after it.
+        pairs = pairwise(chain(["", first], lines))
+        whole = (line.replace("\x00", "") for before, line in pairs if before[-1:] + line != "\r\r\n")
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
-        whole = (line.replace("\x00", "") for line in chain([first], lines))
-        quoting: Any = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-        rows = csv.reader(whole, delimiter=delimiter, strict=True, quoting=quoting)
+        rows = csv.reader(whole, delimiter=mark, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
         try:
-            if (header := next(filter(None, rows), None)) is None:
+            table = _filled((rows.line_num, row) for row in rows)
+            if not (header := _checked_header(path, next(table, (0, []))[1])):
                 raise CorpusError(f"{path}: the file is empty")
-            _check_header(path, header)
-            for row in filter(None, rows):
-                lacking = len(header) - len(row)
+            for number, row in table:
                 # Cells may be missing at the end of a row, but not where a text without quotes may hold line ends.
-                if lacking < 0 or (lacking and not quotes):
-                    where, fields = f"{path}, line {rows.line_num}", f"{len(row)} fields under {len(header)} columns"
+                if len(row) > len(header) or (len(row) < len(header) and not quotes):
                     hint = f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
-                    raise CorpusError(f"{where}: {fields}; {hint}")
+                    raise CorpusError(f"{path}, line {number}: {len(row)} fields under {len(header)} columns; {hint}")
                 row = [_INERT.sub("", cell) for cell in row] if kind_of(path) == ".csv" else row
-                yield rows.line_num, dict(zip(header, row + [""] * lacking, strict=True))
+                yield number, dict(zip_longest(header, row))  # what is not there is None: "" is a text, of a whole row
         except csv.Error as error:
             hint = "close each quote, and double those inside quoted text"
             raise CorpusError(f"{path}, line {rows.line_num}: {error}; {hint}") from None
 
 
 def csv_text(rows: Iterable[Sequence[object]], end: str = "\n") -> str:
-    """Rows as CSV whose lines end in `end` and of which no spreadsheet runs a cell as a formula: a quote stands before
-    what looks like one, which reading takes off again.
-    """
+    """Rows as CSV; a quote, which reading takes off again, stands before what a spreadsheet would run as a formula."""
     text = io.StringIO(newline="")
     inert = ([f"'{c}" if isinstance(c, str) and c.startswith(_RUNS) else c for c in row] for row in rows)
     csv.writer(text, lineterminator=end).writerows(inert)
     return text.getvalue()
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    if len(header) > MOST_COLUMNS:
+def _checked_header(path: Path, names: Iterable[str]) -> list[str]:
+    if len(header := list(names)) > MOST_COLUMNS:
         raise CorpusError(f"{path}: {len(header):,} columns; at most {MOST_COLUMNS:,} are read")
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise CorpusError(f"{path}: two columns are called {twice[0]!r}; give one of them another name")
+    return header
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -216,10 +219,8 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode  # `json.loads` would make one for each line
     hint, is_list = "each line must hold one whole object, {…}, without a list around them", False
     with _text(path, "\n") as lines:
         texts: Iterable[tuple[int, str]] = enumerate(lines, 1)
@@ -230,12 +231,10 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             if is_list:
                 hint = "the file must hold one list of objects"
             texts = [(1, first + lines.read())] if is_list else chain([(number, first)], texts)
-        for number, text in texts:
-            if not text.strip():
-                continue
+        for number, text in filter(lambda numbered: numbered[1].strip(), texts):
             where = f"{path}" if is_list else f"{path}, line {number}"
             try:
-                value = _DECODER.decode(text)
+                value = decode(text)
             except KeyError as error:
                 raise CorpusError(f"{where}: {error.args[0]}") from None
             except (ValueError, RecursionError) as error:
@@ -258,7 +257,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
     what = "its texts have"
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            _check_header(path, file.schema_arrow.names)
+            _checked_header(path, file.schema_arrow.names)
             sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
             # A text that stands in many rows is stored once, and that compressed: a few rows may be gigabytes.
             is_dense = max(sizes, default=0) > 20 * path.stat().st_size
@@ -312,16 +311,18 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
         raise CorpusError(f"{path}: not a readable workbook ({error})") from None
     # What is merged over several rows stands in the first of them; those that hold nothing else are not rows.
     for (top, column), (bottom, _) in sheet.merged_cell_ranges or ():
-        for row in filter(any, cells[top + 1 : bottom + 1]):
-            row[column] = cells[top][column]
-            _log.info("%s: a cell is merged over rows %d to %d, and read in each", path, top + 1, bottom + 1)
+        for row in cells[top + 1 : bottom + 1]:
+            if any(row):
+                row[column] = cells[top][column]
+                _log.info("%s: a cell is merged over rows %d to %d, and read in each", path, top + 1, bottom + 1)
+            elif not row[1:]:
+                row.clear()
     if book.sheet_names[1:]:
         _log.info("%s: its first sheet is read, %s", path, book.sheet_names[0])
     # A workbook has no whole numbers: 7 is stored as 7.0.
     whole = ([int(c) if isinstance(c, float) and c.is_integer() else c for c in row] for row in cells)
-    rows = ((number, row) for number, row in enumerate(whole, 1) if any(cell != "" for cell in row))
-    header = list(map(str, next(rows, (0, []))[1]))
-    _check_header(path, header)
+    rows = _filled((at, row if any(cell != "" for cell in row) else []) for at, row in enumerate(whole, 1) if row)
+    header = _checked_header(path, map(str, next(rows, (0, []))[1]))
     for number, row in rows:
         yield number, dict(zip(header, row, strict=True))
 
@@ -340,7 +341,9 @@ def _inspect_log(path: Path) -> Iterator[tuple[int, Row]]:
                     content = pyarrow.input_stream(packed, compression="zstd").read(_most(path))
                 else:
                     content = log.read(one)
-                yield number, json.loads(content)
+                if not isinstance(row := json.loads(content), dict):
+                    raise CorpusError(f"{path}, {one.filename}: a JSON {type(row).__name__}; each sample is one object")
+                yield number, row
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise CorpusError(f"{path}: not a readable log of inspect ({error})") from None
 
@@ -428,11 +431,10 @@ def match_columns(
     CorpusError as `check_columns`, and, with `hint`, where some of `columns` or `needed` are not there: all.
     """
     columns = check_columns(columns, fields)
-    unknown = {field: name for field, name in columns.items() if name not in header}
-    given = {field: name for field, name in columns.items() if field not in unknown}
-    found = {field: find_column(header, field, given.get(field), own) for field, own in fields.items()}
-    lacking = [field for field in needed if found[field] is None and field not in unknown]
-    faults = [f"there is no column {name!r}" for name in (*unknown.values(), *filter(None, map(fields.get, lacking)))]
+    unknown = [name for name in columns.values() if name not in header]
+    found = {field: find_column(header, field, columns.get(field), own) for field, own in fields.items()}
+    lacking = [field for field in needed if found[field] is None]
+    faults = [f"there is no column {name!r}" for name in (*unknown, *filter(None, map(fields.get, lacking)))]
     faults += [f"no column holds a {field}" for field in lacking if not fields[field]]
     if faults:
         names = " ".join(f"--columns {field}=NAME" for field in lacking)

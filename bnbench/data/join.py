@@ -69,9 +69,9 @@ class TextFile:
         names = files.match_columns(path, list(first), columns, dict.fromkeys(FIELDS, ""), [field])
         found = dict(zip(FIELDS, names, strict=True))
         column, message = found[field], found["message"]
-        named = {name: of for of, name in columns.items()}
-        if field == "reply" and named.get(column or "", field) != field:  # a reference is no reply, whatever its name
-            what = f"no column holds a reply, as --columns calls {column!r} the {named[str(column)]}"
+        taken = {name: of for of, name in columns.items() if of != field}
+        if field == "reply" and column in taken:  # a reference is no reply, whatever its column is called
+            what = f"no column holds a reply, as --columns calls {column!r} the {taken[column]}"
             raise CorpusError(f"{path}: {what}. Name the right one with --columns reply=NAME")
         usual = {files.plain_name(name) for name in {*files.COLUMNS["reply"]} - {*files.COLUMNS["reference"]}}
         others = [name for name in first if name != column and files.plain_name(name) in usual]
@@ -112,7 +112,7 @@ class TextFile:
             if self.ids and (own is None or own == "" or own != own):
                 fault = f"the row has no {self.ids!r}"
             elif value is None and self.field != "message":
-                hint = ' (null); an empty reply is ""' if name in row and self.field == "reply" else ""
+                hint = ' (null) or ends early; an empty reply is ""' if name in row and self.field == "reply" else ""
                 fault = f"the row has no {name!r}{hint}"
             elif not texts:
                 fault = f"{name!r} is an empty list; give at least one reference"
@@ -146,8 +146,8 @@ class TextFile:
         some = [row for _, row in islice(files.iter_table(self.path), _SOME)] if self.column else []
         read, found = (self.column, self.ids, own and own.column), [(own, True)] if own else []
         for name in (name for name in self.first if name not in read and files.plain_name(name) not in _SCORED):
-            texts = [text for row in some if isinstance(text := text_in(name, row.get(name)), str)]
-            if words := [len(text.split()) for text in texts]:
+            cells = (text_in(name, row.get(name)) for row in some)
+            if words := [len(cell.split()) for cell in cells if isinstance(cell, str)]:
                 file = replace(self, field="message", column=name, before=None, asked=None)
                 found.append((file, sum(words) > 2 * len(words)))
         return found
@@ -233,11 +233,8 @@ def agreeing(asked: Messages, given: Messages, rows: Sequence[int]) -> list[int]
 def contradiction(asked: Messages, given: Messages, rows: Sequence[int]) -> int | None:
     """The first row whose message stands in the other file, but not in the one of `rows` that it was joined to."""
     known = set[bytes]().union(*given) - {b""}
-    for at, row in enumerate(rows if known else ()):
-        own = {messages[at] for messages in asked}
-        if known & own and own.isdisjoint(messages[row] for messages in given):
-            return at
-    return None
+    pairs = (({own[at] for own in asked}, {other[row] for other in given}) for at, row in enumerate(rows if known else ()))
+    return next((at for at, (own, other) in enumerate(pairs) if known & own and own.isdisjoint(other)), None)
 
 
 @contextmanager

@@ -215,11 +215,10 @@ def preferences(
     """Makes pairs of a file of ratings, or of the bundled labelled replies, and writes a CSV that `load_pairs` reads.
     `half` of the bundled ones: "development" (None too), "held-out", or "both" by a column `split`. Raises CorpusError.
     """
-    named = columns or rating_columns
     for is_wrong, why in (
         (out.exists(), f"{out} exists: name another file"),
         (out.suffix != ".csv", f"{out}: pairs are written as .csv"),
-        (not ratings and named, "--columns and --rating are for a file of ratings, none is given"),
+        (not ratings and (columns or rating_columns), "--columns and --rating are for a file of ratings; give one"),
         (ratings and half, f"--half {half}: only the bundled labelled replies have halves, and {ratings} was given"),
     ):
         if is_wrong:

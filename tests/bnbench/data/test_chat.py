@@ -257,10 +257,10 @@ def test_other_tools_predictions_are_scored(tmp_path: Path, caplog: pytest.LogCa
         ('"ভালো\t1\nআছো"\t2\n', [('"ভালো', "1"), ('আছো"', "2")]),  # they would close, but in another row
         ('"ভালো ""আছি"""\t1\n', [('ভালো "আছি"', "1")]),
         ('"ভালো\nআছি"\t1\n', [("ভালো\nআছি", "1")]),
-        ("ভালো\n", [("ভালো", "")]),
+        ("ভালো\n", [("ভালো", None)]),
     ],
 )
-def test_quotes_in_tsv(text: str, rows: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_quotes_in_tsv(text: str, rows: list[tuple[str, str | None]], tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text(f"reply\tn\n{text}", encoding="utf-8")
     assert [tuple(row.values()) for _, row in iter_table(path)] == rows
