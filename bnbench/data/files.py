@@ -163,12 +163,15 @@ def _delimited(path: Path) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**26)  # a quote that is never closed would otherwise take in the rest of the file
     mark = "," if kind_of(path) == ".csv" else "\t"
     # Some programs write TSV with quotes, as CSV, and some without, where a quote is text like any other. The file is
-    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own. Nothing
-    # tells that of a row with one cell, so that there a line end always ends the row.
+    # read twice: quotes are text in all of it where one does not close, or closes in another row than its own.
     if not (quotes := mark == ","):
         with _text(path, "") as lines, suppress(csv.Error):
             rows = csv.reader((line.replace("\x00", "") for line in lines), delimiter=mark, strict=True)
-            quotes = not any("\n" in cell and ("\t" in cell or not row[1:]) for row in rows for cell in row)
+            found = {("\t" in cell, len(row) == 1) for row in rows for cell in row if "\n" in cell}
+            if (False, True) in found:
+                what = "quotes around several lines, alone in a row, may be one text or belong to several"
+                raise CorpusError(f"{path}: {what}; save it as .csv, or as .txt with one text a line")
+            quotes = not any(is_of_cells for is_of_cells, _ in found)
     with _text(path, "") as lines:
         first = next(lines, "")
         if mark == "," and "," not in first:  # Excel's, where the comma stands in numbers, or pasted from a sheet

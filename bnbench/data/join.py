@@ -233,7 +233,8 @@ def agreeing(asked: Messages, given: Messages, rows: Sequence[int]) -> list[int]
 def contradiction(asked: Messages, given: Messages, rows: Sequence[int]) -> int | None:
     """The first row whose message stands in the other file, but not in the one of `rows` that it was joined to."""
     known = set[bytes]().union(*given) - {b""}
-    pairs = (({own[at] for own in asked}, {other[row] for other in given}) for at, row in enumerate(rows if known else ()))
+    rows = rows if known else ()
+    pairs = (({own[at] for own in asked}, {other[row] for other in given}) for at, row in enumerate(rows))
     return next((at for at, (own, other) in enumerate(pairs) if known & own and own.isdisjoint(other)), None)
 
 
