@@ -5,6 +5,7 @@ because redirects are not followed.
 """
 
 import asyncio
+import contextlib
 import difflib
 import json
 import logging
@@ -31,7 +32,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Patience:
     """How long a server is waited for, in seconds: to connect, for a whole answer, and before each of `attempts` again:
-    `wait` and its doubles with jitter, or what the server asks for in Retry-After, at most `most_wait`.
+    `wait` and its doubles with jitter, and what the server asks for in Retry-After; each at most `most_wait`.
     """
 
     connect: float = 10.0
@@ -53,7 +54,7 @@ class _Server:
     """One URL, and how many requests it gets at once: more while that pays, half when it has too much."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.active, self.limit, self.is_failing, self.down_until = url, 0, 8, False, 0.0
+        self.url, self.active, self.limit, self.down_until, self.shut_until, self.answered = url, 0, 8, 0.0, 0.0, 0.0
         self._rate, self._done, self._since, self._halved = 0.0, 0, time.monotonic(), 0.0
 
     def rest(self) -> None:
@@ -62,7 +63,7 @@ class _Server:
 
     def succeeded(self) -> None:
         """As often as there are requests at once its rate is looked at: the limit goes up while the rate does."""
-        self.is_failing, self.down_until = False, 0.0
+        self.down_until, self.answered = 0.0, time.monotonic()
         self._done += 2 * self.active > self.limit  # with less to do its rate says nothing
         if self._done >= self.limit:
             rate = self._done / max(time.monotonic() - self._since, 1e-6)
@@ -70,11 +71,12 @@ class _Server:
                 self._rate, self.limit = rate, min(MOST_AT_ONCE, self.limit + (1 if self._halved else self.limit))
             self.rest()
 
-    def failed(self, error: _AgainError, start: float) -> None:
+    def failed(self, error: _AgainError, start: float, most_wait: float) -> None:
         """Halves the limit, once for all requests that were under way: they say the same."""
-        if not self.is_failing:
+        if not self.down_until:
             log.warning("%s; trying again", error)
-        self.is_failing, now = True, time.monotonic()
+        now = time.monotonic()
+        self.shut_until = max(self.shut_until, now + min(error.after or 0.0, most_wait))  # to every request
         # Whatever it was, the others do better: for as long as it took to fail, or as it asks for.
         self.down_until = now + max(DOWN_FOR, now - start, error.after or 0.0)
         if start > self._halved:
@@ -138,7 +140,7 @@ class Client:
         """
 
         async def ask() -> list[Any]:
-            room, waiting = asyncio.Condition(), list[int]()
+            room, waiting = asyncio.Event(), list[int]()
             for server in self._servers:
                 server.rest()
             try:
@@ -157,7 +159,7 @@ class Client:
         return _run(ask())
 
     async def _insist(
-        self, http: Any, room: asyncio.Condition, waiting: list[int], path: str, body: dict[str, Any], most: int,
+        self, http: Any, room: asyncio.Event, waiting: list[int], path: str, body: dict[str, Any], most: int,
         read: Callable[[dict[str, Any]], Any],
     ) -> Any:  # fmt: skip
         """One answer, over as many attempts as patience allows, each on the server that has most room.
@@ -165,46 +167,46 @@ class Client:
         Of those that are `waiting` for room the one with most attempts goes first. Else, where every attempt takes
         long, all others would fail before the first could fail for good, which is hours.
         """
-        patience, tenacity = self.patience, self._tenacity
-        backoff = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
-
-        def wait(state: Any) -> float:
-            after = state.outcome.exception().after
-            return float(backoff(state)) if after is None else min(after, patience.most_wait)
-
-        def stop(state: Any) -> bool:
-            attempts = min(2, patience.attempts) if state.outcome.exception().is_slow else patience.attempts
-            return bool(state.attempt_number >= attempts)
-
+        patience, tenacity, tried, slow, since = self.patience, self._tenacity, 0, 0, float("inf")
         again = tenacity.retry_if_exception_type(_AgainError)
-        async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait, stop=stop, reraise=True):
+        wait = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
+        async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait):
             with attempt:
                 n = attempt.retry_state.attempt_number
-                async with room:
-                    waiting.append(n)
-                    while n < max(waiting) or not self._ready(most):
-                        await room.wait()
-                    waiting.remove(n)
-                    server = min(self._ready(most), key=lambda s: s.active / s.limit)
-                    server.active += 1
-                    room.notify_all()  # now the next one is the first
+                waiting.append(n)
+                while n < max(waiting) or not (ready := self._ready(most)):
+                    room.clear()
+                    left = [s.shut_until - time.monotonic() for s in self._servers]
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min((pause for pause in left if pause > 0), default=None)):
+                            await room.wait()
+                waiting.remove(n)
+                server = min(ready, key=lambda s: s.active / s.limit)
+                server.active += 1
+                room.set()  # now the next one is the first
                 start = time.monotonic()
                 try:
                     answer = await self._send(http, server, path, body)
                     server.succeeded()
                     return read(answer)
                 except _AgainError as error:
-                    server.failed(error, start)
+                    server.failed(error, start, patience.most_wait)
+                    # 429 of a server that answered others since the attempt before is a queue, and no fault.
+                    tried += error.status != 429 or server.answered < since
+                    slow, since = slow + error.is_slow, start
+                    if slow > 1 or tried >= patience.attempts:
+                        raise EndpointError(str(error), error.status) from None
                     raise
                 finally:
                     server.active -= 1
-                    async with room:
-                        room.notify_all()
+                    room.set()
         raise AssertionError("tenacity returns or raises")
 
     def _ready(self, most: int) -> list[_Server]:
-        """The servers that have room; one that is down is asked where there is no other, and now and then."""
-        up = [s for s in self._servers if s.down_until <= time.monotonic()] or self._servers
+        """The servers that have room; one that is down is asked where there is no other, one that is shut never."""
+        now = time.monotonic()
+        asked = [s for s in self._servers if s.shut_until <= now]
+        up = [s for s in asked if s.down_until <= now] or asked
         return [s for s in up if s.active < min(s.limit, most)]
 
     def _open(self) -> Any:
