@@ -136,7 +136,8 @@ class Client:
 
         The model's name is added. A server gets at most `most` at once. What may pass (429, 5xx, a lost connection,
         half an answer) is tried again, on another server where there is one; the first failure that stays ends the
-        others, and has with it what was answered before (`EndpointError.before`).
+        others, and has with it what was answered before (`EndpointError.before`). A message that a server's filter
+        refuses is answered by an empty choice of the finish_reason "content_filter".
         """
 
         async def ask() -> list[Any]:
@@ -242,36 +243,46 @@ class Client:
         except (self._httpx.TransportError, OSError) as error:
             why = self.words(str(error) or type(error).__name__)
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
-        if not answer.is_success:
-            status, said = int(answer.status_code), self.words(data)
-            if status == 500 and "validation error" in said:  # as llama-cpp-python tells a request that it cannot read
-                status = 422
-            if status in (408, 409, 425, 429) or status >= 500:
-                after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
-                seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
-                raise _AgainError(f"{url}: status {status}: {said}", status, seconds)
-            if 300 <= status < 400:
-                where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
-                raise EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
-            name = next((name for name in KEYS if os.environ.get(name)), "")
-            key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
-            told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
-            told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
-            raise EndpointError(
-                f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status
-            )
-        if (coding := answer.headers.get("Content-Encoding", "")).lower() not in ("", "identity"):
+        status, coding = int(answer.status_code), answer.headers.get("Content-Encoding", "").lower()
+        if answer.is_success and coding not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:
             found = json.loads(data)
         except (ValueError, RecursionError):
             found = None
         found = {"data": found} if body is None and isinstance(found, list) else found  # so Together lists its models
-        if not isinstance(found, dict):
+        if answer.is_success and not isinstance(found, dict):
             raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
-        if found.get("error") and "choices" not in found:  # so OpenRouter passes on what a model's host says
-            raise _AgainError(f"{url}: an error with status 200: {self.words(data)}", 200)
-        return found
+        if answer.is_success and (found.get("choices") or not found.get("error")):
+            return found
+        match found:
+            case {
+                "error": {"code": "content_filter"}
+                | {"innererror": {"code": "ResponsibleAIPolicyViolation"}}
+                | {"code": 403, "metadata": {"reasons": [_, *_]}}
+            }:  # Azure and OpenRouter: a refusal of what this message says, by their codes alone
+                return {"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}
+            case {"error": {"code": code}} if answer.is_success and re.fullmatch("[45][0-9]{2}", str(code)):
+                status = int(code)  # so OpenRouter passes on what a model's host says
+        raise self._failure(url, answer, status, self.words(data))
+
+    def _failure(self, url: str, answer: Any, status: int, said: str) -> EndpointError:
+        """What a server's status means; `status` is that of the error where the answer's own is 200."""
+        if status == 500 and "validation error" in said:  # as llama-cpp-python tells a request that it cannot read
+            status = 422
+        if status < 300 or status in (408, 409, 425, 429) or status >= 500:
+            after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
+            seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
+            what = "an error with status 200" if answer.is_success else f"status {status}"
+            return _AgainError(f"{url}: {what}: {said}", status, seconds)
+        if 300 <= status < 400:
+            where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
+            return EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
+        name = next((name for name in KEYS if os.environ.get(name)), "")
+        key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
+        told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
+        told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
+        return EndpointError(f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status)
 
     def _key(self) -> str:
         key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")

@@ -185,6 +185,61 @@ def test_the_second_time_out_is_the_last(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
+    ("error", "status", "words", "times"),
+    [
+        ({"code": 429}, 429, "an error with status 200: ", 3),
+        ({"code": "502", "message": "bad gateway"}, 502, "an error with status 200: .*bad gateway", 3),
+        ("overloaded", 200, "an error with status 200: .*overloaded", 3),
+        ({"code": 402, "message": "no credits"}, 402, r"refuses the request \(status 402: .*no credits", 1),
+        ({"code": 401, "message": "no key"}, 401, r"it wants a key: set BNBENCH_API_KEY \(status 401: ", 1),
+    ],
+)
+@pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}])
+def test_an_error_in_an_answer_of_status_200_is_that_error(
+    serve: Serve, choices: dict[str, Any], error: Any, status: int, words: str, times: int
+) -> None:
+    server = serve(lambda handler, path, body: {**choices, "error": error})
+    with pytest.raises(EndpointError, match=words) as told:
+        ask(server)
+    assert (told.value.status, len(server.seen)) == (status, times)
+
+
+def test_an_answer_with_a_choice_is_one_whatever_error_stands_beside(serve: Serve) -> None:
+    said = {"choices": [{"message": {"content": "আচ্ছা"}}], "error": {"code": 502}}
+    assert ask(serve(lambda handler, path, body: said)) == [said]
+
+
+MODERATED = {"code": 403, "message": "flagged", "metadata": {"reasons": ["self-harm"], "flagged_input": "…"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "is_filtered"),
+    [
+        (400, {"code": "content_filter", "message": "The response was filtered due to the prompt"}, True),
+        (400, {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}, True),
+        (403, MODERATED, True),
+        (200, MODERATED, True),
+        (200, {"code": "content_filter"}, True),
+        (403, {"code": 403, "metadata": {"reasons": []}}, False),
+        (403, {"code": 403, "message": "this key is under moderation: content_filter"}, False),
+        (400, {"code": "invalid", "message": "content_filter is no parameter", "innererror": "content_filter"}, False),
+        (400, "content_filter", False),
+    ],
+)
+def test_a_message_that_a_filter_refuses_is_answered_so_by_codes_alone(
+    serve: Serve, status: int, error: Any, is_filtered: bool
+) -> None:
+    server = serve(lambda handler, path, body: handler.say(status, {"error": error}))
+    if is_filtered:
+        (answer,) = ask(server)
+        assert answer["choices"] == [{"finish_reason": "content_filter", "message": {"content": ""}}]
+    else:
+        with pytest.raises(EndpointError, match=f"status {status}"):
+            ask(server)
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
     ("act", "words", "most_asked"),
     [
         (lambda h: h.say(500, {"error": "it broke"}), 'completions: status 500: {"error": "it broke"}', 3),
