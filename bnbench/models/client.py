@@ -247,7 +247,10 @@ class Client:
         if answer.is_success and coding not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:
-            found = json.loads(data)
+            found, key = json.loads(data), self._key()
+            letters = max(re.findall("[A-Za-z0-9]*", key), key=len).encode()  # which are spelt in one way
+            # A shorter one ("EMPTY") stands for no key, and may be found in words that are none.
+            found = self._without_key(found) if body and len(key) >= 8 and letters in data else found
         except (ValueError, RecursionError):
             found = None
         found = {"data": found} if body is None and isinstance(found, list) else found  # so Together lists its models
@@ -290,13 +293,21 @@ class Client:
             raise UsageError(f"{KEYS[0]} or {KEYS[1]} holds a sign that no HTTP header can carry; set it again")
         return key
 
+    def _without_key(self, found: Any) -> Any:
+        """The same without the key, however it is spelt: as in a URL (%2F) or in JSON (\\/, \\u002f)."""
+        if isinstance(found, dict):
+            return {name: self._without_key(value) for name, value in found.items()}
+        if isinstance(found, list):
+            return [self._without_key(value) for value in found]
+        if not isinstance(found, str) or not (key := self._key()):
+            return found
+        signs = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in key)
+        return re.sub("".join(signs), "***", found, flags=re.IGNORECASE)
+
     def words(self, said: str | bytearray) -> str:
         """What a server says, fit for a terminal: short, on one line, without the key that it may repeat."""
-        text = said if isinstance(said, str) else said.decode(errors="replace")
-        key = self._key()
-        # It may be spelt as in a URL (%2F) or in JSON (\\/, \\u002f).
-        signs = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in key)
-        text = " ".join((re.sub("".join(signs), "***", text, flags=re.IGNORECASE) if key else text)[:2000].split())
+        text = self._without_key(said if isinstance(said, str) else said.decode(errors="replace"))
+        text = " ".join(text[:2000].split())
         return "".join(c if c.isprintable() else "\ufffd" for c in text[:300]) or "nothing"
 
 

@@ -392,6 +392,24 @@ def test_the_key_is_known_however_it_is_spelt(serve: Serve, monkeypatch: pytest.
         ask(server)
 
 
+@pytest.mark.parametrize("spelt", ["sk-a+/=B", "sk-a%2B%2f%3DB", r"sk-a+\/=B", r"sk-a\u002b\u002F=B"])
+def test_a_reply_that_repeats_the_key_is_handed_on_without_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, spelt: str
+) -> None:
+    said = (
+        rb'{"choices": [{"message": {"content": "C:\\' + spelt.encode() + rb'\n"}, "logprobs": [null, -0.5]}], "n": 7}'
+    )
+    monkeypatch.setenv("BNBENCH_API_KEY", "sk-a+/=B")
+    (answer,) = ask(serve(lambda handler, path, body: handler.say(200, said)))
+    assert answer == {"choices": [{"message": {"content": "C:***\n"}, "logprobs": [None, -0.5]}], "n": 7}
+
+
+def test_a_word_that_stands_for_no_key_is_no_secret(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNBENCH_API_KEY", "ollama")
+    said = {"choices": [{"message": {"content": "আচ্ছা"}}], "system_fingerprint": "fp_ollama"}
+    assert ask(serve(lambda handler, path, body: said)) == [said]
+
+
 def test_the_key_goes_to_the_server_and_nowhere_else(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
