@@ -5,6 +5,7 @@ because redirects are not followed.
 """
 
 import asyncio
+import contextlib
 import difflib
 import json
 import logging
@@ -31,7 +32,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Patience:
     """How long a server is waited for, in seconds: to connect, for a whole answer, and before each of `attempts` again:
-    `wait` and its doubles with jitter, or what the server asks for in Retry-After, at most `most_wait`.
+    `wait` and its doubles with jitter, and what the server asks for in Retry-After; each at most `most_wait`.
     """
 
     connect: float = 10.0
@@ -53,7 +54,7 @@ class _Server:
     """One URL, and how many requests it gets at once: more while that pays, half when it has too much."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.active, self.limit, self.is_failing, self.down_until = url, 0, 8, False, 0.0
+        self.url, self.active, self.limit, self.down_until, self.shut_until, self.answered = url, 0, 8, 0.0, 0.0, 0.0
         self._rate, self._done, self._since, self._halved = 0.0, 0, time.monotonic(), 0.0
 
     def rest(self) -> None:
@@ -62,7 +63,7 @@ class _Server:
 
     def succeeded(self) -> None:
         """As often as there are requests at once its rate is looked at: the limit goes up while the rate does."""
-        self.is_failing, self.down_until = False, 0.0
+        self.down_until, self.answered = 0.0, time.monotonic()
         self._done += 2 * self.active > self.limit  # with less to do its rate says nothing
         if self._done >= self.limit:
             rate = self._done / max(time.monotonic() - self._since, 1e-6)
@@ -70,11 +71,12 @@ class _Server:
                 self._rate, self.limit = rate, min(MOST_AT_ONCE, self.limit + (1 if self._halved else self.limit))
             self.rest()
 
-    def failed(self, error: _AgainError, start: float) -> None:
+    def failed(self, error: _AgainError, start: float, most_wait: float) -> None:
         """Halves the limit, once for all requests that were under way: they say the same."""
-        if not self.is_failing:
+        if not self.down_until:
             log.warning("%s; trying again", error)
-        self.is_failing, now = True, time.monotonic()
+        now = time.monotonic()
+        self.shut_until = max(self.shut_until, now + min(error.after or 0.0, most_wait))  # to every request
         # Whatever it was, the others do better: for as long as it took to fail, or as it asks for.
         self.down_until = now + max(DOWN_FOR, now - start, error.after or 0.0)
         if start > self._halved:
@@ -134,11 +136,12 @@ class Client:
 
         The model's name is added. A server gets at most `most` at once. What may pass (429, 5xx, a lost connection,
         half an answer) is tried again, on another server where there is one; the first failure that stays ends the
-        others, and has with it what was answered before (`EndpointError.before`).
+        others, and has with it what was answered before (`EndpointError.before`). A message that a server's filter
+        refuses is answered by an empty choice of the finish_reason "content_filter".
         """
 
         async def ask() -> list[Any]:
-            room, waiting = asyncio.Condition(), list[int]()
+            room, waiting = asyncio.Event(), list[int]()
             for server in self._servers:
                 server.rest()
             try:
@@ -157,7 +160,7 @@ class Client:
         return _run(ask())
 
     async def _insist(
-        self, http: Any, room: asyncio.Condition, waiting: list[int], path: str, body: dict[str, Any], most: int,
+        self, http: Any, room: asyncio.Event, waiting: list[int], path: str, body: dict[str, Any], most: int,
         read: Callable[[dict[str, Any]], Any],
     ) -> Any:  # fmt: skip
         """One answer, over as many attempts as patience allows, each on the server that has most room.
@@ -165,46 +168,46 @@ class Client:
         Of those that are `waiting` for room the one with most attempts goes first. Else, where every attempt takes
         long, all others would fail before the first could fail for good, which is hours.
         """
-        patience, tenacity = self.patience, self._tenacity
-        backoff = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
-
-        def wait(state: Any) -> float:
-            after = state.outcome.exception().after
-            return float(backoff(state)) if after is None else min(after, patience.most_wait)
-
-        def stop(state: Any) -> bool:
-            attempts = min(2, patience.attempts) if state.outcome.exception().is_slow else patience.attempts
-            return bool(state.attempt_number >= attempts)
-
+        patience, tenacity, tried, slow, since = self.patience, self._tenacity, 0, 0, float("inf")
         again = tenacity.retry_if_exception_type(_AgainError)
-        async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait, stop=stop, reraise=True):
+        wait = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
+        async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait):
             with attempt:
                 n = attempt.retry_state.attempt_number
-                async with room:
-                    waiting.append(n)
-                    while n < max(waiting) or not self._ready(most):
-                        await room.wait()
-                    waiting.remove(n)
-                    server = min(self._ready(most), key=lambda s: s.active / s.limit)
-                    server.active += 1
-                    room.notify_all()  # now the next one is the first
+                waiting.append(n)
+                while n < max(waiting) or not (ready := self._ready(most)):
+                    room.clear()
+                    left = [s.shut_until - time.monotonic() for s in self._servers]
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min((pause for pause in left if pause > 0), default=None)):
+                            await room.wait()
+                waiting.remove(n)
+                server = min(ready, key=lambda s: s.active / s.limit)
+                server.active += 1
+                room.set()  # now the next one is the first
                 start = time.monotonic()
                 try:
                     answer = await self._send(http, server, path, body)
                     server.succeeded()
                     return read(answer)
                 except _AgainError as error:
-                    server.failed(error, start)
+                    server.failed(error, start, patience.most_wait)
+                    # 429 of a server that answered others since the attempt before is a queue, and no fault.
+                    tried += error.status != 429 or server.answered < since
+                    slow, since = slow + error.is_slow, start
+                    if slow > 1 or tried >= patience.attempts:
+                        raise EndpointError(str(error), error.status) from None
                     raise
                 finally:
                     server.active -= 1
-                    async with room:
-                        room.notify_all()
+                    room.set()
         raise AssertionError("tenacity returns or raises")
 
     def _ready(self, most: int) -> list[_Server]:
-        """The servers that have room; one that is down is asked where there is no other, and now and then."""
-        up = [s for s in self._servers if s.down_until <= time.monotonic()] or self._servers
+        """The servers that have room; one that is down is asked where there is no other, one that is shut never."""
+        now = time.monotonic()
+        asked = [s for s in self._servers if s.shut_until <= now]
+        up = [s for s in asked if s.down_until <= now] or asked
         return [s for s in up if s.active < min(s.limit, most)]
 
     def _open(self) -> Any:
@@ -240,36 +243,49 @@ class Client:
         except (self._httpx.TransportError, OSError) as error:
             why = self.words(str(error) or type(error).__name__)
             raise _AgainError(f"{url}: the connection was lost ({why})") from None
-        if not answer.is_success:
-            status, said = int(answer.status_code), self.words(data)
-            if status == 500 and "validation error" in said:  # as llama-cpp-python tells a request that it cannot read
-                status = 422
-            if status in (408, 409, 425, 429) or status >= 500:
-                after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
-                seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
-                raise _AgainError(f"{url}: status {status}: {said}", status, seconds)
-            if 300 <= status < 400:
-                where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
-                raise EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
-            name = next((name for name in KEYS if os.environ.get(name)), "")
-            key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
-            told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
-            told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
-            raise EndpointError(
-                f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status
-            )
-        if (coding := answer.headers.get("Content-Encoding", "")).lower() not in ("", "identity"):
+        status, coding = int(answer.status_code), answer.headers.get("Content-Encoding", "").lower()
+        if answer.is_success and coding not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:
-            found = json.loads(data)
+            found, key = json.loads(data), self._key()
+            letters = max(re.findall("[A-Za-z0-9]*", key), key=len).encode()  # which are spelt in one way
+            # A shorter one ("EMPTY") stands for no key, and may be found in words that are none.
+            found = self._without_key(found) if body and len(key) >= 8 and letters in data else found
         except (ValueError, RecursionError):
             found = None
         found = {"data": found} if body is None and isinstance(found, list) else found  # so Together lists its models
-        if not isinstance(found, dict):
+        if answer.is_success and not isinstance(found, dict):
             raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
-        if found.get("error") and "choices" not in found:  # so OpenRouter passes on what a model's host says
-            raise _AgainError(f"{url}: an error with status 200: {self.words(data)}", 200)
-        return found
+        if answer.is_success and (found.get("choices") or not found.get("error")):
+            return found
+        match found:
+            case {
+                "error": {"code": "content_filter"}
+                | {"innererror": {"code": "ResponsibleAIPolicyViolation"}}
+                | {"code": 403, "metadata": {"reasons": [_, *_]}}
+            }:  # Azure and OpenRouter: a refusal of what this message says, by their codes alone
+                return {"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}
+            case {"error": {"code": code}} if answer.is_success and re.fullmatch("[45][0-9]{2}", str(code)):
+                status = int(code)  # so OpenRouter passes on what a model's host says
+        raise self._failure(url, answer, status, self.words(data))
+
+    def _failure(self, url: str, answer: Any, status: int, said: str) -> EndpointError:
+        """What a server's status means; `status` is that of the error where the answer's own is 200."""
+        if status == 500 and "validation error" in said:  # as llama-cpp-python tells a request that it cannot read
+            status = 422
+        if status < 300 or status in (408, 409, 425, 429) or status >= 500:
+            after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
+            seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
+            what = "an error with status 200" if answer.is_success else f"status {status}"
+            return _AgainError(f"{url}: {what}: {said}", status, seconds)
+        if 300 <= status < 400:
+            where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
+            return EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)
+        name = next((name for name in KEYS if os.environ.get(name)), "")
+        key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
+        told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
+        told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
+        return EndpointError(f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status)
 
     def _key(self) -> str:
         key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")
@@ -277,13 +293,21 @@ class Client:
             raise UsageError(f"{KEYS[0]} or {KEYS[1]} holds a sign that no HTTP header can carry; set it again")
         return key
 
+    def _without_key(self, found: Any) -> Any:
+        """The same without the key, however it is spelt: as in a URL (%2F) or in JSON (\\/, \\u002f)."""
+        if isinstance(found, dict):
+            return {name: self._without_key(value) for name, value in found.items()}
+        if isinstance(found, list):
+            return [self._without_key(value) for value in found]
+        if not isinstance(found, str) or not (key := self._key()):
+            return found
+        signs = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in key)
+        return re.sub("".join(signs), "***", found, flags=re.IGNORECASE)
+
     def words(self, said: str | bytearray) -> str:
         """What a server says, fit for a terminal: short, on one line, without the key that it may repeat."""
-        text = said if isinstance(said, str) else said.decode(errors="replace")
-        key = self._key()
-        # It may be spelt as in a URL (%2F) or in JSON (\\/, \\u002f).
-        signs = (rf"(?:\\?{re.escape(c)}|%{ord(c):02x}|\\u{ord(c):04x})" for c in key)
-        text = " ".join((re.sub("".join(signs), "***", text, flags=re.IGNORECASE) if key else text)[:2000].split())
+        text = self._without_key(said if isinstance(said, str) else said.decode(errors="replace"))
+        text = " ".join(text[:2000].split())
         return "".join(c if c.isprintable() else "\ufffd" for c in text[:300]) or "nothing"
 
 

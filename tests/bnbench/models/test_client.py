@@ -54,10 +54,10 @@ def test_it_asks_more_at_once_while_that_pays(monkeypatch: pytest.MonkeyPatch, r
     for _ in range(2 * limit):  # faster than ever, but one at a time
         server.succeeded()
     assert server.limit == limit
-    server.failed(module._AgainError("", 429), start=clock[0])
+    server.failed(module._AgainError("", 429), start=clock[0], most_wait=60.0)
     assert server.limit == limit // 2
     clock[0] += 1
-    server.failed(module._AgainError("", 429), start=clock[0] - 2)  # was under way with the one before
+    server.failed(module._AgainError("", 429), start=clock[0] - 2, most_wait=60.0)  # was under way with the one before
     assert server.limit == limit // 2
 
 
@@ -77,6 +77,57 @@ def test_429_waits_as_long_as_it_is_told_and_asks_less_at_once(serve: Serve) -> 
     assert time.monotonic() - refused[0] >= 0.2
     assert len(server.seen) == 16
     assert client._servers[0].limit <= 5  # halved once for all that were under way, and what it has earned since
+
+
+def test_until_its_retry_after_is_over_a_server_gets_nothing(serve: Serve) -> None:
+    came: list[float] = []
+
+    def shut_at_first(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        came.append(time.monotonic())
+        return handler.say(429, {}, Retry_After="0.25") if len(came) == 1 else echo(handler, path, body)
+
+    server = serve(shut_at_first)
+    bodies = [{"n": i} for i in range(6)]
+    assert [a["n"] for a in Client([server.url], "base", QUICK).map("completions", bodies, most=1)] == list(range(6))
+    assert len(came) == 7 and min(came[1:]) - came[0] >= 0.25  # the other five wait too, though there was room
+
+
+@pytest.mark.parametrize("says", ["all", "too little", "nothing"])
+def test_a_server_that_takes_few_requests_a_second_answers_all(serve: Serve, says: str) -> None:
+    opens, period = [0.0], 0.05
+
+    def limited(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        with handler.server.lock:
+            left = opens[0] - time.monotonic()
+            if left <= 0:
+                opens[0] = time.monotonic() + period
+                return echo(handler, path, body)
+        return handler.say(429, {}, Retry_After={"all": f"{left:.3f}", "too little": "0", "nothing": ""}[says])
+
+    server = serve(limited)
+    patience = replace(QUICK, attempts=4, wait=0.03)
+    assert [a["n"] for a in ask(server, n=12, patience=patience)] == list(range(12))
+    assert says != "all" or len(server.seen) <= 4 * 12
+
+
+def test_a_server_that_takes_nothing_more_ends_in_bounded_time(serve: Serve) -> None:
+    def spent(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        with handler.server.lock:
+            is_spent = len(handler.server.seen) > 5
+        return handler.say(429, {"error": "quota"}, Retry_After="0.1") if is_spent else echo(handler, path, body)
+
+    server, start = serve(spent), time.monotonic()
+    with pytest.raises(EndpointError, match=r"status 429: .*quota"):
+        ask(server, n=40)
+    assert time.monotonic() - start < 2
+    assert len(server.seen) < 40
+
+
+def test_retry_after_nothing_is_waited_for_as_without_it(serve: Serve) -> None:
+    start, server = time.monotonic(), serve(lambda handler, path, body: handler.say(429, {}, Retry_After="0"))
+    with pytest.raises(EndpointError, match="status 429"):
+        ask(server, patience=replace(QUICK, wait=0.1))
+    assert time.monotonic() - start >= 0.1 + 0.2
 
 
 @pytest.mark.parametrize("after", ["86400", "soon"])
@@ -101,6 +152,91 @@ def test_what_passes_is_tried_again(serve: Serve, caplog: pytest.LogCaptureFixtu
         assert ask(serve(act))[0]["n"] == 0
     assert len(caplog.messages) == 1
     assert 'status 500: {"error": "it broke"}; trying again' in caplog.text
+
+
+@pytest.mark.parametrize("faults", [("500", "stall"), ("stall", "500"), ("500", "stall", "500")])
+def test_a_time_out_is_tried_once_more_whatever_failed_before(serve: Serve, faults: tuple[str, ...]) -> None:
+    left = iter(faults)
+
+    def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        fault = next(left, "")
+        if fault == "stall":
+            time.sleep(0.4)
+        return handler.say(500, {}) if fault == "500" else echo(handler, path, body)
+
+    server = serve(act)
+    assert ask(server, patience=replace(QUICK, total=0.25, attempts=4))[0]["n"] == 0
+    assert len(server.seen) == len(faults) + 1
+
+
+def test_the_second_time_out_is_the_last(serve: Serve) -> None:
+    left = iter(("stall", "500", "stall"))
+
+    def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
+        fault = next(left, "")
+        if fault == "stall":
+            time.sleep(0.4)
+        return handler.say(500, {}) if fault == "500" else echo(handler, path, body)
+
+    server = serve(act)
+    with pytest.raises(EndpointError, match=r"no whole answer within 0\.25 s"):
+        ask(server, patience=replace(QUICK, total=0.25, attempts=7))
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words", "times"),
+    [
+        ({"code": 429}, 429, "an error with status 200: ", 3),
+        ({"code": "502", "message": "bad gateway"}, 502, "an error with status 200: .*bad gateway", 3),
+        ("overloaded", 200, "an error with status 200: .*overloaded", 3),
+        ({"code": 402, "message": "no credits"}, 402, r"refuses the request \(status 402: .*no credits", 1),
+        ({"code": 401, "message": "no key"}, 401, r"it wants a key: set BNBENCH_API_KEY \(status 401: ", 1),
+    ],
+)
+@pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}])
+def test_an_error_in_an_answer_of_status_200_is_that_error(
+    serve: Serve, choices: dict[str, Any], error: Any, status: int, words: str, times: int
+) -> None:
+    server = serve(lambda handler, path, body: {**choices, "error": error})
+    with pytest.raises(EndpointError, match=words) as told:
+        ask(server)
+    assert (told.value.status, len(server.seen)) == (status, times)
+
+
+def test_an_answer_with_a_choice_is_one_whatever_error_stands_beside(serve: Serve) -> None:
+    said = {"choices": [{"message": {"content": "আচ্ছা"}}], "error": {"code": 502}}
+    assert ask(serve(lambda handler, path, body: said)) == [said]
+
+
+MODERATED = {"code": 403, "message": "flagged", "metadata": {"reasons": ["self-harm"], "flagged_input": "…"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "is_filtered"),
+    [
+        (400, {"code": "content_filter", "message": "The response was filtered due to the prompt"}, True),
+        (400, {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}, True),
+        (403, MODERATED, True),
+        (200, MODERATED, True),
+        (200, {"code": "content_filter"}, True),
+        (403, {"code": 403, "metadata": {"reasons": []}}, False),
+        (403, {"code": 403, "message": "this key is under moderation: content_filter"}, False),
+        (400, {"code": "invalid", "message": "content_filter is no parameter", "innererror": "content_filter"}, False),
+        (400, "content_filter", False),
+    ],
+)
+def test_a_message_that_a_filter_refuses_is_answered_so_by_codes_alone(
+    serve: Serve, status: int, error: Any, is_filtered: bool
+) -> None:
+    server = serve(lambda handler, path, body: handler.say(status, {"error": error}))
+    if is_filtered:
+        (answer,) = ask(server)
+        assert answer["choices"] == [{"finish_reason": "content_filter", "message": {"content": ""}}]
+    else:
+        with pytest.raises(EndpointError, match=f"status {status}"):
+            ask(server)
+    assert len(server.seen) == 1
 
 
 @pytest.mark.parametrize(
@@ -254,6 +390,24 @@ def test_the_key_is_known_however_it_is_spelt(serve: Serve, monkeypatch: pytest.
     monkeypatch.setenv("BNBENCH_API_KEY", "sk-a+/=B")
     with pytest.raises(EndpointError, match=r"redirects to http://else.de/\*\*\*/x, which"):
         ask(server)
+
+
+@pytest.mark.parametrize("spelt", ["sk-a+/=B", "sk-a%2B%2f%3DB", r"sk-a+\/=B", r"sk-a\u002b\u002F=B"])
+def test_a_reply_that_repeats_the_key_is_handed_on_without_it(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, spelt: str
+) -> None:
+    said = (
+        rb'{"choices": [{"message": {"content": "C:\\' + spelt.encode() + rb'\n"}, "logprobs": [null, -0.5]}], "n": 7}'
+    )
+    monkeypatch.setenv("BNBENCH_API_KEY", "sk-a+/=B")
+    (answer,) = ask(serve(lambda handler, path, body: handler.say(200, said)))
+    assert answer == {"choices": [{"message": {"content": "C:***\n"}, "logprobs": [None, -0.5]}], "n": 7}
+
+
+def test_a_word_that_stands_for_no_key_is_no_secret(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNBENCH_API_KEY", "ollama")
+    said = {"choices": [{"message": {"content": "আচ্ছা"}}], "system_fingerprint": "fp_ollama"}
+    assert ask(serve(lambda handler, path, body: said)) == [said]
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(

@@ -448,6 +448,22 @@ def test_refusals_are_counted(serve: Serve, model: Model, tmp_path: Path) -> Non
     assert f"base refused {len(refused)} of 40 messages; what it said instead is scored" in done.output
 
 
+def test_messages_that_a_filter_refuses_end_nothing(serve: Serve, model: Model, tmp_path: Path) -> None:
+    def azure(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        if body["max_tokens"] > 1 and "ঘুম" in body["messages"][-1]["content"]:
+            return handler.say(400, {"error": {"code": "content_filter", "message": "The response was filtered"}})
+        return answer
+
+    model.change = azure
+    server, out = serve(model), tmp_path / "run"
+    done = evaluate("--endpoint", f"{server.url}#base", "--out", str(out), "--metric", "chrF++", "--limit", "40")
+    assert done.exit_code == 0, done.output
+    refused = [g for g in lines(out) if g.get("refused")]
+    assert 0 < len(refused) < len(lines(out)) == 40
+    assert {g["reply"] for g in refused} == {""}
+    assert f"base refused {len(refused)} of 40 messages" in done.output
+
+
 def test_a_server_that_dies_three_times_is_gone_on_with(serve: Serve, model: Model, tmp_path: Path) -> None:
     out, count, lives = tmp_path / "run", iter(range(0)), 0
 
