@@ -151,7 +151,7 @@ class Client:
                 if not isinstance(first, EndpointError):
                     raise first from None
                 came = [None if task.cancelled() or task.exception() else task.result() for task in tasks]
-                raise EndpointError(str(first), first.status, came) from None
+                raise EndpointError(str(first), first.status, came, first.said) from None
             return [task.result() for task in tasks]
 
         return _run(ask())
@@ -255,9 +255,8 @@ class Client:
             key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
             told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
             told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
-            raise EndpointError(
-                f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status
-            )
+            refusal = f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})"
+            raise EndpointError(refusal, status, said=data.decode(errors="replace"))
         if (coding := answer.headers.get("Content-Encoding", "")).lower() not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
         try:

@@ -140,24 +140,16 @@ class EndpointBackend(Backend):
             log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
         elif self.options.format_of(name)[1] != "auto":
             log.warning("%s: its server writes the prompts, so --template does nothing; give its --tokenizer", name)
-        chat = Served(client, plain, CHAT, (), per_word, owner=owner)
-        try:
-            served, _ = _negotiate(chat)
-        except EndpointError as error:  # a template that knows no system role
-            if error.status not in (400, 422, 500):
-                raise
-            served, _ = _negotiate(replace(chat, folds=True))
+        served, _ = _negotiate(Served(client, plain, CHAT, (), per_word, owner=owner))
         if told:
             return served
         # The server's own count of a long and a short prompt says how many tokens it spends on a Bengali word.
         long = replace(PROBE, question=" ".join((PROBE.question, *SENTENCES)))
-        prompts = [plain.prompt(example) for example in (PROBE, long)]
-        bodies = [served.body(prompt, Decoding(greedy=True, max_new_tokens=1), "") for prompt in prompts]
+        bodies = [served.body(plain.prompt(e), Decoding(greedy=True, max_new_tokens=1), "") for e in (PROBE, long)]
         counts = [_object(answer.get("usage")).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
         short, longer = (n if isinstance(n, int) else 0 for n in counts)
-        if not short < longer:
-            return served
-        return replace(served, tokens_per_word=max(1.0, (longer - short) / len(" ".join(SENTENCES).split())))
+        words = len(" ".join(SENTENCES).split())
+        return replace(served, tokens_per_word=max(1.0, (longer - short) / words)) if short < longer else served
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The model's name, and how it is asked; where it is served may change from session to session."""
@@ -194,7 +186,8 @@ class EndpointBackend(Backend):
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
-    """Asks for one token, leaving out what the server says it does not know, then all that may be left out. All
+    """Asks for one token, leaving out what the server says it does not know: the parameter that it names first, as it
+    may go on to those that it does know; all that may be left out where it names none; then the system role. All
     parameters of a run are tried; with temperature 0, as one server dies of a seed for which it has a use.
     """
     prompt, needed = served.prompter.prompt(PROBE), {"prompt", "messages", "max_tokens", "temperature"}
@@ -207,11 +200,17 @@ def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
                 served = replace(served, unsupported=(*served.unsupported, *ignored))
             return served, answer
         except EndpointError as error:
-            extras = [name for name in body if name not in needed]
-            if error.status not in (400, 422) or not extras:
+            extras, is_refused = [name for name in body if name not in needed], error.status in (400, 422)
+            is_of_roles = error.status == 500 and re.search(r"(?i)\b(role|template|jinja)", str(error))
+            if is_refused and extras:
+                name, said = f"({'|'.join(extras)})", error.said  # in JSON, so that an escape may stand before a name
+                found = re.search(rf'"param": *"{name}"', said) or re.search(rf"(?:\b|\\[nrt]|\\u....){name}\b", said)
+                served = replace(served, unsupported=(*served.unsupported, *([found[1]] if found else extras)))
+            elif served.path == CHAT and not served.folds and (is_refused or is_of_roles):
+                log.warning("%s: asked without a system role: its text opens the user's message", served.client.model)
+                served = replace(served, unsupported=(), folds=True)
+            else:
                 raise
-            named = [name for name in extras if re.search(rf"\b{name}\b", str(error))]
-            served = replace(served, unsupported=(*served.unsupported, *(named or extras)))
 
 
 def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
