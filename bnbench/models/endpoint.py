@@ -15,7 +15,7 @@ from typing import Any
 from bnbench.errors import EndpointError, UsageError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply, Rows
 from bnbench.models.candidates import Candidate, parse_spec
-from bnbench.models.client import MOST_AT_ONCE, Client
+from bnbench.models.client import MOST_AT_ONCE, Client, _AgainError
 from bnbench.models.decoding import SENTENCES, Decoding, item_key
 from bnbench.models.hub import locate
 from bnbench.models.prompts import PROBE, Prompt, Prompter
@@ -74,9 +74,19 @@ class Served:
             extras["chat_template_kwargs"] = {"enable_thinking": False}  # as in our own prompts
         return body | {name: value for name, value in extras.items() if name not in self.unsupported}
 
+    def choice(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Its first choice. Raises EndpointError without one or, so that it is asked again, where it was broken off."""
+        choices = answer.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise EndpointError(f"{self.client.model}: an answer without choices: {self.client.words(str(answer))}")
+        if choices[0].get("finish_reason") in ("error", "abort"):  # OpenRouter of what failed behind it; vLLM, SGLang
+            said = self.client.words(str(choices[0].get("error") or choices[0]))
+            raise _AgainError(f"{self.client.model}: its server broke an answer off: {said}")
+        return choices[0]
+
     def reply(self, answer: Mapping[str, Any]) -> Reply:
         """What was said: by its token ids where they are given, so that it reads as every other backend's."""
-        choice = _choice(answer, self.client)
+        choice = self.choice(answer)
         message, finish = choice.get("message") or {}, choice.get("finish_reason")
         text = message.get("content") or choice.get("text") or "" if isinstance(message, dict) else None
         ids, cut = choice.get("token_ids"), finish == "length"
@@ -86,12 +96,9 @@ class Served:
         if self.path == COMPLETIONS and isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**32 for i in ids):
             ids = ids[:-1] if not cut and ids and ids[-1] in self.prompter.stop_ids else ids
             text, tokens = self.prompter.decode(ids, cut=cut), len(ids)
-        if isinstance(text, list):  # so Mistral's models that think answer: in parts
-            text = "".join(str(_object(part).get("text") or "") for part in text)
-        if not isinstance(text, str):
-            raise EndpointError(f"{self.client.model}: an answer without text: {self.client.words(str(dict(answer)))}")
-        text = text.strip()
-        text = text.rstrip("\ufffd").rstrip() if cut else text
+        if not isinstance(text := text_of(text), str):
+            raise EndpointError(f"{self.client.model}: an answer without text: {self.client.words(str(answer))}")
+        text = text.strip().rstrip("\ufffd").rstrip() if cut else text.strip()
         tokens = tokens if type(tokens) is int and 0 <= tokens < 2**31 else None
         return Reply(text, tokens, cut, refused=finish == "content_filter")
 
@@ -178,8 +185,9 @@ class EndpointBackend(Backend):
         if not served.likelihoods:
             return None
         # One at a time: a row alone keeps a card busy, and vLLM with adapters on the CPU dies of two at once.
-        answers = served.client.map(COMPLETIONS, [_scoring(served.likelihoods, row) for row in rows], most=1)
-        found = [_log_probabilities(_choice(a, served.client), row) for a, row in zip(answers, rows, strict=True)]
+        bodies = [_scoring(served.likelihoods, row) for row in rows]
+        choices = served.client.map(COMPLETIONS, bodies, most=1, read=served.choice)
+        found = [_log_probabilities(choice, row) for choice, row in zip(choices, rows, strict=True)]
         if not all(found):
             raise EndpointError(f"{candidate.location}: its server gave log-probabilities, and gives none any more")
         return [-sum(row[start:]) for row, start in zip(found, starts, strict=True)]
@@ -217,13 +225,12 @@ def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
     """The same, with the way in which the server gives the log-probabilities of a prompt, if it does."""
     for way in ("prompt_logprobs", "echo"):
         try:
-            [answer] = served.client.map(COMPLETIONS, [_scoring(way, ids)])
+            [choice] = served.client.map(COMPLETIONS, [_scoring(way, ids)], read=served.choice)
+            if _log_probabilities(choice, ids):
+                return replace(served, likelihoods=way)
         except EndpointError as error:
             if error.status not in _NOT_KNOWN:
                 raise
-            continue
-        if _log_probabilities(_choice(answer, served.client), ids):
-            return replace(served, likelihoods=way)
     return served
 
 
@@ -245,11 +252,10 @@ def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[fl
     return [0.0, *values] if len(found) == len(ids) == 1 + len(values) else []
 
 
-def _choice(answer: Mapping[str, Any], client: Client) -> Mapping[str, Any]:
-    choices = answer.get("choices")
-    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise EndpointError(f"{client.model}: an answer without choices: {client.words(str(dict(answer)))}")
-    return choices[0]
+def text_of(content: Any) -> Any:
+    """A message's content, joined where it comes in parts, as Mistral's models that think answer."""
+    is_parts = isinstance(content, list)
+    return "".join(str(_object(part).get("text") or "") for part in content) if is_parts else content
 
 
 def _object(value: Any) -> Mapping[str, Any]:

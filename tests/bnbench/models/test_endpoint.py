@@ -354,6 +354,39 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
     assert reply.text == "আপনি একা নন।"
 
 
+@pytest.mark.parametrize("finish", ["error", "abort"])
+def test_half_a_reply_is_asked_for_again(serve: Serve, model: Model, finish: str) -> None:
+    """So OpenRouter tells what failed behind it, and vLLM and SGLang what they gave up."""
+    whole, asked = "আপনার কষ্টটা বুঝতে পারছি।", list[int]()
+    broken = {"finish_reason": finish, "message": {"content": "আপনার"}}
+    broken |= {"error": {"code": 502, "message": "সরবরাহকারী নেই"}} if finish == "error" else {}
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body["max_tokens"])
+        return {"choices": [broken if len(asked) < 3 else {"message": {"content": whole}, "finish_reason": "stop"}]}
+
+    made = backend(serve(model), tokenizer=None)
+    model.change, prompt = change, made.prompters[made.candidates[0].name].prompt(PROBE)
+    (reply,) = made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
+    assert (reply.text, len(asked)) == (whole, 3)
+    model.change = lambda handler, body, answer: {"choices": [broken]}
+    told = "সরবরাহকারী নেই" if finish == "error" else "আপনার"
+    with pytest.raises(EndpointError, match=f"base: its server broke an answer off: .*{told}"):
+        made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
+
+
+def test_half_a_scored_prompt_is_asked_for_again(serve: Serve, model: Model) -> None:
+    made, asked = backend(serve(model)), list[str]()
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        asked.append("")
+        return answer if len(asked) > 1 else {"choices": [{"finish_reason": "abort", "text": ""}]}
+
+    model.change = change
+    assert made.likelihood(made.candidates[0], [[7, 8]], [1]) == [pytest.approx(0.508)]
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("ids", [[-1], [2**40], [2**70], [True], ["5"], "5", None])
 @pytest.mark.parametrize("count", [-1, True, 2.5, "3", None, 10**19])
 def test_counts_and_token_ids_that_cannot_be(serve: Serve, model: Model, ids: Any, count: Any) -> None:
