@@ -45,14 +45,14 @@ class RunError(UsageError):
 
 
 class EndpointError(BnbenchError, RuntimeError):
-    """A server that cannot be reached, refuses (`status`: with which HTTP status, else 0), or gives no usable answer.
-    As a RuntimeError it stops a run that has begun as every failure of a backend does: what was computed is kept, and
-    `before`: what came of the requests beside the one that failed, in their order; None where nothing did.
+    """A server that cannot be reached, refuses (`status`: with which HTTP status, else 0; `said`: all its words,
+    not to be shown), or gives no usable answer. As a RuntimeError it stops a run as every failure of a backend does:
+    what was computed is kept, and `before`: what came of the requests beside it, in order; None where nothing did.
     """
 
-    def __init__(self, message: str, status: int = 0, before: Any = ()) -> None:
+    def __init__(self, message: str, status: int = 0, before: Any = (), said: str = "") -> None:
         super().__init__(message)
-        self.status, self.before = status, before
+        self.status, self.before, self.said = status, before, said
 
 
 class TrainingError(BnbenchError):

@@ -11,7 +11,7 @@ import re
 import tomllib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from bnbench.metrics.core import FloatArray, MeanMetric, Metric, Texts, ratio
 from bnbench.metrics.labelled import LabelledSet, labelled_set
 from bnbench.models.candidates import Candidate, parse_candidates
 from bnbench.models.client import MOST_AT_ONCE, Client
+from bnbench.models.endpoint import text_of
 from bnbench.progress import Stage
 from bnbench.records import RATINGS, Rating, alone, append_lines, log, read_lines
 
@@ -98,7 +99,7 @@ class Judge:
     def _ask(self, client: Client, asked: Mapping[str, Question]) -> None:
         """Asks each question, those that are answered in another form once more, and keeps what was said."""
         chats = {key: [{"role": "user", "content": self._prompt(key, question)}] for key, question in asked.items()}
-        said, again = "", self._rubric["again"]
+        said, again = "", {"role": "user", "content": self._rubric["again"]}
         for _ in range(2):
             bodies = [{"messages": chat, "temperature": 0.0, "max_tokens": MOST_TOKENS} for chat in chats.values()]
             failed = {}
@@ -110,17 +111,15 @@ class Judge:
                 if failure is None or any(answers) or not self._extras or failure.status not in (400, 422):
                     break
                 self._extras = {}  # a server that does not know what only models that think have a use for
-            came = zip(chats.items(), answers, strict=False)
-            for key, chat, answer in ((key, chat, answer) for (key, chat), answer in came if answer):
-                try:
-                    said = _whole(str(answer["choices"][0]["message"]["content"] or ""))
-                except (KeyError, IndexError, TypeError):
-                    said = ""
+            came = (one for one in zip(chats.items(), answers, strict=False) if one[1] is not None)  # {} came
+            for (key, chat), answer in came:
+                said = ""
+                with suppress(KeyError, IndexError, TypeError):
+                    said = _whole(str(text_of(answer["choices"][0]["message"]["content"]) or ""))
                 if values := _values(said, SCALES[len(asked[key])]):
                     self._said[key] = values
                 else:
-                    turns = (("assistant", said[:1000] or "…"), ("user", again))
-                    failed[key] = [*chat, *({"role": role, "content": text} for role, text in turns)]
+                    failed[key] = [*chat, {"role": "assistant", "content": said[:1000] or "…"}, again]
             rater, new = f"{self.model}|{self.rubric}", [key for key in chats if self._said.get(key)]
             if self._path and new:
                 append_lines(self._path, [Rating(k, rater, *one) for k in new for one in self._said[k].items()])
@@ -188,8 +187,7 @@ class Judged(Metric):
     @property
     def choices(self) -> Mapping[str, object]:
         """The model and the rubric, with its language and a hash of its words."""
-        judge = self._asked()
-        return {"model": judge.model, "rubric": judge.rubric}
+        return {"model": self._asked().model, "rubric": self._asked().rubric}
 
     def _asked(self) -> Judge:
         if not isinstance(self.judge, Judge):
@@ -329,13 +327,11 @@ def _values(said: str, scales: Mapping[str, range]) -> Answer:
     """The ratings of an answer's one JSON object with a whole number on every scale, whatever else is said; or {}."""
     found: list[Answer] = []
     for text in re.findall(r"\{[^{}]*\}", said.rpartition("</think>")[2]):
-        try:
+        with suppress(ValueError, RecursionError):
             given = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if all(type(given.get(name)) is int and given[name] in scale for name, scale in scales.items()):
-            values = {name: float(given[name]) for name in scales}
-            found += [] if values in found else [values]
+            if all(type(given.get(name)) is int and given[name] in scale for name, scale in scales.items()):
+                values = {name: float(given[name]) for name in scales}
+                found += [] if values in found else [values]
     return found[0] if len(found) == 1 else {}
 
 

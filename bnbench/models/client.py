@@ -154,7 +154,7 @@ class Client:
                 if not isinstance(first, EndpointError):
                     raise first from None
                 came = [None if task.cancelled() or task.exception() else task.result() for task in tasks]
-                raise EndpointError(str(first), first.status, came) from None
+                raise EndpointError(str(first), first.status, came, first.said) from None
             return [task.result() for task in tasks]
 
         return _run(ask())
@@ -267,10 +267,11 @@ class Client:
                 return {"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}
             case {"error": {"code": code}} if answer.is_success and re.fullmatch("[45][0-9]{2}", str(code)):
                 status = int(code)  # so OpenRouter passes on what a model's host says
-        raise self._failure(url, answer, status, self.words(data))
+        raise self._failure(url, answer, status, data)
 
-    def _failure(self, url: str, answer: Any, status: int, said: str) -> EndpointError:
+    def _failure(self, url: str, answer: Any, status: int, data: bytearray) -> EndpointError:
         """What a server's status means; `status` is that of the error where the answer's own is 200."""
+        said = self.words(data)
         if status == 500 and "validation error" in said:  # as llama-cpp-python tells a request that it cannot read
             status = 422
         if status < 300 or status in (408, 409, 425, 429) or status >= 500:
@@ -285,7 +286,8 @@ class Client:
         key = f"the key in {name} is not accepted" if name else f"it wants a key: set {KEYS[0]}"
         told = {401: key, 403: f"the model {self.model} is forbidden to {name or 'whoever has no key'}"}
         told[404] = f"there is no such path, or no model {self.model}; is this an OpenAI-compatible server?"
-        return EndpointError(f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})", status)
+        refusal = f"{url}: {told.get(status, 'it refuses the request')} (status {status}: {said})"
+        return EndpointError(refusal, status, said=data.decode(errors="replace"))
 
     def _key(self) -> str:
         key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), "")

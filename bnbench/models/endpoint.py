@@ -15,7 +15,7 @@ from typing import Any
 from bnbench.errors import EndpointError, UsageError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply, Rows
 from bnbench.models.candidates import Candidate, parse_spec
-from bnbench.models.client import MOST_AT_ONCE, Client
+from bnbench.models.client import MOST_AT_ONCE, Client, _AgainError
 from bnbench.models.decoding import SENTENCES, Decoding, item_key
 from bnbench.models.hub import locate
 from bnbench.models.prompts import PROBE, Prompt, Prompter
@@ -74,9 +74,19 @@ class Served:
             extras["chat_template_kwargs"] = {"enable_thinking": False}  # as in our own prompts
         return body | {name: value for name, value in extras.items() if name not in self.unsupported}
 
+    def choice(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Its first choice. Raises EndpointError without one or, so that it is asked again, where it was broken off."""
+        choices = answer.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise EndpointError(f"{self.client.model}: an answer without choices: {self.client.words(str(answer))}")
+        if choices[0].get("finish_reason") in ("error", "abort"):  # OpenRouter of what failed behind it; vLLM, SGLang
+            said = self.client.words(str(choices[0].get("error") or choices[0]))
+            raise _AgainError(f"{self.client.model}: its server broke an answer off: {said}")
+        return choices[0]
+
     def reply(self, answer: Mapping[str, Any]) -> Reply:
         """What was said: by its token ids where they are given, so that it reads as every other backend's."""
-        choice = _choice(answer, self.client)
+        choice = self.choice(answer)
         message, finish = choice.get("message") or {}, choice.get("finish_reason")
         text = message.get("content") or choice.get("text") or "" if isinstance(message, dict) else None
         ids, cut = choice.get("token_ids"), finish == "length"
@@ -86,12 +96,9 @@ class Served:
         if self.path == COMPLETIONS and isinstance(ids, list) and all(type(i) is int and 0 <= i < 2**32 for i in ids):
             ids = ids[:-1] if not cut and ids and ids[-1] in self.prompter.stop_ids else ids
             text, tokens = self.prompter.decode(ids, cut=cut), len(ids)
-        if isinstance(text, list):  # so Mistral's models that think answer: in parts
-            text = "".join(str(_object(part).get("text") or "") for part in text)
-        if not isinstance(text, str):
-            raise EndpointError(f"{self.client.model}: an answer without text: {self.client.words(str(dict(answer)))}")
-        text = text.strip()
-        text = text.rstrip("\ufffd").rstrip() if cut else text
+        if not isinstance(text := text_of(text), str):
+            raise EndpointError(f"{self.client.model}: an answer without text: {self.client.words(str(answer))}")
+        text = text.strip().rstrip("\ufffd").rstrip() if cut else text.strip()
         tokens = tokens if type(tokens) is int and 0 <= tokens < 2**31 else None
         return Reply(text, tokens, cut, refused=finish == "content_filter")
 
@@ -140,24 +147,16 @@ class EndpointBackend(Backend):
             log.warning("%s: its server does not take token ids, so it writes the prompts itself", client.model)
         elif self.options.format_of(name)[1] != "auto":
             log.warning("%s: its server writes the prompts, so --template does nothing; give its --tokenizer", name)
-        chat = Served(client, plain, CHAT, (), per_word, owner=owner)
-        try:
-            served, _ = _negotiate(chat)
-        except EndpointError as error:  # a template that knows no system role
-            if error.status not in (400, 422, 500):
-                raise
-            served, _ = _negotiate(replace(chat, folds=True))
+        served, _ = _negotiate(Served(client, plain, CHAT, (), per_word, owner=owner))
         if told:
             return served
         # The server's own count of a long and a short prompt says how many tokens it spends on a Bengali word.
         long = replace(PROBE, question=" ".join((PROBE.question, *SENTENCES)))
-        prompts = [plain.prompt(example) for example in (PROBE, long)]
-        bodies = [served.body(prompt, Decoding(greedy=True, max_new_tokens=1), "") for prompt in prompts]
+        bodies = [served.body(plain.prompt(e), Decoding(greedy=True, max_new_tokens=1), "") for e in (PROBE, long)]
         counts = [_object(answer.get("usage")).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
         short, longer = (n if isinstance(n, int) else 0 for n in counts)
-        if not short < longer:
-            return served
-        return replace(served, tokens_per_word=max(1.0, (longer - short) / len(" ".join(SENTENCES).split())))
+        words = len(" ".join(SENTENCES).split())
+        return replace(served, tokens_per_word=max(1.0, (longer - short) / words)) if short < longer else served
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The model's name, and how it is asked; where it is served may change from session to session."""
@@ -186,15 +185,17 @@ class EndpointBackend(Backend):
         if not served.likelihoods:
             return None
         # One at a time: a row alone keeps a card busy, and vLLM with adapters on the CPU dies of two at once.
-        answers = served.client.map(COMPLETIONS, [_scoring(served.likelihoods, row) for row in rows], most=1)
-        found = [_log_probabilities(_choice(a, served.client), row) for a, row in zip(answers, rows, strict=True)]
+        bodies = [_scoring(served.likelihoods, row) for row in rows]
+        choices = served.client.map(COMPLETIONS, bodies, most=1, read=served.choice)
+        found = [_log_probabilities(choice, row) for choice, row in zip(choices, rows, strict=True)]
         if not all(found):
             raise EndpointError(f"{candidate.location}: its server gave log-probabilities, and gives none any more")
         return [-sum(row[start:]) for row, start in zip(found, starts, strict=True)]
 
 
 def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
-    """Asks for one token, leaving out what the server says it does not know, then all that may be left out. All
+    """Asks for one token, leaving out what the server says it does not know: the parameter that it names first, as it
+    may go on to those that it does know; all that may be left out where it names none; then the system role. All
     parameters of a run are tried; with temperature 0, as one server dies of a seed for which it has a use.
     """
     prompt, needed = served.prompter.prompt(PROBE), {"prompt", "messages", "max_tokens", "temperature"}
@@ -207,24 +208,29 @@ def _negotiate(served: Served) -> tuple[Served, dict[str, Any]]:
                 served = replace(served, unsupported=(*served.unsupported, *ignored))
             return served, answer
         except EndpointError as error:
-            extras = [name for name in body if name not in needed]
-            if error.status not in (400, 422) or not extras:
+            extras, is_refused = [name for name in body if name not in needed], error.status in (400, 422)
+            is_of_roles = error.status == 500 and re.search(r"(?i)\b(role|template|jinja)", str(error))
+            if is_refused and extras:
+                name, said = f"({'|'.join(extras)})", error.said  # in JSON, so that an escape may stand before a name
+                found = re.search(rf'"param": *"{name}"', said) or re.search(rf"(?:\b|\\[nrt]|\\u....){name}\b", said)
+                served = replace(served, unsupported=(*served.unsupported, *([found[1]] if found else extras)))
+            elif served.path == CHAT and not served.folds and (is_refused or is_of_roles):
+                log.warning("%s: asked without a system role: its text opens the user's message", served.client.model)
+                served = replace(served, unsupported=(), folds=True)
+            else:
                 raise
-            named = [name for name in extras if re.search(rf"\b{name}\b", str(error))]
-            served = replace(served, unsupported=(*served.unsupported, *(named or extras)))
 
 
 def _with_likelihoods(served: Served, ids: Sequence[int]) -> Served:
     """The same, with the way in which the server gives the log-probabilities of a prompt, if it does."""
     for way in ("prompt_logprobs", "echo"):
         try:
-            [answer] = served.client.map(COMPLETIONS, [_scoring(way, ids)])
+            [choice] = served.client.map(COMPLETIONS, [_scoring(way, ids)], read=served.choice)
+            if _log_probabilities(choice, ids):
+                return replace(served, likelihoods=way)
         except EndpointError as error:
             if error.status not in _NOT_KNOWN:
                 raise
-            continue
-        if _log_probabilities(_choice(answer, served.client), ids):
-            return replace(served, likelihoods=way)
     return served
 
 
@@ -246,11 +252,10 @@ def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[fl
     return [0.0, *values] if len(found) == len(ids) == 1 + len(values) else []
 
 
-def _choice(answer: Mapping[str, Any], client: Client) -> Mapping[str, Any]:
-    choices = answer.get("choices")
-    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise EndpointError(f"{client.model}: an answer without choices: {client.words(str(dict(answer)))}")
-    return choices[0]
+def text_of(content: Any) -> Any:
+    """A message's content, joined where it comes in parts, as Mistral's models that think answer."""
+    is_parts = isinstance(content, list)
+    return "".join(str(_object(part).get("text") or "") for part in content) if is_parts else content
 
 
 def _object(value: Any) -> Mapping[str, Any]:

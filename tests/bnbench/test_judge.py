@@ -243,6 +243,32 @@ def test_a_malformed_answer_is_asked_again_once_and_then_missing(serve, files, c
     assert [texts_in(body)[1] for body in server.posts()[before:]] == [WARM["m2"]]
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_answer_without_anything_in_it_is_asked_again_once(serve, times):
+    server, left = serve(), [times]
+    plain = server.act
+
+    def act(handler, path, body):
+        if body and texts_in(body)[0] == MESSAGES["m3"] and left[0]:
+            left[0] -= 1
+            return {}
+        return plain(handler, path, body)
+
+    server.act = act
+    found = Judge(f"{server.url}#bichar").answers([(MESSAGES[i], WARM[i]) for i in MESSAGES])
+    assert [bool(one) for one in found] == [True, True, times == 1, True] and len(server.posts()) == 5
+
+
+def test_an_answer_in_parts_is_read_without_what_was_thought(serve):
+    server = serve()
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "উত্তরটা আন্তরিক, পাঁচ দেওয়া যায়।"}]}
+    parts = [thought, *({"type": "text", "text": text} for text in (SAID[:20], SAID[20:]))]
+    models, said = {"data": [{"id": "bichar"}]}, {"choices": [{"message": {"role": "assistant", "content": parts}}]}
+    server.act = lambda handler, path, body: said if body else models
+    assert Judge(f"{server.url}#bichar").answers([(MESSAGES["m1"], WARM["m1"])]) == [GOOD]
+    assert len(server.posts()) == 1
+
+
 def test_a_judge_that_never_answers_as_asked_ends_at_once(serve, files):
     server = serve(lambda texts: "আমি একটি ভাষা মডেল, নম্বর দিতে পারি না।")
     with pytest.raises(EndpointError, match=r"bichar answered none of 48 questions .* নম্বর দিতে পারি না"):

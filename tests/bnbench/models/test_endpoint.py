@@ -213,6 +213,52 @@ def test_a_template_without_a_system_role(serve: Serve, model: Model) -> None:
     assert made.identity(made.candidates[0])["folds_system"] is True
 
 
+@pytest.mark.parametrize(("said", "folds"), [("CUDA out of memory", False), ("TemplateError: শুধু ব্যবহারকারী", True)])
+def test_a_server_that_fails_at_the_start_keeps_the_system_role(
+    serve: Serve, model: Model, caplog: pytest.LogCaptureFixture, said: str, folds: bool
+) -> None:
+    """It may know it well: only what speaks of roles or templates is such a template, and that is said."""
+    model.change = lambda handler, body, answer: (
+        answer if len(body["messages"]) == 1 else handler.say(500, {"error": {"message": said}})
+    )
+    server = serve(model)
+    if folds:
+        made = backend(server, tokenizer=None)
+        assert made.identity(made.candidates[0])["folds_system"] is True
+        assert "base: asked without a system role: its text opens the user's message" in caplog.text
+    else:
+        with pytest.raises(EndpointError, match=r"status 500: .*CUDA out of memory"):
+            backend(server, tokenizer=None)
+        assert {len(body["messages"]) for body in server.posts()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("told", "unsupported"),
+    [
+        ({"message": "property '{}' is unsupported, did you mean 'top_p'?"}, ["top_k"]),
+        ({"message": "Unsupported parameter: {}. Supported: top_p, stop, seed"}, ["top_k", "min_p"]),
+        ({"message": "Of top_p, seed and others one is wrong", "param": "{}"}, ["min_p"]),
+        ({"message": "আপনার অনুরোধ ঠিক নয়। " * 40 + "unknown field:\n{}"}, ["min_p"]),
+        ({"message": "unknown field \u201c{}\u201d, not top_p"}, ["top_k"]),
+    ],
+)
+def test_only_the_parameter_that_a_server_names_is_left_out(
+    serve: Serve, model: Model, caplog: pytest.LogCaptureFixture, told: Any, unsupported: list[str]
+) -> None:
+    """Others may stand beside it, as those that the server takes; and it may stand far back in what the server says."""
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        if wrong := [name for name in unsupported if name in body]:
+            return handler.say(400, {"error": {key: text.format(wrong[0]) for key, text in told.items()}})
+        return answer
+
+    model.change = change
+    made = backend(serve(model), tokenizer=None)
+    assert made.identity(made.candidates[0])["unsupported"] == unsupported
+    warned = [r.getMessage() for r in caplog.records if "does not take" in r.getMessage()]
+    assert warned == ["base: its server does not take top_k: its own values hold"] * ("top_k" in unsupported)
+
+
 def test_what_a_server_refuses_is_left_out_and_on_record(
     serve: Serve, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,6 +352,39 @@ def test_truncated_empty_and_refused_replies_are_marked(serve: Serve, model: Mod
         candidate, [made.prompters[candidate.name].prompt(PROBE)], ["e"], Decoding(max_new_tokens=9)
     )
     assert reply.text == "আপনি একা নন।"
+
+
+@pytest.mark.parametrize("finish", ["error", "abort"])
+def test_half_a_reply_is_asked_for_again(serve: Serve, model: Model, finish: str) -> None:
+    """So OpenRouter tells what failed behind it, and vLLM and SGLang what they gave up."""
+    whole, asked = "আপনার কষ্টটা বুঝতে পারছি।", list[int]()
+    broken = {"finish_reason": finish, "message": {"content": "আপনার"}}
+    broken |= {"error": {"code": 502, "message": "সরবরাহকারী নেই"}} if finish == "error" else {}
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body["max_tokens"])
+        return {"choices": [broken if len(asked) < 3 else {"message": {"content": whole}, "finish_reason": "stop"}]}
+
+    made = backend(serve(model), tokenizer=None)
+    model.change, prompt = change, made.prompters[made.candidates[0].name].prompt(PROBE)
+    (reply,) = made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
+    assert (reply.text, len(asked)) == (whole, 3)
+    model.change = lambda handler, body, answer: {"choices": [broken]}
+    told = "সরবরাহকারী নেই" if finish == "error" else "আপনার"
+    with pytest.raises(EndpointError, match=f"base: its server broke an answer off: .*{told}"):
+        made.generate(made.candidates[0], [prompt], ["e"], Decoding(max_new_tokens=9))
+
+
+def test_half_a_scored_prompt_is_asked_for_again(serve: Serve, model: Model) -> None:
+    made, asked = backend(serve(model)), list[str]()
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        asked.append("")
+        return answer if len(asked) > 1 else {"choices": [{"finish_reason": "abort", "text": ""}]}
+
+    model.change = change
+    assert made.likelihood(made.candidates[0], [[7, 8]], [1]) == [pytest.approx(0.508)]
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**40], [2**70], [True], ["5"], "5", None])
