@@ -52,7 +52,6 @@ STRIDE = "Tokens that a further window scores; by default half."
 NF4 = "NF4 weights; by default where the graphics card is small."
 FourBit = Annotated[bool | None, Option("--4bit/--no-4bit", help=NF4)]
 ENDPOINT = "URL#MODEL of an OpenAI-compatible server, with an optional name= in front; repeated also for one model."
-Endpoints = Annotated[list[str] | None, Option(help=ENDPOINT)]
 DATA = "CSV, TSV, JSON, JSONL, Parquet, .xlsx, or a hub id (owner/name, owner/name:configuration); chat data too."
 Data = Annotated[str | None, Option(help=f"{DATA} By default the bundled conversations.")]
 COLUMNS = "FIELD=COLUMN where the names of {} differ; may be repeated. Fields: {}."
@@ -132,9 +131,8 @@ class Commands(TyperGroup):
         """
         name, command, rest = super().resolve_command(ctx, args)
         if command:
-            parser = command.make_parser(command.context_class(command, info_name=name, parent=ctx))
-            read: Any = parser.parse_args(list(rest))
-            values, _, given = read
+            parser: Any = command.make_parser(command.context_class(command, info_name=name, parent=ctx))
+            values, _, given = parser.parse_args(list(rest))
             for option in given:  # a script's variable that is not set does not ask for what stands by default
                 if (of := values.get(option.name)) == "" or (isinstance(of, list | tuple) and "" in of):
                     raise UsageError(f"{option.opts[0]} is empty: give it a value, or leave it out")
@@ -230,13 +228,12 @@ def _command_line() -> str:
 
 def _print(result: Any, as_json: bool, text: Callable[[Any], str] = str) -> None:
     """A result on stdout: as JSON its `summary()`, or itself where it has none; else what `text` makes of it."""
-    plain = result.summary() if as_json and hasattr(result, "summary") else result
     if not as_json:
-        echo(shown(text(result)))
-        return
+        return echo(shown(text(result)))
+    plain = result.summary() if hasattr(result, "summary") else result
     # JSON spells out the older control characters only; these, too, are the terminal's.
     written = json.dumps(plain, ensure_ascii=False, indent=2, default=vars)
-    echo(re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", written))
+    return echo(re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", written))
 
 
 def _pairs(items: list[str] | None, flag: str = "--columns", form: str = "FIELD=COLUMN") -> dict[str, str]:
@@ -255,7 +252,7 @@ def evaluate_command(
     base: Base = None,
     adapter: Adapters = None,
     predictions: Annotated[list[str] | None, Option(help="File of recorded replies; may be repeated.")] = None,
-    endpoint: Endpoints = None,
+    endpoint: Annotated[Several, Option(help=ENDPOINT)] = None,
     tokenizer: Annotated[str | None, Option(help="Of the endpoints: a folder or hub id; prompts are its ids.")] = None,
     data: Data = None,
     columns: Annotated[Several, Option(help=COLUMNS.format("the data", f"{CORPUS}, reply"))] = None,
@@ -337,11 +334,10 @@ def perplexity_command(
     on_disk = get_backend(backend).needs_files
     candidates = parse_candidates(base, adapter or (), trust_remote_code=trust_remote_code, needs_files=on_disk)
     options = BackendOptions(backend, device, four_bit, trust_remote_code)
-    found = perplexity(
+    _print(perplexity(
         candidates, texts, options, columns=_pairs(columns), by_line=lines, context=context, stride=stride,
         bos=not no_bos, batch_size=batch_size, quiet=quiet,
-    )  # fmt: skip
-    _print(found, as_json)
+    ), as_json)  # fmt: skip
 
 
 @app.command("finetune")
@@ -446,11 +442,10 @@ def publish_command(
     """Write an adapter's model card with recipe and evaluation, and push both with the token in HF_TOKEN."""
     from bnbench.finetune import publish
 
-    published = publish(
+    _print(publish(
         adapter, run=run, repo=repo, out=out, base_id=base_id, dataset_id=dataset_id, license=license_,
         private=private, create_pr=create_pr, dry_run=dry_run,
-    )  # fmt: skip
-    _print(published, as_json)
+    ), as_json)  # fmt: skip
 
 
 @app.command("report")
@@ -470,18 +465,15 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Rank a finished run again and write its report, in other tools' formats too. Needs no model."""
-    wanted = _groups(group) if group else None
-    how: dict[str, Any] = {"audits": audit, "primary": primary, "groups": wanted, "lang": lang}
+    how: dict[str, Any] = {"audits": audit, "primary": primary, "groups": group and _groups(group), "lang": lang}
     _report([run], None, as_json, forest, export or (), dataset_id, fail_if=fail_if or (), **how)
     if serve or watch:
         from bnbench.records import read_run
         from bnbench.reports import write_report
         from bnbench.reports.serve import show
 
-        def again() -> object:
-            return write_report([read_run(run)], run, **how)
-
-        show(run / "report.html", again, port=port if serve else None, watch=watch)
+        at = port if serve else None
+        show(run / "report.html", lambda: write_report([read_run(run)], run, **how), port=at, watch=watch)
 
 
 @app.command("compare")
@@ -511,7 +503,8 @@ def _report(
     dataset_id: str | None = None, **how: Any,  # as `write_report` takes it
 ) -> None:  # fmt: skip
     from bnbench.records import read_run, unpack
-    from bnbench.reports import Report, write_report
+    from bnbench.reports.gates import failures
+    from bnbench.reports.render import Report, check_forest, write_forest, write_report
 
     written = list[str]()
     if exports or dataset_id:
@@ -520,8 +513,6 @@ def _report(
         place, dataset = (out or folders[0]) / "exports", Dataset.parse(dataset_id) if dataset_id else None
         check_exports(exports, dataset)
     if forest:
-        from bnbench.reports.render import check_forest, write_forest
-
         check_forest(forest)
 
     def more(report: Report) -> None:
@@ -538,19 +529,14 @@ def _report(
             runs = [read_run(place) for place, _ in places]
             report = write_report(runs, out or folders[0], also=more if forest or exports else None, **how)
         except RunError as error:  # nobody knows where the runs of a page lay
-            told = str(error)
             for place, path in places:
-                told = told.replace(str(place), str(path))
-            error.args = (told,)
+                error.args = (str(error).replace(str(place), str(path)),)
             raise
     _print(report.ranking.as_dict(), as_json, lambda _: "\n".join((f"{report}\n", str(report.html), *written)))
-    if report.gates:
-        from bnbench.reports.gates import failures
-
-        if failed := failures(report.gates, report.ranking):
-            for text in failed:
-                _complain(f"{report.say('gate failed:')} {report.say(text)}", 4)
-            raise Exit(4)
+    if report.gates and (failed := failures(report.gates, report.ranking)):
+        for text in failed:
+            _complain(f"{report.say('gate failed:')} {report.say(text)}", 4)
+        raise Exit(4)
 
 
 def _check_asked(request: EvaluationRequest, fail_if: list[str], lang: str) -> None:
@@ -646,11 +632,10 @@ def score_command(
     from bnbench.metrics.combined import parse_weights
     from bnbench.score import score
 
-    scores = score(
+    _print(score(
         predictions, references or (), profile=profile, metrics=metric, messages=messages, columns=_pairs(columns),
         combine=None if combine is None else parse_weights(combine), workers=workers, seed=seed, quiet=quiet,
-    )  # fmt: skip
-    _print(scores, as_json)
+    ), as_json)  # fmt: skip
 
 
 @app.command("metrics")
@@ -688,18 +673,15 @@ def audit_command(
 
     With --ratings or --judge instead of metrics: how people's ratings of the replies, or a judge's, agree with labels.
     """
+    from bnbench.judge import Judge, audit_judge, audit_ratings
     from bnbench.metrics.audit import audits, audits_text
     from bnbench.metrics.labelled import replies_to_audit
 
     if sum(map(bool, (metrics, ratings, judge))) > 1 or (rating and not ratings) or (out and not judge):
         raise UsageError("audit metrics, --ratings or --judge; --rating belongs to --ratings, and --out to --judge")
     if ratings:
-        from bnbench.judge import audit_ratings
-
         reports = [audit_ratings(ratings, replies_to_audit(data, half), rating or (), seed=seed)]
     elif judge:
-        from bnbench.judge import Judge, audit_judge
-
         rater, replies = Judge(judge, judge_language, quiet=quiet), replies_to_audit(data, half)
         reports = audit_judge(rater, replies, out, seed=seed, command=_command_line())
     else:

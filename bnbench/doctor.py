@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -126,22 +126,19 @@ def extras() -> dict[str, tuple[str, ...]]:
         rule, _, extra = text.partition("; extra == ")
         wanted[extra.strip("\"'")].append(rule)
 
-    def lacks(extra: str) -> list[str]:
-        missing: list[str] = []
+    def lacks(extra: str) -> Iterator[str]:
         for rule in wanted[extra]:
             name, included = re.match(r"([\w.-]+)(?:\[(.+)\])?", rule).groups()  # type: ignore[union-attr]
             if name == "bnbench":
-                missing += [one for other in included.split(",") for one in lacks(other)]
+                yield from (one for other in included.split(",") for one in lacks(other))
                 continue
             try:
                 here = tuple(map(int, re.findall(r"\d+", metadata.version(name))[:3]))
+                for sign, bound in re.findall(r"(>=|<)([\d.]+)", rule):
+                    if (here < tuple(map(int, bound.split(".")))) == (sign == ">="):
+                        yield f"{name} {sign} {bound} (here {metadata.version(name)})"
             except metadata.PackageNotFoundError:
-                missing.append(name)
-                continue
-            for sign, bound in re.findall(r"(>=|<)([\d.]+)", rule):
-                if (here < tuple(map(int, bound.split(".")))) == (sign == ">="):
-                    missing.append(f"{name} {sign} {bound} (here {metadata.version(name)})")
-        return missing
+                yield name
 
     return {extra: tuple(dict.fromkeys(lacks(extra))) for extra in list(wanted) if extra not in ("", "dev")}
 

@@ -126,20 +126,18 @@ def loss_svg(points: Points, name: str = "", validation: Validation | None = Non
     ]
     whole = [x for x in xs.ticks(5)[0] if x == int(x) and x >= 0]
     marks += [f'<text x="{xs.at(x):.1f}" y="{_BOTTOM + 20}" text-anchor="middle">{int(x)}</text>' for x in whole]
-    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
-    marks.append(f'<text x="{across}" y="{_HEIGHT - 10}" text-anchor="middle">optimiser step</text>')
-    marks.append(f'<text transform="translate(16 {down}) rotate(-90)" text-anchor="middle">loss</text>')
+    marks.append(f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 10}" text-anchor="middle">optimiser step</text>')
+    marks.append(f'<text transform="translate(16 {(_TOP + _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">loss</text>')
+    half = len(kept) // 24
+    smooth = [(s, fmean(y for _, y in kept[max(0, i - half) : i + half + 1])) for i, (s, _) in enumerate(kept)]
+    thin, thick, dashed = (" ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in of) for of in (kept, smooth, checks))
     if len(kept) == 1:
         marks.append(f'<circle cx="{xs.at(kept[0][0]):.1f}" cy="{ys.at(kept[0][1]):.1f}" r="4"/>')
     elif kept:
-        half = len(kept) // 24
-        smooth = [(s, fmean(y for _, y in kept[max(0, i - half) : i + half + 1])) for i, (s, _) in enumerate(kept)]
-        thin, thick = (" ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in line) for line in (kept, smooth))
         marks += [f'<path d="M{thin}" stroke-width="1" opacity=".4"/>'] if half else []
         marks.append(f'<path d="M{thick}" stroke-width="2.5"/>')
     if validation and checks:
-        line = " ".join(f"{xs.at(s):.1f},{ys.at(y):.1f}" for s, y in checks)
-        marks.append(f'<path class="check" d="M{line}" stroke-width="1.5" stroke-dasharray="5 4"/>')
+        marks.append(f'<path class="check" d="M{dashed}" stroke-width="1.5" stroke-dasharray="5 4"/>')
         for s, y in checks:
             ring = 6 if s == validation.best[0] else 3
             marks.append(f'<circle class="check" cx="{xs.at(s):.1f}" cy="{ys.at(y):.1f}" r="{ring}"/>')

@@ -38,11 +38,10 @@ class Scores:
     """What files that were not given would add."""
 
     def summary(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
+        """The same as plain values, for JSON; one reply has no interval."""
         metrics = {}
         for name, result in self.results.items():
-            several = result.n > 1  # one reply has no interval
-            intervals = {key: [ends.low, ends.high] if several else None for key, ends in result.intervals.items()}
+            intervals = {key: [ends.low, ends.high] if result.n > 1 else None for key, ends in result.intervals.items()}
             main = {"value": result.value, "interval": intervals[result.of.values[0]], "signature": result.signature}
             main |= {"higher_is_better": result.of.higher_is_better}
             metrics[name] = main | {"scores": dict(result.scores), "intervals": intervals}
@@ -127,7 +126,7 @@ def score_files(
         )
     hints = [f"{k} of {n} {what} think aloud: <think>…</think> is not scored" for what, k in thoughts.items() if k]
     for need in ("messages", "references") if metrics is None else ():
-        added = [m.name for m in default_metrics(given | {need}) if m.name not in results] if need not in given else []
+        added = [m.name for m in default_metrics(given | {need}) if m.name not in results]
         hints += [f"with --{need} FILE also: {', '.join(added)}"] if added else []
     return Scores(n, results, "\n".join(hints))
 

@@ -110,8 +110,7 @@ def parse_candidates(
         found = _models(given, on, trust_remote_code) if given or on else []
     else:
         found = [Candidate(given.name, "base", given.location, given.revision)] if given else []
-        below = given.location if given else None
-        found += [Candidate(spec.name, "adapter", spec.location, spec.revision, below) for spec in on]
+        found += [Candidate(one.name, "adapter", one.location, one.revision, given and given.location) for one in on]
     # Several URLs of one name and model are one candidate; the key to a server is no part of it.
     served = dict[tuple[str, str], Candidate]()
     for text in endpoints:

@@ -47,8 +47,7 @@ class TransformersBackend(LocalModels):
         self._keys = {name: f"adapter_{number}" for number, name in enumerate(self.adapters)}
         self._loaded: tuple[str, ...] = ()  # the adapters that are on the model now
         # Those that must be there alone: PEFT takes adapters of one kind beside each other.
-        configs = {name: files.read_json("adapter_config.json") for name, files in self.adapter_files.items()}
-        kinds = {name: config["peft_type"] for name, config in configs.items()}
+        kinds = {name: of.read_json("adapter_config.json")["peft_type"] for name, of in self.adapter_files.items()}
         self._apart = [name for name, kind in kinds.items() if kind != next(iter(kinds.values()))]
         # An adapter of a few tokens changes nothing where these do not stand.
         tokens = set().union(*map(trained_tokens, self.adapter_files.values()))
@@ -101,9 +100,9 @@ class TransformersBackend(LocalModels):
                 model.set_attn_implementation(inference.ATTENTION)
         self.model = make_portable(model).eval() if is_packed else model.to(self.device).eval()
         base = Candidate("", "base", self.files.location)
-        plain, logits = self._probe(base), dict[str, Any]()
+        logits = {base: self._probe(base)}
         for name in names:
-            candidate, apart = self.adapters[name], name in self._apart
+            candidate = self.adapters[name]
             try:
                 self.model = put_on(self.model, self.adapter_files[name], self._keys[name])
             except CandidateError:
@@ -111,12 +110,11 @@ class TransformersBackend(LocalModels):
                     raise
                 return self._set_apart(name, names)  # PEFT takes some only alone, such as the second with biases
             self._loaded = (*self._loaded, name)
-            logits[name] = self._probe(candidate)
-            self.check_answer(candidate, is_finite=True, is_base_s=torch.equal(logits[name], plain))
-            if not apart:
-                now = [self._probe(c) for c in (base, *(self.adapters[other] for other in logits))]
-                if not all(map(torch.equal, now, (plain, *logits.values()))):
-                    return self._set_apart(name, names)
+            logits[candidate] = self._probe(candidate)
+            self.check_answer(candidate, is_finite=True, is_base_s=torch.equal(logits[candidate], logits[base]))
+            now = [self._probe(c) for c in logits] if name not in self._apart else []
+            if not all(map(torch.equal, now, logits.values())):
+                return self._set_apart(name, names)
         log.info("%s on %s: %s", self.files.location, self.device, self.precision["reason"])
         return None
 
@@ -199,8 +197,7 @@ class TransformersBackend(LocalModels):
             how: dict[str, Any] = {"stop": asked.stop_ids, "pad": self.pad}
             how |= {"is_done": asked.is_done} if asked.stop_texts else {}
             ids = [prompt.ids for prompt in prompts]
-            whole = slice(0, len(ids))
-            drawn = halving(lambda part: inference.generate(lm, ids[part], items[part], limited, **how), whole)
+            drawn = halving(lambda p: inference.generate(lm, ids[p], items[p], limited, **how), slice(0, len(ids)))
         return [Reply(asked.decode(d.ids, cut=not d.finished), len(d.ids), not d.finished) for d in drawn]
 
     def likelihood(self, candidate: Candidate, rows: Rows, starts: Sequence[int]) -> list[float]:

@@ -47,9 +47,8 @@ class ModelFiles:
     def names(self) -> frozenset[str]:
         """The names of the files in the folder, broken links left out; CandidateError for JSON that nobody needs."""
         found = [p for p in self.folder.iterdir() if p.is_file()]
-        if large := [p for p in found if p.suffix == ".json" and p.stat().st_size > MOST_JSON]:
-            why = f"{large[0]} is larger than {MOST_JSON >> 20} MiB, which no such file is"
-            raise CandidateError(f"{self.label}: {why}")
+        if huge := [p for p in found if p.suffix == ".json" and p.stat().st_size > MOST_JSON]:
+            raise CandidateError(f"{self.label}: {huge[0]} is larger than {MOST_JSON >> 20} MiB, which no such file is")
         return frozenset(p.name for p in found)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -256,12 +255,10 @@ def hub_id(folder: Path) -> str | None:
 
 def is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` is set, now or when huggingface_hub was imported."""
-    hub = _hub()
-    return hub.constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return _hub().constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _hub() -> Any:
     """huggingface_hub with the two submodules that it does not load by itself."""
-    for module in ("constants", "errors"):
-        require(f"huggingface_hub.{module}", extra="models")
-    return require("huggingface_hub", extra="models")
+    *_, hub = (require(f"huggingface_hub{part}", extra="models") for part in (".constants", ".errors", ""))
+    return hub
