@@ -147,16 +147,16 @@ def _text(path: Path, newline: str) -> Iterator[TextIO]:
     raise CorpusError(f"{path}: not UTF-8")
 
 
-def _filled(rows: Iterable[tuple[int, list[Any]]]) -> Iterator[tuple[int, list[Any]]]:
-    """The rows that are not blank; but in one column a blank one before others is an empty text, or all would shift."""
-    width = blank = last = 0
+def _in_one_column(rows: Iterable[tuple[int, list[Any]]]) -> Iterator[tuple[int, list[Any]]]:
+    """The rows, of which a blank one before others is an empty text, or all would shift; those at the end are none."""
+    blank = list[int]()
     for number, row in rows:
         if row:
-            yield from ((last - more, [""]) for more in reversed(range(blank)))
+            yield from ((at, [""]) for at in blank)
             yield number, row
-            width, blank = width or len(row), 0
-        elif width == 1:
-            blank, last = blank + 1, number
+            blank.clear()
+        else:
+            blank.append(number)
 
 
 def _delimited(path: Path) -> Iterator[tuple[int, Row]]:
@@ -182,10 +182,10 @@ def _delimited(path: Path) -> Iterator[tuple[int, Row]]:
         # Strict: a quote that is not closed would otherwise silently take in all rows up to the next one.
         rows = csv.reader(whole, delimiter=mark, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
         try:
-            table = _filled((rows.line_num, row) for row in rows)
-            if not (header := _checked_header(path, next(table, (0, []))[1])):
+            if not (header := _checked_header(path, next(filter(None, rows), []))):
                 raise CorpusError(f"{path}: the file is empty")
-            for number, row in table:
+            table = ((rows.line_num, row) for row in rows)
+            for number, row in _in_one_column(table) if not header[1:] else (one for one in table if one[1]):
                 # Cells may be missing at the end of a row, but not where a text without quotes may hold line ends.
                 if len(row) > len(header) or (len(row) < len(header) and not quotes):
                     hint = f"put texts that hold the delimiter in quotes{'' if quotes else ', and close each quote'}"
@@ -324,9 +324,9 @@ def _sheet(path: Path) -> Iterator[tuple[int, Row]]:
         _log.info("%s: its first sheet is read, %s", path, book.sheet_names[0])
     # A workbook has no whole numbers: 7 is stored as 7.0.
     whole = ([int(c) if isinstance(c, float) and c.is_integer() else c for c in row] for row in cells)
-    rows = _filled((at, row if any(cell != "" for cell in row) else []) for at, row in enumerate(whole, 1) if row)
-    header = _checked_header(path, map(str, next(rows, (0, []))[1]))
-    for number, row in rows:
+    rows = ((at, row if any(cell != "" for cell in row) else []) for at, row in enumerate(whole, 1) if row)
+    header = _checked_header(path, map(str, next((row for _, row in rows if row), [])))
+    for number, row in _in_one_column(rows) if not header[1:] else (one for one in rows if one[1]):
         yield number, dict(zip(header, row, strict=True))
 
 

@@ -34,7 +34,8 @@ class RecordedReplies(Backend):
         """Joins every file to the items, and says how; raises CandidateError as `pair` does."""
         for name, file in self._files.items():
             self._paired[name] = pair(file, examples, corpus)
-            log.info("predictions %s: joined to the items by %s", file.path, self._paired[name].how)
+            told = f"{len(examples)} of its {len(file.replies)} replies joined to the items by {self._paired[name].how}"
+            log.info("predictions %s: %s", file.path, told)
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The hash of the file, and of what the data and the names of its columns made of it."""
@@ -104,12 +105,9 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
     source = corpus.source if corpus else "the data"
     for how, table in (("the ids of the items", by_id), (f"the ids of {source}", own)):
         if all(e.id in table for e in examples):
-            if strange := sorted(by_id.keys() - named) if table is own else []:
-                what = f"{len(strange)} of its ids are not in {source}, the first {strange[0]!r}"
-                if strange == ["0"] and named.keys() - by_id == {str(len(by_id))}:
-                    what += ": they count from 0, those from 1, so whose each reply is is not certain"
-                    raise CandidateError(f"predictions {file.path}: {what}; give it the ids of {source}")
-                log.warning("predictions %s: %s; these replies are left out", file.path, what)
+            if table is own and by_id.keys() - named == {"0"} and named.keys() - by_id == {str(len(by_id))}:
+                why = f"its ids count from 0 and those of {source} from 1"
+                raise CandidateError(f"predictions {file.path}: {why}; give each reply the id of its row there")
             return _by_rows(file, examples, asked, how, table)
     # Ids that only number the rows, from 0 as in lm-evaluation-harness or from 1 as in inspect, say their order, which
     # is the one of the data's that has as many rows as there are replies.
@@ -137,12 +135,11 @@ def pair(file: Predictions, examples: Sequence[Example], corpus: Corpus | None =
             f"once; without a column 'id', replies are joined in the order of {source}"
         )
     if fitting is None:
-        in_all = len(corpus.rows if corpus else examples)
         raise CandidateError(
-            f"predictions {file.path}: it holds {len(file.replies)} replies, and {source} has {in_all} rows, of which "
-            f"{len(examples)} are evaluated, so whose each reply is is not certain; give one reply for each row of "
-            f"{source} in its order, or a column 'id' (of {source} or of examples.jsonl in a run folder) or 'message', "
-            "each once"
+            f"predictions {file.path}: it holds {len(file.replies)} replies, and {source} has "
+            f"{len(corpus.rows if corpus else examples)} rows, of which {len(examples)} are evaluated, so whose each "
+            f"reply is is not certain; give one reply for each row of {source} in its order, or a column 'id' (of "
+            f"{source} or of examples.jsonl in a run folder) or 'message', each once"
         )
     rows = dict(reversed([*zip(orders[fitting], order, strict=True)]))  # of two equal items the first
     how = f"the row numbers in its ids, {fitting}" if is_numbered else fitting
