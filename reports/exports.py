@@ -23,7 +23,7 @@ from bnbench.errors import UsageError, require
 from bnbench.models.hub import HUB_ID
 from bnbench.progress import storable
 from bnbench.records import AUDITS, CorpusRecord, Run, slug, write_text
-from bnbench.reports.ranking import LEVEL, Entry, Ranking, Score, Standing
+from bnbench.reports.ranking import LEVEL, Comparison, Entry, Ranking, Score, Standing
 from bnbench.reports.render import ranking_csv
 from bnbench.reports.values import Value, name, p_value, shown_values, value_of
 from bnbench.reports.verdict import trained_on_test
@@ -147,17 +147,15 @@ def lm_eval(ranking: Ranking, dataset: Dataset | None) -> Files:
     hashed = ("doc_hash", "prompt_hash", "target_hash")
     for standing, entry, run, model in _candidates(ranking):
         record, candidate, task = run.record, entry.record, slug(run.record.corpus.name)
-        scores, decoding = list(_scores(ranking, standing)), dict(record.decoding)
+        scores, how = list(_scores(ranking, standing)), dict(record.decoding)
         found: dict[str, Any] = {"alias": task}
         for value, score in scores:
             error = (score.high - score.low) / width  # that of a normal distribution whose interval is as wide
             found[f"{_key(value)},none"] = score.value
             found[f"{_key(value)}_stderr,none"] = error if math.isfinite(error) else "N/A"
         directions = {_key(value): value.higher_is_better for value, _ in scores}
-        told = dict[str, Any](
-            do_sample=not decoding.get("greedy"), until=[], max_gen_toks=decoding.get("max_new_tokens")
-        )
-        told |= {k: decoding[k] for k in ("temperature", "top_p", "top_k", "repetition_penalty") if k in decoding}
+        told = dict[str, Any](do_sample=not how.get("greedy"), until=[], max_gen_toks=how.get("max_new_tokens"))
+        told |= {k: how[k] for k in ("temperature", "top_p", "top_k", "repetition_penalty") if k in how}
         samples, items = list[dict[str, Any]](), _per_item(ranking, entry)
         for i, (example, message, reply) in enumerate(zip(run.examples, _messages(run), entry.replies, strict=True)):
             hashes = (_sha256(text) for text in (json.dumps(example), message, example["reference"]))
@@ -305,17 +303,15 @@ def latex(ranking: Ranking, _: Dataset | None) -> Files:
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
     rows = [["Candidate", *(f"{v.label.translate(_TEX)} {arrows[v.higher_is_better]}" for v in values), "$p$"]]
 
-    def cell(value: Value, score: Score | None, is_better: bool = False) -> str:
+    def cell(value: Value, score: Score | None, versus: Comparison | None = None) -> str:
         told = value.number(score.value if score else None).translate(_TEX)
-        told = rf"\textbf{{{told}}}" if is_better else told
+        told = rf"\textbf{{{told}}}" if versus and versus.better else told
         return f"{told} {{\\small {value.interval(score).translate(_TEX)}}}" if score else told
 
     for standing in ranking.standings:
         # After the end of a row, what begins with a bracket or a star would be an argument of it.
         row = [re.sub(r"^[\[*]", r"{}\g<0>", name(standing.candidate).translate(_TEX))]
-        for v in values:
-            versus = standing.versus(v.metric, v.name)
-            row.append(cell(v, standing.score(v.metric, v.name), bool(versus and versus.better)))
+        row += (cell(v, standing.score(v.metric, v.name), standing.versus(v.metric, v.name)) for v in values)
         primary = standing.versus(ranking.primary, ranking.primary_value)
         adjusted = None if primary is None else primary.p if primary.p_holm is None else primary.p_holm
         rows.append([*row, p_value(adjusted).translate(_TEX)])
@@ -323,10 +319,9 @@ def latex(ranking: Ranking, _: Dataset | None) -> Files:
         label = ("" if i else "\\midrule\n") + yardstick.label.translate(_TEX)
         rows.append([label, *(cell(v, yardstick.scores.get(v.metric)) for v in values), ""])
     head, *body = (" & ".join(row) + r" \\" for row in rows)
-    notes = (f"% {ranking.signatures[v.metric]}" for v in values)
+    notes = ["% \\usepackage{booktabs}", *(f"% {ranking.signatures[v.metric]}" for v in values)]
     begin = rf"\begin{{tabular}}{{l{'r' * len(values)}r}}"
-    parts = ["% \\usepackage{booktabs}", *notes, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-    return {"": "\n".join([*parts, r"\end{tabular}", ""])}
+    return {"": "\n".join([*notes, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])}
 
 
 def model_index(ranking: Ranking, standing: Standing, name: str, dataset: str | None) -> dict[str, Any]:

@@ -156,12 +156,11 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
 
 def _rows(form: str, questions: Sequence[Question]) -> Iterator[list[str]]:
     """The form as a table: a head, then a row a page; empty cells are to be filled in."""
-    has_pairs = any(len(q["texts"]) > 1 for q in questions)
-    second, better = (["second reply"], [BETTER]) if has_pairs else ([], [])
-    yield ["code", "rater", "title", "message", "reply", *second, *CRITERIA, *better]
+    paired = any(len(q["texts"]) > 1 for q in questions)
+    yield ["code", "rater", "title", "message", "reply", *["second reply"] * paired, *CRITERIA, *[BETTER] * paired]
     for q in questions:
-        cells = [q["code"], form, q["title"], q["message"], q["texts"][0], *(q["texts"][1:] or [""] * has_pairs)]
-        yield [*map(storable, cells), *[""] * (len(CRITERIA) + has_pairs)]
+        cells = [q["code"], form, q["title"], q["message"], q["texts"][0], *(q["texts"][1:] or [""] * paired)]
+        yield [*map(storable, cells), *[""] * (len(CRITERIA) + paired)]
 
 
 def form_html(form: str, questions: Sequence[Question]) -> str:

@@ -132,12 +132,11 @@ def with_ratings(run: Run) -> Run:
     if people.stale:
         notes.append(f"{people.stale} answers of people are of other replies than this run holds, and are left out")
     who = hashlib.sha256(json.dumps(sorted(people.raters)).encode()).hexdigest()[:8]
-    for kind in (Empathy, Relevance, Fluency, Overall, Wins):
-        metric = kind()
+    for metric in (kind() for kind in (Empathy, Relevance, Fluency, Overall, Wins)):
         if metric.name in rated:
             items = int(rated[metric.name][..., 1].any(axis=1).sum())
             metric.drawn = {"raters": f"{len(people.raters)}-{who}", "items": items}
-            metric.drawn |= {"by": "pairs" if people.by_pairs else "ratings"} if kind is Wins else {}
+            metric.drawn |= {"by": "pairs" if people.by_pairs else "ratings"} if isinstance(metric, Wins) else {}
             described.append(MetricRecord.of(metric, items))
     return replace(run, record=replace(run.record, metrics=tuple(described), notes=tuple(notes)), tables=tables)
 

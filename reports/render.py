@@ -175,16 +175,14 @@ def _text(block: Block, note: str = "Note:") -> str:
             return wrapped([f"{before}{text}" for text in texts], {"note": "      ", "list": "  "}.get(kind, ""))
         case Table():
             columns, rows = visible(block, Pen.TEXT)
-            if not rows:
-                return ""
-            cells, at = _cells(columns, rows, (15, 34)), block.breaks_at
-            left = sum(c.kind in ("text", "name", "wide", "code") for c in columns)
-            table = aligned(cells, left)
-            if at and max(map(cell_len, table.splitlines())) > WIDTH:
-                below = aligned([[row[0], *row[at:]] for row in cells], left)
-                table = f"{aligned([row[:at] for row in cells], left)}\n\n{below}"
-            parts = (wrapped([block.caption]) if block.caption else "", table, wrapped(block.notes, "  "))
-            return "\n".join(filter(None, parts))
+            if rows:
+                cells, at = _cells(columns, rows, (15, 34)), block.breaks_at
+                left = sum(c.kind in ("text", "name", "wide", "code") for c in columns)
+                table = aligned(cells, left)
+                if at and max(map(cell_len, table.splitlines())) > WIDTH:
+                    below = aligned([[row[0], *row[at:]] for row in cells], left)
+                    table = f"{aligned([row[:at] for row in cells], left)}\n\n{below}"
+                return "\n".join(filter(None, (wrapped([block.caption]), table, wrapped(block.notes, "  "))))
     return ""
 
 
@@ -278,14 +276,13 @@ def report_html(ranking: Ranking, say: Say = str, *, is_fragment: bool = False) 
     if listed and not is_fragment:
         # What the script lists, beside the files of the runs: of each candidate its run and what it is called there, of
         # each item its id, gain, and each reply's score and flags in this order.
-        names = [who for who, *_ in listed.items[0].replies]
         of = {entry.name: entry.replies for entry in ranking.entries}
         found = {id(r): (at, c) for at, run in enumerate(ranking.runs) for c, r in run.replies.items()}
         items = [
             [x.message["id"], x.gain, x.shown_gain, [s for _, _, s, _ in x.replies], [f for *_, f in x.replies]]
             for x in listed.items
         ]
-        places = [[name(who), *found[id(of[who])]] for who in names]
+        places = [[name(who), *found[id(of[who])]] for who, *_ in listed.items[0].replies]
         data = packed(ranking.runs, {"unit": listed.unit, "names": places, "items": items})
     return page(
         "report", is_fragment=is_fragment, data=data, said=said, lang=lang, say=say,
