@@ -273,8 +273,7 @@ def _validation_rows(request: FinetuneRequest, recipe: Recipe, prompts: Prompter
     replies = [e.reference for e in chosen]
     if recipe.supervise == "all":
         replies += [said for e in chosen if isinstance(e, Conversation) for said in e.turns[1::2]]
-    rows = make_rows(chosen, prompts, "completion", recipe.supervise)
-    return rows, sum(len(normalize(text)) for text in replies)
+    return make_rows(chosen, prompts, "completion", recipe.supervise), sum(len(normalize(text)) for text in replies)
 
 
 def _check_machine(recipe: Recipe, wanted: str, trains: bool) -> Device:

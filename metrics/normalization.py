@@ -289,5 +289,4 @@ def versioned(name: str) -> str:
 def flags(text: str) -> frozenset[str]:
     """What bn1 strips from a raw text and a reader should know of: "template" remnants, "replacement" (U+FFFD)."""
     template = _TEMPLATE.search(text) or _CUT_TEMPLATE.search(text, max(0, len(text) - 60))
-    found = {"template": template, "replacement": "\ufffd" in text}
-    return frozenset(name for name, there in found.items() if there)
+    return frozenset(name for name, there in {"template": template, "replacement": "\ufffd" in text}.items() if there)

@@ -150,8 +150,7 @@ def draw(run: Run, items: int, seed: int) -> list[tuple[int, float]]:
     each = zip(run.examples, third.tolist(), rng.random(n), strict=True)
     key = [(t, (-1) ** t * place[e["topic"]], chance) for e, t, chance in each]
     order, k, start = sorted(range(n), key=lambda i: key[i]), min(items, n), rng.random()
-    taken = [order[int((start + j) * n / k)] for j in range(k)]
-    return [(i, round(float(spread[i]), 4)) for i in taken]
+    return [(i, round(float(spread[i]), 4)) for i in [order[int((start + j) * n / k)] for j in range(k)]]
 
 
 def _rows(form: str, questions: Sequence[Question]) -> Iterator[list[str]]:

@@ -414,8 +414,7 @@ def people_panel(ranking: Ranking) -> Iterator[Panel]:
     columns = [Column("agreement", "text"), *map(Column, found.alpha)]
     tables = [Table(columns, rows, f"Agreement of people ({over})", notes=notes, breaks_at=3)]
     shown = [m for m in (f"human-{of}" for of in (*CRITERIA, "wins")) if m in ranking.metrics]
-    means = found.means.items()
-    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in means]
+    rows = [[Name(who), *(_estimate(of[m]) if m in of else ABSENT for m in shown)] for who, of in found.means.items()]
     columns = [_WHO, *(Column(metric.removeprefix("human-")) for metric in shown)]
     told = "Wins: of all comparisons with another candidate’s reply the share that was won, a tie half. "
     asked = "A rater was shown two replies and said which is better."

@@ -160,8 +160,7 @@ def alpha(sums: FloatArray) -> FloatArray:
     totals = observed.sum(axis=-1)
     below = np.cumsum(totals, axis=-1) - totals / 2  # the middle rank of each level; distances between them are ordinal
     distance = (below[..., :, None] - below[..., None, :]) ** 2
-    expected = totals[..., :, None] * totals[..., None, :] * distance
-    apart = ratio(expected.sum(axis=(-1, -2)), totals.sum(axis=-1) - 1)
+    apart = ratio((totals[..., :, None] * totals[..., None, :] * distance).sum(axis=(-1, -2)), totals.sum(axis=-1) - 1)
     return np.where(apart > 0, 1 - ratio((observed * distance).sum(axis=(-1, -2)), apart), np.nan)[..., None]
 
 

@@ -536,8 +536,7 @@ def _yardsticks(
         if not all(m.name in tables.get(name, {}) for name in pair):
             continue
         belongs, others = (np.nan_to_num(m.formula(tables[name][m.name])[..., 0]) for name in pair)
-        gaps = (belongs - others) * (1 if m.higher_is_better else -1)
-        won = (np.sign(gaps.round(9)) + 1).mean(axis=1) / 2
+        won = (np.sign(((belongs - others) * (1 if m.higher_is_better else -1)).round(9)) + 1).mean(axis=1) / 2
         rows = np.column_stack([won, np.ones(len(won))]) * np.isin(np.arange(len(won)), items[m.name])[:, None]
         [ends] = significance.bootstrap(rows, lambda sums: ratio(sums[..., :1], sums[..., 1:]), **how)
         telling[m.name] = Score(m.name, m.values[0], float(won[items[m.name]].mean()), ends.low, ends.high)

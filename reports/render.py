@@ -57,8 +57,7 @@ class Report:
             shown = list(filter(None, (_text(block, say("Note:")) for block in blocks)))
             # The verdict is one paragraph with what belongs under it; other titles are left to the tables' captions.
             text = "\n".join([wrapped([panel.title]), *shown]) if panel.level == 1 else "\n\n".join(shown)
-            is_note = any(isinstance(b, Sentences) and b.kind == "note" for b in blocks)
-            (notes if is_note else texts).append(text)
+            (notes if any(isinstance(b, Sentences) and b.kind == "note" for b in blocks) else texts).append(text)
         return storable("\n\n".join(filter(None, [*texts, *notes])))
 
     def _repr_html_(self) -> str:

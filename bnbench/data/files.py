@@ -263,8 +263,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, R
             _checked_header(path, file.schema_arrow.names)
             sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
             # A text that stands in many rows is stored once, and that compressed: a few rows may be gigabytes.
-            is_dense = max(sizes, default=0) > 20 * path.stat().st_size
-            size = max(1, min(250, 2**28 // max(sizes))) if is_dense else 250
+            size = max(1, min(250, 2**28 // max(sizes))) if max(sizes, default=0) > 20 * path.stat().st_size else 250
             _check_unfolded(path, sum(sizes), what)
             for batch in file.iter_batches(size, columns=columns, use_threads=False):
                 rows = batch.to_pylist()

@@ -254,8 +254,7 @@ def _log_probabilities(choice: Mapping[str, Any], ids: Sequence[int]) -> list[fl
 
 def text_of(content: Any) -> Any:
     """A message's content, joined where it comes in parts, as Mistral's models that think answer."""
-    is_parts = isinstance(content, list)
-    return "".join(str(_object(part).get("text") or "") for part in content) if is_parts else content
+    return "".join(str(_object(part).get("text") or "") for part in content) if isinstance(content, list) else content
 
 
 def _object(value: Any) -> Mapping[str, Any]:

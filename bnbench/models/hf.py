@@ -139,8 +139,7 @@ class TransformersBackend(LocalModels):
                 # Whether `head` on the hidden states gives what the model itself gives.
                 given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
                 try:
-                    body = inference.call(lm.base_model, **given)
-                    mine = inference.head(lm, body.last_hidden_state).float()
+                    mine = inference.head(lm, inference.call(lm.base_model, **given).last_hidden_state).float()
                     is_known = mine.shape == logits.shape and torch.allclose(mine, logits.float(), rtol=1e-3, atol=1e-3)
                 except AttributeError:  # what it calls its base model has a head too, or it has no embedding for a head
                     is_known = False

@@ -123,8 +123,7 @@ class VllmBackend(LocalModels):
             # A prompt that is read in parts takes its noise back, which torch's generator for the CPU cannot do.
             return told | {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE, "enable_chunked_prefill": False}
         # vLLM keeps no room for the logits of likelihoods: they must fit beside what it takes.
-        positions = int(LOGITS * self.memory / (10 * self.text.vocab_size))
-        tokens = min(16_384, max(2 * WINDOW, positions))
+        tokens = min(16_384, max(2 * WINDOW, int(LOGITS * self.memory / (10 * self.text.vocab_size))))
         return told | {"gpu_memory_utilization": MEMORY, "max_num_batched_tokens": tokens, "max_num_seqs": WINDOW}
 
     def load(self) -> None:

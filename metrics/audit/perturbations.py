@@ -175,8 +175,7 @@ def _polite(word: str, after: str) -> str | None:
         return word + "ন"
     if present := _PRESENT.fullmatch(word):
         return present[1] + "েন"
-    conditional = word.endswith(("লে", "তে")) and _CLAUSE_END.match(after)
-    return None if conditional or _UNCLEAR.fullmatch(word) else word
+    return None if (word.endswith(("লে", "তে")) and _CLAUSE_END.match(after)) or _UNCLEAR.fullmatch(word) else word
 
 
 @_rewriting
@@ -187,8 +186,7 @@ def other_register(text: str) -> str | None:
     to_familiar, to_polite = (pronouns <= known.keys() for known in (_FAMILIAR_PRONOUNS, _POLITE_PRONOUNS))
     if not pronouns or not (to_familiar or to_polite) or (to_familiar and any(map(_RESPECTED.fullmatch, words))):
         return None
-    other = _familiar if to_familiar else _polite
-    found = [other(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
+    found = [(_familiar if to_familiar else _polite)(match[0], text[match.end() :]) for match in _WORD.finditer(text)]
     certain = iter([word for word in found if word is not None])
     return None if None in found else _WORD.sub(lambda _: next(certain), text)
 

@@ -137,8 +137,7 @@ class SentenceReading(NamedTuple):
 def _read(token: str) -> tuple[bool, str]:
     """Whether a token is a word, and its beginning, where it is one and no pronoun."""
     word = is_word(token)
-    begins = word and not token.startswith(_PERSONS)
-    return word, (token[:4] if len(token) <= 6 else token[:5]) if begins else ""
+    return word, (token[:4] if len(token) <= 6 else token[:5]) if word and not token.startswith(_PERSONS) else ""
 
 
 class Reader:
@@ -173,8 +172,7 @@ class Reader:
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        vectors = self.encoder.encode(list(row_of)).astype(np.float64)
-        heads = (vectors - self.mean) @ self.heads[:-1] + self.heads[-1]
+        heads = (self.encoder.encode(list(row_of)).astype(np.float64) - self.mean) @ self.heads[:-1] + self.heads[-1]
         chance = chances(texts, "relevance")
         odds = np.log(chance / (1 - chance))
 
