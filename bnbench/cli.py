@@ -472,8 +472,8 @@ def report_command(
         from bnbench.reports import write_report
         from bnbench.reports.serve import show
 
-        at = port if serve else None
-        show(run / "report.html", lambda: write_report([read_run(run)], run, **how), port=at, watch=watch)
+        page = run / "report.html"
+        show(page, lambda: write_report([read_run(run)], run, **how), port=port if serve else None, watch=watch)
 
 
 @app.command("compare")
@@ -673,12 +673,13 @@ def audit_command(
 
     With --ratings or --judge instead of metrics: how people's ratings of the replies, or a judge's, agree with labels.
     """
-    from bnbench.judge import Judge, audit_judge, audit_ratings
     from bnbench.metrics.audit import audits, audits_text
     from bnbench.metrics.labelled import replies_to_audit
 
     if sum(map(bool, (metrics, ratings, judge))) > 1 or (rating and not ratings) or (out and not judge):
         raise UsageError("audit metrics, --ratings or --judge; --rating belongs to --ratings, and --out to --judge")
+    if ratings or judge:  # which takes half a second longer to import
+        from bnbench.judge import Judge, audit_judge, audit_ratings
     if ratings:
         reports = [audit_ratings(ratings, replies_to_audit(data, half), rating or (), seed=seed)]
     elif judge:

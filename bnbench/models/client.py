@@ -42,7 +42,7 @@ class Patience:
     most_wait: float = 60.0
 
 
-class _AgainError(EndpointError):
+class AgainError(EndpointError):
     """A failure that may pass: `after` seconds, where the server says so. A time-out is tried once more only."""
 
     def __init__(self, message: str, status: int = 0, after: float | None = None, is_slow: bool = False) -> None:
@@ -71,7 +71,7 @@ class _Server:
                 self._rate, self.limit = rate, min(MOST_AT_ONCE, self.limit + (1 if self._halved else self.limit))
             self.rest()
 
-    def failed(self, error: _AgainError, start: float, most_wait: float) -> None:
+    def failed(self, error: AgainError, start: float, most_wait: float) -> None:
         """Halves the limit, once for all requests that were under way: they say the same."""
         if not self.down_until:
             log.warning("%s; trying again", error)
@@ -169,7 +169,7 @@ class Client:
         long, all others would fail before the first could fail for good, which is hours.
         """
         patience, tenacity, tried, slow, since = self.patience, self._tenacity, 0, 0, float("inf")
-        again = tenacity.retry_if_exception_type(_AgainError)
+        again = tenacity.retry_if_exception_type(AgainError)
         wait = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
         async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait):
             with attempt:
@@ -190,7 +190,7 @@ class Client:
                     answer = await self._send(http, server, path, body)
                     server.succeeded()
                     return read(answer)
-                except _AgainError as error:
+                except AgainError as error:
                     server.failed(error, start, patience.most_wait)
                     # 429 of a server that answered others since the attempt before is a queue, and no fault.
                     tried += error.status != 429 or server.answered < since
@@ -207,8 +207,7 @@ class Client:
         """The servers that have room; one that is down is asked where there is no other, one that is shut never."""
         now = time.monotonic()
         asked = [s for s in self._servers if s.shut_until <= now]
-        up = [s for s in asked if s.down_until <= now] or asked
-        return [s for s in up if s.active < min(s.limit, most)]
+        return [s for s in [s for s in asked if s.down_until <= now] or asked if s.active < min(s.limit, most)]
 
     def _open(self) -> Any:
         """A connection pool. Compressed answers are not asked for: a small one can unpack to any size."""
@@ -223,7 +222,7 @@ class Client:
             raise UsageError(f"{what} cannot be used: {self.words(str(error))}") from None
 
     async def _send(self, http: Any, server: _Server, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """One attempt at one server: a JSON object, or EndpointError (`_AgainError` for what may pass)."""
+        """One attempt at one server: a JSON object, or EndpointError (`AgainError` for what may pass)."""
         url, data = f"{server.url}/{path}", bytearray()
         try:
             async with (
@@ -237,12 +236,12 @@ class Client:
         except (self._httpx.InvalidURL, UnicodeError) as error:
             raise EndpointError(f"{url}: no URL that can be asked ({self.words(str(error))})") from None
         except (self._httpx.ConnectError, self._httpx.ConnectTimeout) as error:
-            raise _AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
+            raise AgainError(f"{url}: no server answers ({self.words(str(error) or 'time-out')})") from None
         except (TimeoutError, self._httpx.TimeoutException):
-            raise _AgainError(f"{url}: no whole answer within {self.patience.total:g} s", is_slow=True) from None
+            raise AgainError(f"{url}: no whole answer within {self.patience.total:g} s", is_slow=True) from None
         except (self._httpx.TransportError, OSError) as error:
             why = self.words(str(error) or type(error).__name__)
-            raise _AgainError(f"{url}: the connection was lost ({why})") from None
+            raise AgainError(f"{url}: the connection was lost ({why})") from None
         status, coding = int(answer.status_code), answer.headers.get("Content-Encoding", "").lower()
         if answer.is_success and coding not in ("", "identity"):
             raise EndpointError(f"{url}: the answer is compressed ({self.words(coding)}), which was not asked for")
@@ -255,7 +254,7 @@ class Client:
             found = None
         found = {"data": found} if body is None and isinstance(found, list) else found  # so Together lists its models
         if answer.is_success and not isinstance(found, dict):
-            raise _AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
+            raise AgainError(f"{url}: the answer is no whole JSON object: {self.words(data)}")
         if answer.is_success and (found.get("choices") or not found.get("error")):
             return found
         match found:
@@ -278,7 +277,7 @@ class Client:
             after = answer.headers.get("Retry-After", "")  # or a date, which is not looked at
             seconds = float(after) if re.fullmatch(r"\d+(\.\d+)?", after) else None
             what = "an error with status 200" if answer.is_success else f"status {status}"
-            return _AgainError(f"{url}: {what}: {said}", status, seconds)
+            return AgainError(f"{url}: {what}: {said}", status, seconds)
         if 300 <= status < 400:
             where = self.words(re.sub(r"//[^/]*@|\?.*", "//", answer.headers.get("Location", "")).rstrip("/"))
             return EndpointError(f"{url}: redirects to {where}, which is not followed; name that URL", status)

@@ -15,7 +15,7 @@ from typing import Any
 from bnbench.errors import EndpointError, UsageError
 from bnbench.models.backend import Backend, BackendOptions, Prompts, Reply, Rows
 from bnbench.models.candidates import Candidate, parse_spec
-from bnbench.models.client import MOST_AT_ONCE, Client, _AgainError
+from bnbench.models.client import MOST_AT_ONCE, AgainError, Client
 from bnbench.models.decoding import SENTENCES, Decoding, item_key
 from bnbench.models.hub import locate
 from bnbench.models.prompts import PROBE, Prompt, Prompter
@@ -81,7 +81,7 @@ class Served:
             raise EndpointError(f"{self.client.model}: an answer without choices: {self.client.words(str(answer))}")
         if choices[0].get("finish_reason") in ("error", "abort"):  # OpenRouter of what failed behind it; vLLM, SGLang
             said = self.client.words(str(choices[0].get("error") or choices[0]))
-            raise _AgainError(f"{self.client.model}: its server broke an answer off: {said}")
+            raise AgainError(f"{self.client.model}: its server broke an answer off: {said}")
         return choices[0]
 
     def reply(self, answer: Mapping[str, Any]) -> Reply:

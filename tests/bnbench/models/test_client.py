@@ -54,10 +54,10 @@ def test_it_asks_more_at_once_while_that_pays(monkeypatch: pytest.MonkeyPatch, r
     for _ in range(2 * limit):  # faster than ever, but one at a time
         server.succeeded()
     assert server.limit == limit
-    server.failed(module._AgainError("", 429), start=clock[0], most_wait=60.0)
+    server.failed(module.AgainError("", 429), start=clock[0], most_wait=60.0)
     assert server.limit == limit // 2
     clock[0] += 1
-    server.failed(module._AgainError("", 429), start=clock[0] - 2, most_wait=60.0)  # was under way with the one before
+    server.failed(module.AgainError("", 429), start=clock[0] - 2, most_wait=60.0)  # was under way with the one before
     assert server.limit == limit // 2
 
 
@@ -154,8 +154,8 @@ def test_what_passes_is_tried_again(serve: Serve, caplog: pytest.LogCaptureFixtu
     assert 'status 500: {"error": "it broke"}; trying again' in caplog.text
 
 
-@pytest.mark.parametrize("faults", [("500", "stall"), ("stall", "500"), ("500", "stall", "500")])
-def test_a_time_out_is_tried_once_more_whatever_failed_before(serve: Serve, faults: tuple[str, ...]) -> None:
+def failing(*faults: str) -> Any:
+    """One fault after the other, "500" or "stall", and then answers."""
     left = iter(faults)
 
     def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
@@ -164,21 +164,18 @@ def test_a_time_out_is_tried_once_more_whatever_failed_before(serve: Serve, faul
             time.sleep(0.4)
         return handler.say(500, {}) if fault == "500" else echo(handler, path, body)
 
-    server = serve(act)
+    return act
+
+
+@pytest.mark.parametrize("faults", [("500", "stall"), ("stall", "500"), ("500", "stall", "500")])
+def test_a_time_out_is_tried_once_more_whatever_failed_before(serve: Serve, faults: tuple[str, ...]) -> None:
+    server = serve(failing(*faults))
     assert ask(server, patience=replace(QUICK, total=0.25, attempts=4))[0]["n"] == 0
     assert len(server.seen) == len(faults) + 1
 
 
 def test_the_second_time_out_is_the_last(serve: Serve) -> None:
-    left = iter(("stall", "500", "stall"))
-
-    def act(handler: Any, path: str, body: dict[str, Any]) -> Any:
-        fault = next(left, "")
-        if fault == "stall":
-            time.sleep(0.4)
-        return handler.say(500, {}) if fault == "500" else echo(handler, path, body)
-
-    server = serve(act)
+    server = serve(failing("stall", "500", "stall"))
     with pytest.raises(EndpointError, match=r"no whole answer within 0\.25 s"):
         ask(server, patience=replace(QUICK, total=0.25, attempts=7))
     assert len(server.seen) == 3
