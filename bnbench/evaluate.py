@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import accumulate, chain, takewhile
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,9 @@ class Work:
     examples: tuple[Example, ...]
     entrants: tuple[Entrant, ...]
     silent: tuple[str, ...]
+
+
+Waiting = Mapping[tuple[str, str], records.Generation]  # by candidate and key: what was answered and put aside
 
 
 @dataclass(frozen=True)
@@ -269,8 +272,8 @@ def evaluate(request: EvaluationRequest) -> Path:
             raise UsageError("--judge-pairs compares the replies of candidates, and there is only one: name another")
         work = _prepare(request, measures)
         plan = _plan(work)
-        plan, kept = _resume(work, plan)
-        record, e = _begin(work, going_on=kept > 0), work.examples[0]
+        plan, kept, waiting = _resume(work, plan)
+        record, e = _begin(work, going_on=bool(kept or waiting)), work.examples[0]
         # A metric that fails on any reply does so now, on one reference, before a model is loaded.
         statistics(Texts((e.reference,), ((e.reference,),), (e.question,)), measures.alone)
         records.write_json(path, record)
@@ -289,7 +292,7 @@ def evaluate(request: EvaluationRequest) -> Path:
             given = (request.out, work.examples, train, measures.alone, request.decoding.seed, is_quiet)
             yardsticks = aside.submit(write_yardsticks, *given)
             try:
-                record, ahead = _generate(work, plan, record, aside, workers, yardsticks)
+                record, ahead = _generate(work, plan, waiting, record, aside, workers, yardsticks)
             except BaseException:
                 aside.shutdown(wait=False, cancel_futures=True)  # nobody waits for what has not begun
                 raise
@@ -311,9 +314,8 @@ def evaluate(request: EvaluationRequest) -> Path:
 def _try(judge: Judge, work: Work) -> None:
     """Has the judge rate labelled replies, before anything is loaded: one that cannot is known after these few."""
     out, n, k = work.request.out, len(work.examples), len(work.entrants)
-    replies = n * sum(entrant.draws for entrant in work.entrants)
     judge.keep(out / records.RATINGS)
-    calls = replies * (k if judge.pairs else 1)
+    calls = n * sum(entrant.draws for entrant in work.entrants) * (k if judge.pairs else 1)
     log.info("%s is tried on %d labelled replies; up to %d calls for this run follow", judge.model, judge.tried, calls)
     try:
         records.write_json(out / records.AUDITS, [audit.as_dict() for audit in judge.audits()])
@@ -322,23 +324,29 @@ def _try(judge: Judge, work: Work) -> None:
 
 
 def _partial(request: EvaluationRequest, error: Exception) -> PartialRunError:
-    paths = [request.out / name for name in (records.GENERATIONS, records.RATINGS)]
-    n, rated = (path.read_bytes().count(b"\n") if path.exists() else 0 for path in paths)
-    kept = f"What was computed is kept in {request.out} (replies: {n:,}{f', ratings: {rated:,}' * (rated > 0)})"
+    files = [request.out / name for name in (records.GENERATIONS, records.ANSWERED)]
+    kept, answered = ({(g.candidate, g.key) for g in records.read_lines(records.Generation, path)} for path in files)
+    rated = ratings.read_bytes().count(b"\n") if (ratings := request.out / records.RATINGS).exists() else 0
+    counts = {"replies": len(kept), f"waiting in {records.ANSWERED}": len(answered - kept), "ratings": rated}
+    held = ", ".join(f"{what}: {n:,}" for what, n in counts.items() if n or what == "replies")
     told = f"{type(error).__name__}: {error}"
     told = refused(error, request.out) if isinstance(error, OSError) and error.errno in HELP else told
-    return PartialRunError(f"{told}\n{kept}; go on with: {request.command}")
+    told += f"\nWhat was computed is kept in {request.out} ({held})"
+    return PartialRunError(f"{told}; go on with: {request.command}")
 
 
 def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     """Opens the backends, reads the data and asks each candidate's prompter; no weights are read."""
     backends, kinds = dict[str, Backend](), {"predictions": "recorded", "endpoint": "endpoint"}
+    files = (request.out / name for name in (records.GENERATIONS, records.ANSWERED) if not request.overwrite)
+    kept = any(path.is_file() for path in files) and (request.out / "run.json").is_file()
+    began = {c.name: c.key_fields for c in records.read_record(request.out).candidates} if kept else {}
     names = {c.name: kinds.get(c.kind, request.backend) for c in request.candidates}
     classes = {name: get_backend(name) for name in dict.fromkeys(names.values())}
     _check_needs(request, measures, [c for c, of in names.items() if classes[of].likelihood is Backend.likelihood])
     for name, kind in classes.items():
         own = [c for c in request.candidates if names[c.name] == name]
-        how = (request.tokenizer, request.system, request.template, request.columns)
+        how = (request.tokenizer, request.system, request.template, request.columns, began)
         options = BackendOptions(name, request.device, request.quantise, request.trust_remote_code, *how)
         backends[name] = kind(own, options)
     answering = [(c, backends[names[c.name]]) for c in request.candidates]
@@ -416,28 +424,34 @@ def _plan(work: Work) -> list[Batch]:
     return plan
 
 
-def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int]:
-    """Cuts the file of replies back to whole batches, where that matters; returns what is left of the plan, and how
-    many replies the file holds.
+def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int, Waiting]:
+    """Cuts the file of replies back to whole batches, where that matters; returns what is left of the plan, how many
+    replies the file holds, and those that were put aside.
     """
-    out, path = work.request.out, work.request.out / records.GENERATIONS
+    out = work.request.out
+    path, aside = (out / name for name in (records.GENERATIONS, records.ANSWERED))
     out.mkdir(parents=True, exist_ok=True)
     if work.request.overwrite:
+        aside.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         if (ratings := out / records.RATINGS).exists():  # people's work is kept: it has the hashes of what they read
             people = [r for r in records.read_lines(records.Rating, ratings) if r.rater.startswith(records.PERSON)]
             ratings.unlink()
             records.append_lines(ratings, people)
-    done = [(g.candidate, g.key) for g in records.read_lines(records.Generation, path)]
-    keys = [(batch.entrant.candidate.name, key) for batch in plan for key in batch.keys]
-    if done != keys[: len(done)]:
+    files = [records.read_lines(records.Generation, one) for one in (path, aside)]
+    done, put = ([(g.candidate, g.key, g.id, g.sample) for g in found] for found in files)
+    steps = [(b.entrant.candidate.name, *step) for b in plan for step in zip(b.keys, b.items, strict=True)]
+    keys = [(name, key, work.examples[i].id, sample) for name, key, (i, sample) in steps]
+    strange = sorted(map(put.index, {*put} - {*keys}))
+    if done != keys[: len(done)] or strange:
         at = next((i for i, (was, is_now) in enumerate(zip(done, keys, strict=False)) if was != is_now), len(keys))
-        if done[at] in done[:at]:
+        if done[at:] and done[at] in done[:at]:
             more = f" and {n} more that repeat others" if (n := len(done) - len(set(done)) - 1) else ""
             what = f"{path}, line {at + 1}: it repeats line {done.index(done[at]) + 1}"
             raise RunError(f"{what}; remove it{more}, and run the same command again")
         gone_on = "the same command goes on where it and all after it are removed"
-        other = [f"{path}, line {at + 1}: this reply is not of this plan ({gone_on})"]
+        where = f"{path}, line {at + 1}" if done != keys[: len(done)] else f"{aside}, line {strange[0] + 1}"
+        other = [f"{where}: this reply is not of this plan ({gone_on})"]
         with suppress(RunError):  # a record that cannot be read
             other = records.differences(records.read_record(out), _begin(work, going_on=False)) or other
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
@@ -455,12 +469,13 @@ def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int]:
     if whole:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
     records.write_text(out / "examples.jsonl", b"".join(records.line_of(e) + b"\n" for e in work.examples))
-    return left, whole
+    return left, whole, {(g.candidate, g.key): g for g in files[1]}
 
 
 def _generate(
-    work: Work, plan: Sequence[Batch], record: records.RunRecord, aside: Executor, workers: int, yardsticks: Future[Any]
-) -> tuple[records.RunRecord, dict[str, list[Future[list[FloatArray]]]]]:
+    work: Work, plan: Sequence[Batch], waiting: Waiting, record: records.RunRecord, aside: Executor, workers: int,
+    yardsticks: Future[Any],
+) -> tuple[records.RunRecord, dict[str, list[Future[list[FloatArray]]]]]:  # fmt: skip
     """Works the plan off; where only recorded replies are left nothing is loaded, timed or shown. Gives `record` with
     each candidate's time, as run.json has it after each batch, and the tables, counted aside (a part by each of the
     `workers`), of candidates who answered all here; what fails aside, such as the `yardsticks`, ends it at once.
@@ -480,10 +495,10 @@ def _generate(
     try:
         with Stage("generate", sum(len(b.items) for b in plan), quiet=quiet or not models) as progress:
             for batch in plan:
-                for known in filter(Future.done, (yardsticks, *chain(*ahead.values()))):
-                    known.result()
+                for ended in filter(Future.done, (yardsticks, *chain(*ahead.values()))):
+                    ended.result()
                 start, entrant, name = time.monotonic(), batch.entrant, batch.entrant.candidate.name
-                generations, failure = _ask(work, batch)
+                generations, failure = _ask(work, batch, waiting)
                 own[name] += generations
                 if len(own[name]) == len(work.examples) * entrant.draws:
                     # Most metrics ask for no likelihood: they need not wait for it, or for the other candidates.
@@ -494,11 +509,15 @@ def _generate(
                 if first := {at: i for at, (i, sample) in enumerate(batch.items) if not (sample or failure)}:
                     references = [work.examples[i].reference for i in first.values()]
                     prompts = [entrant.prompts[i] for i in first.values()]
-                    scored = entrant.backend.score(entrant.candidate, prompts, references)
+                    try:
+                        scored = entrant.backend.score(entrant.candidate, prompts, references)
+                    except EndpointError as error:
+                        generations, failure, scored = [], error, None
                     for at, (nll, *counts) in zip(first, () if scored is None else scored.tolist(), strict=False):
                         sizes: Any = zip(("nll_tokens", "bytes", "characters"), map(int, counts), strict=True)
                         generations[at] = replace(generations[at], nll=nll, **dict(sizes))
-                records.append_lines(out / records.GENERATIONS, generations)
+                if generations:
+                    records.append_lines(out / records.GENERATIONS, generations)
                 if name in models:
                     seconds[name] = round((seconds[name] or 0.0) + time.monotonic() - start, 3)
                     timed = tuple(replace(c, seconds=seconds[c.name]) for c in record.candidates)
@@ -508,31 +527,41 @@ def _generate(
                 progress.advance(len(generations), sum(g.tokens or 0 for g in generations))
                 if failure:
                     raise failure
+        (out / records.ANSWERED).unlink(missing_ok=True)
     except (RuntimeError, OSError) as error:
         raise _partial(work.request, error) from error
     return record, ahead
 
 
-def _ask(work: Work, batch: Batch) -> tuple[list[records.Generation], EndpointError | None]:
-    """What is answered to a batch. Where a server fails that gives no likelihoods: what it answered before, and why."""
+def _ask(work: Work, batch: Batch, known: Waiting) -> tuple[list[records.Generation], EndpointError | None]:
+    """What is answered to a batch, beside what is `known`; where a server fails what it answered before its first gap,
+    and why. What waits for a likelihood, or for a reply before it, is put aside: it is paid for.
+    """
     entrant, name, failure = batch.entrant, batch.entrant.candidate.name, None
-    prompts = [entrant.prompts[i] for i, _ in batch.items]
-    examples = [(work.examples[i], sample) for i, sample in batch.items]
+    own = {key: known[name, key] for key in batch.keys if (name, key) in known}
+    left = [(k, work.examples[i], i, s) for k, (i, s) in zip(batch.keys, batch.items, strict=True) if k not in own]
     # Sampling noise belongs to the item, and to which of its replies it is.
-    named = [f"{e.id}#{sample}" if sample else e.id for e, sample in examples]
+    named = [f"{e.id}#{sample}" if sample else e.id for _, e, _, sample in left]
+    prompts = [entrant.prompts[i] for _, _, i, _ in left]
     try:
-        replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding)
+        replies = entrant.backend.generate(entrant.candidate, prompts, named, entrant.decoding) if left else []
     except EndpointError as error:
-        replies, failure = list(takewhile(lambda reply: reply is not None, error.before)), error
-        if name not in work.silent or not replies:
-            raise
+        replies, failure = error.before, error
     if failure is None and len(replies) != len(prompts):
         raise RuntimeError(f"{name} gave {len(replies)} replies to {len(prompts)} prompts")
     unknown: Any = (None,) * 4  # of a likelihood: nll, nll_tokens, bytes, characters
-    return [
+    new = [
         records.Generation(key, name, e.id, r.text, r.tokens, r.hit_limit, *(*unknown, r.refused, sample))
-        for key, (e, sample), r in zip(batch.keys, examples, replies, strict=failure is None)
-    ], failure
+        for (key, e, _, sample), r in zip(left, replies, strict=failure is None)
+        if r is not None
+    ]
+    own |= {g.key: g for g in new}
+    n = next((at for at, key in enumerate(batch.keys) if key not in own), len(batch.keys))
+    n = 0 if failure and name not in work.silent else n  # of which each has its likelihood
+    to_score, behind = bool(entrant.candidate.urls) and name not in work.silent, {*batch.keys[n:]}
+    if waiting := [g for g in new if to_score or g.key in behind]:
+        records.append_lines(work.request.out / records.ANSWERED, waiting)
+    return [own[key] for key in batch.keys[:n]], failure
 
 
 def _texts(work: Work, generations: Sequence[records.Generation]) -> dict[str, Texts]:

@@ -45,6 +45,7 @@ from bnbench.metrics.core import FloatArray, Metric
 SCHEMA_VERSION = 1
 TRAINING = "training.json"
 GENERATIONS = "generations.jsonl"
+ANSWERED = "answered.jsonl"  # by a server, and waiting for a likelihood, or for a reply before them in the plan
 RATINGS = "ratings.jsonl"
 AUDITS = "audits.json"
 SEEN = "its scores here say nothing about new messages"  # ends the note on a candidate trained on test rows
@@ -646,9 +647,8 @@ def write_scores(
 
 def line_of(record: Any) -> bytes:
     """A record as one line of JSON, whose last key "sha256" has 16 digits of the hash of all that stands before it."""
-    text = json.dumps(as_json(record), ensure_ascii=False)
     # A reply may hold half a character, which JSON can carry and UTF-8 cannot.
-    return _with_sha(text[:-1].encode("utf-8", "surrogatepass"))
+    return _with_sha(json.dumps(as_json(record), ensure_ascii=False)[:-1].encode("utf-8", "surrogatepass"))
 
 
 def append_lines(path: Path, rows: Sequence[Any]) -> None:
@@ -674,7 +674,7 @@ def _tell(stopped: BaseException, folder: Path, own: Sequence[str]) -> None:
     if isinstance(stopped, OSError) and stopped.errno in FULL:
         stopped.filename = stopped.filename or str(folder)  # an open file says no path
     elif isinstance(stopped, KeyboardInterrupt):
-        kept = (folder / GENERATIONS).is_file() and (folder / GENERATIONS).stat().st_size
+        kept = any(path.is_file() and path.stat().st_size for path in (folder / GENERATIONS, folder / ANSWERED))
         stopped.args = ("what was computed is kept" if kept else "no reply is kept yet",) * (own == OF_RUN)
 
 

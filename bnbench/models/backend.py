@@ -59,7 +59,8 @@ class BackendOptions:
     `quantise` None takes 4-bit weights where the GPU is too small; `trust_remote_code` lets code run that comes with a
     model; `system` and `template`, as `Prompter.of` takes them, are by the candidate's name, or for all of them by "".
     `tokenizer` is the folder or hub id of what makes the prompts, where the backend has no files of a model. `columns`
-    are the user's names of the data's columns and of `reply`, by which a file of replies may have them, too.
+    are the user's names of the data's columns and of `reply`, by which a file of replies may have them, too. `began` is
+    each candidate's `identity` in the run that is gone on with, where it is one.
     """
 
     name: str = "hf"
@@ -70,6 +71,7 @@ class BackendOptions:
     system: Mapping[str, str] = field(default_factory=dict)
     template: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
+    began: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def format_of(self, candidate: str) -> tuple[str, str]:
         """The system text and the template for a candidate: what was given for its name, else for all, else ours."""

@@ -121,6 +121,11 @@ class EndpointBackend(Backend):
         clients = {c.name: Client(c.urls, c.location) for c in candidates}
         owners = {name: client.owner() for name, client in clients.items()}
         self._served = {name: self._find_out(name, clients[name], told.get(name), own) for name, own in owners.items()}
+        for c in candidates:  # where a server counts otherwise now, the limit of a run that it goes on with stands
+            began = options.began.get(c.name, {})
+            n = began.get("tokens_per_word")
+            if isinstance(n, float) and 1 <= n < 1000 and began == {**self.identity(c), "tokens_per_word": n}:
+                self._served[c.name] = replace(self._served[c.name], tokens_per_word=n)
         asked = list[str]()  # in words, for the record
         for name, one in self._served.items():
             self.prompters[name] = one.prompter
@@ -155,8 +160,8 @@ class EndpointBackend(Backend):
         bodies = [served.body(plain.prompt(e), Decoding(greedy=True, max_new_tokens=1), "") for e in (PROBE, long)]
         counts = [_object(answer.get("usage")).get("prompt_tokens") for answer in client.map(CHAT, bodies)]
         short, longer = (n if isinstance(n, int) else 0 for n in counts)
-        words = len(" ".join(SENTENCES).split())
-        return replace(served, tokens_per_word=max(1.0, (longer - short) / words)) if short < longer else served
+        spent = (longer - short) / len(" ".join(SENTENCES).split())
+        return replace(served, tokens_per_word=round(max(1.0, spent), 3)) if short < longer else served
 
     def identity(self, candidate: Candidate) -> Mapping[str, Any]:
         """The model's name, and how it is asked; where it is served may change from session to session."""
@@ -164,7 +169,7 @@ class EndpointBackend(Backend):
         return {
             "backend": "endpoint", "backend_version": VERSION, "model": candidate.location,
             "api": f"/v1/{served.path}", "unsupported": list(served.unsupported), "folds_system": served.folds,
-            "tokens_per_word": round(served.tokens_per_word, 3), "likelihoods": served.likelihoods,
+            "tokens_per_word": served.tokens_per_word, "likelihoods": served.likelihoods,
             "template_sha": served.prompter.template_sha, "tokenizer_sha": served.prompter.tokenizer_sha,
             "stop_ids": list(served.prompter.stop_ids),
         }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_a_run(whole: Path, tmp_path: Path, name: str, edit: Callable[[bytes], b
     assert {one: one.read_bytes() for one in path.parent.rglob("*") if one.is_file()} == before
     path.write_bytes(original)
     assert CliRunner().invoke(app, ["report", str(path.parent)]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["generations.jsonl", "answered.jsonl"])
+def test_a_reply_without_a_hash_that_is_of_no_item(whole: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    run = tmp_path / "copy" / "run"
+    first, *others = (run / "generations.jsonl").read_bytes().splitlines(keepends=True)
+    first = json.dumps({k: v for k, v in json.loads(first).items() if k != "sha256"} | {"id": "অন্য"}).encode() + b"\n"
+    (run / name).write_bytes(first + (b"".join(others) if name == "generations.jsonl" else b""))
+    done = evaluate(tmp_path / "copy")
+    assert done.exit_code == 2 and f"{run / name}, line 1: this reply is not of this plan" in done.stderr, done.stderr
 
 
 def test_a_journal_whose_last_newline_an_editor_took_is_whole(whole: Path, tmp_path: Path) -> None:

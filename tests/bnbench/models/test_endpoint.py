@@ -557,26 +557,29 @@ def test_a_server_that_dies_three_times_is_gone_on_with(serve: Serve, model: Mod
         two = ("--endpoint", f"{server.url}#base", "--endpoint", f"{server.url}#adapter", "--tokenizer", DEMO)
         return server, evaluate(*two, "--greedy", "--out", str(folder), "--batch-size", "4")
 
-    # Six items of two candidates, four and two at a time: what was whole before is kept.
-    for lives, kept in ((3, 0), (5, 4), (7, 10)):  # noqa: B007 - `mortal` reads it
+    # Six items of two candidates, four and two at a time, with likelihoods: what is no whole batch waits.
+    for lives, kept, waits in ((3, 0, 3), (2, 4, 1), (4, 6, 3)):  # noqa: B007 - `mortal` reads it
         count = iter(range(10**6))
         server, done = command(out)
         assert done.exit_code == 3, done.output
         assert f"EndpointError: {server.url}/completions: the connection was lost" in done.output
-        assert f"What was computed is kept in {out} (replies: {kept}); go on with: " in done.output
+        counts = f"(replies: {kept}, waiting in answered.jsonl: {waits})"
+        assert f"What was computed is kept in {out} {counts}; go on with: " in done.output
         assert len(lines(out)) == kept if kept else not (out / "generations.jsonl").exists()
-    count, lives = iter(range(10**6)), 10**6
+    count, lives = iter(range(10**6)), 3  # of twelve: none is asked for again
     assert command(out)[1].exit_code == 0
+    assert not (out / "answered.jsonl").exists()
+    lives = 10**6
     assert command(tmp_path / "whole")[1].exit_code == 0
     assert len(lines(out)) == 12
     assert (out / "generations.jsonl").read_bytes() == (tmp_path / "whole" / "generations.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("ends", ["403", "no choices", "500"])
+@pytest.mark.parametrize(("ends", "first", "n"), [("403", 4, 2), ("no choices", 2, 1), ("500", 0, 1)])
 def test_what_was_answered_before_a_server_failed_is_kept(
-    serve: Serve, model: Model, tmp_path: Path, ends: str
+    serve: Serve, model: Model, tmp_path: Path, ends: str, first: int, n: int
 ) -> None:
-    """One batch holds all six: those before the first that failed are not asked, and paid for, again."""
+    """One batch holds all six: only those that failed are asked, and paid for, again, wherever they stand."""
     whole, out, asked, last = tmp_path / "whole", tmp_path / "run", list[str](), set[str]()
 
     def tired(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
@@ -593,15 +596,104 @@ def test_what_was_answered_before_a_server_failed_is_kept(
     assert evaluate(*words, str(whole)).exit_code == 0
     examples = map(json.loads, (whole / "examples.jsonl").read_text(encoding="utf-8").splitlines())
     questions = {example["id"]: example["question"] for example in examples}
-    last |= {questions[line["id"]] for line in lines(whole)[4:]}
+    last |= {questions[line["id"]] for line in lines(whole)[first : first + n]}
     done = evaluate(*words, str(out))
-    assert done.exit_code == 3 and f"What was computed is kept in {out} (replies: 4)" in done.output, done.output
+    waiting = f", waiting in answered.jsonl: {6 - n - first}" if 6 - n - first else ""
+    assert done.exit_code == 3 and f"kept in {out} (replies: {first}{waiting})" in done.output, done.output
     told = set(last)
     last.clear()
     asked.clear()
     assert evaluate(*words, str(out)).exit_code == 0
-    assert len(asked) == 2 and all(any(question in message for message in asked) for question in told)
+    assert len(asked) == n and all(any(question in message for message in asked) for question in told)
     assert (out / "generations.jsonl").read_bytes() == (whole / "generations.jsonl").read_bytes()
+
+
+def test_replies_outlive_a_server_that_dies_of_their_likelihoods(serve: Serve, model: Model, tmp_path: Path) -> None:
+    out, is_ill, asked = tmp_path / "run", False, list[str]()
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        asked.append("likelihood" if body["max_tokens"] == 1 else "reply")
+        is_probe = body["prompt"][: len(probe)] == probe
+        return handler.say(503, {}) if is_ill and asked[-1] == "likelihood" and not is_probe else answer
+
+    probe, model.change = [*model.prompter.prompt(PROBE).ids], change
+    words = ("--endpoint", f"{serve(model).url}#base", "--tokenizer", DEMO, "--greedy", "--out")
+    assert evaluate(*words, str(tmp_path / "whole")).exit_code == 0
+    is_ill = True
+    done = evaluate(*words, str(out))
+    assert done.exit_code == 3 and "(replies: 0, waiting in answered.jsonl: 6)" in done.output, done.output
+    is_ill = False
+    asked.clear()
+    assert evaluate(*words, str(out)).exit_code == 0 and "reply" not in asked
+    assert (out / "generations.jsonl").read_bytes() == (tmp_path / "whole" / "generations.jsonl").read_bytes()
+    # A run that was stopped before it could remove the file removes it now; of another command nothing is dropped.
+    (out / "answered.jsonl").write_bytes((out / "generations.jsonl").read_bytes())
+    done = evaluate(*words, str(out), "--max-words", "9")
+    assert done.exit_code == 2 and "holds another run" in done.output, done.output
+    assert evaluate(*words, str(out)).exit_code == 0 and not (out / "answered.jsonl").exists()
+    # Started anew, nothing of before is taken.
+    is_ill = True
+    assert evaluate(*words, str(out), "--overwrite").exit_code == 3
+    done = evaluate(*words, str(out), "--max-words", "9")
+    assert done.exit_code == 2 and "holds another run" in done.output, done.output
+    is_ill = False
+    asked.clear()
+    assert evaluate(*words, str(out), "--overwrite").exit_code == 0 and asked.count("reply") == 6
+
+
+def test_replies_that_wait_outlive_a_second_failure(
+    serve: Serve, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of four by two URLs, then of two by one: what waits is no longer of the first batch alone."""
+    monkeypatch.setattr("bnbench.models.endpoint.MOST_AT_ONCE", 2)
+    whole, out, asked, ill = tmp_path / "whole", tmp_path / "run", list[str](), set[str]()
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        question = body["messages"][-1]["content"]
+        if any(one in question for one in ill):
+            time.sleep(1)  # until the others have come in
+            return handler.say(403, {"error": "কোটা শেষ"})
+        asked.extend([question] * (body["max_tokens"] > 1))
+        return answer
+
+    model.change = change
+    one, other = (("--endpoint", f"x={serve(model).url}#base") for _ in range(2))
+    words = ("--greedy", "--metric", "chrF++", "--limit", "6", "--max-words", "30", "--out")
+    assert evaluate(*one, *words, str(whole)).exit_code == 0
+    asked.clear()
+    examples = map(json.loads, (whole / "examples.jsonl").read_text(encoding="utf-8").splitlines())
+    questions = {example["id"]: example["question"] for example in examples}
+    plan = [questions[line["id"]] for line in lines(whole)]
+    first = "replies: 0, waiting in answered.jsonl: 2"
+    for failing, urls, told in (((0, 3), one + other, first), ((3,), one, "replies: 3")):
+        ill = {plan[i] for i in failing}
+        done = evaluate(*urls, *words, str(out))
+        assert done.exit_code == 3 and f"({told})" in done.output, done.output
+    ill = set()
+    assert evaluate(*other, *words, str(out)).exit_code == 0
+    assert len(asked) == 6 and (out / "generations.jsonl").read_bytes() == (whole / "generations.jsonl").read_bytes()
+
+
+def test_a_server_that_counts_otherwise_is_gone_on_with(serve: Serve, model: Model, tmp_path: Path) -> None:
+    """As one behind a router does; how many tokens a word is given is the run's."""
+    out, times, limits, asked = tmp_path / "run", 1, set[int](), list[str]()
+
+    def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
+        if body["max_tokens"] == 1:
+            return answer | {"usage": {"prompt_tokens": times * answer["usage"]["prompt_tokens"]}}
+        limits.add(body["max_tokens"])
+        asked.append(body["messages"][-1]["content"])
+        return answer if times > 1 or len(asked) < 4 else handler.say(400, {"error": {"message": "কোটা শেষ"}})
+
+    model.change = change
+    words = ("--endpoint", f"{serve(model).url}#base", "--greedy", "--metric", "chrF++", "--limit", "6", "--out")
+    assert evaluate(*words, str(out)).exit_code == 3
+    times = 3
+    done = evaluate(*words, str(out))
+    assert done.exit_code == 0 and len(limits) == 1, (done.output, limits)
+    # Where no reply is kept nothing is gone on with.
+    (out / "generations.jsonl").unlink()
+    assert evaluate(*words, str(out)).exit_code == 0 and len(limits) == 2
 
 
 # --------------------------------------------------------------------------------------------------- transformers serve
