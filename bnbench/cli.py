@@ -137,8 +137,7 @@ class Commands(TyperGroup):
                 if (of := values.get(option.name)) == "" or (isinstance(of, list | tuple) and "" in of):
                     raise UsageError(f"{option.opts[0]} is empty: give it a value, or leave it out")
             for option in (one for one in given if one.param_type_name == "option" and not one.multiple):
-                contradicts = not option.is_flag or option.secondary_opts  # -q -q says nothing else than -q
-                if contradicts and given.count(option) > 1:
+                if (not option.is_flag or option.secondary_opts) and given.count(option) > 1:  # -q -q says only -q
                     raise UsageError(f"{'/'.join([*option.opts, *option.secondary_opts])} is given twice: give it once")
             names = {option.opts[0] for option in given}
             for of, idle, without, beside in IDLE:

@@ -60,8 +60,7 @@ _ADVICE: Mapping[str, str] = {
 class Shape:
     """Widths of a decoder, in elements; `block` and `other` are parameters inside and outside the layers.
 
-    Of those inside, `linear` are weights of linear layers, which are all that NF4 packs: experts that lie in one tensor
-    a layer stay in 16 bits.
+    Of those inside, `linear` are weights of linear layers, all that NF4 packs: experts in one tensor stay in 16 bits.
     """
 
     layers: int

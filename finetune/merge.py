@@ -73,9 +73,8 @@ def export(
         raise UsageError(f"{folder}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; free some")
 
     record, below = read_training(own.folder), read_training(files.folder)  # the base may be an export, too
-    system = str((record.prompt if record else {}).get("system") or SYSTEM)
     how: dict[str, Any] = {"adapter": own.folder, "trust_remote_code": trust_remote_code}
-    asked = Prompter.load(files, system=system, **how)
+    asked = Prompter.load(files, system=str((record.prompt if record else {}).get("system") or SYSTEM), **how)
     temporary = place.with_name(f".{place.name}.tmp")
     with alone(place.with_name(f".{place.name}.busy")):  # the temporary one is to be gone, lock and all
         shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
@@ -103,8 +102,7 @@ def _merge(files: ModelFiles, own: ModelFiles, asked: Prompter, folder: Path, tr
     with explained(own.label, "it cannot be merged"), torch.inference_mode():
         before = model(input_ids=ids).logits.float()
         merged = model.merge_and_unload(safe_merge=True)  # which raises for weights that are not finite
-        after = merged(input_ids=ids).logits.float()
-    gap = float((after - before).abs().max() / before.abs().max())
+        gap = float((merged(input_ids=ids).logits.float() - before).abs().max() / before.abs().max())
     # Weights in 16 bits are rounded once more by merging; float32 shows what is wrong beyond that.
     if not gap <= (most := 1e-3 if merged.dtype == torch.float32 else 0.05):
         why = f"merged, its logits are {100 * gap:.2g} % off (at most {100 * most:g} %)"

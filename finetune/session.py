@@ -151,9 +151,8 @@ def _check_same(before: Mapping[str, Any], planned: Plan) -> None:
 def _stopped(planned: Plan, command: str, number: int) -> PartialRunError:
     newest = newest_checkpoint(planned.checkpoints)
     kept = f"step {newest.step} is saved" if newest else "no step was saved yet"
-    again = f"\n  {command}" if command else ""
     what = f"stopped by {signal.Signals(number).name}: {kept} in {planned.checkpoints}"
-    error = PartialRunError(f"{what}. The same command goes on from there{again}")
+    error = PartialRunError(f"{what}. The same command goes on from there" + f"\n  {command}" * bool(command))
     error.exit_code = 130 if number == signal.SIGINT else error.exit_code
     return error
 

@@ -53,6 +53,5 @@ class BLEU(LexicalMetric):
         halvings = np.where(missed, missed.cumsum(axis=-1), 0)
         precision = np.where(missed, ratio(100, total * 2.0**halvings), 100 * ratio(match, total))
         logs = np.log(np.where(reached, precision, 1)).sum(axis=-1)
-        penalty = np.exp(np.minimum(0, 1 - ratio(ref, hyp)))
-        score = penalty * np.exp(ratio(logs, reached.sum(axis=-1)))
+        score = np.exp(np.minimum(0, 1 - ratio(ref, hyp))) * np.exp(ratio(logs, reached.sum(axis=-1)))
         return np.where(match.any(axis=-1), np.minimum(score, 100.0), 0.0)[..., None]

@@ -95,8 +95,7 @@ class Result:
         return self.intervals[self.of.values[0]]
 
     def __str__(self) -> str:
-        ends = f" {self.interval}" if self.n > 1 else ""  # one item has no interval
-        return f"{self.metric} {self.value:.2f}{ends} {self.signature}"
+        return f"{self.metric} {self.value:.2f}{f' {self.interval}' if self.n > 1 else ''} {self.signature}"
 
     def __repr__(self) -> str:  # without the bootstrap that `str` costs
         return f"<Result {self.metric}: {', '.join(f'{k} {v:.2f}' for k, v in self.scores.items())}; n {self.n}>"

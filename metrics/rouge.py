@@ -83,8 +83,7 @@ def _union_hits(candidates: Sequence[str], references: Sequence[str]) -> int:
     """rouge-score's summary-level LCS: words of reference sentences in an LCS with any candidate's, none twice.
 
     The dynamic program runs on bits (Hyyrö 2004), all reference sentences side by side in one integer with a zero bit
-    between them, so that a carry cannot pass: bit p of `state` is 0 where the table grows from the reference word
-    before p to p.
+    between them, so that a carry cannot pass: bit p of `state` is 0 where the table grows at the reference word p.
     """
     if len(references) == len(candidates) == 1:
         return LCSseq.similarity(references[0], candidates[0])

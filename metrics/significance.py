@@ -300,8 +300,7 @@ def _held(n: int, resamples: int, seed: int) -> tuple[npt.NDArray[np.uint8], ...
 def block_sums(table: FloatArray, clusters: Clusters = None) -> FloatArray:
     """What is resampled as one, a row each: the table's rows, or sums over clusters, or over `BLOCKS` blocks of either.
 
-    Of m training seeds, (m, n, k), the mean table's. Raises `InputError` on an empty table, or where there is not one
-    cluster for each row.
+    Of m training seeds, (m, n, k), the mean table's. Raises `InputError` without rows, or without a cluster for each.
     """
     table = table.mean(axis=0) if table.ndim == 3 else table
     if table.ndim != 2 or not len(table):

@@ -298,9 +298,7 @@ def _asked(line: Shown) -> tuple[str, ...]:
 def _answers(
     row: Mapping[str, Any], shown: Shown | None, run: Run, moved: list[tuple[str, str]]
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
-    """The answers of a row, and what is wrong with it by column; adds to `moved` a reply that is not its code's, with
-    the one that is.
-    """
+    """A row's answers, what is wrong by column; adds to `moved` a reply that is not its code's, and the one that is."""
     if shown is None:
         return {}, [("code", f"{as_text(row.get('code'))[:40]!r} is not on the key of this run")]
     values, wrong, asked = dict[str, float](), list[tuple[str, str]](), _asked(shown)

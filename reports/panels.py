@@ -205,9 +205,8 @@ def ranking_panel(ranking: Ranking) -> Iterator[Panel]:
         row += [primary.number(score.value), primary.interval(score), *(_difference(c, primary) if several else ())]
         row += [Name(s.compared_with) if s.compared_with else ""] if len(bases) > 1 else []
         rows.append([*row, ABSENT if s.hit_limit_share is None else f"{100 * s.hit_limit_share:.1f} %"])
-    these = "one item" if ranking.n == 1 else f"these {ranking.n} items"
     least = f"after Holm’s correction over all {pairs} pairs is 0.05 or more" if pairs > 1 else "is 0.05 or more"
-    [(_, how)] = facts("ranks", these=these, least=least)
+    [(_, how)] = facts("ranks", these="one item" if ranking.n == 1 else f"these {ranking.n} items", least=least)
     about = f"The primary metric, {ranking.declared}: {ranking.descriptions[primary.metric]}."
     table = Table(columns, rows, f"{primary.label}, the primary metric ({way} is better), {over}", "Ranking")
     first, last = (Sentences(texts, "lead", Pen.HTML) for texts in ((about,), (how,) if several else ()))

@@ -207,8 +207,8 @@ def report_md(ranking: Ranking, say: Say = str) -> str:
     found, told = list[str](), panels.panels(ranking, Pen.MARKDOWN)
     for panel, blocks in spoken(told, say) if isinstance(say, Catalogue) else told:
         texts = [text for block in blocks for text in _markdown(block, say("Note:"))]
-        is_note = all(text.startswith(">") for text in texts)  # notes stand under the verdict without a title
-        if panel.level == 1 or (texts and not is_note):
+        # Notes stand under the verdict without a title.
+        if panel.level == 1 or any(not text.startswith(">") for text in texts):
             found.append(f"{'#' * panel.level} {escaped(panel.title)}")
         found += texts
     return "\n\n".join(found) + "\n"
@@ -228,8 +228,7 @@ def evaluation_md(ranking: Ranking, candidate: str) -> tuple[str, str]:
 def _markdown(block: Block, note: str = "Note:") -> Iterator[str]:
     match block:
         case Sentences(texts, kind):
-            before = {"list": "* ", "note": f"> **{note}** "}.get(kind, "")
-            lines = [f"{before}{escaped(text)}" for text in texts]
+            lines = [{"list": "* ", "note": f"> **{note}** "}.get(kind, "") + escaped(text) for text in texts]
             yield from ["\n".join(lines)] if kind == "list" and lines else lines
         case Table():
             columns, rows = visible(block, Pen.MARKDOWN)

@@ -218,8 +218,7 @@ def _find_adapter(spec: Spec) -> tuple[ModelFiles, Spec]:
     if why:
         raise CandidateError(f"{label}: {why}")
     at = "target_parameters" if config.get("target_parameters") else "target_modules"  # the first of experts alone
-    needed = ["peft_type", *(["r", at] if kind == "LORA" else [])]
-    if lacking := [key for key in needed if not config.get(key)]:
+    if lacking := [key for key in ("peft_type", *(("r", at) if kind == "LORA" else ())) if not config.get(key)]:
         path = files.folder / "adapter_config.json"
         raise CandidateError(f"{label}: {path} lacks {', '.join(lacking)}; save it again with PEFT")
     base, revision = (str(config.get(key) or "") for key in ("base_model_name_or_path", "revision"))

@@ -169,9 +169,8 @@ class Client:
         long, all others would fail before the first could fail for good, which is hours.
         """
         patience, tenacity, tried, slow, since = self.patience, self._tenacity, 0, 0, float("inf")
-        again = tenacity.retry_if_exception_type(AgainError)
         wait = tenacity.wait_exponential_jitter(patience.wait, patience.most_wait, jitter=patience.wait)
-        async for attempt in tenacity.AsyncRetrying(retry=again, wait=wait):
+        async for attempt in tenacity.AsyncRetrying(retry=tenacity.retry_if_exception_type(AgainError), wait=wait):
             with attempt:
                 n = attempt.retry_state.attempt_number
                 waiting.append(n)

@@ -219,13 +219,11 @@ def halving(work: Callable[[slice], list[T]], rows: slice) -> list[T]:
     done: list[T] = []
     size = rows.stop - rows.start
     while (start := rows.start + len(done)) < rows.stop:
-        part = slice(start, min(start + size, rows.stop))
         try:
-            done += work(part)
+            done += work(slice(start, min(start + size, rows.stop)))
             continue
         except RuntimeError as error:
-            is_memory = isinstance(error, torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error)
-            if size == 1 or not is_memory:
+            if size == 1 or not (isinstance(error, torch.OutOfMemoryError) or CPU_OUT_OF_MEMORY in str(error)):
                 raise
         # Outside the handler, where the traceback no longer holds the tensors of the failed attempt.
         size = math.ceil(size / 2)

@@ -76,8 +76,7 @@ def choose(logits: Tensor, seen: Tensor, decoding: Decoding, keys: Tensor, step:
         return logits.argmax(-1)
     values, tokens = likeliest(logits / decoding.temperature, decoding.top_k, decoding.top_p)
     uniform = (random_words(keys, step, tokens).double() + 0.5) / 2.0**32
-    drawn = (values.double() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
-    return tokens.gather(1, drawn)[:, 0]
+    return tokens.gather(1, (values.double() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True))[:, 0]
 
 
 def likeliest(scores: Tensor, top_k: int, top_p: float, first: int = NUCLEUS) -> tuple[Tensor, Tensor]:
@@ -126,9 +125,8 @@ class Slots(DynamicLayer):  # type: ignore[misc]  # transformers is not typed
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps some of the rows."""
-        n = self.keys.shape[2]
         self.store = [x[indices] for x in self.store]
-        self.keys, self.values = (x[:, :, :n] for x in self.store)
+        self.keys, self.values = (x[:, :, : self.keys.shape[2]] for x in self.store)
 
 
 def attend(
@@ -225,9 +223,8 @@ def passes(lengths: Sequence[int], tokens: int = PASS_TOKENS) -> Iterator[slice]
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
     """Ids and mask (n, longest), shorter rows filled up on the `side` "left" or "right"."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], True, pad, side)
     mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], True, 0, side)
-    return ids.to(device), mask.to(device)
+    return pad_sequence([torch.tensor(row) for row in rows], True, pad, side).to(device), mask.to(device)
 
 
 def call(model: Any, **arguments: Any) -> Any:

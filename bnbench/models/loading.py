@@ -136,9 +136,7 @@ def explained(label: str, fault: str) -> Iterator[None]:
 
 @contextmanager
 def bounded(label: str, what: str, seconds: float = 10.0, memory: int = 2**30) -> Iterator[None]:
-    """Raises CandidateError where a block takes longer, or more bytes: what a stranger's file has a library do. Bounded
-    on Linux, in the main thread.
-    """
+    """Raises CandidateError where a stranger's file has a library take longer, or more bytes (Linux's main thread)."""
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -280,8 +280,7 @@ class Prompter:
     def decode(self, ids: Sequence[int], *, cut: bool = False) -> str:
         """A reply's text: without special tokens, cut at the first stop text, stripped; `cut`: the limit ended it."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        ends = [at for stop in self.stop_texts if (at := text.find(stop)) >= 0]
-        text = text[: min(ends, default=None)].strip()
+        text = text[: min((at for stop in self.stop_texts if (at := text.find(stop)) >= 0), default=None)].strip()
         # The limit may split a character whose bytes are several tokens. What is left of it is ours, not the model's.
         return text.rstrip("\ufffd").rstrip() if cut else text
 

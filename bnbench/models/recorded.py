@@ -24,8 +24,7 @@ class RecordedReplies(Backend):
 
     def __init__(self, candidates: Sequence[Candidate], options: BackendOptions) -> None:
         super().__init__(candidates, options)
-        asked = Prompter("recorded")  # the file does not say how the model was asked
-        self.prompters = {candidate.name: asked for candidate in candidates}
+        self.prompters = dict.fromkeys((c.name for c in candidates), Prompter("recorded"))  # it says no more
         self.precision = self.precision | {"reason": "recorded replies: no model was run"}
         self._files = {c.name: Predictions.read(Path(c.location), options.columns) for c in candidates}
         self._paired: dict[str, Pairing] = {}

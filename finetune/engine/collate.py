@@ -168,9 +168,7 @@ def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -
 
 
 def make_pass(rows: Sequence[Row], pad_id: int | None = None) -> Pass:
-    """The rows one after another in one, each with positions from 0, as if it stood alone; with a `pad_id` one below
-    another, padded to the longest.
-    """
+    """The rows behind each other in one, each with positions from 0; with a `pad_id` one below another, all as long."""
     import torch
 
     # By numpy, in one thread: torch takes ten times as long for numbers of Python's, and the card waits meanwhile.

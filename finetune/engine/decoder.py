@@ -276,8 +276,7 @@ def random_state(device: torch.device, state: Any = None) -> Any:
 def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, sign: int) -> torch.Tensor:
     """(rows, T, heads, d) queries or keys turned by their positions' angles, (rows, T, d), forth (1) or back (-1).
 
-    With x = (x₁, x₂) the halves of a head, (x₁ cos − x₂ sin, x₂ cos + x₁ sin) (Su et al. 2021). The gradient of the one
-    is the other.
+    For the halves x₁, x₂ of a head (x₁ cos − x₂ sin, x₂ cos + x₁ sin) (Su et al. 2021). Each is the other's gradient.
     """
     if kernels.usable(x.device):
         return kernels.turn(x, cos, sin, sign=sign)

@@ -243,8 +243,7 @@ def _dropped(x: torch.Tensor, drops: Drops, rate: float) -> torch.Tensor:
 def add_noise(model: Any, alpha: float) -> None:
     """NEFTune (Jain et al. 2023): in training, noise on the embeddings of a PEFT model that `prepare` has been given.
 
-    Uniform within ± alpha / sqrt(L d), where L is the length of the sample in a packed row, and of a padded row, d the
-    width.
+    Uniform within ± alpha / sqrt(L d): L is the length of the sample in a packed row, or of a padded row, d the width.
     """
     base = model.get_base_model()
     embedding, lengths = base.get_input_embeddings(), list[int]()

@@ -184,8 +184,7 @@ def curve_of(history: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
     """Tries the longest rows first, draws progress, refuses a loss that is no number, seals checkpoints, keeps
-    loss.csv, and passes on a wish to stop. Who trains sets `try_largest`, which passes the rows that need most memory
-    once, and `bar`.
+    loss.csv, and passes on a wish to stop. Who trains sets `bar` and `try_largest`, a pass of what needs most memory.
     """
 
     def __init__(self, job: Job) -> None:
@@ -281,8 +280,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         self.collate = Collate(job.recipe.tokens_per_row if job.recipe.packing else None, job.pad_id)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
         most = len(job.rows) if self.packs else job.recipe.shared(processes.count()).batch_size
-        largest = self.collate.largest(job.rows, most)
-        monitor.try_largest = partial(self.try_largest, largest)
+        monitor.try_largest = partial(self.try_largest, self.collate.largest(job.rows, most))
 
     def get_train_dataloader(self) -> Any:
         """Lists of rows, the same in every process: `share` deals them out by length, not accelerate's sampler."""
@@ -297,8 +295,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         if self.recomputation is None:
             step()
         else:
-            tokens = largest.ids.numel()
-            self.recomputation.measure(tokens, lambda: self.model(one_pass=largest)["loss"], step)
+            self.recomputation.measure(largest.ids.numel(), lambda: self.model(one_pass=largest)["loss"], step)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], int]:
         """This process's share of one optimiser step's batches, and how many supervised tokens the step has in all."""
@@ -331,8 +328,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         for i, (one_pass, weight) in enumerate(zip(inputs, weights, strict=True), 1):
             if self.recomputation is not None:
                 self.recomputation.set_for(one_pass.ids.numel())
-            alone = model.no_sync() if meets and i < len(inputs) else nullcontext()
-            with alone, processes.company():
+            with model.no_sync() if meets and i < len(inputs) else nullcontext(), processes.company():
                 loss = self.compute_loss(model, one_pass, num_items_in_batch=num_items_in_batch)
                 loss = loss * weight if weight != 1 else loss
                 self.accelerator.backward(loss)

@@ -92,9 +92,8 @@ def tie_threshold(scores: FloatArray, labels: FloatArray) -> float:
     # among them is a sum that only shrinks, so all thresholds are tried at once.
     order = np.argsort(sizes, kind="stable")
     sizes, left = sizes[order], agreeing.sum() - np.cumsum(agreeing[order])
-    untied = np.arange(len(sizes) - 1, -1, -1)
     last = np.append(sizes[1:] > sizes[:-1], True)  # pairs of one size tie together
-    return float(sizes[last][np.argmax(ratio(left, np.sqrt(untied))[last])])
+    return float(sizes[last][np.argmax(ratio(left, np.sqrt(np.arange(len(sizes) - 1, -1, -1)))[last])])
 
 
 def _sums(groups: Groups, weights: FloatArray, counts: Counts) -> list[FloatArray]:

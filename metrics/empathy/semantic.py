@@ -236,9 +236,8 @@ def calibrate(reader: Reader, data: LabelledSet) -> Calibration:
         models.append(np.zeros(f + 2))
         for _ in range(50):  # Newton's method
             chance = 1 / (1 + np.exp(-twice @ models[-1]))
-            slope = twice.T @ (target - chance) - penalty * models[-1]
             curvature = (twice * (chance * (1 - chance))[:, None]).T @ twice + np.diag(penalty)
-            models[-1] += np.linalg.solve(curvature, slope)
+            models[-1] += np.linalg.solve(curvature, twice.T @ (target - chance) - penalty * models[-1])
     found = (mean, scale, np.stack(models)[:, :f], np.stack(models)[:, f:])
     return Calibration(reader.encoder.id, reader.anchors.id, *(np.round(each, 6) for each in found))
 
