@@ -339,7 +339,7 @@ def _prepare(request: EvaluationRequest, measures: Measures) -> Work:
     """Opens the backends, reads the data and asks each candidate's prompter; no weights are read."""
     backends, kinds = dict[str, Backend](), {"predictions": "recorded", "endpoint": "endpoint"}
     files = (request.out / name for name in (records.GENERATIONS, records.ANSWERED) if not request.overwrite)
-    kept = any(path.is_file() for path in files) and (request.out / "run.json").is_file()
+    kept = any(path.is_file() and path.stat().st_size for path in files) and (request.out / "run.json").is_file()
     began = {c.name: c.key_fields for c in records.read_record(request.out).candidates} if kept else {}
     names = {c.name: kinds.get(c.kind, request.backend) for c in request.candidates}
     classes = {name: get_backend(name) for name in dict.fromkeys(names.values())}
@@ -438,8 +438,8 @@ def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int, Waitin
             people = [r for r in records.read_lines(records.Rating, ratings) if r.rater.startswith(records.PERSON)]
             ratings.unlink()
             records.append_lines(ratings, people)
-    files = [records.read_lines(records.Generation, one) for one in (path, aside)]
-    done, put = ([(g.candidate, g.key, g.id, g.sample) for g in found] for found in files)
+    held = [records.read_lines(records.Generation, one) for one in (path, aside)]
+    done, put = ([(g.candidate, g.key, g.id, g.sample) for g in found] for found in held)
     steps = [(b.entrant.candidate.name, *step) for b in plan for step in zip(b.keys, b.items, strict=True)]
     keys = [(name, key, work.examples[i].id, sample) for name, key, (i, sample) in steps]
     strange = sorted(map(put.index, {*put} - {*keys}))
@@ -469,7 +469,7 @@ def _resume(work: Work, plan: Sequence[Batch]) -> tuple[list[Batch], int, Waitin
     if whole:
         log.info("%s: going on after %d of %d replies", out, whole, len(keys))
     records.write_text(out / "examples.jsonl", b"".join(records.line_of(e) + b"\n" for e in work.examples))
-    return left, whole, {(g.candidate, g.key): g for g in files[1]}
+    return left, whole, {(g.candidate, g.key): g for g in held[1]}
 
 
 def _generate(
