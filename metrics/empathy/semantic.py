@@ -149,7 +149,7 @@ class Reader:
         self.mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
         self._read = Memo(_read)
-        # The heads, (d + 1, 10), the last row their constants: each mechanism against all that is not empathic, each
+        # The heads, (10, d + 1), the last column their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
         vectors, labels = self.vectors - self.mean, np.array(anchors.labels)
         empathic, contrasting = np.isin(labels, MECHANISMS), np.isin(labels, CONTRASTS)
@@ -164,7 +164,7 @@ class Reader:
             penalty = np.diag([*[HEAD_RIDGE] * vectors.shape[1], 0.0])
             target = these.astype(np.float64) - others
             heads.append(np.linalg.solve((rows * weight[:, None]).T @ rows + penalty, rows.T @ (weight * target)))
-        self.heads = np.stack(heads, axis=1)
+        self.heads = np.round(heads, 8)  # the last digits follow the processor and the number of its threads
 
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
@@ -172,17 +172,17 @@ class Reader:
         own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
-        heads = (self.encoder.encode(list(row_of)).astype(np.float64) - self.mean) @ self.heads[:-1] + self.heads[-1]
+        # No `@`: its sums follow the number of rows and of threads, and a reply's score would follow its neighbours.
+        vectors = self.encoder.encode(list(row_of)).astype(np.float64) - self.mean
+        heads = np.einsum("nd,hd->nh", vectors, self.heads[:, :-1]) + self.heads[:, -1]
         chance = chances(texts, "relevance")
         odds = np.log(chance / (1 - chance))
-
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
         means_of = [HEADS.index(name) for name in FEATURES[1:-1]]
         for place, sentences in enumerate(own):
             if rows := [row_of[text] for text in sentences]:
-                mean = heads[rows].mean(axis=0)
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
-                made[place, :, 1:] = [*mean[means_of], odds[place]]
+                made[place, :, 1:] = [*heads[rows].mean(axis=0)[means_of], odds[place]]
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
         return Seen(made, np.array(left, dtype=np.float64))
 
@@ -326,7 +326,7 @@ class SemanticEmpathy(EmpathyMetric):
             raise InputError("explain takes one reply and one message, both text")
         sentences, anchors = self.reader.sentences(bengali(reply), bengali(message)), self.reader.anchors
         vectors = self.reader.encoder.encode([each.text for each in sentences]).astype(np.float64)
-        heads = (vectors - self.reader.mean) @ self.reader.heads[:-1] + self.reader.heads[-1]
+        heads = (vectors - self.reader.mean) @ self.reader.heads[:, :-1].T + self.reader.heads[:, -1]
         found = []
         for sentence, vector, row in zip(sentences, vectors, heads, strict=True):
             near = int((vector @ self.reader.vectors.T).argmax())

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from bnbench.metrics import SemanticEmpathy, UsageError, get_metric
+from bnbench.metrics.core import Texts
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.encoder import load_encoder, words_only
 from bnbench.metrics.empathy.head import load_head
@@ -121,9 +123,15 @@ def test_spellings_score_the_same(metric: SemanticEmpathy) -> None:
 
 
 def test_a_reply_does_not_depend_on_its_neighbours(metric: SemanticEmpathy) -> None:
-    together = scores(metric, *REPLIES.values())
-    alone = [scores(metric, reply)[0] for reply in REPLIES.values()]
-    assert together == pytest.approx(alone, abs=1e-4)
+    rows = calibration_set().rows[:200]
+    texts = Texts.of([row.reply for row in rows], messages=[row.message for row in rows])
+    together = metric.statistics(texts)
+    for part in (slice(0, 1), slice(1, 3), slice(9, 50)):
+        some = Texts.of(texts.replies[part], messages=(texts.messages or ())[part])
+        np.testing.assert_array_equal(metric.statistics(some), together[part])
+    for threads in (1, 2):  # processes beside a run have one
+        with threadpool_limits(threads):
+            np.testing.assert_array_equal(SemanticEmpathy().statistics(texts), together)
 
 
 def test_explain_names_the_nearest_anchor_and_what_is_copied(metric: SemanticEmpathy) -> None:
