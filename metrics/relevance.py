@@ -58,7 +58,7 @@ class ContentWords:
     def read(self, text: str) -> tuple[list[str], list[tuple[str, ...]]]:
         """The tokens of a text, regional words in their standard form, and every run of `COPIED` of them."""
         tokens = list(map(standard().__getitem__, preparation().tokens(text)))
-        return tokens, list(zip(*(tokens[start:] for start in range(COPIED)), strict=False))
+        return tokens, [*zip(tokens, tokens[1:], tokens[2:], tokens[3:], tokens[4:], strict=False)]
 
     def features(self, texts: Texts) -> FloatArray:
         """`heard` and `elsewhere` of each reply, n x 2, less what it copies; 0 where the message has no content."""

@@ -65,7 +65,7 @@ class Head:
         tensors = load(data)
         weights, rarity = tensors["weights"].astype(np.float64), tensors["rarity"].astype(np.float64)[:, None]
         self._table, self._constants = np.hstack([weights, rarity]), tensors["constants"]
-        self._of_pairs = PAIR * rarity * np.hstack([weights, PAIR * rarity])
+        self._of_pairs = (PAIR * rarity * np.hstack([weights, PAIR * rarity])).tobytes()
         self._rows: Memo[bytes] = Memo(self._row)
 
     def read(self, texts: Iterable[str]) -> FloatArray:
@@ -83,7 +83,7 @@ class Head:
     def _row(self, piece: str) -> bytes:
         """What a piece adds to the four sums, and to the square of the vector's length: the bytes of five numbers."""
         if " " in piece:
-            return bytes(self._of_pairs[buckets(piece)[0]])
+            return self._of_pairs[(at := buckets(piece)[0] * _ROW) : at + _ROW]
         table = self._table.take(buckets(piece), axis=0)
         return bytes(table[:, 4].dot(table))
 

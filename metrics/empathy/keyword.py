@@ -83,7 +83,7 @@ class KeywordEmpathy(EmpathyMetric):
             credits = []
             for reply, message in zip(texts.replies, texts.messages or (), strict=True):
                 said = _Reading(lexicon, reply, messages[message])
-                factor = said.left * prod(AGAINST[match.entry.level] for match in said.against)
+                factor = said.left * prod([AGAINST[match.entry.level] for match in said.against])
                 if said.stock:
                     carried = FREE_PHRASES + (len(said.own) + len(said.anchored)) / WORDS_PER_PHRASE
                     factor *= min(1.0, max(0.0, 2 * carried / len(said.stock) - 1))
@@ -141,7 +141,7 @@ class _Words:
         self.quoted, self.clause_ends = quoted, clause_ends = list[bool](), list[bool]()
         self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
         closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
-        last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items()}
+        last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items() if closes in text}
         for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
             if text[at] == "\n":  # else one space stands there, or the token
                 breaks.append((len(words), False))
@@ -176,9 +176,8 @@ class _Words:
 def listed(part_ends: Sequence[bool]) -> list[bool]:
     """Which words of a sentence stand in a row of `LISTED` short parts, of whether a part ends with each word."""
     found = [False] * len(part_ends)
-    ends = [place for place, ends in enumerate(part_ends, 1) if ends]
     begun = row = short = 0  # where the part and the row of short parts begin, and how many parts the row has
-    for end in ends if len(ends) >= LISTED else ():
+    for end in [at for at, ends in enumerate(part_ends, 1) if ends] if sum(part_ends) >= LISTED else ():
         short, row = (short + 1, row) if end - begun <= LISTED_WORDS else (0, end)
         if short >= LISTED:
             new = row if short == LISTED else begun
@@ -223,7 +222,7 @@ class _Reading:
         sentences = self.text.sentences
         found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [
-            not sentence.question and any(phrase in lexicon.advising for phrase, _ in phrases)
+            bool(phrases) and not sentence.question and any(phrase in lexicon.advising for phrase, _ in phrases)
             for sentence, phrases in zip(sentences, found, strict=True)
         ]
         self.advises = any(advising) and sum(advising) >= ADVICE_SHARE * len(advising)
@@ -232,7 +231,8 @@ class _Reading:
         for sentence in sentences:
             words = self.text.words[sentence.start : sentence.end]
             here, keys = [False] * len(words), [lexicon.keys[word] for word in words]
-            for start, run in enumerate(zip(*(keys[start:] for start in range(message.run)), strict=False)):
+            runs = [*zip(*(keys[start:] for start in range(message.run)), strict=False)]
+            for start, run in enumerate(() if message.runs.isdisjoint(runs) else runs):
                 if run in message.runs:
                     here[start : start + message.run] = [True] * message.run
             others = [word for word in words if word not in lexicon.persons]
