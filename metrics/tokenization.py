@@ -4,8 +4,7 @@
 (sacrebleu's, which keeps danda on a word that ends in a digit), `indicnlp` (indic-nlp-library's, which splits
 ১,৫০০.৭৫ and leaves “ ” ৳ attached; needs `pip install ".[compare]"`), `csebuetnlp` (the stems of XL-Sum's ROUGE).
 
-Python's own `\\w+` must not be used on Bengali: it leaves out vowel signs and hasanta and splits two words in three
-(বুঝতে: ব, ঝত).
+Python's own `\\w+` is not for Bengali: it drops vowel signs and hasanta and splits two words in three (বুঝতে: ব, ঝত).
 """
 
 from collections.abc import Callable, Sequence

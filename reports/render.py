@@ -1,7 +1,6 @@
 """The three pens (the terminal's text, Markdown, the page), the ranking for machines, and the report's files.
 
-The page is whole by itself: its font, its data and our own script lie inside, and it asks for nothing. Whatever comes
-from outside is text there.
+The page is whole: font, data and our own script lie inside, and it asks for nothing. What comes from outside is text.
 """
 
 import base64

@@ -1,9 +1,8 @@
 """How well scores agree with labels: AUC, and Kendall's tau-b with tie calibration.
 
 Sources: Hanley & McNeil 1982 (AUC as a count over pairs); Kendall 1945 (tau-b); Deutsch, Foster & Freitag 2023, "Ties
-Matter" (tie calibration: a metric that never ties is compared with labels that mostly do, so two scores closer than a
-threshold count as tied, and the threshold is the one that serves the metric best); Field & Welsh 2007 (resampling whole
-clusters).
+Matter" (tie calibration: a metric that never ties is compared with labels that mostly do, so scores closer than a
+threshold count as tied, the one that serves the metric best); Field & Welsh 2007 (resampling whole clusters).
 """
 
 from collections.abc import Callable, Hashable, Sequence

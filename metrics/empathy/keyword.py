@@ -38,6 +38,7 @@ WORDS, UNASKED = 0.8, 0.25  # earned beside phrases by each level of the head; k
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
+_UNPLACED = re.compile(r"[\w\u0980-\u09ff\u0964\u0965 ,;:?!()-]*")  # nothing that quotes, ends a line or goes
 _QUOTATION = {"“": "”", "‘": "’", '"': '"', "«": "»", "'": "'"}
 # What Bengali hangs on a quoted word: ‘না’টা, ‘ভয়’এর.
 _CASE_ENDING = re.compile("(?:টা|টি|টুকু|গুলো|এর|র|কে|তে|এ|ই|ও)(?:র|কে|তে|\u09af\u09bc|ই|ও)?(?![\u0980-\u09fe])")
@@ -109,7 +110,7 @@ class KeywordEmpathy(EmpathyMetric):
         """The phrases found in the reply and not set aside, in the order in which they stand."""
         if not self._mechanisms:
             raise InputError('explain needs a lexicon with mechanisms; use lexicon="bn" or your own')
-        reading = _Reading(self.lexicon, bengali(reply), _Message(self.lexicon, bengali(message)))
+        reading = _Reading(self.lexicon, bengali(reply), _Message(self.lexicon, bengali(message)), placed=True)
         text, counting = reading.text, [*(match for match, _ in reading.earning), *reading.against]
         counted, spans = {match.words for match in counting}, []
         for entry, words, polarity, _ in sorted(reading.matches, key=lambda match: match.words):
@@ -135,18 +136,20 @@ class _Sentence(NamedTuple):
 class _Words:
     """A normalised text as words; of each, where it starts, whether it is quoted, whether a clause ends with it."""
 
-    def __init__(self, raw: str) -> None:
-        self.text = text = normalize(raw)
+    def __init__(self, raw: str, placed: bool) -> None:
+        # Where words start in the text says what is quoted, and is explained; elsewhere nobody asks.
+        self.text = text = normalize(raw) if placed or not _UNPLACED.fullmatch(raw) else ""
         self.words, self.starts = words, starts = list[str](), list[int]()
         self.quoted, self.clause_ends = quoted, clause_ends = list[bool](), list[bool]()
         self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
-        closing, at = "", 0  # what closes the quotation that the text is in, and where the last token ends
+        closing, found, at = "", 0, 0  # what closes the quotation that the text is in, and where the last token stands
         last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items() if closes in text}
-        for token in tokenize(text, norm="none"):  # normalised already, and tokens must be found where they stand
-            if text[at] == "\n":  # else one space stands there, or the token
-                breaks.append((len(words), False))
-            found = text.index(token, at)
-            at = found + len(token)
+        for token in preparation().tokens(raw):
+            if text:
+                if text[at] == "\n":  # else one space stands there, or the token
+                    breaks.append((len(words), False))
+                found = text.index(token, at)
+                at = found + len(token)
             if is_word(token):
                 words.append(token)
                 starts.append(found)
@@ -157,7 +160,7 @@ class _Words:
                 clause_ends[-1] = True
             # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
             # rest is a case ending (‘না’টা).
-            if token == closing or (not closing and last.get(token, 0) >= at):
+            if token == closing or (not closing and last.get(token, -1) >= at):
                 in_word = is_word(text[found - 1 : found]) and is_word(text[at : at + 1])
                 if closing and not (in_word and token in "'’" and not _CASE_ENDING.match(text, at)):
                     closing = ""
@@ -217,8 +220,8 @@ class _Reading:
     what is copied, listed or quoted is in neither of them.
     """
 
-    def __init__(self, lexicon: Lexicon, reply: str, message: _Message) -> None:
-        self.lexicon, self.message, self.text = lexicon, message, _Words(reply)
+    def __init__(self, lexicon: Lexicon, reply: str, message: _Message, placed: bool = False) -> None:
+        self.lexicon, self.message, self.text = lexicon, message, _Words(reply, placed)
         sentences = self.text.sentences
         found = [lexicon.matcher.find(self.text.words[each.start : each.end]) for each in sentences]
         advising = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,11 @@ import pytest
 
 from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.head import load_head
-from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span
+from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span, _Words
 from bnbench.metrics.empathy.lexicon import load_lexicon, load_polarity
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
-from bnbench.metrics.labelled import blind_set
+from bnbench.metrics.labelled import blind_set, calibration_set
 from bnbench.metrics.relevance import fitted
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
@@ -463,3 +464,35 @@ def test_exploration_is_asking_and_more_than_a_question_mark() -> None:
     marks, asking = np.array(["?" in reply for reply in data.replies]), data.levels[:, 2] == 2
     assert np.median(found[asking & marks]) > 10 * found[marks & (data.levels[:, 2] == 0)].mean()
     assert found[~marks & ~asking].mean() < 3
+
+
+def test_where_words_start_changes_nothing_but_what_is_quoted() -> None:
+    marks = (
+        " ",
+        "\n",
+        "\u2028",
+        "“",
+        "’",
+        '"',
+        "<br>",
+        "[INST]",
+        "&nbsp;",
+        "।",
+        "?",
+        "-",
+        "...",
+        "🙂",
+        "\u200c",
+        "৷",
+        "`",
+        "|",
+        ". ",
+        "ন্‍",
+    )
+    chance = random.Random(5)
+    for row in calibration_set().rows:
+        at = chance.randrange(len(row.reply))
+        for text in (row.reply, row.reply[:at] + chance.choice(marks) + row.reply[at:]):
+            quick, placed = _Words(text, False), _Words(text, True)
+            for name in ("words", "quoted", "clause_ends", "sentences"):
+                assert getattr(quick, name) == getattr(placed, name), text
