@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -103,10 +104,16 @@ ADAPTERS: dict[str, Any] = {
 CHANGE_THEIR_BASE = {"PiSSA", "OLoRA", "LoRA, layer_replication"}
 
 
+@cache
+def read(base: Path) -> Any:
+    """A base by transformers alone; to be copied, as PEFT changes what it is put on."""
+    return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
 def trained(base: Path, config: Any, folder: Path) -> Path:
     """An adapter of `base` in `folder`, as if trained: every parameter that training would move is moved."""
+    model = copy.deepcopy(read(base))
     torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(model, config)
@@ -131,7 +138,7 @@ def truth(backend: TransformersBackend, base: Path, adapter: Path | None = None)
 
 @cache
 def truth_of(probe: tuple[int, ...], base: Path, adapter: Path | None) -> torch.Tensor:
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = copy.deepcopy(read(base))
     if adapter is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
