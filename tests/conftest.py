@@ -295,6 +295,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """So does what the tests of a file import; with all of transformers a collection takes a third of a second."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
     """A command under -q lowers our logger's voice for the process; the next test begins with it as it was."""

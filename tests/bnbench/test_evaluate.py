@@ -105,7 +105,7 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
         left[0] -= 1
         if left[0] < 0:
             raise RuntimeError("the card fell off the bus")
-        time.sleep(0.2)
+        time.sleep(0.05)
         return original(self, *args)
 
     monkeypatch.setattr(hf.TransformersBackend, "generate", failing)
@@ -115,7 +115,7 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
     begun = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert begun["finished"] is None
     first, second = (c["seconds"] for c in begun["candidates"])
-    assert first > 0.6 and second is None  # three batches are the base's, and the adapter's first one failed
+    assert first > 0.15 and second is None  # three batches are the base's, and the adapter's first one failed
     left[0] = 99
     for _ in range(2):  # to its end, and once more when nothing is left to do
         done = read_run(evaluate(asked)).record
@@ -123,7 +123,7 @@ def test_times_and_memory_are_those_of_all_sessions(tiny_base, tiny_adapter, tmp
         assert base.seconds == first
         tokens = sum(g.tokens for g in read_run(tmp_path / "run").replies[adapter.name])
         assert adapter.tokens_per_second == pytest.approx(tokens / adapter.seconds, abs=0.1)
-        assert adapter.seconds > 0.6
+        assert adapter.seconds > 0.15
         assert done.peak_memory_bytes >= begun["peak_memory_bytes"] > 0
         assert done.created == begun["created"]
         assert list(done.stages) == ["load", "generate", "score"] and done.stages["load"] > begun["stages"]["load"] > 0
@@ -210,7 +210,7 @@ def test_a_metric_that_fails_is_told_before_what_it_would_waste(fault, at, repli
         return np.full((len(texts), len(self.columns)), np.nan) if fault == "nan" else np.zeros((len(texts), 1))
 
     def slow(self, candidate, *args):
-        time.sleep(1.5 * (candidate.name == "a"))
+        time.sleep(0.7 * (candidate.name == "a"))
         return answer(self, candidate, *args)
 
     answer = recorded.RecordedReplies.generate
