@@ -6,16 +6,21 @@ import contextlib
 import functools
 import gc
 import importlib
+import json
 import logging
 import os
+import ssl
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bnbench.data import corpus
+from bnbench.data.corpus import Example
+from bnbench.models.prompts import Prompter
 
 # The models of the tests are too small for more than one thread, which only waits for the others on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -127,6 +132,67 @@ def avx512bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return bool(request.param)
 
 
+# Reads lines of JSON: a program, and the processes that are to run it at the same time; answers with their exit codes.
+FORKING = """
+import json, os, sys, traceback
+import bitsandbytes, peft, transformers.trainer, transformers.models.llama.modeling_llama
+for line in sys.stdin:
+    job, children = json.loads(line), []
+    for environment, files in job["processes"]:
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.chdir(job["folder"])
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, (name, how) in enumerate(zip(files, (os.O_RDONLY, *[os.O_CREAT | os.O_WRONLY] * 2))):
+            os.dup2(os.open(name, how), number)
+        sys.stdin, sys.argv, sys.path[:0], code = open(0, encoding="utf-8"), job["words"], job["paths"], 0
+        try:
+            exec(compile(job["code"], "<forked>", "exec"), {"__name__": "__main__"})
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int | None) else 1
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[subprocess.CompletedProcess[str]]]]:
+    """Runs Python code in a process of its own, or in one for each of `each`, which adds to its environment.
+
+    All are forked from a process that has imported the libraries and nothing of ours: that takes eight seconds, which
+    are spent once and not for each process.
+    """
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def run(
+            code: str, *words: str, folder: Path, given: str = "", each: Sequence[Mapping[str, str]] = ({},)
+        ) -> list[subprocess.CompletedProcess[str]]:
+            assert process.stdin is not None and process.stdout is not None
+            place = tmp_path_factory.mktemp("forked")
+            (place / "in").write_text(given, encoding="utf-8")
+            files = [[str(place / name) for name in ("in", f"out{i}", f"err{i}")] for i in range(len(each))]
+            job = {
+                "code": code, "words": ["-c", *words], "folder": str(folder),
+                "paths": [*sys.path, str(Path(__file__).parents[1])],
+                "processes": [(os.environ | dict(more), names) for more, names in zip(each, files, strict=True)],
+            }  # fmt: skip
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            codes = json.loads(process.stdout.readline())
+            said = [[Path(name).read_text(encoding="utf-8") for name in names[1:]] for names in files]
+            return [subprocess.CompletedProcess(words, n, *texts) for n, texts in zip(codes, said, strict=True)]
+
+        yield run
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
     return build_tokenizer
@@ -180,11 +246,59 @@ def each_text_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, size in (("repair", 10_000), ("make_example", 10_000), ("_unlike", 16)):
             monkeypatch.setattr(corpus, name, functools.lru_cache(size)(getattr(corpus, name)))
+        count, counted = Prompter.count_tokens, dict[Any, list[int]]()
+
+        def count_once(prompter: Prompter, examples: Sequence[Example]) -> list[int]:
+            # A prompter is equal to another with the same template, whatever its tokenizer.
+            key = (prompter, prompter.tokenizer_sha, *examples)
+            if key not in counted:
+                counted[key] = count(prompter, examples)
+            return counted[key]
+
+        monkeypatch.setattr(Prompter, "count_tokens", count_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates_once() -> Iterator[None]:
+    """Each pool of connections reads the certificates of the world anew, 50 ms long, though ours ask only this host."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_template_once() -> Iterator[None]:
+    """Jinja keeps no template between environments: each report, and each adapter that PEFT writes, compiles its own
+    anew, for a quarter of the time of the tests of reports.
+    """
+    import jinja2
+
+    made = dict[Any, Any]()
+    compile_anew = jinja2.Environment.compile
+
+    def compiled(self: Any, source: Any, *of: Any, **how: Any) -> Any:
+        what = (source, of, *how.items(), type(self), self.autoescape, self.trim_blocks, self.lstrip_blocks)
+        key = (what, self.keep_trailing_newline, frozenset(self.filters), frozenset(self.extensions))
+        if key not in made:
+            made[key] = compile_anew(self, source, *of, **how)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(jinja2.Environment, "compile", compiled)
         yield
 
 
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection, and each load and training has one, walks through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """So does what the tests of a file import; with all of transformers a collection takes a third of a second."""
+    yield
     gc.collect()
     gc.freeze()
 

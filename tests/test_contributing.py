@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,37 +31,9 @@ def apply(path: Path, diff: str) -> None:
     path.write_text("\n".join(lines), encoding="utf-8", newline="\n")
 
 
-# Forks itself for each command, as `python -m` in that folder: the libraries are read once, not once a command.
-FORKING = """
-import json, os, runpy, sys
-import peft, transformers.trainer, transformers.models.llama.modeling_llama
-for line in sys.stdin:
-    folder, words = json.loads(line)
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    os.chdir(folder)
-    for number, name in ((1, "said"), (2, "told")):
-        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-    sys.path.insert(0, folder)
-    os.environ["PYTHONPATH"], sys.argv = folder, words
-    try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        code = ended.code or 0
-    else:
-        code = 0
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-"""
-
-
-@pytest.fixture(scope="module")
-def forking() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", FORKING]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
+# As `python -m` in the folder that it is run in.
+MODULE = "import os, runpy, sys; sys.path.insert(0, os.getcwd()); del sys.argv[0]; "
+MODULE += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +46,7 @@ def forking() -> Iterator[subprocess.Popen[str]]:
         ("A panel", ""),
     ],
 )
-def test_each_step_works(section: str, said: str, forking: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_each_step_works(section: str, said: str, forked: Any, tmp_path: Path) -> None:
     copy, out = tmp_path / "checkout", ""
     for package in ("bnbench", "metrics", "finetune", "reports"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -90,12 +59,10 @@ def test_each_step_works(section: str, said: str, forking: subprocess.Popen[str]
             assert len(text.splitlines()) <= 40
             (copy / path).write_text(text, encoding="utf-8")
         for line in text.splitlines() if kind == "console" else ():
-            assert forking.stdin is not None and forking.stdout is not None
-            forking.stdin.write(json.dumps([str(copy), shlex.split(line.removeprefix("$ "))]) + "\n")
-            forking.stdin.flush()
-            code = forking.stdout.readline()
-            assert code == "0\n", f"{line}\n{code}{(copy / 'told').read_text(encoding='utf-8')}"
-            out += (copy / "said").read_text(encoding="utf-8")
+            words = shlex.split(line.removeprefix("$ "))
+            [done] = forked(MODULE, *words, folder=copy, each=[{"PYTHONPATH": str(copy)}])
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            out += done.stdout
     assert said in out
     if section == "A panel":
         for name in ("report.md", "report.html"):

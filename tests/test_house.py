@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import ast
-import os
 import statistics
-import subprocess
-import sys
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-import bnbench
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("bnbench", "metrics", "finetune", "reports")
@@ -47,7 +43,6 @@ root, entered = Path(sys.argv.pop(1)), set()
 def seen(frame, event, argument):  # of each call; no line of it is traced, as nothing is returned
     if frame.f_code.co_flags & 1:
         entered.add(frame.f_code)
-import peft, transformers.models.llama.modeling_llama  # not ours: read before the trace, which slows it
 from bnbench.cli import main
 threading.settrace(seen)
 sys.settrace(seen)
@@ -142,13 +137,11 @@ def test_evaluation_is_a_short_walk(walk: tuple[int, int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
+def walk(tmp_path_factory: pytest.TempPathFactory, forked: Any) -> tuple[int, int]:
     """How many files and functions of ours `bnbench evaluate` enters."""
-    out = tmp_path_factory.mktemp("walk") / "run"
-    words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(out), "--limit", "8", "-q"]
-    command = [sys.executable, "-c", TRACE, str(ROOT), *words]
-    paths = os.pathsep.join([str(Path(bnbench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    folder = tmp_path_factory.mktemp("walk")
+    words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(folder / "run"), "--limit", "8", "-q"]
+    [done] = forked(TRACE, str(ROOT), *words, "--max-new-tokens", "16", folder=folder)
     if done.returncode:
         pytest.fail(done.stderr)
     files, functions = map(int, done.stdout.splitlines()[-1].split())

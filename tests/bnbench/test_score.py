@@ -634,7 +634,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
         assert float(length) == sum(map(len, texts))
         return files[0].stat().st_size // 1024, int(kilobytes)
 
-    (small, before), (large, after) = peak(5_000), peak(20_000)
+    (small, before), (large, after) = peak(2_000), peak(8_000)
     assert after - before < (large - small) / 10
 
 

@@ -157,6 +157,7 @@ def scenes(place: Path, endpoints: Sequence[str]) -> dict[str, Scene]:
     (place / "long.txt").write_text(f"{REPLY}\n" * 9000, encoding="utf-8")
     done = place / "done"
     recorded = ("--predictions", f"{place}/a.txt", "--predictions", f"{place}/b.txt", "--limit", "4", "-q")
+    recorded += ("--metric", "chrF++", "--metric", "degeneration")
     assert wait(fork(("evaluate", *recorded, "--out", str(done)))) == 0, Path("said").read_text(encoding="utf-8")
     assert wait(fork(("human", "sheet", str(done), "--raters", "1", "--items", "4"))) == 0
     sheet = place / "sheet.csv"
@@ -203,8 +204,14 @@ def main() -> int:
     options.add_argument("--only", default="")
     options.add_argument("--endpoint", action="append", default=[], help="URL#model of the bundled base or adapter")
     asked = options.parse_args()
-    import bnbench.reports.human  # noqa: F401
+    import jinja2  # noqa: F401
+    import pandas as pd  # noqa: F401
+    import pyarrow.parquet as pq  # noqa: F401
 
+    import bnbench.reports.human  # noqa: F401
+    from bnbench.data.corpus import load_corpus
+
+    load_corpus(None)  # the texts of the bundled rows are cleaned once
     if not {"evaluate", "finetune"}.isdisjoint(asked.only.split(",")) or not asked.only:
         import peft  # noqa: F401
         import transformers.models.llama.modeling_llama  # noqa: F401

@@ -25,6 +25,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(folder: Path, run: str = "run") -> Result:
     words = ["--predictions", f"ক={folder / 'a.txt'}", "--limit", "5", "--out", str(folder / run), "-q"]
+    words += ["--metric", "chrF++"]
     return CliRunner().invoke(app, ["evaluate", *words])
 
 
@@ -82,7 +83,7 @@ def test_a_table_over_another_is_told_and_made_again(tmp_path: Path) -> None:
     for name, text in (("ক", "আমি শুনছি, আপনার মনের কষ্টটা বুঝি।"), ("খ", "সব ঠিক হয়ে যাবে।")):
         (tmp_path / f"{name}.txt").write_text(f"{text}\n" * 240, encoding="utf-8")
     words = [word for name in "কখ" for word in ("--predictions", f"{name}={tmp_path / name}.txt")]
-    asked = ["evaluate", *words, "--limit", "5", "--out", str(tmp_path / "run"), "-q"]
+    asked = ["evaluate", *words, "--limit", "5", "--metric", "chrF++", "--out", str(tmp_path / "run"), "-q"]
     assert CliRunner().invoke(app, asked).exit_code == 0
     first, second = (tmp_path / "run" / "scores" / f"{slug(name)}.parquet" for name in "কখ")
     whole = first.read_bytes()

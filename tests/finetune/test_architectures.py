@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ SAID: dict[str, tuple[str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def bases(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def bases(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder for each architecture, with weights so large that every layer counts."""
     folders = {kind: tmp_path_factory.mktemp("bases") / kind for kind in KINDS}
     for kind, folder in folders.items():
@@ -62,8 +61,7 @@ def bases(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
         model.save_pretrained(folder)
         tiny_tokenizer.save_pretrained(folder)
     gc.freeze()  # every training and every load collects, over all that is imported
-    yield folders
-    gc.unfreeze()
+    return folders
 
 
 def request_of(base: Path, output: Path, **overrides: str) -> FinetuneRequest:

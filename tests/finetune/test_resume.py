@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import bnbench
 from bnbench.errors import PartialRunError, RunError
 from bnbench.finetune import FinetuneRequest, FinetuneResult, finetune
 from bnbench.finetune.engine.processes import Stop
@@ -97,11 +94,15 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return arrange
 
 
-def train_till_torn(request: FinetuneRequest, step: int) -> int:
+@pytest.fixture
+def train_till_torn(forked: Any, tmp_path: Path) -> Callable[[FinetuneRequest, int], int]:
     """Another process, which kills itself while it writes the checkpoint of that step; its exit code."""
-    code, environment = CHILD.replace("STEP", str(step)), {**os.environ, "OMP_NUM_THREADS": "1"}
-    command, root = [sys.executable, "-c", code], Path(bnbench.__file__).parents[1]
-    return subprocess.run(command, input=as_json(request), text=True, cwd=root, env=environment, check=False).returncode
+
+    def train(request: FinetuneRequest, step: int) -> int:
+        [done] = forked(CHILD.replace("STEP", str(step)), folder=tmp_path, given=as_json(request))
+        return int(done.returncode)
+
+    return train
 
 
 @pytest.mark.no_cover
@@ -112,6 +113,7 @@ def test_killed_in_a_checkpoint_and_stopped_again_ends_like_an_undisturbed_run(
     interrupting: Callable[[int, int], None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    train_till_torn: Callable[[FinetuneRequest, int], int],
 ) -> None:
     request = request_for("killed")
     assert train_till_torn(request, 6) == -signal.SIGKILL

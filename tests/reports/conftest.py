@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -216,11 +217,25 @@ def _meta(folder: Path, specs: Sequence[Spec], replies: Mapping[str, Sequence[Ge
     }  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Run folders, each written once: to be copied."""
+    folders = dict[str, Path]()
+
+    def once(name: str, specs: Sequence[Spec], options: Mapping[str, Any]) -> Path:
+        key = repr((name, specs, options))
+        if key not in folders:
+            folders[key] = write_run(tmp_path_factory.mktemp("made") / name, specs, **options)
+        return folders[key]
+
+    return once
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
+def make_run(tmp_path: Path, made: Callable[..., Path]) -> Callable[..., Path]:
     """`make_run(specs, name=..., n=..., ...)` writes a run folder under the test's own folder."""
 
     def make(specs: Sequence[Spec] = PAIR, *, name: str = "demo", **options: Any) -> Path:
-        return write_run(tmp_path / name, specs, **options)
+        return Path(shutil.copytree(made(name, specs, options), tmp_path / name, dirs_exist_ok=True))
 
     return make

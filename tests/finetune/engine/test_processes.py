@@ -93,11 +93,13 @@ train("lost", at_step_2=lambda: os._exit(9))
 
 
 @pytest.fixture
-def launch(request_for: Request, tmp_path: Path) -> Callable[..., list[list[dict[str, Any]]]]:
-    return lambda script, base=None: launched(script, request_for(rows=9), tmp_path, base)
+def launch(request_for: Request, tmp_path: Path, forked: Any) -> Callable[..., list[list[dict[str, Any]]]]:
+    return lambda script, base=None: launched(script, request_for(rows=9), tmp_path, base, forked)
 
 
-def launched(script: str, request: FinetuneRequest, tmp_path: Path, base: Path | None) -> list[list[dict[str, Any]]]:
+def launched(
+    script: str, request: FinetuneRequest, tmp_path: Path, base: Path | None, forked: Any
+) -> list[list[dict[str, Any]]]:
     """What each of two processes says of its trainings."""
     given = {"base": str(base or request.base), "settings": {"r": "4", **SETTINGS}, "folder": str(tmp_path)}
     text = json.dumps({**given, "examples": [vars(e) for e in request.examples]})
@@ -105,29 +107,10 @@ def launched(script: str, request: FinetuneRequest, tmp_path: Path, base: Path |
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD + script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    for one in started:
-        assert one.stdin is not None
-        one.stdin.write(text)
-        one.stdin.close()
-    try:
-        outputs = [one.stdout.read() for one in started if one.stdout is not None]
-        codes = [one.wait(60) for one in started]
-    finally:
-        for one in started:
-            one.kill()
-    assert codes == [0, 9]
-    return [[json.loads(line) for line in output.splitlines()] for output in outputs]
+    each = [{**told, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    done = forked(CHILD + script, folder=tmp_path, given=text, each=each)
+    assert [one.returncode for one in done] == [0, 9], done[0].stderr + done[1].stderr
+    return [[json.loads(line) for line in one.stdout.splitlines()] for one in done]
 
 
 def test_two_processes_train_as_one(launch: Any, request_for: Request, tmp_path: Path) -> None:

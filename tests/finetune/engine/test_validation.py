@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +111,9 @@ def test_stopped_in_a_validation_it_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("whole", ["t4"], indirect=True)
-def test_killed_in_a_validation(whole: tuple[str, FinetuneResult], tiny_base: Path, tmp_path: Path) -> None:
+def test_killed_in_a_validation(
+    whole: tuple[str, FinetuneResult], tiny_base: Path, tmp_path: Path, forked: Any
+) -> None:
     request = ask(tiny_base, tmp_path / "killed", "t4")
     code = (
         "import os, signal\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(1)\n"
@@ -128,8 +127,7 @@ def test_killed_in_a_validation(whole: tuple[str, FinetuneResult], tiny_base: Pa
         "StepTrainer.compute_loss = loss\n"
         f"finetune(ask(Path({str(tiny_base)!r}), Path({str(request.output)!r}), 't4'))\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], env=environment, check=False)
+    [done] = forked(code, folder=tmp_path)
     assert done.returncode == -signal.SIGKILL
     resumed = finetune(request)
     assert resumed.resumed_from == 6 and same(resumed, whole[1])
