@@ -157,7 +157,6 @@ def scenes(place: Path, endpoints: Sequence[str]) -> dict[str, Scene]:
     (place / "long.txt").write_text(f"{REPLY}\n" * 9000, encoding="utf-8")
     done = place / "done"
     recorded = ("--predictions", f"{place}/a.txt", "--predictions", f"{place}/b.txt", "--limit", "4", "-q")
-    recorded += ("--metric", "chrF++", "--metric", "degeneration")
     assert wait(fork(("evaluate", *recorded, "--out", str(done)))) == 0, Path("said").read_text(encoding="utf-8")
     assert wait(fork(("human", "sheet", str(done), "--raters", "1", "--items", "4"))) == 0
     sheet = place / "sheet.csv"

@@ -467,28 +467,7 @@ def test_exploration_is_asking_and_more_than_a_question_mark() -> None:
 
 
 def test_where_words_start_changes_nothing_but_what_is_quoted() -> None:
-    marks = (
-        " ",
-        "\n",
-        "\u2028",
-        "“",
-        "’",
-        '"',
-        "<br>",
-        "[INST]",
-        "&nbsp;",
-        "।",
-        "?",
-        "-",
-        "...",
-        "🙂",
-        "\u200c",
-        "৷",
-        "`",
-        "|",
-        ". ",
-        "ন্‍",
-    )
+    marks = [*' \n\u2028\u200c“’"।?-৷`|🙂', "<br>", "[INST]", "&nbsp;", "...", ". ", "ন্‍"]
     chance = random.Random(5)
     for row in calibration_set().rows:
         at = chance.randrange(len(row.reply))
