@@ -174,7 +174,7 @@ def test_what_was_answered_beside_a_failure_is_kept_wherever_it_stands(serve, fi
         if body and "chat_template_kwargs" in body:
             return handler.say(400, {"error": {"message": "unknown parameter"}})
         if body and texts_in(body)[0] == last:
-            time.sleep(0.3)  # until the others have come in
+            time.sleep(1)  # until the others have come in
             return handler.say(403, {"error": "কোটা শেষ"})
         return plain(handler, path, body)
 

@@ -588,7 +588,7 @@ def test_what_was_answered_before_a_server_failed_is_kept(
             asked.append(message)
         if not any(question in message for question in last):
             return answer
-        time.sleep(0.3)  # until the others have come in
+        time.sleep(1)  # until the others have come in
         return {"choices": []} if ends == "no choices" else handler.say(int(ends), {"error": "কোটা শেষ"})
 
     model.change = tired
@@ -651,7 +651,7 @@ def test_replies_that_wait_outlive_a_second_failure(
     def change(handler: Any, body: dict[str, Any], answer: dict[str, Any]) -> Any:
         question = body["messages"][-1]["content"]
         if any(one in question for one in ill):
-            time.sleep(0.3)  # until the others have come in
+            time.sleep(1)  # until the others have come in
             return handler.say(403, {"error": "কোটা শেষ"})
         asked.extend([question] * (body["max_tokens"] > 1))
         return answer
