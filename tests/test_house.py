@@ -141,7 +141,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, forked: Any) -> tuple[int, in
     """How many files and functions of ours `bnbench evaluate` enters."""
     folder = tmp_path_factory.mktemp("walk")
     words = ["evaluate", "--adapter", "bnbench-demo/adapter", "--out", str(folder / "run"), "--limit", "8", "-q"]
-    [done] = forked(TRACE, str(ROOT), *words, "--max-new-tokens", "16", folder=folder)
+    [done] = forked(TRACE, str(ROOT), *words, folder=folder)
     if done.returncode:
         pytest.fail(done.stderr)
     files, functions = map(int, done.stdout.splitlines()[-1].split())
