@@ -65,7 +65,7 @@ class Head:
         tensors = load(data)
         weights, rarity = tensors["weights"].astype(np.float64), tensors["rarity"].astype(np.float64)[:, None]
         self._table, self._constants = np.hstack([weights, rarity]), tensors["constants"]
-        self._of_pairs = (PAIR * rarity * np.hstack([weights, PAIR * rarity])).tobytes()
+        self._of_pairs: bytes = (PAIR * rarity * np.hstack([weights, PAIR * rarity])).tobytes()
         self._rows: Memo[bytes] = Memo(self._row)
 
     def read(self, texts: Iterable[str]) -> FloatArray:
