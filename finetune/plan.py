@@ -192,8 +192,8 @@ class Plan(Job):
 def plan(request: FinetuneRequest, *, weights: bool = True) -> Plan:
     """Checks recipe, base and rows, and counts what the training will be; loads the tokenizer but no weights.
 
-    Without `weights` (a dry run) neither they nor the tuner's device and packages need be here; the log names what is
-    missing. Raises RecipeError (a GPU too small, too), CandidateError, PromptError, CorpusError or MissingExtraError.
+    Without `weights` (a dry run) neither they nor the tuner's device and packages need be here; what lacks is logged.
+    RecipeError (or a small GPU), CandidateError, PromptError, CorpusError (rows not to train on), MissingExtraError.
     """
     recipe = load_recipe(request.recipe, request.overrides)
     if request.start:

@@ -36,8 +36,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 class Decoding:
     """How replies are drawn. The defaults are the original project's, but for the limit, which was 256 tokens.
 
-    `greedy` takes the likeliest token after the repetition penalty and ignores the others. `max_words` limits a reply
-    in Bengali words; `max_new_tokens` overrides it. `top_k` 0 and `top_p` 1 switch these off. Raises UsageError.
+    `greedy` takes the likeliest token after the repetition penalty, ignoring the others. `max_words` are Bengali words,
+    `max_new_tokens` overrides it. `top_k` 0 and `top_p` 1 are off. UsageError for a setting out of its range.
     """
 
     greedy: bool = False

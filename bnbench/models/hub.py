@@ -150,7 +150,7 @@ def locate(label: str, location: str, revision: str = "", patterns: Sequence[str
     do about it, and MissingExtraError where a hub id is named and huggingface_hub is not installed.
     """
     if location.startswith(BUNDLED):
-        demo = Path(str(resources.files("bnbench.demo")))
+        demo = Path(str(resources.files("bnbench.demo") / "__init__.py")).resolve().parent  # a checkout may link files
         return ModelFiles(label, location, "", demo / location.removeprefix(BUNDLED))
     folder = Path(location).expanduser()
     if folder.is_dir():

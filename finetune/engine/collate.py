@@ -168,7 +168,7 @@ def share(batches: Sequence[Sequence[Row]], size: int, index: int, count: int) -
 
 
 def make_pass(rows: Sequence[Row], pad_id: int | None = None) -> Pass:
-    """The rows behind each other in one, each with positions from 0; with a `pad_id` one below another, all as long."""
+    """The rows in one, each from position 0 as if it stood alone; with a `pad_id` one below another, padded alike."""
     import torch
 
     # By numpy, in one thread: torch takes ten times as long for numbers of Python's, and the card waits meanwhile.

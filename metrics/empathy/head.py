@@ -25,7 +25,7 @@ BUCKETS = 2**16  # the rows of the table, which parts and pairs share by the crc
 PARTS = range(2, 6)  # characters in a part, its word between < and >
 PAIR = 3.0  # the value of a pair of neighbouring words, where a part has 1
 SLOPE = 8.0  # from the regression of -1 and +1 to a chance
-GENERAL = 0.1  # the part of emotional reaction that is anybody's: general kindness shows a little of it
+GENERAL = 0.3  # the part of emotional reaction that is anybody's: general kindness shows some of it
 _ROW = 5 * 8  # bytes of the numbers that a piece adds
 _END = "|"  # stands for the beginning and end of a sentence in pairs
 

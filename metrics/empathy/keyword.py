@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -144,7 +145,7 @@ class _Words:
         self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
         closing, found, at = "", 0, 0  # what closes the quotation that the text is in, and where the last token stands
         last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items() if closes in text}
-        for token in preparation().tokens(raw):
+        for place, token in enumerate(tokens := preparation().tokens(raw)):
             if text:
                 if text[at] == "\n":  # else one space stands there, or the token
                     breaks.append((len(words), False))
@@ -167,13 +168,18 @@ class _Words:
                 elif not closing and not in_word:
                     closing = _QUOTATION[token]
             elif token in SENTENCE_ENDS:
-                breaks.append((len(words), token == "?"))
+                breaks.append((len(words), asks(tokens[max(0, place - 3) : place + 1])))
         start = 0
         for end, question in (*breaks, (len(words), False)):
             if start < end:
                 clause_ends[end - 1] = True
                 self.sentences.append(_Sentence(start, end, question))
                 start = end
+
+
+def asks(sentence: Sequence[str]) -> bool:
+    """Whether tokens end in a question that is no tag: ..., তাই না? and ..., তাই না ভাই? ask to agree."""
+    return sentence[-1:] == ["?"] and ("তাই", "না") not in pairwise(sentence[-4:-1])
 
 
 def listed(part_ends: Sequence[bool]) -> list[bool]:

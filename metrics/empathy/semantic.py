@@ -24,7 +24,7 @@ from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.head import load_head, weighed
-from bnbench.metrics.empathy.keyword import listed
+from bnbench.metrics.empathy.keyword import UNASKED, asks, listed
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
@@ -109,10 +109,11 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
 
 
 class Sentence(NamedTuple):
-    """One sentence of a reply, whether it is left out, and what it leaves of the reply's comfort (`Polarity.left`)."""
+    """One sentence of a reply, whether it is left out or asks, and what it leaves of its comfort (`Polarity.left`)."""
 
     text: str
     void: bool
+    asks: bool
     left: float
 
 
@@ -121,6 +122,7 @@ class Seen(NamedTuple):
 
     features: FloatArray  # (n, 3, 8)
     left: FloatArray  # (n,), what each keeps of its score: `Polarity.left`, or 0 without an own sentence
+    asked: FloatArray  # (n,), what each keeps of exploration: 1 where a sentence of its own asks, else `UNASKED`
 
 
 class SentenceReading(NamedTuple):
@@ -128,6 +130,7 @@ class SentenceReading(NamedTuple):
 
     text: str
     void: bool
+    asks: bool
     left: float
     heads: dict[str, float]
     nearest: str
@@ -169,7 +172,7 @@ class Reader:
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
         read = [self.sentences(*pair) for pair in zip(texts.replies, texts.messages or (), strict=True)]
-        own = [[text for text, void, left in sentences if not void and left == 1] for sentences in read]
+        own = [[each.text for each in sentences if not each.void and each.left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
         row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
         # No `@`: its sums follow the number of rows and of threads, and a reply's score would follow its neighbours.
@@ -184,7 +187,8 @@ class Reader:
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
                 made[place, :, 1:] = [*heads[rows].mean(axis=0)[means_of], odds[place]]
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
-        return Seen(made, np.array(left, dtype=np.float64))
+        asking = [any(each.asks and not each.void and each.left == 1 for each in sentences) for sentences in read]
+        return Seen(made, np.array(left, dtype=np.float64), np.where(asking, 1.0, UNASKED))
 
     def sentences(self, reply: str, message: str) -> list[Sentence]:
         """The different sentences, left out where they, or the reply, are copied or lists."""
@@ -201,7 +205,8 @@ class Reader:
             tokens = [(token, word) for token, word, _ in read[text] if token != "-"]  # সুখ-দুঃখ is one thing
             ends = [not after for (_, word), (_, after) in pairwise([*tokens, ("", False)]) if word]
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
-            found.append(Sentence(text, void, polarity.left([token for token, word in tokens if word], ends)))
+            left = polarity.left([token for token, word in tokens if word], ends)
+            found.append(Sentence(text, void, asks([token for token, _ in tokens]), left))
         return found
 
 
@@ -273,6 +278,7 @@ def credits(seen: Seen, calibration: Calibration, by_words: FloatArray, fit: Flo
     logits = ((seen.features - calibration.mean) / calibration.scale * calibration.weights).sum(axis=-1)
     above = 1 / (1 + np.exp(-np.clip(logits[..., None] - calibration.thresholds, -30, 30)))
     levels = (above.sum(axis=-1) + by_words[:, 1:].clip(max=HEARD)) / 2
+    levels[:, 2] *= seen.asked
     return weighed(levels / 2 * seen.left[:, None], by_words, fit, seen.left)
 
 
