@@ -137,8 +137,7 @@ class Metric(ABC):
     on 0-100, higher better, unless `description`, `is_percent` and `higher_is_better` say otherwise. `needs` is any of
     "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only, `shares` those to
     which each reply counts as 0 or 100: of none in 40 the interval is not [0, 0]. `parts` are the metrics whose tables,
-    side by side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is what `get_metric` was
-    given after the colon of `name:argument`.
+    side by side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is that of `name:argument`.
     """
 
     name: ClassVar[str]

@@ -100,8 +100,7 @@ class Pairs:
         """Each distinct text: a character for each of its "tokens", the same without punctuation ("words"), or the
         "characters" of its tokens, so without whitespace. The lines of tokens are kept, for `sentences`.
 
-        What is made of words is made once for each different one, in a list; a text is then a few look-ups by place,
-        which cost half of those by word.
+        What is made of words is made once for each, in a list: a look-up by place costs half of one by word.
         """
         if spelling == "words":
             return {text: _PUNCTUATION.sub("", tokens) for text, tokens in self.spelled("tokens").items()}

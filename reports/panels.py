@@ -310,8 +310,7 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
     columns = [_WHO, Column(of), _ENDS]
     columns += [*_of_difference("Δ")[:-1], Column("outcome", "outcome")] if several else []
     rows: list[list[Cell]] = []
-    standings = {s.candidate: s for s in ranking.standings}
-    for s in (standings[candidate] for candidate in made.scores):
+    for s in map({s.candidate: s for s in ranking.standings}.__getitem__, made.scores):
         score, c = s.score(of, of), s.versus(of, of)
         assert score is not None  # only candidates with every part are here
         row: list[Cell] = [Name(s.candidate), value.number(score.value), value.interval(score)]

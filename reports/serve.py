@@ -20,8 +20,7 @@ _MADE_OF = ("run.json", "examples.jsonl", GENERATIONS, RATINGS, AUDITS, "scores/
 def show(page: Path, write: Callable[[], object], *, port: int | None, watch: bool, pause: float = 1.0) -> None:
     """Serves a page under http://127.0.0.1:`port`/ (None: it does not; 0: any port), until Ctrl-C ends it.
 
-    With `watch`, `write` is called whenever a file changed of which the page, in the run's folder, is made. Raises
-    UsageError where the port is taken.
+    With `watch`, `write` is called whenever a file changed of which the page is made. UsageError for a port in use.
     """
     with ExitStack() as ends, suppress(KeyboardInterrupt):
         if port is not None:

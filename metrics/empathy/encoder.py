@@ -104,9 +104,8 @@ class StaticEncoder:
             # The vectors of all texts of the block, summed from where each text begins to where the next one does.
             flat = np.fromiter(chain.from_iterable(rows), np.intp, int(lengths.sum()))
             sums = np.add.reduceat(self._vectors[flat], (np.cumsum(lengths) - lengths)[filled], axis=0)
-            # With a length there is one more component before the sum is made a unit vector: a short text says less for
-            # certain, and leans to where all do. Two more after it, and the cosine of two texts falls with the ratio of
-            # their lengths.
+            # With a length there is one more component before the sum is made a unit vector: a short text says less and
+            # leans to where all do. Two more after it: the cosine of two texts falls with the ratio of their lengths.
             if self._length:
                 sums = np.column_stack([sums, np.full(len(sums), self._length.start)])
             norms = np.sqrt(np.einsum("ij,ij->i", sums, sums))[:, None]
@@ -206,9 +205,7 @@ def load_encoder(id_or_path: str | Path | None = None) -> Encoder:
 
 
 def words_only(encoder: Encoder) -> Encoder:
-    """The encoder without what a static one adds of length, for scores that length must not drive: the mean of the
-    parts' vectors, made a unit vector.
-    """
+    """The encoder without what a static one adds of length, for scores that length must not drive: a unit mean."""
     if not isinstance(encoder, StaticEncoder):
         return encoder
     made = copy(encoder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -35,8 +34,9 @@ STOCK_ALONE = 0.5  # what a stock phrase earns of its level in such a reply
 FREE_PHRASES, WORDS_PER_PHRASE = 1.5, 3  # stock phrases that need no words to carry them; what each further one needs
 ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not count as telling the story back
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
-WORDS, UNASKED = 0.8, 0.25  # earned beside phrases by each level of the head; kept of exploration that asks nothing
+WORDS, UNASKED = 0.65, 0.25  # earned beside phrases by each level of the head; kept of exploration that asks nothing
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
+TAG = re.compile(r"\bতাই না(?: [^ ]+)?$")  # in the last three words of a question that only asks to agree
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _UNPLACED = re.compile(r"[\w\u0980-\u09ff\u0964\u0965 ,;:?!()-]*")  # nothing that quotes, ends a line or goes
@@ -145,7 +145,7 @@ class _Words:
         self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
         closing, found, at = "", 0, 0  # what closes the quotation that the text is in, and where the last token stands
         last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items() if closes in text}
-        for place, token in enumerate(tokens := preparation().tokens(raw)):
+        for token in preparation().tokens(raw):
             if text:
                 if text[at] == "\n":  # else one space stands there, or the token
                     breaks.append((len(words), False))
@@ -159,8 +159,7 @@ class _Words:
                 continue
             if words and token != "-":  # সুখ-দুঃখ is one thing
                 clause_ends[-1] = True
-            # A mark within a word is an apostrophe (ক’দিন) and opens nothing; it closes what is quoted only where the
-            # rest is a case ending (‘না’টা).
+            # Within a word it is an apostrophe (ক’দিন) and opens nothing; it closes only before a case ending (‘না’টা).
             if token == closing or (not closing and last.get(token, -1) >= at):
                 in_word = is_word(text[found - 1 : found]) and is_word(text[at : at + 1])
                 if closing and not (in_word and token in "'’" and not _CASE_ENDING.match(text, at)):
@@ -168,18 +167,14 @@ class _Words:
                 elif not closing and not in_word:
                     closing = _QUOTATION[token]
             elif token in SENTENCE_ENDS:
-                breaks.append((len(words), asks(tokens[max(0, place - 3) : place + 1])))
+                breaks.append((len(words), token == "?"))
         start = 0
         for end, question in (*breaks, (len(words), False)):
             if start < end:
                 clause_ends[end - 1] = True
+                question = question and not TAG.search(" ".join(words[start:end][-3:]))
                 self.sentences.append(_Sentence(start, end, question))
                 start = end
-
-
-def asks(sentence: Sequence[str]) -> bool:
-    """Whether tokens end in a question that is no tag: ..., তাই না? and ..., তাই না ভাই? ask to agree."""
-    return sentence[-1:] == ["?"] and ("তাই", "না") not in pairwise(sentence[-4:-1])
 
 
 def listed(part_ends: Sequence[bool]) -> list[bool]:

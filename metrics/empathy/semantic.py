@@ -24,7 +24,7 @@ from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.head import load_head, weighed
-from bnbench.metrics.empathy.keyword import UNASKED, asks, listed
+from bnbench.metrics.empathy.keyword import TAG, UNASKED, listed
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
@@ -109,7 +109,7 @@ def load_calibration(path: str | Path = CALIBRATION) -> Calibration:
 
 
 class Sentence(NamedTuple):
-    """One sentence of a reply, whether it is left out or asks, and what it leaves of its comfort (`Polarity.left`)."""
+    """One sentence of a reply, whether it is left out or asks, and what it leaves of the comfort (`Polarity.left`)."""
 
     text: str
     void: bool
@@ -172,9 +172,9 @@ class Reader:
     def seen(self, texts: Texts) -> Seen:
         """What there is to see of replies and messages in Bengali script."""
         read = [self.sentences(*pair) for pair in zip(texts.replies, texts.messages or (), strict=True)]
-        own = [[each.text for each in sentences if not each.void and each.left == 1] for sentences in read]
+        own = [[each for each in sentences if not each.void and each.left == 1] for sentences in read]
         # Every different sentence is encoded once, whatever replies and messages it stands in.
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(chain.from_iterable(own)))}
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(each.text for each in chain(*own)))}
         # No `@`: its sums follow the number of rows and of threads, and a reply's score would follow its neighbours.
         vectors = self.encoder.encode(list(row_of)).astype(np.float64) - self.mean
         heads = np.einsum("nd,hd->nh", vectors, self.heads[:, :-1]) + self.heads[:, -1]
@@ -183,12 +183,12 @@ class Reader:
         made = np.zeros((len(own), len(MECHANISMS), len(FEATURES)))
         means_of = [HEADS.index(name) for name in FEATURES[1:-1]]
         for place, sentences in enumerate(own):
-            if rows := [row_of[text] for text in sentences]:
+            if rows := [row_of[each.text] for each in sentences]:
                 made[place, :, 0] = heads[rows, : len(MECHANISMS)].max(axis=0)
                 made[place, :, 1:] = [*heads[rows].mean(axis=0)[means_of], odds[place]]
         left = [min(each.left for each in sentences) if some else 0 for sentences, some in zip(read, own, strict=True)]
-        asking = [any(each.asks and not each.void and each.left == 1 for each in sentences) for sentences in read]
-        return Seen(made, np.array(left, dtype=np.float64), np.where(asking, 1.0, UNASKED))
+        asked = [1.0 if any(each.asks for each in sentences) else UNASKED for sentences in own]
+        return Seen(made, np.array(left, dtype=np.float64), np.array(asked))
 
     def sentences(self, reply: str, message: str) -> list[Sentence]:
         """The different sentences, left out where they, or the reply, are copied or lists."""
@@ -205,8 +205,9 @@ class Reader:
             tokens = [(token, word) for token, word, _ in read[text] if token != "-"]  # সুখ-দুঃখ is one thing
             ends = [not after for (_, word), (_, after) in pairwise([*tokens, ("", False)]) if word]
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
-            left = polarity.left([token for token, word in tokens if word], ends)
-            found.append(Sentence(text, void, asks([token for token, _ in tokens]), left))
+            words = [token for token, word in tokens if word]
+            asks = "?" in text[-3:] and not TAG.search(" ".join(words[-3:]))
+            found.append(Sentence(text, void, asks, polarity.left(words, ends)))
         return found
 
 
