@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[int], object] | None
 Made = TypeVar("Made")
 
-SCORING_VERSION = "0.6"
+SCORING_VERSION = "0.7"
 """Part of every signature: it moves when a score can move, not with each release."""
 PART = 2_000
 """Replies whose derived texts (tokens, n-grams) are held at once."""
@@ -187,7 +187,7 @@ class Metric(ABC):
         """Column sums (..., k) to scores (..., v), for any leading dimensions; defined (never NaN) on all-zero sums."""
 
     def signature(self, n: int) -> str:
-        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.6`."""
+        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.7`."""
         choices = (f"{key}:{value}" for key, value in self.choices.items())
         return "|".join([self.name, *choices, f"n:{n}", f"bnbench:{SCORING_VERSION}"])
 
