@@ -134,8 +134,11 @@ def avx512bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 # Reads lines of JSON: a program, and the processes that are to run it at the same time; answers with their exit codes.
 FORKING = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
+gc.disable()
 import bitsandbytes, peft, transformers.trainer, transformers.models.llama.modeling_llama
+gc.enable()
+gc.freeze()  # or each of theirs would walk through all of that, and copy its memory
 for line in sys.stdin:
     job, children = json.loads(line), []
     for environment, files in job["processes"]:
