@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import logging
@@ -13,6 +14,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,7 @@ def each_text_once() -> Iterator[None]:
         for name, size in (("repair", 10_000), ("make_example", 10_000), ("_unlike", 16)):
             monkeypatch.setattr(corpus, name, functools.lru_cache(size)(getattr(corpus, name)))
         count, counted = Prompter.count_tokens, dict[Any, list[int]]()
+        encode, encoded = Prompter._encode, dict[Any, list[int]]()
 
         def count_once(prompter: Prompter, examples: Sequence[Example]) -> list[int]:
             # A prompter is equal to another with the same template, whatever its tokenizer.
@@ -258,7 +261,17 @@ def each_text_once() -> Iterator[None]:
                 counted[key] = count(prompter, examples)
             return counted[key]
 
+        def encode_once(prompter: Prompter, text: str, *, special: bool = True) -> list[int]:
+            if (backend := getattr(prompter.tokenizer, "backend_tokenizer", None)) is None:
+                return encode(prompter, text, special=special)
+            state = (prompter.tokenizer_sha, backend.get_vocab_size(), str(backend.truncation), str(backend.padding))
+            key = (type(prompter.tokenizer), *state, text, special)
+            if key not in encoded:
+                encoded[key] = encode(prompter, text, special=special)
+            return list(encoded[key])
+
         monkeypatch.setattr(Prompter, "count_tokens", count_once)
+        monkeypatch.setattr(Prompter, "_encode", encode_once)
         yield
 
 
@@ -292,6 +305,36 @@ def each_template_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def each_table_once() -> Iterator[None]:
+    """A report reads a table for each candidate and yardstick, mostly of a run that other tests have copies of: files
+    of the same bytes are parsed once. What cannot be read is not kept, and the caller may change what it is given.
+    """
+    import pandas as pd
+
+    parse, parsed = pd.read_parquet, dict[bytes, Any]()
+
+    def read(path: Any, *more: Any, **how: Any) -> Any:
+        if more or how or not isinstance(path, Path) or not path.is_file():
+            return parse(path, *more, **how)
+        key = hashlib.sha256(path.read_bytes()).digest()
+        if key not in parsed:
+            parsed[key] = parse(path)
+        return parsed[key].copy()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(pd, "read_parquet", read)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_version_once() -> Iterator[None]:
+    """Each run notes the versions of a dozen packages, and a version is found by parsing all that a package says."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(metadata, "version", functools.cache(metadata.version))
+        yield
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection, and each load and training has one, walks through it again."""
     gc.collect()
@@ -311,6 +354,11 @@ def heard() -> Iterator[None]:
     """A command under -q lowers our logger's voice for the process; the next test begins with it as it was."""
     logger = logging.getLogger("bnbench")
     level = logger.level
-    logger.setLevel(logging.INFO)
+    _raise(logger, logging.INFO)
     yield
-    logger.setLevel(level)
+    _raise(logger, level)
+
+
+def _raise(logger: logging.Logger, level: int) -> None:
+    if logger.level != level:  # each change, and be it to the same, empties what all the loggers of the libraries know
+        logger.setLevel(level)

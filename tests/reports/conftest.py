@@ -9,7 +9,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ import pytest
 import bnbench
 from bnbench.data.corpus import Example
 from bnbench.metrics.combined import CombinedScore, parse_weights
-from bnbench.metrics.core import Texts
+from bnbench.metrics.core import Metric, Progress, Texts, statistics
 from bnbench.metrics.registry import get_metric
+from bnbench.models import yardsticks
 from bnbench.models.yardsticks import write_yardsticks
 from bnbench.records import Generation, MetricRecord, as_json, write_json, write_scores, write_text
 
@@ -215,6 +216,23 @@ def _meta(folder: Path, specs: Sequence[Spec], replies: Mapping[str, Sequence[Ge
         "seed": 42,
         "notes": [],
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_yardstick_once() -> Iterator[None]:
+    """The yardsticks of most runs are of the same references, and so are their tables."""
+    known = dict[Any, npt.NDArray[np.float64]]()
+
+    def count(texts: Texts, metrics: Sequence[Metric], progress: Progress = None) -> list[npt.NDArray[np.float64]]:
+        given = (texts.replies, texts.references, texts.messages)
+        keys = [(type(m), m.spelling, given) for m in metrics]
+        left = {key: m for key, m in zip(keys, metrics, strict=True) if key not in known}
+        known.update(zip(left, statistics(texts, list(left.values()), progress), strict=True))
+        return [known[key].copy() for key in keys]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(yardsticks, "statistics", count)
+        yield
 
 
 @pytest.fixture(scope="session")
