@@ -335,6 +335,19 @@ def each_version_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def each_command_once() -> Iterator[None]:
+    """Typer reads the signatures of all commands each time that one is invoked, 20 ms long."""
+    import typer.main
+    import typer.testing
+
+    made = functools.cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(typer.main, "get_command", made)
+        monkeypatch.setattr(typer.testing, "_get_command", made)
+        yield
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection, and each load and training has one, walks through it again."""
     gc.collect()
