@@ -211,7 +211,9 @@ def main() -> int:
     import bnbench.reports.human  # noqa: F401
     from bnbench.data.corpus import load_corpus
     from bnbench.metrics import default_metrics
+    from bnbench.reports.render import templates
 
+    templates().get_template("report.html.j2")
     load_corpus(None)  # the texts of the bundled rows are cleaned once
     for metric in default_metrics(frozenset({"references", "messages"})):  # and lexicons and the encoder read
         metric.score([REPLY], [REPLY], messages=[REPLY])
