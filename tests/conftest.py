@@ -236,7 +236,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collectstart() -> None:
-    """The libraries are imported without the coverage's trace, which counts no line of theirs and slows them all."""
+    """The libraries are imported without the coverage's trace, which counts no line of theirs and slows them all; and
+    without collections, which find nothing, since modules stay.
+    """
+    gc.disable()
     if (trace := sys.gettrace()) and "torch" not in sys.modules:
         sys.settrace(None)
         for name in ("rouge_score.rouge_scorer", "peft", "transformers.trainer", "transformers.models.llama"):
@@ -249,7 +252,7 @@ def pytest_collectstart() -> None:
 def each_text_once() -> Iterator[None]:
     """Most runs of the tests begin with the bundled rows: what depends on their texts alone is computed once."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, size in (("repair", 10_000), ("make_example", 10_000), ("_unlike", 16)):
+        for name, size in (("repair", 10_000), ("make_example", 10_000), ("astuple", 10_000), ("_unlike", 16)):
             monkeypatch.setattr(corpus, name, functools.lru_cache(size)(getattr(corpus, name)))
         count, counted = Prompter.count_tokens, dict[Any, list[int]]()
         encode, encoded = Prompter._encode, dict[Any, list[int]]()
@@ -350,6 +353,7 @@ def each_command_once() -> Iterator[None]:
 
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection, and each load and training has one, walks through it again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
