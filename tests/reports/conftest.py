@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pytest
 
 import bnbench
+from bnbench import records
 from bnbench.data.corpus import Example
 from bnbench.metrics.combined import CombinedScore, parse_weights
 from bnbench.metrics.core import Metric, Progress, Texts, statistics
@@ -232,6 +233,22 @@ def each_yardstick_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(yardsticks, "statistics", count)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_line_once() -> Iterator[None]:
+    """The lines of a run and of its copies are the same bytes; what is read of them cannot be changed."""
+    read, known = records.read_lines, dict[Any, list[Any]]()
+
+    def lines(kind: type, path: Path) -> list[Any]:
+        key = (kind, hashlib.sha256(path.read_bytes()).digest()) if path.is_file() else None
+        if key not in known:
+            known[key] = read(kind, path)
+        return list(known[key] if key else known.pop(key))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(records, "read_lines", lines)
         yield
 
 
