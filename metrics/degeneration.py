@@ -122,8 +122,7 @@ class Diversity(LexicalMetric):
 
     def statistics(self, texts: Texts) -> FloatArray:
         """n x 6: different words and words, different pairs and pairs, words of reply and of reference."""
-        rows = []
-        words = partial(_words, texts, self.preparation)
+        rows, words = [], partial(_words, texts, self.preparation)
         for at, own in enumerate(map(words, texts.replies)):
             compared = [0, 0] if texts.references is None else [len(own), len(words(texts.references[at][0]))]
             rows.append([len(set(own)), len(own), len(set(pairwise(own))), max(len(own) - 1, 0), *compared])

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from bnbench.errors import UsageError
@@ -34,6 +35,7 @@ _COUNTED = frozenset({"alpha", "auc", "ends", "rank", "rate", "seed", "value", "
 _LISTS = ((re.compile("; "), "; "), (re.compile(r", (?!%)| and | or "), ", "))
 
 
+@cache
 def language(code: str) -> "Catalogue":
     """What says a text of the English report in another language. Raises UsageError for one without catalogue."""
     known = sorted(path.stem for path in panels.TEMPLATES.glob("*.toml"))
@@ -55,8 +57,7 @@ class Catalogue:
         keys = sorted(filter(_PLACE.search, self.entries), key=lambda k: (", but {" not in k, -len(_PLACE.sub("", k))))
         self.patterns = list[tuple[re.Pattern[str], str]]()
         for key in keys:
-            one = re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key))
-            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", one)
+            letters = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.sub(r"\\\{(\w)\\\}", r"(?P<\1>\\S+)", re.escape(key)))
             self.patterns.append((re.compile(letters, re.DOTALL), self.entries[key]))
 
     def __call__(self, text: str) -> str:

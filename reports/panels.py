@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from bnbench.reports.values import ABSENT, FLAG, NOT_INFORMATIVE, Value, counted
 from bnbench.reports.verdict import Outcome, listed, outcome, subject, verdict, warnings
 
 TEMPLATES = Path(__file__).parent / "templates"
+_FACTS = cache(lambda: tomllib.loads((TEMPLATES / "facts.toml.j2").read_text(encoding="utf-8")))
 _DETAILED = 3  # as many candidates get a table of their own in the terminal; more share a compact one
 _EXTREMES = 2  # gains, and losses, that are shown
 _SLICED = 6  # candidates that have a column in the table of slices
@@ -243,8 +245,7 @@ def _intervals(ranking: Ranking, primary: Value) -> Intervals:
     at_base = [b[1] for s, b in zip(ranking.standings, drawn, strict=False) if s.candidate == ranking.base and b]
     guide = at_base[0] if at_base and several else None
     best = max if primary.higher_is_better else min
-    floor = best((b[1] for b in drawn[len(ranking.standings) :] if b), default=None)
-    bars = []
+    floor, bars = best((b[1] for b in drawn[len(ranking.standings) :] if b), default=None), []
     for (who, note, score, kind, is_hollow), span in zip(rows, drawn, strict=True):
         shown, ends = primary.number(score.value), primary.interval(score)
         told = f"{name(who)}: {primary.label} {shown}, 95 % {ends}, {note.partition(' ·')[0]}"
@@ -306,8 +307,7 @@ def combined_panel(ranking: Ranking) -> Iterator[Panel]:
         return
     of = next(m.name for m in ranking.metrics.values() if m.parts)
     value, several = value_of(ranking, of), len(made.scores) > 1
-    parts = [value_of(ranking, part) for part in made.weights]
-    columns = [_WHO, Column(of), _ENDS]
+    parts, columns = [value_of(ranking, part) for part in made.weights], [_WHO, Column(of), _ENDS]
     columns += [*_of_difference("Δ")[:-1], Column("outcome", "outcome")] if several else []
     rows: list[list[Cell]] = []
     for s in map({s.candidate: s for s in ranking.standings}.__getitem__, made.scores):
@@ -518,8 +518,7 @@ def slices_panel(ranking: Ranking) -> Iterator[Panel]:
     examples, primary, metric = ranking.runs[0].examples, value_of(ranking), ranking.metrics[ranking.primary]
     topics, references = ([e[field] for e in examples] for field in ("topic", "reference"))
     parts = {f"topic {one}": [topic == one for topic in topics] for one in sorted(set(topics))}
-    texts = {"message": [f"{e['title']} {e['question']}" for e in examples], "reference": references}
-    for what, some in texts.items():
+    for what, some in {"message": [f"{e['title']} {e['question']}" for e in examples], "reference": references}.items():
         words = [len(text.split()) for text in some]
         low, high = map(int, np.quantile(words, [1 / 3, 2 / 3]))
         spans = (f"up to {low}", f"{low + 1} to {high}", f"over {high}")
@@ -742,6 +741,6 @@ def facts(kind: str, **of: object) -> list[tuple[str, str]]:
     """Labels and texts, by those of templates/facts.toml.j2 of that kind; what comes out empty is left out."""
     from jinja2 import Environment
 
-    made, texts = Environment(), tomllib.loads((TEMPLATES / "facts.toml.j2").read_text(encoding="utf-8"))[kind]
+    made, texts = Environment(), _FACTS()[kind]
     told = {label: made.from_string(text).render(of, number=number, counted=counted) for label, text in texts.items()}
     return [(label, text) for label, text in told.items() if text]

@@ -479,8 +479,7 @@ def _standings(
         first = (drawn >= drawn.max(axis=0) - 1e-9).astype(float)
         shares = (first / first.sum(axis=0)).mean(axis=1).tolist()
     for entry, ranks, share in zip(entries, ranges, shares, strict=True):
-        own = next((e for e in entries if e.name == entry.own_base), None)
-        versus = []
+        own, versus = next((e for e in entries if e.name == entry.own_base), None), []
         if base := own or (baseline if baseline is not entry else None):
             shared = [(base, m) for m in metrics if m.name in entry.tables and m.name in base.tables]
             versus = [c for made in _compare(entry, shared, how) for c in made]

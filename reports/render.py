@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -299,6 +300,7 @@ def page(template: str, **parts: Any) -> str:
     return storable(made.render(**parts, style=Markup(style), script=Markup(script), script_hash=digest))
 
 
+@cache
 def templates() -> "Environment":
     """The files of templates/, which escape whatever is put into them."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,24 @@ RIDGE, FEWEST = 0.5, 3  # the penalty, in mean squared lengths; in how many repl
 HARD = frozenset({"plain_warm", "belittling", "dismissive"})  # what is told apart worst, and counts twice
 
 
+@cache
+def features_of(text: str) -> list[tuple[int, float]]:
+    """Where the parts and pairs of a text stand in the table, and what each counts; cross-validation asks again."""
+    return [(at, PAIR if " " in piece else 1.0) for piece in pieces(text) for at in buckets(piece)]
+
+
+@cache
+def bundled_replies() -> list[str]:
+    """Those of the bundled conversations that are not for testing."""
+    splits = load_corpus(None).splits
+    return [example.reference for split in ("train", "validation") for example in splits[split]]
+
+
 def fit(data: Sequence[LabelledReply]) -> bytes:
     """The file of a head that is fitted to these replies."""
-    rows, splits = [row for row in data if row.kind != "copy"], load_corpus(None).splits
-    bundled = [example.reference for split in ("train", "validation") for example in splits[split]]
+    rows, bundled = [row for row in data if row.kind != "copy"], bundled_replies()
     texts = in_bengali(Texts.of([*(row.reply for row in rows), *bundled]))
-    found = [[(at, PAIR if " " in p else 1.0) for p in pieces(text) for at in buckets(p)] for text in texts.replies]
+    found = [features_of(text) for text in texts.replies]
     total = len(texts)
     row = np.repeat(np.arange(total), list(map(len, found)))
     at = np.array([at for each in found for at, _ in each], dtype=np.int64)

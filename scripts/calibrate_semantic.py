@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def cross_validated(reader: Reader, data: LabelledSet, head: Head | None) -> Flo
     the head where none is given.
     """
     fold = group_numbers(data.ids) % FOLDS
+    reader.sentences = cache(reader.sentences)  # type: ignore[method-assign]  # each pair is in all folds but one
     texts = in_bengali(Texts.of(data.replies, messages=data.messages))
     seen, fits = reader.seen(texts), chances(texts, "fit")
     scores = np.zeros((len(data), len(MECHANISMS)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import logging
@@ -13,6 +14,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +136,11 @@ def avx512bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 # Reads lines of JSON: a program, and the processes that are to run it at the same time; answers with their exit codes.
 FORKING = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
+gc.disable()
 import bitsandbytes, peft, transformers.trainer, transformers.models.llama.modeling_llama
+gc.enable()
+gc.freeze()  # or each of theirs would walk through all of that, and copy its memory
 for line in sys.stdin:
     job, children = json.loads(line), []
     for environment, files in job["processes"]:
@@ -231,7 +236,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collectstart() -> None:
-    """The libraries are imported without the coverage's trace, which counts no line of theirs and slows them all."""
+    """The libraries are imported without the coverage's trace, which counts no line of theirs and slows them all; and
+    without collections, which find nothing, since modules stay.
+    """
+    gc.disable()
     if (trace := sys.gettrace()) and "torch" not in sys.modules:
         sys.settrace(None)
         for name in ("rouge_score.rouge_scorer", "peft", "transformers.trainer", "transformers.models.llama"):
@@ -244,9 +252,10 @@ def pytest_collectstart() -> None:
 def each_text_once() -> Iterator[None]:
     """Most runs of the tests begin with the bundled rows: what depends on their texts alone is computed once."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, size in (("repair", 10_000), ("make_example", 10_000), ("_unlike", 16)):
+        for name, size in (("repair", 10_000), ("make_example", 10_000), ("astuple", 10_000), ("_unlike", 16)):
             monkeypatch.setattr(corpus, name, functools.lru_cache(size)(getattr(corpus, name)))
         count, counted = Prompter.count_tokens, dict[Any, list[int]]()
+        encode, encoded = Prompter._encode, dict[Any, list[int]]()
 
         def count_once(prompter: Prompter, examples: Sequence[Example]) -> list[int]:
             # A prompter is equal to another with the same template, whatever its tokenizer.
@@ -255,7 +264,17 @@ def each_text_once() -> Iterator[None]:
                 counted[key] = count(prompter, examples)
             return counted[key]
 
+        def encode_once(prompter: Prompter, text: str, *, special: bool = True) -> list[int]:
+            if (backend := getattr(prompter.tokenizer, "backend_tokenizer", None)) is None:
+                return encode(prompter, text, special=special)
+            state = (prompter.tokenizer_sha, backend.get_vocab_size(), str(backend.truncation), str(backend.padding))
+            key = (type(prompter.tokenizer), *state, text, special)
+            if key not in encoded:
+                encoded[key] = encode(prompter, text, special=special)
+            return list(encoded[key])
+
         monkeypatch.setattr(Prompter, "count_tokens", count_once)
+        monkeypatch.setattr(Prompter, "_encode", encode_once)
         yield
 
 
@@ -289,8 +308,52 @@ def each_template_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def each_table_once() -> Iterator[None]:
+    """A report reads a table for each candidate and yardstick, mostly of a run that other tests have copies of: files
+    of the same bytes are parsed once. What cannot be read is not kept, and the caller may change what it is given.
+    """
+    import pandas as pd
+
+    parse, parsed = pd.read_parquet, dict[bytes, Any]()
+
+    def read(path: Any, *more: Any, **how: Any) -> Any:
+        if more or how or not isinstance(path, Path) or not path.is_file():
+            return parse(path, *more, **how)
+        key = hashlib.sha256(path.read_bytes()).digest()
+        if key not in parsed:
+            parsed[key] = parse(path)
+        return parsed[key].copy()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(pd, "read_parquet", read)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_version_once() -> Iterator[None]:
+    """Each run notes the versions of a dozen packages, and a version is found by parsing all that a package says."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(metadata, "version", functools.cache(metadata.version))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_command_once() -> Iterator[None]:
+    """Typer reads the signatures of all commands each time that one is invoked, 20 ms long."""
+    import typer.main
+    import typer.testing
+
+    made = functools.cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(typer.main, "get_command", made)
+        monkeypatch.setattr(typer.testing, "_get_command", made)
+        yield
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection, and each load and training has one, walks through it again."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
@@ -308,6 +371,11 @@ def heard() -> Iterator[None]:
     """A command under -q lowers our logger's voice for the process; the next test begins with it as it was."""
     logger = logging.getLogger("bnbench")
     level = logger.level
-    logger.setLevel(logging.INFO)
+    _raise(logger, logging.INFO)
     yield
-    logger.setLevel(level)
+    _raise(logger, level)
+
+
+def _raise(logger: logging.Logger, level: int) -> None:
+    if logger.level != level:  # each change, and be it to the same, empties what all the loggers of the libraries know
+        logger.setLevel(level)

@@ -6,7 +6,11 @@ import json
 import os
 import re
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbformat
@@ -20,9 +24,60 @@ SMALL = {
     "BASE": "bnbench-demo/base", "RECIPE": "demo", "TRAIN_ROWS": 4, "TEST_ROWS": 3, "MAX_WORDS": 4, "RATED_ITEMS": 3,
     "CARDS": 1, "BASE_ID": "org/base",
 }  # fmt: skip
+# Stands before the installed command. What imports the libraries asks the test for a process that has them already, and
+# says what that said; all else is the command itself.
+BEFORE = """#!{python} -S
+import os, sys
+if not {{"finetune", "evaluate"}}.intersection(sys.argv[1:2]):
+    os.execv({command!r}, [{command!r}, *sys.argv[1:]])
+from multiprocessing.connection import Client
+with Client(("127.0.0.1", {port})) as test:
+    test.send((sys.argv[1:], os.getcwd(), dict(os.environ)))
+    code, said, wrong = test.recv()
+sys.stdout.write(said)
+sys.stderr.write(wrong)
+sys.exit(code)
+"""
+# The installed command, from the folder it was installed into.
+COMMAND = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import bnbench, bnbench.reports
+assert all(module.__file__.startswith(sys.argv[1]) for module in (bnbench, bnbench.reports)), bnbench.__file__
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(tmp_path: Path, forked: Callable[..., Any]) -> Iterator[Path]:
+    """A folder with a command `bnbench` that runs what `tmp_path / "installed"` has, the long ones in `forked`."""
+    folder, target = tmp_path / "quick", tmp_path / "installed"
+    folder.mkdir()
+    with Listener(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            while True:
+                with listener.accept() as asking:
+                    if (asked := asking.recv()) is None:
+                        return
+                    words, place, environment = asked
+                    of = [str(target), str(target / "bin" / "bnbench"), *words]
+                    [done] = forked(COMMAND, *of, folder=place, each=[environment])
+                    asking.send((done.returncode, done.stdout, done.stderr))
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        command, port = str(target / "bin" / "bnbench"), listener.address[1]
+        (folder / "bnbench").write_text(BEFORE.format(python=sys.executable, command=command, port=port))
+        (folder / "bnbench").chmod(0o755)
+        yield folder
+        with Client(listener.address) as end:
+            end.send(None)
+        thread.join()
+
+
+def test_it_runs_from_top_to_bottom(tmp_path: Path, quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # pip builds and installs this checkout alone, into a folder of its own; the rest is there, and nothing is fetched.
     target = tmp_path / "installed"
     for name in ("NO_DEPS", "NO_INDEX", "DISABLE_PIP_VERSION_CHECK"):
@@ -30,9 +85,8 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # the option's own name is negated: 0 is without isolation
     monkeypatch.setenv("PIP_TARGET", str(target))
     monkeypatch.setenv("PYTHONPATH", str(target))
-    monkeypatch.setenv(
-        "PATH", os.pathsep.join([str(target / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    )
+    path = [str(quick), str(target / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     small = nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in SMALL.items()))

@@ -46,8 +46,7 @@ class EmpathyMetric(MeanMetric):
     @property
     def labels(self) -> Mapping[str, str]:
         """As of any metric; and since two metrics measure the same mechanisms, each says by which means."""
-        means = self.name.removesuffix("-empathy")
-        own = super().labels
+        means, own = self.name.removesuffix("-empathy"), super().labels
         return {value: own[value] if value == self.values[0] else f"{own[value]} ({means})" for value in self.values}
 
     def statistics(self, texts: Texts) -> FloatArray:

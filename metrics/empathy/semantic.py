@@ -292,6 +292,7 @@ class SemanticEmpathy(EmpathyMetric):
 
     name: ClassVar[str] = "semantic-empathy"
     values = ("semantic_empathy", *MECHANISMS)
+    _shipped = staticmethod(lru_cache(maxsize=1)(lambda: Reader(words_only(load_encoder()), load_anchors())))
 
     def __init__(self, encoder: str | Path | Encoder | None = None, calibration: str | Path | None = None) -> None:
         self._encoder, self._calibration = encoder, calibration
@@ -303,9 +304,9 @@ class SemanticEmpathy(EmpathyMetric):
     @cached_property
     def reader(self) -> Reader:
         """The encoder with the anchors, read when first used."""
-        given = self._encoder
-        encoder = load_encoder(given) if given is None or isinstance(given, str | Path) else given
-        return Reader(words_only(encoder), load_anchors())
+        if (given := self._encoder) is None:
+            return self._shipped()
+        return Reader(words_only(load_encoder(given) if isinstance(given, str | Path) else given), load_anchors())
 
     @cached_property
     def calibration(self) -> Calibration:

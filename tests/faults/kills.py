@@ -207,10 +207,16 @@ def main() -> int:
     import pandas as pd  # noqa: F401
     import pyarrow.parquet as pq  # noqa: F401
 
+    import bnbench.evaluate  # noqa: F401
     import bnbench.reports.human  # noqa: F401
     from bnbench.data.corpus import load_corpus
+    from bnbench.metrics import default_metrics
+    from bnbench.reports.render import templates
 
+    templates().get_template("report.html.j2")
     load_corpus(None)  # the texts of the bundled rows are cleaned once
+    for metric in default_metrics(frozenset({"references", "messages"})):  # and lexicons and the encoder read
+        metric.score([REPLY], [REPLY], messages=[REPLY])
     if not {"evaluate", "finetune"}.isdisjoint(asked.only.split(",")) or not asked.only:
         import peft  # noqa: F401
         import transformers.models.llama.modeling_llama  # noqa: F401

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import numpy.typing as npt
 import pytest
 
 import bnbench
+from bnbench import records
 from bnbench.data.corpus import Example
 from bnbench.metrics.combined import CombinedScore, parse_weights
-from bnbench.metrics.core import Texts
+from bnbench.metrics.core import Metric, Progress, Texts, statistics
 from bnbench.metrics.registry import get_metric
+from bnbench.models import yardsticks
 from bnbench.models.yardsticks import write_yardsticks
 from bnbench.records import Generation, MetricRecord, as_json, write_json, write_scores, write_text
 
@@ -215,6 +217,39 @@ def _meta(folder: Path, specs: Sequence[Spec], replies: Mapping[str, Sequence[Ge
         "seed": 42,
         "notes": [],
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_yardstick_once() -> Iterator[None]:
+    """The yardsticks of most runs are of the same references, and so are their tables."""
+    known = dict[Any, npt.NDArray[np.float64]]()
+
+    def count(texts: Texts, metrics: Sequence[Metric], progress: Progress = None) -> list[npt.NDArray[np.float64]]:
+        given = (texts.replies, texts.references, texts.messages)
+        keys = [(type(m), m.spelling, given) for m in metrics]
+        left = {key: m for key, m in zip(keys, metrics, strict=True) if key not in known}
+        known.update(zip(left, statistics(texts, list(left.values()), progress), strict=True))
+        return [known[key].copy() for key in keys]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(yardsticks, "statistics", count)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_line_once() -> Iterator[None]:
+    """The lines of a run and of its copies are the same bytes; what is read of them cannot be changed."""
+    read, known = records.read_lines, dict[Any, list[Any]]()
+
+    def lines(kind: type, path: Path) -> list[Any]:
+        key = (kind, hashlib.sha256(path.read_bytes()).digest()) if path.is_file() else None
+        if key not in known:
+            known[key] = read(kind, path)
+        return list(known[key] if key else known.pop(key))
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(records, "read_lines", lines)
+        yield
 
 
 @pytest.fixture(scope="session")
