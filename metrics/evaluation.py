@@ -64,8 +64,7 @@ def evaluate_stream(
     usual `if __name__ == "__main__":`. Raises as `evaluate_pairs` does, and `BnbenchError` where a process is killed.
     """
     chosen = _named(metrics)
-    sums = [np.zeros((BLOCKS, len(metric.columns))) for metric in chosen]
-    n = 0
+    sums, n = [np.zeros((BLOCKS, len(metric.columns))) for metric in chosen], 0
     for tables in _tables((piece for texts in stream for piece in texts.parts()), chosen, workers):
         rows = np.arange(n, n + len(tables[0])) % BLOCKS
         for total, table in zip(sums, tables, strict=True):

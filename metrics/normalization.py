@@ -68,7 +68,7 @@ _LAST_WORD = re.compile(f"(?<![{_BENGALI}])[{_BENGALI}]+$")
 _SPELT = (
     "এ|বি|সি|ডি|ই|এফ|জি|এইচ|আই|জে|কে|এল|এম|এন|ও|পি|কিউ|আর|এস|টি|ইউ|ভি|ডব্লিউ|এক্স|ও(?:\u09af\u09bc|\u09df)াই|জেড|সা|[আক-হ]"
 )
-_INITIAL_BEFORE = re.compile(f"(?<![{_BENGALI}])(?:{_SPELT})\\. ?$")
+_INITIAL_BEFORE = re.compile(f"(?<![{_BENGALI}])(?:{_SPELT})\\. ?\\Z")  # on its line
 _INITIAL_AFTER = re.compile(f"(?! ড\\.) ?(?:{_SPELT})\\.")  # a title begins a name
 _INITIAL, _LETTER, _SAID = map(re.compile, (_SPELT, "[আক-হ]", "[নহলত]"))  # and the letters that are words
 

@@ -64,8 +64,7 @@ class StaticEncoder:
     def __init__(self, folder: str | Path = SHIPPED) -> None:
         from safetensors.numpy import load  # here, since importing a metric must stay cheap
 
-        self.folder = Path(folder)
-        files = {}
+        self.folder, files = Path(folder), {}
         for name in ("config.json", "model.safetensors", "tokenizer.json"):
             try:
                 files[name] = (self.folder / name).read_bytes()

@@ -37,6 +37,7 @@ NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় 
 WORDS, UNASKED = 0.65, 0.25  # earned beside phrases by each level of the head; kept of exploration that asks nothing
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
 TAG = re.compile(r"\bতাই না(?: [^ ]+)?$")  # in the last three words of a question that only asks to agree
+LISTENING = {"শুনব", "শুনবো", "শুনি", "শুনুম", "শুনমু", "শুইনব", "শুইনমু", "হুনুম", "হুনমু", "হুনি"}  # so tell me more
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
 _UNPLACED = re.compile(r"[\w\u0980-\u09ff\u0964\u0965 ,;:?!()-]*")  # nothing that quotes, ends a line or goes
@@ -94,6 +95,7 @@ class KeywordEmpathy(EmpathyMetric):
                 phrases = [factor * fits * level / FULL_LEVELS for level in sums]
                 own = not all(said.hidden)
                 asks = phrases[2] > 0 or any(sentence.question for sentence in said.text.sentences)
+                asks |= not LISTENING.isdisjoint(said.text.words)
                 credits.append([*phrases, factor * own, said.left * own, 1.0 if asks else UNASKED])
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)

@@ -24,7 +24,7 @@ from bnbench.metrics.core import SCORING_VERSION, FloatArray, Texts
 from bnbench.metrics.empathy import MECHANISMS, EmpathyMetric, in_bengali
 from bnbench.metrics.empathy.encoder import Encoder, load_encoder, words_only
 from bnbench.metrics.empathy.head import load_head, weighed
-from bnbench.metrics.empathy.keyword import TAG, UNASKED, listed
+from bnbench.metrics.empathy.keyword import LISTENING, TAG, UNASKED, listed
 from bnbench.metrics.empathy.lexicon import load_polarity
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import LabelledSet, calibration_set
@@ -206,7 +206,7 @@ class Reader:
             ends = [not after for (_, word), (_, after) in pairwise([*tokens, ("", False)]) if word]
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
             words = [token for token, word in tokens if word]
-            asks = "?" in text[-3:] and not TAG.search(" ".join(words[-3:]))
+            asks = ("?" in text[-3:] and not TAG.search(" ".join(words[-3:]))) or not LISTENING.isdisjoint(words)
             found.append(Sentence(text, void, asks, polarity.left(words, ends)))
         return found
 

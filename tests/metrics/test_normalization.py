@@ -212,6 +212,7 @@ def test_canonically_equivalent_texts_become_one(parts: list[tuple[str, str]]) -
 @example("অাই. কে.")
 @example("বাক্\u200cস. ")
 @example("ভালো\u200b.")
+@example("কে.\nকে.")
 def test_is_idempotent_and_canonical(text: str) -> None:
     once = normalize(text)
     assert normalize(once) == once
