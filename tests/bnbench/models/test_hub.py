@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     monkeypatch.setenv("BNBENCH_CACHE", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(hub, "REMEMBERED_FROM", 0)
     assert hub.file_sha256(tmp_path / "file") == hashlib.sha256(b"").hexdigest()
+
+
+def test_the_bundled_models_are_files_of_their_own_where_a_checkout_is_installed_by_links() -> None:
+    ask = "from bnbench.models.hub import locate; print(locate('adapter', 'bnbench-demo/adapter').folder)"
+    told = subprocess.run([sys.executable, "-P", "-c", ask], capture_output=True, text=True, check=True).stdout
+    files = list(Path(told.strip()).iterdir())  # a link would be refused by `publish`
+    assert {"adapter_model.safetensors", "README.md"} <= {file.name for file in files}
+    assert not any(file.is_symlink() for file in files)
 
 
 def test_a_folder_whose_name_is_not_utf_8_is_refused_before_anything_is_written(

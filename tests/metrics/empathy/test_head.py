@@ -33,6 +33,13 @@ def test_warmth_in_words_it_was_not_fitted_to_is_heard() -> None:
     assert against[0] < 0.2 and nothing.tolist() == [0, 0, 0, 0]
 
 
+def test_general_kindness_is_more_than_half_a_level_and_at_most_a_whole_one() -> None:
+    levels = np.array([0.0, 0.5, 0.75, 1.0, 2.0])
+    by_words = np.column_stack([np.zeros(5), levels, np.zeros((5, 2))])  # to nobody in particular: no chance, no fit
+    found = weighed(np.ones((5, 3)), by_words, np.zeros(5), np.ones(5))
+    assert (found[:, 0] / GENERAL).tolist() == [0, 0, 0.5, 1, 1] and not found[:, 1:].any()
+
+
 def test_a_reply_is_the_vector_of_its_pieces() -> None:
     """As its docstring defines it, with the shipped file read anew."""
     tensors = load_file(SHIPPED)

@@ -18,6 +18,7 @@ from bnbench.metrics.empathy import MECHANISMS, mechanisms
 from bnbench.metrics.empathy.head import load_head
 from bnbench.metrics.empathy.keyword import KeywordEmpathy, Span, _Words
 from bnbench.metrics.empathy.lexicon import load_lexicon, load_polarity
+from bnbench.metrics.empathy.semantic import SemanticEmpathy
 from bnbench.metrics.evaluation import evaluate_pairs
 from bnbench.metrics.exceptions import InputError, UsageError
 from bnbench.metrics.labelled import blind_set, calibration_set
@@ -452,6 +453,18 @@ def test_words_weigh_beside_the_phrases() -> None:
     warmer = "চশমাটার কথা পড়ে বুকটা ভারী হয়ে গেল। টেবিলের ওপর ওটা দেখলে বাবার কোন কথাটা সবচেয়ে বেশি মনে পড়ে তোমার?"
     cold, warm, copied = KeywordEmpathy().score([COLD, warmer, message], messages=[message] * 3).per_item
     assert cold < 8 < 30 < warm and copied == 0
+
+
+@pytest.mark.parametrize("metric", [KeywordEmpathy(), SemanticEmpathy()], ids=lambda metric: metric.name)
+def test_a_tag_asks_nothing_and_an_offer_to_listen_does(metric: KeywordEmpathy | SemanticEmpathy) -> None:
+    message = "বাবা মারা গেছেন এগারো দিন। আজ আলমারি খুলে ওঁর পুরনো শালটা পেলাম।"
+    told = "শালটা হাতে নিয়ে ওঁর গলাটাই কানে বাজছিল তোমার"
+    texts = [
+        f"{told}, কেমন লাগছিল?", f"{told}, তাই না?", f"{told}, তাই না রে?", f"{told}, তাই না।",
+        f"{told}। রাতে আসি, ওঁর গল্প শুনব তোমার কাছে।", f"{told}। রাতে আসি, ওঁর গল্প করব তোমার কাছে।",
+    ]  # fmt: skip
+    asked, *tags, plain, listened, talked = mechanisms(metric.score(texts, messages=[message] * 6))[:, 2]
+    assert asked > 4 * max(tags) and max(tags) < 2 * plain + 1 and listened > 2 * talked
 
 
 def test_exploration_is_asking_and_more_than_a_question_mark() -> None:
