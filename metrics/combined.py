@@ -172,7 +172,6 @@ def combine(
     own = np.array(list(declared.values()))
     order = np.argsort(-(table @ own), kind="stable")
     names, table = [list(parts)[place] for place in order], table[order]
-
     # What other weights would make of it: any at all, and such as lie near the declared ones.
     generator = np.random.default_rng(seed)
     drawn = generator.dirichlet(np.ones(len(own)), size=draws) @ table.T

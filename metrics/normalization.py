@@ -121,16 +121,15 @@ def _sentence_end(match: re.Match[str]) -> str:
         return "।" if _BENGALI_LETTER.search(before.rpartition("\n")[2]) else "."  # alone on its line it is a label: ১.
     if (found := _LAST_WORD.search(before)) is None:  # a closing quote stands between, or a word of forty letters
         return "." if match["glued"] else "।"
-
     # Abbreviations, single letters that do not end their line, and initials beside another initial keep it.
     word, before = unicodedata.normalize("NFC", found[0]), before[: found.start()]
     said, initial = _SAID.fullmatch(word), _INITIAL.fullmatch(word)
     letter = not said and _LETTER.fullmatch(word) and (after[:1] not in ("", "\n") or before[-1:] in ("", "\n"))
-    if letter or word in ABBREVIATIONS or (initial and (_INITIAL_BEFORE.search(before) or _INITIAL_AFTER.match(after))):
+    beside_another = word != "ড" and _INITIAL_BEFORE.search(before)  # before a title the other has ended its sentence
+    if letter or word in ABBREVIATIONS or (initial and (beside_another or _INITIAL_AFTER.match(after))):
         return "."
     if not match["glued"]:
         return "।"
-
     # Between two words without a blank it is a stop, but not in প্রথমআলো.কম, কি.মি. or বি.বি.সি.
     following = unicodedata.normalize("NFC", match["glued"])
     ends = said or (not initial and (word == "না" or len(_BENGALI_LETTER.findall(word)) > 1))

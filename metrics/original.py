@@ -92,7 +92,6 @@ def original_scores(
     empathy = keyword if semantic is None else semantic
     # Of the three that it adds only BLEU is on 0-100, and so weighs 100-fold.
     mixed = 0.25 * bleu + 0.15 * rouge["rougeL"] + 0.60 * empathy / 100
-
     # The same quantities as bnbench computes them, with everything on 0-100.
     ours = ROUGE().result(texts).scores
     right = {"BLEU": BLEU().result(texts).value, **{kind: ours[kind] for kind in kinds}}

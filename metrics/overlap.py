@@ -171,7 +171,6 @@ def _matches(hypotheses: Sequence[str], references: Sequence[str], order: int) -
             return np.array([[(ours & theirs).total() for ours, theirs in both]])
         halves = (slice(n // 2), slice(n // 2, n))  # which have smaller alphabets
         return np.vstack([_matches(hypotheses[half], references[half], order) for half in halves])
-
     # Every text gets order - 1 zeros behind it, so that no n-gram reaches into the next.
     gap, lengths = order - 1, np.array(list(map(len, texts)), dtype=np.int64)
     at = np.arange(len(codes)) + (np.arange(2 * n) * gap).repeat(lengths)
@@ -188,7 +187,6 @@ def _matches(hypotheses: Sequence[str], references: Sequence[str], order: int) -
     keys <<= np.uint64(1)
     keys |= side.repeat(lengths)
     keys.sort()
-
     # Occurrences in hypothesis and reference are counted in the lower and upper half of one integer: one sum for both.
     matches = np.empty((n, order), dtype=np.int64)
     counts = np.where(keys & np.uint64(1), np.int64(1 << 32), np.int64(1))

@@ -30,6 +30,8 @@ _HAS_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{N}}\p{{Regional_Indicator}}\u20e
 # Of a row of flags \X counts all that stand before each.
 _GRAPHEME = regex.compile(r"\p{Regional_Indicator}{2}(?![\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}])|\X")
 
+_CUT = Memo[Sequence[str]](_TOKEN.findall)
+
 SENTENCE_ENDS = frozenset("।॥?!")
 """Tokens that end a sentence. `.` does not: after Bengali it has become danda, after English it is ambiguous."""
 _CLOSING = frozenset("”’\"')]»")
@@ -86,7 +88,7 @@ class Preparation:
         for line in self.normalizer(text).splitlines():
             sentence, ended = "", False
             for word in line.split():
-                for token in _TOKEN.findall(word):
+                for token in _CUT[word]:
                     if ended and token not in SENTENCE_ENDS and token not in _CLOSING:
                         found.append(sentence)
                         sentence, ended = "", False

@@ -74,7 +74,6 @@ def audit(
     variants = {n: {row: text for row, text in of.items() if text != data.replies[row]} for n, of in spelt.items()}
     variants |= {each.name: perturbed(each, data, seed) if perturb else {} for each in PERTURBATIONS}
     scores, moves = _scored(metric, data, variants)
-
     # How all scorers agree with the labels: each under the same resamples of messages, so that they can be compared.
     groups = group_numbers(data.ids)
     weights = resampled_sums(np.eye(int(groups.max()) + 1), resamples=resamples, seed=seed)
@@ -181,7 +180,6 @@ def _reply_checks(
         shown = f"{moved} change, by {largest:.2f} at most" if moved else "none changes" if sizes else ""
         verdict = FAILS if moved else PASSES if sizes else NOT_APPLICABLE
         yield Check("spelling", name, SAME, len(sizes), shown, verdict, True, numbers)
-
     # What each perturbation does to empathic replies, and how far each other kind lies from the mean of the empathic
     # replies to the same message, as means over messages.
     changes = [("change", each.name, each.expected, each.in_most, moves[each.name]) for each in PERTURBATIONS]

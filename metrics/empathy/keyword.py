@@ -36,7 +36,7 @@ ADVICE_SHARE = 0.5  # of the sentences: a reply that advises so much does not co
 NEGATION_REACH = 2  # how many words after a phrase a না, নি, নয় ... still negates it, within its clause
 WORDS, UNASKED = 0.65, 0.25  # earned beside phrases by each level of the head; kept of exploration that asks nothing
 TAKEN_UP = 0.5  # what a statement that takes something up, in words that match nothing, earns of interpretation
-TAG = re.compile(r"\bতাই না(?: [^ ]+)?$")  # in the last three words of a question that only asks to agree
+TAG = re.compile(r"\b(?:তাই (?:না|নাকি|তো)|তাইনা|ঠিক না)(?: [^ ]+){0,2}$")  # a question that only asks to agree
 LISTENING = {"শুনব", "শুনবো", "শুনি", "শুনুম", "শুনমু", "শুইনব", "শুইনমু", "হুনুম", "হুনমু", "হুনি"}  # so tell me more
 _TAKEN_UP = Entry("(taken up from the message)", "interpretation", 1, family="retelling")
 
@@ -93,10 +93,10 @@ class KeywordEmpathy(EmpathyMetric):
                 fits = 1.0 if said.anchored or not lexicon.common else UNANCHORED
                 sums = (sum(x for match, x in said.earning if match.entry.mechanism == m) for m in MECHANISMS)
                 phrases = [factor * fits * level / FULL_LEVELS for level in sums]
-                own = not all(said.hidden)
-                asks = phrases[2] > 0 or any(sentence.question for sentence in said.text.sentences)
-                asks |= not LISTENING.isdisjoint(said.text.words)
-                credits.append([*phrases, factor * own, said.left * own, 1.0 if asks else UNASKED])
+                own = [word for word, hides in zip(said.text.words, said.hidden, strict=True) if not hides]
+                asks = any(s.question and not said.hidden[s.end - 1] for s in said.text.sentences)
+                asked = 1.0 if asks or phrases[2] > 0 or not LISTENING.isdisjoint(own) else UNASKED
+                credits.append([*phrases, factor * bool(own), said.left * bool(own), asked])
         else:  # the original's rule: twice the share of patterns that occur anywhere in the reply, at most 1
             found = (sum(pattern in reply for pattern in lexicon.patterns) for reply in texts.replies)
             credits = [[min(1.0, 2 * count / len(lexicon.patterns))] for count in found]
@@ -144,13 +144,13 @@ class _Words:
         self.text = text = normalize(raw) if placed or not _UNPLACED.fullmatch(raw) else ""
         self.words, self.starts = words, starts = list[str](), list[int]()
         self.quoted, self.clause_ends = quoted, clause_ends = list[bool](), list[bool]()
-        self.sentences, breaks = list[_Sentence](), list[tuple[int, bool]]()  # how many words stand before each end
+        self.sentences, breaks = list[_Sentence](), dict[int, bool]()  # by how many words stand before: whether it asks
         closing, found, at = "", 0, 0  # what closes the quotation that the text is in, and where the last token stands
         last = {mark: text.rfind(closes) for mark, closes in _QUOTATION.items() if closes in text}
         for token in preparation().tokens(raw):
             if text:
                 if text[at] == "\n":  # else one space stands there, or the token
-                    breaks.append((len(words), False))
+                    breaks.setdefault(len(words), False)
                 found = text.index(token, at)
                 at = found + len(token)
             if is_word(token):
@@ -169,12 +169,12 @@ class _Words:
                 elif not closing and not in_word:
                     closing = _QUOTATION[token]
             elif token in SENTENCE_ENDS:
-                breaks.append((len(words), token == "?"))
+                breaks[len(words)] = breaks.get(len(words), False) or token == "?"
         start = 0
-        for end, question in (*breaks, (len(words), False)):
+        for end, question in {**breaks, len(words): breaks.get(len(words), False)}.items():
             if start < end:
                 clause_ends[end - 1] = True
-                question = question and not TAG.search(" ".join(words[start:end][-3:]))
+                question = question and not TAG.search(" ".join(words[start:end][-4:]))
                 self.sentences.append(_Sentence(start, end, question))
                 start = end
 
@@ -262,7 +262,6 @@ class _Reading:
             left = polarity.left(own, self.text.clause_ends[part])
             self.left = min(self.left, left)
             self._read(sentence, phrases, telling=not (sentence.question or advice or self.advises), refusing=left < 1)
-
         # Of each entry, and of each family of entries, the strongest match counts, the first of equals; and of those
         # that support, the two of each mechanism that earn most.
         best: dict[tuple[str, str], _Match] = {}
@@ -337,5 +336,4 @@ class _Reading:
                     supports, spread = entry.polarity != "against", places[-1] - places[0]
                     rank = -len(places), supports, -entry.level, spread, places[0], phrase
                     kept.append((rank, entry, places, polarity))
-
         return [(entry, places, polarity) for _, entry, places, polarity in sorted(kept, key=lambda item: item[0])]

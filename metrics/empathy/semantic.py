@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -152,6 +152,8 @@ class Reader:
         self.mean = self.vectors.mean(axis=0)
         self._split, self._tokens = preparation().split_sentences, preparation().tokens
         self._read = Memo(_read)
+        # The beginnings of a message's words, which their inflected forms share; of no pronoun.
+        self._asked = lru_cache(1_000)(lambda text: {self._read[t][1] for t in self._tokens(text)} - {""})
         # The heads, (10, d + 1), the last column their constants: each mechanism against all that is not empathic, each
         # contrasting class against the mechanisms, and all mechanisms against the rest.
         vectors, labels = self.vectors - self.mean, np.array(anchors.labels)
@@ -192,8 +194,7 @@ class Reader:
 
     def sentences(self, reply: str, message: str) -> list[Sentence]:
         """The different sentences, left out where they, or the reply, are copied or lists."""
-        # The beginnings of the message's words, which their inflected forms share; of no pronoun.
-        asked = {self._read[token][1] for token in self._tokens(message)} - {""}
+        asked = self._asked(message)
         read = {text: [(token, *self._read[token]) for token in self._tokens(text)] for text in self._split(reply)}
         known = {text: [key in asked for *_, key in words if key] for text, words in read.items()}
         everything = [*chain.from_iterable(known.values())]
@@ -202,11 +203,17 @@ class Reader:
         for text, copied in known.items():
             if not copied:
                 continue
-            tokens = [(token, word) for token, word, _ in read[text] if token != "-"]  # সুখ-দুঃখ is one thing
-            ends = [not after for (_, word), (_, after) in pairwise([*tokens, ("", False)]) if word]
+            words, ends = list[str](), list[bool]()
+            for token, word, _ in read[text]:
+                if word:
+                    words.append(token)
+                    ends.append(False)
+                elif ends and token != "-":  # সুখ-দুঃখ is one thing
+                    ends[-1] = True
+            ends[-1] = True
             void = all_copied or sum(copied) >= COPIED_SHARE * len(copied) or 2 * sum(listed(ends)) >= len(ends)
-            words = [token for token, word in tokens if word]
-            asks = ("?" in text[-3:] and not TAG.search(" ".join(words[-3:]))) or not LISTENING.isdisjoint(words)
+            question = "?" in text[len(text.rstrip("?!। )")) :] and not TAG.search(" ".join(words[-4:]))
+            asks = question or not LISTENING.isdisjoint(words)
             found.append(Sentence(text, void, asks, polarity.left(words, ends)))
         return found
 

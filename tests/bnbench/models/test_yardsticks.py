@@ -45,7 +45,7 @@ def scores(run: Run, name: str, drawing: int | None = None) -> list[float]:
 
 
 def test_the_figures_of_the_bundled_test_set(bundled: Run) -> None:
-    assert scores(bundled, "reference") == pytest.approx([100, 100, 100, 31.4, 24.4], abs=0.05)
+    assert scores(bundled, "reference") == pytest.approx([100, 100, 100, 31.2, 24.2], abs=0.05)
     assert scores(bundled, "copy") == pytest.approx([18.6, 1.4, 7.8, 0, 0], abs=0.05)
     # Published for one drawing (18.6 / 0.3 / 5.2; empathy by scorers that did not ask whose the reply is). The mean of
     # five is within what drawings differ by.

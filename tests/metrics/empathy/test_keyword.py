@@ -467,6 +467,17 @@ def test_a_tag_asks_nothing_and_an_offer_to_listen_does(metric: KeywordEmpathy |
     assert asked > 4 * max(tags) and max(tags) < 2 * plain + 1 and listened > 2 * talked
 
 
+@pytest.mark.parametrize("metric", [KeywordEmpathy(), SemanticEmpathy()], ids=lambda metric: metric.name)
+def test_only_what_the_reply_itself_asks_explores(metric: KeywordEmpathy | SemanticEmpathy) -> None:
+    message = "মা গত সপ্তাহে মারা গেছেন। ওঁর শাড়িটা আলমারিতে ঝুলছে, হাত দিতে পারছি না। কেন এমন হলো?"
+    asked = "মায়ের কোন কথাটা সবচেয়ে বেশি মনে পড়ে তোমার"
+    told = "মায়ের শাড়িটা ছুঁতে গিয়ে হাত কেঁপে ওঠে, বুকটা ভেঙে যায় তোমার।"
+    texts = [asked + end for end in ("।", "?", "!?", "?!!!", "।?")]
+    texts += [told, f"{told} ওরা বলেছে “সময় নেই?”", f"{told} কেন এমন হলো?", f"{told} একা লাগে, তাই না রে ভাই?"]
+    unmarked, *marked, plain, quoted, copied, tag = mechanisms(metric.score(texts, messages=[message] * 9))[:, 2]
+    assert min(marked) > 2.5 * unmarked and max(quoted, copied, tag) < 1.5 * plain + 2
+
+
 def test_exploration_is_asking_and_more_than_a_question_mark() -> None:
     message = "বাবা মারা গেছেন এগারো দিন। আজ আলমারি খুলে ওঁর পুরনো শালটা পেলাম।"
     texts = [f"শালটা হাতে নিয়ে বাবার কোন কথাটা মনে পড়ছিল{end}" for end in "?।"] + ["আপনার কাছে রিপোর্টের কপি আছে?"]
