@@ -26,7 +26,8 @@ from bnbench.metrics.labelled import LabelledReply, calibration_set
 
 RIDGE, FEWEST = 0.5, 3  # the penalty, in mean squared lengths; in how many replies a part or pair must stand
 
-HARD = frozenset({"plain_warm", "belittling", "dismissive"})  # what is told apart worst, and counts twice
+# What is told apart worst, and what is made of stock phrases, counts twice.
+HARD = frozenset({"plain_warm", "belittling", "dismissive", "stuffed", "generic"})
 
 
 @cache

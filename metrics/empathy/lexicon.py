@@ -264,7 +264,7 @@ class Polarity:
         self.id = f"{table['name']}.{table['version']}-{hashlib.sha256(data).hexdigest()[:8]}"
         tables = {"classes": table["classes"], "endings": table["endings"]}
         self._groups = {
-            phrase: (float(group["left"]), frozenset(group["unless"]))
+            phrase: (float(group["left"]), frozenset(group["unless"] + table["lifting"]))
             for group in reversed(table["group"])
             for phrase in group["phrases"]
         }
