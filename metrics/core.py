@@ -187,7 +187,7 @@ class Metric(ABC):
         """Column sums (..., k) to scores (..., v), for any leading dimensions; defined (never NaN) on all-zero sums."""
 
     def signature(self, n: int) -> str:
-        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.7`."""
+        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.8`."""
         choices = (f"{key}:{value}" for key, value in self.choices.items())
         return "|".join([self.name, *choices, f"n:{n}", f"bnbench:{SCORING_VERSION}"])
 

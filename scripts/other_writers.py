@@ -44,8 +44,8 @@ class Sample:
     def __init__(self, rows: Sequence[LabelledReply]) -> None:
         self.groups = group_numbers([row.id for row in rows])
         n = int(self.groups.max()) + 1
-        rng = np.random.default_rng(SEED)
-        self.counts = np.stack([np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES)]).astype(float)
+        drawn = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
+        self.counts = np.stack([np.bincount(each, minlength=n) for each in drawn]).astype(np.float64)
         self.empathic = np.array([row.empathic for row in rows])
         self.levels = np.array([row.levels for row in rows], dtype=np.float64)
 
@@ -136,7 +136,7 @@ def leave_out() -> None:
         for name, by_mechanism in zip(("keyword", "semantic"), found, strict=True):
             mean, some = by_mechanism.mean(axis=1), by_mechanism[mask]
             taus = " ".join(f"{sample.tau(some[:, m], m)[0]:.3f}" for m in range(3))
-            means = {k: round(100 * float(mean[mask & (kind == k)].mean()), 1) for k in sorted(set(kind[mask]))}
+            means = {k: round(float(mean[mask & (kind == k)].mean()), 1) for k in sorted(set(kind[mask]))}
             print(f"{title} ({mask.sum()}), {name}: AUC {sample.auc(mean[mask])[0]:.3f}, τ {taus}; means {means}")
 
 

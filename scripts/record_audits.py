@@ -16,11 +16,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bnbench.metrics import KeywordEmpathy, SemanticEmpathy  # noqa: E402
 from bnbench.metrics.audit import AuditReport, Check, audits  # noqa: E402
 from bnbench.metrics.audit.findings import RECORD, all_standings, short_name  # noqa: E402
+from bnbench.metrics.labelled import labelled_set  # noqa: E402
 
 METRICS = ("keyword-empathy", "semantic-empathy")
 PAGE = ROOT / "docs" / "empathy.md"
@@ -80,6 +84,15 @@ def main() -> None:
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), reports), encoding="utf-8")
     for report in reports:
         print(report.signature, report.verdict, sep="\n  ")
+    data = labelled_set("held-out")
+    known = np.column_stack([data.levels, np.ones(len(data))])  # what is left when the labels are known
+    for metric in (KeywordEmpathy(), SemanticEmpathy()):
+        scores = np.array(metric.score(data.replies, messages=data.messages).per_item)
+        for name, count in (("words", lambda text: len(text.split())), ("a question mark", lambda text: "?" in text)):
+            pair = np.column_stack([scores, np.array([count(reply) for reply in data.replies], dtype=np.float64)])
+            given = pair - known @ np.linalg.lstsq(known, pair, rcond=None)[0]
+            found = [float(np.corrcoef(each.T)[0, 1]) for each in (pair, given)]
+            print("{} with {}: correlation {:+.2f}, given the labels {:+.2f}".format(metric.name, name, *found))
 
 
 if __name__ == "__main__":

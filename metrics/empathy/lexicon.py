@@ -263,17 +263,15 @@ class Polarity:
         table = tomllib.loads(data.decode("utf-8"))
         self.id = f"{table['name']}.{table['version']}-{hashlib.sha256(data).hexdigest()[:8]}"
         tables = {"classes": table["classes"], "endings": table["endings"]}
-        self._groups = {
-            phrase: (float(group["left"]), frozenset(group["unless"] + table["lifting"]))
-            for group in reversed(table["group"])
-            for phrase in group["phrases"]
-        }
-        self._alone = {phrase for group in table["group"] if group.get("alone") for phrase in group["phrases"]}
+        of = [(phrase, group) for group in reversed(table["group"]) for phrase in group["phrases"]]
+        self._groups = {phrase: (float(group["left"]), frozenset(group["unless"])) for phrase, group in of}
+        self._alone = {phrase for phrase, group in of if group.get("alone")}
         self._refusals = Matcher(self._groups, **tables)
         self._lifting = Matcher(frozenset().union(*(unless for _, unless in self._groups.values())), **tables)
+        self._meaning_yes = Matcher(table["lifting"], **tables)
         verbs = [text for name in table["verbs"] for text in table["classes"][name] if " " not in text]
         stems = [text.partition("+")[0] + end for text in verbs for end in (("", "ই", "ও") if "+" in text else ("",))]
-        self._joined = {normalize(stem + no): (normalize(stem), "না") for stem in stems for no in table["joined"]}
+        self._joined = {normalize(s + no): (normalize(s), read) for s in stems for no, read in table["joined"].items()}
         self._telling = self._refusals.telling | self._joined.keys()
 
     def left(self, words: Sequence[str], clause_ends: Sequence[bool]) -> float:
@@ -289,6 +287,7 @@ class Polarity:
         found = [
             phrase
             for clause in itertools.filterfalse(self._refusals.telling.isdisjoint, clauses)
+            if not self._meaning_yes.find(clause)
             for phrase, places in self._refusals.find(clause)
             if phrase not in self._alone or len(places) == len(clause)
         ]
