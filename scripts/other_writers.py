@@ -136,7 +136,7 @@ def leave_out() -> None:
         for name, by_mechanism in zip(("keyword", "semantic"), found, strict=True):
             mean, some = by_mechanism.mean(axis=1), by_mechanism[mask]
             taus = " ".join(f"{sample.tau(some[:, m], m)[0]:.3f}" for m in range(3))
-            means = {k: round(float(mean[mask & (kind == k)].mean()), 1) for k in sorted(set(kind[mask]))}
+            means = {str(k): round(float(mean[mask & (kind == k)].mean()), 1) for k in sorted(set(kind[mask]))}
             print(f"{title} ({mask.sum()}), {name}: AUC {sample.auc(mean[mask])[0]:.3f}, τ {taus}; means {means}")
 
 
