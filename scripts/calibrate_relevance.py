@@ -4,7 +4,8 @@
 
 Answers are replies of every kind but generic ones to their own message; the same replies put under the 7th and 13th
 message further on, at half weight, and replies written as mismatched, twice, are none. A generic reply is an answer at
-a quarter, so that it scores low and not 0. `fit` learns from empathic replies alone. The bank is the messages with
+a quarter, so that it scores low and not 0. Replies of few words are left out, since they share hardly any with their
+message, whoever they are for. `fit` learns from empathic replies alone. The bank is the messages with
 their replies. Before it writes the file, it prints what cross-validation by message gives. No held-out half is
 read here.
 """
@@ -28,6 +29,7 @@ from bnbench.metrics.romanised import bengali
 
 GENERIC, OTHER = frozenset({"weak", "generic", "stuffed"}), frozenset({"copy", "negated", "mismatched"})
 SHIFTS, FOLDS, RIDGE = (7, 13), 5, 1.0
+WORDS = 12  # that a reply has at least, to be learnt from
 FEWEST = 3  # messages that have a word, in themselves or a reply; one that fewer have counts as one that none has
 
 
@@ -46,7 +48,7 @@ class Pair(NamedTuple):
 def pairs(rows: tuple[LabelledReply, ...]) -> list[Pair]:
     asked = {row.id: row.message for row in rows}
     ids, found = list(asked), []
-    for row in rows:
+    for row in (row for row in rows if len(row.reply.split()) >= WORDS):
         said = row.id, row.kind, row.reply
         if row.kind in GENERIC:
             found += [Pair(*said, row.message, answers, 0.25 + 0.5 * (not answers), False) for answers in (True, False)]

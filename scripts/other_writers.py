@@ -136,8 +136,13 @@ def leave_out() -> None:
         for name, by_mechanism in zip(("keyword", "semantic"), found, strict=True):
             mean, some = by_mechanism.mean(axis=1), by_mechanism[mask]
             taus = " ".join(f"{sample.tau(some[:, m], m)[0]:.3f}" for m in range(3))
+            against = {k: mask & np.isin(kind, ["warm", k]) for k in KINDS if (mask & (kind == k)).any()}
+            warm = {
+                k: round(Sample([r for r, i in zip(rows, m, strict=True) if i]).auc(mean[m], kind[m] == "warm")[0], 3)
+                for k, m in against.items()
+            }
             means = {str(k): round(float(mean[mask & (kind == k)].mean()), 1) for k in sorted(set(kind[mask]))}
-            print(f"{title} ({mask.sum()}), {name}: AUC {sample.auc(mean[mask])[0]:.3f}, τ {taus}; means {means}")
+            print(f"{title} ({mask.sum()}), {name}: AUC {sample.auc(mean[mask])[0]:.3f}, τ {taus}; warm against {warm}; means {means}")
 
 
 def main() -> None:

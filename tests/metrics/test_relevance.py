@@ -56,7 +56,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_empty_texts_have_a_score_and_nothing_is_misplaced_without_a_message() -> None:
     assert np.isfinite(relevance(("", ""), ("", MESSAGE), ("🙂", "?"), (REPLY, ""))).all()
     unsaid, elsewhere = chances(Texts.of([REPLY, REPLY], messages=["", OTHER]), "fit")
-    assert elsewhere < 0.3 < 0.85 < unsaid
+    assert elsewhere < 0.25 < 0.85 < unsaid
 
 
 def test_regional_words_are_heard_as_standard_ones_and_by_their_beginnings() -> None:
