@@ -142,7 +142,8 @@ def leave_out() -> None:
                 for k, m in against.items()
             }
             means = {str(k): round(float(mean[mask & (kind == k)].mean()), 1) for k in sorted(set(kind[mask]))}
-            print(f"{title} ({mask.sum()}), {name}: AUC {sample.auc(mean[mask])[0]:.3f}, τ {taus}; warm against {warm}; means {means}")
+            print(f"{title} ({mask.sum()}), {name}: AUC {sample.auc(mean[mask])[0]:.3f}, τ {taus}")
+            print(f"  warm against {warm}; means {means}")
 
 
 def main() -> None:
