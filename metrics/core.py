@@ -136,8 +136,9 @@ class Metric(ABC):
     `columns` names the k statistics, `values` the v scores that the formula makes of their sums, the main one first:
     on 0-100, higher better, unless `description`, `is_percent` and `higher_is_better` say otherwise. `needs` is any of
     "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only, `shares` those to
-    which each reply counts as 0 or 100: of none in 40 the interval is not [0, 0]. `parts` are the metrics whose tables,
-    side by side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is that of `name:argument`.
+    which each reply counts as 0 or 100, which get Wilson's intervals. `parts` are the metrics whose tables, side by
+    side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is that of `name:argument`. `bounds`
+    are the ends of another scale than 0-100.
     """
 
     name: ClassVar[str]

@@ -37,10 +37,7 @@ Bounds = Sequence[tuple[float, float]]
 
 BLOCKS = 10_000
 FEW = 30  # items under which intervals are not to be trusted, as measured by `benchmarks/simulation.py`
-TOO_FEW = (
-    "too few to trust the intervals; of 10 or 20 items the 95 % ones held the truth in 91 to 98 of 100 simulations, "
-    "and in 59 to 79 where a few replies hold nearly all of a ratio"
-)
+TOO_FEW = "too few to trust the intervals; of 10 or 20 items 95 % ones held the truth in 91 to 99 of 100 simulations"
 _CELLS = 2_000_000  # weights at once: 16 MB as float64
 _HELD = 2**25  # counts that are kept for the next table, a byte each
 _FLOOR = 1 / 16  # of a resample's variance: one that missed the few items that differ would divide by nothing
@@ -85,8 +82,9 @@ def bootstrap(
 
     A table of m training seeds is (m, n, k), and the interval is of what any seed would give: both are drawn.
     `clusters` names the dialogue of each row: whole dialogues are resampled. `shares` are the places of values that are
-    shares of rows in per cent, which get Wilson's intervals: of none in 40 not [0, 0]. `bounds` are the ends of
-    each value's scale, or of all. Raises `InputError` on an empty table; what one row (or cluster) alone gives is NaN.
+    shares of rows in per cent, which get Wilson's intervals. `bounds` are the ends of each value's scale, or of all
+    (0 and 100 where no row is beyond): a value at its low end in all of n rows reaches to Wilson's of none in n. Raises
+    `InputError` on an empty table; what one row (or cluster) alone gives is NaN.
     """
     blocks, of_seeds = block_sums(table, clusters), seed_variance(table, formula)
     blocks = blocks[counting(blocks)]
@@ -98,10 +96,13 @@ def bootstrap(
     least, most = _scale(formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T)
     low = np.maximum(whole - np.maximum(both, upper), np.maximum(values.min(axis=0), least))
     high = np.minimum(whole + np.maximum(both, lower), np.minimum(values.max(axis=0), most))
+    # What no item has others may have: as many as Wilson's interval of none in n holds, all that the scale allows each.
+    nothing, z = (values <= least + 1e-9).all(axis=0), NormalDist().inv_cdf(side)
+    high = np.where(nothing, high + np.where(nothing, most - least, 0) * z**2 / (n + z**2), high)
     for i in shares if n > 1 else ():
         # As many independent rows as have the variance found; where all rows are alike, each cluster counts once. The
         # variance of clusters is an estimate, for which Student's t stands (Fisher & Cornish 1960: its expansion).
-        share, z = whole[i] / 100, NormalDist().inv_cdf(side)
+        share = whole[i] / 100
         t = z + (z**3 + z) / (4 * (n - 1)) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * (n - 1) ** 2) if clusters else z
         of = 1e4 * share * (1 - share) * n / variance[i] * (z / t) ** 2 if variance[i] > 1e-9 else n
         middle, half = share + z * z / 2 / of, z * math.sqrt((share * (1 - share) + z * z / 4 / of) / of)
@@ -163,10 +164,11 @@ def paired_tests(
         # is above. At the bottom none is known to be: what no reply had another may have, and so it is with shares.
         least, most = _scale(formula(np.vstack([x, y])), np.array(ends))
         low, high = (np.where((v >= most - 1e-9).all(axis=0) & ~is_share, most, least) for v in (ours, theirs))
-        told.append(np.stack([difference, differ, is_share, low - most, most - high]))
+        unseen = is_share | (np.vstack([ours, theirs]) <= least + 1e-9).all(axis=0)
+        told.append(np.stack([difference, differ, unseen, low - most, most - high]))
         noise.append([seed_variance(side, formula) for side in (a, b)])
     values, of_seeds = np.hstack(gaps), np.concatenate(noise, axis=-1)
-    whole, differ, are_shares, least, most = np.hstack(told)
+    whole, differ, unseen, least, most = np.hstack(told)
     n, near, differ = len(values), whole.round(9), np.maximum(differ, 1)
     reaches = np.abs(_reaches(values, of_seeds, resamples, seed, near))
     # Were A and B alike, the m items that differ would as likely have the other sign, each by itself: all have one in
@@ -177,9 +179,9 @@ def paired_tests(
     error = np.sqrt(values.var(axis=0, ddof=min(n - 1, 1)) / n + by_seeds)
     # Of two or three seeds the interval is far wider than a normal one, and what it misses is larger as much.
     detectable = np.maximum(_DETECTABLE * error, np.where(by_seeds > 0, reach + _POWER * error, 0))
-    # Of shares that differ alike in all n items as many may differ otherwise as Wilson's interval of none in n holds.
+    # Of shares that differ alike in all n items, and of what neither has in any, others may differ by Wilson's of none.
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    reach = np.where((error < 1e-6) & (are_shares > 0), np.maximum(reach, 100 * z2 / (n + z2)), reach)
+    reach = np.where((error < 1e-6) & (unseen > 0), np.maximum(reach, most * z2 / (n + z2)), reach)
     low, high = (near - np.clip(near - least, 0, reach)).round(9), (near + np.clip(most - near, 0, reach)).round(9)
     table = np.column_stack([whole, low, high, p_values, detectable])
     table[:, 1:] += math.nan if n == 1 else 0.0

@@ -284,13 +284,11 @@ class Polarity:
             clauses[-1] += self._joined.get(word, (word,))
             if end:
                 clauses.append([])
-        found = [
-            phrase
-            for clause in itertools.filterfalse(self._refusals.telling.isdisjoint, clauses)
-            if not self._meaning_yes.find(clause)
-            for phrase, places in self._refusals.find(clause)
-            if phrase not in self._alone or len(places) == len(clause)
-        ]
+        found: list[str] = []
+        for clause in itertools.filterfalse(self._refusals.telling.isdisjoint, clauses):
+            places = self._refusals.find(clause)
+            refused = [phrase for phrase, at in places if phrase not in self._alone or len(at) == len(clause)]
+            found += refused if refused and not self._meaning_yes.find(clause) else ()
         if not found:
             return 1.0
         lifting = {phrase for phrase, _ in self._lifting.find([word for clause in clauses for word in clause])}

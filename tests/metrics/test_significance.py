@@ -225,7 +225,6 @@ def test_shares_have_wilsons_interval() -> None:
         rows = table(100.0 * (np.arange(40) < hits))
         interval = bootstrap(rows, mean, shares=[0])[0]
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.01)
-    assert bootstrap(table(np.zeros(40)), mean)[0] == Interval(0.0, 0.0)
     # Ten replies to each of four messages that are all alike say no more than four.
     by_cluster = bootstrap(table(np.zeros(40)), mean, shares=[0], clusters=[i // 10 for i in range(40)])[0]
     assert by_cluster.high == pytest.approx(bootstrap(table(np.zeros(4)), mean, shares=[0])[0].high)
@@ -237,6 +236,28 @@ def test_shares_have_wilsons_interval() -> None:
     assert of.high - of.low == pytest.approx(2 * half, rel=1e-4)
     plain = bootstrap(table(hits), mean, shares=[0])[0]
     assert of.low < plain.low and of.high > plain.high
+
+
+def test_what_no_item_has_others_may_have() -> None:
+    """A ratio of which no reply has any is known no better than a share without a hit: Wilson's of none in 40 items."""
+    lengths = np.random.default_rng(3).integers(5, 80, 40)
+    none = np.stack([np.zeros(40), lengths], axis=1)
+
+    def rate(sums: FloatArray) -> FloatArray:
+        return np.stack([sums[..., 0] / sums[..., 1] * 100, sums[..., 0] / sums[..., 1]], axis=-1)
+
+    percent, part = bootstrap(none, rate, bounds=[(0, 100), (0, 1)])
+    assert (percent.low, percent.high) == pytest.approx((0, 8.76), abs=0.01)
+    assert (part.low, part.high) == pytest.approx((0, 0.0876), abs=1e-4)  # in the units of its own scale
+    ten = bootstrap(none, rate, clusters=[i // 10 for i in range(40)])[0]
+    assert ten.high == pytest.approx(bootstrap(none[:4], rate)[0].high)  # dialogues, not replies, are independent
+    both = paired_tests([(none, none, rate)])[0][0]
+    assert (both.interval.low, both.interval.high) == pytest.approx((-8.76, 8.76), abs=0.01) and both.p_value == 1
+    # Of some it is the bootstrap's; where all are at the top, as the reference is, it is known.
+    none[0, 0] = 1
+    assert 0 < bootstrap(none, rate)[0].high < 1
+    assert bootstrap(table(np.full(40, 100.0)), mean)[0] == Interval(100.0, 100.0)
+    assert bootstrap(table(np.zeros(40) - 3), mean)[0] == Interval(-3.0, -3.0)  # -3 is the end of no known scale
 
 
 def test_of_skew_items_each_end_is_the_farther_one_of_the_symmetric_and_the_equal_tailed_interval() -> None:
@@ -260,7 +281,10 @@ def test_shares_that_differ_alike_in_all_items_are_no_certainty(hits: tuple[int,
     a, b = (table(np.full(40, 100.0 * hit)) for hit in hits)
     [[made], [mean_of]] = paired_tests([(a, b, mean), (a, b, mean)], shares=[[0], []])
     assert (made.interval.low, made.interval.high) == pytest.approx((low, high), abs=0.01)
-    assert mean_of.interval.low == mean_of.interval.high == made.difference  # of no share, whose ends nobody knows
+    if any(hits):  # of no share, whose ends nobody knows
+        assert mean_of.interval.low == mean_of.interval.high == made.difference
+    else:
+        assert mean_of.interval == made.interval
     by_cluster = paired_tests([(a, b, mean)], shares=[[0]], clusters=[i // 10 for i in range(40)])[0][0]
     assert by_cluster.interval.high - by_cluster.interval.low > 40
 
