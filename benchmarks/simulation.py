@@ -87,7 +87,9 @@ def intervals(kind: str, n: int, times: int, seed: int, dialogues: bool) -> tupl
             items = chance.standard_normal(n)
             a, b = (table(kind, n, chance, items=items) for _ in "ab")
         shares = [0] if "share" in kind else []
-        how = {"resamples": RESAMPLES, "seed": i, "clusters": clusters}
+        # Shares and ratios are of a scale whose ends are known, as those of `degeneration` are.
+        ends = [(0.0, 100.0) if "mean" not in kind else (-np.inf, np.inf)]
+        how = {"resamples": RESAMPLES, "seed": i, "clusters": clusters, "bounds": ends}
         [own] = bootstrap(a, score, shares=shares, **how)
         kept += own.low <= truth <= own.high
         [[found]] = paired_tests([(a, b, score)], **how)

@@ -138,7 +138,7 @@ class Metric(ABC):
     "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only, `shares` those to
     which each reply counts as 0 or 100, which get Wilson's intervals. `parts` are the metrics whose tables, side by
     side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is that of `name:argument`. `bounds`
-    are the ends of another scale than 0-100.
+    are the ends of the scale: where no item has any of what is counted, a score is known up to Wilson's of none in n.
     """
 
     name: ClassVar[str]

@@ -70,6 +70,7 @@ class Degeneration(LexicalMetric):
     name: ClassVar[str] = "degeneration"
     description: ClassVar[str] = "share of broken replies by kind, 0-100, lower is better"
     higher_is_better: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float]] = (0.0, 100.0)  # so that no foreign letter in n replies is not [0, 0]
 
     columns = ("replies", "known_limit", "with_message", "with_reference", *tuple(_SHARES)[:-1])
     columns += ("letters", "repeated_4grams", "4grams")

@@ -82,9 +82,9 @@ def bootstrap(
 
     A table of m training seeds is (m, n, k), and the interval is of what any seed would give: both are drawn.
     `clusters` names the dialogue of each row: whole dialogues are resampled. `shares` are the places of values that are
-    shares of rows in per cent, which get Wilson's intervals. `bounds` are the ends of each value's scale, or of all
-    (0 and 100 where no row is beyond): a value at its low end in all of n rows reaches to Wilson's of none in n. Raises
-    `InputError` on an empty table; what one row (or cluster) alone gives is NaN.
+    shares of rows in per cent, which get Wilson's intervals. `bounds` are the ends of each value's scale, or of all: a
+    value that is at the low end in all of n rows reaches up to Wilson's of none in n. Raises `InputError` on an empty
+    table; what one row (or cluster) alone gives is NaN.
     """
     blocks, of_seeds = block_sums(table, clusters), seed_variance(table, formula)
     blocks = blocks[counting(blocks)]
@@ -93,12 +93,13 @@ def bootstrap(
     reaches, variance = _reaches(values, of_seeds[None], resamples, seed), values.var(axis=0) + n * of_seeds[0]
     both, upper, lower = (_critical(x, p) for x, p in ((np.abs(reaches), level), (reaches, side), (-reaches, side)))
     # No score is beyond what the lowest and the highest item add, or beyond its scale.
-    least, most = _scale(formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T)
+    rows, (bottom, top) = formula(blocks), np.array(bounds or [(-math.inf, math.inf)]).T
+    least, most = _scale(rows, np.stack([bottom, top]))
     low = np.maximum(whole - np.maximum(both, upper), np.maximum(values.min(axis=0), least))
     high = np.minimum(whole + np.maximum(both, lower), np.minimum(values.max(axis=0), most))
     # What no item has others may have: as many as Wilson's interval of none in n holds, all that the scale allows each.
-    nothing, z = (values <= least + 1e-9).all(axis=0), NormalDist().inv_cdf(side)
-    high = np.where(nothing, high + np.where(nothing, most - least, 0) * z**2 / (n + z**2), high)
+    nothing, z = (rows <= bottom).all(axis=0) & (top < math.inf), NormalDist().inv_cdf(side)
+    high = np.where(nothing, high + np.where(nothing, top - bottom, 0) * z**2 / (n + z**2), high)
     for i in shares if n > 1 else ():
         # As many independent rows as have the variance found; where all rows are alike, each cluster counts once. The
         # variance of clusters is an estimate, for which Student's t stands (Fisher & Cornish 1960: its expansion).
@@ -162,9 +163,9 @@ def paired_tests(
         difference, is_share = formula(x.sum(axis=0)) - formula(y.sum(axis=0)), np.isin(np.arange(len(differ)), own)
         # Neither score leaves its scale. One of which each item is at the top, as the reference's, is there: no other
         # is above. At the bottom none is known to be: what no reply had another may have, and so it is with shares.
-        least, most = _scale(formula(np.vstack([x, y])), np.array(ends))
+        least, most = _scale(both := formula(np.vstack([x, y])), np.array(ends))
         low, high = (np.where((v >= most - 1e-9).all(axis=0) & ~is_share, most, least) for v in (ours, theirs))
-        unseen = is_share | (np.vstack([ours, theirs]) <= least + 1e-9).all(axis=0)
+        unseen = is_share | ((both <= ends[0]).all(axis=0) & (x != y).any() & (ends[1] < math.inf))
         told.append(np.stack([difference, differ, unseen, low - most, most - high]))
         noise.append([seed_variance(side, formula) for side in (a, b)])
     values, of_seeds = np.hstack(gaps), np.concatenate(noise, axis=-1)

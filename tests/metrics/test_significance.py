@@ -13,6 +13,7 @@ import sacrebleu
 from bnbench.metrics import (
     BLEU,
     BengaliTokenizer,
+    Degeneration,
     InputError,
     Interval,
     PairedResult,
@@ -249,15 +250,27 @@ def test_what_no_item_has_others_may_have() -> None:
     percent, part = bootstrap(none, rate, bounds=[(0, 100), (0, 1)])
     assert (percent.low, percent.high) == pytest.approx((0, 8.76), abs=0.01)
     assert (part.low, part.high) == pytest.approx((0, 0.0876), abs=1e-4)  # in the units of its own scale
-    ten = bootstrap(none, rate, clusters=[i // 10 for i in range(40)])[0]
-    assert ten.high == pytest.approx(bootstrap(none[:4], rate)[0].high)  # dialogues, not replies, are independent
-    both = paired_tests([(none, none, rate)])[0][0]
+    ends = {"bounds": [(0, 100)]}
+    ten = bootstrap(none, rate, clusters=[i // 10 for i in range(40)], **ends)[0]
+    assert ten.high == pytest.approx(bootstrap(none[:4], rate, **ends)[0].high)  # of dialogues as many as there are
+    both = paired_tests([(none, none * [1, 2], rate)], **ends)[0][0]
     assert (both.interval.low, both.interval.high) == pytest.approx((-8.76, 8.76), abs=0.01) and both.p_value == 1
+    same = paired_tests([(none, none, rate)], **ends)[0][0]
+    assert (same.interval.low, same.interval.high) == (0, 0)  # the same replies have the same of it, whatever it is
+    # Of a scale that is not said nothing is known, nor is 0 the end of one that goes below.
+    for unknown in ({}, {"bounds": [(-4, 4)]}, {"bounds": [(0, math.inf)]}):
+        assert bootstrap(none, rate, **unknown)[0] == Interval(0.0, 0.0)
+        assert paired_tests([(none, none * [1, 2], rate)], **unknown)[0][0].interval == Interval(0.0, 0.0)
     # Of some it is the bootstrap's; where all are at the top, as the reference is, it is known.
     none[0, 0] = 1
-    assert 0 < bootstrap(none, rate)[0].high < 1
-    assert bootstrap(table(np.full(40, 100.0)), mean)[0] == Interval(100.0, 100.0)
-    assert bootstrap(table(np.zeros(40) - 3), mean)[0] == Interval(-3.0, -3.0)  # -3 is the end of no known scale
+    assert 0 < bootstrap(none, rate, **ends)[0].high < 1
+    assert bootstrap(table(np.full(40, 100.0)), mean, **ends)[0] == Interval(100.0, 100.0)
+
+
+def test_no_foreign_letter_in_forty_replies_is_not_none_at_all() -> None:
+    found = Degeneration().score(["আমি ভালো আছি, তুমি কেমন আছ?"] * 39 + ["তোমার কথাটা শুনে খুব ভালো লাগল।"])
+    ends = found.intervals["foreign_letters"]
+    assert (ends.low, ends.high) == pytest.approx((0, 8.76), abs=0.01)
 
 
 def test_of_skew_items_each_end_is_the_farther_one_of_the_symmetric_and_the_equal_tailed_interval() -> None:
@@ -281,10 +294,7 @@ def test_shares_that_differ_alike_in_all_items_are_no_certainty(hits: tuple[int,
     a, b = (table(np.full(40, 100.0 * hit)) for hit in hits)
     [[made], [mean_of]] = paired_tests([(a, b, mean), (a, b, mean)], shares=[[0], []])
     assert (made.interval.low, made.interval.high) == pytest.approx((low, high), abs=0.01)
-    if any(hits):  # of no share, whose ends nobody knows
-        assert mean_of.interval.low == mean_of.interval.high == made.difference
-    else:
-        assert mean_of.interval == made.interval
+    assert mean_of.interval.low == mean_of.interval.high == made.difference  # of no share, whose ends nobody knows
     by_cluster = paired_tests([(a, b, mean)], shares=[[0]], clusters=[i // 10 for i in range(40)])[0][0]
     assert by_cluster.interval.high - by_cluster.interval.low > 40
 
