@@ -2,7 +2,7 @@
 
     >>> from bnbench.metrics import ROUGE, evaluate_pairs
     >>> print(ROUGE().score(["আমি ভালো আছি।"], ["আমি ভালো আছি ।"]))
-    ROUGE 100.00 [100.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:1|bnbench:0.8
+    ROUGE 100.00 [100.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:1|bnbench:0.9
 
 What is not in `__all__` may change.
 """

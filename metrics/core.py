@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[int], object] | None
 Made = TypeVar("Made")
 
-SCORING_VERSION = "0.8"
+SCORING_VERSION = "0.9"
 """Part of every signature: it moves when a score can move, not with each release."""
 PART = 2_000
 """Replies whose derived texts (tokens, n-grams) are held at once."""

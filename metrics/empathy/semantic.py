@@ -41,7 +41,7 @@ FEATURES = ("mechanism", "empathic", "advice", "dismissive", "generic", "stamps"
 `relevance` the log odds that `bnbench.metrics.relevance` gives; the others are means of heads."""
 COPIED_SHARE = 0.7  # a sentence is copied when this share of its words begins as a word of the message does
 HEAD_RIDGE = 3.0
-HEARD = 0.9  # the level that words alone show at most; else one strong stock reply is as good as a person's own
+HEARD = 0.7  # the level that words alone show at most; else one strong stock reply is as good as a person's own
 _FOLDER = Path(__file__).parent / "anchors"
 CALIBRATION = _FOLDER / "calibration.json"
 _ARRAYS = ("mean", "scale", "weights", "thresholds")

@@ -377,7 +377,7 @@ def test_score_of_some_metrics_as_json(scored):
     assert made["n"] == 3
     assert list(made["metrics"]) == ["ROUGE", "BLEU"]
     assert made["metrics"]["ROUGE"]["value"] == made["metrics"]["ROUGE"]["scores"]["rougeL"] == pytest.approx(200 / 3)
-    assert made["metrics"]["ROUGE"]["signature"] == "ROUGE|norm:bn1|tok:bn1|stem:no|n:3|bnbench:0.8"
+    assert made["metrics"]["ROUGE"]["signature"] == "ROUGE|norm:bn1|tok:bn1|stem:no|n:3|bnbench:0.9"
     assert result.stderr == ""
     missing = run("score", replies, "--metric", "BLEU")
     assert (missing.exit_code, missing.stdout) == (2, "")

@@ -235,7 +235,7 @@ def test_command(tiny_base: Path, tiny_adapter: Path, tmp_path: Path) -> None:
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     base, adapter = told["candidates"]
     assert (told["texts"], told["context"], told["stride"], told["bos"]) == (15, 2048, 1024, True)
-    assert told["signature"] == "perplexity|norm:bn1|n:15|bnbench:0.8"
+    assert told["signature"] == "perplexity|norm:bn1|n:15|bnbench:0.9"
     assert (base["name"], base["tokens"], base["windows"]) == ("b", adapter["tokens"], 15)
     change = adapter["to_first"]
     assert change["difference"] == pytest.approx(adapter["bits_per_character"] - base["bits_per_character"])

@@ -54,7 +54,7 @@ def test_a_result() -> None:
     assert result.per_item.tolist() == [100.0, 0.0]
     assert result.interval == Interval(0.0, 100.0)
     assert result.table.shape == (2, 13)
-    assert str(result) == "ROUGE 50.00 [0.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:2|bnbench:0.8"
+    assert str(result) == "ROUGE 50.00 [0.00, 100.00] ROUGE|norm:bn1|tok:bn1|stem:no|n:2|bnbench:0.9"
     assert repr(result).startswith("<Result ROUGE: rougeL 50.00, rouge1 50.00, ")
     assert repr(result).endswith("; n 2>")
     one = ROUGE().score(["ক"], ["ক"])

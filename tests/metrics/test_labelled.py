@@ -86,14 +86,14 @@ def test_neither_length_nor_question_marks_give_the_label_away() -> None:
 
 def test_the_blind_set_is_what_its_card_says() -> None:
     data = blind_set()
-    assert len(data) == len(set(zip(data.messages, data.replies, strict=True))) == 4108
+    assert len(data) == len(set(zip(data.messages, data.replies, strict=True))) == 4748
     assert set(Counter(data.ids).values()) == {6, 8}
     with files("bnbench.metrics.labelled").joinpath("blind_bn.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    everybody = "ABDEFcdefghijklnopqrstuvwxyz"
+    everybody = "ABDEFMNPQRcdefghijklnopqrstuvwxyz"
     by_writers = [
         [line for line in lines if line["id"][0] in writers]
-        for writers in (everybody, "pqr", "st", "def", "cijkln", "yz", "uv", "gh", "owx", "EF", "ABD")
+        for writers in (everybody, "pqr", "st", "def", "cijkln", "yz", "uv", "gh", "owx", "EF", "ABD", "MNPQR")
     ]
     assert card_row("messages", THIRD) == [len({line["id"] for line in some}) for some in by_writers]
     for names, column in (
@@ -117,7 +117,7 @@ def test_the_blind_set_is_what_its_card_says() -> None:
 def test_our_metrics_learn_from_no_held_out_reply() -> None:
     held_out = {row.reply for data in (labelled_set(), blind_set()) for row in data.part("held-out").rows}
     assert len(held_out) == 240 + 1416
-    assert len(calibration_set()) == 240 + 2692 + 480
+    assert len(calibration_set()) == 240 + 3332 + 480
     assert held_out.isdisjoint(calibration_set().replies)
 
 

@@ -236,7 +236,7 @@ def test_chrf_parts_ascii_punctuation_as_sacrebleu_does(reply: str, reference: s
 
 
 def test_signatures_and_unknown_types() -> None:
-    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.8"
+    assert ChrFPlusPlus().signature(300) == "chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.9"
     theirs = f"BLEU|norm:none|tok:intl@{version('sacrebleu')}|"
     assert BLEU(norm="none", tokenizer="intl").signature(2).startswith(theirs)
     assert f"|tok:graphemes@{version('regex')}|" in ChrF(tokenizer="graphemes").signature(2)

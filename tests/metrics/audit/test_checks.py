@@ -314,7 +314,7 @@ def test_the_audits_on_record_are_those_of_this_version() -> None:
 
 
 def test_a_signature_without_its_number() -> None:
-    assert NUMBER_OF_REPLIES.sub("", "x|lex:n.2-1a|n:240|bnbench:0.8") == "x|lex:n.2-1a|bnbench:0.8"
+    assert NUMBER_OF_REPLIES.sub("", "x|lex:n.2-1a|n:240|bnbench:0.9") == "x|lex:n.2-1a|bnbench:0.9"
     assert NUMBER_OF_REPLIES.sub("", "x|norm:bn1|n:3") == "x|norm:bn1"
 
 

@@ -70,7 +70,7 @@ def test_result_has_what_the_issue_asks_for() -> None:
     assert (
         result.signature
         == f"keyword-empathy|lex:{load_lexicon('bn').signature}|pol:{load_polarity().id}|head:{load_head().id}"
-        f"|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.8"
+        f"|fit:{fitted().id}|norm:bn1|tok:bn1|n:3|bnbench:0.9"
     )
     assert str(result).startswith("keyword-empathy ")
 

@@ -200,7 +200,7 @@ def test_a_calibration_for_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_signature_names_encoder_anchors_and_calibration(metric: SemanticEmpathy) -> None:
     anchors, calibration = load_anchors().id, load_calibration().id
     assert metric.signature(3) == (
-        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|{OWN}|n:3|bnbench:0.8"
+        f"semantic-empathy|enc:{words_only(load_encoder()).id}|anchors:{anchors}|cal:{calibration}|{OWN}|n:3|bnbench:0.9"
     )
     assert get_metric("semantic-empathy").signature(3) == metric.signature(3)
 
@@ -258,7 +258,7 @@ def test_any_model_is_calibrated_once(model: Path, cache: Path, monkeypatch: pyt
     found = first.signature(2)
     own = calibrate(Reader(load_encoder(model), load_anchors()), few())
     assert re.fullmatch(
-        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|{re.escape(OWN)}\|n:2\|bnbench:0.8",
+        rf"semantic-empathy\|enc:tiny@[0-9a-f]{{8}}\|anchors:.*\|cal:{own.id}\|{re.escape(OWN)}\|n:2\|bnbench:0.9",
         found,
     )
     replies, messages = list(REPLIES.values()), [MESSAGE] * len(REPLIES)
