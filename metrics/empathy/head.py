@@ -25,8 +25,7 @@ BUCKETS = 2**16  # the rows of the table, which parts and pairs share by the crc
 PARTS = range(2, 6)  # characters in a part, its word between < and >
 PAIR = 3.0  # the value of a pair of neighbouring words, where a part has 1
 SLOPE = 8.0  # from the regression of -1 and +1 to a chance
-GENERAL = 0.175  # the part of emotional reaction that is anybody's: general kindness, from half a level to a whole one
-ANOTHER = 0.15  # what is left of a reply that is surely for somebody else
+GENERAL = 0.15  # the part of emotional reaction that is anybody's: general kindness, from half a level to a whole one
 _ROW = 5 * 8  # bytes of the numbers that a piece adds
 _END = "|"  # stands for the beginning and end of a sentence in pairs
 
@@ -97,6 +96,6 @@ def weighed(earned: FloatArray, by_words: FloatArray, fit: FloatArray, left: Flo
 
     `by_words` (n, 4) is of `Head.read`, `fit` (n,) of `chances`; `left` (n,) is what its general kindness keeps.
     """
-    found = earned * by_words[:, :1] * (ANOTHER + (1 - ANOTHER) * fit[:, None])
+    found = earned * by_words[:, :1] * fit[:, None]
     found[:, 0] = (1 - GENERAL) * found[:, 0] + GENERAL * left * (2 * by_words[:, 1] - 1).clip(0, 1)
     return found

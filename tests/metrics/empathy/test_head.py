@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bnbench.metrics.empathy.head import ANOTHER, BUCKETS, GENERAL, PAIR, SHIPPED, buckets, load_head, pieces, weighed
+from bnbench.metrics.empathy.head import BUCKETS, GENERAL, PAIR, SHIPPED, buckets, load_head, pieces, weighed
 
 WARM = "তোমার কথা শুনে আমার বুকটা ভারী হয়ে গেল।"
 BELITTLING = "এইটুকু নিয়ে এত নাটক করার কী আছে, লোকে শুনলে হাসবে।"
@@ -62,7 +62,7 @@ def test_how_long_a_reply_is_does_not_matter() -> None:
 def test_only_general_kindness_is_left_of_what_is_meant_for_somebody_else() -> None:
     by_words = np.array([[1.0, 2.0, 2.0, 2.0], [0.5, 2.0, 0.0, 0.0]])
     found = weighed(np.ones((2, 3)), by_words, fit=np.array([0.0, 1.0]), left=np.array([1.0, 0.1]))
-    assert found[0] == pytest.approx([(1 - GENERAL) * ANOTHER + GENERAL, ANOTHER, ANOTHER])
+    assert found[0] == pytest.approx([GENERAL, 0, 0])
     assert found[1] == pytest.approx([(1 - GENERAL) * 0.5 + GENERAL * 0.1, 0.5, 0.5])
 
 
