@@ -54,13 +54,13 @@ def table(kind: str, n: int, chance: np.random.Generator, skill: float = 0.0, it
     if kind == "heavy ratio":  # long replies have lower rates, and lengths heavy tails
         length = np.ceil(np.exp(3.5 + chance.standard_normal(n)))
         return np.stack([chance.binomial(length.astype(int), 1 / (2 + length / 40 + np.exp(-own))), length], axis=1)
-    if kind == "bursty ratio":  # as foreign letters: nothing in eleven replies of twelve
+    if kind.startswith("bursty ratio"):  # as foreign letters: nothing in eleven replies of twelve
         return np.stack([length * (own > 1.38) * chance.beta(2, 2, n), length], axis=1)
     raise ValueError(kind)
 
 
 MEANS = ("mean", "skew mean", "heavy mean", "share", "rare share")
-RATIOS = ("ratio", "heavy ratio", "bursty ratio")
+RATIOS = ("ratio", "heavy ratio", "bursty ratio", "bursty ratio, no bounds")
 
 
 def in_dialogues(kind: str, n: int, chance: np.random.Generator) -> tuple[Array, Array, list[int]]:
@@ -87,8 +87,8 @@ def intervals(kind: str, n: int, times: int, seed: int, dialogues: bool) -> tupl
             items = chance.standard_normal(n)
             a, b = (table(kind, n, chance, items=items) for _ in "ab")
         shares = [0] if "share" in kind else []
-        # Shares and ratios are of a scale whose ends are known, as those of `degeneration` are.
-        ends = [(0.0, 100.0) if "mean" not in kind else (-np.inf, np.inf)]
+        # Shares and ratios are of a scale whose ends are known, as those of `degeneration` are, but for the last.
+        ends = [(-np.inf, np.inf) if "mean" in kind or "no bounds" in kind else (0.0, 100.0)]
         how = {"resamples": RESAMPLES, "seed": i, "clusters": clusters, "bounds": ends}
         [own] = bootstrap(a, score, shares=shares, **how)
         kept += own.low <= truth <= own.high

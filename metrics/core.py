@@ -138,7 +138,7 @@ class Metric(ABC):
     "references", "messages", "likelihoods", "rivals". `details` are values for CSV and JSON only, `shares` those to
     which each reply counts as 0 or 100, which get Wilson's intervals. `parts` are the metrics whose tables, side by
     side, are this one's, which counts nothing itself (`CombinedScore`); `argument` is that of `name:argument`. `bounds`
-    are the ends of the scale: where no item has any of what is counted, a score is known up to Wilson's of none in n.
+    are the ends of the scale: where every item is at the low end, a score is known up to Wilson's of none in n.
     """
 
     name: ClassVar[str]
@@ -188,7 +188,7 @@ class Metric(ABC):
         """Column sums (..., k) to scores (..., v), for any leading dimensions; defined (never NaN) on all-zero sums."""
 
     def signature(self, n: int) -> str:
-        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.8`."""
+        """The name with all `choices`, as sacrebleu does: `chrF++|norm:bn1|tok:bn1|n:300|bnbench:0.9`."""
         choices = (f"{key}:{value}" for key, value in self.choices.items())
         return "|".join([self.name, *choices, f"n:{n}", f"bnbench:{SCORING_VERSION}"])
 

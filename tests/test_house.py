@@ -104,13 +104,13 @@ def test_size() -> None:
     assert not {name: n for name, n in functions.items() if n > 60}
     assert 8 <= statistics.median(functions.values()) <= 12
     # No aim but what there is: it holds the house from growing in silence until `test_size_that_is_meant` passes.
-    # 21,636, 149 by which bases became shareable by several cards and replies are held against their messages, and 2
+    # 21,636, 149 by which bases became shareable by several cards and replies are held against their messages, and 3
     # for what no reply has.
-    bound, total = 21_787, sum(lines.values())
+    bound, total = 21_788, sum(lines.values())
     assert total <= bound, f"{total} lines: shorten, or raise this bound by the lines that you add and say why"
 
 
-@pytest.mark.xfail(strict=True, reason="missed: 21,787 lines in 101 files with issues 10 to 15; issue 9 is open for it")
+@pytest.mark.xfail(strict=True, reason="missed: 21,788 lines in 101 files with issues 10 to 15; issue 9 is open for it")
 def test_size_that_is_meant() -> None:
     lines = [path.read_text(encoding="utf-8").count("\n") for path, _ in sources().values()]
     assert len(lines) <= 85 and sum(lines) <= 13_000

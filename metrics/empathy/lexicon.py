@@ -36,6 +36,7 @@ _DEFAULTS = {
 _SHORTEST_STEM = 2  # consonants and independent vowels that are left of a word when what was cut off is an ending
 _LONGEST_WORD = 100  # characters of what has endings; anything longer is noise, and would have hundreds
 _MAX_GAP = 20
+LEFT = 0.1  # of the comfort of a reply that takes it back
 _FOLDER = Path(__file__).parent / "lexicons"
 _normalised = lru_cache(maxsize=100_000)(normalize)  # most stems and endings stand in many patterns
 
@@ -264,10 +265,10 @@ class Polarity:
         self.id = f"{table['name']}.{table['version']}-{hashlib.sha256(data).hexdigest()[:8]}"
         tables = {"classes": table["classes"], "endings": table["endings"]}
         of = [(phrase, group) for group in reversed(table["group"]) for phrase in group["phrases"]]
-        self._groups = {phrase: (float(group["left"]), frozenset(group["unless"])) for phrase, group in of}
+        self._groups = {phrase: frozenset(group["unless"]) for phrase, group in of}
         self._alone = {phrase for phrase, group in of if group.get("alone")}
         self._refusals = Matcher(self._groups, **tables)
-        self._lifting = Matcher(frozenset().union(*(unless for _, unless in self._groups.values())), **tables)
+        self._lifting = Matcher(frozenset().union(*self._groups.values()), **tables)
         self._meaning_yes = Matcher(table["lifting"], **tables)
         verbs = [text for name in table["verbs"] for text in table["classes"][name] if " " not in text]
         stems = [text.partition("+")[0] + end for text in verbs for end in (("", "ই", "ও") if "+" in text else ("",))]
@@ -289,11 +290,8 @@ class Polarity:
             places = self._refusals.find(clause)
             refused = [phrase for phrase, at in places if phrase not in self._alone or len(at) == len(clause)]
             found += refused if refused and not self._meaning_yes.find(clause) else ()
-        if not found:
-            return 1.0
-        lifting = {phrase for phrase, _ in self._lifting.find([word for clause in clauses for word in clause])}
-        groups = map(self._groups.__getitem__, found)
-        return min((left for left, unless in groups if unless.isdisjoint(lifting)), default=1.0)
+        lifting = {phrase for phrase, _ in self._lifting.find([*itertools.chain(*clauses)])} if found else ()
+        return LEFT if any(self._groups[phrase].isdisjoint(lifting) for phrase in found) else 1.0
 
 
 load_polarity = lru_cache(maxsize=1)(Polarity)

@@ -86,7 +86,7 @@ def labelled_set(half: str | None = None) -> LabelledSet:
 
 @lru_cache(maxsize=1)
 def blind_set() -> LabelledSet:
-    """The second shipped set: 610 messages, each with six or eight replies of eight kinds; dialects, romanised ones."""
+    """The second shipped set: 690 messages, each with six or eight replies of eight kinds; dialects, romanised ones."""
     return read_labelled(Path(__file__).parent / "blind_bn.csv")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bnbench.metrics import KeywordEmpathy, SemanticEmpathy
-from bnbench.metrics.empathy.lexicon import load_polarity
+from bnbench.metrics.empathy.lexicon import LEFT, load_polarity
 from bnbench.metrics.tokenization import is_word, split_sentences, tokenize
 
 MESSAGE = "কাল রাতে দাদু চলে গেলেন। আমি হোস্টেলে, শেষ দেখাটাও হলো না।"
@@ -36,6 +36,14 @@ REFUSED = (
     "কোনোদিন তোর কথা শুনিনি, আজও শুনব না।",
     "এমন কথা শুনিনি, আর শুনতে চাইও না।",
     "আমি কি তোর মা? তোর কান্না শুনতে পারব না।",
+    "না শুনব না তোমার কান্না।",
+    "আমি তোমাকে খারাপ ভাবি না, তবে তোমার জন্য আমার মায়া হয় না।",
+    "তোমার খবর শুনে আমি খুশি না।",
+    "কিন্তু সেই কষ্টের সঙ্গী আমি হব না।",
+    "আপনার চোখের জল মোছাতে আমি আসব না।",
+    "আমার দরজা তোমার জন্য খোলা নয়।",
+    "আমি আছি ভেবে বসে থাকিস না।",
+    "তোমার ভয়ের কথা শুনে আমি একটুও বিচলিত নই।",
 )
 COMFORTING = (
     "চিন্তা করবেন না, আমি আছি।",
@@ -58,11 +66,10 @@ COMFORTING = (
     "ওই রাতটা কী গেছে তোমার, সে কি আর বুঝি না?",
     "এই কষ্ট কি আমি বুঝি না? আমারও মা নেই।",
     "তোমার মায়ের গল্প আর কতবার শুনব, তবু পুরনো হয় না।",
-    # Negations of the writer's own that are not of comfort: a rule that took every "I … not" for a refusal heard these.
+    # A rule that took every "I … not" for a refusal heard the first three, those of feeling and mockery the others.
     "আমি আজ রাতে শুচ্ছি না, তোমার পাশেই জেগে আছি।",
     "মুই আইজ তোমারে ছাইড়া কোনোহানে যামু না।",
     "এইটা আমি মানতেই পারতেছি না, নামটা পর্যন্ত কেটে দিল!",
-    "সামনের ঈদে আমাদের বাড়িতে খাবে, না শুনব না।",
     "আমি তোকে কোনোদিন খারাপ ভাবি নাই।",
     "নামটা শুনে আমার মুখের হাসি থামছে না ভাই।",
 )
@@ -79,7 +86,7 @@ def left(reply: str) -> float:
 
 @pytest.mark.parametrize("reply", REFUSED)
 def test_a_refusal_takes_comfort_back(reply: str) -> None:
-    assert left(reply) < 1
+    assert left(reply) == LEFT
 
 
 @pytest.mark.parametrize("reply", COMFORTING)
